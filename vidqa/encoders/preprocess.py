@@ -1,0 +1,223 @@
+"""FrameBatch -> EncoderInput: resize, crop and normalise exactly as a published model did.
+
+Knows pixels. Does not know files, graphs or the cache. Runs inside the decode workers, so it is numpy and Pillow only,
+uses one thread, and computes no pixel that the crop throws away. No random flip: the same frames give the same bits.
+
+Axes: T frames, H rows, W columns, S the side of the encoder's picture, K taps of a filter.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from vidqa.records import EncoderInput, FrameBatch
+
+#: Raise by one when a change here changes any output; it is part of the cache key.
+PREPROCESSING_REVISION = 1
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+# LLaVA fills with the mean colour of CLIP, cut to whole grey levels.
+_PAD_RGB = (122, 116, 104)
+# PyTorch's bicubic kernel; Pillow's has -0.5, which is why `hf` goes through Pillow.
+_CUBIC_A = -0.75
+
+_Taps = tuple[np.ndarray, np.ndarray]  # source index int64 [S, K] and weight float32 [S, K]
+
+
+@dataclass(frozen=True)
+class PreprocessSpec:
+    """How frames become the input of one encoder. Everything here changes bytes.
+
+    mode:
+        `original`: LanguageBind and Video-LLaVA. Videos bilinear, pictures bicubic, both on float values without
+        antialiasing, short side to `image_size`, then a centre crop. Bicubic overshoot is kept.
+        `hf`: the transformers port. Pillow bicubic (antialiased, rounded to grey levels), centre crop, for both kinds.
+        `video_chatgpt`: nearest neighbour to a square, the aspect ratio is not kept.
+    pad: put the frame on a square canvas first, so that nothing is cropped.
+    """
+
+    mode: Literal["original", "hf", "video_chatgpt"] = "original"
+    image_size: int = 224
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+    pad: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("original", "hf", "video_chatgpt"):
+            raise ValueError(f"mode must be original, hf or video_chatgpt, got {self.mode!r}")
+        if self.image_size < 1:
+            raise ValueError(f"image_size must be at least 1, got {self.image_size}")
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(s > 0 for s in self.std):
+            raise ValueError(f"mean and std need three values each and std > 0, got {self.mean=} {self.std=}")
+        if self.pad and self.mode == "video_chatgpt":
+            raise ValueError("pad does not go with video_chatgpt: that mode crops nothing anyway")
+
+
+def prepare(frames: FrameBatch, image: PreprocessSpec, video: PreprocessSpec) -> EncoderInput:
+    """Turn decoded frames into the input of the encoder of their kind.
+
+    Args:
+        frames: uint8 RGB [T, H, W, 3].
+        image: used when `frames.kind` is `image`.
+        video: used when `frames.kind` is `video`.
+
+    Returns:
+        float32 [T, 3, S, S] with the times and marks of the frames.
+    """
+    spec = image if frames.kind == "image" else video
+    pixels = _pad_to_square(frames.pixels) if spec.pad else frames.pixels
+    if pixels.shape[1:3] == (spec.image_size, spec.image_size):
+        values = _planar(pixels)
+    elif spec.mode == "original":
+        values = _resize_original(pixels, spec.image_size, cubic=frames.kind == "image")
+    elif spec.mode == "hf":
+        values = _resize_hf(pixels, spec.image_size)
+    else:
+        values = _resize_nearest(pixels, spec.image_size)
+    return EncoderInput(_normalise(values, spec), frames.pts_s, frames.repeated, frames.kind)
+
+
+def resized_size(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """Rows and columns after scaling the short side to `short_side`; the long side is rounded down.
+
+    The product comes before the quotient, as in torchvision and transformers. pytorchvideo divides first, which rounds
+    otherwise for some sizes (98 x 427 to 224: 976 columns against 975), so videos have `_resized_size_video`.
+    """
+    if height <= width:
+        return short_side, int(short_side * width / height)
+    return int(short_side * height / width), short_side
+
+
+def _resized_size_video(height: int, width: int, short_side: int) -> tuple[int, int]:
+    if width < height:
+        return math.floor(height / width * short_side), short_side
+    return short_side, math.floor(width / height * short_side)
+
+
+def _resize_original(pixels: np.ndarray, size: int, *, cubic: bool) -> np.ndarray:
+    """uint8 [T, H, W, 3] -> float32 [T, 3, S, S] in grey levels, cropped."""
+    height, width = pixels.shape[1:3]
+    rows, cols = (resized_size if cubic else _resized_size_video)(height, width, size)
+    taps = _cubic_taps if cubic else _linear_taps
+    # Python's round is half-to-even, as torchvision's centre crop is.
+    row_taps = taps(height, rows, round((rows - size) / 2), size)
+    col_taps = taps(width, cols, round((cols - size) / 2), size)
+    out = np.empty((len(pixels), 3, size, size), np.float32)
+    for t, frame in enumerate(pixels):
+        _resample(frame, row_taps, col_taps, out[t])
+    return out
+
+
+def _resize_hf(pixels: np.ndarray, size: int) -> np.ndarray:
+    """uint8 [T, H, W, 3] -> float32 [T, 3, S, S] in whole grey levels, cropped."""
+    from PIL import Image
+
+    rows, cols = resized_size(*pixels.shape[1:3], size)
+    top, left = (rows - size) // 2, (cols - size) // 2
+    out = np.empty((len(pixels), size, size, 3), np.uint8)
+    for t, frame in enumerate(pixels):
+        picture = Image.fromarray(frame).resize((cols, rows), Image.Resampling.BICUBIC)
+        out[t] = np.asarray(picture)[top : top + size, left : left + size]
+    return _planar(out)
+
+
+def _resize_nearest(pixels: np.ndarray, size: int) -> np.ndarray:
+    """uint8 [T, H, W, 3] -> float32 [T, 3, S, S]; PyTorch's `nearest`: the source index is rounded down, in float32."""
+    height, width = pixels.shape[1:3]
+    rows, cols = (
+        np.minimum((np.arange(size, dtype=np.float32) * (np.float32(n) / np.float32(size))).astype(np.int64), n - 1)
+        for n in (height, width)
+    )
+    return _planar(pixels[:, rows][:, :, cols])
+
+
+def _linear_taps(n_in: int, n_out: int, offset: int, size: int) -> _Taps:
+    """Two taps for each of the outputs offset .. offset + size of a line of n_out; sources before 0 become 0."""
+    source = np.maximum(_sources(n_in, n_out, offset, size), np.float32(0))
+    low = np.minimum(source.astype(np.int64), n_in - 1)
+    weight = np.clip(source - low.astype(np.float32), 0, 1).astype(np.float32)
+    return np.stack([low, np.minimum(low + 1, n_in - 1)], 1), np.stack([1 - weight, weight], 1)
+
+
+def _cubic_taps(n_in: int, n_out: int, offset: int, size: int) -> _Taps:
+    """Four taps for each output; indices past the border repeat the border."""
+    source = _sources(n_in, n_out, offset, size)
+    low = np.floor(source)
+    t = source - low
+    a = np.float32(_CUBIC_A)
+
+    def near(x: np.ndarray) -> np.ndarray:  # |x| <= 1
+        return ((a + 2) * x - (a + 3)) * x * x + 1
+
+    def far(x: np.ndarray) -> np.ndarray:  # 1 < |x| < 2
+        return ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+
+    weights = np.stack([far(t + 1), near(t), near(1 - t), far(2 - t)], 1).astype(np.float32)
+    index = low.astype(np.int64)[:, None] + np.arange(-1, 3)
+    return np.clip(index, 0, n_in - 1), weights
+
+
+def _sources(n_in: int, n_out: int, offset: int, size: int) -> np.ndarray:
+    """float32 [size]: where outputs lie in the input, pixel centres at half integers, in PyTorch's arithmetic."""
+    scale = np.float32(n_in) / np.float32(n_out)
+    return scale * (np.arange(offset, offset + size, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5)
+
+
+def _resample(frame: np.ndarray, row_taps: _Taps, col_taps: _Taps, out: np.ndarray) -> None:
+    """uint8 [H, W, 3] -> out float32 [3, S, S], a weighted sum over row taps, then over column taps.
+
+    Only source rows and columns that some tap needs are touched: a 720p frame is read once as bytes in rows, and turned
+    to float32 only where it counts.
+    """
+    (row_index, row_weight), (col_index, col_weight) = row_taps, col_taps
+    need_rows, row_index = np.unique(row_index, return_inverse=True)
+    need_cols, col_index = np.unique(col_index, return_inverse=True)
+    row_index, col_index = row_index.reshape(row_weight.shape), col_index.reshape(col_weight.shape)
+    needed = frame.take(need_rows, axis=0).take(need_cols, axis=1)
+    planes = np.ascontiguousarray(needed.transpose(2, 0, 1)).astype(np.float32)
+    lines = _weighted(planes, row_index, row_weight, axis=1)
+    out[:] = _weighted(lines, col_index, col_weight, axis=2)
+
+
+def _weighted(x: np.ndarray, index: np.ndarray, weight: np.ndarray, axis: int) -> np.ndarray:
+    """float32 [3, A, B]: sum over taps k of weight[:, k] * x.take(index[:, k], axis), always in the same order."""
+    shape = (1, -1, 1) if axis == 1 else (1, 1, -1)
+    total = x.take(index[:, 0], axis=axis)
+    total *= weight[:, 0].reshape(shape)
+    for k in range(1, index.shape[1]):
+        part = x.take(index[:, k], axis=axis)
+        part *= weight[:, k].reshape(shape)
+        total += part
+    return total
+
+
+def _pad_to_square(pixels: np.ndarray) -> np.ndarray:
+    """uint8 [T, H, W, 3] -> [T, M, M, 3] with M = max(H, W), centred, the odd pixel below or to the right."""
+    n, height, width = pixels.shape[:3]
+    side = max(height, width)
+    if height == width:
+        return pixels
+    canvas = np.empty((n, side, side, 3), np.uint8)
+    canvas[:] = np.array(_PAD_RGB, np.uint8)
+    top, left = (side - height) // 2, (side - width) // 2
+    canvas[:, top : top + height, left : left + width] = pixels
+    return canvas
+
+
+def _planar(pixels: np.ndarray) -> np.ndarray:
+    """uint8 [T, H, W, 3] -> float32 [T, 3, H, W], grey levels."""
+    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)).astype(np.float32)
+
+
+def _normalise(values: np.ndarray, spec: PreprocessSpec) -> np.ndarray:
+    """Grey levels -> (x / 255 - mean) / std, in place. Linear, so doing it after the resize is the same and cheaper."""
+    values /= np.float32(255)
+    values -= np.array(spec.mean, np.float32).reshape(1, 3, 1, 1)
+    values /= np.array(spec.std, np.float32).reshape(1, 3, 1, 1)
+    return values
