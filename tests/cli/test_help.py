@@ -1,0 +1,68 @@
+"""`vidqa --help` is quick and every command's help can be followed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from vidqa.cli.main import COMMANDS
+
+HEAVY = ["torch", "transformers", "onnxruntime", "av", "decord", "polars", "numpy", "pydantic", "PIL", "safetensors"]
+
+
+def vidqa(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "vidqa", *arguments], capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["describe", "--help"], ["ask", "-h"], ["cache", "stats", "-h"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys, time; t = time.perf_counter()\n"
+        "from vidqa.cli.main import run\n"
+        f"assert run({arguments!r}) == 0\n"
+        "seconds = time.perf_counter() - t\n"
+        f"heavy = sorted(set({HEAVY!r}) & set(sys.modules))\n"
+        "print(seconds, heavy, file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    seconds, _, heavy = done.stderr.strip().splitlines()[-1].partition(" ")
+    assert heavy == "[]", f"vidqa {' '.join(arguments)} imported {heavy}"
+    # A loaded machine may be slow; heavy imports, which the line above rules out, would take ten times this.
+    assert float(seconds) < 1.5
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_every_command_has_help_with_an_example(command: str, flag: str) -> None:
+    done = vidqa(command, flag)
+    assert done.returncode == 0
+    assert "Example" in done.stdout and f"vidqa {command}" in done.stdout
+    assert done.stderr == ""
+
+
+def test_version() -> None:
+    from vidqa import __version__
+
+    assert vidqa("--version").stdout == f"vidqa {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["describe"],
+        ["describe", "clips", "--no-such-flag"],
+        ["describe", "clips", "--out", "t.parquet", "--segment", "sometimes"],
+        ["describe", "clips", "--out", "t.parquet", "--max-new-tokens", "0"],
+        ["ask", "clip.mp4"],
+        ["nonsense"],
+        ["cache", "nonsense"],
+    ],
+)
+def test_wrong_usage_is_exit_2_on_stderr(arguments: list[str]) -> None:
+    done = vidqa(*arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr and done.stderr.strip()

@@ -1,0 +1,116 @@
+"""The `vidqa` group: finds the module of a command when it is asked for, and turns errors into exit codes.
+
+Does not know what the commands do.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NoReturn
+
+import click
+
+from vidqa import __version__
+from vidqa.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, VidqaError
+
+#: Exit codes of a process that SIGTERM ended, and of one whose reader went away (`vidqa ask ... | head -1`).
+EXIT_TERMINATED = 143
+EXIT_BROKEN_PIPE = 141
+
+#: Command -> its module; the order is the order of `vidqa --help`.
+COMMANDS: dict[str, str] = {
+    "describe": "vidqa.cli.describe",
+    "ask": "vidqa.cli.ask",
+    "encode": "vidqa.cli.encode",
+    "models": "vidqa.cli.models",
+    "cache": "vidqa.cli.cache",
+    "doctor": "vidqa.cli.doctor",
+}
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived. Handled where Ctrl-C is: finished rows are saved, then the command ends."""
+
+
+class LazyGroup(click.Group):
+    """Imports the module of a command on demand."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        module = COMMANDS.get(cmd_name)
+        if module is None:
+            return None
+        command = import_module(module).command
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Exit codes: 0 all done; 1 the run failed; 2 usage or settings; 3 finished, some items failed; "
+    "4 another run holds the lock; 130 interrupted.",
+)
+@click.version_option(__version__, "--version", prog_name="vidqa", message="%(prog)s %(version)s")
+def group() -> None:
+    """Describe and question a folder of video: each clip is encoded once, every answer is one row of a table.
+
+    \b
+    Examples:
+      vidqa describe examples/clips --out captions.parquet
+      vidqa ask clip.mp4 "What happens?"
+
+    Results go to stdout, progress and messages to stderr. Every option can also be set in vidqa.toml or as VIDQA_NAME;
+    an option beats the variable, the variable beats the file.
+    """
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line.
+
+    Args:
+        arguments: what follows `vidqa`; None takes those of the process.
+
+    Returns:
+        The exit code, as `vidqa --help` lists them.
+    """
+    try:
+        result = group.main(args=None if arguments is None else list(arguments), prog_name="vidqa", standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else EXIT_OK
+    except VidqaError as error:
+        return _complain(str(error), error.exit_code)
+    except click.ClickException as error:
+        error.show(file=sys.stderr)
+        return error.exit_code
+    except Terminated:
+        return _complain("terminated", EXIT_TERMINATED)
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        return _complain("interrupted", EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # Python would complain once more when it flushes stdout at exit; nobody is left to read it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+    except OSError as error:  # no room, no permission, no such folder: the machine's doing, not a bug
+        return _complain(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", EXIT_FAILED)
+
+
+def entry() -> NoReturn:
+    """The console script."""
+    signal.signal(signal.SIGTERM, _on_terminate)
+    sys.exit(run())
+
+
+def _on_terminate(signum: int, frame: object) -> NoReturn:
+    raise Terminated
+
+
+def _complain(text: str, code: int) -> int:
+    click.echo(f"vidqa: {text}", err=True)
+    return code
