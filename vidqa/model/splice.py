@@ -1,0 +1,39 @@
+"""Embedded prompts + visual tokens -> what the LLM reads.
+
+Knows tensors only. Does not know which clip a token belongs to: the caller keeps prompts and visual tokens in one
+order.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def fill_slots(embeds: Tensor, slots: Tensor, visual: Tensor) -> Tensor:
+    """Put the visual tokens, in order, where the prompts left room for them.
+
+    Args:
+        embeds: float [B, S, L] or [S, L], the embedded prompts; not changed.
+        slots: bool [B, S] or [S], True where a visual token belongs.
+        visual: float [V, L], the tokens of all prompts one after another.
+
+    Returns:
+        A tensor like `embeds` with the slots filled; gradients flow to `visual`.
+
+    Raises:
+        ValueError: the number of slots is not V (a spare visual token means that some later answer is about the wrong
+            video, so it is as bad as a missing one), or widths or shapes do not fit.
+    """
+    if slots.shape != embeds.shape[:-1]:
+        raise ValueError(
+            f"slots must have the shape {tuple(embeds.shape[:-1])} of the prompts, got {tuple(slots.shape)}"
+        )
+    if visual.ndim != 2 or visual.shape[1] != embeds.shape[-1]:
+        raise ValueError(f"visual tokens must be [V, {embeds.shape[-1]}], got {tuple(visual.shape)}")
+    if (n := int(slots.sum())) != len(visual):
+        raise ValueError(f"{n} slots in the prompts but {len(visual)} visual tokens")
+    if not n:
+        return embeds
+    out = embeds.clone()
+    out[slots] = visual.to(embeds.dtype)
+    return out
