@@ -1,0 +1,224 @@
+"""A model on disk, whole or absent: folder -> Bundle, parts -> folder.
+
+    bundle.json            format, settings, digest of every part; written last
+    encoders/*.onnx        image, video and, for search, text
+    connector.safetensors
+    llm/                   an ordinary transformers folder
+
+Knows files, digests and identity. Does not know what is inside a graph, and imports no torch: a listing of models or a
+run that only encodes must not wait for it. Nothing is inferred from a folder's name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+from vidqa.encoders.preprocess import PREPROCESSING_REVISION
+from vidqa.errors import BundleError
+from vidqa.fsio import digest_file, sync_folder
+from vidqa.model.parts import check_parts, digests, external_files, files_below, inside
+from vidqa.model.spec import BundleSpec, EncoderSpec, read_spec
+
+_Graph = TypeVar("_Graph", bound=EncoderSpec)
+
+BUNDLE_FILE = "bundle.json"
+DEMO = Path(__file__).resolve().parent.parent / "demo"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A loaded description; the parts themselves are opened by whoever needs them."""
+
+    folder: Path  # absolute, symlinks resolved
+    spec: BundleSpec
+
+    @property
+    def image_graph(self) -> Path:
+        """ONNX file of the image encoder."""
+        return self.folder / self.spec.encoders.image.file
+
+    @property
+    def video_graph(self) -> Path:
+        """ONNX file of the video encoder."""
+        return self.folder / self.spec.encoders.video.file
+
+    @property
+    def text_graph(self) -> Path | None:
+        """ONNX file of the text tower; None where the bundle has none."""
+        text = self.spec.encoders.text
+        return self.folder / text.file if text else None
+
+    @property
+    def connector_file(self) -> Path:
+        """Weights of the connector."""
+        return self.folder / self.spec.connector.file
+
+    @property
+    def llm_folder(self) -> Path:
+        """transformers folder of the LLM."""
+        return self.folder / self.spec.llm.folder
+
+    @cached_property
+    def encoder_id(self) -> str:
+        """16 hex digits: everything that changes the bytes of a feature, and nothing else."""
+        e = self.spec.encoders
+        parts = [_without(asdict(part), "file", "external") for part in (e.image, e.video)]
+        external = [sorted(part.external.values()) for part in (e.image, e.video)]
+        return _short_digest({"parts": parts, "external": external, "preprocessing": PREPROCESSING_REVISION})
+
+    @cached_property
+    def model_id(self) -> str:
+        """16 hex digits: everything that changes an answer. Names, notices and the place on disk do not."""
+        s = self.spec
+        return _short_digest(
+            {
+                "encoder_id": self.encoder_id,
+                "architecture": s.architecture,
+                "connector": _without(asdict(s.connector), "file"),
+                "llm": {"files": s.llm.files, "context": s.llm.context},
+                "prompt": asdict(s.prompt),
+                "generation": asdict(s.generation),
+            }
+        )
+
+    def verify(self) -> list[str]:
+        """Read every part again and compare its digest.
+
+        Returns:
+            One sentence for each part that is missing or altered; empty when all is well.
+        """
+        problems = []
+        for name, digest in digests(self.spec).items():
+            try:
+                if digest_file(inside(self.folder, name)) != digest:
+                    problems.append(f"{name}: the content is not what {BUNDLE_FILE} says (sha256 differs)")
+            except (BundleError, OSError) as e:
+                problems.append(e.what if isinstance(e, BundleError) else f"{name}: {e.strerror}")
+        return problems
+
+
+def built_in_bundles() -> dict[str, Path]:
+    """Models that come with the package, by name."""
+    return {"demo": DEMO} if (DEMO / BUNDLE_FILE).is_file() else {}
+
+
+def load_bundle(name_or_dir: str | os.PathLike[str]) -> Bundle:
+    """Read the description of a model and check that every part is there and of an accepted kind.
+
+    The digests are not recomputed (`Bundle.verify` does that): a large model would take minutes.
+
+    Args:
+        name_or_dir: `demo`, or a folder. A folder named `demo` is reached as `./demo`.
+
+    Raises:
+        BundleError: no such model, or a part that is missing, unknown, damaged, outside the folder or of a kind that
+            can run code. All problems are named together, with file and key.
+    """
+    given = os.fspath(name_or_dir)
+    folder = built_in_bundles().get(given, Path(given)).resolve()
+    file = folder / BUNDLE_FILE
+    if not file.is_file():
+        known = ", ".join(built_in_bundles()) or "none"
+        raise BundleError(f"no model at {given}: {file} does not exist", hint=f"give a folder, or a name of: {known}")
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as e:
+        raise BundleError(f"{file} cannot be read: {e}") from e
+    spec, problems = read_spec(data)
+    if spec is not None:
+        problems = check_parts(folder, spec)
+    if spec is None or problems:
+        raise BundleError("\n".join(f"{file}: {p}" for p in problems))
+    return Bundle(folder, spec)
+
+
+def save_bundle(
+    folder: str | os.PathLike[str], spec: BundleSpec, fill: Callable[[Path], None], replace_old: bool = False
+) -> Bundle:
+    """Write a model so that it is there whole or not at all.
+
+    Args:
+        folder: where it shall stand.
+        spec: without digests: those given are ignored and computed from the files.
+        fill: writes every part below the folder it is given, at the paths that `spec` names.
+        replace_old: put the new model in the place of an old one.
+
+    Returns:
+        The bundle, loaded and checked.
+
+    Raises:
+        BundleError: `folder` is taken, or a part is missing or of a refused kind. Nothing is left behind.
+    """
+    target = Path(folder).absolute()
+    if target.exists() and not replace_old:
+        raise BundleError(f"{target} exists already", hint="choose another folder, or ask to replace it")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+    try:
+        fill(part)
+        full = _with_digests(part, spec)
+        text = json.dumps(asdict(full), indent=2, ensure_ascii=False) + "\n"
+        (part / BUNDLE_FILE).write_text(text, encoding="utf-8")
+        load_bundle(part)
+        _settle(part)
+        _swap(part, target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return load_bundle(target)
+
+
+def _with_digests(folder: Path, spec: BundleSpec) -> BundleSpec:
+    e = spec.encoders
+
+    def hashed(part: _Graph) -> _Graph:
+        beside = {name: digest_file(inside(folder, name)) for name in external_files(folder, part.file)}
+        return replace(part, sha256=digest_file(inside(folder, part.file)), external=beside)
+
+    text = e.text and replace(e.text, sha256=digest_file(inside(folder, e.text.file)))
+    encoders = replace(e, image=hashed(e.image), video=hashed(e.video), text=text)
+    connector = replace(spec.connector, sha256=digest_file(inside(folder, spec.connector.file)))
+    files = {n: digest_file(inside(folder, f"{spec.llm.folder}/{n}")) for n in files_below(folder / spec.llm.folder)}
+    return replace(spec, encoders=encoders, connector=connector, llm=replace(spec.llm, files=files))
+
+
+def _settle(folder: Path) -> None:
+    """Bring all files to the disk, with the permissions that new files have here."""
+    umask = os.umask(0)
+    os.umask(umask)
+    os.chmod(folder, 0o777 & ~umask)
+    for path in [*folder.rglob("*"), folder]:
+        sync_folder(path)  # opens for reading only, so it serves files that were copied as read-only too
+
+
+def _swap(part: Path, target: Path) -> None:
+    """Let `part` take the name `target`; an old folder there is moved aside first and removed last."""
+    old = None
+    if target.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent)) / "old"
+        target.rename(old)
+    try:
+        part.rename(target)
+    except OSError:
+        if old:
+            old.rename(target)
+        raise
+    sync_folder(target.parent)
+    if old:
+        shutil.rmtree(old.parent, ignore_errors=True)
+
+
+def _without(record: dict[str, object], *names: str) -> dict[str, object]:
+    return {k: v for k, v in record.items() if k not in names}
+
+
+def _short_digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

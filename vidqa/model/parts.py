@@ -1,0 +1,102 @@
+"""The files of a bundle: where they may lie, what they may be, which digest belongs to which.
+
+Knows paths and headers. Does not know what the parts are for, and imports no torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+
+from vidqa.errors import BundleError
+from vidqa.model.spec import BundleSpec
+
+#: Files of an LLM folder that hold weights or code in a form that can run code when it is read.
+_REFUSED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack", ".npy", ".npz", ".py", ".so", ".gguf")
+_HEX = frozenset("0123456789abcdef")
+
+
+def check_parts(folder: Path, spec: BundleSpec) -> list[str]:
+    """Why the parts are not those of a sound bundle, without reading them whole.
+
+    Args:
+        folder: the bundle.
+        spec: its description, digests filled in.
+
+    Returns:
+        One sentence a problem, each beginning with the file; empty when all is well.
+    """
+    problems = []
+    if "config.json" not in spec.llm.files:
+        problems.append("llm.files: config.json is missing")
+    if not spec.connector.file.endswith(".safetensors"):
+        problems.append(f"connector.file: must be a safetensors file, got {spec.connector.file!r}")
+    for name, digest in digests(spec).items():
+        if len(digest) != 64 or not _HEX.issuperset(digest):
+            problems.append(f"{name}: its sha256 must be 64 hex digits, got {digest!r:.80}")
+        if name.lower().endswith(_REFUSED):
+            problems.append(f"{name}: this kind of file can run code or is not a model part; only safetensors are read")
+            continue
+        try:
+            path = inside(folder, name)
+        except BundleError as e:
+            problems.append(e.what)
+            continue
+        if name.endswith(".safetensors") and (problem := _header_problem(path)):
+            problems.append(f"{name}: {problem}")
+    if not problems:
+        found = {f"{spec.llm.folder}/{n}" for n in files_below(folder / spec.llm.folder)}
+        listed = {f"{spec.llm.folder}/{n}" for n in spec.llm.files}
+        problems += [f"{n}: is not listed in llm.files" for n in sorted(found - listed)]
+    return problems
+
+
+def _header_problem(path: Path) -> str | None:
+    """Why a safetensors file cannot be what it claims; reads the header only."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as f:
+            f.keys()
+    except (SafetensorError, OSError) as e:
+        return f"damaged safetensors file ({e})"
+    return None
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The part `name` of a bundle.
+
+    Raises:
+        BundleError: the name leads out of the folder, by itself or through a symlink, or there is no such file.
+    """
+    pure = PurePosixPath(name)
+    if not name or "\\" in name or "\0" in name or ":" in name or pure.is_absolute() or ".." in pure.parts:
+        raise BundleError(f"{name!r}: not a path inside the model's folder")
+    path = (folder / pure).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise BundleError(f"{name}: a link that leads out of the model's folder")
+    if not path.is_file():
+        raise BundleError(f"{name}: missing")
+    return path
+
+
+def digests(spec: BundleSpec) -> dict[str, str]:
+    """sha256 of every part by its path inside the bundle."""
+    e = spec.encoders
+    out = {e.image.file: e.image.sha256, **e.image.external, e.video.file: e.video.sha256, **e.video.external}
+    if e.text:
+        out[e.text.file] = e.text.sha256
+    out[spec.connector.file] = spec.connector.sha256
+    return out | {f"{spec.llm.folder}/{name}": digest for name, digest in spec.llm.files.items()}
+
+
+def external_files(folder: Path, graph: str) -> list[str]:
+    """Files that the exporter put next to a graph: its name with something behind it."""
+    path = folder / graph
+    return sorted(
+        (PurePosixPath(graph).parent / p.name).as_posix() for p in path.parent.glob(f"{path.name}?*") if p.is_file()
+    )
+
+
+def files_below(folder: Path) -> list[str]:
+    """Paths of all files below a folder, with forward slashes, sorted."""
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir())

@@ -1,0 +1,226 @@
+"""The words of `bundle.json` as frozen records, and a strict reader: every key known, every key there.
+
+Knows names and types. Does not open the parts, and imports no torch.
+"""
+
+from __future__ import annotations
+
+import types
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from vidqa.encoders.preprocess import PreprocessSpec
+from vidqa.prompts.formats import get_format
+from vidqa.records import SamplingSpec
+
+FORMAT_VERSION = 1
+
+
+def _at_least_one(record: Any, *names: str) -> None:
+    for name in names:
+        if getattr(record, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(record, name)}")
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """One vision encoder graph.
+
+    `external` holds the digests of files next to the graph that carry its large tensors (ONNX above 2 GB), by their
+    path inside the bundle. `layer` is the hidden state that the tokens come from (-2: the last but one). `n_patches`
+    does not count the class token.
+    """
+
+    file: str
+    n_frames: int
+    layer: int
+    keep_cls: bool
+    hidden_size: int
+    embedding_size: int
+    n_patches: int
+    preprocess: PreprocessSpec
+    sha256: str = ""
+    external: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _at_least_one(self, "n_frames", "hidden_size", "embedding_size", "n_patches")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoEncoderSpec(EncoderSpec):
+    """A vision encoder for clips, with the rule that picks its frames."""
+
+    sampling: SamplingSpec
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sampling.rule in ("linspace", "arange") and self.sampling.n_frames != self.n_frames:
+            raise ValueError(f"sampling.n_frames is {self.sampling.n_frames}, the graph takes {self.n_frames}")
+
+
+@dataclass(frozen=True)
+class TextEncoderSpec:
+    """The text tower, for search."""
+
+    file: str
+    embedding_size: int
+    max_length: int
+    sha256: str = ""
+
+    def __post_init__(self) -> None:
+        _at_least_one(self, "embedding_size", "max_length")
+
+
+@dataclass(frozen=True)
+class EncodersSpec:
+    """All encoders of a bundle."""
+
+    image: EncoderSpec
+    video: VideoEncoderSpec
+    text: TextEncoderSpec | None = None
+
+
+@dataclass(frozen=True)
+class ConnectorSpec:
+    """The projector between encoders and LLM: `in_size` D to `out_size` L."""
+
+    file: str
+    type: Literal["linear", "mlp2x_gelu"]
+    in_size: int
+    out_size: int
+    sha256: str = ""
+
+    def __post_init__(self) -> None:
+        _at_least_one(self, "in_size", "out_size")
+
+
+@dataclass(frozen=True)
+class LlmSpec:
+    """An ordinary transformers folder. `files` holds the digest of every file in it; `context` counts all positions."""
+
+    folder: str
+    context: int
+    files: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _at_least_one(self, "context")
+
+
+@dataclass(frozen=True)
+class PromptSpec:
+    """Chat format by name; `system` replaces its system text, None keeps it."""
+
+    format: str
+    system: str | None = None
+
+    def __post_init__(self) -> None:
+        get_format(self.format, self.system)
+
+
+@dataclass(frozen=True)
+class GenerationSpec:
+    """What the model answers with unless the user says otherwise."""
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _at_least_one(self, "max_new_tokens")
+        if not (self.temperature >= 0 and 0 < self.top_p <= 1):
+            raise ValueError(f"need temperature >= 0 and 0 < top_p <= 1, got {self.temperature=} {self.top_p=}")
+
+
+@dataclass(frozen=True)
+class BundleSpec:
+    """The whole of `bundle.json`. `notice` is said once to every user of the model."""
+
+    name: str
+    encoders: EncodersSpec
+    connector: ConnectorSpec
+    llm: LlmSpec
+    prompt: PromptSpec
+    generation: GenerationSpec = GenerationSpec()
+    notice: str | None = None
+    architecture: Literal["video_llava"] = "video_llava"
+    format: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        if self.format != FORMAT_VERSION:
+            raise ValueError(f"bundle format {self.format} is not the one this version reads ({FORMAT_VERSION})")
+        for name in ("image", "video"):
+            if (size := getattr(self.encoders, name).hidden_size) != self.connector.in_size:
+                raise ValueError(f"encoders.{name}.hidden_size is {size}, connector.in_size {self.connector.in_size}")
+
+
+def read_spec(data: object) -> tuple[BundleSpec | None, list[str]]:
+    """Check parsed JSON against the records.
+
+    Args:
+        data: what `json.loads` gave.
+
+    Returns:
+        The record (None where there is a problem) and all problems, each beginning with the key's full name.
+    """
+    problems: list[str] = []
+    spec = _read(BundleSpec, data, "", problems)
+    return (None if problems else spec), problems
+
+
+def _read(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
+    """`value` as `kind`; what does not fit goes to `problems`."""
+    if is_dataclass(kind):
+        return _read_record(kind, value, where, problems)
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        inner = next(a for a in args if a is not type(None))
+        return None if value is None else _read(inner, value, where, problems)
+    if origin is Literal:
+        if value not in args or isinstance(value, bool):
+            problems.append(f"{where}: must be one of {', '.join(map(repr, args))}, got {value!r}")
+        return value
+    if origin is tuple and isinstance(value, list):
+        kinds = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+        if len(kinds) != len(value):
+            problems.append(f"{where}: needs {len(kinds)} values, got {len(value)}")
+            return ()
+        return tuple(_read(k, v, f"{where}[{i}]", problems) for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+    if origin is dict and isinstance(value, dict):
+        return {k: _read(args[1], v, f"{where}.{k}", problems) for k, v in value.items()}
+    accepted = (int, float) if kind is float else (kind,)
+    if origin or not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        problems.append(f"{where}: must be {_NAMES.get(origin or kind, kind)}, got {value!r:.80}")
+    elif kind is float:
+        return float(value)
+    return value
+
+
+_NAMES = {
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    tuple: "a list",
+    dict: "a table",
+}
+
+
+def _read_record(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
+    if not isinstance(value, dict):
+        problems.append(f"{where or 'the file'}: must be a table, got {value!r:.80}")
+        return None
+    prefix = f"{where}." if where else ""
+    hints = get_type_hints(kind)
+    names = [f.name for f in fields(kind)]
+    before = len(problems)
+    problems += [f"{prefix}{key}: unknown key" for key in value if key not in names]
+    problems += [f"{prefix}{name}: missing" for name in names if name not in value]
+    read = {n: _read(hints[n], value[n], f"{prefix}{n}", problems) for n in names if n in value}
+    if len(problems) > before:
+        return None
+    try:
+        return kind(**read)
+    except ValueError as e:
+        problems.append(f"{where or 'the file'}: {e}")
+        return None
