@@ -81,7 +81,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         The exit code, as `vidqa --help` lists them.
     """
     try:
-        result = group.main(args=None if arguments is None else list(arguments), prog_name="vidqa", standalone_mode=False)
+        result = group.main(
+            args=None if arguments is None else list(arguments), prog_name="vidqa", standalone_mode=False
+        )
         sys.stdout.flush()
         return result if isinstance(result, int) else EXIT_OK
     except VidqaError as error:

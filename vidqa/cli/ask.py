@@ -1,0 +1,57 @@
+"""`vidqa ask`: answers on stdout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from vidqa.cli.options import HELP, cache_option, model_options, output_options, work_options
+from vidqa.cli.shown import rows_as_json_lines, rows_as_table
+from vidqa.errors import EXIT_OK, EXIT_PARTIAL
+
+
+@click.command("ask", context_settings=HELP, short_help="Answers about a clip, on stdout.")
+@click.argument("media", type=click.Path())
+@click.argument("questions", nargs=-1, required=True, metavar="QUESTION...")
+@click.option(
+    "--out", metavar="TABLE", type=click.Path(), help="Write a table (.parquet, .csv, .jsonl, .arrow) instead."
+)
+@click.option("--max-new-tokens", type=click.IntRange(min=1), metavar="N", help="Longest answer. [what the model says]")
+@work_options
+@model_options
+@cache_option
+@output_options
+def command(media: str, questions: tuple[str, ...], out: str | None, **flags: Any) -> int:
+    """Ask questions about MEDIA: a clip, a picture, or a folder of them.
+
+    One clip: the answers as plain text, one a line. Several clips: a table. With --json one object a line.
+
+    \b
+    Examples:
+      vidqa ask clip.mp4 "What happens?"
+      vidqa ask clip.mp4 "What colour is the car?" "How many people are there?"
+      vidqa ask clips/ "Is there a dog?" --json
+    """
+    from vidqa.cli.session import Session
+    from vidqa.pipeline.ask import ask, ask_to_table
+
+    session = Session.of(flags)
+    arguments = {"model": session.model, "options": session.options, "reporter": session.reporter}
+    if out is not None:
+        summary = ask_to_table(media, *questions, out=out, **arguments)
+        session.conclude(summary)
+        return EXIT_PARTIAL if summary.n_failed else EXIT_OK
+    rows = ask(media, *questions, **arguments)
+    one_clip = len({(row.root, row.path, row.start_s) for row in rows}) == 1
+    if session.as_json:
+        click.echo(rows_as_json_lines(rows), nl=False)
+    elif one_clip:
+        for row in rows:
+            click.echo(row.answer or "")
+    else:
+        click.echo(rows_as_table(rows), nl=False)
+    failed = [row for row in rows if row.status == "failed"]
+    for row in failed if one_clip and not session.as_json else ():
+        click.echo(f"vidqa: {row.path}: {row.error_kind}: {row.error}", err=True)
+    return EXIT_PARTIAL if failed else EXIT_OK

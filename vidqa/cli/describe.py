@@ -1,0 +1,55 @@
+"""`vidqa describe`: a table of answers for every clip."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from vidqa.cli.options import HELP, cache_option, model_options, output_options, work_options
+from vidqa.errors import EXIT_OK, EXIT_PARTIAL
+
+
+@click.command("describe", context_settings=HELP, short_help="A table of answers for every clip.")
+@click.argument("paths", nargs=-1, required=True, type=click.Path())
+@click.option(
+    "--out", required=True, metavar="TABLE", type=click.Path(), help="Ends in .parquet, .csv, .jsonl or .arrow."
+)
+@click.option("--questions", multiple=True, metavar="NAME|FILE", help="Question set; may be given again. [caption]")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), metavar="N", help="Longest answer. [what the model says]")
+@click.option("--retry", type=click.Choice(["failed"]), help="Ask again what failed in an earlier run.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be done: files, hours of video, new rows.")
+@work_options
+@model_options
+@cache_option
+@output_options
+def command(paths: tuple[str, ...], out: str, dry_run: bool, **flags: Any) -> int:
+    """Ask every question of every clip below PATHS (files, folders, globs) and write one row each into TABLE.
+
+    Rows that TABLE already has are kept and not asked again, so running the same command twice costs nothing, and a
+    run that was stopped goes on where it was.
+
+    \b
+    Examples:
+      vidqa describe examples/clips --out captions.parquet
+      vidqa describe /archive --out answers.csv --questions my_questions.toml --segment 30
+      vidqa describe /archive --out answers.csv --retry failed
+    """
+    from vidqa.cli.session import Session
+    from vidqa.pipeline.describe import describe
+    from vidqa.pipeline.plan import plan
+
+    session = Session.of(flags)
+    if dry_run:
+        session.show(plan(paths, out, questions=session.questions, model=session.model, options=session.options))
+        return EXIT_OK
+    summary = describe(
+        paths,
+        out,
+        questions=session.questions,
+        model=session.model,
+        options=session.options,
+        reporter=session.reporter,
+    )
+    session.conclude(summary)
+    return EXIT_PARTIAL if summary.n_failed else EXIT_OK

@@ -1,0 +1,81 @@
+"""Values -> text for people and for machines. Knows how things look; does not know where they come from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, is_dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # numpy comes with it
+    from vidqa.records import AnswerRow
+
+
+def as_json(value: Any) -> str:
+    """One line of JSON: records as objects, paths and times as text, undecodable bytes of names as escapes."""
+    return json.dumps(_plain(value), ensure_ascii=False, allow_nan=False).encode(errors="backslashreplace").decode()
+
+
+def rows_as_json_lines(rows: Iterable[AnswerRow]) -> str:
+    """One object a line, with the columns of the table."""
+    return "".join(as_json(row) + "\n" for row in rows)
+
+
+def rows_as_table(rows: Sequence[AnswerRow]) -> str:
+    """Aligned columns: file, segment if there are several, question if there are several, answer or error."""
+    several_questions = len({row.question for row in rows}) > 1
+    segmented = len({(row.root, row.path) for row in rows}) < len({(row.root, row.path, row.start_s) for row in rows})
+    lines = []
+    for row in rows:
+        cells = [printable(row.path)]
+        if segmented:
+            cells.append("" if row.start_s is None else f"{row.start_s:.1f}-{row.end_s:.1f}")
+        if several_questions:
+            cells.append(row.question)
+        cells.append(row.answer or (f"[{row.error_kind}] {row.error}" if row.error_kind else f"[{row.status}]"))
+        lines.append([cell.replace("\n", " ") for cell in cells])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]) - 1)] if lines else []
+    return "".join(
+        "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[-1]]) + "\n"
+        for line in lines
+    )
+
+
+def human_bytes(n_bytes: int) -> str:
+    """`1.5 GB`; steps of 1000, as disks are sold and as `--max-size` reads them."""
+    size = float(n_bytes)
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if size < 1000 or unit == "TB":
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    raise AssertionError("the loop returns at TB")
+
+
+def human_seconds(seconds: float) -> str:
+    """`4.2 s`, `3 min 20 s` or `2 h 5 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def printable(text: str) -> str:
+    """A name as a terminal can show it: control characters and undecodable bytes as escapes."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return shown.encode(errors="backslashreplace").decode()
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return {key: _plain(inner) for key, inner in asdict(value).items()}
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, Path):
+        return str(value)
+    return value

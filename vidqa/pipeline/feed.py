@@ -1,0 +1,164 @@
+"""Work -> its features from the cache, or its decoded frames: what can be prepared while the models compute.
+
+A thread of its own hashes files, reads the cache and keeps the decode processes busy; a bounded queue hands the results
+over, so that it runs ahead of the models by a fixed number of files and memory does not grow with the archive.
+Knows media and cache; does not know models, questions or tables.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from types import TracebackType
+from typing import Self
+
+from vidqa.cache.key import CacheKey
+from vidqa.cache.store import FeatureStore
+from vidqa.encoders.preprocess import prepare
+from vidqa.errors import ItemError
+from vidqa.media.segments import plan_segments
+from vidqa.media.workers import DecodeJob, DecodePool
+from vidqa.model.bundle import Bundle
+from vidqa.pipeline.options import Encoded, RunOptions, Work
+from vidqa.records import DecodedMedia, EncodedSegment, MediaFacts
+
+#: Files that may wait in the queue. Each holds at most its own features or prepared frames.
+_AHEAD = 8
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A file whose frames wait for the encoder."""
+
+    work: Work
+    media: DecodedMedia
+
+
+@dataclass(frozen=True)
+class _End:
+    """The last thing in the queue: no more work, or what stopped the thread."""
+
+    error: BaseException | None = None
+
+
+class Stopped(Exception):
+    """Raised inside the thread when nobody wants its results any more."""
+
+
+class Feed:
+    """Iterate over it to get `Encoded` (cached, or failed) and `Decoded`, in the order in which they are ready.
+
+    Args:
+        works: gives the iterator of work; called in the thread, and so may open what belongs to one thread. An
+            `Encoded` among it (a file that could not be read) is handed through.
+        bundle: says how frames are chosen and prepared, and which features are asked for.
+        store: the feature cache.
+        facts_of: what the index knows of a media id.
+        options: how the run is done.
+    """
+
+    def __init__(
+        self,
+        works: Callable[[], Iterable[Work | Encoded]],
+        bundle: Bundle,
+        store: FeatureStore,
+        facts_of: Callable[[str], MediaFacts | None],
+        options: RunOptions,
+    ) -> None:
+        self._works, self._bundle, self._store = works, bundle, store
+        self._facts_of, self._options = facts_of, options
+        self._queue: queue.Queue[Encoded | Decoded | _End] = queue.Queue(_AHEAD)
+        self._stop = threading.Event()
+        self._waiting: dict[int, Work] = {}
+        self._thread = threading.Thread(target=self._run, name="vidqa-feed", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._stop.set()
+        self._thread.join(timeout=10)
+
+    def __iter__(self) -> Iterator[Encoded | Decoded]:
+        while True:
+            try:
+                got = self._queue.get(timeout=0.2)
+            except queue.Empty:  # short waits, so that Ctrl-C is heard on every system
+                continue
+            if isinstance(got, _End):
+                if got.error is not None:
+                    raise got.error
+                return
+            yield got
+
+    def _run(self) -> None:
+        end = _End()
+        try:
+            self._feed()
+        except Stopped:
+            return
+        except BaseException as error:  # whatever it is belongs to the thread that iterates, and is raised there
+            end = _End(error)
+        try:
+            self._put(end)
+        except Stopped:
+            return
+
+    def _feed(self) -> None:
+        jobs = self._jobs()
+        first = next(jobs, None)
+        if first is None:  # all of it cached: no decode process is started
+            return
+        encoders = self._bundle.spec.encoders
+        transform = partial(prepare, image=encoders.image.preprocess, video=encoders.video.preprocess)
+        with DecodePool(
+            n_workers=self._options.n_workers,
+            timeout_s=self._options.timeout_s,
+            memory_bytes=self._options.memory_bytes,
+            transform=transform,
+        ) as pool:
+            for job, result in pool.run(chain([first], jobs)):
+                work = self._waiting.pop(job.tag)
+                failed = isinstance(result, ItemError)
+                self._put(Encoded(work, error=result) if failed else Decoded(work, result))
+
+    def _jobs(self) -> Iterator[DecodeJob]:
+        """Decode jobs; what is cached goes straight into the queue."""
+        sampling = self._bundle.spec.encoders.video.sampling
+        for number, work in enumerate(self._works()):
+            if isinstance(work, Encoded):
+                self._put(work)
+                continue
+            cached = self._cached(work)
+            if cached is not None:
+                self._put(Encoded(work, cached, cached=True))
+                continue
+            self._waiting[number] = work
+            yield DecodeJob(path=work.item.path, seconds=self._options.segment_s, sampling=sampling, tag=number)
+
+    def _cached(self, work: Work) -> tuple[EncodedSegment, ...] | None:
+        """All segments of a file, or None if one of them is not in the cache."""
+        facts = self._facts_of(work.media_id) if work.media_id else None
+        if facts is None or work.media_id is None:
+            return None
+        found = []
+        for segment in plan_segments(facts, self._options.segment_s):
+            entry = self._store.get(CacheKey(work.media_id, segment.key, self._bundle.encoder_id))
+            if entry is None:
+                return None
+            found.append(entry)
+        return tuple(found)
+
+    def _put(self, value: Encoded | Decoded | _End) -> None:
+        while not self._stop.is_set():
+            try:
+                self._queue.put(value, timeout=0.2)
+                return
+            except queue.Full:
+                continue
+        raise Stopped

@@ -1,0 +1,82 @@
+"""A bundle with its two engines, each loaded when it is first used: a run that has nothing to do loads neither.
+
+Knows bundles, the encoder and the LLM; does not know media, cache or tables.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from vidqa import __version__
+from vidqa.encoders.session import resolve_device
+from vidqa.model.bundle import Bundle, load_bundle
+from vidqa.pipeline.options import Identity
+from vidqa.pipeline.progress import QUIET, Reporter
+
+if TYPE_CHECKING:  # both pull in heavy packages
+    from vidqa.encoders.encoder import Encoder
+    from vidqa.model.llava import VideoLlava
+
+
+class LoadedModel:
+    """What answers questions: encoder, connector and LLM of one bundle on one device.
+
+    Args:
+        bundle: as read by `load_bundle`.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        batch_size: segments that the encoder takes at once; None lets it choose.
+        reporter: hears once which provider and device were chosen, and the bundle's notice.
+
+    Raises:
+        DeviceError: the device was asked for by name and cannot be had.
+    """
+
+    def __init__(
+        self, bundle: Bundle, device: str = "auto", *, batch_size: int | None = None, reporter: Reporter = QUIET
+    ) -> None:
+        self.bundle = bundle
+        self.device = resolve_device(device)
+        self._asked_device = device
+        self._batch_size = batch_size
+        self.reporter = reporter
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """Image and video encoder, loaded on first use."""
+        from vidqa.encoders.encoder import Encoder
+
+        encoder = Encoder.from_bundle(self.bundle, self.device)
+        self.reporter.say_once(f"encoder: {encoder.provider}")
+        return encoder
+
+    @cached_property
+    def llava(self) -> VideoLlava:
+        """Connector, LLM and tokenizer, loaded on first use."""
+        from vidqa.model.llava import load_model as load_llava
+
+        llava = load_llava(self.bundle, self._asked_device)
+        self.reporter.say_once(f"language model: {llava.device}")
+        if self.bundle.spec.notice:
+            self.reporter.say_once(f"note: {self.bundle.spec.notice}")
+        return llava
+
+    @property
+    def identity(self) -> Identity:
+        """What the rows of this model carry."""
+        return Identity(self.bundle.spec.name, self.bundle.model_id, self.bundle.encoder_id, __version__)
+
+
+def load_model(model: str = "demo", device: str = "auto", *, reporter: Reporter = QUIET) -> LoadedModel:
+    """Open a bundle.
+
+    Args:
+        model: name of a bundle (`demo` is the bundled one) or its folder.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        reporter: where messages go; nowhere by default.
+
+    Raises:
+        BundleError: there is no such bundle, or it is damaged.
+        DeviceError: the device was asked for by name and cannot be had.
+    """
+    return LoadedModel(load_bundle(model), device, reporter=reporter)

@@ -1,0 +1,48 @@
+"""Folders -> the model bundles in them, whole or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vidqa.errors import BundleError
+from vidqa.model.bundle import BUNDLE_FILE, built_in_bundles, load_bundle
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """One bundle. Where `problem` is not null it cannot be loaded, and the ids are empty."""
+
+    name: str
+    folder: Path
+    model_id: str = ""
+    encoder_id: str = ""
+    n_bytes: int = 0
+    problem: str | None = None
+
+
+def find_models(folders: Iterable[str | Path]) -> list[FoundModel]:
+    """The bundled models, then those that are, or lie directly in, the given folders. Each once."""
+    found: dict[Path, FoundModel] = {}
+    for folder in (*built_in_bundles().values(), *_candidates(folders)):
+        folder = folder.resolve()
+        if folder not in found:
+            found[folder] = _look(folder)
+    return list(found.values())
+
+
+def _candidates(folders: Iterable[str | Path]) -> Iterator[Path]:
+    for name in folders:
+        folder = Path(name)
+        inside = sorted(folder.iterdir()) if folder.is_dir() else []
+        yield from (place for place in (folder, *inside) if (place / BUNDLE_FILE).is_file())
+
+
+def _look(folder: Path) -> FoundModel:
+    try:
+        bundle = load_bundle(folder)
+    except BundleError as error:
+        return FoundModel(folder.name, folder, problem=error.what.splitlines()[0])
+    n_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return FoundModel(bundle.spec.name, folder, bundle.model_id, bundle.encoder_id, n_bytes)

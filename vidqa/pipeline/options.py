@@ -1,0 +1,80 @@
+"""How a run is done and what it is for: the values that every stage of the pipeline shares.
+
+Pure values; knows no stage.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from vidqa.errors import ItemError, UsageError
+from vidqa.records import EncodedSegment, MediaItem, Question
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run is done.
+
+    `segment_s` and `max_new_tokens` change answers and are part of `settings_id`; the rest changes speed and where
+    things lie, never an answer.
+    """
+
+    cache_dir: Path
+    segment_s: float | None = None  # None: the whole clip is one segment
+    max_new_tokens: int | None = None  # None: what the bundle says
+    batch_size: int | None = None  # None: chosen by the stage
+    timeout_s: float = 120.0  # per file, for decoding
+    n_workers: int | None = None  # decode processes; None: by the number of cores
+    memory_bytes: int = 4 << 30  # per decode process
+    retry_failed: bool = False
+
+    def __post_init__(self) -> None:
+        wrong = []
+        if self.segment_s is not None and not 0 < self.segment_s < float("inf"):
+            wrong.append(f"segment length must be a positive number of seconds, got {self.segment_s}")
+        for name in ("max_new_tokens", "batch_size", "n_workers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                wrong.append(f"{name} must be at least 1, got {value}")
+        if not 0 < self.timeout_s < float("inf"):
+            wrong.append(f"timeout must be a positive number of seconds, got {self.timeout_s}")
+        if wrong:
+            raise UsageError("\n".join(wrong))
+
+
+@dataclass(frozen=True)
+class Work:
+    """One file and what is still to be asked of it. `media_id` is None only if the content could not be read."""
+
+    item: MediaItem
+    media_id: str | None
+    questions: tuple[Question, ...] = ()
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A file on its way from the encoder to the LLM: its segments in order of time, or why there are none."""
+
+    work: Work
+    segments: tuple[EncodedSegment, ...] = ()
+    error: ItemError | None = None
+    cached: bool = False  # True when no frame had to be decoded
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What produced a row."""
+
+    model: str
+    model_id: str
+    encoder_id: str
+    vidqa_version: str
+
+
+def settings_id(options: RunOptions, question: Question) -> str:
+    """Digest of the settings outside the bundle that change the answer to `question`. 12 hex digits."""
+    values = {"segment_s": options.segment_s, "max_new_tokens": question.max_new_tokens or options.max_new_tokens}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]

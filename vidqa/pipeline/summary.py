@@ -1,0 +1,102 @@
+"""What a run did, in numbers: counted while it goes, said when it ends.
+
+Knows rows and files as counts; knows no stage.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from vidqa.pipeline.progress import STAGES, StageClock
+
+
+@dataclass
+class Summary:
+    """Counts of one run. `rows` and `hours` speak of this run, `known` of what an earlier one had done."""
+
+    table: str | None = None
+    files: int = 0  # found as media, or claiming to be
+    clips_done: int = 0  # files that this run worked on
+    clips_cached: int = 0  # of these, no frame had to be decoded
+    clips_failed: int = 0  # of these, nothing could be decoded
+    rows: Counter[str] = field(default_factory=Counter)  # new rows by status
+    known: Counter[str] = field(default_factory=Counter)  # rows of these files that were there before, by status
+    errors: Counter[str] = field(default_factory=Counter)  # new failed rows by error kind
+    left_out: dict[str, int] = field(default_factory=dict)  # files that are plainly no media, by reason
+    renamed: int = 0  # files whose rows only needed a new path
+    video_s: float = 0.0  # length of the clips that were worked on
+    wall_s: float = 0.0
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))  # by stage, see StageClock
+    limit: str | None = None  # the stage that took most
+
+    @property
+    def n_failed(self) -> int:
+        """Failed rows (or files, where nothing was asked) that stand at the end of the run, old ones too."""
+        return self.rows["failed"] + self.known["failed"] + (0 if self.rows or self.known else self.clips_failed)
+
+    @property
+    def nothing_done(self) -> bool:
+        """True when everything was there already."""
+        return self.clips_done == 0
+
+    def close(self, clock: StageClock, wall_s: float) -> None:
+        """Take over the clock at the end of the run."""
+        self.seconds = dict(clock.seconds)
+        self.limit = clock.limit() if self.clips_done else None
+        self.wall_s = wall_s
+
+    def as_dict(self) -> dict[str, object]:
+        """For `--json`: plain values, seconds rounded to the millisecond."""
+        return {
+            "table": self.table,
+            "files": self.files,
+            "clips": {"done": self.clips_done, "cached": self.clips_cached, "failed": self.clips_failed},
+            "rows": dict(self.rows),
+            "known": dict(self.known),
+            "errors": dict(self.errors),
+            "left_out": dict(self.left_out),
+            "renamed": self.renamed,
+            "hours_of_video": round(self.video_s / 3600, 6),
+            "wall_s": round(self.wall_s, 3),
+            "seconds": {stage: round(value, 3) for stage, value in self.seconds.items()},
+            "limit": self.limit,
+        }
+
+    def as_text(self) -> str:
+        """For people: at most six lines."""
+        lines = []
+        if self.nothing_done:
+            lines.append(f"nothing to do: all rows of {_n(self.files, 'file')} are there already")
+        else:
+            cached = f", {self.clips_cached} from the cache" if self.clips_cached else ""
+            lines.append(
+                f"{_n(self.clips_done, 'clip')}{cached}, {_length(self.video_s)} of video in {self.wall_s:.1f} s"
+            )
+        if self.rows:
+            lines.append(f"new rows: {_counts(self.rows)}")
+        if self.known:
+            retry = "; --retry failed asks those again" if self.known["failed"] else ""
+            lines.append(f"rows already there: {_counts(self.known)}{retry}")
+        if self.errors:
+            lines.append(f"failures: {_counts(self.errors)}")
+        if self.left_out:
+            lines.append(f"left out: {_counts(self.left_out)}")
+        if self.limit:
+            spent = ", ".join(f"{stage} {self.seconds[stage]:.1f}" for stage in STAGES)
+            lines.append(f"seconds: {spent}; limited by {self.limit}")
+        return "\n".join(lines)
+
+
+def _n(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _counts(counts: Counter[str] | dict[str, int]) -> str:
+    return ", ".join(
+        f"{number} {name}" for name, number in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+    )
+
+
+def _length(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 600 else f"{seconds / 3600:.2f} h"
