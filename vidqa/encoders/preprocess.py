@@ -118,7 +118,8 @@ def _resize_hf(pixels: np.ndarray, size: int) -> np.ndarray:
     """uint8 [T, H, W, 3] -> float32 [T, 3, S, S] in whole grey levels, cropped."""
     from PIL import Image
 
-    rows, cols = resized_size(*pixels.shape[1:3], size)
+    height, width = pixels.shape[1:3]
+    rows, cols = resized_size(height, width, size)
     top, left = (rows - size) // 2, (cols - size) // 2
     out = np.empty((len(pixels), size, size, 3), np.uint8)
     for t, frame in enumerate(pixels):

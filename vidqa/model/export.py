@@ -287,13 +287,15 @@ def _import_onnx():  # type: ignore[no-untyped-def]
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """torch's exporter talks about packages and deprecations that are none of a user's business."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """torch's exporter and what it calls report every folded constant; none of that is a user's business."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
