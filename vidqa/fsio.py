@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
+import secrets
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,20 +19,24 @@ def commit(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Open a temporary sibling of `path`; it takes the name only if the block succeeds.
 
     The data reach the disk before the rename, and the rename before the block is left, so that after a crash the file
-    is the old one or the new one, never a part.
+    is the old one or the new one, never a part. A file that is replaced passes its permissions on.
     """
     path = Path(path)
-    handle, part = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".part", dir=path.parent)
+    # 50 characters are at most 200 bytes: with the rest below the 255 that file systems allow.
+    part = path.with_name(f".{path.name[:50]}.{secrets.token_hex(6)}.part")
+    # 0o666 and not tempfile's 0o600: the umask of the user decides, as for every other file.
+    handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     try:
         with os.fdopen(handle, "wb") as f:
             yield f
             f.flush()
             os.fsync(f.fileno())
-        os.chmod(part, 0o666 & ~_umask())
+        with suppress(FileNotFoundError):
+            os.chmod(part, stat.S_IMODE(path.stat().st_mode))
         os.replace(part, path)
         sync_folder(path.parent)
     finally:
-        Path(part).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:
@@ -55,9 +60,3 @@ def digest_file(path: str | os.PathLike[str]) -> str:
         while chunk := f.read(_CHUNK):
             h.update(chunk)
     return h.hexdigest()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

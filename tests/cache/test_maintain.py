@@ -1,0 +1,146 @@
+"""stats, verify and prune see every entry, and touch nothing else."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vidqa.cache import maintain
+from vidqa.cache.index import MediaIndex
+from vidqa.cache.key import CacheKey, default_cache_dir
+from vidqa.cache.maintain import parse_age, parse_size
+from vidqa.cache.store import FeatureStore
+from vidqa.errors import UsageError
+from vidqa.records import EncodedSegment
+
+DAY = 86400.0
+
+
+@pytest.fixture
+def keys(tmp_path: Path, segment: Callable[..., EncodedSegment]) -> list[CacheKey]:
+    """Six entries of two encoders; entry i was last used i days ago."""
+    store, now = FeatureStore(tmp_path), time.time()
+    MediaIndex(tmp_path)
+    keys = [CacheKey(f"{i:032x}", "whole", "enc2" if i > 3 else "enc1") for i in range(6)]
+    for i, key in enumerate(keys):
+        store.put(key, segment(i))
+        os.utime(store.path(key), (now - i * DAY, now - i * DAY))
+    return keys
+
+
+def left(root: Path, keys: list[CacheKey]) -> list[int]:
+    return [i for i, k in enumerate(keys) if (root / k.relative).exists()]
+
+
+def test_stats(tmp_path: Path, keys: list[CacheKey]) -> None:
+    s = maintain.stats(tmp_path)
+    one = (tmp_path / keys[0].relative).stat().st_size
+    assert (s.n_entries, s.n_bytes) == (6, sum((tmp_path / k.relative).stat().st_size for k in keys))
+    assert [(e.encoder_id, e.n_entries) for e in s.encoders] == [("enc1", 4), ("enc2", 2)]
+    assert s.encoders[0].n_bytes == 4 * one
+    assert s.encoders[1].newest_use_s - s.encoders[1].oldest_use_s == pytest.approx(DAY, abs=1)
+    assert s.n_index_bytes > 0 and s.n_leftovers == 0
+
+
+def test_an_absent_cache_is_empty(tmp_path: Path) -> None:
+    assert maintain.stats(tmp_path / "none").n_entries == 0
+    assert maintain.verify(tmp_path / "none").n_entries == 0
+    assert maintain.prune(tmp_path / "none", max_size=0).n_removed == 0
+    assert not (tmp_path / "none").exists()
+
+
+def test_verify_lists_and_removes(tmp_path: Path, keys: list[CacheKey]) -> None:
+    assert maintain.verify(tmp_path).damaged == ()
+    short, misplaced = tmp_path / keys[1].relative, tmp_path / keys[4].relative
+    short.write_bytes(short.read_bytes()[:-1])
+    misplaced.write_bytes((tmp_path / keys[5].relative).read_bytes())
+    report = maintain.verify(tmp_path)
+    assert report.n_entries == 6 and report.n_removed == 0
+    reasons = {d.path: d.reason for d in report.damaged}
+    assert set(reasons) == {short, misplaced}
+    assert "another key" in reasons[misplaced]
+    assert maintain.verify(tmp_path, delete=True).n_removed == 2
+    assert left(tmp_path, keys) == [0, 2, 3, 5]
+    assert maintain.verify(tmp_path).damaged == ()
+
+
+def test_prune_by_age(tmp_path: Path, keys: list[CacheKey]) -> None:
+    rehearsal = maintain.prune(tmp_path, older_than_s=2.5 * DAY, dry_run=True)
+    assert left(tmp_path, keys) == [0, 1, 2, 3, 4, 5]
+    report = maintain.prune(tmp_path, older_than_s=2.5 * DAY)
+    assert report == rehearsal and (report.n_removed, report.n_left) == (3, 3)
+    assert left(tmp_path, keys) == [0, 1, 2]
+
+
+def test_prune_by_size_takes_the_longest_unused(tmp_path: Path, keys: list[CacheKey]) -> None:
+    total = maintain.stats(tmp_path).n_bytes
+    report = maintain.prune(tmp_path, max_size=total // 2)
+    assert left(tmp_path, keys) == [0, 1, 2]
+    assert report.n_bytes_left <= total // 2 and report.n_bytes_left + report.n_bytes_removed == total
+    assert maintain.prune(tmp_path, max_size=total).n_removed == 0
+    maintain.prune(tmp_path, max_size=0)
+    assert left(tmp_path, keys) == []
+
+
+def test_reading_protects_from_pruning(tmp_path: Path, keys: list[CacheKey]) -> None:
+    FeatureStore(tmp_path).get(keys[5])
+    maintain.prune(tmp_path, older_than_s=1.5 * DAY)
+    assert left(tmp_path, keys) == [0, 1, 5]
+
+
+def test_old_leftovers_go_and_foreign_files_stay(tmp_path: Path, keys: list[CacheKey]) -> None:
+    folder, foreign = (tmp_path / keys[0].relative).parent, tmp_path / "holiday.part"
+    old, new = folder / ".x.safetensors.1.part", folder / ".x.safetensors.2.part"
+    for f in (old, new, foreign):
+        f.write_bytes(b"half")
+    for f in (old, foreign):
+        os.utime(f, (time.time() - 2 * 3600,) * 2)
+    assert maintain.stats(tmp_path).n_leftovers == 2
+    assert maintain.stats(tmp_path).n_entries == 6
+    assert maintain.prune(tmp_path).n_leftovers_removed == 1
+    assert not old.exists() and new.exists() and foreign.exists()
+    assert left(tmp_path, keys) == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("text", "n_bytes"),
+    [
+        ("10GB", 10**10),
+        ("1.5 GiB", 3 * 2**29),
+        ("500M", 5 * 10**8),
+        ("0", 0),
+        ("7", 7),
+        (" 2kb ", 2000),
+        ("1TiB", 2**40),
+    ],
+)
+def test_sizes(text: str, n_bytes: int) -> None:
+    assert parse_size(text) == n_bytes
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("30d", 30 * DAY), ("12h", 43200), ("90m", 5400), ("2w", 14 * DAY), ("45s", 45)]
+)
+def test_ages(text: str, seconds: float) -> None:
+    assert parse_age(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "GB", "ten GB", "-1GB", "10XB", "1e3", "10 G B", "nan", "1,5GB"])
+def test_bad_sizes_are_named(text: str) -> None:
+    with pytest.raises(UsageError, match="not a size") as caught:
+        parse_size(text)
+    assert repr(text) in caught.value.what
+
+
+@pytest.mark.parametrize("text", ["", "30", "d", "30 days", "-1d", "30y"])
+def test_bad_ages_are_named(text: str) -> None:
+    with pytest.raises(UsageError, match="not an age"):
+        parse_age(text)
+
+
+def test_default_folder_is_ours() -> None:
+    assert default_cache_dir().name == "vidqa" or "vidqa" in default_cache_dir().parts
