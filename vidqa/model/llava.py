@@ -7,14 +7,20 @@ Letters: B prompts, S positions of a prompt, V visual tokens, D encoder width, L
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from vidqa.errors import BundleError, DeviceError
+from vidqa.model.bundle import Bundle
+from vidqa.model.connector import build_connector
 from vidqa.model.splice import fill_slots
-from vidqa.prompts.formats import ChatFormat
+from vidqa.prompts.formats import ChatFormat, get_format
 from vidqa.records import Features, Prompt
 
 
@@ -121,3 +127,115 @@ class VideoLlava(nn.Module):
         """
         embeds = self.embed(ids, slots, visual)
         return self.llm(inputs_embeds=embeds, attention_mask=mask, labels=labels, use_cache=False)
+
+
+def load_model(bundle: Bundle, device: str = "auto", dtype: torch.dtype | None = None) -> VideoLlava:
+    """Read connector, LLM and tokenizer of a bundle.
+
+    Nothing is fetched, no code from the folder runs, and every weight must have its place and every place its weight.
+
+    Args:
+        bundle: as read by `load_bundle`.
+        device: `auto` (CUDA when there is one), `cpu`, `cuda` or `cuda:N`.
+        dtype: of all weights; None is float32 on the CPU and what the LLM was saved in on a GPU.
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        DeviceError: the device was asked for by name and cannot be had.
+        BundleError: a part does not fit its description; names file and key.
+    """
+    where = pick_device(device)
+    kind = dtype or (torch.float32 if where.type == "cpu" else None)
+    spec = bundle.spec
+    connector = build_connector(spec.connector.type, spec.connector.in_size, spec.connector.out_size)
+    try:
+        weights = load_file(bundle.connector_file)
+    except (SafetensorError, OSError) as e:
+        raise BundleError(f"{bundle.connector_file} cannot be read: {e}") from e
+    load_strictly(connector, weights, str(bundle.connector_file))
+    llm, tokenizer = _load_llm(bundle.llm_folder, kind)
+    width = llm.get_input_embeddings().weight.shape[1]
+    if width != spec.connector.out_size:
+        raise BundleError(f"{bundle.folder}: connector.out_size is {spec.connector.out_size}, the LLM is {width} wide")
+    chat = get_format(spec.prompt.format, spec.prompt.system)
+    model = VideoLlava(connector.to(llm.dtype), llm, tokenizer, chat, spec.llm.context)
+    return model.to(where).eval().requires_grad_(False)
+
+
+def save_parts(model: VideoLlava, connector_file: Path, llm_folder: Path) -> None:
+    """Write what `load_model` reads; for the `fill` of `save_bundle`.
+
+    Args:
+        model: its weights are written in the type they have.
+        connector_file: a safetensors file.
+        llm_folder: becomes an ordinary transformers folder: config, safetensors, tokenizer.
+    """
+    connector_file.parent.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.contiguous().cpu() for k, v in model.connector.state_dict().items()}, connector_file)
+    model.llm.save_pretrained(llm_folder)
+    model.tokenizer.save_pretrained(llm_folder)
+
+
+def load_strictly(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Load weights whose keys and shapes are exactly those of the module.
+
+    Args:
+        module: changed in place.
+        weights: by key; any float type.
+        source: the file they came from, for the message.
+
+    Raises:
+        BundleError: a key is missing or unknown, or a shape differs; all are named.
+    """
+    wanted = module.state_dict()
+    problems = [f"{key}: missing" for key in wanted if key not in weights]
+    problems += [f"{key}: unknown key" for key in weights if key not in wanted]
+    problems += [
+        f"{key}: shape {list(weights[key].shape)}, must be {list(value.shape)}"
+        for key, value in wanted.items()
+        if key in weights and weights[key].shape != value.shape
+    ]
+    if problems:
+        raise BundleError("\n".join(f"{source}: {p}" for p in problems))
+    module.load_state_dict(dict(weights))
+
+
+def pick_device(device: str) -> torch.device:
+    """The torch device behind a name.
+
+    Raises:
+        DeviceError: CUDA was asked for and there is none, or not that many.
+    """
+    if device == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    if device == "cpu":
+        return torch.device("cpu")
+    name, _, index = device.partition(":")
+    if name != "cuda" or (index and not index.isdecimal()) or device.endswith(":"):
+        raise DeviceError(f"unknown device {device!r}", hint="auto, cpu, cuda or cuda:N")
+    n = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(index or 0) >= n:
+        raise DeviceError(f"{device} was asked for, but torch sees {n} CUDA devices", hint="--device auto or cpu")
+    return torch.device("cuda", int(index or 0))
+
+
+def _load_llm(folder: Path, dtype: torch.dtype | None) -> tuple[Any, Any]:
+    """A causal LLM and its tokenizer from a transformers folder; `dtype` None keeps the saved type."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        llm, info = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype or "auto", use_safetensors=True, output_loading_info=True, **local
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, **local)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as e:
+        raise BundleError(f"{folder} cannot be loaded: {e}") from e
+    problems = [f"{key}: missing" for key in sorted(info["missing_keys"])]
+    problems += [f"{key}: unknown key" for key in sorted(info["unexpected_keys"])]
+    problems += [f"{key}: another shape" for key in sorted(str(k) for k in info["mismatched_keys"])]
+    if problems:
+        raise BundleError("\n".join(f"{folder}: {p}" for p in problems))
+    return llm, tokenizer

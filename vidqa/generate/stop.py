@@ -1,0 +1,41 @@
+"""Token ids -> text, and where a stop string ends it.
+
+Knows a tokenizer. Does not know the model or the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+class Stopper:
+    """Turns an answer's ids into text and watches for stop strings.
+
+    Args:
+        tokenizer: the LLM's own.
+        stops: strings that end an answer; the answer holds neither them nor what follows. Empty ones are left out.
+    """
+
+    def __init__(self, tokenizer: Any, stops: Sequence[str] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._stops = tuple(dict.fromkeys(s for s in stops if s))
+        # A stop string of n characters lies in the last n tokens, if every token has at least one character. Some have
+        # none (parts of a character in byte fallback), hence the factor and the margin.
+        self._tail = 4 * max((len(s) for s in self._stops), default=0) + 4
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Text of an answer, cut at the first stop string, without white space around it."""
+        text = self._decode(ids)
+        cuts = [at for s in self._stops if (at := text.find(s)) >= 0]
+        return (text[: min(cuts)] if cuts else text).strip()
+
+    def stops(self, ids: Sequence[int]) -> bool:
+        """True when the newest token completes a stop string."""
+        if not self._stops:
+            return False
+        tail = self._decode(ids[-self._tail :])
+        return any(s in tail for s in self._stops)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
