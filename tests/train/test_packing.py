@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from vidqa.prompts.build import IGNORED, build_labels
+from vidqa.train.packing import attention_mask, collate, pack
+from vidqa.train.tune import PackedLoss
+
+TURNS = [
+    (("<video>\nWhat is it ?", "a"),),
+    (("<video>\nDescribe the clip", "a b c d ."), ("What is it ?", "no")),
+    (("<video>\nWhat is the clip ?", "yes b"),),
+]
+
+
+def labelled(model, turns, features):
+    return build_labels(model.tokenizer, model.chat, turns, [(features.kind, *features.tokens.shape[:2])])
+
+
+def test_packed_loss_is_the_loss_of_the_conversations_alone(tiny_model, features_of):
+    features = features_of("3.mp4")
+    alone = [labelled(tiny_model, t, features) for t in TURNS]
+    total, count = 0.0, 0
+    for one in alone:
+        ids, slots, labels = (torch.from_numpy(a)[None] for a in (one.prompt.ids, one.prompt.slots, one.labels))
+        logits = tiny_model(ids, slots, torch.cat(tiny_model.visual_tokens([features]))).logits
+        known = labels[0, 1:] != IGNORED
+        total += F.cross_entropy(logits[0, :-1][known], labels[0, 1:][known], reduction="sum")
+        count += int(known.sum())
+    other = features_of("4.mp4")
+    packed = collate([pack(alone)])
+    loss = PackedLoss(tiny_model)(packed, [features])["loss"]
+    assert loss.item() == pytest.approx((total / count).item(), abs=1e-5)
+    longer = collate([pack(alone), pack(alone[:1])])  # padding of the second row must not matter to the first
+    mixed = PackedLoss(tiny_model)(longer, [features, other])["loss"]
+    assert mixed.item() != pytest.approx(loss.item(), abs=1e-6)
+
+
+def test_conversations_do_not_see_each_other():
+    branch = torch.tensor([[0, 0, 1, 1, 2, -1]])
+    mask = attention_mask(branch)[0, 0]
+    assert mask[3].tolist() == [True, True, True, True, False, False]
+    assert mask[4].tolist() == [True, True, False, False, True, False]
+    assert mask[5].tolist() == [False, False, False, False, False, True]
+    assert mask[0].tolist() == [True] + [False] * 5
+
+
+def test_positions_start_again_after_the_prefix(tiny_model, features_of):
+    features = features_of("3.mp4")
+    alone = [labelled(tiny_model, t, features) for t in TURNS[:2]]
+    packed = pack(alone)
+    cut = int(np.flatnonzero(packed.slots)[-1]) + 1
+    second = int(np.argmax(packed.branch == 2))
+    assert packed.positions[second] == cut == packed.positions[cut]
+    assert packed.slots.sum() == 6
+
+
+def test_different_prefixes_are_refused(tiny_model, features_of):
+    video, image = features_of("3.mp4"), features_of("3.png")
+    a = labelled(tiny_model, TURNS[0], video)
+    b = labelled(tiny_model, (("<image>\nWhat is it ?", "a"),), image)
+    with pytest.raises(ValueError, match="share"):
+        pack([a, b])
+    with pytest.raises(ValueError, match="nothing"):
+        pack([])

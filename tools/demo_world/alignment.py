@@ -1,0 +1,160 @@
+"""World folder -> the arrays and batches of encoder alignment: frames, captions, and which phrase is true where."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from demo_world.language import NUMBERS, SAYINGS, caption
+from demo_world.render import cover, times
+from demo_world.scene import COLOURS, MOTIONS, SHAPES, SIZE, SIZES, Scene, make_scene, path_of
+from demo_world.tokens import END_OF_TEXT
+from demo_world.write import N_LOOKED_AT, looked_at, media_name, parallel
+from vidqa.train.align import IGNORE, AlignBatch
+
+ORDINALS = ("two", "three", "four", "five", "six", "seven", "eight")
+#: The phrases to tell apart, by attribute. `truth` arrays number them in this order.
+PHRASES: dict[str, tuple[str, ...]] = {
+    "presence": ("background", "an object"),
+    "colour": tuple(COLOURS),
+    "shape": SHAPES,
+    "size": tuple(SIZES),
+    "motion": tuple(f"it {SAYINGS[m][0]}" for m in MOTIONS),
+    "when": tuple(f"in frame {w}" for w in ORDINALS),  # frame in which it appears or is gone
+}
+_GROUPS = list(PHRASES)
+
+
+def patch_truth(scene: Scene, index: np.ndarray, grid: int) -> np.ndarray:
+    """int8 [T, grid * grid, groups] for the frames `index` of a scene."""
+    masks = cover(scene, index, grid).reshape(len(index), len(scene.things), grid * grid)
+    top, best = masks.max(axis=1), masks.argmax(axis=1)
+    truth = np.full((*top.shape, len(_GROUPS)), IGNORE, np.int8)
+    truth[..., 0] = np.where(top >= 0.1, 1, np.where(top <= 0.005, 0, IGNORE))
+    u = times(scene, index)
+    for k, t in enumerate(scene.things):
+        here = (best == k) & (top >= 0.1)
+        values = [list(COLOURS).index(t.colour), SHAPES.index(t.shape), IGNORE, IGNORE, IGNORE]
+        if t.size:
+            values[2] = list(SIZES).index(t.size)
+        if not scene.still:
+            values[3] = MOTIONS.index(t.motion)
+            if t.motion in ("appears", "disappears"):
+                seen = path_of(t, u)[4]
+                change = int(np.argmax(seen if t.motion == "appears" else ~seen))
+                values[4] = change - 1
+        truth[here, 1:] = values
+    return truth
+
+
+def build_arrays(world: Path, seeds: range, folder: Path, grid: int) -> None:
+    """Decode the world's files once into .npy files that can be mapped: clips, pictures, truths and captions."""
+    folder.mkdir(parents=True, exist_ok=True)
+    clips = [s for s in seeds if not make_scene(s).still]
+    stills = [s for s in seeds if make_scene(s).still]
+    for name, chosen, t in (("clips", clips, N_LOOKED_AT), ("stills", stills, 1)):
+        shape = (len(chosen), t, SIZE, SIZE, 3)
+        pixels = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.uint8, shape)
+        truth = np.lib.format.open_memmap(folder / f"{name}_truth.npy", "w+", np.int8, (len(chosen), t, grid**2, len(_GROUPS)))
+        captions = []
+        for i, (frames, known, said) in enumerate(parallel(partial(_arrays_of, world, grid), chosen)):
+            pixels[i], truth[i] = frames, known
+            captions.append(said)
+        (folder / f"{name}_captions.json").write_text(json.dumps(captions))
+
+
+def _arrays_of(world: Path, grid: int, seed: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    scene = make_scene(seed)
+    frames, index = looked_at((world / "media" / media_name(scene)).read_bytes(), scene.still)
+    rng = np.random.default_rng([seed, 80])
+    return frames, patch_truth(scene, index, grid), [caption(scene, rng) for _ in range(3)]
+
+
+class Phrasebook:
+    """Sentences -> padded ids for the text tower: no start token, the end-of-text token last."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.end = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
+
+    def ids(self, sentences: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """int64 [B, S] and mask bool [B, S]."""
+        rows = [[*self.tokenizer(s, add_special_tokens=False).input_ids, self.end] for s in sentences]
+        width = max(map(len, rows))
+        ids = torch.zeros(len(rows), width, dtype=torch.long)
+        mask = torch.zeros(len(rows), width, dtype=torch.bool)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = torch.tensor(row)
+            mask[i, : len(row)] = True
+        return ids, mask
+
+    def phrases(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Ids and mask of each group of PHRASES."""
+        return [self.ids(list(group)) for group in PHRASES.values()]
+
+
+class Arrays:
+    """Batches out of the mapped arrays, pixels normalised as the encoder's preprocessing does."""
+
+    def __init__(self, folder: Path, book: Phrasebook, mean: list[float], std: list[float], seed: int = 0) -> None:
+        self.data = {n: self._open(folder, n) for n in ("clips", "stills")}
+        self.book, self.rng = book, np.random.default_rng(seed)
+        self.mean = torch.tensor(mean)[:, None, None] * 255
+        self.std = torch.tensor(std)[:, None, None] * 255
+
+    @staticmethod
+    def _open(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray, list[list[str]]]:
+        pixels = np.load(folder / f"{name}.npy", mmap_mode="r")
+        return pixels, np.load(folder / f"{name}_truth.npy"), json.loads((folder / f"{name}_captions.json").read_text())
+
+    def batch(self, name: str, size: int, last: int = 0) -> AlignBatch:
+        """Random clips or stills; the `last` ones of the data are never drawn (kept for checking)."""
+        pixels, truth, captions = self.data[name]
+        pick = np.sort(self.rng.choice(len(pixels) - last, size, replace=False))
+        return self._make(pixels[pick], truth[pick], [captions[i][int(self.rng.integers(3))] for i in pick])
+
+    def frames(self, size: int, last: int = 0) -> AlignBatch:
+        """Single frames, half of them out of clips (captioned by what is visible), half of them stills."""
+        stills = self.batch("stills", size // 2, last)
+        pixels, truth, _ = self.data["clips"]
+        pick = np.sort(self.rng.choice(len(pixels) - last, size - size // 2, replace=False))
+        t = self.rng.integers(0, pixels.shape[1], len(pick))
+        known = truth[pick, t][:, None].copy()
+        known[..., _GROUPS.index("motion") :] = IGNORE
+        clips = self._make(pixels[pick, t][:, None], known, [_seen(k) for k in known[:, 0]])
+        width = max(stills.caption_ids.shape[1], clips.caption_ids.shape[1])
+        pad = [(b, width - b.caption_ids.shape[1]) for b in (stills, clips)]
+        return AlignBatch(
+            torch.cat([stills.pixels, clips.pixels]),
+            torch.cat([torch.nn.functional.pad(b.caption_ids, (0, n)) for b, n in pad]),
+            torch.cat([torch.nn.functional.pad(b.caption_mask, (0, n)) for b, n in pad]),
+            torch.cat([stills.truth, clips.truth]),
+        )
+
+    def _make(self, pixels: np.ndarray, truth: np.ndarray, captions: list[str]) -> AlignBatch:
+        ids, mask = self.book.ids(captions)
+        values = (torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 1, 4, 2, 3).float() - self.mean) / self.std
+        return AlignBatch(values, ids, mask, torch.from_numpy(truth.astype(np.int64)))
+
+
+def _seen(truth: np.ndarray) -> str:
+    """What one frame shows, from its patch truth [patches, groups]: the things whose patches are there."""
+    found: dict[tuple[int, int], int] = {}
+    for presence, colour, shape, size, *_ in truth.tolist():
+        if presence == 1:
+            found[colour, shape] = size
+    colours, sizes = list(COLOURS), list(SIZES)
+    names = [f"a {sizes[z] + ' ' if z >= 0 else ''}{colours[c]} {SHAPES[s]}" for (c, s), z in sorted(found.items())]
+    return (" and ".join(names) if names else f"{NUMBERS[0]} objects").capitalize() + "."
+
+
+def forever(*makers: Any) -> Iterator[tuple[AlignBatch, ...]]:
+    """One batch of each maker, again and again."""
+    while True:
+        yield tuple(make() for make in makers)

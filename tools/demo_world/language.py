@@ -1,0 +1,281 @@
+"""Scene -> true sentences, and back: captions, questions with answers, and a reader that scores a caption.
+
+Answers are short and come in one wording each; captions and questions vary. The reader understands every wording that
+the speaker uses, so a generated caption can be compared with the scene, attribute by attribute.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from demo_world.scene import COLOURS, MOTIONS, SHAPES, SIZE, Scene, Thing
+
+#: What a thing does, in third person; the first wording is the one used in answers.
+SAYINGS: dict[str, tuple[str, ...]] = {
+    "left": ("moves left", "moves to the left", "slides left"),
+    "right": ("moves right", "moves to the right", "slides right"),
+    "up": ("moves up", "moves upwards", "rises"),
+    "down": ("moves down", "moves downwards", "sinks"),
+    "still": ("stays still", "does not move", "stays where it is"),
+    "grows": ("grows", "gets bigger", "grows larger"),
+    "shrinks": ("shrinks", "gets smaller", "becomes smaller"),
+    "spins": ("spins", "turns around", "rotates"),
+    "blinks": ("blinks", "flashes on and off"),
+    "bounces": ("bounces", "bounces up and down"),
+    "appears": ("appears", "comes into view"),
+    "disappears": ("disappears", "vanishes"),
+    "leaves": ("leaves the frame", "moves out of the frame"),
+}
+NUMBERS = ("zero", "one", "two", "three")
+CAPTION_QUESTIONS = {
+    False: ("Describe the video.", "What happens?", "What happens in the video?", "Describe the clip.", "What is going on?"),
+    True: ("Describe the picture.", "What is in the picture?", "Describe the image.", "What do you see?", "What is shown?"),
+}
+DETAIL_QUESTIONS = {
+    False: ("Describe the video in detail.", "Give a detailed description.", "Tell me everything about the video."),
+    True: ("Describe the picture in detail.", "Give a detailed description.", "Tell me everything about the picture."),
+}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One question with its true answer. `topic` groups pairs for scoring."""
+
+    topic: str
+    question: str
+    answer: str
+
+
+def caption(scene: Scene, rng: np.random.Generator | None = None) -> str:
+    """One true sentence about the whole scene; the wording is drawn from `rng`, or the plainest one."""
+    return _sentence(" ".join(_join([_phrase(t, scene.still, rng) for t in scene.things])))
+
+
+def detail(scene: Scene) -> str:
+    """A sentence for the number of things and one for each of them."""
+    n = len(scene.things)
+    parts = [f"There is {NUMBERS[1]} object." if n == 1 else f"There are {NUMBERS[n]} objects."]
+    for t in scene.things:
+        size = f"{t.size} " if t.size else ""
+        parts.append(f"One is a {size}{t.name}.".replace("a orange", "an orange"))
+        if not scene.still:
+            parts.append(f"It {SAYINGS[t.motion][0]}.")
+    return " ".join(parts)
+
+
+def pairs(scene: Scene, rng: np.random.Generator) -> list[Pair]:
+    """Every kind of question that has one true answer here, each once, in a drawn order."""
+    found = [pair for maker in _MAKERS for pair in maker(scene, rng)]
+    order = rng.permutation(len(found))
+    return [found[i] for i in order]
+
+
+def dialogue(scene: Scene, rng: np.random.Generator) -> list[Pair]:
+    """Three turns about one thing; the later ones say `it`."""
+    t = _pick(scene.things, rng)
+    turns = [Pair("dialogue", f"Is there a {t.name}?".replace("a orange", "an orange"), "Yes.")]
+    turns.append(Pair("dialogue", "What shape is it?", f"It is a {t.shape}."))
+    if t.size:
+        turns.append(Pair("dialogue", "Is it small or large?", f"It is {t.size}."))
+    if not scene.still:
+        turns.append(Pair("dialogue", "What does it do?", f"It {SAYINGS[t.motion][0]}."))
+    return turns
+
+
+def summary(scene: Scene, rng: np.random.Generator) -> str:
+    """The scene as a list of words, for teaching the language model to reason before it can see."""
+    when = sorted((t.at, t.name) for t in scene.things if t.motion in ("appears", "disappears"))
+    rank = {name: i for i, (_, name) in enumerate(when)}
+    items = []
+    for t in scene.things:
+        words = [*([t.size] if t.size else []), t.name, *([SAYINGS[t.motion][0]] if not scene.still else [])]
+        if t.name in rank and len(rank) > 1:
+            words.append(("first", "second", "third")[rank[t.name]])
+        if (place := _place(t)) and _stays(t):
+            words.append(f"at the {place}")
+        items.append(" ".join(words))
+    return "; ".join(items)
+
+
+# --- reading a caption ------------------------------------------------------------------------------------------------
+
+_MEANING = {saying: motion for motion, sayings in SAYINGS.items() for saying in sayings}
+_CLAIM = re.compile(
+    rf"\b(?:(small|large) )?({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
+    rf"(?: ({'|'.join(sorted(map(re.escape, _MEANING), key=len, reverse=True))}))?"
+)
+
+
+def claims(text: str) -> set[tuple[str | None, str, str, str | None]]:
+    """What a caption says: a set of (size, colour, shape, motion), None where it says nothing."""
+    return {(m[1] or None, m[2], m[3], _MEANING.get(m[4])) for m in _CLAIM.finditer(text.lower())}
+
+
+def truth(scene: Scene) -> set[tuple[str | None, str, str, str | None]]:
+    """What a whole right caption of the scene says, in the form of `claims`."""
+    return {(t.size, t.colour, t.shape, None if scene.still else t.motion) for t in scene.things}
+
+
+# --- the kinds of questions -------------------------------------------------------------------------------------------
+
+
+def _colour(scene: Scene, rng: np.random.Generator) -> list[Pair]:
+    t = _unique(scene, rng, "shape")
+    if t is None:
+        return []
+    ask = _choice(rng, ("What colour is the {0}?", "Which colour does the {0} have?", "The {0} has which colour?"))
+    return [Pair("colour", ask.format(t.shape), f"It is {t.colour}.")]
+
+
+def _shape(scene: Scene, rng: np.random.Generator) -> list[Pair]:
+    t = _unique(scene, rng, "colour")
+    if t is None:
+        return []
+    ask = _choice(rng, ("What shape is the {0} object?", "Which shape does the {0} object have?", "What is the {0} thing?"))
+    return [Pair("shape", ask.format(t.colour), f"It is a {t.shape}.")]
+
+
+def _size(scene: Scene, rng: np.random.Generator) -> list[Pair]:
+    sized = [t for t in scene.things if t.size]
+    if not sized:
+        return []
+    t = _pick(sized, rng)
+    ask = _choice(rng, ("How big is the {0}?", "Is the {0} small or large?", "What size is the {0}?"))
+    return [Pair("size", ask.format(t.name), f"It is {t.size}.")]
+
+
+def _count(scene: Scene, rng: np.random.Generator) -> list[Pair]:
+    ask = _choice(rng, ("How many objects are there?", "How many shapes are there?", "Count the objects."))
+    return [Pair("count", ask, f"{NUMBERS[len(scene.things)].capitalize()}.")]
+
+
+def _motion(scene: Scene, rng: np.random.Generator) -> list[Pair]:
+    if scene.still:
+        return []
+    t = _pick(scene.things, rng)
+    ask = _choice(rng, ("What does the {0} do?", "What happens to the {0}?", "How does the {0} move?"))
+    return [Pair("motion", ask.format(t.name), f"It {SAYINGS[t.motion][0]}.")]
+
+
+def _direction(scene: Scene, rng: np.random.Generator) -> list[Pair]:
+    moving = [t for t in scene.things if t.motion in ("left", "right", "up", "down")]
+    if scene.still or not moving:
+        return []
+    t = _pick(moving, rng)
+    ask = _choice(rng, ("Which way does the {0} go?", "In which direction does the {0} move?"))
+    return [Pair("direction", ask.format(t.name), f"{t.motion.capitalize()}.")]
+
+
+def _position(scene: Scene, rng: np.random.Generator) -> list[Pair]:
+    placed = [(t, place) for t in scene.things if _stays(t) and (place := _place(t))]
+    if not placed:
+        return []
+    t, place = placed[int(rng.integers(len(placed)))]
+    ask = _choice(rng, ("Where is the {0}?", "In which part of the frame is the {0}?"))
+    return [Pair("position", ask.format(t.name), f"At the {place}.")]
+
+
+def _yes_no(scene: Scene, rng: np.random.Generator) -> list[Pair]:
+    """Two questions: one to be answered with yes, one with no, so that both are equally many."""
+    return [_true_or_false(scene, rng, True), _true_or_false(scene, rng, False)]
+
+
+def _true_or_false(scene: Scene, rng: np.random.Generator, true: bool) -> Pair:
+    t = _pick(scene.things, rng)
+    kinds = ["there", "count"] + ([] if scene.still else ["does"]) + (["size"] if t.size else [])
+    kind = kinds[int(rng.integers(len(kinds)))]
+    if kind == "there":
+        name = t.name if true else _absent(scene, t, rng)
+        ask = _choice(rng, ("Is there a {0}?", "Do you see a {0}?", "Does a {0} occur?")).format(name)
+        ask = ask.replace("a orange", "an orange")
+    elif kind == "count":
+        n = len(scene.things)
+        claim = n if true else int(rng.choice([k for k in (1, 2, 3) if k != n]))
+        ask = f"Is there {NUMBERS[1]} object?" if claim == 1 else f"Are there {NUMBERS[claim]} objects?"
+    elif kind == "does":
+        motion = t.motion if true else str(rng.choice([m for m in MOTIONS if m != t.motion]))
+        ask = f"Is it true that the {t.name} {_choice(rng, SAYINGS[motion])}?"
+    else:
+        size = t.size if true else {"small": "large", "large": "small"}[str(t.size)]
+        ask = f"Is the {t.name} {size}?"
+    return Pair("yes_no", ask, "Yes." if true else "No.")
+
+
+def _first(scene: Scene, rng: np.random.Generator) -> list[Pair]:
+    found = []
+    for motion, verb in (("appears", "appears"), ("disappears", "disappears")):
+        timed = sorted((t for t in scene.things if t.motion == motion), key=lambda t: t.at)
+        if len(timed) < 2:
+            continue
+        a, b = (timed[i].name for i in rng.permutation(len(timed))[:2])
+        first = min((t for t in timed if t.name in (a, b)), key=lambda t: t.at)
+        ask = _choice(rng, ("Which {1} first, the {0}?", "What {1} first, the {0}?")).format(f"{a} or the {b}", verb)
+        found.append(Pair("first", ask, f"The {first.name}."))
+    return found
+
+
+_MAKERS: tuple[Callable[[Scene, np.random.Generator], list[Pair]], ...] = (
+    _colour, _shape, _size, _count, _motion, _direction, _position, _yes_no, _first,
+)  # fmt: skip
+
+
+# --- small helpers ----------------------------------------------------------------------------------------------------
+
+
+def _phrase(t: Thing, still: bool, rng: np.random.Generator | None) -> str:
+    size = f"{t.size} " if t.size else ""
+    article = "an" if not size and t.colour == "orange" else "a"
+    text = f"{article} {size}{t.name}"
+    return text if still else f"{text} {SAYINGS[t.motion][0] if rng is None else _choice(rng, SAYINGS[t.motion])}"
+
+
+def _join(phrases: list[str]) -> list[str]:
+    return [f"{p}," for p in phrases[:-2]] + phrases[-2:-1] + (["and"] if len(phrases) > 1 else []) + phrases[-1:]
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _stays(t: Thing) -> bool:
+    return t.motion not in ("left", "right", "up", "down", "bounces", "leaves")
+
+
+def _place(t: Thing) -> str | None:
+    """`top left`, `centre`, ...; None where a person would hesitate."""
+    x, y = t.start
+    across = "left" if x < 0.40 * SIZE else "right" if x > 0.60 * SIZE else "centre" if 0.46 < x / SIZE < 0.54 else None
+    along = "top" if y < 0.40 * SIZE else "bottom" if y > 0.60 * SIZE else "centre" if 0.46 < y / SIZE < 0.54 else None
+    if across is None or along is None:
+        return None
+    if across == along:
+        return "centre"
+    return " ".join(w for w in (along, across) if w != "centre")
+
+
+def _unique(scene: Scene, rng: np.random.Generator, attribute: str) -> Thing | None:
+    values = [getattr(t, attribute) for t in scene.things]
+    alone = [t for t in scene.things if values.count(getattr(t, attribute)) == 1]
+    return _pick(alone, rng) if alone else None
+
+
+def _absent(scene: Scene, t: Thing, rng: np.random.Generator) -> str:
+    """A thing that is not there, mostly one that shares the colour or the shape of one that is."""
+    names = {x.name for x in scene.things}
+    while True:
+        colour = t.colour if rng.random() < 0.4 else str(rng.choice(list(COLOURS)))
+        shape = t.shape if rng.random() < 0.4 else str(rng.choice(SHAPES))
+        if f"{colour} {shape}" not in names:
+            return f"{colour} {shape}"
+
+
+def _pick(things: tuple[Thing, ...] | list[Thing], rng: np.random.Generator) -> Thing:
+    return things[int(rng.integers(len(things)))]
+
+
+def _choice(rng: np.random.Generator, options: tuple[str, ...]) -> str:
+    return options[int(rng.integers(len(options)))]

@@ -1,0 +1,108 @@
+"""Scenes -> MP4 and PNG files with LLaVA-format conversations; files -> the arrays that encoder alignment reads.
+
+A world folder:
+
+    media/000123.mp4 | .png     the clip or picture of seed 123
+    conversations.json          [{"id", "video" | "image", "conversations": [{"from", "value"}, ...]}, ...]
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from PIL import Image
+
+from demo_world.language import CAPTION_QUESTIONS, DETAIL_QUESTIONS, Pair, caption, detail, dialogue, pairs
+from demo_world.render import render
+from demo_world.scene import FPS, SIZE, Scene, make_scene
+
+N_LOOKED_AT = 8  # frames per clip that the video encoder is given
+
+
+def media_name(scene: Scene) -> str:
+    """File name of a scene's media."""
+    return f"{scene.seed:06d}.{'png' if scene.still else 'mp4'}"
+
+
+def media_bytes(scene: Scene) -> bytes:
+    """The scene as a PNG or an H.264 MP4 file."""
+    frames = render(scene)
+    buffer = io.BytesIO()
+    if scene.still:
+        Image.fromarray(frames[0]).save(buffer, "PNG")
+        return buffer.getvalue()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=FPS, options={"preset": "veryfast", "crf": str(scene.crf)})
+        stream.width = stream.height = SIZE
+        stream.pix_fmt = "yuv420p"
+        stream.thread_count = 1
+        for picture in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def looked_at(data: bytes, still: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The frames that the encoder sees: uint8 [T, SIZE, SIZE, 3] (T is 1 or N_LOOKED_AT), and their indices [T]."""
+    if still:
+        return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))[None], np.zeros(1, int)
+    with av.open(io.BytesIO(data)) as container:
+        container.streams.video[0].thread_count = 1
+        frames = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
+    index = np.linspace(0, len(frames) - 1, N_LOOKED_AT, dtype=int)
+    return np.stack([frames[i] for i in index]), index
+
+
+def turns(scene: Scene, seed: int = 0) -> list[list[Pair]]:
+    """Conversations about a scene: each inner list is one conversation of one or more turns."""
+    rng = np.random.default_rng([scene.seed, seed, 79])
+    ask_caption = CAPTION_QUESTIONS[scene.still][int(rng.integers(5))]
+    ask_detail = DETAIL_QUESTIONS[scene.still][int(rng.integers(3))]
+    found = [[Pair("caption", ask_caption, caption(scene, rng))], [Pair("detail", ask_detail, detail(scene))]]
+    found += [[pair] for pair in pairs(scene, rng)]
+    found.append(dialogue(scene, rng))
+    return found
+
+
+def records(scene: Scene, seed: int = 0) -> list[dict[str, Any]]:
+    """The conversations of a scene in the LLaVA format, one record each."""
+    kind = "image" if scene.still else "video"
+    made = []
+    for k, conversation in enumerate(turns(scene, seed)):
+        values = []
+        for i, pair in enumerate(conversation):
+            values.append({"from": "human", "value": (f"<{kind}>\n" if i == 0 else "") + pair.question})
+            values.append({"from": "gpt", "value": pair.answer})
+        record = {"id": f"{scene.seed}-{k}", kind: media_name(scene), "conversations": values}
+        made.append(record | {"topic": conversation[0].topic})
+    return made
+
+
+def write_world(folder: Path, seeds: Sequence[int], *, held_out: bool = False, still: bool | None = None) -> None:
+    """Write the media and the conversations of many seeds."""
+    (folder / "media").mkdir(parents=True, exist_ok=True)
+    everything: list[dict[str, Any]] = []
+    work = partial(_write_one, folder / "media", held_out, still)
+    for made in parallel(work, seeds):
+        everything += made
+    (folder / "conversations.json").write_text(json.dumps(everything, indent=0))
+
+
+def parallel(work: Any, seeds: Iterable[int], n_workers: int = 2) -> Iterator[Any]:
+    """`map` over processes, in order."""
+    with ProcessPoolExecutor(n_workers) as pool:
+        yield from pool.map(work, seeds, chunksize=64)
+
+
+def _write_one(folder: Path, held_out: bool, still: bool | None, seed: int) -> list[dict[str, Any]]:
+    scene = make_scene(seed, held_out=held_out, still=still)
+    (folder / media_name(scene)).write_bytes(media_bytes(scene))
+    return records(scene)

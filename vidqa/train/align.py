@@ -1,0 +1,155 @@
+"""Align a vision tower with language: pixels and sentences -> towers whose embeddings meet.
+
+Two contrasts at once. Clip level: the pooled embedding of a clip against the embedding of its caption, as in CLIP
+(Radford et al. 2021, symmetric cross entropy over the batch). Patch level: every patch token of the layer that the LLM
+will read, against the embeddings of short phrases, one group of phrases for each attribute; the world that made the
+clip knows which phrase is true where. The second is what makes the patch tokens, and not only the class token, speak.
+
+LanguageBind's order is kept: pictures first; then clips, with temporal attention inserted into the same spatial
+weights, which pictures keep on using.
+
+Knows tensors. Does not know files, decoders or the LLM.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vidqa.model.text import TextTower
+from vidqa.model.vit import VisionTower
+
+IGNORE = -1
+
+
+@dataclass(frozen=True)
+class AlignBatch:
+    """One batch of clips (or pictures, T = 1) with their captions.
+
+    `truth[b, t, p, g]` is the number of the phrase of group g that is true of patch p in frame t (class token not
+    counted among the patches), or IGNORE.
+    """
+
+    pixels: Tensor  # float32 [B, T, 3, H, W]
+    caption_ids: Tensor  # int64 [B, S]
+    caption_mask: Tensor  # bool [B, S]
+    truth: Tensor  # int64 [B, T, patches, G]
+
+
+class Aligner(nn.Module):
+    """A vision tower, a text tower and what their contrast needs.
+
+    Args:
+        vision: the tower to align; its hidden state `layer` is aligned patch by patch.
+        text: the text tower, trained along.
+        phrases: for each attribute, token ids [n_phrases, S] and mask of the phrases to tell apart.
+        layer: hidden state that the LLM will read.
+    """
+
+    def __init__(self, vision: VisionTower, text: TextTower, phrases: list[tuple[Tensor, Tensor]], layer: int = -2) -> None:
+        super().__init__()
+        self.vision, self.text, self.layer = vision, text, layer
+        self.patch_norm = nn.LayerNorm(vision.config.hidden_size)
+        self.patch_projection = nn.Linear(vision.config.hidden_size, vision.config.projection_dim, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # CLIP's start value
+        self.patch_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.group_sizes = [len(ids) for ids, _ in phrases]
+        width = max(ids.shape[1] for ids, _ in phrases)
+        self.register_buffer("phrase_ids", torch.cat([F.pad(i, (0, width - i.shape[1])) for i, _ in phrases]))
+        self.register_buffer("phrase_mask", torch.cat([F.pad(m, (0, width - m.shape[1])) for _, m in phrases]))
+
+    def forward(self, batch: AlignBatch) -> tuple[Tensor, dict[str, float]]:
+        """Loss and figures (contrastive accuracy, accuracy of each phrase group)."""
+        tokens, pooled = self.vision(batch.pixels, self.layer)
+        caption = F.normalize(self.text(batch.caption_ids, batch.caption_mask), dim=-1)
+        scale = self.logit_scale.exp().clamp(max=100)
+        logits = scale * F.normalize(pooled, dim=-1) @ caption.T
+        target = torch.arange(len(logits), device=logits.device)
+        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        figures = {"clip": (logits.argmax(1) == target).float().mean().item(), "clip_loss": loss.item()}
+        patches = F.normalize(self.patch_projection(self.patch_norm(tokens[:, :, 1:])), dim=-1)
+        phrase = F.normalize(self.text(self.phrase_ids, self.phrase_mask), dim=-1)
+        said = self.patch_scale.exp().clamp(max=100) * patches @ phrase.T  # [B, T, patches, all phrases]
+        for g, part in enumerate(said.split(self.group_sizes, dim=-1)):
+            truth = batch.truth[..., g]
+            known = truth != IGNORE
+            if not known.any():
+                continue
+            chosen, right = part[known], truth[known]
+            loss = loss + F.cross_entropy(chosen, right)
+            figures[f"group{g}"] = (chosen.argmax(-1) == right).float().mean().item()
+        return loss, figures
+
+
+def insert_temporal(tower: VisionTower, temporal_length: int) -> VisionTower:
+    """A video tower whose spatial weights *are* those of `tower` (shared, not copied), with fresh temporal attention.
+
+    The temporal output projection starts at zero, so that the new tower begins by saying what the old one says of each
+    frame (apart from the small temporal embeddings).
+    """
+    video = VisionTower(replace(tower.config, temporal_length=temporal_length))
+    ours = video.vision_model
+    ours.embeddings, ours.pre_layrnorm = tower.vision_model.embeddings, tower.vision_model.pre_layrnorm
+    ours.post_layernorm, video.visual_projection = tower.vision_model.post_layernorm, tower.visual_projection
+    for new, old in zip(ours.encoder.layers, tower.vision_model.encoder.layers, strict=True):
+        new.self_attn, new.layer_norm1, new.mlp, new.layer_norm2 = old.self_attn, old.layer_norm1, old.mlp, old.layer_norm2
+        new.temporal_attn.load_state_dict(old.self_attn.state_dict())
+        nn.init.zeros_(new.temporal_attn.out_proj.weight)
+        nn.init.zeros_(new.temporal_attn.out_proj.bias)
+        nn.init.normal_(new.temporal_embedding, std=0.02)
+    return video
+
+
+def align(
+    aligner: Aligner | nn.ModuleList,
+    batches: Iterator[tuple[AlignBatch, ...]],
+    *,
+    seconds: float,
+    lr: float,
+    report: Callable[[int, float, dict[str, float]], None] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> int:
+    """Train until the time is up (cosine schedule over time, so that any budget ends cooled down).
+
+    Args:
+        aligner: one aligner, or several that share weights; each step adds up their losses on their batches.
+        batches: one batch for each aligner, for ever.
+        seconds: wall-clock budget.
+        lr: peak learning rate of AdamW (weight decay 0.05 on matrices, as usual for ViTs; betas 0.9, 0.98 as in CLIP).
+        report: called every 25 steps with step, share of the budget and figures.
+        should_stop: asked after each step.
+
+    Returns:
+        Number of steps made.
+    """
+    parts = list(aligner) if isinstance(aligner, nn.ModuleList) else [aligner]
+    matrices = [p for p in aligner.parameters() if p.ndim >= 2]
+    vectors = [p for p in aligner.parameters() if p.ndim < 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}], lr=lr, betas=(0.9, 0.98)
+    )
+    start, step = time.monotonic(), 0
+    aligner.train()
+    while (share := (time.monotonic() - start) / seconds) < 1 and not should_stop():
+        warm = min(1.0, (step + 1) / 200)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * warm * (0.02 + 0.98 * (1 + math.cos(math.pi * share)) / 2)
+        figures: dict[str, float] = {}
+        for k, (part, batch) in enumerate(zip(parts, next(batches), strict=True)):
+            loss, found = part(batch)
+            loss.backward()
+            figures |= {f"{k}.{name}": value for name, value in found.items()}
+        nn.utils.clip_grad_norm_(aligner.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        step += 1
+        if report and step % 25 == 0:
+            report(step, share, figures)
+    aligner.eval()
+    return step

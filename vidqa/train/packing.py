@@ -1,0 +1,92 @@
+"""Several conversations about one medium -> one training sequence that holds the visual tokens once.
+
+    [ prefix: visual tokens ][ conversation 1 ][ conversation 2 ] ...
+
+Each conversation sees the prefix and itself, never another one, and counts its positions from the end of the prefix: its
+logits are those it would have alone. With 137 visual tokens and a dozen questions a clip this saves nine tenths of the
+work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vidqa.prompts.build import IGNORED, LabelledPrompt
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One sequence of S positions. `branch` is 0 in the prefix and counts the conversations from 1."""
+
+    ids: np.ndarray  # int64 [S]
+    slots: np.ndarray  # bool [S]
+    labels: np.ndarray  # int64 [S], IGNORED where there is no loss
+    positions: np.ndarray  # int64 [S]
+    branch: np.ndarray  # int64 [S]
+
+
+def pack(conversations: Sequence[LabelledPrompt]) -> Packed:
+    """Join conversations that begin with the same tokens up to their last slot.
+
+    Raises:
+        ValueError: there is none, or their beginnings differ.
+    """
+    if not conversations:
+        raise ValueError("nothing to pack")
+    slots = np.flatnonzero(conversations[0].prompt.slots)
+    cut = int(slots[-1]) + 1 if len(slots) else 0
+    head = conversations[0].prompt
+    for c in conversations[1:]:
+        same = np.array_equal(c.prompt.ids[:cut], head.ids[:cut]) and np.array_equal(c.prompt.slots[:cut], head.slots[:cut])
+        if not same or c.prompt.slots[cut:].any():
+            raise ValueError("the conversations do not share their visual prefix")
+    parts = [c.prompt.ids[cut:] for c in conversations]
+    sizes = [len(p) for p in parts]
+    return Packed(
+        ids=np.concatenate([head.ids[:cut], *parts]),
+        slots=np.concatenate([head.slots[:cut], np.zeros(sum(sizes), np.bool_)]),
+        labels=np.concatenate([np.full(cut, IGNORED), *(c.labels[cut:] for c in conversations)]),
+        positions=np.concatenate([np.arange(cut), *(np.arange(cut, cut + n) for n in sizes)]),
+        branch=np.concatenate([np.zeros(cut, np.int64), *(np.full(n, k + 1) for k, n in enumerate(sizes))]),
+    )
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Sequences padded on the right to one length; padding has branch -1."""
+
+    ids: Tensor  # int64 [B, S]
+    slots: Tensor  # bool [B, S]
+    labels: Tensor  # int64 [B, S]
+    positions: Tensor  # int64 [B, S]
+    branch: Tensor  # int64 [B, S]
+
+
+def collate(packed: Sequence[Packed]) -> PackedBatch:
+    """Pad and stack."""
+    width = max(len(p.ids) for p in packed)
+
+    def stack(name: str, fill: int) -> Tensor:
+        rows = [getattr(p, name) for p in packed]
+        return torch.from_numpy(np.stack([np.pad(r, (0, width - len(r)), constant_values=fill) for r in rows]))
+
+    return PackedBatch(
+        stack("ids", 0), stack("slots", False), stack("labels", IGNORED), stack("positions", 0), stack("branch", -1)
+    )
+
+
+def attention_mask(branch: Tensor) -> Tensor:
+    """Who sees whom: bool [B, 1, S, S], True where position i may look at position j.
+
+    Earlier positions of the same conversation and of the prefix. Padding sees itself, so that no row is empty.
+    """
+    s = branch.shape[1]
+    earlier = torch.ones(s, s, dtype=torch.bool, device=branch.device).tril()
+    same = branch[:, :, None] == branch[:, None, :]
+    prefix = (branch == 0)[:, None, :] & (branch >= 0)[:, :, None]
+    return ((same | prefix) & earlier)[:, None]
