@@ -6,6 +6,7 @@ Sizes come from the json, so another fixture of the same layout passes unchanged
 from __future__ import annotations
 
 import json
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -99,9 +100,9 @@ def visual(data: dict[str, Tensor], model: VideoLlava) -> dict[str, list[Tensor]
 def row(ids: Tensor, frames: list[Tensor], n: int = 1) -> Row:
     """Ids [S] with one placeholder a frame -> prompt with one slot a token."""
     left = iter(frames)
-    pieces = [[PLACEHOLDER] * len(next(left)) if i == PLACEHOLDER else [i] for i in ids.tolist()]
+    pieces = ([PLACEHOLDER] * len(next(left)) if i == PLACEHOLDER else [i] for i in ids.tolist())
+    flat = np.array(list(chain.from_iterable(pieces)), dtype=np.int64)
     assert next(left, None) is None
-    flat = np.array(sum(pieces, []), dtype=np.int64)
     return Row(Prompt(flat, flat == PLACEHOLDER), tuple(frames), n)
 
 
@@ -110,7 +111,7 @@ def rows(data: dict[str, Tensor], visual: dict[str, list[Tensor]]) -> dict[str, 
     n = data[f"out/{CASES[0]}/greedy_tokens"].shape[1]
     out = {}
     for case in CASES:
-        frames = sum((visual[name] for name in META["media"][case]["images_list"]), [])
+        frames = list(chain.from_iterable(visual[name] for name in META["media"][case]["images_list"]))
         out[case] = row(data[f"in/{case}/input_ids"][0], frames, n)
     return out
 
@@ -174,7 +175,7 @@ def test_training_batch_padded_on_the_right(
     for i, one in enumerate(built):
         ids[i, : len(one.prompt.ids)] = torch.from_numpy(one.prompt.ids)
         slots[i, : len(one.prompt.ids)] = torch.from_numpy(one.prompt.slots)
-    joined = torch.cat(sum(media, []))
+    joined = torch.cat(list(chain.from_iterable(media)))
     ours = model.embed(ids, slots, joined)
     torch.testing.assert_close(ours[mask], embeds[mask], **TOLERANCE)
     loss = model(ids, slots, joined, mask=mask.long(), labels=labels).loss
