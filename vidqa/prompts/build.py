@@ -38,21 +38,15 @@ class MediaShape(NamedTuple):
 
 
 class Tokenizer(Protocol):
-    """What is asked of a tokenizer; those of transformers have it."""
+    """What is asked of a tokenizer; those of transformers have it. `hf` needs the second, `chat_template` the third."""
 
     bos_token_id: int | None
 
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """Token ids of a text."""
-        ...
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
 
-    def convert_tokens_to_ids(self, tokens: str) -> Any:
-        """Id of one token of the vocabulary."""
-        ...
+    def convert_tokens_to_ids(self, tokens: str) -> Any: ...
 
-    def apply_chat_template(self, conversation: Any, *, tokenize: bool, add_generation_prompt: bool) -> Any:
-        """Text of a dialogue; only asked of tokenizers whose chat format is `chat_template`."""
-        ...
+    def apply_chat_template(self, conversation: Any, *, tokenize: bool, add_generation_prompt: bool) -> Any: ...
 
 
 @dataclass(frozen=True)
