@@ -1,0 +1,147 @@
+"""Packets of one stream -> which frame is shown when, without decoding. Does not know libraries: packets are only asked
+for `pts`, `duration`, `size`, `is_keyframe`, `is_discard`, `is_corrupt` and their first bytes.
+
+Words: tick = unit of the stream's clock; frame i = the i-th picture a viewer sees.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+
+class FramesDifferError(Exception):
+    """The packets promised a frame that the decoder does not give: count by decoding instead."""
+
+
+@dataclass(frozen=True)
+class FrameIndex:
+    """When every frame is shown.
+
+    Where `by_order` is True the clock of the stream cannot name frames (raw streams, H.264 in AVI): frames are then
+    found by counting decoded pictures from the start.
+    """
+
+    pts: np.ndarray  # int64 [N], ticks, ascending: frame i begins at pts[i]
+    keys: np.ndarray  # int64 [K], ticks, ascending: frames where decoding can begin
+    time_base: Fraction  # seconds in a tick
+    last_duration: int = 0  # ticks; 0 = not known
+    by_order: bool = False
+    one_packet_one_frame: bool = True  # False for field pairs: there a packet may hold half a frame
+    doubtful: bool = False  # True where a look at the first decoded frames should confirm the index
+
+    def __len__(self) -> int:
+        return len(self.pts)
+
+    @property
+    def pts_s(self) -> np.ndarray:
+        """float64 [N]: seconds from the first frame."""
+        return (self.pts - self.pts[0]).astype(np.float64) * float(self.time_base)
+
+    @property
+    def rate(self) -> float | None:
+        """Frames per second on average; None for a single frame."""
+        span = int(self.pts[-1] - self.pts[0])
+        return float((len(self.pts) - 1) / (span * self.time_base)) if span > 0 else None
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds from the start of the first frame to the end of the last."""
+        shown = (int(self.pts[-1] - self.pts[0]) + self.last_duration) * self.time_base
+        return float(shown) + (1.0 / self.rate if self.rate and not self.last_duration else 0.0)
+
+
+@dataclass
+class IndexBuilder:
+    """Collects packets in the order of the file."""
+
+    codec: str
+    time_base: Fraction
+    frame_s: Fraction | None  # 1 / rate by the header; tells fields from frames
+    trusted_container: bool  # the container stores one frame a packet and says when it is shown
+    pts: list[int] = field(default_factory=list)
+    keys: list[int] = field(default_factory=list)
+    durations: dict[int, int] = field(default_factory=dict)
+    n_untimed: int = 0
+    n_field_pairs: int = 0
+    _open_field: int | None = None
+
+    def add(self, packet: Any) -> None:
+        """Take note of a packet; hidden, discarded and damaged ones are no frames."""
+        if not packet.size or packet.is_discard or packet.is_corrupt or _is_hidden(self.codec, packet):
+            return
+        if packet.pts is None:
+            self.n_untimed += 1
+            return
+        if self._is_second_field(packet):
+            self.n_field_pairs += 1
+            return
+        self.pts.append(packet.pts)
+        self.durations[packet.pts] = packet.duration or 0
+        if packet.is_keyframe:
+            self.keys.append(packet.pts)
+
+    def _is_second_field(self, packet: Any) -> bool:
+        """Interlaced H.264 in transport streams comes as two packets a frame, each half a frame long."""
+        if self.trusted_container or self.frame_s is None or self.codec != "h264" or not packet.duration:
+            return False
+        half = float(self.frame_s / 2 / self.time_base)
+        if abs(packet.duration - half) > 0.1 * half:
+            self._open_field = None
+            return False
+        first, self._open_field = self._open_field, packet.pts
+        if first is not None and 0 < packet.pts - first < 1.5 * half:
+            self._open_field = None
+            return True
+        return False
+
+    def build(self) -> FrameIndex | None:
+        """The index; None where the packets cannot tell (no times, or two frames at one time)."""
+        pts = np.unique(np.asarray(self.pts, np.int64))
+        if not self.pts or self.n_untimed or len(pts) != len(self.pts):
+            return None
+        keys = np.unique(np.asarray(self.keys or self.pts[:1], np.int64))
+        starts_clean = self.pts[0] == pts[0] == keys[0]
+        return FrameIndex(
+            pts=pts,
+            keys=keys,
+            time_base=self.time_base,
+            last_duration=self.durations[int(pts[-1])],
+            one_packet_one_frame=self.n_field_pairs == 0,
+            doubtful=not (self.trusted_container and starts_clean),
+        )
+
+
+def counted_index(pts: list[int | None], time_base: Fraction, rate: Fraction | None) -> FrameIndex:
+    """Index of a stream that was decoded to its end.
+
+    Args:
+        pts: times of the decoded pictures in the order of decoding, in ticks; None where the decoder had none.
+        time_base: seconds in a tick.
+        rate: frames per second by the header, for streams without usable times; 25 where there is none.
+    """
+    known = [p for p in pts if p is not None]
+    if len(known) == len(pts) and all(a < b for a, b in pairwise(known)):
+        times, base = np.asarray(known, np.int64), time_base
+    else:
+        times, base = np.arange(len(pts), dtype=np.int64), 1 / (rate or Fraction(25))
+    return FrameIndex(pts=times, keys=times[:1], time_base=base, by_order=True)
+
+
+def _is_hidden(codec: str, packet: Any) -> bool:
+    """VP8 and VP9 store reference pictures that are never shown as packets of their own."""
+    if codec == "vp8":
+        return not memoryview(packet)[0] >> 4 & 1
+    if codec != "vp9":
+        return False
+    data = memoryview(packet)
+    if data[-1] & 0xE0 == 0xC0:  # superframe: several pictures, the last one shown
+        return False
+    profile = (data[0] >> 5 & 1) | (data[0] >> 4 & 1) << 1
+    shift = 3 if profile < 3 else 2  # bits left after marker and profile (and its reserved bit)
+    shows_existing, shown = data[0] >> shift & 1, data[0] >> (shift - 2) & 1
+    return not shows_existing and not shown

@@ -1,0 +1,235 @@
+"""Path -> frames at exact indices, by PyAV. Does not choose which frames.
+
+Sparse frames are reached by seeking to the keyframe before each and decoding from there; on the way, pictures that
+nothing refers to are skipped. Colours: the stream's own range, and the BT.601 matrix for all streams. That is what
+decord does, and decord made the frames that the published encoders were trained on; decoding HD material by its BT.709
+tag would be truer to the eye and farther from what the encoders know. Output is upright and in square pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from fractions import Fraction
+
+import av
+import numpy as np
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from av.video.reformatter import Interpolation
+
+from vidqa.errors import MediaError
+from vidqa.media.files import show
+from vidqa.media.index import FrameIndex, FramesDifferError, IndexBuilder, counted_index
+from vidqa.media.probe import (
+    Opened,
+    counted_facts,
+    decode_error,
+    displayed_size,
+    first_frame,
+    header_facts,
+    open_video,
+    orientation,
+)
+from vidqa.media.signature import Signature
+
+#: Containers that store one frame a packet together with the time when it is shown.
+_TRUSTED = ("mov", "matroska")
+#: Decoded frames that are compared with a doubtful index.
+_N_CHECKED = 24
+#: How many keyframes earlier a seek is tried before the file is decoded from its start.
+_N_EARLIER_KEYS = 3
+
+
+class PyavReader:
+    """Frames of one video, by index.
+
+    Args:
+        path: of the file.
+        signature: of its first bytes, where known.
+        count_by_decoding: do not believe the packets; decode the whole stream once to learn which frames there are.
+
+    Raises:
+        MediaError: no frame can be had; the kind says why.
+    """
+
+    backend = "pyav"
+
+    def __init__(self, path: str, signature: Signature | None = None, *, count_by_decoding: bool = False) -> None:
+        self.path = path
+        self._signature = signature
+        self._exit = ExitStack()
+        self._packets: Iterator[Packet] = iter(())
+        self._ahead: list[VideoFrame] = []  # decoded, not yet asked for
+        self._position: int | None = None  # last frame given: ticks, or its number where frames go by order
+        try:
+            self._opened = self._open()
+            frame = first_frame(self._opened)
+            self._header = header_facts(self._opened, frame)
+            self._turn, self._mirrored = orientation(frame)
+            index = None if count_by_decoding else self._index_from_packets()
+            self.index = index or self._index_from_decoding()
+        except BaseException:
+            self.close()
+            raise
+        self.facts = counted_facts(self._header, self.index)
+        self.pts_s = self.index.pts_s
+
+    def __enter__(self) -> PyavReader:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file. May be called twice."""
+        self._ahead, self._packets = [], iter(())
+        self._exit.close()
+
+    def frames(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
+        """Yield frames in the order of `indices`; ascending order is fast, each a fresh uint8 RGB array [H, W, 3].
+
+        Raises:
+            FramesDifferError: the decoder does not give a frame that the packets promised.
+            MediaError: the file cannot be read on.
+        """
+        wanted = {int(self.index.pts[i]) for i in indices}
+        for i in indices:
+            try:
+                frame = self._by_order(int(i)) if self.index.by_order else self._by_time(int(self.index.pts[i]), wanted)
+            except av.error.FFmpegError as e:
+                raise decode_error(self.path, e) from e
+            yield self._rgb(frame)
+
+    def unfit_for_decord(self, containers: Sequence[str]) -> str | None:
+        """Why decord must not be trusted with this file; None where nothing speaks against it."""
+        if self.index.by_order or not self.index.one_packet_one_frame:
+            return "the packets of this stream do not tell its frames"
+        if self._opened.signature.container not in containers:
+            return f"decord is not used for {self._opened.signature.container}"
+        if len(self._opened.container.streams.video) != 1:
+            return "decord cannot be told which of several video streams to decode"
+        return "decord does not mirror frames" if self._mirrored else None
+
+    def _open(self) -> Opened:
+        self._exit.close()
+        opened = self._exit.enter_context(open_video(self.path, self._signature))
+        self._signature = opened.signature
+        return opened
+
+    def _restart(self) -> None:
+        """Back to the first packet, the sure way: seeking to the start is not exact in every container."""
+        self._opened = self._open()
+        self._packets = self._opened.container.demux(self._opened.stream)
+        self._ahead, self._position = [], None
+
+    def _index_from_packets(self) -> FrameIndex | None:
+        """Read all packets, decode none. None where they cannot tell."""
+        self._restart()
+        stream, container = self._opened.stream, self._opened.container
+        builder = IndexBuilder(
+            codec=stream.codec_context.codec.canonical_name,
+            time_base=self._opened.time_base,
+            frame_s=1 / Fraction(stream.average_rate) if stream.average_rate else None,
+            trusted_container=container.format.name.startswith(_TRUSTED),
+        )
+        try:
+            for packet in self._packets:
+                builder.add(packet)
+        except av.error.FFmpegError:
+            pass  # a broken tail: what came before it counts
+        index = builder.build()
+        if index is None or (index.doubtful and not self._starts_as(index)):
+            return None
+        self._restart()
+        return index
+
+    def _starts_as(self, index: FrameIndex) -> bool:
+        """Whether the first frames that the decoder gives are the first frames of the index."""
+        self._restart()
+        n = min(_N_CHECKED, len(index))
+        given = [frame.pts for frame, _ in zip(self._decoded(), range(n), strict=False)]
+        return given == [int(p) for p in index.pts[:n]]
+
+    def _index_from_decoding(self) -> FrameIndex:
+        self._restart()
+        stream = self._opened.stream
+        index = counted_index([f.pts for f in self._decoded()], self._opened.time_base, stream.average_rate)
+        self._restart()
+        return index
+
+    def _decoded(self, wanted: set[int] | None = None) -> Iterator[VideoFrame]:
+        """Decode on from here. Damaged packets are passed over, as players do.
+
+        Args:
+            wanted: frames by time; pictures that are neither wanted nor referred to may be left undecoded.
+        """
+        codec = self._opened.stream.codec_context
+        for packet in self._packets:
+            if wanted is not None:
+                codec.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in wanted else "NONREF"
+            try:
+                self._ahead.extend(packet.decode())
+            except av.error.InvalidDataError:
+                continue
+            while self._ahead:
+                yield self._ahead.pop(0)
+
+    def _by_order(self, number: int) -> VideoFrame:
+        if self._position is None or number <= self._position:
+            self._restart()
+        at = -1 if self._position is None else self._position
+        for frame in self._decoded():
+            at += 1
+            if at == number:
+                self._position = number
+                return frame
+        raise MediaError("unreadable", f"{show(self.path)}: frame {number} was decoded once and not again")
+
+    def _by_time(self, pts: int, wanted: set[int]) -> VideoFrame:
+        key = int(np.searchsorted(self.index.keys, pts, side="right")) - 1
+        at = self._position
+        ahead = at is not None and at < pts and (key < 0 or self.index.keys[key] <= at)  # in the stretch already begun
+        if ahead and (frame := self._decode_to(pts, wanted)):
+            return frame
+        for earlier in range(key, max(-1, key - _N_EARLIER_KEYS), -1):
+            if self._seek(int(self.index.keys[earlier])) and (frame := self._decode_to(pts, wanted)):
+                return frame
+        self._restart()
+        if frame := self._decode_to(pts, wanted):
+            return frame
+        raise FramesDifferError(f"{show(self.path)}: no frame at tick {pts}")
+
+    def _seek(self, key: int) -> bool:
+        """Go to a keyframe; False where the container cannot."""
+        try:
+            self._opened.container.seek(key, stream=self._opened.stream, backward=True, any_frame=False)
+        except av.error.FFmpegError:
+            return False
+        self._packets = self._opened.container.demux(self._opened.stream)
+        self._ahead, self._position = [], None
+        return True
+
+    def _decode_to(self, pts: int, wanted: set[int]) -> VideoFrame | None:
+        """Decode until the frame at `pts`; None where it does not come."""
+        skip = wanted if self.index.one_packet_one_frame else None
+        for frame in self._decoded(skip):
+            if frame.pts is None:
+                continue
+            self._position = frame.pts
+            if frame.pts == pts:
+                return None if frame.is_corrupt else frame
+            if frame.pts > pts:
+                return None
+        return None
+
+    def _rgb(self, frame: VideoFrame) -> np.ndarray:
+        facts = self.facts
+        width, height = displayed_size(frame.width, frame.height, facts.pixel_aspect, 0)
+        upright = (height, width) if self._turn in (90, 270) else (width, height)
+        if upright != (facts.width, facts.height):  # the stream changes its size on the way: the first size holds
+            width, height = (facts.height, facts.width) if self._turn in (90, 270) else (facts.width, facts.height)
+        pixels = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation=Interpolation.BILINEAR)
+        if self._mirrored:
+            pixels = pixels[:, ::-1]
+        return np.ascontiguousarray(np.rot90(pixels, -self._turn // 90))
