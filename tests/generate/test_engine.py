@@ -1,0 +1,238 @@
+"""Answers do not depend on the batch; every way an answer can end; errors belong to their request."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vidqa.errors import ItemError, PromptTooLongError, UsageError
+from vidqa.generate import engine
+from vidqa.generate.engine import GenerationSettings, Request, generate
+from vidqa.generate.memory import rows_that_fit
+from vidqa.model.llava import VideoLlava
+from vidqa.records import Answer, Features
+
+SHORT = GenerationSettings(max_new_tokens=12)
+
+
+def ask(question: str, *features: Features, n: int | None = None) -> Request:
+    return Request(features, ((question, None),), n)
+
+
+@pytest.fixture
+def mixed(clips: dict[str, Features]) -> list[Request]:
+    """Pictures, clips, both and none; several questions about one clip; short and long; one with earlier turns."""
+    video, other, long, image, small = (clips[k] for k in ("video", "other", "long", "image", "small"))
+    return [
+        ask("What happens?", video),
+        ask("Name one river.", n=5),
+        ask("What colour is the ball? And what is behind it, near the door?", image),
+        ask("How many dogs?", video, n=3),
+        ask("Compare.", video, image),
+        ask("Compare.", image, video),
+        ask("Why?", long, n=9),
+        ask("Where does the boat wait?", video),
+        ask("Is it small?", small),
+        Request((other,), (("What happens?", "The man lights a candle."), ("And then?", None))),
+        ask("What happens?", other),
+        ask("A", small, small, n=1),
+    ]
+
+
+def said(answers: Sequence[Answer | ItemError]) -> list[Any]:
+    return [a if isinstance(a, Answer) else (a.kind, a.what) for a in answers]
+
+
+def tokens_of(model: VideoLlava, request: Request) -> list[int]:
+    """Twelve greedy tokens, no end token."""
+    job = engine._plan(model, 0, request, SHORT)
+    row = engine.Row(job.prompt, tuple(model.visual_tokens(request.features)), 12)
+    (one,) = engine.decode(model, [row], frozenset(), lambda logits, lines: logits.argmax(-1), lambda ids: False)
+    return one.ids
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 5, 100, None])
+def test_batch_equals_one_by_one(batch_size: int | None, model: VideoLlava, mixed: list[Request]) -> None:
+    alone = [generate(model, [r], SHORT, batch_size=1)[0] for r in mixed]
+    assert len({a.text for a in alone}) >= len(mixed) - 1, "the model must tell the requests apart"
+    assert said(generate(model, mixed, SHORT, batch_size)) == alone
+
+
+def test_order_of_the_requests_does_not_matter(model: VideoLlava, mixed: list[Request]) -> None:
+    wanted = generate(model, mixed, SHORT)
+    order = list(range(len(mixed)))
+    random.Random(0).shuffle(order)
+    got = generate(model, [mixed[i] for i in order], SHORT, batch_size=4)
+    assert got == [wanted[i] for i in order]
+
+
+def test_counts(model: VideoLlava, mixed: list[Request]) -> None:
+    for request, answer in zip(mixed, generate(model, mixed, SHORT), strict=True):
+        assert answer.n_visual_tokens == sum(f.tokens.shape[0] * f.tokens.shape[1] for f in request.features)
+        assert answer.n_prompt_tokens > answer.n_visual_tokens
+        assert answer.n_answer_tokens == (request.max_new_tokens or 12)
+        assert (answer.status, answer.finish_reason) == ("truncated", "length")
+
+
+def test_questions_of_one_clip_share_its_tokens(model: VideoLlava, clips: dict[str, Features]) -> None:
+    """The visual tokens of a clip go through the LLM once, however many questions there are."""
+    sizes: list[tuple[int, ...]] = []
+    model.llm.register_forward_pre_hook(
+        lambda _, args, kwargs: sizes.append(tuple(kwargs.get("inputs_embeds", torch.empty(0)).shape)), with_kwargs=True
+    )
+    requests = [ask(q, clips[c]) for c in ("video", "long") for q in ("What happens?", "Why?", "Is it small?")]
+    generate(model, requests, SHORT, batch_size=6)
+    assert sizes[0][0] == 2, "two clips"
+    assert sizes[0][1] > 8 * 9, "as long as the longer one"
+    assert sizes[1][0] == 6, "six questions"
+    assert sizes[1][1] < 40, "the questions only"
+
+
+def test_finished_rows_leave_the_batch(model: VideoLlava, clips: dict[str, Features]) -> None:
+    sizes: list[int] = []
+    model.llm.register_forward_pre_hook(
+        lambda _, args, kwargs: sizes.append(len(kwargs["input_ids"])) if "input_ids" in kwargs else None,
+        with_kwargs=True,
+    )
+    generate(model, [ask("Why?", clips["video"], n=n) for n in (1, 2, 3, 20)], SHORT, batch_size=4)
+    assert sizes[0] == 3
+    assert sizes[-1] == 1
+    assert len(sizes) == 19
+
+
+class TestEnds:
+    def test_end_token(self, model: VideoLlava, clips: dict[str, Features]) -> None:
+        request = ask("What happens?", clips["video"])
+        tokens = tokens_of(model, request)
+        model.llm.generation_config.eos_token_id = [tokens[4]]
+        at = tokens.index(tokens[4])
+        (answer,) = generate(model, [request], SHORT)
+        assert (answer.finish_reason, answer.status, answer.n_answer_tokens) == ("eos", "ok", at)
+        assert answer.text == model.tokenizer.decode(tokens[:at], skip_special_tokens=True).strip()
+
+    def test_empty(self, model: VideoLlava, clips: dict[str, Features]) -> None:
+        request = ask("What happens?", clips["video"])
+        model.llm.generation_config.eos_token_id = tokens_of(model, request)[0]
+        (answer,) = generate(model, [request], SHORT)
+        assert (answer.text, answer.status, answer.finish_reason, answer.n_answer_tokens) == ("", "empty", "eos", 0)
+
+    def test_an_end_does_not_stop_the_others(self, model: VideoLlava, mixed: list[Request]) -> None:
+        before = generate(model, mixed, SHORT)
+        model.llm.generation_config.eos_token_id = tokens_of(model, mixed[0])[2]
+        alone = [generate(model, [r], SHORT)[0] for r in mixed]
+        assert generate(model, mixed, SHORT, batch_size=6) == alone
+        assert alone[0] != before[0]
+
+    def test_stop_string(self, model: VideoLlava, clips: dict[str, Features]) -> None:
+        request = ask("What happens?", clips["video"])
+        whole = generate(model, [request], SHORT)[0].text
+        stop = whole[5:8]
+        settings = GenerationSettings(max_new_tokens=12, stop=("never said", stop, ""))
+        (answer,) = generate(model, [request], settings)
+        assert answer.text == whole[: whole.index(stop)].strip()
+        assert (answer.finish_reason, answer.status) == ("stop", "ok")
+        assert answer.n_answer_tokens < 12
+
+    def test_stop_string_that_is_a_special_token(self, model: VideoLlava, clips: dict[str, Features]) -> None:
+        request = ask("What happens?", clips["video"])
+        third = tokens_of(model, request)[2]
+        name = model.tokenizer.convert_ids_to_tokens(third)
+        model.tokenizer.add_special_tokens({"extra_special_tokens": [name]})
+        assert model.tokenizer.convert_tokens_to_ids(name) == third
+        (answer,) = generate(model, [request], GenerationSettings(max_new_tokens=12, stop=(name,)))
+        assert (answer.finish_reason, answer.n_answer_tokens) == ("eos", 2)
+
+
+def test_a_prompt_that_does_not_fit_is_an_error_of_its_own(model: VideoLlava, clips: dict[str, Features]) -> None:
+    fits = ask("Why?", clips["video"])
+    n = generate(model, [fits], SHORT)[0].n_prompt_tokens
+    settings = GenerationSettings(max_new_tokens=model.context - n)
+    long = ask("Why?", clips["video"], n=model.context - n + 7)
+    first, error, last = generate(model, [fits, long, ask("Why?", clips["small"], n=2)], settings)
+    assert isinstance(first, Answer)
+    assert first.n_answer_tokens == model.context - n, "exactly full still fits"
+    assert isinstance(last, Answer)
+    assert isinstance(error, PromptTooLongError)
+    assert error.kind == "prompt_too_long"
+    assert ": 7 more than" in error.what
+
+
+class TestMemory:
+    def test_a_batch_that_does_not_fit_is_halved(self, model: VideoLlava, mixed: list[Request]) -> None:
+        wanted = generate(model, mixed, SHORT, batch_size=1)
+        seen = []
+
+        def full(_: Any, args: Any, kwargs: Any) -> None:
+            seen.append(len(kwargs["attention_mask"]))
+            if seen[-1] > 3:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+        model.llm.register_forward_pre_hook(full, with_kwargs=True)
+        assert generate(model, mixed, SHORT, batch_size=12) == wanted
+        assert max(seen) > 3
+
+    def test_one_that_does_not_fit_alone_is_an_error(self, model: VideoLlava, clips: dict[str, Features]) -> None:
+        def full(_: Any, args: Any, kwargs: Any) -> None:
+            if kwargs["attention_mask"].shape[1] > 70:
+                raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+
+        model.llm.register_forward_pre_hook(full, with_kwargs=True)
+        error, answer = generate(model, [ask("Why?", clips["long"]), ask("Why?", clips["small"])], SHORT)
+        assert isinstance(error, ItemError)
+        assert error.kind == "out_of_memory"
+        assert isinstance(answer, Answer)
+
+    def test_other_errors_are_not_hidden(self, model: VideoLlava, clips: dict[str, Features]) -> None:
+        def broken(_: Any, args: Any, kwargs: Any) -> None:
+            raise RuntimeError("a bug")
+
+        model.llm.register_forward_pre_hook(broken, with_kwargs=True)
+        with pytest.raises(RuntimeError, match="a bug"):
+            generate(model, [ask("Why?", clips["video"])], SHORT)
+
+    def test_longer_prompts_make_smaller_batches(self, model: VideoLlava) -> None:
+        assert rows_that_fit(model, 10) == 64
+        assert 1 <= rows_that_fit(model, 50_000) < 64
+        assert rows_that_fit(model, 10**9) == 1
+
+
+class TestSampling:
+    SETTINGS = GenerationSettings(max_new_tokens=12, temperature=1.0, top_p=0.95, seed=4)
+
+    def test_does_not_depend_on_the_batch(self, model: VideoLlava, mixed: list[Request]) -> None:
+        alone = [generate(model, [r], self.SETTINGS)[0] for r in mixed]
+        assert generate(model, mixed, self.SETTINGS, batch_size=5) == alone
+        assert generate(model, mixed[::-1], self.SETTINGS, batch_size=100) == alone[::-1]
+
+    def test_seed_decides(self, model: VideoLlava, clips: dict[str, Features]) -> None:
+        request = ask("What happens?", clips["video"])
+        settings = [GenerationSettings(max_new_tokens=12, temperature=2.0, seed=s) for s in (0, 1, -1, 2**40)]
+        assert len({generate(model, [request], s)[0].text for s in settings}) == 4
+
+    def test_cold_or_narrow_is_greedy(self, model: VideoLlava, mixed: list[Request]) -> None:
+        greedy = generate(model, mixed, SHORT)
+        assert generate(model, mixed, GenerationSettings(max_new_tokens=12, temperature=1e-4)) == greedy
+        assert generate(model, mixed, GenerationSettings(max_new_tokens=12, temperature=1.0, top_p=1e-6)) == greedy
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_new_tokens": 0}, {"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_p": 2}]
+)
+def test_wrong_settings_are_named(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=next(iter(wrong))):
+        GenerationSettings(**wrong)
+
+
+def test_no_requests(model: VideoLlava) -> None:
+    assert generate(model, [], SHORT) == []
+
+
+def test_features_of_another_width_are_refused(model: VideoLlava) -> None:
+    wide = Features(np.zeros((1, 4, 7), np.float16), np.zeros(3, np.float32), False, "image")
+    with pytest.raises(ValueError, match="width"):
+        generate(model, [ask("Why?", wide)], SHORT)
