@@ -1,0 +1,142 @@
+"""Towers in the form that exports cleanly: no shape is computed inside the graph, nothing is computed for nothing.
+
+Knows the towers' parts and the order of operations that graph optimizers recognise. Does not know files or ONNX
+packages. Same numbers as `vit` and `text` up to float rounding, which the export checks.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vidqa.model.text import TextTower
+from vidqa.model.vit import Attention, VisionLayer, VisionTower
+
+
+class VisionGraph(nn.Module):
+    """A vision tower for a fixed number of frames.
+
+    Of the last block only the class token is computed when the tokens are taken before it.
+
+    Args:
+        tower: its weights are shared, not copied.
+        n_frames: T.
+        layer: hidden state that becomes `tokens`; negative counts from the last.
+        fused: write attention that no optimizer pattern covers as the one-node operator of onnxruntime. Such a graph
+            is for export only: run in torch it gives nonsense.
+
+    Raises:
+        ValueError: `layer` or `n_frames` does not fit the tower.
+    """
+
+    def __init__(self, tower: VisionTower, n_frames: int, layer: int, *, fused: bool = False) -> None:
+        super().__init__()
+        c = tower.config
+        length = c.temporal_length
+        if n_frames < 1 or (length and n_frames > length and n_frames % length):
+            raise ValueError(f"{n_frames} frames cannot be cut into groups of {length}")
+        self.tower, self.n_frames, self.fused = tower, n_frames, fused
+        self.layer = layer if layer >= 0 else c.n_layers + 1 + layer
+        if not 0 <= self.layer <= c.n_layers:
+            raise ValueError(f"layer {layer} is not one of the {c.n_layers + 1} hidden states")
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """float32 [B, T, 3, S, S] -> tokens [B, T, P, D], embedding float32 [B, E]."""
+        model, c = self.tower.vision_model, self.tower.config
+        x = model.pre_layrnorm(self._embed(pixel_values.reshape(-1, 3, c.image_size, c.image_size)))
+        tokens = x
+        for i, layer in enumerate(model.encoder.layers, start=1):
+            assert isinstance(layer, VisionLayer)
+            x = self._block(layer, x, only_cls=i == c.n_layers and self.layer < i)
+            tokens = x if i == self.layer else tokens
+        pooled = model.post_layernorm(x[:, 0])
+        pooled = pooled.reshape(-1, self.n_frames, c.hidden_size).mean(dim=1)
+        tokens = tokens.reshape(-1, self.n_frames, c.n_patches + 1, c.hidden_size)
+        return tokens, self.tower.visual_projection(pooled).float()
+
+    def _embed(self, frames: Tensor) -> Tensor:
+        e = self.tower.vision_model.embeddings
+        patches = e.patch_embedding(frames.to(e.class_embedding.dtype)).flatten(2).transpose(1, 2)
+        # A row of zeros in front takes the class token from the table: no need to expand it to the batch.
+        table = e.position_embedding.weight + F.pad(e.class_embedding[None], (0, 0, 0, self.tower.config.n_patches))
+        return F.pad(patches, (0, 0, 1, 0)) + table
+
+    def _block(self, layer: VisionLayer, x: Tensor, *, only_cls: bool) -> Tensor:
+        """[B*T, P, D] -> [B*T, P, D], or [B*T, 1, D] when only the class token is wanted."""
+        if layer.temporal_length:
+            n, d = x.shape[1:]
+            t = min(self.n_frames, layer.temporal_length)
+            x = (x.reshape(-1, t, n, d) + layer.temporal_embedding[0, :t, None]).reshape(-1, n, d)
+            y = layer.temporal_layer_norm1(x).reshape(-1, t, n, d).transpose(1, 2).reshape(-1, t, d)
+            y = attend(layer.temporal_attn, y, y, fused=self.fused)
+            x = x + y.reshape(-1, n, t, d).transpose(1, 2).reshape(-1, n, d)
+        y = layer.layer_norm1(x)
+        if only_cls:
+            x, y = x[:, :1], attend(layer.self_attn, y[:, :1], y, fused=self.fused)
+        else:
+            y = attend(layer.self_attn, y, y)  # onnxruntime's optimizer makes this one node with the projections
+        x = x + y
+        return x + layer.mlp(layer.layer_norm2(x))
+
+
+class TextGraph(nn.Module):
+    """A text tower for texts padded to the longest length it knows."""
+
+    def __init__(self, tower: TextTower) -> None:
+        super().__init__()
+        self.tower = tower
+        s = tower.config.max_positions
+        self.register_buffer("future", torch.ones(s, s, dtype=torch.bool).triu(1))
+        self.register_buffer("others", ~torch.eye(s, dtype=torch.bool))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """int64 [B, S], int64 [B, S] (1 for real tokens) -> embedding float32 [B, E]."""
+        model = self.tower.text_model
+        # As in the tower, a token always sees itself, or a row of padding would become NaN.
+        padding = (attention_mask[:, None, None, :] == 0) & self.get_buffer("others")
+        mask = (padding | self.get_buffer("future")).float() * torch.finfo(torch.float32).min
+        # Indexed, not called: the exporter would name the looked-up states `embedding`, and so is our output.
+        x = model.embeddings.token_embedding.weight[input_ids] + model.embeddings.position_embedding.weight
+        for layer in model.encoder.layers:
+            norm1, norm2 = layer.get_submodule("layer_norm1"), layer.get_submodule("layer_norm2")
+            attention, mlp = layer.get_submodule("self_attn"), layer.get_submodule("mlp")
+            assert isinstance(attention, Attention)
+            y = norm1(x)
+            x = x + attend(attention, y, y, mask)
+            x = x + mlp(norm2(x))
+        end = input_ids.argmax(dim=-1)[:, None, None].expand(-1, 1, x.shape[-1])
+        return self.tower.text_projection(model.final_layer_norm(x.gather(1, end)[:, 0]))
+
+
+def attend(attn: Attention, queries: Tensor, x: Tensor, mask: Tensor | None = None, *, fused: bool = False) -> Tensor:
+    """Attention of `queries` over `x`, written out.
+
+    Args:
+        attn: the weights.
+        queries: [N, Q, D].
+        x: [N, L, D].
+        mask: added to the scores, [N or 1, 1, Q, L]; not with `fused`.
+        fused: as one node, for export only.
+
+    Returns:
+        [N, Q, D].
+    """
+    n_queries, width = queries.shape[1:]
+    length, head = x.shape[1], width // attn.n_heads
+    q, k, v = attn.q_proj(queries), attn.k_proj(x), attn.v_proj(x)
+    if fused:
+        name = "com.microsoft::MultiHeadAttention"
+        heads = {"num_heads": attn.n_heads}
+        y = torch.onnx.ops.symbolic(name, [q, k, v], heads, dtype=q.dtype, shape=q.shape, version=1)  # type: ignore[arg-type]
+        return attn.out_proj(y)
+    q = q.reshape(-1, n_queries, attn.n_heads, head).transpose(1, 2)
+    k = k.reshape(-1, length, attn.n_heads, head).permute(0, 2, 3, 1)
+    v = v.reshape(-1, length, attn.n_heads, head).transpose(1, 2)
+    scores = torch.matmul(q, k) / math.sqrt(head)
+    if mask is not None:
+        scores = scores + mask
+    y = torch.matmul(torch.softmax(scores, dim=-1), v)
+    return attn.out_proj(y.transpose(1, 2).reshape(-1, n_queries, width))
