@@ -1,0 +1,1 @@
+"""AnswerRow -> files: names (any bytes as text), schema, formats, store (the table of a run), lock."""

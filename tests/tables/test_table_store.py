@@ -1,0 +1,298 @@
+"""What is done stays done, what is renamed keeps its rows, and nobody's rows get lost."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vidqa.errors import TableError
+from vidqa.records import AnswerRow, MediaItem
+from vidqa.tables.schema import frame_to_rows, read_table
+from vidqa.tables.store import PathChanges, Table, new_table
+
+Make = Callable[..., AnswerRow]
+A, B = "a" * 32, "b" * 32
+ASKED = ("Describe the video.", "m1", "s1")
+
+
+def item(path: str, root: str = "/videos") -> MediaItem:
+    return MediaItem(os.path.join(root, path), root, path, 1, 1)
+
+
+def rows_of(path: Path) -> list[AnswerRow]:
+    return frame_to_rows(read_table(path))
+
+
+@pytest.fixture(params=[".parquet", ".csv", ".jsonl", ".arrow"])
+def path(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    return tmp_path / ("t" + request.param)
+
+
+def test_from_nothing_to_a_table_that_grows(path: Path, row: Make) -> None:
+    table = Table(path).load()
+    assert table.done(A, *ASKED) is None and len(table) == 0
+    table.add([row()])
+    assert table.done(A, *ASKED) == "ok" and not path.exists()
+    assert table.commit()
+    assert rows_of(path) == [row()]
+    again = Table(path).load()
+    assert again.done(A, *ASKED) == "ok" and again.rows_for(A) == [row()]
+    again.add([row(media_id=B, path="b.mp4", status="failed")])
+    again.commit()
+    assert [r.media_id for r in rows_of(path)] == [A, B]
+    assert again.counts() == {"ok": 1, "failed": 1}
+
+
+def test_nothing_new_touches_nothing(path: Path, row: Make) -> None:
+    new_table([row()], path)
+    before = path.stat()
+    table = Table(path).load()
+    table.update_paths([(A, item("a.mp4"))])
+    assert not table.commit()
+    assert (path.stat().st_mtime_ns, path.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
+
+
+def test_a_run_without_rows_leaves_a_table(path: Path) -> None:
+    assert Table(path).load().commit()
+    assert rows_of(path) == []
+
+
+@pytest.mark.parametrize("change", [{"question": "Why?"}, {"model_id": "m2"}, {"settings_id": "s2"}, {"media_id": B}])
+def test_every_part_of_doneness_counts(tmp_path: Path, row: Make, change: dict[str, str]) -> None:
+    new_table([row()], tmp_path / "t.parquet")
+    table = Table(tmp_path / "t.parquet").load()
+    asked = {"media_id": A, "question": ASKED[0], "model_id": "m1", "settings_id": "s1"}
+    assert table.done(**asked) == "ok"
+    assert table.done(**(asked | change)) is None
+
+
+def test_another_id_for_the_same_question_is_done(tmp_path: Path, row: Make) -> None:
+    table = Table(tmp_path / "t.parquet").load()
+    table.add([row(question_id="old")])
+    assert table.done(A, *ASKED) == "ok"
+
+
+def test_segments_count_by_the_gravest(tmp_path: Path, row: Make) -> None:
+    table = Table(tmp_path / "t.parquet").load()
+    table.add([row(), row(start_s=1.0, status="truncated"), row(start_s=2.0)])
+    assert table.done(A, *ASKED) == "truncated"
+    table.add([row(question="Why?"), row(question="Why?", start_s=1.0, status="failed", error_kind="prompt_too_long")])
+    assert table.done(A, "Why?", "m1", "s1") == "failed"
+    assert len(table.rows_for(A)) == 5
+
+
+def test_a_retry_replaces_the_failed_rows_and_no_others(path: Path, row: Make) -> None:
+    failed = row(status="failed", error_kind="timeout")
+    others = [
+        row(question="Why?"),
+        row(media_id=B, path="b.mp4", status="failed"),
+        row(path="copy.mp4", status="failed"),
+    ]
+    new_table([failed, *others], path)
+    table = Table(path).load()
+    mended = [row(), row(start_s=1 / 3, end_s=0.5)]
+    table.add(mended)
+    table.commit()
+    assert rows_of(path) == [*others, *mended]
+    assert table.done(B, *ASKED) == "failed"
+    assert len(table) == 5 and table.counts() == {"ok": 3, "failed": 2}
+
+
+def test_adding_twice_is_a_mistake_that_is_said(tmp_path: Path, row: Make) -> None:
+    table = Table(tmp_path / "t.parquet").load()
+    table.add([row()])
+    with pytest.raises(ValueError, match="added together"):
+        table.add([row(start_s=1.0)])
+    table.commit()
+    with pytest.raises(ValueError, match="added together"):
+        table.add([row(start_s=1.0)])
+    assert len(table) == 1
+
+
+def test_a_file_that_could_not_be_read_is_asked_again_but_has_one_row(path: Path, row: Make) -> None:
+    unread = row(media_id=None, status="failed", error_kind="permission")
+    for _ in range(3):  # three nights
+        table = Table(path).load()
+        assert table.done(None, *ASKED) is None
+        table.add([unread, row(media_id=None, path="other.mp4", status="failed", error_kind="missing")])
+        table.commit()
+    assert len(rows_of(path)) == 2
+    assert [r.path for r in Table(path).load().rows_for(None)] == ["a.mp4", "other.mp4"]
+    table = Table(path).load()
+    table.add([row()])  # the rights were mended
+    table.commit()
+    assert [(r.path, r.status) for r in rows_of(path)] == [("other.mp4", "failed"), ("a.mp4", "ok")]
+
+
+def test_a_renamed_file_keeps_its_rows(path: Path, row: Make) -> None:
+    new_table([row(), row(question="Why?"), row(media_id=B, path="b.mp4")], path)
+    table = Table(path).load()
+    found = [(A, item("sub/new name.mp4")), (B, item("b.mp4"))]
+    assert table.update_paths(found, exists=lambda p: p == "/videos/b.mp4") == PathChanges(1, 0)
+    assert table.commit()
+    assert [(r.path, r.root, r.question) for r in rows_of(path)] == [
+        ("sub/new name.mp4", "/videos", "Describe the video."),
+        ("sub/new name.mp4", "/videos", "Why?"),
+        ("b.mp4", "/videos", "Describe the video."),
+    ]
+    assert rows_of(path)[0].answer == row().answer and rows_of(path)[0].created_at == row().created_at
+
+
+def test_renaming_on_a_real_disk_with_a_name_of_any_bytes(tmp_path: Path, row: Make) -> None:
+    old, new = os.fsdecode(b"old\xff.mp4"), os.fsdecode(b"new\xfe.mp4")
+    root = str(tmp_path)
+    table = Table(tmp_path / "t.parquet").load()
+    table.add([row(path=old, root=root)])
+    table.commit()
+    with open(os.path.join(root, old), "w"):
+        pass
+    os.rename(os.path.join(root, old), os.path.join(root, new))
+    table = Table(tmp_path / "t.parquet").load()
+    assert table.update_paths([(A, item(new, root))]) == PathChanges(1, 0)
+    table.commit()
+    assert rows_of(tmp_path / "t.parquet")[0].path == new
+
+
+def test_a_copy_gets_rows_of_its_own(path: Path, row: Make) -> None:
+    new_table([row(), row(start_s=1 / 3, end_s=0.5), row(settings_id="old")], path)
+    table = Table(path).load()
+    found = [(A, item("a.mp4")), (A, item("copy.mp4"))]
+    assert table.update_paths(found, cells={ASKED}, exists=lambda p: True) == PathChanges(0, 1)
+    assert table.update_paths(found, cells={ASKED}, exists=lambda p: True) == PathChanges(0, 0)
+    table.commit()
+    assert [(r.path, r.start_s) for r in rows_of(path) if r.settings_id == "s1"] == [
+        ("a.mp4", 0.0), ("a.mp4", 1 / 3), ("copy.mp4", 0.0), ("copy.mp4", 1 / 3),
+    ]  # fmt: skip
+    assert len(rows_of(path)) == 5
+    assert Table(path).load().update_paths(found, cells={ASKED}, exists=lambda p: True) == PathChanges(0, 0)
+
+
+def test_one_renamed_and_one_copied(tmp_path: Path, row: Make) -> None:
+    new_table([row()], tmp_path / "t.parquet")
+    table = Table(tmp_path / "t.parquet").load()
+    found = [(A, item("x.mp4")), (A, item("y.mp4"))]
+    assert table.update_paths(found, exists=lambda p: False) == PathChanges(1, 1)
+    assert sorted(r.path for r in table.rows_for(A)) == ["x.mp4", "y.mp4"]
+    table.commit()
+    assert sorted(r.path for r in rows_of(tmp_path / "t.parquet")) == ["x.mp4", "y.mp4"]
+
+
+def test_the_same_file_below_another_root_is_the_same_file(tmp_path: Path, row: Make) -> None:
+    new_table([row(path="sub/a.mp4"), row(media_id=B, path="b.mp4", root="/videos/b.mp4")], tmp_path / "t.parquet")
+    table = Table(tmp_path / "t.parquet").load()
+    found = [(A, item("a.mp4", "/videos/sub")), (B, item("b.mp4"))]
+    assert table.update_paths(found, exists=lambda p: False) == PathChanges(0, 0)
+    assert not table.commit()
+
+
+def test_a_renamed_row_can_be_retried(tmp_path: Path, row: Make) -> None:
+    new_table([row(status="failed")], tmp_path / "t.parquet")
+    table = Table(tmp_path / "t.parquet").load()
+    table.update_paths([(A, item("new.mp4")), (A, item("copy.mp4"))], exists=lambda p: False)
+    table.add([row(path="new.mp4"), row(path="copy.mp4")])
+    table.commit()
+    assert [(r.path, r.status) for r in rows_of(tmp_path / "t.parquet")] == [("new.mp4", "ok"), ("copy.mp4", "ok")]
+
+
+def test_rows_of_vanished_files_stay(path: Path, row: Make) -> None:
+    new_table([row(), row(media_id=B, path="b.mp4")], path)
+    table = Table(path).load()
+    table.update_paths([(A, item("a.mp4"))], exists=lambda p: False)
+    table.add([row(media_id="c" * 32, path="c.mp4")])
+    table.commit()
+    assert [r.path for r in rows_of(path)] == ["a.mp4", "b.mp4", "c.mp4"]
+
+
+def test_a_table_that_somebody_else_wrote_is_not_overwritten(path: Path, row: Make) -> None:
+    new_table([row()], path)
+    table = Table(path).load()
+    table.add([row(media_id=B)])
+    new_table([row(), row(question="by another run")], path)
+    with pytest.raises(TableError, match="changed by somebody else"):
+        table.commit()
+    assert len(rows_of(path)) == 2
+
+
+def test_a_table_that_was_not_loaded_overwrites_nothing(path: Path, row: Make) -> None:
+    new_table([row()], path)
+    table = Table(path)
+    table.add([row(media_id=B)])
+    with pytest.raises(TableError):
+        table.commit()
+    assert rows_of(path) == [row()]
+
+
+def test_places_that_cannot_take_a_table_are_said_at_once(tmp_path: Path) -> None:
+    (tmp_path / "d.parquet").mkdir()
+    with pytest.raises(TableError, match="is a folder"):
+        Table(tmp_path / "d.parquet").load()
+    with pytest.raises(TableError, match="does not exist") as caught:
+        Table(tmp_path / "none" / "t.parquet").load()
+    assert "mkdir -p" in (caught.value.hint or "")
+
+
+def test_a_symbolic_link_and_permissions_are_kept(tmp_path: Path, row: Make) -> None:
+    real, link = tmp_path / "real.parquet", tmp_path / "link.parquet"
+    new_table([row()], real)
+    real.chmod(0o640)
+    link.symlink_to(real)
+    table = Table(link).load()
+    table.add([row(media_id=B, path="b.mp4")])
+    table.commit()
+    assert link.is_symlink() and len(rows_of(real)) == 2
+    assert real.stat().st_mode & 0o777 == 0o640
+
+
+def change(disk: dict[str, str], chance: random.Random, name: str) -> None:
+    """A night in the archive: a file comes, is copied, is renamed. Names are never used twice."""
+    act = chance.choice(["new", "copy", "rename", "rename"]) if disk else "new"
+    if act == "new":
+        disk[name] = f"{len(name):08x}{name}"
+        return
+    old = chance.choice(sorted(disk))
+    disk[name] = disk[old]
+    if act == "rename":
+        del disk[old]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_nights(tmp_path: Path, row: Make, seed: int) -> None:
+    """Adds, retries, renames and copies in any order: no group of rows is ever lost, doubled or mixed with another."""
+    chance, table = random.Random(seed), Table(tmp_path / "t.parquet").load()
+    disk: dict[str, str] = {}  # path -> content
+    ever: dict[tuple[str, str], set[tuple[str, ...]]] = {}  # content, question -> all groups that were added
+    last: dict[tuple[str, str], tuple[str, ...]] = {}  # path, question -> what was added under this very path
+    for night in range(10):
+        for k in range(chance.randrange(4)):
+            change(disk, chance, f"f{night}-{k}.mp4")
+        table.update_paths([(c, item(p)) for p, c in sorted(disk.items())], exists=lambda p: p[8:] in disk)
+        for p, content in sorted(disk.items()):
+            question = chance.choice("QR")
+            answers = tuple(f"night {night} {p} segment {s}" for s in range(chance.randrange(1, 3)))
+            if table.done(content, question, "m1", "s1") is None or chance.random() < 0.2:
+                table.add(
+                    row(media_id=content, path=p, question=question, answer=a, start_s=float(s))
+                    for s, a in enumerate(answers)
+                )
+                ever.setdefault((content, question), set()).add(answers)
+                last[(p, question)] = answers
+        table.commit()
+        table = Table(tmp_path / "t.parquet").load()
+        table.update_paths([(c, item(p)) for p, c in sorted(disk.items())], exists=lambda p: p[8:] in disk)
+        groups: dict[tuple[str, str, str], list[str]] = {}
+        for content in {c for c, _ in ever}:
+            for r in table.rows_for(content):
+                groups.setdefault((r.path, content, r.question), []).append(str(r.answer))
+        for (p, content, question), answers_found in groups.items():
+            assert tuple(answers_found) in ever[(content, question)]
+            if p in disk and (p, question) in last:
+                assert tuple(answers_found) == last[(p, question)]
+        assert {(c, q) for _, c, q in groups} == set(ever)
+        assert {(p, c, q) for p, c, q in groups if p in disk} == {
+            (p, c, q) for p, c in disk.items() for d, q in ever if d == c
+        }
+        assert len(table) == sum(map(len, groups.values()))

@@ -1,0 +1,165 @@
+"""Rows <-> data frames: the columns of a table, in order, with their types. Knows no file but through formats."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from datetime import UTC
+from typing import Any, get_args
+
+import polars as pl
+
+from vidqa.errors import TableError
+from vidqa.records import ROW_COLUMNS, AnswerRow, Status
+from vidqa.tables.names import escape, unescape, visible
+
+_TYPES: dict[str, pl.DataType] = {
+    **dict.fromkeys(("start_s", "end_s", "confidence", "duration_s", "fps"), pl.Float64()),
+    **dict.fromkeys(("n_visual_tokens", "n_prompt_tokens", "n_answer_tokens", "width", "height"), pl.Int64()),
+    "frame_times_s": pl.List(pl.Float64()),
+    "created_at": pl.Datetime("us", "UTC"),
+}
+#: Column -> type, in the order of the contract. All that is not a number, a list or an instant is text.
+SCHEMA: dict[str, pl.DataType] = {name: _TYPES.get(name, pl.String()) for name in ROW_COLUMNS}
+#: Without these nobody can tell what a row is about; an older table may lack any other, which then is null.
+REQUIRED = ("media_id", "path", "root", "question_id", "question", "status", "model_id", "settings_id")
+
+_NEVER_NULL = tuple(c for c in REQUIRED if c != "media_id")
+_STATUSES = get_args(Status)
+_NAMES = ("path", "root")
+_HINT = "write to another file with --out; this one is left as it is"
+
+
+def read_table(path: str | os.PathLike[str]) -> pl.DataFrame:
+    """Read a table of vidqa, whatever its format.
+
+    Args:
+        path: ends in .parquet, .csv, .jsonl or .arrow.
+
+    Returns:
+        All columns of the contract in order, with their types. In `path` and `root` a byte that is no text stands as
+        `\\xff` (see `names`).
+
+    Raises:
+        TableError: no such file, another format than the suffix says, or another schema; names the column.
+    """
+    from vidqa.tables.formats import read  # here: formats needs this module
+
+    return read(path)
+
+
+def rows_to_frame(rows: Iterable[AnswerRow]) -> pl.DataFrame:
+    """A data frame with the columns of the contract.
+
+    Raises:
+        ValueError: `created_at` without a time zone, which could mean any instant.
+    """
+    columns: dict[str, list[Any]] = {name: [] for name in ROW_COLUMNS}
+    for row in rows:
+        for name in ROW_COLUMNS:
+            columns[name].append(_to_cell(name, getattr(row, name)))
+    return pl.DataFrame(columns, schema=SCHEMA, strict=True)
+
+
+def frame_to_rows(frame: pl.DataFrame) -> list[AnswerRow]:
+    """The rows of a data frame that `align` accepted; names of files as the system knows them."""
+    rows = []
+    for values in frame.iter_rows(named=True):
+        for name in _NAMES:
+            values[name] = unescape(values[name])
+        if values["frame_times_s"] is not None:
+            values["frame_times_s"] = tuple(values["frame_times_s"])
+        rows.append(AnswerRow(**values))
+    return rows
+
+
+def align(frame: pl.DataFrame, source: str, *, from_text: bool = False) -> pl.DataFrame:
+    """Bring a frame that was read from a file into the form of the contract, or say why it is none.
+
+    Args:
+        frame: as a reader gave it.
+        source: name of the file, for the messages.
+        from_text: every value is text, as in CSV, and is to be parsed.
+
+    Returns:
+        The columns of the contract in order; those that an older version did not write are null.
+
+    Raises:
+        TableError: a column is unknown, missing or of another type, or a value cannot be.
+    """
+    unknown = [c for c in frame.columns if c not in SCHEMA]
+    if unknown:
+        raise TableError(f"{source}: column `{unknown[0]}` is not one of a vidqa table of this version", hint=_HINT)
+    missing = [c for c in REQUIRED if c not in frame.columns]
+    if missing:
+        raise TableError(f"{source}: column `{missing[0]}` is missing", hint=_HINT)
+    columns = []
+    for name, dtype in SCHEMA.items():
+        if name not in frame.columns:
+            columns.append(pl.Series(name, [None] * frame.height, dtype=dtype))
+            continue
+        try:
+            columns.append(_parsed(frame[name], dtype) if from_text else _cast(frame[name], dtype))
+        except (pl.exceptions.PolarsError, ValueError) as error:
+            what = f"{source}: column `{name}` does not hold {dtype}: {str(error).splitlines()[0]}"
+            raise TableError(what, hint=_HINT) from error
+    whole = pl.DataFrame(columns)
+    for name in _NEVER_NULL:
+        if whole[name].null_count():
+            raise TableError(f"{source}: column `{name}` has empty cells", hint=_HINT)
+    strange = whole.filter(~pl.col("status").is_in(_STATUSES))["status"]
+    if len(strange):
+        raise TableError(f"{source}: column `status` holds {strange[0]!r}, not {', '.join(_STATUSES)}", hint=_HINT)
+    return whole
+
+
+def _to_cell(name: str, value: Any) -> Any:
+    if isinstance(value, str):
+        return escape(value) if name in _NAMES else visible(value)
+    if isinstance(value, tuple):
+        return list(value)
+    if name == "created_at" and value is not None:
+        if value.tzinfo is None:
+            raise ValueError(f"created_at needs a time zone, got {value!r}")
+        return value.astimezone(UTC)
+    return value
+
+
+def _cast(series: pl.Series, dtype: pl.DataType) -> pl.Series:
+    """Values of a typed format in our type, if none changes by it (other programs make floats of whole numbers)."""
+    have = series.dtype
+    if have == dtype:
+        return series
+    if have == pl.Null:
+        return series.cast(dtype)
+    if have == pl.String and isinstance(dtype, pl.Datetime):
+        return _parsed(series, dtype)
+    both_numbers = have.is_numeric() and dtype.is_numeric()
+    both_text = have in (pl.Categorical, pl.Enum) and dtype == pl.String
+    both_lists = isinstance(have, pl.List | pl.Array) and isinstance(dtype, pl.List)
+    both_instants = isinstance(have, pl.Datetime) and isinstance(dtype, pl.Datetime) and have.time_zone is not None
+    if not (both_numbers or both_text or both_lists or both_instants):
+        raise ValueError(f"it holds {have}")
+    if have.is_float() and dtype.is_integer():
+        series = series.fill_nan(None)  # how others write null in a column of numbers
+        if not (series.drop_nulls() == series.drop_nulls().round()).all():
+            raise ValueError("it holds fractions")
+    return series.cast(dtype, strict=True)
+
+
+def _parsed(series: pl.Series, dtype: pl.DataType) -> pl.Series:
+    """Values of a text column in our type."""
+    if dtype == pl.String:
+        return series
+    if isinstance(dtype, pl.Datetime):
+        return series.str.to_datetime(time_unit="us", time_zone="UTC", strict=True).cast(dtype)
+    if isinstance(dtype, pl.List):
+        odd = series.drop_nulls().filter(~series.drop_nulls().str.contains(r"^\s*\[.*\]\s*$"))
+        if len(odd):
+            raise ValueError(f"{odd[0]!r} is not a list")
+        inner = series.to_frame("x").select(
+            pl.col("x").str.strip_chars("[] ").str.split(",").list.eval(pl.element().filter(pl.element() != ""))
+        )["x"]
+        stripped = inner.to_frame("x").select(pl.col("x").list.eval(pl.element().str.strip_chars()))["x"]
+        return stripped.cast(dtype, strict=True).alias(series.name)
+    return series.str.strip_chars().cast(dtype, strict=True)
