@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import string
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +34,8 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from vidqa.model.spec import (
         BundleSpec,
         ConnectorSpec,
-        EncodersSpec,
         EncoderSpec,
+        EncodersSpec,
         GenerationSpec,
         LlmSpec,
         PromptSpec,
@@ -117,7 +118,7 @@ def _save_llm(folder: Path) -> None:
         llm.model.embed_tokens.weight.copy_(torch.eye(len(_LETTERS), _WIDTH))
         llm.lm_head.weight.zero_()
         said = [":", " ", *TINY_ANSWER, "</s>"]
-        for now, then in zip(said, said[1:], strict=False):
+        for now, then in pairwise(said):
             llm.lm_head.weight[vocabulary[then], vocabulary[now]] = 10.0
     llm.save_pretrained(folder, safe_serialization=True)
 

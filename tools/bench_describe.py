@@ -11,6 +11,7 @@ Prints a table for people and one JSON line last.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -67,10 +68,8 @@ def run(clips: Path, folder: Path, arguments: list[str]) -> dict[str, object]:
     peak = peak_main = 0
     while process.poll() is None:
         peak = max(peak, resident_bytes(process.pid))
-        try:
+        with contextlib.suppress(OSError, ValueError):
             peak_main = max(peak_main, int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * PAGE)
-        except (OSError, ValueError):
-            pass
         time.sleep(0.05)
     wall_s = time.perf_counter() - start
     assert process.stdout is not None
@@ -110,7 +109,9 @@ def main() -> None:
     growth = float(str(runs[-1]["peak_mb"])) - float(str(runs[0]["peak_mb"]))
     print(f"growth of the peak from the first to the last line: {growth:.1f} MB")
     machine = {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
-    print(json.dumps({"bench": "describe", "vidqa": __version__, **machine, "growth_mb": round(growth, 1), "runs": runs}))
+    print(
+        json.dumps({"bench": "describe", "vidqa": __version__, **machine, "growth_mb": round(growth, 1), "runs": runs})
+    )
 
 
 if __name__ == "__main__":

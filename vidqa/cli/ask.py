@@ -37,12 +37,12 @@ def command(media: str, questions: tuple[str, ...], out: str | None, **flags: An
     from vidqa.pipeline.ask import ask, ask_to_table
 
     session = Session.of(flags)
-    arguments = {"model": session.model, "options": session.options, "reporter": session.reporter}
+    how: dict[str, Any] = {"model": session.model, "options": session.options, "reporter": session.reporter}
     if out is not None:
-        summary = ask_to_table(media, *questions, out=out, **arguments)
+        summary = ask_to_table(media, *questions, out=out, **how)
         session.conclude(summary)
         return EXIT_PARTIAL if summary.n_failed else EXIT_OK
-    rows = ask(media, *questions, **arguments)
+    rows = ask(media, *questions, **how)
     one_clip = len({(row.root, row.path, row.start_s) for row in rows}) == 1
     if session.as_json:
         click.echo(rows_as_json_lines(rows), nl=False)

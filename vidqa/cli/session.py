@@ -19,6 +19,7 @@ from vidqa.cli.shown import as_json
 from vidqa.config import load_settings
 from vidqa.pipeline.loaded import LoadedModel, load_model
 from vidqa.pipeline.options import RunOptions
+from vidqa.pipeline.plan import Plan
 from vidqa.pipeline.progress import Reporter
 from vidqa.pipeline.summary import Summary
 from vidqa.prompts.questions import load_questions, merge_questions
@@ -71,6 +72,10 @@ class Session:
         """How the run is done."""
         settings = self.settings
         return RunOptions(cache_dir=self.cache_dir, segment_s=settings.segment_s)
+
+    def show(self, plan: Plan) -> None:
+        """Print what a run would do; that is the result of a dry run."""
+        click.echo(as_json(plan) if self.as_json else plan.as_text())
 
     def conclude(self, summary: Summary) -> None:
         """Say what the run did: on stderr for people, on stdout for machines."""

@@ -65,11 +65,11 @@ def _answer_batch(
     if not cells:
         yield from (Answered(one.work, (), one.cached) for one in batch)
         return
+    with clock.stage("load"):
+        llava = model.llava
     with clock.stage("generate"):
         requests = [_request(question, segment, options) for _, question, segment in cells]
-        answers = generate(
-            model.llava, requests, generation_settings(model, options), batch_size=options.batch_size or DEFAULT_BATCH
-        )
+        answers = generate(llava, requests, generation_settings(model, options), batch_size=options.batch_size)
     rows: dict[int, list[AnswerRow]] = {id(one): [] for one in batch}
     for (one, question, segment), answer in zip(cells, answers, strict=True):
         settings = settings_id(options, question)

@@ -6,15 +6,16 @@ Knows the feed, the encoder and the feature store; does not know questions or ta
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import cast
 
 from vidqa.cache.key import CacheKey
 from vidqa.cache.store import FeatureStore
-from vidqa.errors import MediaError
+from vidqa.errors import ItemError, MediaError
 from vidqa.pipeline.feed import Decoded
 from vidqa.pipeline.loaded import LoadedModel
-from vidqa.pipeline.options import Encoded, Work
+from vidqa.pipeline.options import Encoded
 from vidqa.pipeline.progress import StageClock
-from vidqa.records import DecodedSegment, EncodedSegment, Features
+from vidqa.records import DecodedSegment, EncodedSegment, EncoderInput, Features
 
 #: Segments that go to the encoder together unless the user says otherwise.
 DEFAULT_BATCH = 16
@@ -53,6 +54,11 @@ def encode_works(
             waiting.append(arrival)
             n_waiting += len(arrival.media.segments)
         if n_waiting >= full or arrival is None:
+            if waiting:
+                with clock.stage("load"):
+                    encoder = model.encoder
+                    for kind in {decoded.media.facts.kind for decoded in waiting}:
+                        encoder.session(kind)
             with clock.stage("encode"):
                 done = _encode_batch(waiting, model, store)
             yield from done
@@ -63,19 +69,28 @@ def encode_works(
 
 def _encode_batch(batch: Sequence[Decoded], model: LoadedModel, store: FeatureStore) -> list[Encoded]:
     """Encode and store the segments of some files."""
-    inputs = [segment.frames for decoded in batch for segment in decoded.media.segments]
-    features = iter(model.encoder.encode(inputs) if inputs else [])
-    done = []
-    for decoded in batch:
-        media = decoded.media
-        segments = tuple(_with_facts(decoded, segment, next(features)) for segment in media.segments)
-        if not segments:
-            error = MediaError("unreadable", f"{decoded.work.item.rel}: no segment holds a frame")
-            done.append(Encoded(decoded.work, error=error))
-            continue
-        _store(decoded.work, media.segments, segments, store, model.bundle.encoder_id)
-        done.append(Encoded(decoded.work, segments))
-    return done
+    # The feed's transform has turned frames into the encoder's input inside the decode processes.
+    inputs = [cast(EncoderInput, segment.frames) for decoded in batch for segment in decoded.media.segments]
+    try:
+        features = iter(model.encoder.encode(inputs) if inputs else [])
+    except ItemError as error:
+        if len(batch) == 1:
+            return [Encoded(batch[0].work, error=error)]
+        # One of them is too much; alone, each can only fail for itself.
+        return [one for decoded in batch for one in _encode_batch([decoded], model, store)]
+    return [_encoded(decoded, features, model, store) for decoded in batch]
+
+
+def _encoded(decoded: Decoded, features: Iterator[Features], model: LoadedModel, store: FeatureStore) -> Encoded:
+    """One file with its part of the batch's features, stored."""
+    work, media = decoded.work, decoded.media
+    segments = tuple(_with_facts(decoded, segment, next(features)) for segment in media.segments)
+    if not segments:
+        return Encoded(work, error=MediaError("unreadable", f"{work.item.rel}: no segment holds a frame"))
+    if work.media_id is not None:
+        for before, after in zip(media.segments, segments, strict=True):
+            store.put(CacheKey(work.media_id, before.segment.key, model.bundle.encoder_id), after)
+    return Encoded(work, segments)
 
 
 def _with_facts(decoded: Decoded, segment: DecodedSegment, features: Features) -> EncodedSegment:
@@ -88,16 +103,3 @@ def _with_facts(decoded: Decoded, segment: DecodedSegment, features: Features) -
         repeated=tuple(bool(r) for r in frames.repeated),
         features=features,
     )
-
-
-def _store(
-    work: Work,
-    decoded: Sequence[DecodedSegment],
-    encoded: Sequence[EncodedSegment],
-    store: FeatureStore,
-    encoder_id: str,
-) -> None:
-    if work.media_id is None:
-        return
-    for before, after in zip(decoded, encoded, strict=True):
-        store.put(CacheKey(work.media_id, before.segment.key, encoder_id), after)

@@ -14,17 +14,19 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
+from vidqa.cache.index import MediaIndex
 from vidqa.cache.key import CacheKey
 from vidqa.cache.store import FeatureStore
+from vidqa.encoders.devices import cpu_threads
 from vidqa.encoders.preprocess import prepare
 from vidqa.errors import ItemError
 from vidqa.media.segments import plan_segments
 from vidqa.media.workers import DecodeJob, DecodePool
 from vidqa.model.bundle import Bundle
 from vidqa.pipeline.options import Encoded, RunOptions, Work
-from vidqa.records import DecodedMedia, EncodedSegment, MediaFacts
+from vidqa.records import DecodedMedia, EncodedSegment
 
 #: Files that may wait in the queue. Each holds at most its own features or prepared frames.
 _AHEAD = 8
@@ -57,7 +59,7 @@ class Feed:
             `Encoded` among it (a file that could not be read) is handed through.
         bundle: says how frames are chosen and prepared, and which features are asked for.
         store: the feature cache.
-        facts_of: what the index knows of a media id.
+        index: knows the facts of contents that were decoded before, and learns those of new ones.
         options: how the run is done.
     """
 
@@ -66,14 +68,15 @@ class Feed:
         works: Callable[[], Iterable[Work | Encoded]],
         bundle: Bundle,
         store: FeatureStore,
-        facts_of: Callable[[str], MediaFacts | None],
+        index: MediaIndex,
         options: RunOptions,
     ) -> None:
         self._works, self._bundle, self._store = works, bundle, store
-        self._facts_of, self._options = facts_of, options
+        self._index, self._options = index, options
         self._queue: queue.Queue[Encoded | Decoded | _End] = queue.Queue(_AHEAD)
         self._stop = threading.Event()
         self._waiting: dict[int, Work] = {}
+        self._pool: DecodePool | None = None
         self._thread = threading.Thread(target=self._run, name="vidqa-feed", daemon=True)
 
     def __enter__(self) -> Self:
@@ -82,7 +85,9 @@ class Feed:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._stop.set()
-        self._thread.join(timeout=10)
+        self._thread.join(timeout=1)
+        if self._thread.is_alive() and self._pool is not None:  # it waits for a file that takes long: give that up
+            self._pool.close()
 
     def __iter__(self) -> Iterator[Encoded | Decoded]:
         while True:
@@ -117,15 +122,19 @@ class Feed:
         encoders = self._bundle.spec.encoders
         transform = partial(prepare, image=encoders.image.preprocess, video=encoders.video.preprocess)
         with DecodePool(
-            n_workers=self._options.n_workers,
+            n_workers=self._options.n_workers or cpu_threads(),
             timeout_s=self._options.timeout_s,
             memory_bytes=self._options.memory_bytes,
             transform=transform,
-        ) as pool:
-            for job, result in pool.run(chain([first], jobs)):
-                work = self._waiting.pop(job.tag)
-                failed = isinstance(result, ItemError)
-                self._put(Encoded(work, error=result) if failed else Decoded(work, result))
+        ) as self._pool:
+            for job, result in self._pool.run(chain([first], jobs)):
+                work = self._waiting.pop(cast(int, job.tag))
+                if isinstance(result, ItemError):
+                    self._put(Encoded(work, error=result))
+                    continue
+                if work.media_id is not None:
+                    self._index.remember_facts(work.media_id, result.facts)
+                self._put(Decoded(work, result))
 
     def _jobs(self) -> Iterator[DecodeJob]:
         """Decode jobs; what is cached goes straight into the queue."""
@@ -142,13 +151,19 @@ class Feed:
             yield DecodeJob(path=work.item.path, seconds=self._options.segment_s, sampling=sampling, tag=number)
 
     def _cached(self, work: Work) -> tuple[EncodedSegment, ...] | None:
-        """All segments of a file, or None if one of them is not in the cache."""
-        facts = self._facts_of(work.media_id) if work.media_id else None
+        """All segments of a file, or None if one of them is not in the cache. Not read where nothing is asked."""
+        facts = self._index.facts(work.media_id) if work.media_id else None
         if facts is None or work.media_id is None:
             return None
+        keys = [
+            CacheKey(work.media_id, segment.key, self._bundle.encoder_id)
+            for segment in plan_segments(facts, self._options.segment_s)
+        ]
+        if not work.questions:
+            return () if all(map(self._store.has, keys)) else None
         found = []
-        for segment in plan_segments(facts, self._options.segment_s):
-            entry = self._store.get(CacheKey(work.media_id, segment.key, self._bundle.encoder_id))
+        for key in keys:
+            entry = self._store.get(key)
             if entry is None:
                 return None
             found.append(entry)

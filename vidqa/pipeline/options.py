@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from vidqa.cache.key import default_cache_dir
 from vidqa.errors import ItemError, UsageError
 from vidqa.records import EncodedSegment, MediaItem, Question
 
@@ -78,3 +80,8 @@ def settings_id(options: RunOptions, question: Question) -> str:
     """Digest of the settings outside the bundle that change the answer to `question`. 12 hex digits."""
     values = {"segment_s": options.segment_s, "max_new_tokens": question.max_new_tokens or options.max_new_tokens}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def default_options() -> RunOptions:
+    """What holds for calls from Python that say nothing: the user's cache, and all else as it is above."""
+    return RunOptions(cache_dir=Path(os.environ.get("VIDQA_CACHE") or default_cache_dir()))

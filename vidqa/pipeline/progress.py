@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # tqdm is needed only where a terminal looks on
     from tqdm import tqdm
 
-STAGES = ("read", "decode", "encode", "generate", "write")
+STAGES = ("load", "read", "decode", "encode", "generate", "write")
 
 
 @dataclass
@@ -78,8 +78,9 @@ QUIET = Reporter(level=0, bar=False)
 class StageClock:
     """Seconds that the run spent in, or waiting for, each stage; the largest is the one that limits it.
 
-    `read` is scanning, hashing and reading cached features; `decode` is waiting for frames while nothing else could be
-    done (decoding goes on beside the other stages, and what is hidden behind them costs nothing).
+    `load` is opening the models; `read` is scanning and reading the table; `decode` is waiting for frames, or for
+    hashes and cached features, while nothing else could be done (that work goes on beside the other stages, and what is hidden
+    behind them costs nothing).
     """
 
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))

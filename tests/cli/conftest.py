@@ -1,0 +1,63 @@
+"""Running the command line: inside this process where it is enough, as a process where signals or exit matter."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from vidqa.cli.main import run
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command left."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def surroundings(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The tiny model and a cache of its own, by the variables that users set."""
+    values = {"VIDQA_MODEL": str(tiny_bundle), "VIDQA_CACHE": str(tmp_path / "cache")}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    return values
+
+
+@pytest.fixture
+def vidqa(surroundings: dict[str, str], capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """`vidqa("describe", folder, ...)` in this process."""
+
+    def call(*arguments: object) -> Done:
+        capsys.readouterr()
+        code = run([os.fspath(a) if isinstance(a, Path) else str(a) for a in arguments])
+        said = capsys.readouterr()
+        return Done(code, said.out, said.err)
+
+    return call
+
+
+@pytest.fixture
+def start(surroundings: dict[str, str]) -> Callable[..., subprocess.Popen[str]]:
+    """`start("describe", folder, ...)` as a process of its own, both outputs piped."""
+
+    def call(*arguments: object) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "vidqa", *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | surroundings,
+            start_new_session=True,
+        )
+
+    return call

@@ -1,0 +1,63 @@
+"""`vidqa ask`: answers and nothing else on stdout."""
+
+from __future__ import annotations
+
+import json
+
+from vidqa.tables.schema import read_table
+
+
+def test_one_clip_one_question_is_plain_text(vidqa, clips):
+    done = vidqa("ask", clips / "a.mp4", "What happens?")
+    assert (done.code, done.out) == (0, "red\n"), done.err
+    assert "the tiny model" in done.err
+
+
+def test_one_clip_several_questions_are_lines(vidqa, clips):
+    assert vidqa("ask", clips / "a.mp4", "What?", "Why?").out == "red\nred\n"
+
+
+def test_several_clips_are_a_table(vidqa, clips):
+    done = vidqa("ask", clips, "What?")
+    assert done.code == 0
+    assert [line.split() for line in done.out.splitlines()] == [
+        ["a.mp4", "red"],
+        ["b.mp4", "red"],
+        ["deeper/c.mp4", "red"],
+    ]
+
+
+def test_json_lines(vidqa, clips):
+    rows = [json.loads(line) for line in vidqa("ask", clips, "What?", "Why?", "--json").out.splitlines()]
+    assert len(rows) == 6
+    assert {(row["question"], row["answer"], row["status"]) for row in rows} == {
+        ("What?", "red", "ok"),
+        ("Why?", "red", "ok"),
+    }
+
+
+def test_out_writes_a_table(vidqa, clips, tmp_path):
+    done = vidqa("ask", clips, "What?", "--out", tmp_path / "t.csv")
+    assert (done.code, done.out) == (0, "")
+    assert read_table(tmp_path / "t.csv")["question"].to_list() == ["What?"] * 3
+
+
+def test_failures_are_no_answers(vidqa, clips):
+    (clips / "text.mp4").write_text("no film")
+    done = vidqa("ask", clips / "text.mp4", "What?")
+    assert done.code == 3
+    assert done.out.strip() == ""
+    assert "not_media" in done.err
+    done = vidqa("ask", clips, "What?")
+    assert done.code == 3
+    assert "[not_media]" in done.out
+
+
+def test_still_picture(vidqa, tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "p.png")
+    done = vidqa("ask", tmp_path / "p.png", "What is it?", "--json")
+    row = json.loads(done.out)
+    assert (row["answer"], row["n_visual_tokens"], row["duration_s"]) == ("red", 4, None)

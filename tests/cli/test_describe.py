@@ -1,0 +1,237 @@
+"""`vidqa describe`: the table, what is done again and what is not, and what stands where."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from vidqa.tables.schema import read_table
+
+
+def rows_of(table: Path) -> list[dict[str, object]]:
+    return sorted(
+        read_table(table).to_dicts(), key=lambda row: (row["path"], row["question_id"], row["start_s"] or 0.0)
+    )
+
+
+def test_every_clip_gets_its_row(vidqa, clips, tmp_path):
+    table = tmp_path / "t.parquet"
+    done = vidqa("describe", clips, "--out", table)
+    assert done.code == 0, done.err
+    assert done.out == ""
+    rows = rows_of(table)
+    assert [row["path"] for row in rows] == ["a.mp4", "b.mp4", str(Path("deeper", "c.mp4"))]
+    for row in rows:
+        assert (row["answer"], row["status"], row["finish_reason"]) == ("red", "ok", "eos")
+        assert row["error_kind"] is None and row["error"] is None
+        assert row["root"] == str(clips)
+        assert row["question_id"] == "caption"
+        assert row["model"] == "tiny"
+        assert (row["width"], row["height"], row["codec"]) == (32, 32, "h264")
+        assert row["duration_s"] == pytest.approx(1.2, abs=0.15)
+        assert len(row["frame_times_s"]) == 8
+        assert row["n_visual_tokens"] == 8 * 5
+        assert row["created_at"].tzinfo is not None
+    assert len({row["media_id"] for row in rows}) == 3
+
+
+def test_messages_are_said_once_and_on_stderr(vidqa, clips, tmp_path):
+    done = vidqa("describe", clips, "--out", tmp_path / "t.parquet")
+    assert done.err.count("the tiny model says the same to everything") == 1
+    assert done.err.count("ExecutionProvider") == 1
+    assert "3 clips" in done.err and "3 ok" in done.err and "limited by" in done.err
+
+
+def test_quiet_is_quiet(vidqa, clips, tmp_path):
+    done = vidqa("describe", clips, "--out", tmp_path / "t.parquet", "-q")
+    assert (done.code, done.out, done.err) == (0, "", "")
+
+
+def test_json_summary_is_one_object_on_stdout(vidqa, clips, tmp_path):
+    (clips / "notes.txt").write_text("not media")
+    done = vidqa("describe", clips, "--out", tmp_path / "t.parquet", "--json")
+    summary = json.loads(done.out)
+    assert done.out.count("\n") == 1
+    assert summary["files"] == 3
+    assert summary["clips"]["done"] == 3
+    assert summary["rows"] == {"ok": 3}
+    assert sum(summary["left_out"].values()) == 1
+    assert set(summary["seconds"]) == {"load", "read", "decode", "encode", "generate", "write"}
+    assert summary["limit"] in summary["seconds"]
+    assert summary["hours_of_video"] == pytest.approx(3 * 1.2 / 3600, rel=0.2)
+
+
+def test_second_run_does_nothing_but_say_so(vidqa, clips, tmp_path):
+    table = tmp_path / "t.parquet"
+    vidqa("describe", clips, "--out", table)
+    before = (table.read_bytes(), table.stat().st_mtime_ns)
+    done = vidqa("describe", clips, "--out", table)
+    assert done.code == 0
+    assert "nothing to do" in done.err
+    assert "ExecutionProvider" not in done.err and "language model" not in done.err
+    assert (table.read_bytes(), table.stat().st_mtime_ns) == before
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl", "arrow"])
+def test_every_format_and_again(vidqa, clips, tmp_path, suffix):
+    table = tmp_path / f"t.{suffix}"
+    assert vidqa("describe", clips, "--out", table).code == 0
+    assert len(rows_of(table)) == 3
+    assert "nothing to do" in vidqa("describe", clips, "--out", table).err
+
+
+def test_new_file_only_adds_its_row(vidqa, clips, tmp_path, make_clip):
+    table = tmp_path / "t.parquet"
+    vidqa("describe", clips, "--out", table)
+    old = rows_of(table)
+    make_clip(clips / "new.mp4", seed=9)
+    done = json.loads(vidqa("describe", clips, "--out", table, "--json").out)
+    assert done["clips"]["done"] == 1 and done["known"] == {"ok": 3}
+    rows = rows_of(table)
+    assert [row for row in rows if row["path"] != "new.mp4"] == old
+    assert len(rows) == 4
+
+
+def test_new_question_uses_the_cache(vidqa, clips, tmp_path):
+    table, questions = tmp_path / "t.parquet", tmp_path / "q.toml"
+    vidqa("describe", clips, "--out", table)
+    questions.write_text('[[question]]\nid = "who"\ntext = "Who is there?"\n')
+    done = json.loads(vidqa("describe", clips, "--out", table, "--questions", questions, "--json").out)
+    assert done["clips"] == {"done": 3, "cached": 3, "failed": 0}
+    assert Counter(row["question_id"] for row in rows_of(table)) == {"caption": 3, "who": 3}
+
+
+def test_renamed_file_keeps_its_row(vidqa, clips, tmp_path):
+    table = tmp_path / "t.parquet"
+    vidqa("describe", clips, "--out", table)
+    (clips / "a.mp4").rename(clips / "z.mp4")
+    done = json.loads(vidqa("describe", clips, "--out", table, "--json").out)
+    assert done["clips"]["done"] == 0 and done["renamed"] == 1
+    assert [row["path"] for row in rows_of(table)] == ["b.mp4", str(Path("deeper", "c.mp4")), "z.mp4"]
+
+
+def test_same_content_twice_is_worked_on_once_and_has_both_rows(vidqa, clips, tmp_path):
+    shutil.copy(clips / "a.mp4", clips / "copy of a.mp4")
+    table = tmp_path / "t.parquet"
+    done = json.loads(vidqa("describe", clips, "--out", table, "--json").out)
+    rows = rows_of(table)
+    assert done["clips"]["done"] == 3 and done["rows"] == {"ok": 4}
+    assert len(rows) == 4 and len({row["media_id"] for row in rows}) == 3
+    shutil.copy(clips / "b.mp4", clips / "later.mp4")
+    done = json.loads(vidqa("describe", clips, "--out", table, "--json").out)
+    assert done["clips"]["done"] == 0 and done["rows"] == {"ok": 1}
+    assert len(rows_of(table)) == 5
+    assert "nothing to do" in vidqa("describe", clips, "--out", table).err
+
+
+def test_segments_of_fixed_length(vidqa, clips, tmp_path):
+    table = tmp_path / "t.parquet"
+    done = vidqa("describe", clips, "--out", table, "--segment", "0.5")
+    assert done.code == 0, done.err
+    rows = [row for row in rows_of(table) if row["path"] == "a.mp4"]
+    assert [row["start_s"] for row in rows] == pytest.approx([0.0, 0.5, 1.0])
+    assert all(row["start_s"] <= t <= row["end_s"] + 1e-6 for row in rows for t in row["frame_times_s"])
+    assert "nothing to do" in vidqa("describe", clips, "--out", table, "--segment", "0.5").err
+    assert json.loads(vidqa("describe", clips, "--out", table, "--json").out)["rows"] == {"ok": 3}  # whole: new rows
+
+
+def test_max_new_tokens_truncates_and_is_a_setting(vidqa, clips, tmp_path):
+    table = tmp_path / "t.parquet"
+    assert vidqa("describe", clips, "--out", table, "--max-new-tokens", "2").code == 0
+    assert {(row["answer"], row["status"], row["finish_reason"]) for row in rows_of(table)} == {
+        ("r", "truncated", "length")
+    }
+    assert vidqa("describe", clips, "--out", table).code == 0
+    assert Counter(row["status"] for row in rows_of(table)) == {"truncated": 3, "ok": 3}
+
+
+def test_broken_files_cost_their_row_and_exit_3(vidqa, clips, tmp_path):
+    whole = (clips / "a.mp4").read_bytes()
+    (clips / "cut.mp4").write_bytes(whole[: len(whole) // 3])
+    (clips / "empty.mp4").write_bytes(b"")
+    (clips / "text.mp4").write_text("this is no film")
+    (clips / "notes.txt").write_text("plain text is left out")
+    table = tmp_path / "t.parquet"
+    done = vidqa("describe", clips, "--out", table)
+    assert done.code == 3, done.err
+    rows = rows_of(table)
+    assert Counter(row["status"] for row in rows) == {"ok": 3, "failed": 3}
+    kinds = {row["path"]: row["error_kind"] for row in rows if row["status"] == "failed"}
+    assert kinds["empty.mp4"] == "empty_file"
+    assert kinds["text.mp4"] == "not_media"
+    assert kinds["cut.mp4"] in ("unreadable", "no_video")
+    assert all(row["answer"] is None and row["error"] for row in rows if row["status"] == "failed")
+    again = vidqa("describe", clips, "--out", table)
+    assert again.code == 3, "the table still has failed rows for these files"
+    assert "nothing to do" in again.err and "--retry failed" in again.err
+    retried = json.loads(vidqa("describe", clips, "--out", table, "--retry", "failed", "--json").out)
+    assert retried["rows"] == {"failed": 3} and retried["known"] == {"ok": 3}
+    assert len(rows_of(table)) == 6
+
+
+def test_named_file_that_is_not_there_gets_a_row_once(vidqa, clips, tmp_path, make_clip):
+    table = tmp_path / "t.parquet"
+    for _ in range(2):
+        done = vidqa("describe", clips / "a.mp4", clips / "gone.mp4", "--out", table)
+        assert done.code == 3
+        assert [(row["path"], row["status"], row["error_kind"]) for row in rows_of(table)] == [
+            ("a.mp4", "ok", None),
+            ("gone.mp4", "failed", "missing"),
+        ]
+    make_clip(clips / "gone.mp4", seed=4)
+    assert vidqa("describe", clips / "a.mp4", clips / "gone.mp4", "--out", table).code == 0
+    assert [row["status"] for row in rows_of(table)] == ["ok", "ok"]
+
+
+def test_prompt_that_does_not_fit_is_a_row(vidqa, clips, tmp_path):
+    questions = tmp_path / "q.toml"
+    questions.write_text(f'[[question]]\nid = "long"\ntext = "{"why " * 800}"\n')
+    done = vidqa("describe", clips, "--out", tmp_path / "t.parquet", "--questions", questions)
+    assert done.code == 3
+    rows = rows_of(tmp_path / "t.parquet")
+    assert {row["error_kind"] for row in rows} == {"prompt_too_long"}
+    assert all("more than the context of 2048" in row["error"] for row in rows)
+    assert all(row["duration_s"] is not None for row in rows)
+
+
+def test_dry_run_says_the_plan_and_does_nothing(vidqa, clips, tmp_path):
+    table = tmp_path / "t.parquet"
+    done = vidqa("describe", clips, "--out", table, "--dry-run", "--json")
+    plan = json.loads(done.out)
+    assert done.code == 0
+    assert (plan["files"], plan["new_rows"], plan["known_rows"]) == (3, 3, 0)
+    assert plan["hours_of_video"] == pytest.approx(3 * 1.2 / 3600, rel=0.2)
+    assert not table.exists()
+    vidqa("describe", clips, "--out", table)
+    plan = json.loads(vidqa("describe", clips, "--out", table, "--dry-run", "--json").out)
+    assert (plan["new_rows"], plan["known_rows"]) == (0, 3)
+    assert "3 files" in vidqa("describe", clips, "--out", table, "--dry-run").out
+
+
+def test_odd_names(vidqa, clips, tmp_path, make_clip):
+    odd = ["-dash.mp4", "with space 'and quotes\".mp4", "new\nline.mp4", "наука.mp4", "[brackets].mp4"]
+    for i, name in enumerate(odd):
+        make_clip(tmp_path / "made.mp4", seed=20 + i).rename(clips / name)
+    table = tmp_path / "t.parquet"
+    assert vidqa("describe", clips, "--out", table).code == 0
+    assert {row["path"] for row in rows_of(table)} >= set(odd)
+    assert "nothing to do" in vidqa("describe", clips, "--out", table).err
+
+
+def test_undecodable_name(vidqa, clips, tmp_path, make_clip):
+    import os
+
+    made = make_clip(tmp_path / "made.mp4", seed=30)
+    try:
+        os.rename(made, os.path.join(os.fsencode(clips), b"caf\xe9.mp4"))
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    for suffix in ("parquet", "csv"):
+        table = tmp_path / f"t.{suffix}"
+        assert vidqa("describe", clips, "--out", table).code == 0
+        assert len(rows_of(table)) == 4
+        assert "nothing to do" in vidqa("describe", clips, "--out", table).err

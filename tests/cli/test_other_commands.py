@@ -1,0 +1,99 @@
+"""encode, cache, models, doctor; settings from variables and vidqa.toml."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_encode_fills_the_cache_once(vidqa, clips, surroundings):
+    first = json.loads(vidqa("encode", clips, "--json").out)
+    assert first["clips"] == {"done": 3, "cached": 0, "failed": 0}
+    assert len(list(Path(surroundings["VIDQA_CACHE"]).rglob("*.safetensors"))) == 3
+    second = vidqa("encode", clips)
+    assert second.code == 0 and "nothing to do" in second.err
+
+
+def test_encode_counts_failures(vidqa, clips):
+    (clips / "text.mp4").write_text("no film")
+    done = vidqa("encode", clips, "--json")
+    assert done.code == 3
+    assert json.loads(done.out)["clips"]["failed"] == 1
+    assert "text.mp4" in done.err
+
+
+def test_cache_stats_verify_prune(vidqa, clips, surroundings):
+    vidqa("encode", clips)
+    stats = json.loads(vidqa("cache", "stats", "--json").out)
+    assert stats["n_entries"] == 3
+    assert "3 entries" in vidqa("cache", "stats").out
+    assert vidqa("cache", "verify").out == "3 entries read, 0 damaged\n"
+    entry = sorted(Path(surroundings["VIDQA_CACHE"]).rglob("*.safetensors"))[0]
+    entry.write_bytes(entry.read_bytes()[:-3])
+    broken = vidqa("cache", "verify")
+    assert broken.code == 3 and entry.name in broken.out
+    assert vidqa("cache", "verify", "--delete").code == 0
+    assert vidqa("cache", "prune").code == 2
+    assert "would remove 2" in vidqa("cache", "prune", "--max-size", "0", "--dry-run").out
+    assert json.loads(vidqa("cache", "prune", "--max-size", "0", "--json").out)["n_removed"] == 2
+
+
+def test_models_list_and_verify(vidqa, tiny_bundle, tmp_path):
+    import shutil
+
+    listed = json.loads(vidqa("models", "list", tiny_bundle.parent, "--json").out)
+    assert "tiny" in [model["name"] for model in listed]
+    assert str(tiny_bundle) in vidqa("models", "list", tiny_bundle.parent).out
+    assert vidqa("models", "verify", tiny_bundle).code == 0
+    altered = tmp_path / "altered"
+    shutil.copytree(tiny_bundle, altered)
+    with open(altered / "connector.safetensors", "ab") as f:
+        f.write(b"x")
+    done = vidqa("models", "verify", altered)
+    assert done.code == 1 and "connector.safetensors" in done.out
+
+
+def test_doctor(vidqa):
+    done = vidqa("doctor")
+    names = [line.split()[1] for line in done.out.splitlines()]
+    assert done.code == 0, done.out
+    wanted = ["python", "torch", "transformers", "onnxruntime", "av", "decord", "polars", "cuda", "cache", "model"]
+    assert names == wanted
+    assert "FFmpeg" in done.out and "GB free" in done.out and "CPUExecutionProvider" in done.out
+
+
+def test_doctor_works_where_packages_are_missing(surroundings):
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'transformers', 'av', 'decord', 'onnxruntime', 'polars'): sys.modules[name] = None\n"
+        "from vidqa.cli.main import run\n"
+        "sys.exit(run(['doctor']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stdout.splitlines()) == 10
+    assert "FAIL  torch" in done.stdout and "no    decord" in done.stdout
+
+
+def test_doctor_says_what_is_wrong_with_the_model(vidqa, tmp_path):
+    done = vidqa("doctor", "--model", tmp_path / "nowhere")
+    assert done.code == 1
+    assert "FAIL  model" in done.out
+
+
+def test_settings_file_variable_flag(vidqa, clips, tmp_path, monkeypatch):
+    (tmp_path / "vidqa.toml").write_text("max_new_tokens = 1\n")
+    assert vidqa("ask", clips / "a.mp4", "What?").out == "\n"  # one token: the blank before the word
+    monkeypatch.setenv("VIDQA_MAX_NEW_TOKENS", "2")
+    assert vidqa("ask", clips / "a.mp4", "What?").out == "r\n"
+    assert vidqa("ask", clips / "a.mp4", "What?", "--max-new-tokens", "3").out == "re\n"
+
+
+def test_wrong_settings_are_exit_2(vidqa, clips, tmp_path):
+    (tmp_path / "vidqa.toml").write_text("no_such_setting = 1\n")
+    done = vidqa("ask", clips / "a.mp4", "What?")
+    assert done.code == 2
+    assert "no_such_setting" in done.err and "vidqa.toml" in done.err

@@ -1,0 +1,88 @@
+"""Messages, the bar, the clock and the closing summary."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import time
+
+import pytest
+
+from vidqa.pipeline.progress import STAGES, Reporter, StageClock
+from vidqa.pipeline.summary import Summary
+
+
+def test_levels(capsys):
+    reporter = Reporter(level=1, bar=False)
+    reporter.say("hello")
+    reporter.say("detail", level=2)
+    reporter.say_once("only once")
+    reporter.say_once("only once")
+    assert capsys.readouterr() == ("", "hello\nonly once\n")
+    Reporter(level=0).say("hello")
+    assert capsys.readouterr().err == ""
+
+
+def test_bar_shows_rate_and_time_left_on_stderr_only(capsys):
+    reporter = Reporter(level=1, bar=True)
+    with reporter.progress(4, "file"):
+        for _ in range(4):
+            reporter.advance()
+            time.sleep(0.12)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "4/4" in err and "<" in err and "file/s" in err.replace("s/file", "file/s")
+
+
+def test_no_bar_where_nobody_looks(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())  # not a terminal
+    reporter = Reporter(level=1)
+    with reporter.progress(4, "file"):
+        reporter.advance()
+    assert sys.stderr.getvalue() == ""
+
+
+def test_clock_names_the_stage_that_limits():
+    clock = StageClock()
+    assert clock.limit() is None
+    with clock.stage("encode"):
+        time.sleep(0.02)
+    with clock.stage("decode"):
+        time.sleep(0.01)
+    with pytest.raises(KeyError), clock.stage("encode"):
+        raise KeyError
+    assert clock.limit() == "encode"
+    assert clock.seconds["encode"] > clock.seconds["decode"] > clock.seconds["write"] == 0.0
+
+
+def test_summary_text_and_json():
+    summary = Summary(files=5, clips_done=3, clips_failed=1, video_s=7200.0)
+    summary.rows.update(ok=2, failed=1)
+    summary.known.update(ok=2)
+    summary.errors.update(timeout=1)
+    clock = StageClock()
+    clock.seconds["generate"] = 2.5
+    summary.close(clock, wall_s=3.0)
+    text = summary.as_text()
+    for part in (
+        "3 clips",
+        "2.00 h of video",
+        "2 ok, 1 failed",
+        "rows already there: 2 ok",
+        "1 timeout",
+        "limited by generate",
+    ):
+        assert part in text
+    assert summary.n_failed == 1
+    plain = json.loads(json.dumps(summary.as_dict()))
+    assert set(plain["seconds"]) == set(STAGES)
+    assert plain["hours_of_video"] == 2.0
+
+
+def test_summary_of_nothing():
+    summary = Summary(files=1)
+    summary.known.update(ok=1)
+    summary.close(StageClock(), wall_s=0.1)
+    assert summary.nothing_done and summary.limit is None and summary.n_failed == 0
+    assert "nothing to do: all rows of 1 file are there already" in summary.as_text()

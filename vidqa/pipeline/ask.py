@@ -1,0 +1,84 @@
+"""Questions typed by hand: one clip or a few, answers as rows, no table unless one is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+from vidqa.errors import UsageError
+from vidqa.pipeline.answer import answer_works
+from vidqa.pipeline.describe import Run, describe
+from vidqa.pipeline.loaded import LoadedModel
+from vidqa.pipeline.options import RunOptions, Work
+from vidqa.pipeline.progress import QUIET, Reporter
+from vidqa.pipeline.summary import Summary
+from vidqa.records import AnswerRow, MediaItem, Question
+
+
+def ask(
+    media: str | Path | Sequence[str],
+    *questions: str,
+    model: LoadedModel | str = "demo",
+    options: RunOptions | None = None,
+    reporter: Reporter = QUIET,
+) -> list[AnswerRow]:
+    """Ask about a clip, a picture, or several.
+
+    Args:
+        media: a file, a folder, a glob, or a list of such.
+        questions: at least one text.
+        model: name or folder of a bundle, or an opened one (which saves loading it for every call).
+        options: how it is done; None takes the user's cache and the defaults.
+        reporter: hears progress and messages.
+
+    Returns:
+        One row for each file, question and segment: by file, then question as given, then time. A row that failed has
+        `answer` None and says why.
+
+    Raises:
+        UsageError: no question.
+        VidqaError: there is no media, or the model or the cache cannot be used.
+    """
+    run = Run.begin(model, options, reporter)
+    asked = as_questions(questions)
+    found = run.find([str(media)] if isinstance(media, str | Path) else media)
+
+    def owed(item: MediaItem, media_id: str) -> Work:
+        return Work(item, media_id, asked)
+
+    rows: list[AnswerRow] = []
+    with (
+        reporter.progress(len(found.items), "file"),
+        closing(run.encoded(found.items, owed, asked)) as encoded,
+    ):
+        for answered in answer_works(encoded, run.model, run.options, run.clock):
+            rows += answered.rows
+            reporter.advance()
+    place = {(item.root, item.rel): number for number, item in enumerate(found.items)}
+    rows.sort(key=lambda row: place[row.root, row.path])  # stable: questions and segments keep their order
+    return rows
+
+
+def ask_to_table(
+    media: str | Path | Sequence[str],
+    *questions: str,
+    out: str | Path,
+    model: LoadedModel | str = "demo",
+    options: RunOptions | None = None,
+    reporter: Reporter = QUIET,
+) -> Summary:
+    """As `ask`, into a table; what the table has already is not asked again. See `describe` for errors."""
+    paths = [str(media)] if isinstance(media, str | Path) else media
+    return describe(paths, out, questions=as_questions(questions), model=model, options=options, reporter=reporter)
+
+
+def as_questions(texts: Sequence[str]) -> tuple[Question, ...]:
+    """Questions with ids q1, q2, ...; the same text twice is one question.
+
+    Raises:
+        UsageError: none at all, or an empty one.
+    """
+    if not texts or not all(text.strip() for text in texts):
+        raise UsageError("a question is missing", hint='vidqa ask clip.mp4 "What happens?"')
+    return tuple(Question(f"q{number}", text) for number, text in enumerate(dict.fromkeys(texts), start=1))

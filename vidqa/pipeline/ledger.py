@@ -1,0 +1,125 @@
+"""What the table has and what this run owes: files in, work out, rows back.
+
+Knows the table and the questions; does not know media, features or models. A row is done when media content, segment,
+question text, model and settings are all equal. So a renamed file keeps its rows, and of several files with the same
+content one is worked on and the others get copies.
+
+The feed's thread asks (`owed`), the main thread answers (`record`): one lock keeps them apart.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from vidqa.pipeline.answer import Answered
+from vidqa.pipeline.options import Identity, RunOptions, Work, settings_id
+from vidqa.pipeline.progress import StageClock
+from vidqa.pipeline.summary import Summary
+from vidqa.records import MediaItem, Question
+from vidqa.tables.store import Table
+
+#: What is finished reaches the disk after so many rows, or so many seconds, whichever comes first.
+COMMIT_ROWS = 500
+COMMIT_S = 60.0
+
+
+class Ledger:
+    """The books of one run.
+
+    Args:
+        table: loaded; only this object touches it while the run lasts.
+        questions: of the run.
+        who: what produces the rows.
+        options: how the run is done.
+        summary: counts what is found and done.
+        clock: hears the seconds of `write`.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        questions: Sequence[Question],
+        who: Identity,
+        options: RunOptions,
+        summary: Summary,
+        clock: StageClock,
+    ) -> None:
+        self._table, self._questions, self._retry = table, questions, options.retry_failed
+        self._summary, self._clock = summary, clock
+        self._cells = {q.text: (q.text, who.model_id, settings_id(options, q)) for q in questions}
+        self._worked: dict[str, Work] = {}  # by media id: the file that the run works on for all its twins
+        self._twins: list[tuple[str, MediaItem]] = []
+        self._lock = threading.Lock()
+        self._uncommitted, self._committed_at = 0, time.monotonic()
+
+    @property
+    def n_questions(self) -> int:
+        """How many rows a file without segments gives."""
+        return len(self._questions)
+
+    def owed(self, item: MediaItem, media_id: str) -> Work | None:
+        """The work that a file still needs; None when the table has it, or will have it from a twin.
+
+        Args:
+            item: the file.
+            media_id: digest of its content.
+        """
+        with self._lock:
+            changes = self._table.update_paths([(media_id, item)], cells=self._cells.values())
+            self._summary.renamed += changes.n_renamed
+            if media_id in self._worked:
+                self._twins.append((media_id, item))
+                return None
+            missing = []
+            for question in self._questions:
+                status = self._table.done(media_id, *self._cells[question.text])
+                if status is None or (status == "failed" and self._retry):
+                    missing.append(question)
+                else:
+                    self._summary.known[status] += 1
+            if not missing:
+                return None
+            self._worked[media_id] = Work(item, media_id, tuple(missing))
+            return self._worked[media_id]
+
+    def record(self, answered: Answered) -> None:
+        """Take the rows of a file; commit when enough have gathered or enough time has passed."""
+        with self._lock:
+            self._table.add(answered.rows)
+            self._count(answered)
+            self._uncommitted += len(answered.rows)
+            due = time.monotonic() - self._committed_at > COMMIT_S
+            if self._uncommitted >= COMMIT_ROWS or due:
+                self._commit()
+
+    def close(self) -> None:
+        """Give the twins their rows and bring everything to the disk. Also for runs that were interrupted."""
+        with self._lock:
+            for media_id, item in self._twins:
+                self._copy(media_id, item)
+            self._twins = []
+            self._commit()
+
+    def _copy(self, media_id: str, item: MediaItem) -> None:
+        work = self._worked[media_id]
+        cells = {self._cells[question.text] for question in work.questions}
+        rows = [
+            replace(row, path=item.rel, root=item.root)
+            for row in self._table.rows_for(media_id)
+            if (row.root, row.path) == (work.item.root, work.item.rel)
+            and (row.question, row.model_id, row.settings_id) in cells
+        ]
+        self._table.add(rows)
+        self._summary.rows.update(row.status for row in rows)
+
+    def _count(self, answered: Answered) -> None:
+        self._summary.rows.update(row.status for row in answered.rows)
+        self._summary.errors.update(row.error_kind for row in answered.rows if row.error_kind)
+
+    def _commit(self) -> None:
+        with self._clock.stage("write"):
+            self._table.commit()
+        self._uncommitted, self._committed_at = 0, time.monotonic()
