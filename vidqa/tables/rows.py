@@ -48,7 +48,9 @@ class Rows:
         self._gone: set[int] = set()
         self._moved: dict[int, tuple[str, str]] = {}  # row -> root, path
         self._status = self._frame["status"].cast(pl.Enum(_STATUSES)).to_physical().to_numpy()
+        self._root, self._path = self._frame["root"], self._frame["path"]
         self._cells, self._cell_of = _number_cells(self._frame)
+        self._names = list(self._cells)
         self._at: dict[str, list[int]] = self._by_content()
 
     def __len__(self) -> int:
@@ -57,11 +59,18 @@ class Rows:
     def statuses(self, media_id: str, cell: Cell) -> list[Status]:
         """Statuses of all rows that answer `cell` for a content."""
         number = self._cells.get(cell)
-        return [self._status_of(i) for i in self._numbers(media_id) if number is not None and self._cell(i) == number]
+        return [self._status_of(i) for i in self._numbers(media_id) if self._cell(i) == number]
 
-    def places(self, media_id: str) -> set[str]:
-        """Where the files of a content lie, as far as rows tell."""
-        return {self._place(i) for i in self._numbers(media_id)}
+    def groups(self, media_id: str) -> dict[str, dict[Cell, list[int]]]:
+        """Place of a file -> what was asked of it -> numbers of the rows; of all files with one content."""
+        found: dict[str, dict[Cell, list[int]]] = {}
+        for i in self._numbers(media_id):
+            found.setdefault(self._place(i), {}).setdefault(self._names[self._cell(i)], []).append(i)
+        return found
+
+    def copy(self, numbers: Iterable[int], item: MediaItem) -> None:
+        """Add copies of rows for another file with the same content."""
+        self.append([replace(self._row(i), root=item.root, path=item.rel) for i in numbers])
 
     def of(self, media_id: str | None) -> list[AnswerRow]:
         """Rows of a content; of None, those of all files that could not be read."""
@@ -87,7 +96,10 @@ class Rows:
     def append(self, rows: Iterable[AnswerRow]) -> None:
         """Add rows behind the others."""
         for row in rows:
-            self._cells.setdefault(Cell(row.question, row.model_id, row.settings_id), len(self._cells))
+            cell = Cell(row.question, row.model_id, row.settings_id)
+            if cell not in self._cells:
+                self._cells[cell] = len(self._names)
+                self._names.append(cell)
             number = self._frame.height + len(self._new)
             self._at.setdefault(_key(row.media_id, location(row.root, row.path)), []).append(number)
             self._new.append(row)
@@ -142,7 +154,7 @@ class Rows:
             return location(*self._moved[i])
         n = self._frame.height
         if i < n:
-            return location(unescape(self._frame["root"][i]), unescape(self._frame["path"][i]))
+            return location(unescape(self._root[i]), unescape(self._path[i]))
         return location(self._new[i - n].root, self._new[i - n].path)
 
     def _row(self, i: int) -> AnswerRow:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from vidqa.errors import TableError
@@ -131,15 +131,15 @@ class Table:
             by_content.setdefault(media_id, {})[location(item.root, item.rel)] = item
         n_renamed = n_copied = 0
         for media_id, present in by_content.items():
-            known = self._rows.places(media_id)
-            if not known:
-                continue
-            gone = [place for place in known if place not in present and not exists(place)]
-            for place in [p for p in present if p not in known]:
-                if gone:
-                    self._rows.move(media_id, gone.pop(0), present[place])
-                    n_renamed += 1
-            n_copied += sum(self._copy_missing(media_id, place, item, cells) for place, item in present.items())
+            known = self._rows.groups(media_id)
+            new = [place for place in present if place not in known]
+            gone = [place for place in known if place not in present and not exists(place)] if known and new else []
+            for old, place in zip(gone, new, strict=False):
+                self._rows.move(media_id, old, present[place])
+                known[place] = known.pop(old)
+                n_renamed += 1
+            if len(known.keys() | present.keys()) > 1:
+                n_copied += sum(self._copy_missing(known, place, item, cells) for place, item in present.items())
         self._changed |= bool(n_renamed or n_copied)
         return PathChanges(n_renamed, n_copied)
 
@@ -171,26 +171,23 @@ class Table:
         return True
 
     def _copy_missing(
-        self, media_id: str, place: str, item: MediaItem, cells: Collection[tuple[str, str, str]] | None
+        self,
+        known: dict[str, dict[Cell, list[int]]],
+        place: str,
+        item: MediaItem,
+        cells: Collection[tuple[str, str, str]] | None,
     ) -> bool:
         """Copy to `place` the answers that files with the same content have and it lacks. True when there were any."""
-        all_rows = self._rows.of(media_id)
-        mine: set[Cell] = set()
-        others: dict[Cell, tuple[str, list[AnswerRow]]] = {}
-        for row in all_rows:
-            cell, there = Cell(row.question, row.model_id, row.settings_id), location(row.root, row.path)
-            if there == place:
-                mine.add(cell)
-            elif cells is None or cell in cells:
-                giver, group = others.setdefault(cell, (there, []))
-                if giver == there:
-                    group.append(row)
-        copied = False
-        for cell, (_, group) in others.items():
-            if cell not in mine:
-                self._rows.append([replace(row, path=item.rel, root=item.root) for row in group])
-                copied = True
-        return copied
+        mine = known.get(place, {})
+        lacking: dict[Cell, list[int]] = {}
+        for there, groups in known.items():
+            if there != place:
+                lacking |= {
+                    c: n for c, n in groups.items() if c not in mine | lacking and (cells is None or c in cells)
+                }
+        for numbers in lacking.values():
+            self._rows.copy(numbers, item)
+        return bool(lacking)
 
     def _state_on_disk(self) -> tuple[int, ...] | None:
         try:
