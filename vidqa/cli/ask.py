@@ -36,7 +36,7 @@ def command(media: str, questions: tuple[str, ...], out: str | None, **flags: An
     from vidqa.cli.session import Session
     from vidqa.pipeline.ask import ask, ask_to_table
 
-    session = Session.of(flags)
+    session = Session(flags)
     how: dict[str, Any] = {"model": session.model, "options": session.options, "reporter": session.reporter}
     if out is not None:
         summary = ask_to_table(media, *questions, out=out, **how)

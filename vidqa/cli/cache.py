@@ -36,7 +36,7 @@ def stats(**flags: Any) -> int:
     from vidqa.cache import maintain
     from vidqa.cli.session import Session
 
-    session = Session.of(flags)
+    session = Session(flags)
     found = maintain.stats(session.cache_dir)
     if session.as_json:
         click.echo(as_json(found))
@@ -63,7 +63,7 @@ def verify(delete: bool, **flags: Any) -> int:
     from vidqa.cache import maintain
     from vidqa.cli.session import Session
 
-    session = Session.of(flags)
+    session = Session(flags)
     report = maintain.verify(session.cache_dir, delete=delete)
     if session.as_json:
         click.echo(as_json(report))
@@ -91,7 +91,7 @@ def prune(max_size: str | None, older_than: str | None, dry_run: bool, **flags: 
     from vidqa.cache import maintain
     from vidqa.cli.session import Session
 
-    session = Session.of(flags)
+    session = Session(flags)
     if max_size is None and older_than is None:
         raise UsageError("nothing says what may go", hint="--max-size 50GB, --older-than 90d, or both")
     report = maintain.prune(

@@ -39,7 +39,7 @@ def command(paths: tuple[str, ...], out: str, dry_run: bool, **flags: Any) -> in
     from vidqa.pipeline.describe import describe
     from vidqa.pipeline.plan import plan
 
-    session = Session.of(flags)
+    session = Session(flags)
     if dry_run:
         session.show(plan(paths, out, questions=session.questions, model=session.model, options=session.options))
         return EXIT_OK

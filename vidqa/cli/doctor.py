@@ -27,7 +27,7 @@ def command(**flags: Any) -> int:
     from vidqa.cli.session import Session
     from vidqa.pipeline.doctor import examine
 
-    session = Session.of(flags)
+    session = Session(flags)
     checks = examine(session.cache_dir, session.model_name)
     if session.as_json:
         click.echo(as_json(checks))

@@ -26,7 +26,7 @@ def command(paths: tuple[str, ...], **flags: Any) -> int:
     from vidqa.cli.session import Session
     from vidqa.pipeline.describe import encode
 
-    session = Session.of(flags)
+    session = Session(flags)
     summary = encode(paths, model=session.model, options=session.options, reporter=session.reporter)
     session.conclude(summary)
     return EXIT_PARTIAL if summary.n_failed else EXIT_OK

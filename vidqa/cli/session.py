@@ -1,6 +1,6 @@
-"""Flags -> what a command works with: settings, options of the run, model, reporter. And how a run is concluded.
+"""Flags -> what a command works with: options of the run, model, questions, reporter. And how a run is concluded.
 
-The only place where commands meet `vidqa.toml` and the VIDQA_ variables.
+Does not know how the flags came about; the group has asked variables and vidqa.toml before.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import click
 
 from vidqa.cache.key import default_cache_dir
 from vidqa.cli.shown import as_json
-from vidqa.config import load_settings
 from vidqa.pipeline.loaded import LoadedModel, load_model
 from vidqa.pipeline.options import RunOptions
 from vidqa.pipeline.plan import Plan
@@ -30,48 +29,49 @@ class Session:
     """One command at work.
 
     Args:
-        flags: the shared options as click gives them; None and empty mean that the user did not say.
-
-    Raises:
-        UsageError: a variable or the settings file says something wrong.
+        flags: the options that commands share, as click gives them after flag, variable and vidqa.toml were consulted;
+            None and missing mean that nobody said anything.
     """
 
     def __init__(self, flags: Mapping[str, Any]) -> None:
+        self._flags = flags
         self.as_json = bool(flags.get("as_json"))
-        self.settings = load_settings(flags)
-        self.reporter = Reporter(level=self.settings.level)
+        self.reporter = Reporter(level=0 if flags.get("quiet") else 2 if flags.get("verbose") else 1)
         _route_warnings(self.reporter)
-
-    @classmethod
-    def of(cls, flags: Mapping[str, Any]) -> Session:
-        """The session of a command's flags."""
-        return cls(flags)
 
     @property
     def cache_dir(self) -> Path:
         """Folder of the feature cache."""
-        return Path(self.settings.cache_dir) if self.settings.cache_dir else default_cache_dir()
+        return Path(self._flags.get("cache_dir") or default_cache_dir()).expanduser()
 
     @property
     def model_name(self) -> str:
         """Name or folder of the bundle."""
-        return str(self.settings.model)
+        return self._flags.get("model") or "demo"
 
     @cached_property
     def model(self) -> LoadedModel:
         """The bundle, opened; its engines load when they are needed."""
-        return load_model(self.model_name, self.settings.device, reporter=self.reporter)
+        return load_model(self.model_name, self._flags.get("device") or "auto", reporter=self.reporter)
 
     @cached_property
     def questions(self) -> tuple[Question, ...]:
         """All questions of the sets that were asked for."""
-        return merge_questions([load_questions(name) for name in self.settings.questions])
+        return merge_questions([load_questions(name) for name in self._flags.get("questions") or ("caption",)])
 
     @cached_property
     def options(self) -> RunOptions:
         """How the run is done."""
-        settings = self.settings
-        return RunOptions(cache_dir=self.cache_dir, segment_s=settings.segment_s)
+        flags = self._flags
+        segment, batch_size, timeout_s = flags.get("segment"), flags.get("batch_size"), flags.get("timeout")
+        return RunOptions(
+            cache_dir=self.cache_dir,
+            segment_s=None if segment in (None, "whole") else float(segment),
+            max_new_tokens=flags.get("max_new_tokens"),
+            batch_size=None if batch_size in (None, "auto") else int(batch_size),
+            timeout_s=120.0 if timeout_s is None else float(timeout_s),
+            retry_failed=flags.get("retry") == "failed",
+        )
 
     def show(self, plan: Plan) -> None:
         """Print what a run would do; that is the result of a dry run."""

@@ -79,8 +79,8 @@ class StageClock:
     """Seconds that the run spent in, or waiting for, each stage; the largest is the one that limits it.
 
     `load` is opening the models; `read` is scanning and reading the table; `decode` is waiting for frames, or for
-    hashes and cached features, while nothing else could be done (that work goes on beside the other stages, and what is hidden
-    behind them costs nothing).
+    hashes and cached features, while nothing else could be done (that work goes on beside the other stages, and what
+    is hidden behind them costs nothing).
     """
 
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
