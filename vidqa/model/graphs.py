@@ -90,14 +90,13 @@ class TextGraph(nn.Module):
         self.tower = tower
         s = tower.config.max_positions
         self.register_buffer("future", torch.ones(s, s, dtype=torch.bool).triu(1))
-        self.register_buffer("others", ~torch.eye(s, dtype=torch.bool))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """int64 [B, S], int64 [B, S] (1 for real tokens) -> embedding float32 [B, E]."""
         model = self.tower.text_model
-        # As in the tower, a token always sees itself, or a row of padding would become NaN.
-        padding = (attention_mask[:, None, None, :] == 0) & self.get_buffer("others")
-        mask = (padding | self.get_buffer("future")).float() * torch.finfo(torch.float32).min
+        # Finite, and not added up: a query that may see nothing (leading padding) becomes a mean and not NaN.
+        hidden = (attention_mask[:, None, None, :] == 0) | self.get_buffer("future")
+        mask = hidden.float() * torch.finfo(torch.float32).min
         # Indexed, not called: the exporter would name the looked-up states `embedding`, and so is our output.
         x = model.embeddings.token_embedding.weight[input_ids] + model.embeddings.position_embedding.weight
         for layer in model.encoder.layers:

@@ -80,9 +80,10 @@ class TextModel(nn.Module):
         b, s = ids.shape
         allowed = torch.ones(s, s, dtype=torch.bool, device=ids.device).tril().expand(b, 1, s, s)
         if attention_mask is not None:
+            allowed = allowed & attention_mask.bool()[:, None, None, :]
             # A query that may see nothing (leading padding) would become NaN; it keeps sight of itself.
             own = torch.eye(s, dtype=torch.bool, device=ids.device)
-            allowed = (allowed & attention_mask.bool()[:, None, None, :]) | own
+            allowed = allowed | (own & ~allowed.any(dim=-1, keepdim=True))
         e = self.embeddings
         x = e.token_embedding(ids) + e.position_embedding.weight[:s]
         states = [x]

@@ -1,0 +1,269 @@
+"""OnnxSession: devices that are there or not, files that are whole or not, results."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from vidqa.encoders import devices, session
+from vidqa.encoders.devices import Device, available_devices, cpu_threads, find_cuda, parse_device
+from vidqa.encoders.faults import is_out_of_memory
+from vidqa.encoders.session import OnnxSession, resolve_device
+from vidqa.errors import BundleError, DeviceError
+from vidqa.fsio import digest_file
+
+
+@pytest.fixture
+def no_cuda(monkeypatch):
+    monkeypatch.setattr(devices, "_cuda_names", lambda: ((), "no NVIDIA driver is installed"))
+
+
+@pytest.fixture
+def one_gpu(monkeypatch):
+    """A driver that shows one GPU, whatever this machine has."""
+    monkeypatch.setattr(devices, "_cuda_names", lambda: (("Test GPU",), ""))
+    monkeypatch.setattr(devices, "has_cuda_build", lambda: True)
+    session._check_cuda.cache_clear()
+    yield
+    session._check_cuda.cache_clear()
+
+
+class FakeRuntime:
+    """onnxruntime as it behaves when CUDA libraries are missing: it falls back and says nothing."""
+
+    OrtValue = None
+
+    def __init__(self, providers: list[str]) -> None:
+        self.providers, self.asked = providers, []
+
+    class SessionOptions:
+        def add_session_config_entry(self, key: str, value: str) -> None: ...
+
+    def InferenceSession(self, graph: object, options: object, providers: list) -> SimpleNamespace:
+        self.asked.append(providers)
+        return SimpleNamespace(get_providers=lambda: self.providers)
+
+
+def test_run_gives_what_torch_gives(video) -> None:
+    pixels = torch.randn(3, 4, 3, 24, 24)
+    s = OnnxSession(video.path, "cpu", sha256=digest_file(video.path))
+    assert (s.provider, s.device) == ("CPUExecutionProvider", "cpu")
+    assert (s.n_frames, s.image_size, s.n_tokens, s.hidden_size, s.embedding_size) == (4, 24, 10, 32, 12)
+    tokens, embedding = s.run(pixels.numpy())
+    assert (tokens.dtype, embedding.dtype) == (np.float16, np.float32)
+    with torch.no_grad():
+        want = video.tower(pixels)
+    np.testing.assert_allclose(tokens, want[0].half().numpy(), atol=2e-2, rtol=1e-3)
+    np.testing.assert_allclose(embedding, want[1].numpy(), atol=1e-4)
+
+
+def test_bound_run_equals_the_plain_one_and_takes_device_values(video) -> None:
+    """The code path of CUDA, with the CPU as its device."""
+    from onnxruntime import OrtValue
+
+    s = OnnxSession(video.path, "cpu")
+    pixels = np.random.default_rng(0).standard_normal((2, 4, 3, 24, 24)).astype(np.float32)
+    want = s.run(pixels)
+    for given in (pixels, OrtValue.ortvalue_from_numpy(pixels)):
+        tokens, embedding = s.run_on_device(given)
+        assert tokens.device_name() == "cpu"
+        np.testing.assert_array_equal(tokens.numpy().astype(np.float16), want[0])
+        np.testing.assert_array_equal(embedding.numpy(), want[1])
+
+
+def test_non_contiguous_input(video) -> None:
+    s = OnnxSession(video.path, "cpu")
+    pixels = np.random.default_rng(0).standard_normal((3, 4, 2, 24, 24)).astype(np.float32).transpose(2, 1, 0, 3, 4)
+    np.testing.assert_array_equal(s.run(pixels)[0], s.run(np.ascontiguousarray(pixels))[0])
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 3, 24, 24), (1, 4, 3, 32, 32), (4, 3, 24, 24)])
+def test_wrong_shapes_are_refused(video, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"video.onnx takes \[B, 4, 3, 24, 24\]"):
+        OnnxSession(video.path, "cpu").run(np.zeros(shape, np.float32))
+
+
+def test_threads_can_be_set(video) -> None:
+    assert OnnxSession(video.path, "cpu", threads=1)._session.get_session_options().intra_op_num_threads == 1
+    assert OnnxSession(video.path, "cpu")._session.get_session_options().intra_op_num_threads == cpu_threads()
+
+
+def test_provider_is_said_once(video, caplog, monkeypatch) -> None:
+    monkeypatch.setattr(session, "_said", set())
+    with caplog.at_level(logging.INFO, "vidqa.encoders.session"):
+        OnnxSession(video.path, "cpu")
+        OnnxSession(video.path, "cpu")
+    assert [r.getMessage() for r in caplog.records].count("onnxruntime: CPUExecutionProvider on cpu") == 1
+
+
+# Files
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"image\.onnx: missing"):
+        OnnxSession(tmp_path / "image.onnx", "cpu")
+
+
+def test_altered_file(video, tmp_path: Path) -> None:
+    path = tmp_path / "video.onnx"
+    data = bytearray(video.path.read_bytes())
+    data[len(data) // 2] ^= 1  # one bit of a weight: the graph would load and give other features
+    path.write_bytes(data)
+    with pytest.raises(BundleError, match=r"video\.onnx: altered"):
+        OnnxSession(path, "cpu", sha256=digest_file(video.path))
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage" * 100, b"<html>404</html>"])
+def test_garbage(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "video.onnx"
+    path.write_bytes(content)
+    with pytest.raises(BundleError, match=r"video\.onnx: cannot be loaded"):
+        OnnxSession(path, "cpu")
+
+
+def test_cut_off_file(video, tmp_path: Path) -> None:
+    path = tmp_path / "video.onnx"
+    path.write_bytes(video.path.read_bytes()[:-1000])
+    with pytest.raises(BundleError, match=r"video\.onnx"):
+        OnnxSession(path, "cpu")
+
+
+def test_another_graph(tmp_path: Path) -> None:
+    path = tmp_path / "video.onnx"
+    path.write_bytes(session._PROBE_GRAPH)
+    with pytest.raises(BundleError, match=r"video\.onnx: not an encoder graph"):
+        OnnxSession(path, "cpu")
+
+
+def test_external_weights_are_found_and_checked(image, tmp_path: Path) -> None:
+    data = image.path.with_name("image.onnx.data")
+    digests = {data.name: digest_file(data)}
+    OnnxSession(image.path, "cpu", external=digests).run(np.zeros((1, 1, 3, 24, 24), np.float32))
+    graph = shutil.copy(image.path, tmp_path)
+    with pytest.raises(BundleError, match=r"image\.onnx\.data: missing"):
+        OnnxSession(graph, "cpu", external=digests)
+    with pytest.raises(BundleError, match=r"image\.onnx: cannot be loaded"):
+        OnnxSession(graph, "cpu")
+    (tmp_path / data.name).write_bytes(data.read_bytes()[:-4] + b"\0\0\0\1")
+    with pytest.raises(BundleError, match=r"image\.onnx\.data: altered"):
+        OnnxSession(graph, "cpu", external=digests)
+
+
+@pytest.mark.parametrize("how", ["absolute", "parent"])
+def test_external_weights_outside_the_folder_are_refused(image, tmp_path: Path, how: str) -> None:
+    """A model could otherwise read any file of the machine into its weights."""
+    secret = tmp_path / "secret.bin"
+    secret.write_bytes(image.path.with_name("image.onnx.data").read_bytes())
+    folder = tmp_path / "model"
+    folder.mkdir()
+    model = onnx.load(str(image.path), load_external_data=False)
+    where = {"absolute": str(secret), "parent": "../secret.bin"}[how]
+    changed = 0
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value, changed = where, changed + 1
+    assert changed
+    (folder / "image.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(BundleError, match=r"image\.onnx: cannot be loaded"):
+        OnnxSession(folder / "image.onnx", "cpu")
+
+
+# Devices
+
+
+@pytest.mark.parametrize("name", ["tpu", "cpu:0", "cuda:x", "", "CUDA", "cuda:-1"])
+def test_unknown_device_names(name: str) -> None:
+    with pytest.raises(DeviceError, match="unknown device"):
+        resolve_device(name)
+
+
+def test_device_names() -> None:
+    assert parse_device("cuda:3") == ("cuda", 3)
+    assert parse_device("auto") == ("auto", None)
+    assert resolve_device("cpu") == "cpu"
+
+
+def test_cuda_that_cannot_be_had_is_an_error_with_a_hint(no_cuda, video) -> None:
+    assert resolve_device("auto") == "cpu"
+    for act in (lambda: resolve_device("cuda"), lambda: OnnxSession(video.path, "cuda:0")):
+        with pytest.raises(DeviceError, match="no NVIDIA driver") as caught:
+            act()
+        assert caught.value.exit_code == 2
+        assert "--device cpu" in str(caught.value)
+    assert available_devices()[1] == Device("cuda", "", False, "no NVIDIA driver is installed")
+
+
+def test_devices_that_the_driver_shows(one_gpu) -> None:
+    assert find_cuda(None) == find_cuda(0) == "cuda:0"
+    assert available_devices()[1] == Device("cuda:0", "Test GPU", True, "")
+    with pytest.raises(DeviceError, match="there is no device cuda:1") as caught:
+        find_cuda(1)
+    assert "cuda:0 (Test GPU)" in str(caught.value)
+
+
+def test_onnxruntime_without_cuda(one_gpu, monkeypatch) -> None:
+    monkeypatch.setattr(devices, "has_cuda_build", lambda: False)
+    with pytest.raises(DeviceError, match="has no CUDA provider"):
+        resolve_device("cuda")
+    assert not available_devices()[1].usable
+
+
+def test_silent_fall_back_to_the_cpu_is_found(one_gpu, monkeypatch) -> None:
+    monkeypatch.setattr(session, "_runtime", lambda: FakeRuntime(["CPUExecutionProvider"]))
+    with pytest.raises(DeviceError, match="CUDA provider does not start"):
+        resolve_device("cuda:0")
+    assert resolve_device("auto") == "cpu"
+
+
+def test_working_cuda_is_taken_and_checked_again_with_the_real_graph(one_gpu, video, monkeypatch) -> None:
+    runtime = FakeRuntime(["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(session, "_runtime", lambda: runtime)
+    assert resolve_device("auto") == resolve_device("cuda") == "cuda:0"
+    ((name, options), fallback) = runtime.asked[0]
+    assert (name, fallback) == ("CUDAExecutionProvider", "CPUExecutionProvider")
+    assert options["device_id"] == "0"
+    runtime.providers = ["CPUExecutionProvider"]
+    with pytest.raises(DeviceError, match="CUDA provider does not start"):
+        OnnxSession(video.path, "cuda")
+
+
+def test_preloading_prints_nothing(one_gpu, capfd) -> None:
+    """onnxruntime prints the libraries that it does not find; stdout belongs to results."""
+    session._runtime.cache_clear()
+    session._runtime()
+    session._runtime.cache_clear()
+    assert capfd.readouterr().out == ""
+
+
+def test_asking_for_devices_imports_nothing_heavy() -> None:
+    import subprocess
+
+    code = (
+        "import sys; from vidqa.encoders.session import available_devices, resolve_device; available_devices();"
+        "resolve_device('cpu'); print([m for m in ('onnxruntime', 'torch', 'PIL') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("text", "is_memory"),
+    [
+        ("BFCArena::AllocateRawInternal Available memory of 1 is smaller than requested bytes of 2", True),
+        ("Failed to allocate memory for requested buffer of size 123", True),
+        ("CUDA error: out of memory", True),
+        ("std::bad_alloc", True),
+        ("Got invalid dimensions for input", False),
+    ],
+)
+def test_memory_errors_are_told_from_others(text: str, is_memory: bool) -> None:
+    assert is_out_of_memory(RuntimeError(text)) is is_memory
