@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from vidqa.errors import BundleError, DeviceError
 from vidqa.model.bundle import Bundle
 from vidqa.model.connector import build_connector
+from vidqa.model.llm import load_llm
 from vidqa.model.splice import fill_slots
 from vidqa.prompts.formats import ChatFormat, get_format
 from vidqa.records import Features, Prompt
@@ -155,7 +156,7 @@ def load_model(bundle: Bundle, device: str = "auto", dtype: torch.dtype | None =
     except (SafetensorError, OSError) as e:
         raise BundleError(f"{bundle.connector_file} cannot be read: {e}") from e
     load_strictly(connector, weights, str(bundle.connector_file))
-    llm, tokenizer = _load_llm(bundle.llm_folder, kind)
+    llm, tokenizer = load_llm(bundle.llm_folder, kind)
     width = llm.get_input_embeddings().weight.shape[1]
     if width != spec.connector.out_size:
         raise BundleError(f"{bundle.folder}: connector.out_size is {spec.connector.out_size}, the LLM is {width} wide")
@@ -219,23 +220,3 @@ def pick_device(device: str) -> torch.device:
     if int(index or 0) >= n:
         raise DeviceError(f"{device} was asked for, but torch sees {n} CUDA devices", hint="--device auto or cpu")
     return torch.device("cuda", int(index or 0))
-
-
-def _load_llm(folder: Path, dtype: torch.dtype | None) -> tuple[Any, Any]:
-    """A causal LLM and its tokenizer from a transformers folder; `dtype` None keeps the saved type."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    try:
-        llm, info = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype or "auto", use_safetensors=True, output_loading_info=True, **local
-        )
-        tokenizer = AutoTokenizer.from_pretrained(folder, **local)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as e:
-        raise BundleError(f"{folder} cannot be loaded: {e}") from e
-    problems = [f"{key}: missing" for key in sorted(info["missing_keys"])]
-    problems += [f"{key}: unknown key" for key in sorted(info["unexpected_keys"])]
-    problems += [f"{key}: another shape" for key in sorted(str(k) for k in info["mismatched_keys"])]
-    if problems:
-        raise BundleError("\n".join(f"{folder}: {p}" for p in problems))
-    return llm, tokenizer

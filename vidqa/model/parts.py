@@ -5,6 +5,8 @@ Knows paths and headers. Does not know what the parts are for, and imports no to
 
 from __future__ import annotations
 
+import json
+from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
 from vidqa.errors import BundleError
@@ -47,7 +49,20 @@ def check_parts(folder: Path, spec: BundleSpec) -> list[str]:
         found = {f"{spec.llm.folder}/{n}" for n in files_below(folder / spec.llm.folder)}
         listed = {f"{spec.llm.folder}/{n}" for n in spec.llm.files}
         problems += [f"{n}: is not listed in llm.files" for n in sorted(found - listed)]
+        problems += _index_problems(folder / spec.llm.folder, spec.llm.files)
     return problems
+
+
+def _index_problems(llm: Path, files: Collection[str]) -> list[str]:
+    """Shards that the index of a large LLM names although they are no part of the bundle."""
+    name = "model.safetensors.index.json"
+    if name not in files:
+        return []
+    try:
+        shards = set(json.loads((llm / name).read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as e:
+        return [f"{llm.name}/{name}: cannot be read ({e!r})"]
+    return [f"{llm.name}/{name}: names {shard!r}, not listed in llm.files" for shard in sorted(shards - set(files))]
 
 
 def _header_problem(path: Path) -> str | None:

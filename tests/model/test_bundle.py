@@ -1,0 +1,362 @@
+"""A bundle is whole, inside its folder, of safe kinds, and known by its content."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vidqa.errors import BundleError
+from vidqa.fsio import digest_file
+from vidqa.model.bundle import BUNDLE_FILE, load_bundle, save_bundle
+
+Json = dict[str, Any]
+
+
+@pytest.fixture
+def folder(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A bundle to be spoilt."""
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "model"))
+
+
+def edit(folder: Path, change: Callable[[Json], Any]) -> None:
+    data = json.loads((folder / BUNDLE_FILE).read_text())
+    change(data)
+    (folder / BUNDLE_FILE).write_text(json.dumps(data))
+
+
+def list_llm_files(folder: Path) -> None:
+    """Make the digests of the LLM's files true again."""
+    files = {p.name: digest_file(p) for p in (folder / "llm").iterdir()}
+    edit(folder, lambda data: data["llm"].update(files=files))
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(BundleError) as e:
+        load_bundle(folder)
+    assert str(folder / BUNDLE_FILE) in e.value.what, "the message names the file"
+    return e.value.what
+
+
+def keys(table: Json, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for key, value in table.items():
+        yield (*path, key)
+        if isinstance(value, dict) and key not in ("files", "external"):
+            yield from keys(value, (*path, key))
+
+
+def at(data: Json, path: tuple[str, ...]) -> Json:
+    for key in path:
+        data = data[key]
+    return data
+
+
+def test_a_good_bundle(folder: Path) -> None:
+    bundle = load_bundle(folder)
+    assert bundle.spec.name == "tiny"
+    assert bundle.verify() == []
+    assert bundle.image_graph.is_file()
+    assert bundle.video_graph.is_file()
+    assert bundle.text_graph is None
+    assert bundle.llm_folder == folder / "llm"
+    assert len(bundle.model_id) == len(bundle.encoder_id) == 16
+
+
+def test_no_such_model(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"bundle\.json does not exist"):
+        load_bundle(tmp_path)
+    with pytest.raises(BundleError, match="no model at"):
+        load_bundle("no-such-name")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, '{"format": 1}'])
+def test_not_a_description(text: str, folder: Path) -> None:
+    (folder / BUNDLE_FILE).write_text(text)
+    refused(folder)
+
+
+def test_every_missing_key_is_named(folder: Path) -> None:
+    data = json.loads((folder / BUNDLE_FILE).read_text())
+    paths = list(keys(data))
+    assert len(paths) > 50
+    for path in paths:
+        broken = copy.deepcopy(data)
+        del at(broken, path[:-1])[path[-1]]
+        (folder / BUNDLE_FILE).write_text(json.dumps(broken))
+        assert f"{'.'.join(path)}: missing" in refused(folder)
+
+
+def test_every_unknown_key_is_named(folder: Path) -> None:
+    data = json.loads((folder / BUNDLE_FILE).read_text())
+    tables = [(), *(p for p in keys(data) if isinstance(at(data, p), dict) and p[-1] not in ("files", "external"))]
+    assert len(tables) > 8
+    for path in tables:
+        broken = copy.deepcopy(data)
+        at(broken, path)["colour"] = 1
+        (folder / BUNDLE_FILE).write_text(json.dumps(broken))
+        assert f"{'.'.join((*path, 'colour'))}: unknown key" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        ("format", 2, "format 2"),
+        ("format", True, "format: must be a whole number"),
+        ("architecture", "other", "architecture"),
+        ("connector.in_size", 0, "in_size must be at least 1"),
+        ("connector.in_size", 17, "hidden_size is 16"),
+        ("connector.type", "mlp3x_gelu", "connector.type"),
+        ("connector.sha256", "abc", "64 hex digits"),
+        ("connector.file", "connector.bin", "safetensors"),
+        ("encoders.image", None, "encoders.image"),
+        ("encoders.image.preprocess.mean", [0.5, 0.5], "needs 3 values"),
+        ("encoders.image.preprocess.mode", "best", "encoders.image.preprocess.mode"),
+        ("encoders.video.n_frames", 4, "sampling.n_frames is 8, the graph takes 4"),
+        ("encoders.video.sampling.rate", "5", "a number"),
+        ("encoders.video.keep_cls", 1, "true or false"),
+        ("llm.files", {}, "config.json is missing"),
+        ("llm.context", 0, "context"),
+        ("prompt.format", "vicuna", "unknown chat format"),
+        ("generation.temperature", -1, "temperature"),
+        ("generation.stop", "###", "a list"),
+        ("notice", 3, "notice: must be a text"),
+    ],
+)
+def test_wrong_values_are_named(path: str, value: object, says: str, folder: Path) -> None:
+    *tables, key = path.split(".")
+    edit(folder, lambda data: at(data, tuple(tables)).update({key: value}))
+    assert says in refused(folder)
+
+
+def test_all_problems_at_once(folder: Path) -> None:
+    def spoil(data: Json) -> None:
+        data["colour"] = 1
+        data["connector"]["in_size"] = "x"
+        del data["llm"]["context"]
+
+    edit(folder, spoil)
+    what = refused(folder)
+    assert all(key in what for key in ("colour", "connector.in_size", "llm.context"))
+
+
+class TestPaths:
+    @pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "a/../../x", "C:x", "..\\x", "", "."])
+    def test_outside_of_the_folder(self, name: str, folder: Path) -> None:
+        (folder.parent / "outside.safetensors").write_bytes((folder / "connector.safetensors").read_bytes())
+        edit(folder, lambda data: data["encoders"]["image"].update(file=name))
+        refused(folder)
+        edit(folder, lambda data: data["encoders"]["image"].update(file="encoders/image.onnx"))
+        load_bundle(folder)
+        edit(folder, lambda data: data["llm"].update(folder=name or ".."))
+        refused(folder)
+
+    def test_a_link_out_of_the_folder(self, folder: Path) -> None:
+        real = folder / "connector.safetensors"
+        outside = folder.parent / "outside.safetensors"
+        real.rename(outside)
+        real.symlink_to(outside)
+        assert "link that leads out" in refused(folder)
+
+    def test_a_linked_folder_out_of_the_folder(self, folder: Path) -> None:
+        outside = folder.parent / "llm"
+        (folder / "llm").rename(outside)
+        (folder / "llm").symlink_to(outside)
+        assert "link that leads out" in refused(folder)
+
+    def test_a_link_inside_is_fine(self, folder: Path) -> None:
+        (folder / "connector.safetensors").rename(folder / "real.safetensors")
+        (folder / "connector.safetensors").symlink_to("real.safetensors")
+        assert load_bundle(folder).verify() == []
+
+
+class TestParts:
+    def test_missing(self, folder: Path) -> None:
+        (folder / "encoders" / "video.onnx").unlink()
+        assert "encoders/video.onnx: missing" in refused(folder)
+
+    @pytest.mark.parametrize("name", ["encoders/image.onnx", "connector.safetensors", "llm/tokenizer.json"])
+    def test_altered(self, name: str, folder: Path) -> None:
+        raw = bytearray((folder / name).read_bytes())
+        raw[-2] ^= 1
+        (folder / name).write_bytes(raw)
+        problems = load_bundle(folder).verify()
+        assert [p.split(":")[0] for p in problems] == [name]
+
+    def test_vanished_after_loading(self, folder: Path) -> None:
+        bundle = load_bundle(folder)
+        (folder / "connector.safetensors").unlink()
+        assert bundle.verify() == ["connector.safetensors: missing"]
+
+    def test_not_listed(self, folder: Path) -> None:
+        (folder / "llm" / "pytorch_model.bin").write_bytes(pickle.dumps({}))
+        assert "llm/pytorch_model.bin: is not listed" in refused(folder)
+
+    @pytest.mark.parametrize("name", ["pytorch_model.bin", "modeling_own.py", "weights.PT"])
+    def test_kinds_that_can_run_code(self, name: str, folder: Path) -> None:
+        (folder / "llm" / name).write_bytes(pickle.dumps({}))
+        list_llm_files(folder)
+        assert f"llm/{name}: this kind of file" in refused(folder)
+
+    def test_shards_outside(self, folder: Path) -> None:
+        index = folder / "llm" / "model.safetensors.index.json"
+        index.write_text(json.dumps({"weight_map": {"lm_head.weight": "../../other.safetensors"}}))
+        list_llm_files(folder)
+        assert "names '../../other.safetensors'" in refused(folder)
+
+    @pytest.mark.parametrize("lie", ["longer", "header", "empty", "short", "text", "hole"])
+    def test_lying_safetensors_header(self, lie: str, folder: Path) -> None:
+        path = folder / "connector.safetensors"
+        raw = path.read_bytes()
+        n = struct.unpack("<Q", raw[:8])[0]
+        header = json.loads(raw[8 : 8 + n])
+        data = raw[8 + n :]
+        first = next(k for k in header if k != "__metadata__")
+        if lie == "longer":
+            header[first]["shape"][0] *= 1000
+        if lie == "hole":
+            header = {first: header[first] | {"data_offsets": [o + 8 for o in header[first]["data_offsets"]]}}
+        text = json.dumps(header).encode()
+        written = struct.pack("<Q", len(text)) + text + data
+        if lie == "header":
+            written = struct.pack("<Q", 1 << 60) + text + data
+        if lie == "empty":
+            written = b""
+        if lie == "short":
+            written = written[:-5]
+        if lie == "text":
+            written = b"not safetensors at all"
+        path.write_bytes(written)
+        assert "connector.safetensors: damaged safetensors file" in refused(folder)
+
+
+class TestIdentity:
+    def ids(self, folder: Path) -> tuple[str, str]:
+        bundle = load_bundle(folder)
+        return bundle.encoder_id, bundle.model_id
+
+    def test_place_and_names_do_not_count(self, folder: Path, tmp_path: Path) -> None:
+        wanted = self.ids(folder)
+        other = tmp_path / "quite another name"
+        folder.rename(other)
+        edit(other, lambda data: data.update(name="other", notice=None))
+        (other / "llm").rename(other / "language")
+        edit(other, lambda data: data["llm"].update(folder="language"))
+        (other / "encoders" / "image.onnx").rename(other / "i.onnx")
+        edit(other, lambda data: data["encoders"]["image"].update(file="i.onnx"))
+        assert self.ids(other) == wanted
+
+    @pytest.mark.parametrize(
+        ("path", "value"),
+        [
+            ("encoders.image.layer", -1),
+            ("encoders.image.keep_cls", True),
+            ("encoders.image.sha256", "0" * 64),
+            ("encoders.image.preprocess.pad", True),
+            ("encoders.image.preprocess.mode", "hf"),
+            ("encoders.video.sampling.rule", "arange"),
+        ],
+    )
+    def test_what_changes_features_changes_both(self, path: str, value: object, folder: Path) -> None:
+        before = self.ids(folder)
+        *tables, key = path.split(".")
+        edit(folder, lambda data: at(data, tuple(tables)).update({key: value}))
+        after = self.ids(folder)
+        assert after[0] != before[0]
+        assert after[1] != before[1]
+
+    @pytest.mark.parametrize(
+        ("path", "value"),
+        [
+            ("connector.sha256", "0" * 64),
+            ("llm.context", 1000),
+            ("prompt.system", "Be short."),
+            ("prompt.format", "llava_v1"),
+            ("generation.max_new_tokens", 3),
+        ],
+    )
+    def test_what_changes_answers_keeps_the_features(self, path: str, value: object, folder: Path) -> None:
+        before = self.ids(folder)
+        *tables, key = path.split(".")
+        edit(folder, lambda data: at(data, tuple(tables)).update({key: value}))
+        after = self.ids(folder)
+        assert after[0] == before[0]
+        assert after[1] != before[1]
+
+
+class TestSave:
+    @pytest.fixture
+    def fill(self, tiny_bundle: Path) -> Callable[[Path], None]:
+        def copy_parts(to: Path) -> None:
+            shutil.copytree(tiny_bundle, to, dirs_exist_ok=True, ignore=shutil.ignore_patterns(BUNDLE_FILE))
+
+        return copy_parts
+
+    def test_same_parts_same_model(self, tiny_bundle: Path, tmp_path: Path, fill: Callable[[Path], None]) -> None:
+        old = load_bundle(tiny_bundle)
+        new = save_bundle(tmp_path / "deep" / "new", old.spec, fill)
+        assert (new.model_id, new.encoder_id) == (old.model_id, old.encoder_id)
+        assert new.verify() == []
+        assert [p.name for p in new.folder.parent.iterdir()] == ["new"]
+
+    def test_external_tensors_are_hashed(self, tiny_bundle: Path, tmp_path: Path, fill: Callable[[Path], None]) -> None:
+        def with_data(to: Path) -> None:
+            fill(to)
+            (to / "encoders" / "video.onnx.data").write_bytes(b"large tensors")
+
+        old = load_bundle(tiny_bundle)
+        new = save_bundle(tmp_path / "new", old.spec, with_data)
+        assert list(new.spec.encoders.video.external) == ["encoders/video.onnx.data"]
+        assert new.encoder_id != old.encoder_id
+        (new.folder / "encoders" / "video.onnx.data").write_bytes(b"other tensors")
+        assert new.verify()[0].startswith("encoders/video.onnx.data")
+
+    def test_taken_or_replaced(self, tiny_bundle: Path, tmp_path: Path, fill: Callable[[Path], None]) -> None:
+        spec = load_bundle(tiny_bundle).spec
+        target = tmp_path / "new"
+        save_bundle(target, spec, fill)
+        with pytest.raises(BundleError, match="exists already"):
+            save_bundle(target, replace(spec, name="second"), fill)
+        assert load_bundle(target).spec.name == "tiny"
+        save_bundle(target, replace(spec, name="second"), fill, replace_old=True)
+        assert load_bundle(target).spec.name == "second"
+        assert [p.name for p in tmp_path.iterdir()] == ["new"]
+
+    @pytest.mark.parametrize("spoil", ["raise", "missing", "pickle", "damaged"])
+    def test_whole_or_absent(self, spoil: str, tiny_bundle: Path, tmp_path: Path, fill: Callable[[Path], None]) -> None:
+        def broken(to: Path) -> None:
+            fill(to)
+            if spoil == "raise":
+                raise KeyboardInterrupt
+            if spoil == "missing":
+                (to / "encoders" / "image.onnx").unlink()
+            if spoil == "pickle":
+                (to / "llm" / "pytorch_model.bin").write_bytes(pickle.dumps({}))
+            if spoil == "damaged":
+                (to / "connector.safetensors").write_bytes(b"x" * 100)
+
+        spec = load_bundle(tiny_bundle).spec
+        old = save_bundle(tmp_path / "old", spec, fill)
+        for target in (tmp_path / "new", tmp_path / "old"):
+            with pytest.raises((BundleError, KeyboardInterrupt)):
+                save_bundle(target, spec, broken, replace_old=True)
+        assert [p.name for p in tmp_path.iterdir()] == ["old"]
+        assert old.verify() == []
+
+
+def test_a_description_is_read_without_torch(folder: Path) -> None:
+    code = (
+        "import sys; from vidqa.model.bundle import load_bundle; load_bundle(sys.argv[1]).model_id;"
+        "print([m for m in ('torch', 'transformers', 'onnxruntime', 'PIL') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
