@@ -1,4 +1,4 @@
-"""The `vidqa` group: finds the module of a command when it is asked for, and turns errors into exit codes.
+"""The `vidqa` group: finds a command when it is asked for, hands it its settings, and turns errors into exit codes.
 
 Does not know what the commands do.
 """
@@ -37,7 +37,7 @@ class Terminated(KeyboardInterrupt):
 
 
 class LazyGroup(click.Group):
-    """Imports the module of a command on demand."""
+    """Imports the module of a command on demand, and gives it the defaults of variables and vidqa.toml."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -49,6 +49,15 @@ class LazyGroup(click.Group):
         command = import_module(module).command
         assert isinstance(command, click.Command)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if not {"-h", "--help"} & set(args):  # help is given whatever is wrong with the settings
+            from vidqa.config import load_settings
+
+            ctx.default_map = load_settings()
+        return super().resolve_command(ctx, args)
 
 
 @click.group(
@@ -106,6 +115,13 @@ def run(arguments: Sequence[str] | None = None) -> int:
 def entry() -> NoReturn:
     """The console script."""
     signal.signal(signal.SIGTERM, _on_terminate)
+    # Libraries that would talk, or ask the network, between our own messages.
+    for name, value in (
+        ("HF_HUB_OFFLINE", "1"),
+        ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
+        ("TRANSFORMERS_VERBOSITY", "error"),
+    ):
+        os.environ.setdefault(name, value)
     sys.exit(run())
 
 

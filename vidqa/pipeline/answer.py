@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from vidqa.errors import ItemError
 from vidqa.generate.engine import GenerationSettings, Request, generate
 from vidqa.pipeline.loaded import LoadedModel
-from vidqa.pipeline.options import Encoded, Identity, RunOptions, Work, settings_id
+from vidqa.pipeline.options import Encoded, Identity, RunOptions, Work, settings_of
 from vidqa.pipeline.progress import StageClock
 from vidqa.pipeline.rows import answered_row, failed_row
 from vidqa.records import AnswerRow, EncodedSegment, Question
@@ -72,7 +72,7 @@ def _answer_batch(
         answers = generate(llava, requests, generation_settings(model, options), batch_size=options.batch_size)
     rows: dict[int, list[AnswerRow]] = {id(one): [] for one in batch}
     for (one, question, segment), answer in zip(cells, answers, strict=True):
-        settings = settings_id(options, question)
+        settings = settings_of(options, question)
         rows[id(one)].append(answered_row(one.work, question, segment, answer, model.identity, settings))
     yield from (Answered(one.work, tuple(rows[id(one)]), one.cached) for one in batch)
 
@@ -97,4 +97,4 @@ def _request(question: Question, segment: EncodedSegment, options: RunOptions) -
 
 
 def _failed_rows(work: Work, error: ItemError, who: Identity, options: RunOptions) -> tuple[AnswerRow, ...]:
-    return tuple(failed_row(work, q, error, who, settings_id(options, q)) for q in work.questions)
+    return tuple(failed_row(work, q, error, who, settings_of(options, q)) for q in work.questions)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from vidqa.pipeline.answer import Answered
-from vidqa.pipeline.options import Identity, RunOptions, Work, settings_id
+from vidqa.pipeline.options import Identity, RunOptions, Work, settings_of
 from vidqa.pipeline.progress import StageClock
 from vidqa.pipeline.summary import Summary
 from vidqa.records import MediaItem, Question
@@ -49,7 +49,7 @@ class Ledger:
     ) -> None:
         self._table, self._questions, self._retry = table, questions, options.retry_failed
         self._summary, self._clock = summary, clock
-        self._cells = {q.text: (q.text, who.model_id, settings_id(options, q)) for q in questions}
+        self._cells = {q.text: (q.text, who.model_id, settings_of(options, q)) for q in questions}
         self._worked: dict[str, Work] = {}  # by media id: the file that the run works on for all its twins
         self._twins: list[tuple[str, MediaItem]] = []
         self._lock = threading.Lock()

@@ -5,13 +5,12 @@ Pure values; knows no stage.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from vidqa.cache.key import default_cache_dir
+from vidqa.config import settings_id
 from vidqa.errors import ItemError, UsageError
 from vidqa.records import EncodedSegment, MediaItem, Question
 
@@ -76,10 +75,9 @@ class Identity:
     vidqa_version: str
 
 
-def settings_id(options: RunOptions, question: Question) -> str:
-    """Digest of the settings outside the bundle that change the answer to `question`. 12 hex digits."""
-    values = {"segment_s": options.segment_s, "max_new_tokens": question.max_new_tokens or options.max_new_tokens}
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+def settings_of(options: RunOptions, question: Question) -> str:
+    """The `settings_id` of a question: digest of what, outside the bundle, changes its answer."""
+    return settings_id(options.segment_s, {"max_new_tokens": options.max_new_tokens}, question)
 
 
 def default_options() -> RunOptions:

@@ -1,0 +1,103 @@
+"""From Python: the same as the commands."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+import vidqa
+from vidqa.errors import ItemError
+from vidqa.pipeline.options import RunOptions, settings_of
+
+
+def test_three_calls(tiny_bundle, clips, tmp_path, monkeypatch):
+    monkeypatch.setenv("VIDQA_CACHE", str(tmp_path / "cache"))
+    model = vidqa.load_model(str(tiny_bundle))
+    summary = vidqa.describe(str(clips), tmp_path / "t.parquet", model=model)
+    assert summary.rows == {"ok": 3} and summary.n_failed == 0
+    assert vidqa.read_table(tmp_path / "t.parquet")["answer"].to_list() == ["red"] * 3
+    rows = vidqa.ask(str(clips / "a.mp4"), "What?", "Why?", model=model)
+    assert [(row.question, row.answer) for row in rows] == [("What?", "red"), ("Why?", "red")]
+    assert isinstance(rows[0], vidqa.AnswerRow)
+    assert threading.active_count() < 20, "decode threads are left behind"
+
+
+def test_own_questions_and_errors(tiny_bundle, clips, tmp_path):
+    options = RunOptions(cache_dir=tmp_path / "cache")
+    asked = [vidqa.Question("q", "Is it red?")]
+    summary = vidqa.describe([str(clips)], tmp_path / "t.csv", questions=asked, model=str(tiny_bundle), options=options)
+    assert summary.rows["ok"] == 3
+    with pytest.raises(vidqa.VidqaError, match="no media found"):
+        vidqa.describe([str(tmp_path / "cache")], tmp_path / "u.csv", model=str(tiny_bundle), options=options)
+    with pytest.raises(vidqa.VidqaError, match="question is missing"):
+        vidqa.ask(str(clips), model=str(tiny_bundle), options=options)
+
+
+def test_names_and_flow():
+    assert set(vidqa.__all__) <= set(dir(vidqa))
+    assert "paths -> media -> FrameBatch -> encoders -> Features -> cache" in vidqa.__doc__
+    with pytest.raises(AttributeError, match="no attribute 'describ'"):
+        _ = vidqa.describ
+
+
+def test_settings_id_changes_with_what_changes_answers_only(tmp_path):
+    question = vidqa.Question("a", "What?")
+    base = settings_of(RunOptions(tmp_path), question)
+    assert base == settings_of(
+        RunOptions(tmp_path / "x", batch_size=3, timeout_s=5, n_workers=1, retry_failed=True), question
+    )
+    assert base == settings_of(RunOptions(tmp_path), vidqa.Question("b", "Why?"))
+    others = {
+        settings_of(RunOptions(tmp_path, segment_s=2.0), question),
+        settings_of(RunOptions(tmp_path, max_new_tokens=5), question),
+        settings_of(RunOptions(tmp_path), vidqa.Question("a", "What?", max_new_tokens=7)),
+    }
+    assert len(others | {base}) == 4
+
+
+def test_options_name_all_problems_at_once(tmp_path):
+    with pytest.raises(vidqa.VidqaError) as caught:
+        RunOptions(tmp_path, segment_s=0, batch_size=0, timeout_s=-1)
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_memory_error_of_one_clip_is_its_row(tiny_bundle, clips, tmp_path, monkeypatch):
+    """The encoder says out of memory whenever one clip is in the batch: the others are still answered."""
+    from vidqa.encoders.encoder import Encoder
+
+    encode, bad = Encoder.encode, []
+
+    def fails(self, inputs):
+        if not bad:
+            bad.append(inputs[0].values.tobytes())
+        if any(one.values.tobytes() == bad[0] for one in inputs):
+            raise ItemError("out_of_memory", "no room")
+        return encode(self, inputs)
+
+    monkeypatch.setattr(Encoder, "encode", fails)
+    summary = vidqa.describe(
+        str(clips), tmp_path / "t.parquet", model=str(tiny_bundle), options=RunOptions(cache_dir=tmp_path / "cache")
+    )
+    assert summary.rows == {"ok": 2, "failed": 1} and summary.errors == {"out_of_memory": 1}
+
+
+def test_a_bug_in_a_stage_is_raised_and_what_was_finished_is_kept(tiny_bundle, clips, tmp_path, monkeypatch):
+    """An error that is none of ours must end the run with its traceback, not hide in a row."""
+    import vidqa.pipeline.feed as feed
+
+    def broken(*arguments):
+        raise ZeroDivisionError
+
+    options = RunOptions(cache_dir=tmp_path / "cache")
+    vidqa.describe(str(clips / "a.mp4"), tmp_path / "t.parquet", model=str(tiny_bundle), options=options)
+    monkeypatch.setattr(feed, "plan_segments", broken)
+    with pytest.raises(ZeroDivisionError):
+        vidqa.describe(
+            str(clips),
+            tmp_path / "t.parquet",
+            questions=[vidqa.Question("b", "B?")],
+            model=str(tiny_bundle),
+            options=options,
+        )
+    assert len(vidqa.read_table(tmp_path / "t.parquet")) == 1
