@@ -6,6 +6,7 @@ Words: tick = unit of the stream's clock; frame i = the i-th picture a viewer se
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
@@ -30,9 +31,21 @@ class FrameIndex:
     keys: np.ndarray  # int64 [K], ticks, ascending: frames where decoding can begin
     time_base: Fraction  # seconds in a tick
     last_duration: int = 0  # ticks; 0 = not known
+    sizes: np.ndarray | None = None  # int64 [N], bytes of the packets
     by_order: bool = False
     one_packet_one_frame: bool = True  # False for field pairs: there a packet may hold half a frame
+    open_groups: bool = False  # True where pictures stored after a keyframe are shown before it
     doubtful: bool = False  # True where a look at the first decoded frames should confirm the index
+
+    def contradicts(self, packet: Any) -> bool:
+        """True where a packet has a time that belongs to a packet of another size.
+
+        After a seek into an MPEG program stream, times are guessed anew and may be a frame off.
+        """
+        if self.sizes is None or packet.pts is None or not packet.size:
+            return False
+        i = int(np.searchsorted(self.pts, packet.pts))
+        return i < len(self.pts) and self.pts[i] == packet.pts and self.sizes[i] != packet.size
 
     def __len__(self) -> int:
         return len(self.pts)
@@ -63,11 +76,13 @@ class IndexBuilder:
     time_base: Fraction
     frame_s: Fraction | None  # 1 / rate by the header; tells fields from frames
     trusted_container: bool  # the container stores one frame a packet and says when it is shown
-    pts: list[int] = field(default_factory=list)
-    keys: list[int] = field(default_factory=list)
-    durations: dict[int, int] = field(default_factory=dict)
+    pts: array[int] = field(default_factory=lambda: array("q"))  # arrays: a long film has a million packets
+    sizes: array[int] = field(default_factory=lambda: array("q"))
+    durations: array[int] = field(default_factory=lambda: array("q"))
+    keys: array[int] = field(default_factory=lambda: array("q"))
     n_untimed: int = 0
     n_field_pairs: int = 0
+    n_leading: int = 0
     _open_field: int | None = None
 
     def add(self, packet: Any) -> None:
@@ -81,9 +96,12 @@ class IndexBuilder:
             self.n_field_pairs += 1
             return
         self.pts.append(packet.pts)
-        self.durations[packet.pts] = packet.duration or 0
+        self.sizes.append(packet.size)
+        self.durations.append(packet.duration or 0)
         if packet.is_keyframe:
             self.keys.append(packet.pts)
+        elif self.keys and packet.pts < self.keys[-1]:
+            self.n_leading += 1
 
     def _is_second_field(self, packet: Any) -> bool:
         """Interlaced H.264 in transport streams comes as two packets a frame, each half a frame long."""
@@ -101,7 +119,7 @@ class IndexBuilder:
 
     def build(self) -> FrameIndex | None:
         """The index; None where the packets cannot tell (no times, or two frames at one time)."""
-        pts = np.unique(np.asarray(self.pts, np.int64))
+        pts, order = np.unique(np.asarray(self.pts, np.int64), return_index=True)
         if not self.pts or self.n_untimed or len(pts) != len(self.pts):
             return None
         keys = np.unique(np.asarray(self.keys or self.pts[:1], np.int64))
@@ -110,8 +128,10 @@ class IndexBuilder:
             pts=pts,
             keys=keys,
             time_base=self.time_base,
-            last_duration=self.durations[int(pts[-1])],
+            last_duration=self.durations[int(order[-1])],
+            sizes=np.asarray(self.sizes, np.int64)[order],
             one_packet_one_frame=self.n_field_pairs == 0,
+            open_groups=self.n_leading > 0,
             doubtful=not (self.trusted_container and starts_clean),
         )
 

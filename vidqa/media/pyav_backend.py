@@ -35,6 +35,8 @@ from vidqa.media.signature import Signature
 
 #: Containers that store one frame a packet together with the time when it is shown.
 _TRUSTED = ("mov", "matroska")
+#: Codecs whose decoders are asked to leave out pictures that nothing refers to; others were not found to gain.
+_SKIPPING = ("h264", "hevc")
 #: Decoded frames that are compared with a doubtful index.
 _N_CHECKED = 24
 #: How many keyframes earlier a seek is tried before the file is decoded from its start.
@@ -61,6 +63,7 @@ class PyavReader:
         self._exit = ExitStack()
         self._packets: Iterator[Packet] = iter(())
         self._ahead: list[VideoFrame] = []  # decoded, not yet asked for
+        self._sought = False  # True after a seek, until the next start from the first packet
         self._position: int | None = None  # last frame given: ticks, or its number where frames go by order
         try:
             self._opened = self._open()
@@ -107,6 +110,8 @@ class PyavReader:
             return "the packets of this stream do not tell its frames"
         if self._opened.signature.container not in containers:
             return f"decord is not used for {self._opened.signature.container}"
+        if self.index.open_groups:
+            return "decord gives wrong frames after seeking into an open group of pictures"
         if len(self._opened.container.streams.video) != 1:
             return "decord cannot be told which of several video streams to decode"
         return "decord does not mirror frames" if self._mirrored else None
@@ -121,7 +126,7 @@ class PyavReader:
         """Back to the first packet, the sure way: seeking to the start is not exact in every container."""
         self._opened = self._open()
         self._packets = self._opened.container.demux(self._opened.stream)
-        self._ahead, self._position = [], None
+        self._ahead, self._position, self._sought = [], None, False
 
     def _index_from_packets(self) -> FrameIndex | None:
         """Read all packets, decode none. None where they cannot tell."""
@@ -165,7 +170,11 @@ class PyavReader:
             wanted: frames by time; pictures that are neither wanted nor referred to may be left undecoded.
         """
         codec = self._opened.stream.codec_context
+        while self._ahead:
+            yield self._ahead.pop(0)
         for packet in self._packets:
+            if self._sought and self.index.contradicts(packet):
+                return
             if wanted is not None:
                 codec.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in wanted else "NONREF"
             try:
@@ -207,12 +216,12 @@ class PyavReader:
         except av.error.FFmpegError:
             return False
         self._packets = self._opened.container.demux(self._opened.stream)
-        self._ahead, self._position = [], None
+        self._ahead, self._position, self._sought = [], None, True
         return True
 
     def _decode_to(self, pts: int, wanted: set[int]) -> VideoFrame | None:
         """Decode until the frame at `pts`; None where it does not come."""
-        skip = wanted if self.index.one_packet_one_frame else None
+        skip = wanted if self.index.one_packet_one_frame and self._header.codec in _SKIPPING else None
         for frame in self._decoded(skip):
             if frame.pts is None:
                 continue

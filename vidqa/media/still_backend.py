@@ -60,6 +60,9 @@ class StillReader:
         """
         for i in indices:
             try:
+                if i < self._image.tell():  # back to the start by opening anew: rewinding APNG loses its place
+                    self._image.close()
+                    self._image = _open(self.path)
                 self._image.seek(int(i))
                 pixels = _upright_rgb(self._image)
             except _DAMAGE as e:

@@ -1,0 +1,116 @@
+"""Clips that tell their own frame numbers: three grey columns are the digits, a white bar marks the top."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+WIDTH, HEIGHT = 96, 64
+_LOW, _STEP = 20, 22  # grey of digit 0, and between two digits: wide enough for every codec here
+
+#: Clockwise turn in degrees -> a, b, c, d of the matrix that an MP4 track carries. `mirror` is a front camera.
+MATRICES: dict[int | str, tuple[int, int, int, int]] = {
+    0: (1, 0, 0, 1),
+    90: (0, 1, -1, 0),
+    180: (-1, 0, 0, -1),
+    270: (0, -1, 1, 0),
+    "mirror": (-1, 0, 0, 1),
+}
+
+
+def draw(number: int) -> np.ndarray:
+    """uint8 RGB [64, 96, 3] that says its number."""
+    picture = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    picture[:16] = 235
+    for column, digit in enumerate(f"{number:03d}"):
+        picture[16:48, 32 * column : 32 * column + 32] = _LOW + _STEP * int(digit)
+    return picture
+
+
+def read(pixels: np.ndarray) -> int:
+    """The number that a decoded frame says; fails where the frame is not upright."""
+    height, width = pixels.shape[:2]
+    assert pixels[: height // 8].mean() > 190 and pixels[-height // 8 :].mean() < 60, "the frame is not upright"
+    number = 0
+    for column in range(3):
+        left = width * column // 3 + width // 12
+        middle = pixels[height * 6 // 16 : height * 10 // 16, left : left + width // 6]
+        number = number * 10 + round((float(middle.mean()) - _LOW) / _STEP)
+    return number
+
+
+def numbers(frames: Sequence[np.ndarray] | np.ndarray) -> list[int]:
+    """The numbers of several frames."""
+    return [read(frame) for frame in frames]
+
+
+def write_video(
+    path: Path,
+    codec: str = "libx264",
+    n: int = 40,
+    *,
+    fps: int = 10,
+    pts: Sequence[int] | None = None,
+    picture: Callable[[int], np.ndarray] = draw,
+    pix_fmt: str = "yuv420p",
+    muxer: str | None = None,
+    **settings: str,
+) -> Path:
+    """Encode `n` numbered frames.
+
+    Args:
+        path: of the file; the suffix picks the container unless `muxer` does.
+        codec: an encoder's name.
+        n: number of frames.
+        fps: frames per second, where `pts` is not given.
+        pts: when each frame is shown, in milliseconds.
+        picture: number -> frame.
+        pix_fmt: of the stored pixels.
+        muxer: name of the container format.
+        **settings: of the encoder (`g` = distance of keyframes, `bf` = B-frames); `aspect` of a pixel as W/H.
+    """
+    aspect = settings.pop("aspect", None)
+    with av.open(str(path), "w", format=muxer) as container:
+        stream = container.add_stream(codec, rate=fps, options={"g": "12", **settings})
+        height, width = picture(0).shape[:2]
+        stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
+        if aspect:
+            stream.sample_aspect_ratio = Fraction(aspect)
+        if pts is not None:
+            stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
+        for i in range(n):
+            frame = av.VideoFrame.from_ndarray(picture(i), format="rgb24")
+            if pts is not None:
+                frame.pts, frame.time_base = pts[i], Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def patch_box(path: Path, kind: bytes, offset: int, values: bytes) -> None:
+    """Overwrite bytes inside the first box of a kind; `offset` counts from behind its name."""
+    data = bytearray(path.read_bytes())
+    at = data.index(kind) + 4 + offset
+    data[at : at + len(values)] = values
+    path.write_bytes(bytes(data))
+
+
+def set_orientation(path: Path, how: int | str) -> None:
+    """Write a display matrix into the track header of an MP4 file."""
+    a, b, c, d = (v << 16 for v in MATRICES[how])
+    patch_box(path, b"tkhd", 40, struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30))
+
+
+def start_at_frame(path: Path, skipped: int, ticks_per_frame: int) -> None:
+    """Make the edit list of an MP4 file begin some frames later, in the middle of a group of pictures."""
+    data = path.read_bytes()
+    at = data.index(b"elst") + 4
+    version, entries = data[at], struct.unpack_from(">I", data, at + 4)[0]
+    assert (version, entries) == (0, 1)
+    (begin,) = struct.unpack_from(">i", data, at + 12)
+    patch_box(path, b"elst", 12, struct.pack(">i", begin + skipped * ticks_per_frame))

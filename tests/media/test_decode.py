@@ -1,0 +1,294 @@
+"""Whole decodes: lying headers, broken tails, refusals, windows, memory, and the path that names a file."""
+
+from __future__ import annotations
+
+import os
+import struct
+import weakref
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from numbered_clips import draw, numbers, write_video
+
+from vidqa.errors import MediaError
+from vidqa.media import decode as decode_module
+from vidqa.media.decode import decode
+from vidqa.media.index import FramesDifferError, IndexBuilder
+from vidqa.media.probe import probe
+from vidqa.media.pyav_backend import PyavReader
+from vidqa.records import FrameBatch, SamplingSpec
+
+CLIPS = Path(__file__).parent / "clips"
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "size", "n", "fps", "last_s"),
+    [
+        ("h265_10bits.mp4", "hevc", (200, 200), 30, 30.0, 0.967),
+        ("av1_video.mkv", "av1", (640, 360), 125, 25.0, 4.96),
+        ("fixture.mpg", "mpeg1video", (160, 120), 19, 14.211, 1.267),  # the header says 0.003 s and 25 frames a second
+        ("fixture.flv", "flv1", (268, 156), 25, 34.286, 0.7),  # the header says 60
+        ("te[s]t_ video ' _ .flv", "h264", (320, 240), 10, 5.022, 1.792),  # the header says 24; starts at 0.042 s
+    ],
+)
+def test_real_clips(name: str, codec: str, size: tuple[int, int], n: int, fps: float, last_s: float) -> None:
+    media = decode(str(CLIPS / name))
+    facts, frames = media.facts, media.segments[0].frames
+    assert (facts.codec, (facts.width, facts.height), facts.n_frames_from_content) == (codec, size, n)
+    assert facts.fps == pytest.approx(fps, abs=0.001)
+    assert isinstance(frames, FrameBatch) and frames.pixels.shape == (8, size[1], size[0], 3)
+    assert frames.pts_s[0] == 0 and frames.pts_s[-1] == pytest.approx(last_s, abs=0.001)
+    assert len(list(CLIPS.glob("*.*"))) == 7  # six clips and their licences
+
+
+def test_header_and_count_are_kept_apart(tmp_path: Path, clip: Path) -> None:
+    header, counted = probe(str(clip)), probe(str(clip), count=True)
+    assert (header.n_frames_from_header, header.n_frames_from_content) == (40, None)
+    assert (counted.n_frames_from_header, counted.n_frames_from_content) == (40, 40)
+    whole = write_video(tmp_path / "whole.mkv", n=100).read_bytes()
+    (tmp_path / "half.mkv").write_bytes(whole[: len(whole) // 2])
+    header, counted = probe(str(tmp_path / "half.mkv")), probe(str(tmp_path / "half.mkv"), count=True)
+    assert header.duration_s == pytest.approx(10.0)
+    assert counted.n_frames_from_content is not None and 20 < counted.n_frames_from_content < 90
+    assert counted.duration_s == pytest.approx(counted.n_frames_from_content / 10)
+    frames = decode(str(tmp_path / "half.mkv")).segments[0].frames
+    assert isinstance(frames, FrameBatch) and numbers(frames.pixels)[-1] == counted.n_frames_from_content - 1
+
+
+def test_a_cut_mp4_ends_where_its_bytes_end(tmp_path: Path) -> None:
+    path = tmp_path / "cut.mp4"
+    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("libx264", rate=10, options={"g": "12", "bf": "2"})
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for i in range(60):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(draw(i), format="rgb24")))
+        container.mux(stream.encode())
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * 0.75)])
+    media = decode(str(path))
+    n = media.facts.n_frames_from_content
+    assert media.facts.n_frames_from_header == 60 and n is not None and 10 < n < 60
+    read = numbers(media.segments[0].frames.pixels)  # type: ignore[union-attr]
+    assert read[0] == 0 and read == sorted(read) and read[-1] >= n - 4
+
+
+def test_fragmented_mp4(tmp_path: Path) -> None:
+    path = tmp_path / "fragmented.mp4"
+    with av.open(str(path), "w", options={"movflags": "frag_keyframe+empty_moov"}) as container:
+        stream = container.add_stream("libx264", rate=10, options={"g": "12", "bf": "2"})
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for i in range(40):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(draw(i), format="rgb24")))
+        container.mux(stream.encode())
+    assert probe(str(path)).n_frames_from_header is None
+    media = decode(str(path))
+    assert media.facts.n_frames_from_content == 40
+    assert numbers(media.segments[0].frames.pixels) == [0, 5, 11, 16, 22, 27, 33, 39]  # type: ignore[union-attr]
+
+
+def test_damage_in_the_middle_costs_no_other_frame(tmp_path: Path, clip: Path) -> None:
+    """Packets that promise frames which do not decode: the frames are counted by decoding."""
+    data = bytearray(clip.read_bytes())
+    with av.open(str(clip)) as container:
+        packets = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+    for position, size in packets[12:24]:  # the second group of pictures becomes noise
+        data[position : position + size] = struct.pack(">I", size - 4) + bytes([0x41]) + b"\xff" * (size - 5)
+    (tmp_path / "damaged.mp4").write_bytes(data)
+    media = decode(str(tmp_path / "damaged.mp4"), video=SamplingSpec("linspace", 40))
+    read = set(numbers(media.segments[0].frames.pixels))  # type: ignore[union-attr]
+    assert {*range(12), *range(25, 40)} <= read
+    assert media.facts.n_frames_from_header == 40 and media.facts.n_frames_from_content in range(27, 41)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"", "empty_file"),
+        (b"hello, this is text", "not_media"),
+        (b"PK\x03\x04" + bytes(50), "not_media"),
+        (b"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nSECRET\n#EXT-X-ENDLIST\n", "not_local"),
+        (b"ffconcat version 1.0\nfile 'SECRET'\n", "not_local"),
+        (b"v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=x\r\nm=video 5004 RTP/AVP 96\r\n", "not_local"),
+        (b"<?xml version='1.0'?><MPD type='static'><BaseURL>SECRET</BaseURL></MPD>", "not_local"),
+        (b"[playlist]\nFile1=http://127.0.0.1/x\n", "not_local"),
+        (b"\x1aE\xdf\xa3" + bytes(200), "unreadable"),
+        (b"\0\0\0\x20ftypisom" + bytes(200), "unreadable"),
+        (b"RIFF\x10\0\0\0AVI " + bytes(200), "unreadable"),
+        (b"\xff\xd8\xff\xe0" + bytes(100), "unreadable"),
+        (bytes(range(128, 256)) * 40, "not_media"),
+        (b"ID3\x04\0\0\0\0\0\0" + b"\xff\xfb\x90\x64" * 200, "no_video"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".mp4", ""])
+def test_refusals_have_names(content: bytes, kind: str, suffix: str, tmp_path: Path, clip: Path) -> None:
+    path = tmp_path / f"file{suffix}"
+    path.write_bytes(content.replace(b"SECRET", str(clip).encode()))
+    for attempt in (decode, probe):
+        with pytest.raises(MediaError) as caught:
+            attempt(str(path))
+        assert caught.value.kind == kind and path.name in caught.value.what
+
+
+def test_what_is_no_readable_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")
+    for name, kind in (("gone.mp4", "missing"), ("pipe.mp4", "not_media"), (".", "not_media"), ("x\0y", "unreadable")):
+        with pytest.raises(MediaError) as caught:
+            decode(os.path.join(str(tmp_path), name))
+        assert caught.value.kind == kind
+    with pytest.raises(MediaError) as caught:
+        decode(str(CLIPS / "video_without_video_stream.mp4"))
+    assert caught.value.kind == "no_video"
+
+
+def test_a_name_is_never_an_address_or_a_pattern(tmp_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in (b"%03d.mp4", b"-i.mp4", b"concat:a|b.mp4", b"file:x.mp4", b"pipe:0", b"bad\xff\n.mp4", b"http:x"):
+        with open(name, "wb") as f:
+            f.write(clip.read_bytes())
+        assert decode(os.fsdecode(name)).facts.n_frames_from_content == 40
+    with pytest.raises(MediaError) as caught:
+        decode(f"concat:{clip}|{clip}")
+    assert caught.value.kind == "missing"
+
+
+def test_covers_are_no_video(tmp_path: Path) -> None:
+    """A song with a cover picture holds no video; a film with one shows the film."""
+    path = tmp_path / "film.mkv"
+    write_video(path, n=12)
+    song = tmp_path / "song.mp4"
+    with av.open(str(song), "w") as container:
+        sound = container.add_stream("aac", rate=16000)
+        cover = container.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 96, 64, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
+        silence.sample_rate = 16000
+        container.mux(cover.encode(av.VideoFrame.from_ndarray(draw(1), format="rgb24")))
+        container.mux(cover.encode())
+        container.mux(sound.encode(silence))
+        container.mux(sound.encode())
+    with pytest.raises(MediaError) as caught:
+        decode(str(song))
+    assert caught.value.kind == "no_video"
+
+
+def test_the_default_stream_is_the_video(tmp_path: Path) -> None:
+    path = tmp_path / "two.mkv"
+    with av.open(str(path), "w") as container:
+        streams = []
+        for default in (False, True):
+            stream = container.add_stream("libx264", rate=10)
+            stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+            stream.disposition = av.stream.Disposition.default if default else av.stream.Disposition(0)
+            streams.append(stream)
+        for i in range(10):
+            for first, stream in enumerate(streams):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(draw(i + 100 * first), format="rgb24")))
+        for stream in streams:
+            container.mux(stream.encode())
+    media = decode(str(path), video=SamplingSpec("linspace", 2))
+    assert media.facts.stream_index == 1
+    assert numbers(media.segments[0].frames.pixels) == [100, 109]  # type: ignore[union-attr]
+
+
+def test_windows_and_memory(clip: Path) -> None:
+    """Four seconds in windows of one; no window's frames outlive its transform."""
+    alive: list[weakref.ref] = []
+
+    def shrink(frames: FrameBatch) -> FrameBatch:
+        assert all(r() is None for r in alive), "full frames of an earlier window are still held"
+        alive.append(weakref.ref(frames.pixels))
+        return FrameBatch(frames.pixels[:, ::4, ::4].copy(), frames.pts_s, frames.repeated)
+
+    media = decode(str(clip), 1.0, video=SamplingSpec("linspace", 4), transform=shrink)  # type: ignore[arg-type]
+    assert [s.segment.key for s in media.segments] == ["0.000-1.000", "1.000-2.000", "2.000-3.000", "3.000-4.000"]
+    assert [(s.start_s, s.end_s) for s in media.segments] == [(0.0, 1.0), (1.0, 2.0), (2.0, 3.0), (3.0, 4.0)]
+    for i, segment in enumerate(media.segments):
+        assert segment.frames.pts_s == pytest.approx([i, i + 0.3, i + 0.6, i + 0.9])
+    assert len(alive) == 4
+    full = decode(str(clip), 1.0, video=SamplingSpec("linspace", 4))
+    assert [numbers(s.frames.pixels) for s in full.segments] == [[10 * i + j for j in (0, 3, 6, 9)] for i in range(4)]  # type: ignore[union-attr]
+
+
+def test_one_frame_and_few_frames(tmp_path: Path) -> None:
+    one = decode(str(write_video(tmp_path / "one.mp4", n=1))).segments[0]
+    assert one.frames.repeated.tolist() == [False] + [True] * 7 and one.end_s > 0
+    few = decode(str(write_video(tmp_path / "few.mp4", n=3))).segments[0].frames
+    assert numbers(few.pixels) == [0, 0, 0, 0, 1, 1, 1, 2]  # type: ignore[union-attr]
+    assert few.repeated.sum() == 5
+
+
+def test_frames_beyond_the_limit_are_refused_before_decoding(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vidqa.media.probe.MAX_PIXELS", 96 * 64 - 1)
+    with pytest.raises(MediaError) as caught:
+        decode(str(clip))
+    assert caught.value.kind == "too_large" and "96 x 64" in caught.value.what
+
+
+def test_sparse_frames_of_a_long_clip_do_not_decode_it_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video(tmp_path / "long.mp4", n=960, bf="2")
+    n_decoded = 0
+    decoded = PyavReader._decoded
+
+    def counting(self: PyavReader, wanted: set[int] | None = None):
+        nonlocal n_decoded
+        for frame in decoded(self, wanted):
+            n_decoded += 1
+            yield frame
+
+    monkeypatch.setattr(PyavReader, "_decoded", counting)
+    media = decode(str(path))
+    assert numbers(media.segments[0].frames.pixels) == [0, 137, 274, 411, 548, 685, 822, 959]  # type: ignore[union-attr]
+    assert n_decoded <= 8 * 13
+
+
+def test_the_other_backend_steps_in(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("decord")
+
+    def fail(self: PyavReader, indices: object) -> object:
+        raise MediaError("unreadable", "no frame today") if self.index.by_order else FramesDifferError
+        yield
+
+    monkeypatch.setattr(PyavReader, "frames", fail)
+    media = decode(str(clip))
+    assert media.backend == "decord"
+    assert numbers(media.segments[0].frames.pixels) == [0, 5, 11, 16, 22, 27, 33, 39]  # type: ignore[union-attr]
+    with pytest.raises(MediaError, match="no frame today"):
+        decode(str(clip), backend="pyav")
+    assert decode_module.decode is decode
+
+
+def test_the_index_leaves_out_what_is_never_shown() -> None:
+    class Packet(bytes):
+        pts, duration, is_keyframe, is_discard, is_corrupt = 0, 1, True, False, False
+
+        @property
+        def size(self) -> int:
+            return len(self)
+
+    def n_kept(codec: str, *contents: bytes) -> int:
+        builder = IndexBuilder(codec, 1, None, True)  # type: ignore[arg-type]
+        for i, content in enumerate(contents):
+            packet = Packet(content)
+            packet.pts = i
+            builder.add(packet)
+        index = builder.build()
+        return len(index) if index else 0
+
+    assert n_kept("vp8", b"\x10\0", b"\x00\0", b"\x11\0") == 2  # bit 4: shown
+    assert (
+        n_kept("vp9", b"\x82\0", b"\x80\0", b"\x88\0", b"\x84\0") == 2
+    )  # shown, hidden, shows an existing one, hidden
+    assert n_kept("vp9", b"\x82\0", b"\x80\0\xc0") == 2  # a superframe shows its last picture
+    assert n_kept("h264", b"\x00\0") == 1
+
+
+def test_nothing_reaches_the_terminal(tmp_path: Path, clip: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    data = bytearray(clip.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 200] = b"\xff" * 200
+    (tmp_path / "noisy.mp4").write_bytes(data)
+    for path in (tmp_path / "noisy.mp4", CLIPS / "fixture.mpg"):
+        decode(str(path), video=SamplingSpec("linspace", 40))
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,150 @@
+"""Frame i is frame i: numbered clips of every codec and container, through both backends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numbered_clips import MATRICES, draw, numbers, set_orientation, start_at_frame, write_video
+
+from vidqa.errors import MediaError
+from vidqa.media.decode import Reader, open_reader
+
+N = 40
+SPARSE = [0, 5, 11, 12, 13, 24, 37, 39]
+
+#: name, encoder, container format, settings, whether decord is allowed to read it
+CLIPS = [
+    ("h264_b.mp4", "libx264", None, {"bf": "3"}, True),
+    ("h264_open_gop.mp4", "libx264", None, {"bf": "2", "x264-params": "open-gop=1"}, False),
+    ("h264_b.mkv", "libx264", None, {"bf": "2"}, True),
+    ("h264_b.ts", "libx264", None, {"bf": "2"}, False),
+    ("h264_b.flv", "libx264", None, {"bf": "2"}, False),
+    ("h264_b.avi", "libx264", None, {"bf": "2"}, False),
+    ("h264_raw.h264", "libx264", "h264", {"bf": "2"}, False),
+    ("hevc_b.mp4", "libx265", None, {"x265-params": "log-level=none:bframes=3:keyint=12:open-gop=0"}, True),
+    ("hevc_open_gop.mp4", "libx265", None, {"x265-params": "log-level=none:bframes=3:keyint=12:open-gop=1"}, False),
+    ("vp8.webm", "libvpx", None, {"auto-alt-ref": "1", "lag-in-frames": "16", "deadline": "good", "b": "2M"}, True),
+    ("vp9.webm", "libvpx-vp9", None, {"auto-alt-ref": "1", "lag-in-frames": "16", "deadline": "good"}, True),
+    ("av1.mkv", "libsvtav1", None, {"preset": "8", "crf": "20", "svtav1-params": "lp=1"}, False),
+    ("mpeg4_b.avi", "mpeg4", None, {"bf": "2", "sc_threshold": "1000000000", "q": "2", "b": "4M"}, False),
+    ("mpeg4_b.mp4", "mpeg4", None, {"bf": "2", "sc_threshold": "1000000000", "b": "4M"}, False),
+    ("mpeg2_b.mpg", "mpeg2video", "vob", {"bf": "2", "sc_threshold": "1000000000", "b": "4M"}, False),
+    ("mjpeg.mov", "mjpeg", None, {"q": "3"}, True),
+]
+
+
+@pytest.fixture(scope="module", params=CLIPS, ids=lambda c: c[0])
+def numbered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bool]:
+    name, codec, muxer, settings, for_decord = request.param
+    path = tmp_path_factory.mktemp("numbered") / name
+    pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+    fps = 25 if codec == "mpeg2video" else 10
+    return write_video(path, codec, N, fps=fps, muxer=muxer, pix_fmt=pix_fmt, **settings), for_decord
+
+
+def test_pyav_gives_every_frame_and_any_frame(numbered: tuple[Path, bool]) -> None:
+    with open_reader(str(numbered[0]), "pyav") as reader:
+        assert reader.facts.n_frames_from_content == N
+        assert numbers(list(reader.frames(SPARSE))) == SPARSE
+        assert numbers(list(reader.frames(range(N)))) == list(range(N))
+        assert numbers(list(reader.frames([30, 3, 39, 0]))) == [30, 3, 39, 0]
+
+
+def test_decord_gives_the_same_or_refuses(numbered: tuple[Path, bool]) -> None:
+    pytest.importorskip("decord")
+    path, for_decord = numbered
+    try:
+        with open_reader(str(path), "decord") as reader, open_reader(str(path), "pyav") as other:
+            frames = list(reader.frames(SPARSE))
+            assert numbers(frames) == SPARSE
+            apart = [np.abs(a.astype(int) - b).mean() for a, b in zip(frames, other.frames(SPARSE), strict=True)]
+            assert max(apart) <= 2
+    except MediaError as refused:
+        assert refused.kind == "unsupported" and not for_decord, refused.what
+    else:
+        assert for_decord
+
+
+def test_skipping_changes_no_pixel(clip: Path) -> None:
+    """Pictures that nothing refers to are left undecoded on the way; the wanted ones must not notice."""
+    wanted = [7, 17, 29, 38]
+    with open_reader(str(clip)) as sparse, open_reader(str(clip), count_by_decoding=True) as full:
+        assert not sparse.index.by_order and full.index.by_order  # type: ignore[attr-defined]
+        for a, b in zip(sparse.frames(wanted), full.frames(wanted), strict=True):
+            assert np.array_equal(a, b)
+
+
+@pytest.mark.parametrize("backend", ["pyav", "decord"])
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_variable_rate_and_late_start(backend: str, suffix: str, tmp_path: Path) -> None:
+    gaps = np.tile([40, 40, 200, 1000, 33], 8)
+    pts = [int(t) for t in 5000 + np.concatenate([[0], np.cumsum(gaps)[:-1]])]
+    path = write_video(tmp_path / f"vfr.{suffix}", n=N, pts=pts, bf="2")
+    with _open(path, backend) as reader:
+        assert np.allclose(reader.pts_s, (np.asarray(pts) - 5000) / 1000, atol=0.0011)
+        assert numbers(list(reader.frames(SPARSE))) == SPARSE
+        assert reader.facts.fps == pytest.approx(39 / (reader.pts_s[-1]), rel=1e-3)
+
+
+@pytest.mark.parametrize("backend", ["pyav", "decord"])
+def test_edit_list_begins_inside_a_group_of_pictures(backend: str, tmp_path: Path) -> None:
+    path = write_video(tmp_path / "edited.mp4", n=N, bf="2")
+    start_at_frame(path, 5, 1024)  # 10240 ticks a second, 10 frames a second
+    with _open(path, backend) as reader:
+        assert len(reader.pts_s) == N - 5 and reader.pts_s[0] == 0
+        assert numbers(list(reader.frames([0, 1, 7, 20, 34]))) == [5, 6, 12, 25, 39]
+
+
+@pytest.mark.parametrize("backend", ["pyav", "decord"])
+@pytest.mark.parametrize("turn", [90, 180, 270, "mirror"])
+def test_frames_come_upright(backend: str, turn: int | str, tmp_path: Path) -> None:
+    def stored(number: int) -> np.ndarray:
+        upright = draw(number)
+        return np.ascontiguousarray(upright[:, ::-1] if turn == "mirror" else np.rot90(upright, int(turn) // 90))
+
+    path = write_video(tmp_path / "turned.mp4", n=20, picture=stored, bf="2")
+    set_orientation(path, turn)
+    with _open(path, backend) as reader:
+        assert (reader.facts.width, reader.facts.height) == (96, 64)
+        assert reader.facts.rotation_deg == (0 if turn == "mirror" else turn)
+        frames = list(reader.frames([0, 9, 19]))
+        assert frames[0].shape == (64, 96, 3)
+        assert numbers(frames) == [0, 9, 19]
+    assert set(MATRICES) == {0, 90, 180, 270, "mirror"}
+
+
+@pytest.mark.parametrize("backend", ["pyav", "decord"])
+@pytest.mark.parametrize("turn", [0, 90])
+def test_pixels_come_square(backend: str, turn: int, tmp_path: Path) -> None:
+    def stored(number: int) -> np.ndarray:
+        return np.ascontiguousarray(np.rot90(draw(number), turn // 90))
+
+    path = write_video(tmp_path / "wide.mp4", n=8, picture=stored, aspect="3/2")
+    set_orientation(path, turn)
+    with _open(path, backend) as reader:
+        shown = (144, 64) if turn == 0 else (96, 96)  # the stored width is stretched, then the frame is turned
+        assert (reader.facts.width, reader.facts.height) == shown
+        frames = list(reader.frames([0, 7]))
+        assert frames[0].shape == (shown[1], shown[0], 3)
+        assert numbers(frames) == [0, 7]
+
+
+def test_full_range_and_limited_range_show_the_same_grey(tmp_path: Path) -> None:
+    full = write_video(tmp_path / "full.mp4", n=3, pix_fmt="yuvj420p")
+    limited = write_video(tmp_path / "limited.mp4", n=3)
+    with open_reader(str(full)) as a, open_reader(str(limited)) as b:
+        for x, y in zip(a.frames([0, 2]), b.frames([0, 2]), strict=True):
+            assert np.abs(x.astype(int) - y).mean() <= 2
+
+
+def _open(path: Path, backend: str) -> Reader:
+    if backend == "decord":
+        pytest.importorskip("decord")
+    try:
+        return open_reader(str(path), backend)  # type: ignore[arg-type]
+    except MediaError as refused:
+        if backend == "decord" and refused.kind == "unsupported":
+            pytest.skip(f"decord is not believed here: {refused.what.split(': ', 1)[1]}")
+        raise

@@ -1,0 +1,101 @@
+"""Sampling rules against recorded vectors of the original implementations, and the traps between them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vidqa.media.sampling import arange_indices, frame_indices, linspace_indices, segment_indices
+from vidqa.records import SamplingSpec
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "frame_indices.json").read_text())
+
+
+@pytest.mark.parametrize("rule", ["linspace", "arange"])
+def test_equal_to_the_originals(rule: str) -> None:
+    n_checked = 0
+    for k, vectors in GOLDEN[rule].items():
+        for n, indices in vectors.items():
+            assert frame_indices(int(n), SamplingSpec(rule, int(k)))[0] == indices, (n, k)  # type: ignore[arg-type]
+            n_checked += 1
+    assert n_checked == 3 * 124
+
+
+def test_segments_equal_to_the_original() -> None:
+    assert len(GOLDEN["video_chatgpt"]) == 138
+    for n, indices in GOLDEN["video_chatgpt"].items():
+        assert frame_indices(int(n), SamplingSpec("segments", 100))[0] == indices, n
+
+
+def test_linspace_is_numpys_where_exact_arithmetic_differs() -> None:
+    facts = GOLDEN["numeric_facts"]
+    name = "linspace vs integer arithmetic, other k (2..100), n<=5000: k -> (number of n that differ, first)"
+    assert len(facts[name]) == 40
+    for k, (_, first) in facts[name].items():
+        for n in first:
+            exact = [i * (n - 1) // (int(k) - 1) for i in range(int(k))]
+            assert linspace_indices(n, int(k)) != exact, (n, k)
+
+
+def test_arange_gives_k_frames_where_numpy_gives_one_more() -> None:
+    facts = GOLDEN["numeric_facts"]["arange length != k, other k (2..100), n<=3000: k -> (number of n, first)"]
+    assert len(facts) == 40
+    for k, (_, first) in facts.items():
+        for n in first:
+            assert len(np.arange(0, n, n / int(k))) == int(k) + 1
+            assert len(arange_indices(n, int(k))) == int(k)
+
+
+@pytest.mark.parametrize("k", [4, 8, 16])
+def test_published_sizes_equal_exact_arithmetic(k: int) -> None:
+    for n in range(1, 3000):
+        assert linspace_indices(n, k) == [i * (n - 1) // (k - 1) for i in range(k)]
+        assert arange_indices(n, k) == [i * n // k for i in range(k)]
+
+
+def test_short_clips_are_marked() -> None:
+    assert frame_indices(2, SamplingSpec("linspace", 4)) == ([0, 0, 0, 1], [False, True, True, False])
+    assert frame_indices(1, SamplingSpec("linspace", 3)) == ([0, 0, 0], [False, True, True])
+    assert frame_indices(1, SamplingSpec("segments", 100)) == ([0], [False])
+    assert not any(frame_indices(8, SamplingSpec())[1])
+
+
+def test_fixed_rate() -> None:
+    one_a_second = SamplingSpec("fps", 100, rate=1.0)
+    assert frame_indices(31, one_a_second, fps=10)[0] == [0, 10, 20, 30]
+    assert frame_indices(300, one_a_second, fps=30000 / 1001)[0] == [0, 29, 59, 89, 119, 149, 179, 209, 239, 269]
+    assert frame_indices(3, SamplingSpec("fps", 100, rate=50.0), fps=10)[0] == [0, 1, 2]
+    assert frame_indices(31, SamplingSpec("fps", 2, rate=1.0), fps=10)[0] == [0, 30]
+
+
+def test_fixed_rate_follows_the_clock() -> None:
+    pts = [5.0, 5.1, 5.2, 8.0, 8.9, 9.0]  # the third frame stands for 2.8 s
+    assert frame_indices(6, SamplingSpec("fps", 100, rate=1.0), fps=1.25, pts_s=pts)[0] == [0, 2, 3, 5]
+
+
+@pytest.mark.parametrize(
+    ("n", "spec", "fps"),
+    [
+        (0, SamplingSpec(), None),
+        (5, SamplingSpec(n_frames=0), None),
+        (5, SamplingSpec("fps", 8, rate=1.0), None),
+        (5, SamplingSpec("fps", 8), 25.0),
+        (5, SamplingSpec("random", 8), None),  # type: ignore[arg-type]
+    ],
+)
+def test_nonsense_is_refused(n: int, spec: SamplingSpec, fps: float | None) -> None:
+    with pytest.raises(ValueError):
+        frame_indices(n, spec, fps)
+
+
+@given(st.integers(1, 5000), st.integers(1, 128), st.sampled_from(["linspace", "arange", "segments"]))
+def test_always_in_range_and_in_order(n: int, k: int, rule: str) -> None:
+    indices, repeated = frame_indices(n, SamplingSpec(rule, k))  # type: ignore[arg-type]
+    assert len(indices) == len(repeated) == (min(n, k) if rule == "segments" else k)
+    assert indices == sorted(indices) and indices[0] >= 0 and indices[-1] < n
+    assert segment_indices(n, 1) == [int(np.round(n - 1)) // 2]
