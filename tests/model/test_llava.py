@@ -190,6 +190,13 @@ def test_connector_and_llm_must_fit(bundle: Bundle) -> None:
         load_model(replace(bundle, spec=spec), "cpu")
 
 
+@pytest.mark.parametrize(("name", "lacks"), [("hf", "no token <image>"), ("chat_template", "no chat template")])
+def test_tokenizer_must_fit_the_chat_format(name: str, lacks: str, bundle: Bundle) -> None:
+    spec = replace(bundle.spec, prompt=replace(bundle.spec.prompt, format=name))
+    with pytest.raises(BundleError, match=f"{name}.*{lacks}"):
+        load_model(replace(bundle, spec=spec), "cpu")
+
+
 def test_code_in_the_folder_does_not_run(bundle: Bundle, tmp_path: Path) -> None:
     """A configuration that names code of its own is refused or read without it; the code is never run."""
     ran = tmp_path / "ran"

@@ -14,9 +14,9 @@ Letters: B rows, G distinct beginnings, S positions, L LLM width, N vocabulary.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any, Literal
 
 import torch
@@ -110,6 +110,8 @@ class _Batch:
 
     def __init__(self, llm: Any, cache: Any, mask: Tensor, positions: Tensor) -> None:
         self.llm = llm
+        # Logits of a whole prompt are larger than the model's activations; most LLMs can leave them out.
+        self.last_only = {"logits_to_keep": 1} if "logits_to_keep" in signature(llm.forward).parameters else {}
         self.cache = cache
         self.mask = mask  # int64 [B, S], every cached column
         self.positions = positions  # int64 [B], of the next token
@@ -135,10 +137,13 @@ class _Batch:
         self.positions = self.positions + 1
 
     def _run(self, positions: Tensor, **inputs: Tensor) -> None:
-        if "logits_to_keep" in inspect.signature(self.llm.forward).parameters:
-            inputs["logits_to_keep"] = 1  # type: ignore[assignment]
         out = self.llm(
-            **inputs, attention_mask=self.mask, position_ids=positions, past_key_values=self.cache, use_cache=True
+            **inputs,
+            **self.last_only,
+            attention_mask=self.mask,
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
         )
         self.logits = out.logits[:, -1].float()
 

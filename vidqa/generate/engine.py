@@ -18,7 +18,7 @@ from vidqa.generate.memory import is_out_of_memory, rows_that_fit
 from vidqa.generate.sampling import Draws, pick_greedy, pick_sampled
 from vidqa.generate.stop import Stopper
 from vidqa.model.llava import VideoLlava
-from vidqa.prompts.build import MediaShape, build_prompt
+from vidqa.prompts.build import build_prompt
 from vidqa.prompts.formats import Turn
 from vidqa.records import Answer, Features, Prompt
 
@@ -113,9 +113,9 @@ def generate(
 
 def _plan(model: VideoLlava, number: int, request: Request, settings: GenerationSettings) -> _Job | ItemError:
     """Write the prompt and see whether it fits."""
-    shapes = [MediaShape(f.kind, *f.tokens.shape[:2]) for f in request.features]
+    shapes = [model.media_shape(f) for f in request.features]
     prompt = build_prompt(model.tokenizer, model.chat, request.turns, shapes)
-    new = request.max_new_tokens or settings.max_new_tokens
+    new = settings.max_new_tokens if request.max_new_tokens is None else request.max_new_tokens
     over = len(prompt.ids) + new - model.context
     if over <= 0:
         return _Job(number, request, prompt, new)

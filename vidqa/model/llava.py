@@ -21,6 +21,7 @@ from vidqa.model.bundle import Bundle
 from vidqa.model.connector import build_connector
 from vidqa.model.llm import load_llm
 from vidqa.model.splice import fill_slots
+from vidqa.prompts.build import MediaShape
 from vidqa.prompts.formats import ChatFormat, get_format
 from vidqa.records import Features, Prompt
 
@@ -53,6 +54,11 @@ class VideoLlava(nn.Module):
     def dtype(self) -> torch.dtype:
         """Type of the LLM's weights."""
         return self.llm.get_input_embeddings().weight.dtype
+
+    def media_shape(self, features: Features) -> MediaShape:
+        """How much room a picture or clip takes in a prompt; `visual_tokens` gives as many."""
+        n_frames, n_tokens = features.tokens.shape[:2]
+        return MediaShape(features.kind, n_frames, n_tokens)
 
     def visual_tokens(self, features: Sequence[Features]) -> list[Tensor]:
         """Project the tokens of several pictures or clips.
@@ -161,6 +167,8 @@ def load_model(bundle: Bundle, device: str = "auto", dtype: torch.dtype | None =
     if width != spec.connector.out_size:
         raise BundleError(f"{bundle.folder}: connector.out_size is {spec.connector.out_size}, the LLM is {width} wide")
     chat = get_format(spec.prompt.format, spec.prompt.system)
+    if problem := _format_problem(chat, tokenizer):
+        raise BundleError(f"{bundle.folder}: prompt.format is {chat.name}, but {problem}")
     model = VideoLlava(connector.to(llm.dtype), llm, tokenizer, chat, spec.llm.context)
     return model.to(where).eval().requires_grad_(False)
 
@@ -220,3 +228,14 @@ def pick_device(device: str) -> torch.device:
     if int(index or 0) >= n:
         raise DeviceError(f"{device} was asked for, but torch sees {n} CUDA devices", hint="--device auto or cpu")
     return torch.device("cuda", int(index or 0))
+
+
+def _format_problem(chat: ChatFormat, tokenizer: Any) -> str | None:
+    """What the tokenizer lacks for a chat format."""
+    if chat.kind == "template" and not tokenizer.chat_template:
+        return "the tokenizer has no chat template"
+    if chat.media == "tokens":
+        for tag in ("<image>", "<video>"):
+            if tokenizer.encode(tag, add_special_tokens=False) != [tokenizer.convert_tokens_to_ids(tag)]:
+                return f"the tokenizer has no token {tag}"
+    return None
