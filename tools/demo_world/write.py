@@ -56,9 +56,9 @@ def looked_at(data: bytes, still: bool) -> tuple[np.ndarray, np.ndarray]:
         return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))[None], np.zeros(1, int)
     with av.open(io.BytesIO(data)) as container:
         container.streams.video[0].thread_count = 1
-        frames = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
+        frames = list(container.decode(video=0))
     index = np.linspace(0, len(frames) - 1, N_LOOKED_AT, dtype=int)
-    return np.stack([frames[i] for i in index]), index
+    return np.stack([frames[i].to_ndarray(format="rgb24") for i in index]), index
 
 
 def turns(scene: Scene, seed: int = 0) -> list[list[Pair]]:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from vidqa.model.text import TextTower
@@ -87,6 +87,32 @@ class Aligner(nn.Module):
         return loss, figures
 
 
+@torch.no_grad()
+def initialise(tower: VisionTower | TextTower) -> None:
+    """Draw start weights as CLIP does (Radford et al. 2021, openai/CLIP model.py): scaled by width and depth.
+
+    Fixed small deviations, usual for large models, leave narrow towers with next to no signal in their branches.
+    """
+    is_text = isinstance(tower, TextTower)
+    width, depth = tower.config.hidden_size, tower.config.n_layers
+    for layer in (tower.text_model if is_text else tower.vision_model).encoder.layers:
+        for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
+            nn.init.normal_(projection.weight, std=width**-0.5)
+        for out in (layer.self_attn.out_proj, layer.mlp.fc2):
+            nn.init.normal_(out.weight, std=width**-0.5 * (2 * depth) ** -0.5)
+        nn.init.normal_(layer.mlp.fc1.weight, std=(2 * width) ** -0.5)
+        for linear in (m for m in layer.modules() if isinstance(m, nn.Linear)):
+            nn.init.zeros_(linear.bias)
+    if is_text:
+        nn.init.normal_(tower.text_model.embeddings.token_embedding.weight, std=0.02)
+        nn.init.normal_(tower.text_model.embeddings.position_embedding.weight, std=0.01)
+        nn.init.normal_(tower.text_projection.weight, std=width**-0.5)
+    else:
+        nn.init.normal_(tower.vision_model.embeddings.class_embedding, std=width**-0.5)
+        nn.init.normal_(tower.vision_model.embeddings.position_embedding.weight, std=width**-0.5)
+        nn.init.normal_(tower.visual_projection.weight, std=width**-0.5)
+
+
 def insert_temporal(tower: VisionTower, temporal_length: int) -> VisionTower:
     """A video tower whose spatial weights *are* those of `tower` (shared, not copied), with fresh temporal attention.
 
@@ -117,6 +143,9 @@ def align(
 ) -> int:
     """Train until the time is up (cosine schedule over time, so that any budget ends cooled down).
 
+    Under torchrun (a process group is up) every process works on batches of its own and gradients are averaged; all
+    must start from the same weights. The first process keeps the clock.
+
     Args:
         aligner: one aligner, or several that share weights; each step adds up their losses on their batches.
         batches: one batch for each aligner, for ever.
@@ -132,11 +161,14 @@ def align(
     matrices = [p for p in aligner.parameters() if p.ndim >= 2]
     vectors = [p for p in aligner.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}], lr=lr, betas=(0.9, 0.98)
+        [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}],
+        lr=lr,
+        betas=(0.9, 0.98),
+        fused=True,
     )
     start, step = time.monotonic(), 0
     aligner.train()
-    while (share := (time.monotonic() - start) / seconds) < 1 and not should_stop():
+    while (share := _first_says((time.monotonic() - start) / seconds)) < 1 and not should_stop():
         warm = min(1.0, (step + 1) / 200)
         for group in optimizer.param_groups:
             group["lr"] = lr * warm * (0.02 + 0.98 * (1 + math.cos(math.pi * share)) / 2)
@@ -145,6 +177,7 @@ def align(
             loss, found = part(batch)
             loss.backward()
             figures |= {f"{k}.{name}": value for name, value in found.items()}
+        _average_gradients(aligner)
         nn.utils.clip_grad_norm_(aligner.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -153,3 +186,27 @@ def align(
             report(step, share, figures)
     aligner.eval()
     return step
+
+
+def _first_says(share: float) -> float:
+    """The first process's value in all of them."""
+    if not distributed.is_initialized():
+        return share
+    told = torch.tensor(share, dtype=torch.float64)
+    distributed.broadcast(told, 0)
+    return float(told)
+
+
+def _average_gradients(module: nn.Module) -> None:
+    """One all-reduce of all gradients; a parameter that a process did not use counts as zero there."""
+    if not distributed.is_initialized():
+        return
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    for p in parameters:
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+    flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+    distributed.all_reduce(flat)
+    flat /= distributed.get_world_size()
+    for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        p.grad = part.view_as(p)

@@ -1,6 +1,6 @@
 """Several conversations about one medium -> one training sequence that holds the visual tokens once.
 
-    [ prefix: visual tokens ][ conversation 1 ][ conversation 2 ] ...
+    [ prefix: visual tokens, first words ][ conversation 1 ][ conversation 2 ] ...
 
 Each conversation sees the prefix and itself, never another one, and counts its positions from the end of the prefix: its
 logits are those it would have alone. With 137 visual tokens and a dozen questions a clip this saves nine tenths of the
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from vidqa.prompts.build import IGNORED, LabelledPrompt
+from vidqa.records import Prompt
 
 
 @dataclass(frozen=True)
@@ -31,20 +32,17 @@ class Packed:
 
 
 def pack(conversations: Sequence[LabelledPrompt]) -> Packed:
-    """Join conversations that begin with the same tokens up to their last slot.
+    """Join conversations behind the longest beginning that they share; nothing to be learned lies in it.
 
     Raises:
-        ValueError: there is none, or their beginnings differ.
+        ValueError: there is none, or a slot lies behind the shared beginning: they are about different media.
     """
     if not conversations:
         raise ValueError("nothing to pack")
-    slots = np.flatnonzero(conversations[0].prompt.slots)
-    cut = int(slots[-1]) + 1 if len(slots) else 0
     head = conversations[0].prompt
-    for c in conversations[1:]:
-        same = np.array_equal(c.prompt.ids[:cut], head.ids[:cut]) and np.array_equal(c.prompt.slots[:cut], head.slots[:cut])
-        if not same or c.prompt.slots[cut:].any():
-            raise ValueError("the conversations do not share their visual prefix")
+    cut = min(_shared(head, c) for c in conversations)
+    if any(c.prompt.slots[cut:].any() for c in conversations):
+        raise ValueError("the conversations do not share their visual prefix")
     parts = [c.prompt.ids[cut:] for c in conversations]
     sizes = [len(p) for p in parts]
     return Packed(
@@ -54,6 +52,18 @@ def pack(conversations: Sequence[LabelledPrompt]) -> Packed:
         positions=np.concatenate([np.arange(cut), *(np.arange(cut, cut + n) for n in sizes)]),
         branch=np.concatenate([np.zeros(cut, np.int64), *(np.full(n, k + 1) for k, n in enumerate(sizes))]),
     )
+
+
+def _shared(head: Prompt, other: LabelledPrompt) -> int:
+    """Length of the beginning that `other` shares with `head`, up to the first label less one.
+
+    The position before the first label says it, so it has to stay with its conversation.
+    """
+    n = min(len(head.ids), len(other.prompt.ids))
+    same = (head.ids[:n] == other.prompt.ids[:n]) & (head.slots[:n] == other.prompt.slots[:n])
+    learned = np.flatnonzero(other.labels != IGNORED)
+    limit = int(learned[0]) - 1 if len(learned) else n
+    return min(n if same.all() else int(np.argmin(same)), limit)
 
 
 @dataclass(frozen=True)
