@@ -123,7 +123,7 @@ def test_same_content_twice_is_worked_on_once_and_has_both_rows(vidqa, clips, tm
     assert len(rows) == 4 and len({row["media_id"] for row in rows}) == 3
     shutil.copy(clips / "b.mp4", clips / "later.mp4")
     done = json.loads(vidqa("describe", clips, "--out", table, "--json").out)
-    assert done["clips"]["done"] == 0 and done["rows"] == {"ok": 1}
+    assert done["clips"]["done"] == 0 and done["copied"] == 1 and done["known"] == {"ok": 5}
     assert len(rows_of(table)) == 5
     assert "nothing to do" in vidqa("describe", clips, "--out", table).err
 

@@ -49,8 +49,9 @@ def test_models_list_and_verify(vidqa, tiny_bundle, tmp_path):
     assert vidqa("models", "verify", tiny_bundle).code == 0
     altered = tmp_path / "altered"
     shutil.copytree(tiny_bundle, altered)
-    with open(altered / "connector.safetensors", "ab") as f:
-        f.write(b"x")
+    content = bytearray((altered / "connector.safetensors").read_bytes())
+    content[-1] ^= 1
+    (altered / "connector.safetensors").write_bytes(content)
     done = vidqa("models", "verify", altered)
     assert done.code == 1 and "connector.safetensors" in done.out
 

@@ -10,19 +10,20 @@ import sys
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from vidqa.cache.key import default_cache_dir
 from vidqa.cli.shown import as_json
-from vidqa.pipeline.loaded import LoadedModel, load_model
-from vidqa.pipeline.options import RunOptions
-from vidqa.pipeline.plan import Plan
 from vidqa.pipeline.progress import Reporter
-from vidqa.pipeline.summary import Summary
-from vidqa.prompts.questions import load_questions, merge_questions
-from vidqa.records import Question
+
+if TYPE_CHECKING:  # not every command needs them, and `doctor` must work where they cannot be imported
+    from vidqa.pipeline.loaded import LoadedModel
+    from vidqa.pipeline.options import RunOptions
+    from vidqa.pipeline.plan import Plan
+    from vidqa.pipeline.summary import Summary
+    from vidqa.records import Question
 
 
 class Session:
@@ -52,16 +53,22 @@ class Session:
     @cached_property
     def model(self) -> LoadedModel:
         """The bundle, opened; its engines load when they are needed."""
+        from vidqa.pipeline.loaded import load_model
+
         return load_model(self.model_name, self._flags.get("device") or "auto", reporter=self.reporter)
 
     @cached_property
     def questions(self) -> tuple[Question, ...]:
         """All questions of the sets that were asked for."""
+        from vidqa.prompts.questions import load_questions, merge_questions
+
         return merge_questions([load_questions(name) for name in self._flags.get("questions") or ("caption",)])
 
     @cached_property
     def options(self) -> RunOptions:
         """How the run is done."""
+        from vidqa.pipeline.options import RunOptions
+
         flags = self._flags
         segment, batch_size, timeout_s = flags.get("segment"), flags.get("batch_size"), flags.get("timeout")
         return RunOptions(

@@ -152,6 +152,9 @@ def describe(
                 for answered in answer_works(encoded, run.model, run.options, run.clock):
                     ledger.record(answered)
                     reporter.advance()
+        except KeyboardInterrupt:
+            reporter.say(f"stopping: what is finished goes into {out}")
+            raise
         finally:  # what is finished stays, whatever ended the run
             ledger.close()
     run.summary.close(run.clock, time.perf_counter() - start)

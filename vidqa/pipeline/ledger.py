@@ -70,6 +70,7 @@ class Ledger:
         with self._lock:
             changes = self._table.update_paths([(media_id, item)], cells=self._cells.values())
             self._summary.renamed += changes.n_renamed
+            self._summary.copied += changes.n_copied if media_id not in self._worked else 0
             if media_id in self._worked:
                 self._twins.append((media_id, item))
                 return None

@@ -25,6 +25,7 @@ class Summary:
     errors: Counter[str] = field(default_factory=Counter)  # new failed rows by error kind
     left_out: dict[str, int] = field(default_factory=dict)  # files that are plainly no media, by reason
     renamed: int = 0  # files whose rows only needed a new path
+    copied: int = 0  # files that got the rows that another file with the same content had before this run
     video_s: float = 0.0  # length of the clips that were worked on
     wall_s: float = 0.0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))  # by stage, see StageClock
@@ -57,6 +58,7 @@ class Summary:
             "errors": dict(self.errors),
             "left_out": dict(self.left_out),
             "renamed": self.renamed,
+            "copied": self.copied,
             "hours_of_video": round(self.video_s / 3600, 6),
             "wall_s": round(self.wall_s, 3),
             "seconds": {stage: round(value, 3) for stage, value in self.seconds.items()},
@@ -64,7 +66,7 @@ class Summary:
         }
 
     def as_text(self) -> str:
-        """For people: at most six lines."""
+        """For people: a few lines."""
         lines = []
         if self.nothing_done:
             lines.append(f"nothing to do: all rows of {_n(self.files, 'file')} are there already")
@@ -78,6 +80,10 @@ class Summary:
         if self.known:
             retry = "; --retry failed asks those again" if self.known["failed"] else ""
             lines.append(f"rows already there: {_counts(self.known)}{retry}")
+        if self.renamed:
+            lines.append(f"new paths: {_n(self.renamed, 'file')} renamed since the last run")
+        if self.copied:
+            lines.append(f"copied rows: {_n(self.copied, 'file')} with the same content as others")
         if self.errors:
             lines.append(f"failures: {_counts(self.errors)}")
         if self.left_out:
