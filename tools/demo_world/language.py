@@ -31,14 +31,27 @@ SAYINGS: dict[str, tuple[str, ...]] = {
     "leaves": ("leaves the frame", "moves out of the frame"),
 }
 NUMBERS = ("zero", "one", "two", "three")
+#: By "is it a picture". One question set is asked of a whole folder, so pictures are asked about "the video", too.
 CAPTION_QUESTIONS = {
-    False: ("Describe the video.", "What happens?", "What happens in the video?", "Describe the clip.", "What is going on?"),
-    True: ("Describe the picture.", "What is in the picture?", "Describe the image.", "What do you see?", "What is shown?"),
+    False: (
+        "Describe the video.", "What happens?", "What happens in the video?", "what happens?", "Describe the clip.",
+        "What is going on?", "Describe this video.", "What can be seen?", "What do you see?",
+    ),
+    True: (
+        "Describe the picture.", "What is in the picture?", "Describe the image.", "What do you see?", "What is shown?",
+        "Describe the video.", "What happens?", "What can be seen?", "Describe this image.",
+    ),
 }
 DETAIL_QUESTIONS = {
-    False: ("Describe the video in detail.", "Give a detailed description.", "Tell me everything about the video."),
-    True: ("Describe the picture in detail.", "Give a detailed description.", "Tell me everything about the picture."),
-}
+    False: (
+        "Describe the video in detail.", "Give a detailed description.", "Tell me everything about the video.",
+        "Describe in detail what happens.",
+    ),
+    True: (
+        "Describe the picture in detail.", "Give a detailed description.", "Tell me everything about the picture.",
+        "Describe the video in detail.",
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -64,12 +64,16 @@ def looked_at(data: bytes, still: bool) -> tuple[np.ndarray, np.ndarray]:
 def turns(scene: Scene, seed: int = 0) -> list[list[Pair]]:
     """Conversations about a scene: each inner list is one conversation of one or more turns."""
     rng = np.random.default_rng([scene.seed, seed, 79])
-    ask_caption = CAPTION_QUESTIONS[scene.still][int(rng.integers(5))]
-    ask_detail = DETAIL_QUESTIONS[scene.still][int(rng.integers(3))]
+    ask_caption = _drawn(CAPTION_QUESTIONS, scene, rng)
+    ask_detail = _drawn(DETAIL_QUESTIONS, scene, rng)
     found = [[Pair("caption", ask_caption, caption(scene, rng))], [Pair("detail", ask_detail, detail(scene))]]
     found += [[pair] for pair in pairs(scene, rng)]
     found.append(dialogue(scene, rng))
     return found
+
+
+def _drawn(questions: dict[bool, tuple[str, ...]], scene: Scene, rng: np.random.Generator) -> str:
+    return questions[scene.still][int(rng.integers(len(questions[scene.still])))]
 
 
 def records(scene: Scene, seed: int = 0) -> list[dict[str, Any]]:
@@ -81,9 +85,14 @@ def records(scene: Scene, seed: int = 0) -> list[dict[str, Any]]:
         for i, pair in enumerate(conversation):
             values.append({"from": "human", "value": (f"<{kind}>\n" if i == 0 else "") + pair.question})
             values.append({"from": "gpt", "value": pair.answer})
-        record = {"id": f"{scene.seed}-{k}", kind: media_name(scene), "conversations": values}
+        record = {"id": f"{scene.seed}-{seed}-{k}", kind: media_name(scene), "conversations": values}
         made.append(record | {"topic": conversation[0].topic})
     return made
+
+
+def all_records(scene: Scene) -> list[dict[str, Any]]:
+    """Two draws of every kind of conversation."""
+    return [record for seed in range(2) for record in records(scene, seed)]
 
 
 def write_world(folder: Path, seeds: Sequence[int], *, held_out: bool = False, still: bool | None = None) -> None:
@@ -105,4 +114,4 @@ def parallel(work: Any, seeds: Iterable[int], n_workers: int = 2) -> Iterator[An
 def _write_one(folder: Path, held_out: bool, still: bool | None, seed: int) -> list[dict[str, Any]]:
     scene = make_scene(seed, held_out=held_out, still=still)
     (folder / media_name(scene)).write_bytes(media_bytes(scene))
-    return records(scene)
+    return all_records(scene)

@@ -1,0 +1,158 @@
+"""Score a model on clips and pictures of the demo world that it has never seen.
+
+    python tools/eval_demo.py --model demo --seed 1 --clips 1000
+
+Renders them fresh, runs the files through vidqa (scan, decode, encode, answer) and compares every answer with what is
+known of the scene. A seed is a world of its own; colour-shape pairs that training never showed are among the objects.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import numpy as np
+from demo_world.language import CAPTION_QUESTIONS, Pair, caption, claims, pairs, truth
+from demo_world.scene import HELD_OUT, Scene, make_scene
+from demo_world.write import media_bytes, media_name, parallel
+
+from vidqa.pipeline.answer import answer_works
+from vidqa.pipeline.describe import Run
+from vidqa.pipeline.options import RunOptions, Work
+from vidqa.pipeline.progress import Reporter
+from vidqa.records import MediaItem, Question
+
+#: What the bundled model is meant to reach, in percent; topics without an aim are reported too.
+AIMS = {
+    "clip colour": 97, "clip shape": 97, "clip count": 97, "clip motion": 95, "clip yes_no": 95, "clip first": 90,
+    "clip caption": 85, "still colour": 97, "still shape": 97,
+}  # fmt: skip
+FIRST_SEED = 50_000_000  # far from every training seed
+STRIDE = 100_000
+
+
+def main() -> None:
+    """Render, run, score, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="demo", help="name or folder of a bundle (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="which unseen world (default: %(default)s)")
+    parser.add_argument("--clips", type=int, default=1000, help="number of clips; a quarter as many pictures are added")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    parser.add_argument("--show", type=int, default=0, metavar="N", help="print the first N wrong answers on stderr")
+    args = parser.parse_args()
+    if args.clips < 1:
+        parser.error("--clips must be at least 1")
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        scenes = write_media(Path(folder) / "media", args.seed, args.clips)
+        asked = {name: ask_about(scene) for name, scene in scenes.items()}
+        answers, who = answer_all(Path(folder), args.model, asked)
+    scores, wrong = score(scenes, asked, answers)
+    for line in wrong[: args.show]:
+        print(line, file=sys.stderr)
+    result = {
+        "model": args.model,
+        **who,
+        "seed": args.seed,
+        "clips": args.clips,
+        "scores": scores,
+        "seconds": round(time.monotonic() - start, 1),
+        "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
+    }
+    print(json.dumps(result) if args.json else table(result))
+
+
+def write_media(folder: Path, seed: int, n_clips: int) -> dict[str, Scene]:
+    """Fresh files; file name -> scene."""
+    folder.mkdir()
+    first = FIRST_SEED + seed * STRIDE
+    n_stills = math.ceil(n_clips / 4)
+    scenes: dict[str, Scene] = {}
+    for still, seeds in ((False, range(first, first + n_clips)), (True, range(first + n_clips, first + n_clips + n_stills))):
+        for scene in parallel(partial(_write, folder, still), seeds):
+            scenes[media_name(scene)] = scene
+    return scenes
+
+
+def _write(folder: Path, still: bool, seed: int) -> Scene:
+    scene = make_scene(seed, still=still, held_out=True)
+    (folder / media_name(scene)).write_bytes(media_bytes(scene))
+    return scene
+
+
+def ask_about(scene: Scene) -> list[Pair]:
+    """All questions of a scene, the caption first."""
+    rng = np.random.default_rng([scene.seed, 81])
+    asked = CAPTION_QUESTIONS[scene.still]
+    ask = asked[int(rng.integers(len(asked)))]
+    return [Pair("caption", ask, caption(scene)), *pairs(scene, rng)]
+
+
+def answer_all(folder: Path, model: str, asked: dict[str, list[Pair]]) -> tuple[dict[tuple[str, str], str | None], dict[str, Any]]:
+    """(file name, question id) -> answer, through vidqa's own pipeline; and what answered."""
+    run = Run.begin(model, RunOptions(cache_dir=folder / "cache"), Reporter())
+    found = run.find([str(folder / "media")])
+
+    def owed(item: MediaItem, media_id: str) -> Work:
+        questions = tuple(Question(f"q{i}", pair.question) for i, pair in enumerate(asked[Path(item.rel).name]))
+        return Work(item, media_id, questions)
+
+    answers: dict[tuple[str, str], str | None] = {}
+    with closing(run.encoded(found.items, owed, ())) as encoded:
+        for answered in answer_works(encoded, run.model, run.options, run.clock):
+            for row in answered.rows:
+                answers[Path(row.path).name, row.question_id] = row.answer
+    who = run.model.identity
+    return answers, {"model_id": who.model_id, "encoder_id": who.encoder_id, "vidqa": who.vidqa_version}
+
+
+def score(
+    scenes: dict[str, Scene], asked: dict[str, list[Pair]], answers: dict[tuple[str, str], str | None]
+) -> tuple[dict[str, dict[str, float]], list[str]]:
+    """Share of right answers by topic, and the wrong ones in words."""
+    right: dict[str, list[bool]] = defaultdict(list)
+    wrong = []
+    for name, scene in scenes.items():
+        kind = "still" if scene.still else "clip"
+        unseen = any((t.colour, t.shape) in HELD_OUT for t in scene.things)
+        for i, pair in enumerate(asked[name]):
+            said = answers.get((name, f"q{i}")) or ""
+            good = claims(said) == truth(scene) if pair.topic == "caption" else said.strip() == pair.answer
+            right[f"{kind} {pair.topic}"].append(good)
+            if pair.topic == "caption":
+                right[f"{kind} caption, {'a pair never trained on' if unseen else 'only trained pairs'}"].append(good)
+            if not good:
+                wrong.append(f"{name} {pair.topic}: {pair.question} true: {pair.answer} said: {said}")
+    scores = {}
+    for topic in sorted(right):
+        n, k = len(right[topic]), sum(right[topic])
+        p = k / n
+        scores[topic] = {"right": round(100 * p, 2), "n": n, "error": round(196 * math.sqrt(p * (1 - p) / n), 2)}
+    return scores, wrong
+
+
+def table(result: dict[str, Any]) -> str:
+    """The scores for people."""
+    lines = [f"model {result['model']} ({result['model_id']}), seed {result['seed']}, {result['clips']} clips", ""]
+    lines += ["| topic | right, % | +- (95 %) | questions | aim |", "| --- | --- | --- | --- | --- |"]
+    for topic, s in result["scores"].items():
+        aim = AIMS.get(topic)
+        met = "" if aim is None else f">= {aim}{'' if s['right'] >= aim else ' (missed)'}"
+        lines.append(f"| {topic} | {s['right']:.1f} | {s['error']:.1f} | {s['n']} | {met} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
