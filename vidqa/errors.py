@@ -110,8 +110,12 @@ class PromptTooLongError(ItemError):
         super().__init__("prompt_too_long", what, hint=hint)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return PromptTooLongError, (self.what,)
+        return _rebuild_prompt_too_long, (self.what, self.hint)
 
 
 def _rebuild_item_error(cls: type[ItemError], kind: str, what: str, hint: str | None) -> ItemError:
     return cls(kind, what, hint=hint)
+
+
+def _rebuild_prompt_too_long(what: str, hint: str | None) -> PromptTooLongError:
+    return PromptTooLongError(what, hint=hint)

@@ -1,0 +1,201 @@
+"""Question sets: what is right is read, what is wrong is named with file, line and key, all of it at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vidqa.errors import UsageError
+from vidqa.prompts.questions import load_questions, merge_questions, question_sets
+from vidqa.records import Question
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "set.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def complaints(folder: Path, text: str) -> list[str]:
+    with pytest.raises(UsageError) as caught:
+        load_questions(written(folder, text))
+    return caught.value.what.splitlines()
+
+
+def test_the_set_that_is_asked_by_default() -> None:
+    assert load_questions("caption") == (Question("caption", "Describe the video."),)
+
+
+def test_every_built_in_set_is_right_and_may_be_combined() -> None:
+    assert {"caption", "detail", "scene", "demo"} <= set(question_sets())
+    for name in question_sets():
+        assert load_questions(name)
+    assert len(merge_questions([load_questions("caption"), load_questions("detail"), load_questions("scene")])) == 7
+
+
+def test_all_keys(tmp_path: Path) -> None:
+    path = written(
+        tmp_path,
+        '''
+# a comment with [[question]] in it
+[[question]]
+id = "what"
+text = """
+What = happens? [[question]]
+# and why?"""
+
+[[question]]
+id = "sky"
+text = "Is there a sky?"
+type = "yes_no"
+max_new_tokens = 1
+
+[[question]]
+id = "\u5929\u6c14"
+text = 'Which "weather"?'
+type = "choice"
+choices = [
+  "sun",  # one
+  "rain",
+]
+[[question]]
+id = "n"
+text = "How many?"
+type = "number"
+''',
+    )
+    assert load_questions(path) == (
+        Question("what", "What = happens? [[question]]\n# and why?"),
+        Question("sky", "Is there a sky?", "yes_no", (), 1),
+        Question("\u5929\u6c14", 'Which "weather"?', "choice", ("sun", "rain")),
+        Question("n", "How many?", "number"),
+    )
+
+
+def test_all_problems_at_once_with_their_lines(tmp_path: Path) -> None:
+    found = complaints(
+        tmp_path,
+        '''# line 1
+[[question]]
+id = "a"
+text = """
+two lines
+"""
+typ = "text"
+
+[[question]]
+text = "Why?"
+max_new_tokens = 0
+
+[[question]]
+id = "c"
+text = "  "
+type = "yes-no"
+choices = ["x"]
+
+[[question]]
+id = "d d"
+text = "Where?"
+type = "choice"
+"max new tokens" = 3
+''',
+    )
+    path = tmp_path / "set.toml"
+    assert found == [
+        f"{path}:7: unknown key `typ`; did you mean `type`?",
+        f"{path}:9: `id` is missing in question 2",
+        f"{path}:11: `max_new_tokens` must be a whole number of at least 1, not 0",
+        f"{path}:15: `text` must be a text, not '  '",
+        f"{path}:16: `type` must be one of text, yes_no, choice, number (did you mean `yes_no`?), not 'yes-no'",
+        f"{path}:17: `choices` must be a list of at least two texts, not ['x']",
+        f"{path}:23: unknown key `max new tokens`; did you mean `max_new_tokens`?",
+        f"{path}:20: `id` must be a word of at most 64 characters without spaces, not 'd d'",
+        f"{path}:22: `choices` is missing: type `choice` needs a list of answers to choose from",
+    ]
+
+
+QUESTION = '[[question]]\nid = "a"\ntext = "Why?"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ("", 1, "no questions"),
+        ("[[questions]]\nid = 1\n", 1, "did you mean `question`"),
+        ("\n\n[question]\nid = 'a'\n", 3, "[[question]]"),
+        ("question = 5\n", 1, "[[question]]"),
+        (QUESTION + "max_new_tokens = true\n", 4, "max_new_tokens"),
+        (QUESTION + "max_new_tokens = 1.5\n", 4, "max_new_tokens"),
+        (QUESTION + "choices = ['a', 'b']\n", 4, "goes with type `choice`"),
+        (QUESTION + "type = 'choice'\nchoices = ['a', ' A ']\n", 5, "all differ"),
+        (QUESTION + "type = ['choice']\n", 4, "one of text"),
+        (QUESTION + "\n[[question]]\nid = 'a'\ntext = 'How?'\n", 6, "line 2"),
+        (QUESTION + "\n[[question]]\nid = 'b'\ntext = 'Why?'\n", 7, "line 3"),
+        (QUESTION + "id = 'again'\n", 4, "not TOML"),
+        (QUESTION + "text =\n", 4, "not TOML"),
+        (QUESTION + 'x = """never closed\n\n', 6, "not TOML"),
+        ("question = [{id = 'a', txt = 'Why?'}]\n", 1, "txt"),
+        ("a = " + "[" * 5000 + "]" * 5000, 1, "deep"),
+    ],
+)
+def test_what_is_wrong_is_named_where_it_is(tmp_path: Path, text: str, line: int, words: str) -> None:
+    found = complaints(tmp_path, text)
+    assert any(f.startswith(f"{tmp_path / 'set.toml'}:{line}: ") and words in f for f in found), found
+
+
+def test_windows_files_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "set.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + QUESTION.replace("\n", "\r\n").encode())
+    assert load_questions(path) == (Question("a", "Why?"),)
+    path.write_bytes(QUESTION.replace("\n", "\r\n").encode() + b"typ = 1\r\n")
+    with pytest.raises(UsageError, match=":4: unknown key"):
+        load_questions(path)
+    path.write_bytes(b"# ok\n# caf\xe9\n")
+    with pytest.raises(UsageError, match=":2: not UTF-8"):
+        load_questions(path)
+
+
+def test_names_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="no question set 'captoin'; did you mean `caption`") as caught:
+        load_questions("captoin")
+    assert "detail" in (caught.value.hint or "")
+    with pytest.raises(UsageError, match="cannot be read"):
+        load_questions(tmp_path / "none.toml")
+    with pytest.raises(UsageError, match="cannot be read"):
+        load_questions(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path, QUESTION).rename(tmp_path / "caption")  # a file in the way of a name
+    assert load_questions("caption")[0].id == "caption"
+    assert load_questions("./caption")[0].id == "a"
+
+
+def test_merging_refuses_what_a_table_could_not_tell_apart() -> None:
+    a, b = Question("a", "Why?"), Question("b", "How?")
+    assert merge_questions([[a], [b]]) == (a, b)
+    assert merge_questions([]) == ()
+    with pytest.raises(UsageError, match="question id `a` comes from two sets"):
+        merge_questions([[a], [Question("a", "How?")]])
+    with pytest.raises(UsageError, match="`a` and `c` ask the same"):
+        merge_questions([[a, b], [Question("c", "Why?")]])
+
+
+# Text that is nearly a question set: whole lines are cut and put together anew.
+LINES = st.sampled_from(
+    ["[[question]]", "[question]", 'id = "a"', "id = ''", "text = '''x", "'''", 'text = "t"', "type = 'choice'", '"',
+     "choices = [", "'x', 'y']", "]", "max_new_tokens = 9", "x.y = {z = 1}", "# c", "\\", "[[a.b]]", "[a.b.c]", "\0"]
+)  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.one_of(st.lists(LINES, max_size=12).map("\n".join), st.text(max_size=60)))
+def test_nothing_but_a_usage_error_comes_of_a_bad_file(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    path = tmp_path_factory.getbasetemp() / "fuzz.toml"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    try:
+        assert load_questions(path)
+    except UsageError as error:
+        assert all(line.startswith(f"{path}:") for line in error.what.split("\n") if "fuzz.toml" in line)
+        assert "fuzz.toml" in error.what

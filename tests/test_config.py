@@ -1,0 +1,228 @@
+"""Settings: flag beats variable beats file (the flag's part is click's), and everything wrong is said at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vidqa.config import load_settings, settings_id
+from vidqa.config.settings import OPTIONS, option_name, variable_name
+from vidqa.config.toml import read_toml
+from vidqa.errors import UsageError
+from vidqa.records import Question
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No settings of the user who runs the tests."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr("platformdirs.user_config_path", lambda *a, **k: tmp_path / "user")
+
+
+def written(path: Path, text: str) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_nothing_set_gives_nothing() -> None:
+    settings = load_settings(environ={})
+    assert not settings.get("describe") and not settings.get("cache")
+
+
+def test_top_table_and_variable_in_this_order(tmp_path: Path) -> None:
+    path = written(
+        tmp_path / "vidqa.toml",
+        """
+        timeout = 5
+        batch-size = "auto"
+        json = true
+        [describe]
+        timeout = 6.5
+        questions = ["caption", "detail"]
+        segment = 10
+        [cache]
+        quiet = true
+        [cache.prune]
+        max_size = "9GB"
+        """,
+    )
+    settings = load_settings(path, {})
+    assert settings["ask"] == {"timeout": 5, "batch_size": "auto", "as_json": True}
+    assert settings["describe"] == {
+        "timeout": 6.5, "batch_size": "auto", "as_json": True, "questions": ["caption", "detail"], "segment": 10,
+    }  # fmt: skip
+    assert settings["cache"]["prune"] == {"as_json": True, "quiet": True, "max_size": "9GB"}
+    assert settings["cache"]["stats"] == {"as_json": True, "quiet": True}
+    changed = load_settings(path, {"VIDQA_TIMEOUT": "7", "VIDQA_QUESTIONS": "scene, x.toml", "VIDQA_QUIET": "no"})
+    assert changed["describe"]["timeout"] == changed["ask"]["timeout"] == 7.0
+    assert changed["describe"]["questions"] == ["scene", "x.toml"]
+    assert changed["cache"]["prune"]["quiet"] is False
+
+
+def test_every_option_has_a_variable(tmp_path: Path) -> None:
+    right = {
+        "out": "t.csv", "questions": "caption", "max_new_tokens": "3", "retry": "failed", "segment": "whole",
+        "batch_size": "4", "timeout": "1.5", "model": "demo", "device": "cpu", "cache_dir": "c", "max_size": "1GB",
+        "older_than": "3d", **dict.fromkeys(("dry_run", "as_json", "quiet", "verbose", "delete"), "true"),
+    }  # fmt: skip
+    settings = load_settings(environ={variable_name(p): v for p, v in right.items()})
+    for command, options in OPTIONS.items():
+        found: Any = settings
+        for word in command.split():
+            found = found[word]
+        assert set(found) == set(options)
+    assert settings["describe"]["max_new_tokens"] == 3 and settings["describe"]["verbose"] is True
+    assert settings["describe"]["cache_dir"] == "c" and settings["ask"]["batch_size"] == 4
+    assert (option_name("as_json"), variable_name("as_json")) == ("json", "VIDQA_JSON")
+    assert (variable_name("cache_dir"), variable_name("batch_size")) == ("VIDQA_CACHE", "VIDQA_BATCH_SIZE")
+
+
+def test_paths_in_a_file_are_relative_to_it_and_names_stay_names(tmp_path: Path) -> None:
+    path = written(
+        tmp_path / "user" / "vidqa.toml",
+        'model = "demo"\ncache-dir = "cache"\n[describe]\nout = "/abs/t.csv"\nquestions = ["caption", "my.toml"]\n'
+        '[ask]\nmodel = "models/big"\n[encode]\ncache-dir = "~/c"\n',
+    )
+    settings = load_settings(path, {})
+    assert settings["describe"]["model"] == "demo"
+    assert settings["describe"]["cache_dir"] == str(tmp_path / "user" / "cache")
+    assert settings["describe"]["out"] == "/abs/t.csv"
+    assert settings["describe"]["questions"] == ["caption", str(tmp_path / "user" / "my.toml")]
+    assert settings["ask"]["model"] == str(tmp_path / "user" / "models/big")
+    assert settings["encode"]["cache_dir"] == str(Path.home() / "c")
+
+
+def test_which_file_is_read(tmp_path: Path) -> None:
+    written(tmp_path / "user" / "vidqa.toml", "timeout = 1")
+    assert load_settings(environ={})["ask"]["timeout"] == 1
+    written(tmp_path / "here" / "vidqa.toml", "timeout = 2")
+    assert load_settings(environ={})["ask"]["timeout"] == 2
+    named = written(tmp_path / "named.toml", "timeout = 3")
+    assert load_settings(environ={"VIDQA_CONFIG": str(named)})["ask"]["timeout"] == 3
+    with pytest.raises(UsageError, match="cannot be read"):
+        load_settings(environ={"VIDQA_CONFIG": str(tmp_path / "none.toml")})
+
+
+def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
+    path = written(
+        tmp_path / "vidqa.toml",
+        """timeout = "soon"
+modle = "demo"
+[describe]
+questions = "caption"
+segment = "scenes"
+max-new-tokens = true
+[ask]
+questions = ["caption"]
+[descibe]
+out = "x.csv"
+""",
+    )
+    with pytest.raises(UsageError) as caught:
+        load_settings(path, {"VIDQA_BATCH_SIZE": "many", "VIDQA_MODLE": "demo", "VIDQA_QUIET": "perhaps"})
+    assert caught.value.exit_code == 2
+    assert sorted(caught.value.what.splitlines()) == sorted(
+        [
+            f"{path}:1: `timeout` must be a positive number of seconds, not 'soon'",
+            f"{path}:2: unknown key `modle`; did you mean `model`?",
+            f"{path}:9: unknown key `descibe`; did you mean `describe`?",
+            f"{path}:4: `questions` must be a list of names or files, not 'caption'",
+            f"{path}:5: `segment` must be a positive number of seconds or \"whole\", not 'scenes'",
+            f"{path}:6: `max-new-tokens` must be a whole number of at least 1, not True",
+            f"{path}:8: unknown key `ask.questions`",
+            "variable VIDQA_BATCH_SIZE must be a whole number of at least 1 or \"auto\", not 'many'",
+            "unknown variable VIDQA_MODLE; did you mean `VIDQA_MODEL`?",
+            "variable VIDQA_QUIET must be true or false, not 'perhaps'",
+        ]
+    )
+
+
+def test_a_command_that_is_no_table(tmp_path: Path) -> None:
+    path = written(tmp_path / "vidqa.toml", "\ndescribe = 5\n")
+    with pytest.raises(UsageError, match=r":2: `describe` is a command and must be a table: \[describe\]"):
+        load_settings(path, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [
+        ("TIMEOUT", "0"),
+        ("TIMEOUT", "nan"),
+        ("TIMEOUT", "inf"),
+        ("SEGMENT", "-1"),
+        ("MAX_NEW_TOKENS", "1.5"),
+        ("RETRY", "all"),
+        ("QUESTIONS", "a,,b"),
+    ],
+)
+def test_bad_variables(name: str, bad: str) -> None:
+    with pytest.raises(UsageError, match=f"VIDQA_{name} must be"):
+        load_settings(environ={f"VIDQA_{name}": bad})
+
+
+def test_an_empty_variable_is_not_set() -> None:
+    assert not load_settings(environ={"VIDQA_MODEL": "", "VIDQA_REQUIRE_GPU": "1", "OTHER": "x"}).get("describe")
+
+
+def test_lines_of_keys(tmp_path: Path) -> None:
+    path = written(
+        tmp_path / "t.toml",
+        '''# 1
+top = """
+[no.table]
+x = 1
+""" # 5
+[a.b]  # 6
+"quo=ted" = ["""
+]""", {z = 1}]
+c.d = 2  # 9
+[[list]]
+[[list]]
+k = 'x # y'  # 12
+[list.inner]
+m = 1  # 14
+[[list.deep]]
+n = [  # 16
+  1,
+] ; '''.replace(" ; ", "\n"),
+    )
+    file = read_toml(path)
+    where = {
+        ("top",): 2, ("a", "b"): 6, ("a", "b", "quo=ted"): 7, ("a", "b", "c", "d"): 9, ("list", 0): 10, ("list", 1): 11,
+        ("list", 1, "k"): 12, ("list", 1, "inner", "m"): 14, ("list", 1, "deep", 0, "n"): 16, ("list", 0, "no"): 10,
+        ("nowhere",): 1, ("a", "b", "quo=ted", 1, "z"): 7,
+    }  # fmt: skip
+    assert {place: int(file.where(*place).rpartition(":")[2]) for place in where} == where
+    assert not {("no", "table"), ("x",)} & file.lines.keys()
+
+
+GENERATION = {"max_new_tokens": 128, "temperature": 0.0, "top_p": 1.0, "seed": 0, "stop": []}
+
+
+def test_settings_id_changes_with_what_changes_answers() -> None:
+    q = Question("q", "Why?")
+    one = settings_id(None, GENERATION, q)
+    assert len(one) == 16 and int(one, 16) >= 0
+    different = {
+        settings_id(10.0, GENERATION, q),
+        settings_id(None, GENERATION | {"max_new_tokens": 64}, q),
+        settings_id(None, GENERATION | {"stop": ["."]}, q),
+        settings_id(None, GENERATION | {"temperature": 0.7}, q),
+        settings_id(None, GENERATION | {"temperature": 0.7, "seed": 1}, q),
+        settings_id(None, GENERATION, Question("q", "Why?", "yes_no")),
+        settings_id(None, GENERATION, Question("q", "Why?", "choice", ("a", "b"))),
+        settings_id(None, GENERATION, Question("q", "Why?", "choice", ("b", "a"))),
+    }
+    assert len(different) == 8 and one not in different
+
+
+def test_settings_id_stays_with_what_does_not() -> None:
+    one = settings_id(None, GENERATION, Question("q", "Why?"))
+    assert settings_id(None, dict(reversed(GENERATION.items())), Question("other", "How?")) == one
+    assert settings_id(None, GENERATION | {"seed": 7, "top_p": 0.5}, Question("q", "Why?")) == one  # greedy
+    assert settings_id(None, GENERATION | {"max_new_tokens": 9}, Question("q", "Why?", max_new_tokens=128)) == one
+    assert settings_id(10, GENERATION, Question("q", "")) == settings_id(10.0, GENERATION, Question("q", ""))
