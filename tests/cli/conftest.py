@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,11 +47,12 @@ def vidqa(surroundings: dict[str, str], capsys: pytest.CaptureFixture[str]) -> C
 
 
 @pytest.fixture
-def start(surroundings: dict[str, str]) -> Callable[..., subprocess.Popen[str]]:
-    """`start("describe", folder, ...)` as a process of its own, both outputs piped."""
+def start(surroundings: dict[str, str]) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """`start("describe", folder, ...)` as a process of its own, both outputs piped. None outlives the test."""
+    started: list[subprocess.Popen[str]] = []
 
     def call(*arguments: object) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "vidqa", *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -59,5 +60,11 @@ def start(surroundings: dict[str, str]) -> Callable[..., subprocess.Popen[str]]:
             env=os.environ | surroundings,
             start_new_session=True,
         )
+        started.append(process)
+        return process
 
-    return call
+    yield call
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()

@@ -15,6 +15,9 @@ import pytest
 from vidqa.tables.lock import TableLock
 from vidqa.tables.schema import read_table
 
+#: A run takes a few seconds; a machine that is busy with other things may take long.
+PATIENCE_S = 280
+
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 
 
@@ -28,11 +31,11 @@ def many_clips(tmp_path: Path, make_clip) -> Path:
 
 def wait_until_answering(process: subprocess.Popen[str], cache: Path) -> None:
     """Return when the run has encoded some clips, and so is in the middle of its work."""
-    for _ in range(600):
+    for _ in range(10 * PATIENCE_S):
         if len(list(cache.rglob("*.safetensors"))) >= 16 or process.poll() is not None:
             return
         time.sleep(0.1)
-    raise AssertionError("the run did not get anywhere in a minute")
+    raise AssertionError("the run did not get anywhere")
 
 
 def nothing_left_over(folder: Path) -> bool:
@@ -47,7 +50,7 @@ def test_a_signal_ends_the_run_and_what_is_finished_stays(start, many_clips, tmp
     process = start("describe", many_clips, "--out", out, "--batch-size", 1)
     wait_until_answering(process, Path(surroundings["VIDQA_CACHE"]))
     os.killpg(process.pid, sign)  # as a terminal does: decode processes hear it too
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == code, stderr
     assert "Traceback" not in stderr
     assert stdout == ""
@@ -56,7 +59,7 @@ def test_a_signal_ends_the_run_and_what_is_finished_stays(start, many_clips, tmp
     assert set(rows["status"]) == {"ok"}
     assert nothing_left_over(out.parent)
     rest = start("describe", many_clips, "--out", out, "--json")
-    summary = json.loads(rest.communicate(timeout=120)[0])
+    summary = json.loads(rest.communicate(timeout=PATIENCE_S)[0])
     assert summary["known"] == {"ok": len(rows)} and summary["rows"] == {"ok": 60 - len(rows)}
 
 
@@ -66,10 +69,10 @@ def test_kill_leaves_the_table_whole_or_absent(start, many_clips, tmp_path, surr
     process = start("describe", many_clips, "--out", out, "--batch-size", 1)
     wait_until_answering(process, Path(surroundings["VIDQA_CACHE"]))
     os.killpg(process.pid, signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE_S)
     assert not out.exists() or len(read_table(out)) >= 0
     again = start("describe", many_clips, "--out", out, "--json")
-    stdout, stderr = again.communicate(timeout=120)
+    stdout, stderr = again.communicate(timeout=PATIENCE_S)
     assert again.returncode == 0, stderr
     assert json.loads(stdout)["rows"] == {"ok": 60}
     assert len(read_table(out)) == 60
@@ -79,7 +82,7 @@ def test_second_run_at_once_is_exit_4(start, vidqa, clips, tmp_path):
     table = tmp_path / "t.parquet"
     with TableLock(table):
         process = start("describe", clips, "--out", table)
-        _, stderr = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 4
         assert f"process {os.getpid()}" in stderr
         assert vidqa("describe", clips, "--out", table).code == 4
@@ -174,5 +177,5 @@ def test_reader_that_goes_away(start, clips):
     process.stdout.close()
     assert process.stderr is not None
     stderr = process.stderr.read()
-    assert process.wait(timeout=60) == 141
+    assert process.wait(timeout=PATIENCE_S) == 141
     assert "Traceback" not in stderr and "BrokenPipe" not in stderr

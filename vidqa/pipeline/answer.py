@@ -5,6 +5,7 @@ Knows the LLM; does not know where features come from or where rows go.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ from vidqa.records import AnswerRow, EncodedSegment, Question
 
 #: Prompts that go to the LLM together unless the user says otherwise.
 DEFAULT_BATCH = 16
+#: A batch that is not full goes after so long, so that slow decoding does not keep finished work from the table.
+MAX_WAIT_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -45,16 +48,16 @@ def answer_works(
     """
     full = options.batch_size or DEFAULT_BATCH
     waiting: list[Encoded] = []
-    n_waiting = 0
+    n_waiting, since = 0, time.monotonic()
     for one in encoded:
         if one.error is not None:
             yield Answered(one.work, _failed_rows(one.work, one.error, model.identity, options), one.cached)
             continue
         waiting.append(one)
         n_waiting += len(one.segments) * len(one.work.questions)
-        if n_waiting >= full:
+        if n_waiting >= full or time.monotonic() - since > MAX_WAIT_S:
             yield from _answer_batch(waiting, model, options, clock)
-            waiting, n_waiting = [], 0
+            waiting, n_waiting, since = [], 0, time.monotonic()
     yield from _answer_batch(waiting, model, options, clock)
 
 

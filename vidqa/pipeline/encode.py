@@ -5,6 +5,7 @@ Knows the feed, the encoder and the feature store; does not know questions or ta
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
 
@@ -19,6 +20,8 @@ from vidqa.records import DecodedSegment, EncodedSegment, EncoderInput, Features
 
 #: Segments that go to the encoder together unless the user says otherwise.
 DEFAULT_BATCH = 16
+#: A batch that is not full goes after so long, so that slow decoding does not keep the LLM idle.
+MAX_WAIT_S = 5.0
 
 
 def encode_works(
@@ -42,7 +45,7 @@ def encode_works(
     """
     full = batch_size or DEFAULT_BATCH
     waiting: list[Decoded] = []
-    n_waiting = 0
+    n_waiting, since = 0, time.monotonic()
     arrivals = iter(feed)
     while True:
         with clock.stage("decode"):
@@ -53,7 +56,7 @@ def encode_works(
         if arrival is not None:
             waiting.append(arrival)
             n_waiting += len(arrival.media.segments)
-        if n_waiting >= full or arrival is None:
+        if n_waiting >= full or arrival is None or time.monotonic() - since > MAX_WAIT_S:
             if waiting:
                 with clock.stage("load"):
                     encoder = model.encoder
@@ -62,7 +65,7 @@ def encode_works(
             with clock.stage("encode"):
                 done = _encode_batch(waiting, model, store)
             yield from done
-            waiting, n_waiting = [], 0
+            waiting, n_waiting, since = [], 0, time.monotonic()
         if arrival is None:
             return
 
