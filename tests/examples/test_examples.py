@@ -81,6 +81,13 @@ def test_asking_gives_a_true_answer(tmp_path, capsys):
 
 
 @needs_demo
+def test_table_in_the_readme_is_what_a_run_gives(table):
+    shown = re.findall(r"^\| (\S+\.(?:mp4|png)) \| [\d.]+ \| (.+?) \| (\w+) \|$", README, re.M)
+    rows = read_table(table).sort("path").to_dicts()
+    assert shown == [(row["path"], row["answer"], row["status"]) for row in rows], "python tools/update_readme.py"
+
+
+@needs_demo
 def test_python_code_of_the_readme(tmp_path, monkeypatch, capsys):
     (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
     monkeypatch.chdir(tmp_path)
