@@ -90,7 +90,8 @@ def choose_stream(path: str, container: InputContainer) -> VideoStream:
     """
     not_shown = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.dependent
     shown = [s for s in container.streams.video if not s.disposition & not_shown]
-    if not shown and any(s.disposition & Disposition.dependent for s in container.streams.video):
+    tiled = any(s.disposition & Disposition.dependent for s in container.streams.video)
+    if tiled and not any(s.disposition & Disposition.default for s in shown):  # what is left is a thumbnail
         raise MediaError("unsupported", f"{show(path)}: a picture made of tiles", hint="convert it to JPEG or PNG")
     if not shown:
         if not container.streams:
