@@ -28,7 +28,7 @@ def randomise(module: nn.Module, seed: int) -> nn.Module:
 
 
 def tiny_tower(seed: int, *, temporal: int = 0, **changes: object) -> VisionTower:
-    config = VisionConfig(SIZE, PATCH, WIDTH, 64, 3, 4, OUT, temporal_length=temporal, **changes)
+    config = VisionConfig(SIZE, PATCH, WIDTH, 64, 2, 4, OUT, temporal_length=temporal, **changes)
     return randomise(VisionTower(config), seed)
 
 

@@ -212,15 +212,15 @@ def test_frames_that_fill_no_group_are_refused() -> None:
         gold.tower()(torch.zeros(1, n, 3, gold.vision.image_size, gold.vision.image_size))
 
 
-def test_exported_graphs_equal_the_reference(gold: Fixture, tmp_path: Path) -> None:
+def test_exported_video_graph_equals_the_reference(tmp_path: Path) -> None:
     """Not only equal to our torch code: the fused graph on onnxruntime gives the published numbers."""
     import onnxruntime
 
-    export_tower(gold.tower(), tmp_path / "tower.onnx", gold.pixels.shape[1])
+    gold = fixture("languagebind_video")
+    assert export_tower(gold.tower(), tmp_path / "tower.onnx", gold.pixels.shape[1]).fused
     session = onnxruntime.InferenceSession(str(tmp_path / "tower.onnx"), providers=["CPUExecutionProvider"])
     tokens, embedding = (torch.from_numpy(v) for v in session.run(None, {"pixel_values": gold.pixels.numpy()}))
-    want = gold.out[f"vision_hidden_states_{gold.vision.n_layers - 1}"]
-    close(stored(tokens, want), want)
+    close(tokens, gold.out[f"vision_hidden_states_{gold.vision.n_layers - 1}"])
     close(embedding, gold.out["image_features_unnormalised"])
 
 
@@ -228,8 +228,9 @@ def test_exported_text_graph_equals_the_reference(tmp_path: Path) -> None:
     import onnxruntime
 
     gold = fixture("languagebind_image")
-    report = export_text(gold.text_tower(), tmp_path / "text.onnx")
-    assert not report.fused
+    report = export_text(gold.text_tower(), tmp_path / "text.onnx", external_above=1000)
+    assert report.max_abs_error <= 1e-4  # with random padding, batches of 1, 2 and 5
+    assert report.external_data == "text.onnx.data"
     session = onnxruntime.InferenceSession(str(tmp_path / "text.onnx"), providers=["CPUExecutionProvider"])
     feed = {"input_ids": gold.ins["input_ids"].numpy(), "attention_mask": gold.ins["attention_mask"].numpy()}
     (embedding,) = session.run(None, feed)

@@ -59,6 +59,7 @@ def write_graph(
 
 def _save(model: Any, path: Path, external_above: int) -> None:
     """Write a model in one file, or with its weights in `<name>.data` when they are large."""
+    _forget_origin(model)
     data = path.with_name(path.name + ".data")
     data.unlink(missing_ok=True)  # onnx appends to a file that is there
     size = sum(len(t.raw_data) for t in model.graph.initializer)
@@ -68,6 +69,15 @@ def _save(model: Any, path: Path, external_above: int) -> None:
         data.chmod(path.stat().st_mode)
     else:
         onnx.save_model(model, str(path))
+
+
+def _forget_origin(model: Any) -> None:
+    """Drop the stack traces that the exporter hangs on every node: paths of the machine, a third of a small file."""
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.initializer, *graph.value_info, *graph.input, *graph.output):
+        if hasattr(part, "metadata_props"):  # onnx before 1.16 has none
+            del part.metadata_props[:]
+        part.doc_string = ""
 
 
 def fuse_graph(path: Path, n_heads: int, width: int, external_above: int) -> None:
