@@ -61,6 +61,7 @@ def resident_bytes(pid: int) -> int:
 
 def run(clips: Path, folder: Path, arguments: list[str]) -> dict[str, object]:
     """Describe one folder in a new process and watch it."""
+    folder.mkdir()
     command = [sys.executable, "-m", "vidqa", "describe", str(clips), "--out", str(folder / "table.parquet"), "--json"]
     command += ["--cache-dir", str(folder / "cache"), "--quiet", *arguments]
     start = time.perf_counter()
