@@ -90,11 +90,13 @@ def run(arguments: Sequence[str] | None = None) -> int:
         The exit code, as `vidqa --help` lists them.
     """
     try:
-        result = group.main(
-            args=None if arguments is None else list(arguments), prog_name="vidqa", standalone_mode=False
-        )
+        # Not group.main: that one makes exit code 1 of a broken pipe, and one and the same of SIGINT and SIGTERM.
+        with group.make_context("vidqa", list(sys.argv[1:] if arguments is None else arguments)) as context:
+            result = group.invoke(context)
         sys.stdout.flush()
         return result if isinstance(result, int) else EXIT_OK
+    except click.exceptions.Exit as done:  # --help and --version
+        return done.exit_code
     except VidqaError as error:
         return _complain(str(error), error.exit_code)
     except click.ClickException as error:

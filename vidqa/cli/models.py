@@ -38,6 +38,8 @@ def list_models(folders: tuple[str, ...], as_json: bool, **_flags: Any) -> int:
     if as_json:
         click.echo(to_json(found))
         return EXIT_OK
+    if not found:
+        click.echo("no models found", err=True)
     for model in found:
         click.echo(f"{model.name}  {model.folder}" + (f"  NOT USABLE: {model.problem}" if model.problem else ""))
     return EXIT_OK
