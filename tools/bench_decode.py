@@ -4,10 +4,11 @@
     python tools/bench_decode.py                   10 s and 120 s, 640 x 360, H.264, HEVC, VP9; best of 3
     python tools/bench_decode.py --long 7200       a film of two hours (encoding it takes a while)
 
-The clips are made here, with B-frames and a keyframe every 10 s, as most encoders do. Every frame says its own number,
-so speed is reported beside the frames that really came: `right` is the share of wanted frames that were the wanted ones.
-Each figure holds opening, indexing and conversion to RGB; CPU seconds are given because they hold on a busy machine, too.
-`raw decord` is decord as it comes, without the checks that vidqa puts before it. The last line is one JSON object.
+The clips are made here, with B-frames and a keyframe every 10 s, as most encoders do. Every frame says its own
+number, so speed is reported beside the frames that really came: `right` is the share of wanted frames that were the
+wanted ones. Each figure holds opening, indexing and conversion to RGB; CPU seconds are given because they hold on a
+busy machine, too. `raw decord` is decord as it comes, without the checks that vidqa puts before it. The last line is
+one JSON object.
 """
 
 from __future__ import annotations

@@ -67,6 +67,19 @@ def test_decord_gives_the_same_or_refuses(numbered: tuple[Path, bool]) -> None:
         assert for_decord
 
 
+def test_where_seeking_fails_the_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video(
+        tmp_path / "a.mpg", "mpeg2video", N, fps=25, muxer="vob", bf="2", b="4M", sc_threshold="1000000000"
+    )
+    with open_reader(str(path)) as reader:
+        assert not reader.index.by_order  # type: ignore[attr-defined]
+        starts = []
+        restart = reader._restart  # type: ignore[attr-defined]
+        monkeypatch.setattr(reader, "_restart", lambda: (starts.append(1), restart()))
+        assert numbers(list(reader.frames(range(13, N)))) == list(range(13, N))
+        assert len(starts) <= 1
+
+
 def test_skipping_changes_no_pixel(clip: Path) -> None:
     """Pictures that nothing refers to are left undecoded on the way; the wanted ones must not notice."""
     wanted = [7, 17, 29, 38]

@@ -56,11 +56,7 @@ class Opened:
 
 @contextmanager
 def open_video(path: str, signature: Signature | None = None) -> Iterator[Opened]:
-    """Open the container of a video safely: this one local file, no other.
-
-    Raises:
-        MediaError: whatever keeps the file from being read; see `vidqa.errors.ERROR_KINDS`.
-    """
+    """Open the container of a video safely: this one local file, no other. Raises a MediaError that says what is wrong."""
     signature = signature or identify(path)
     with plain_name(path) as name:
         try:
@@ -246,6 +242,6 @@ def decode_error(path: str, error: av.error.FFmpegError) -> MediaError:
     """What FFmpeg said on reading or decoding, as a row can carry it."""
     if error.errno == errno.ENOMEM:
         return MediaError("out_of_memory", f"{show(path)}: not enough memory to decode")
-    unsupported = (av.error.DecoderNotFoundError, av.error.PatchWelcomeError, av.error.ExperimentalError)
-    kind = "unsupported" if isinstance(error, unsupported) else "unreadable"
-    return MediaError(kind, f"{show(path)}: cannot be decoded: {error.strerror}")
+    unsupported = isinstance(error, (av.error.DecoderNotFoundError, av.error.PatchWelcomeError))
+    what = f"{show(path)}: cannot be decoded: {error.strerror}"
+    return MediaError("unsupported" if unsupported else "unreadable", what)

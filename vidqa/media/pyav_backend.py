@@ -63,6 +63,7 @@ class PyavReader:
         self._exit = ExitStack()
         self._packets: Iterator[Packet] = iter(())
         self._ahead: list[VideoFrame] = []  # decoded, not yet asked for
+        self._seeks_fail = False
         self._sought = False  # True after a seek, until the next start from the first packet
         self._position: int | None = None  # last frame given: ticks, or its number where frames go by order
         try:
@@ -198,12 +199,13 @@ class PyavReader:
     def _by_time(self, pts: int, wanted: set[int]) -> VideoFrame:
         key = int(np.searchsorted(self.index.keys, pts, side="right")) - 1
         at = self._position
-        ahead = at is not None and at < pts and (key < 0 or self.index.keys[key] <= at)  # in the stretch already begun
-        if ahead and (frame := self._decode_to(pts, wanted)):
-            return frame
-        for earlier in range(key, max(-1, key - _N_EARLIER_KEYS), -1):
+        begun = self._seeks_fail or key < 0 or (at is not None and self.index.keys[key] <= at)
+        if begun and at is not None and at < pts and (frame := self._decode_to(pts, wanted)):
+            return frame  # it lay ahead in the stretch already begun
+        for earlier in range(key, -1 if not self._seeks_fail else key, -1)[:_N_EARLIER_KEYS]:
             if self._seek(int(self.index.keys[earlier])) and (frame := self._decode_to(pts, wanted)):
                 return frame
+        self._seeks_fail = True  # from here on the file is read from front to back, once
         self._restart()
         if frame := self._decode_to(pts, wanted):
             return frame

@@ -83,6 +83,8 @@ class Worker:
         self._end()
 
     def _decode(self, job: DecodeJob) -> DecodedMedia | MediaError:
+        if self._process is not None and self._process.poll() is not None:
+            self._end()  # it died while idle; this file had no part in it
         process = self._process or self._start()
         late = threading.Event()
 
