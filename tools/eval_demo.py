@@ -80,7 +80,10 @@ def write_media(folder: Path, seed: int, n_clips: int) -> dict[str, Scene]:
     first = FIRST_SEED + seed * STRIDE
     n_stills = math.ceil(n_clips / 4)
     scenes: dict[str, Scene] = {}
-    for still, seeds in ((False, range(first, first + n_clips)), (True, range(first + n_clips, first + n_clips + n_stills))):
+    for still, seeds in (
+        (False, range(first, first + n_clips)),
+        (True, range(first + n_clips, first + n_clips + n_stills)),
+    ):
         for scene in parallel(partial(_write, folder, still), seeds):
             scenes[media_name(scene)] = scene
     return scenes
@@ -100,7 +103,9 @@ def ask_about(scene: Scene) -> list[Pair]:
     return [Pair("caption", ask, caption(scene)), *pairs(scene, rng)]
 
 
-def answer_all(folder: Path, model: str, asked: dict[str, list[Pair]]) -> tuple[dict[tuple[str, str], str | None], dict[str, Any]]:
+def answer_all(
+    folder: Path, model: str, asked: dict[str, list[Pair]]
+) -> tuple[dict[tuple[str, str], str | None], dict[str, Any]]:
     """(file name, question id) -> answer, through vidqa's own pipeline; and what answered."""
     run = Run.begin(model, RunOptions(cache_dir=folder / "cache"), Reporter())
     found = run.find([str(folder / "media")])

@@ -39,8 +39,8 @@ from vidqa.model.llava import VideoLlava, save_parts
 from vidqa.model.spec import (
     BundleSpec,
     ConnectorSpec,
-    EncodersSpec,
     EncoderSpec,
+    EncodersSpec,
     GenerationSpec,
     LlmSpec,
     PromptSpec,
@@ -73,20 +73,22 @@ class Plan:
     picture_batch: int = 40  # in each process
     clip_batch: int = 12
     picture_minutes: float = 9.0
-    clip_minutes: float = 28.0
+    clip_minutes: float = 26.0
     align_lr: float = 1e-3
-    clip_lr: float = 8e-4
-    llm_width: int = 192
+    clip_lr: float = 2e-4  # of what the pictures have taught already
+    temporal_lr: float = 1e-3
+    more_clip_minutes: float = 16.0
+    llm_width: int = 160
     llm_layers: int = 4
-    llm_heads: int = 6
-    llm_inner: int = 512
+    llm_heads: int = 5
+    llm_inner: int = 448
     context: int = 768
-    n_texts: int = 16000
+    n_texts: int = 6000
     tune_batch: int = 8  # packed sequences in each process
     language_lr: float = 2e-3
-    connector_epochs: float = 0.2
+    connector_epochs: float = 0.15
     connector_lr: float = 2e-3
-    instruct_epochs: float = 2.0
+    instruct_epochs: float = 1.2
     instruct_lr: float = 1e-3
     conversations: int = 8  # about one medium in one packed sequence
     seed: int = 0
@@ -173,22 +175,42 @@ def step_pictures(plan: Plan, work: Path) -> None:
 
 def step_clips(plan: Plan, work: Path) -> None:
     """Video tower: temporal attention inserted into the shared spatial weights, trained on clips and pictures."""
+    run_clips(plan, work, "pictures", "clips", plan.clip_minutes, plan.temporal_lr)
+
+
+def step_more_clips(plan: Plan, work: Path) -> None:
+    """A second, shorter round on clips from where the first one cooled down."""
+    run_clips(plan, work, "clips", "more_clips", plan.more_clip_minutes, plan.temporal_lr / 2)
+
+
+def run_clips(plan: Plan, work: Path, start: str, result: str, minutes: float, temporal_lr: float) -> None:
+    """Train both aligners on clips and pictures, from `start`.pt to `result`.pt."""
     pictures, clips, book = make_aligners(plan, work)
-    pictures.load_state_dict(torch.load(work / "pictures.pt", weights_only=True))
-    arrays = Arrays(work / "arrays", book, MEAN, STD, plan.seed + 1 + 100 * rank())
-    clips.vision = insert_temporal(pictures.vision, N_LOOKED_AT)  # anew: its attention starts as a copy of the trained one
-    for name in ("patch_norm", "patch_projection"):
-        getattr(clips, name).load_state_dict(getattr(pictures, name).state_dict())
-    batches = forever(lambda: arrays.frames(plan.clip_batch, last=200), lambda: arrays.batch("clips", plan.clip_batch, last=200))
     both = nn.ModuleList([pictures, clips])
-    align(both, batches, seconds=60 * plan.clip_minutes, lr=plan.clip_lr, report=reporter())
-    save(both, work / "clips.pt")
+    weights = torch.load(work / f"{start}.pt", weights_only=True)
+    if start == "pictures":
+        pictures.load_state_dict(weights)
+        clips.vision = insert_temporal(pictures.vision, N_LOOKED_AT)  # anew: its attention starts as a copy
+        for name in ("patch_norm", "patch_projection"):
+            getattr(clips, name).load_state_dict(getattr(pictures, name).state_dict())
+    else:
+        both.load_state_dict(weights)
+    arrays = Arrays(work / "arrays", book, MEAN, STD, sum(map(ord, result)) + 100 * rank())
+    batches = forever(
+        lambda: arrays.frames(plan.clip_batch, last=200), lambda: arrays.batch("clips", plan.clip_batch, last=200)
+    )
+
+    def lr(name: str) -> float:
+        return temporal_lr if "temporal" in name else plan.clip_lr
+
+    align(both, batches, seconds=60 * minutes, lr=lr, report=reporter())
+    save(both, work / f"{result}.pt")
 
 
 def step_features(plan: Plan, work: Path) -> None:
     """Both towers as ONNX; what they see of every training medium, as float16 arrays."""
     pictures, clips, _ = make_aligners(plan, work)
-    nn.ModuleList([pictures, clips]).load_state_dict(torch.load(work / "clips.pt", weights_only=True))
+    nn.ModuleList([pictures, clips]).load_state_dict(torch.load(work / "more_clips.pt", weights_only=True))
     encoders = work / "encoders"
     encoders.mkdir(exist_ok=True)
     for name, aligner, n_frames in (("image", pictures, 1), ("video", clips, N_LOOKED_AT)):
@@ -256,7 +278,9 @@ def new_model(plan: Plan, work: Path) -> VideoLlava:
     return VideoLlava(connector, LlamaForCausalLM(config), tokenizer, get_format("vicuna_v1", ""), plan.context)
 
 
-def run_stage(plan: Plan, work: Path, groups: list[tuple[Sample, ...]], settings: TuneSettings, start: str | None) -> None:
+def run_stage(
+    plan: Plan, work: Path, groups: list[tuple[Sample, ...]], settings: TuneSettings, start: str | None
+) -> None:
     """One stage of tuning from the weights of `start` to `<stage>.pt`."""
     model = new_model(plan, work)
     if start:
@@ -294,7 +318,9 @@ def read_world(plan: Plan, work: Path) -> list[tuple[Sample, ...]]:
 
 def step_connector(plan: Plan, work: Path) -> None:
     """First stage: the connector alone, on captions and descriptions."""
-    captions = [tuple(s for s in group if s.turns[0][0].split("\n", 1)[1] in CAPTIONING) for group in read_world(plan, work)]
+    captions = [
+        tuple(s for s in group if s.turns[0][0].split("\n", 1)[1] in CAPTIONING) for group in read_world(plan, work)
+    ]
     settings = TuneSettings("connector", plan.connector_epochs, plan.tune_batch, plan.connector_lr)
     run_stage(plan, work, [c for c in captions if c], settings, "language")
 
@@ -318,7 +344,12 @@ def step_bundle(plan: Plan, work: Path) -> None:
     model = new_model(plan, work)
     model.load_state_dict(torch.load(work / "instruct.pt", weights_only=True))
     patches = (plan.image_size // plan.patch_size) ** 2
-    common: dict[str, Any] = {"layer": -2, "hidden_size": plan.width, "embedding_size": plan.embedding, "n_patches": patches}
+    common: dict[str, Any] = {
+        "layer": -2,
+        "hidden_size": plan.width,
+        "embedding_size": plan.embedding,
+        "n_patches": patches,
+    }
     common["preprocess"] = PreprocessSpec("original", plan.image_size, tuple(MEAN), tuple(STD))
     spec = BundleSpec(
         name="demo",
@@ -349,6 +380,7 @@ STEPS: dict[str, tuple[Callable[[Plan, Path], None], str]] = {
     "arrays": (step_arrays, "arrays/stills_captions.json"),
     "pictures": (step_pictures, "pictures.pt"),
     "clips": (step_clips, "clips.pt"),
+    "more_clips": (step_more_clips, "more_clips.pt"),
     "features": (step_features, "features/clips.npy"),
     "language": (step_language, "language.pt"),
     "connector": (step_connector, "connector.pt"),
@@ -356,7 +388,7 @@ STEPS: dict[str, tuple[Callable[[Plan, Path], None], str]] = {
     "bundle": (step_bundle, "bundle/bundle.json"),
 }
 #: Steps that two processes share.
-PARALLEL = ("pictures", "clips", "language", "connector", "instruct")
+PARALLEL = ("pictures", "clips", "more_clips", "language", "connector", "instruct")
 CAPTIONING = {q for asked in (CAPTION_QUESTIONS, DETAIL_QUESTIONS) for still in asked.values() for q in still}
 
 

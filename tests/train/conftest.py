@@ -7,7 +7,27 @@ from vidqa.model.llava import VideoLlava
 from vidqa.prompts.formats import get_format
 from vidqa.records import Features
 
-WORDS = "USER : ASSISTANT What is it ? a b c d yes no . Describe the clip <image> <video>".split()
+WORDS = [
+    "USER",
+    ":",
+    "ASSISTANT",
+    "What",
+    "is",
+    "it",
+    "?",
+    "a",
+    "b",
+    "c",
+    "d",
+    "yes",
+    "no",
+    ".",
+    "Describe",
+    "the",
+    "clip",
+    "<image>",
+    "<video>",
+]
 
 
 class WordTokenizer:
@@ -39,7 +59,9 @@ def tiny_model() -> VideoLlava:
 
 def make_features(seed: int, t: int = 2, p: int = 3) -> Features:
     rng = np.random.default_rng(seed)
-    return Features(rng.normal(size=(t, p, 8)).astype(np.float16), np.zeros(4, np.float32), t > 1, "video" if t > 1 else "image")
+    return Features(
+        rng.normal(size=(t, p, 8)).astype(np.float16), np.zeros(4, np.float32), t > 1, "video" if t > 1 else "image"
+    )
 
 
 @pytest.fixture

@@ -80,5 +80,5 @@ def test_malformed_records_are_named(tmp_path, change, message):
 def test_a_file_that_is_no_json_is_named(tmp_path):
     path = tmp_path / "data.json"
     path.write_text("{")
-    with pytest.raises(UsageError, match="data.json"):
+    with pytest.raises(UsageError, match=r"data\.json"):
         read_conversations(path)

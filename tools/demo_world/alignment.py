@@ -61,7 +61,9 @@ def build_arrays(world: Path, seeds: range, folder: Path, grid: int) -> None:
     for name, chosen, t in (("clips", clips, N_LOOKED_AT), ("stills", stills, 1)):
         shape = (len(chosen), t, SIZE, SIZE, 3)
         pixels = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.uint8, shape)
-        truth = np.lib.format.open_memmap(folder / f"{name}_truth.npy", "w+", np.int8, (len(chosen), t, grid**2, len(_GROUPS)))
+        truth = np.lib.format.open_memmap(
+            folder / f"{name}_truth.npy", "w+", np.int8, (len(chosen), t, grid**2, len(_GROUPS))
+        )
         captions = []
         for i, (frames, known, said) in enumerate(parallel(partial(_arrays_of, world, grid), chosen)):
             pixels[i], truth[i] = frames, known

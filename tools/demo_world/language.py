@@ -34,12 +34,26 @@ NUMBERS = ("zero", "one", "two", "three")
 #: By "is it a picture". One question set is asked of a whole folder, so pictures are asked about "the video", too.
 CAPTION_QUESTIONS = {
     False: (
-        "Describe the video.", "What happens?", "What happens in the video?", "what happens?", "Describe the clip.",
-        "What is going on?", "Describe this video.", "What can be seen?", "What do you see?",
+        "Describe the video.",
+        "What happens?",
+        "What happens in the video?",
+        "what happens?",
+        "Describe the clip.",
+        "What is going on?",
+        "Describe this video.",
+        "What can be seen?",
+        "What do you see?",
     ),
     True: (
-        "Describe the picture.", "What is in the picture?", "Describe the image.", "What do you see?", "What is shown?",
-        "Describe the video.", "What happens?", "What can be seen?", "Describe this image.",
+        "Describe the picture.",
+        "What is in the picture?",
+        "Describe the image.",
+        "What do you see?",
+        "What is shown?",
+        "Describe the video.",
+        "What happens?",
+        "What can be seen?",
+        "Describe this image.",
     ),
 }
 DETAIL_QUESTIONS = {
@@ -148,7 +162,9 @@ def _shape(scene: Scene, rng: np.random.Generator) -> list[Pair]:
     t = _unique(scene, rng, "colour")
     if t is None:
         return []
-    ask = _choice(rng, ("What shape is the {0} object?", "Which shape does the {0} object have?", "What is the {0} thing?"))
+    ask = _choice(
+        rng, ("What shape is the {0} object?", "Which shape does the {0} object have?", "What is the {0} thing?")
+    )
     return [Pair("shape", ask.format(t.colour), f"It is a {t.shape}.")]
 
 

@@ -70,7 +70,9 @@ def _place(out: np.ndarray, thing: Thing, u: np.ndarray, shift: np.ndarray) -> N
         x0, x1 = max(cx[i] - reach, 0), min(cx[i] + reach + 1, SIZE)
         y0, y1 = max(cy[i] - reach, 0), min(cy[i] + reach + 1, SIZE)
         if x0 < x1 and y0 < y1:
-            out[i, y0:y1, x0:x1] = alpha[i, y0 - cy[i] + reach : y1 - cy[i] + reach, x0 - cx[i] + reach : x1 - cx[i] + reach]
+            out[i, y0:y1, x0:x1] = alpha[
+                i, y0 - cy[i] + reach : y1 - cy[i] + reach, x0 - cx[i] + reach : x1 - cx[i] + reach
+            ]
 
 
 def _distance(shape: str, x: np.ndarray, y: np.ndarray, r: np.ndarray) -> np.ndarray:
@@ -88,7 +90,9 @@ def _distance(shape: str, x: np.ndarray, y: np.ndarray, r: np.ndarray) -> np.nda
     if shape == "triangle":  # half planes of an equilateral triangle, point up
         s3 = np.sqrt(3).astype(np.float32)
         y = y - 0.18 * r
-        return np.maximum(np.maximum(y - 0.5 * r * 1.1, (s3 * x - y) / 2 - 0.5 * r * 1.1), (-s3 * x - y) / 2 - 0.5 * r * 1.1)
+        return np.maximum(
+            np.maximum(y - 0.5 * r * 1.1, (s3 * x - y) / 2 - 0.5 * r * 1.1), (-s3 * x - y) / 2 - 0.5 * r * 1.1
+        )
     if shape == "star":  # five points: fold the plane into one wedge, then one edge
         theta = np.arctan2(x, -y)
         wedge = 2 * np.pi / 5

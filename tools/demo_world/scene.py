@@ -31,7 +31,9 @@ MOTIONS = (
 )  # fmt: skip
 BACKGROUNDS = ("plain", "gradient", "stripes", "checks", "clouds")
 #: Pairs that no training scene shows; evaluation does.
-HELD_OUT = frozenset({("red", "star"), ("blue", "circle"), ("green", "cross"), ("yellow", "ring"), ("purple", "square")})
+HELD_OUT = frozenset(
+    {("red", "star"), ("blue", "circle"), ("green", "cross"), ("yellow", "ring"), ("purple", "square")}
+)
 _TURNING = ("square", "triangle", "star", "cross")  # a turning circle or ring looks still
 
 

@@ -52,7 +52,9 @@ class Aligner(nn.Module):
         layer: hidden state that the LLM will read.
     """
 
-    def __init__(self, vision: VisionTower, text: TextTower, phrases: list[tuple[Tensor, Tensor]], layer: int = -2) -> None:
+    def __init__(
+        self, vision: VisionTower, text: TextTower, phrases: list[tuple[Tensor, Tensor]], layer: int = -2
+    ) -> None:
         super().__init__()
         self.vision, self.text, self.layer = vision, text, layer
         self.patch_norm = nn.LayerNorm(vision.config.hidden_size)
@@ -124,7 +126,12 @@ def insert_temporal(tower: VisionTower, temporal_length: int) -> VisionTower:
     ours.embeddings, ours.pre_layrnorm = tower.vision_model.embeddings, tower.vision_model.pre_layrnorm
     ours.post_layernorm, video.visual_projection = tower.vision_model.post_layernorm, tower.visual_projection
     for new, old in zip(ours.encoder.layers, tower.vision_model.encoder.layers, strict=True):
-        new.self_attn, new.layer_norm1, new.mlp, new.layer_norm2 = old.self_attn, old.layer_norm1, old.mlp, old.layer_norm2
+        new.self_attn, new.layer_norm1, new.mlp, new.layer_norm2 = (
+            old.self_attn,
+            old.layer_norm1,
+            old.mlp,
+            old.layer_norm2,
+        )
         new.temporal_attn.load_state_dict(old.self_attn.state_dict())
         nn.init.zeros_(new.temporal_attn.out_proj.weight)
         nn.init.zeros_(new.temporal_attn.out_proj.bias)
@@ -137,7 +144,7 @@ def align(
     batches: Iterator[tuple[AlignBatch, ...]],
     *,
     seconds: float,
-    lr: float,
+    lr: float | Callable[[str], float],
     report: Callable[[int, float, dict[str, float]], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> int:
@@ -150,7 +157,8 @@ def align(
         aligner: one aligner, or several that share weights; each step adds up their losses on their batches.
         batches: one batch for each aligner, for ever.
         seconds: wall-clock budget.
-        lr: peak learning rate of AdamW (weight decay 0.05 on matrices, as usual for ViTs; betas 0.9, 0.98 as in CLIP).
+        lr: peak learning rate of AdamW (weight decay 0.05 on matrices, as usual for ViTs; betas 0.9, 0.98 as in CLIP),
+            for all parameters or by name: new parts may learn faster than parts that know something.
         report: called every 25 steps with step, share of the budget and figures.
         should_stop: asked after each step.
 
@@ -158,11 +166,13 @@ def align(
         Number of steps made.
     """
     parts = list(aligner) if isinstance(aligner, nn.ModuleList) else [aligner]
-    matrices = [p for p in aligner.parameters() if p.ndim >= 2]
-    vectors = [p for p in aligner.parameters() if p.ndim < 2]
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, p in aligner.named_parameters():
+        key = (lr(name) if callable(lr) else lr, 0.05 if p.ndim >= 2 else 0.0)
+        groups.setdefault(key, []).append(p)
     optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}],
-        lr=lr,
+        [{"params": ps, "peak": peak, "weight_decay": decay} for (peak, decay), ps in groups.items()],
+        lr=0.0,
         betas=(0.9, 0.98),
         fused=True,
     )
@@ -171,7 +181,7 @@ def align(
     while (share := _first_says((time.monotonic() - start) / seconds)) < 1 and not should_stop():
         warm = min(1.0, (step + 1) / 200)
         for group in optimizer.param_groups:
-            group["lr"] = lr * warm * (0.02 + 0.98 * (1 + math.cos(math.pi * share)) / 2)
+            group["lr"] = group["peak"] * warm * (0.02 + 0.98 * (1 + math.cos(math.pi * share)) / 2)
         figures: dict[str, float] = {}
         for k, (part, batch) in enumerate(zip(parts, next(batches), strict=True)):
             loss, found = part(batch)

@@ -1,8 +1,8 @@
 """Conversation files -> samples. Reads the LLaVA JSON layout as Video-LLaVA uses it.
 
 A record: `id`, `image` or `video` (a path below the media folder) or neither, and `conversations`, a list of
-`{"from": "human" | "gpt", "value": text}` that starts with human and alternates; the first human text holds one `<image>` or
-`<video>` tag for the medium.
+`{"from": "human" | "gpt", "value": text}` that starts with human and alternates; the first human text holds one
+`<image>` or `<video>` tag for the medium.
 
 Knows files of text. Does not open media, and knows no model.
 """

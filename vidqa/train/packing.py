@@ -2,9 +2,8 @@
 
     [ prefix: visual tokens, first words ][ conversation 1 ][ conversation 2 ] ...
 
-Each conversation sees the prefix and itself, never another one, and counts its positions from the end of the prefix: its
-logits are those it would have alone. With 137 visual tokens and a dozen questions a clip this saves nine tenths of the
-work.
+Each conversation sees the prefix and itself, never another one, and counts its positions from the end of the prefix:
+its logits are those it would have alone. The visual tokens, most of a prompt, are worked through once for all questions.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ comes in as features. The loop is transformers' Trainer.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,6 +139,23 @@ def tune(
     Returns:
         The Trainer's closing figures (train_loss, train_runtime, ...).
     """
+    trainable(model, settings.stage)
+    data = PackedDataset(groups, model, features, max_conversations=settings.max_conversations, seed=settings.seed)
+    trainer = _trainer(model, data, settings, folder, report)
+    model.train()
+    result = trainer.train()
+    model.eval().requires_grad_(False)
+    return dict(result.metrics)
+
+
+def _trainer(
+    model: VideoLlava,
+    data: PackedDataset,
+    settings: TuneSettings,
+    folder: Path,
+    report: Callable[[dict[str, float]], None] | None,
+) -> Any:
+    """A Trainer that draws by `LengthBuckets`, reports, and leaves stdout alone."""
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
     class Report(TrainerCallback):
@@ -147,13 +165,10 @@ def tune(
 
     class PackedTrainer(Trainer):
         def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
-            return LengthBuckets(groups, settings.batch_size, settings.seed)
+            return LengthBuckets(data.groups, settings.batch_size, settings.seed)
 
-    trainable(model, settings.stage)
-    data = PackedDataset(
-        groups, model, features, max_conversations=settings.max_conversations, seed=settings.seed
-    )
-    steps = max(1, round(settings.epochs * len(groups) / settings.batch_size))
+    n_processes = int(os.environ.get("WORLD_SIZE", 1))
+    steps = max(1, round(settings.epochs * len(data) / (settings.batch_size * n_processes)))
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
@@ -176,10 +191,7 @@ def tune(
         model=PackedLoss(model), args=arguments, train_dataset=data, data_collator=_collate, callbacks=[Report()]
     )
     trainer.remove_callback(PrinterCallback)  # it writes to stdout, which is for results
-    model.train()
-    result = trainer.train()
-    model.eval().requires_grad_(False)
-    return dict(result.metrics)
+    return trainer
 
 
 class LengthBuckets(torch.utils.data.Sampler[int]):

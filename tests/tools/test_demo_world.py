@@ -1,0 +1,110 @@
+"""The demo world tells the truth: pictures, sentences and questions agree, and the same seed is the same scene."""
+
+import dataclasses
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+
+pytest.importorskip("av")
+
+from demo_world.language import NUMBERS, caption, claims, pairs, truth
+from demo_world.render import cover, render
+from demo_world.scene import COLOURS, HELD_OUT, MOTIONS, SHAPES, SIZE, make_scene, path_of
+from demo_world.write import all_records, looked_at, media_bytes, write_world
+
+
+def test_the_world_is_as_rich_as_promised():
+    scenes = [make_scene(s) for s in range(400)]
+    things = [t for scene in scenes for t in scene.things]
+    assert len(SHAPES) >= 6
+    assert len(COLOURS) >= 8
+    assert {t.motion for t in things} == set(MOTIONS)
+    assert {t.shape for t in things} == set(SHAPES)
+    assert {len(s.things) for s in scenes} == {1, 2, 3}
+    assert any(s.still for s in scenes)
+    assert any(np.hypot(*s.pan) > 3 for s in scenes)
+
+
+def test_training_never_shows_a_held_out_pair_and_evaluation_does():
+    assert not any((t.colour, t.shape) in HELD_OUT for s in range(600) for t in make_scene(s).things)
+    assert any((t.colour, t.shape) in HELD_OUT for s in range(100) for t in make_scene(s, held_out=True).things)
+
+
+def test_same_seed_same_picture():
+    assert np.array_equal(render(make_scene(5)), render(make_scene(5)))
+    assert not np.array_equal(render(make_scene(5)), render(dataclasses.replace(make_scene(5), seed=6)))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_caption_in_any_wording_is_read_as_the_scene(seed):
+    scene = make_scene(seed, held_out=True)
+    for k in range(4):
+        assert claims(caption(scene, np.random.default_rng(k))) == truth(scene)
+    assert claims("A small red moon flies.") == set()
+
+
+def test_things_move_as_they_are_said_to():
+    seen = Counter()
+    for seed in range(300):
+        for t in make_scene(seed, still=False).things:
+            x, y, r, angle, visible = path_of(t, np.linspace(0, 1, 8))
+            way = {"left": (x, -1), "right": (x, 1), "up": (y, -1), "down": (y, 1), "grows": (r, 1), "shrinks": (r, -1)}
+            if t.motion in way:
+                values, sign = way[t.motion]
+                assert (np.diff(values) * sign > 0).all()
+            elif t.motion in ("appears", "disappears"):
+                assert 0 < visible.sum() < 8
+                assert visible[-1] == (t.motion == "appears")
+            elif t.motion == "blinks":
+                assert (np.diff(visible.astype(int)) != 0).all()
+            elif t.motion == "leaves":
+                assert min(x[-1], y[-1]) < -r[-1] or max(x[-1], y[-1]) > SIZE + r[-1]
+            elif t.motion == "spins":
+                assert abs(angle[-1] - angle[0]) > 2
+            seen[t.motion] += 1
+    assert set(seen) == set(MOTIONS)
+
+
+def test_a_thing_has_its_colour_where_it_covers():
+    for seed in range(20):
+        scene = make_scene(seed, still=True)
+        frame, where = render(scene)[0], cover(scene, np.zeros(1, int), SIZE)[0]
+        for k, t in enumerate(scene.things):
+            inside = frame[where[k] > 0.99].astype(float).mean(axis=0)
+            assert np.abs(inside - np.array(t.rgb)).max() < 6
+
+
+def test_as_many_no_as_yes_and_counts_are_right():
+    answers = Counter()
+    for seed in range(200):
+        scene = make_scene(seed)
+        for pair in pairs(scene, np.random.default_rng(seed)):
+            if pair.topic == "yes_no":
+                answers[pair.answer] += 1
+            if pair.topic == "count":
+                assert pair.answer.lower() == f"{NUMBERS[len(scene.things)]}."
+    assert answers["Yes."] == answers["No."] == 200
+
+
+def test_written_clips_are_what_was_rendered(tmp_path):
+    scene = dataclasses.replace(make_scene(3, still=False), noise=0.0, crf=18)
+    frames, index = looked_at(media_bytes(scene), False)
+    assert frames.shape == (8, SIZE, SIZE, 3)
+    assert index[0] == 0
+    assert index[-1] == scene.n_frames - 1
+    assert np.abs(frames.astype(int) - render(scene, index).astype(int)).mean() < 6
+
+
+def test_a_world_folder_is_training_data_in_the_llava_layout(tmp_path):
+    from vidqa.train.data import by_media, read_conversations
+
+    write_world(tmp_path, range(6))
+    samples = read_conversations(tmp_path / "conversations.json")
+    assert len(samples) == sum(len(all_records(make_scene(s))) for s in range(6))
+    groups = by_media(samples)
+    assert len(groups) == 6
+    assert all((tmp_path / "media" / g[0].media).is_file() for g in groups)
+    topics = {r["topic"] for r in json.loads((tmp_path / "conversations.json").read_text())}
+    assert {"caption", "detail", "colour", "shape", "count", "yes_no", "dialogue"} <= topics
