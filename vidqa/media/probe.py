@@ -56,7 +56,11 @@ class Opened:
 
 @contextmanager
 def open_video(path: str, signature: Signature | None = None) -> Iterator[Opened]:
-    """Open the container of a video safely: this one local file, no other. Raises a MediaError that says what is wrong."""
+    """Open the container of a video safely: this one local file, no other.
+
+    Raises:
+        MediaError: whatever keeps the file from being read.
+    """
     signature = signature or identify(path)
     with plain_name(path) as name:
         try:
