@@ -19,10 +19,10 @@ def vidqa(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("arguments", [["--help"], ["describe", "--help"], ["ask", "-h"], ["cache", "stats", "-h"]])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
-        "import sys, time; t = time.perf_counter()\n"
+        "import sys, time; t = time.process_time()\n"
         "from vidqa.cli.main import run\n"
         f"assert run({arguments!r}) == 0\n"
-        "seconds = time.perf_counter() - t\n"
+        "seconds = time.process_time() - t\n"
         f"heavy = sorted(set({HEAVY!r}) & set(sys.modules))\n"
         "print(seconds, heavy, file=sys.stderr)\n"
     )
@@ -30,8 +30,9 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     assert done.returncode == 0, done.stderr
     seconds, _, heavy = done.stderr.strip().splitlines()[-1].partition(" ")
     assert heavy == "[]", f"vidqa {' '.join(arguments)} imported {heavy}"
-    # A loaded machine may be slow; heavy imports, which the line above rules out, would take ten times this.
-    assert float(seconds) < 1.5
+    # Seconds of this process, not of the clock: other programs must not decide. The promise of 0.3 s is for the start of
+    # the interpreter too, on a machine that is not slower than ours; numpy alone would take more than is left.
+    assert float(seconds) < 0.3
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))

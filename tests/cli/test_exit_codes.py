@@ -1,0 +1,76 @@
+"""Every way in which a command can end has its exit code and one message, never a traceback; a bug keeps its own."""
+
+from __future__ import annotations
+
+import errno
+import sys
+import types
+
+import click
+import pytest
+
+from vidqa import errors
+from vidqa.cli import main
+
+
+@pytest.fixture
+def ending(monkeypatch):
+    """`ending(error_or_value)` runs a command that raises the error or returns the value; gives the exit code."""
+
+    def call(what: object) -> int:
+        @click.command("fake")
+        def command() -> object:
+            if isinstance(what, BaseException):
+                raise what
+            return what
+
+        module = types.ModuleType("vidqa_fake")
+        module.command = command
+        monkeypatch.setitem(sys.modules, "vidqa_fake", module)
+        monkeypatch.setitem(main.COMMANDS, "fake", "vidqa_fake")
+        return main.run(["fake"])
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("what", "code", "said"),
+    [
+        (None, 0, ""),
+        (0, 0, ""),
+        (3, 3, ""),
+        (
+            errors.UsageError("a.toml:3: unknown key `x`", hint="try y"),
+            2,
+            "vidqa: a.toml:3: unknown key `x`\n  try: try y\n",
+        ),
+        (errors.DeviceError("no CUDA"), 2, "vidqa: no CUDA\n"),
+        (errors.LockedError("busy"), 4, "vidqa: busy\n"),
+        (errors.TableError("no room"), 1, "vidqa: no room\n"),
+        (KeyboardInterrupt(), 130, "vidqa: interrupted\n"),
+        (main.Terminated(), 143, "vidqa: terminated\n"),
+        (OSError(errno.ENOSPC, "No space left on device", "/x/t.csv"), 1, "vidqa: No space left on device: /x/t.csv\n"),
+    ],
+)
+def test_codes_and_messages(ending, capsys, what, code, said):
+    assert ending(what) == code
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", said)
+
+
+def test_a_bug_keeps_its_traceback(ending):
+    with pytest.raises(ZeroDivisionError):
+        ending(ZeroDivisionError())
+
+
+def test_a_reader_that_goes_away(ending, capfd):
+    assert ending(BrokenPipeError(errno.EPIPE, "Broken pipe")) == 141
+    assert capfd.readouterr().err == ""
+
+
+def test_wrong_settings_do_not_stand_in_the_way_of_help(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vidqa.toml").write_text("= broken")
+    assert main.run(["cache", "stats"]) == 2
+    assert "vidqa.toml" in capsys.readouterr().err
+    assert main.run(["cache", "stats", "--help"]) == 0
