@@ -191,8 +191,7 @@ def counted_facts(header: MediaFacts, index: FrameIndex) -> MediaFacts:
     """Facts after counting: count, duration and rate of the content; what the header claimed keeps its field."""
     if header.kind == "image":
         return replace(header, n_frames_from_content=len(index))
-    single = len(index) == 1
-    duration = header.duration_s if single and not index.last_duration else index.duration_s
+    duration = header.duration_s if len(index) == 1 and not index.last_duration else index.duration_s
     return replace(header, n_frames_from_content=len(index), duration_s=duration, fps=index.rate)
 
 
