@@ -30,8 +30,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     assert done.returncode == 0, done.stderr
     seconds, _, heavy = done.stderr.strip().splitlines()[-1].partition(" ")
     assert heavy == "[]", f"vidqa {' '.join(arguments)} imported {heavy}"
-    # Seconds of this process, not of the clock: other programs must not decide. The promise of 0.3 s is for the start of
-    # the interpreter too, on a machine that is not slower than ours; numpy alone would take more than is left.
+    # Seconds of this process, not of the clock: what else the machine does must not decide.
     assert float(seconds) < 0.3
 
 
