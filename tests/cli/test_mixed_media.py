@@ -1,4 +1,4 @@
-"""A folder of real files of many formats, good and broken: each is accounted for, with the status that its list expects."""
+"""A folder of real files of many formats, good and broken: each is accounted for with the status that its list names."""
 
 from __future__ import annotations
 
