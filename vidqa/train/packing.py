@@ -3,7 +3,7 @@
     [ prefix: visual tokens, first words ][ conversation 1 ][ conversation 2 ] ...
 
 Each conversation sees the prefix and itself, never another one, and counts its positions from the end of the prefix:
-its logits are those it would have alone. The visual tokens, most of a prompt, are worked through once for all questions.
+its logits are those it would have alone. The visual tokens, most of a prompt, are worked through once for all of them.
 """
 
 from __future__ import annotations
