@@ -71,13 +71,16 @@ class Plan:
     heads: int = 5
     embedding: int = 128
     picture_batch: int = 40  # in each process
-    clip_batch: int = 12
+    clip_batch: int = 10
+    clip_pictures: int = 24  # single frames beside each batch of clips
     picture_minutes: float = 9.0
     clip_minutes: float = 26.0
     align_lr: float = 1e-3
     clip_lr: float = 2e-4  # of what the pictures have taught already
     temporal_lr: float = 1e-3
-    more_clip_minutes: float = 16.0
+    more_clip_minutes: float = 25.0
+    more_clip_lr: float = 5e-4
+    more_temporal_lr: float = 7e-4
     llm_width: int = 160
     llm_layers: int = 4
     llm_heads: int = 5
@@ -175,15 +178,17 @@ def step_pictures(plan: Plan, work: Path) -> None:
 
 def step_clips(plan: Plan, work: Path) -> None:
     """Video tower: temporal attention inserted into the shared spatial weights, trained on clips and pictures."""
-    run_clips(plan, work, "pictures", "clips", plan.clip_minutes, plan.temporal_lr)
+    run_clips(plan, work, "pictures", "clips", plan.clip_minutes, plan.clip_lr, plan.temporal_lr)
 
 
 def step_more_clips(plan: Plan, work: Path) -> None:
     """A second, shorter round on clips from where the first one cooled down."""
-    run_clips(plan, work, "clips", "more_clips", plan.more_clip_minutes, plan.temporal_lr / 2)
+    run_clips(plan, work, "clips", "more_clips", plan.more_clip_minutes, plan.more_clip_lr, plan.more_temporal_lr)
 
 
-def run_clips(plan: Plan, work: Path, start: str, result: str, minutes: float, temporal_lr: float) -> None:
+def run_clips(
+    plan: Plan, work: Path, start: str, result: str, minutes: float, spatial_lr: float, temporal_lr: float
+) -> None:
     """Train both aligners on clips and pictures, from `start`.pt to `result`.pt."""
     pictures, clips, book = make_aligners(plan, work)
     both = nn.ModuleList([pictures, clips])
@@ -197,11 +202,11 @@ def run_clips(plan: Plan, work: Path, start: str, result: str, minutes: float, t
         both.load_state_dict(weights)
     arrays = Arrays(work / "arrays", book, MEAN, STD, sum(map(ord, result)) + 100 * rank())
     batches = forever(
-        lambda: arrays.frames(plan.clip_batch, last=200), lambda: arrays.batch("clips", plan.clip_batch, last=200)
+        lambda: arrays.frames(plan.clip_pictures, last=200), lambda: arrays.batch("clips", plan.clip_batch, last=200)
     )
 
     def lr(name: str) -> float:
-        return temporal_lr if "temporal" in name else plan.clip_lr
+        return temporal_lr if "temporal" in name else spatial_lr
 
     align(both, batches, seconds=60 * minutes, lr=lr, report=reporter())
     save(both, work / f"{result}.pt")
