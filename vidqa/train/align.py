@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, distributed, nn
@@ -40,6 +40,10 @@ class AlignBatch:
     caption_ids: Tensor  # int64 [B, S]
     caption_mask: Tensor  # bool [B, S]
     truth: Tensor  # int64 [B, T, patches, G]
+
+    def to(self, device: torch.device) -> AlignBatch:
+        """The same batch on another device."""
+        return AlignBatch(*(getattr(self, f.name).to(device) for f in fields(self)))
 
 
 class Aligner(nn.Module):

@@ -9,7 +9,7 @@ its logits are those it would have alone. The visual tokens, most of a prompt, a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -74,6 +74,10 @@ class PackedBatch:
     labels: Tensor  # int64 [B, S]
     positions: Tensor  # int64 [B, S]
     branch: Tensor  # int64 [B, S]
+
+    def to(self, device: torch.device) -> PackedBatch:
+        """The same batch on another device."""
+        return PackedBatch(*(getattr(self, f.name).to(device) for f in fields(self)))
 
 
 def collate(packed: Sequence[Packed]) -> PackedBatch:

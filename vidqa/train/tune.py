@@ -103,9 +103,10 @@ class PackedLoss(nn.Module):
             batch: a PackedBatch.
             features: of the sequences that have slots, in their order.
         """
+        batch = batch.to(self.model.device)
         visual = self.model.visual_tokens(features)
         width = self.model.llm.get_input_embeddings().weight.shape[1]
-        joined = torch.cat(visual) if visual else torch.empty(0, width)
+        joined = torch.cat(visual) if visual else torch.empty(0, width, device=self.model.device)
         embeds = self.model.embed(batch.ids, batch.slots, joined)
         decoder = self.model.llm.get_decoder()
         mask = attention_mask(batch.branch)

@@ -1,0 +1,7 @@
+"""The steps that make the bundled demo model; `tools/make_demo.py` runs them in order.
+
+plan.py        sizes and budgets; what every step needs
+encoders.py    world -> arrays -> towers aligned with language -> ONNX and features
+tuning.py      features + conversations -> language model and connector
+package.py     weights -> bundle, scores and the page that reports them
+"""

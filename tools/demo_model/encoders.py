@@ -1,0 +1,147 @@
+"""World -> arrays -> towers aligned with language -> ONNX graphs and the features of every training medium."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from demo_world.alignment import Arrays, Phrasebook, build_arrays, forever
+from demo_world.tokens import train_tokenizer
+from demo_world.write import N_LOOKED_AT, write_world
+from torch import nn
+
+from demo_model.plan import MEAN, STD, Plan, device, log, rank, save
+from vidqa.encoders.session import OnnxSession
+from vidqa.model.export import export_text, export_tower
+from vidqa.model.text import TextConfig, TextTower
+from vidqa.model.vit import VisionConfig, VisionTower
+from vidqa.train.align import Aligner, align, initialise, insert_temporal
+
+
+def step_world(plan: Plan, work: Path) -> None:
+    """Clips, pictures and conversations for training."""
+    write_world(work / "world", range(plan.n_scenes))
+
+
+def step_tokenizer(plan: Plan, work: Path) -> None:
+    """The tokenizer of text tower and language model."""
+    train_tokenizer(work / "tokenizer")
+
+
+def step_arrays(plan: Plan, work: Path) -> None:
+    """Frames and truths as arrays."""
+    build_arrays(work / "world", range(plan.n_scenes), work / "arrays", plan.image_size // plan.patch_size)
+
+
+def make_aligners(plan: Plan, work: Path) -> tuple[Aligner, Aligner, Phrasebook]:
+    """The picture aligner and the clip aligner that shares its spatial weights and its text tower."""
+    from transformers import AutoTokenizer
+
+    torch.manual_seed(plan.seed)  # the same start in every process
+    tokenizer = AutoTokenizer.from_pretrained(work / "tokenizer")
+    book = Phrasebook(tokenizer)
+    vision = VisionTower(
+        VisionConfig(
+            plan.image_size, plan.patch_size, plan.width, 4 * plan.width, plan.layers, plan.heads, plan.embedding
+        )
+    )
+    text = TextTower(TextConfig(len(tokenizer), 128, 256, 2, 4, 64, plan.embedding))
+    initialise(vision)
+    initialise(text)
+    pictures = Aligner(vision, text, book.phrases())
+    clips = Aligner(insert_temporal(vision, N_LOOKED_AT), text, book.phrases())
+    return pictures.to(device()), clips.to(device()), book
+
+
+def reporter(every: int = 100) -> Callable[[int, float, dict[str, float]], None]:
+    """Prints the mean of the last four reports."""
+    kept: list[dict[str, float]] = []
+
+    def report(step: int, share: float, figures: dict[str, float]) -> None:
+        kept.append(figures)
+        if step % every == 0:
+            last = kept[-4:]
+            means = {k: round(sum(f.get(k, 0.0) for f in last) / len(last), 3) for k in sorted(figures)}
+            log(f"step {step}, {share:.0%}: {json.dumps(means)}")
+
+    return report
+
+
+def step_pictures(plan: Plan, work: Path) -> None:
+    """Image tower and text tower, aligned on single frames."""
+    pictures, _, book = make_aligners(plan, work)
+    arrays = Arrays(work / "arrays", book, MEAN, STD, plan.seed + 100 * rank())
+    batches = forever(lambda: arrays.frames(plan.picture_batch, last=200).to(device()))
+    align(pictures, batches, seconds=60 * plan.picture_minutes, lr=plan.align_lr, report=reporter())
+    save(pictures, work / "pictures.pt")
+
+
+def step_clips(plan: Plan, work: Path) -> None:
+    """Video tower: temporal attention inserted into the shared spatial weights, trained on clips and pictures."""
+    run_clips(plan, work, "pictures", "clips", plan.clip_minutes, plan.clip_lr, plan.temporal_lr)
+
+
+def step_more_clips(plan: Plan, work: Path) -> None:
+    """A second, shorter round on clips from where the first one cooled down."""
+    run_clips(plan, work, "clips", "more_clips", plan.more_clip_minutes, plan.more_clip_lr, plan.more_temporal_lr)
+
+
+def run_clips(
+    plan: Plan, work: Path, start: str, result: str, minutes: float, spatial_lr: float, temporal_lr: float
+) -> None:
+    """Train both aligners on clips and pictures, from `start`.pt to `result`.pt."""
+    pictures, clips, book = make_aligners(plan, work)
+    both = nn.ModuleList([pictures, clips])
+    weights = torch.load(work / f"{start}.pt", weights_only=True, map_location=device())
+    if start == "pictures":
+        pictures.load_state_dict(weights)
+        clips.vision = insert_temporal(pictures.vision, N_LOOKED_AT).to(
+            device()
+        )  # anew: starts from what pictures taught
+        for name in ("patch_norm", "patch_projection"):
+            getattr(clips, name).load_state_dict(getattr(pictures, name).state_dict())
+    else:
+        both.load_state_dict(weights)
+    arrays = Arrays(work / "arrays", book, MEAN, STD, sum(map(ord, result)) + 100 * rank())
+    batches = forever(
+        lambda: arrays.frames(plan.clip_pictures, last=200).to(device()),
+        lambda: arrays.batch("clips", plan.clip_batch, last=200).to(device()),
+    )
+
+    def lr(name: str) -> float:
+        return temporal_lr if "temporal" in name else spatial_lr
+
+    align(both, batches, seconds=60 * minutes, lr=lr, report=reporter())
+    save(both, work / f"{result}.pt")
+
+
+def step_features(plan: Plan, work: Path) -> None:
+    """Both towers as ONNX; what they see of every training medium, as float16 arrays."""
+    pictures, clips, _ = make_aligners(plan, work)
+    nn.ModuleList([pictures, clips]).load_state_dict(
+        torch.load(work / "more_clips.pt", weights_only=True, map_location=device())
+    )
+    encoders = work / "encoders"
+    encoders.mkdir(exist_ok=True)
+    for name, aligner, n_frames in (("image", pictures, 1), ("video", clips, N_LOOKED_AT)):
+        report = export_tower(aligner.vision, encoders / f"{name}.onnx", n_frames)
+        log(f"{name}.onnx: largest difference to torch {report.max_abs_error:.1e}")
+    export_text(pictures.text, encoders / "text.onnx")
+    mean, std = (np.array(v, np.float32)[:, None, None] * 255 for v in (MEAN, STD))
+    (work / "features").mkdir(exist_ok=True)
+    for name, graph, first in (("stills", "image", 1), ("clips", "video", 0)):
+        pixels = np.load(work / "arrays" / f"{name}.npy", mmap_mode="r")
+        session = OnnxSession(encoders / f"{graph}.onnx", "cpu")
+        out: Any = None
+        for i in range(0, len(pixels), 16):
+            values = (pixels[i : i + 16].transpose(0, 1, 4, 2, 3).astype(np.float32) - mean) / std
+            tokens = np.asarray(session.run(np.ascontiguousarray(values))[0], np.float16)[:, :, first:]
+            if out is None:
+                shape = (len(pixels), *tokens.shape[1:])
+                out = np.lib.format.open_memmap(work / "features" / f"{name}.npy", "w+", np.float16, shape)
+            out[i : i + 16] = tokens
+        out.flush()

@@ -1,0 +1,124 @@
+"""Features + conversations -> language model and connector, in three stages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from demo_world.language import CAPTION_QUESTIONS, DETAIL_QUESTIONS, summary
+from demo_world.scene import make_scene
+from demo_world.write import turns
+
+from demo_model.plan import Plan, device, log, save
+from vidqa.model.connector import build_connector
+from vidqa.model.llava import VideoLlava
+from vidqa.prompts.formats import get_format
+from vidqa.records import Features
+from vidqa.train.data import Sample, by_media, read_conversations
+from vidqa.train.tune import TuneSettings, tune
+
+CAPTIONING = {q for asked in (CAPTION_QUESTIONS, DETAIL_QUESTIONS) for still in asked.values() for q in still}
+
+
+class FeatureArrays:
+    """Media file name -> Features, out of the arrays of `step_features`."""
+
+    def __init__(self, plan: Plan, work: Path) -> None:
+        stills = [make_scene(s).still for s in range(plan.n_scenes)]
+        self.place = {s: (still, sum_before) for s, still, sum_before in _numbered(stills)}
+        self.tokens = {n: np.load(work / "features" / f"{n}.npy", mmap_mode="r") for n in ("stills", "clips")}
+
+    def __call__(self, media: str) -> Features:
+        still, row = self.place[int(Path(media).stem)]
+        tokens = np.array(self.tokens["stills" if still else "clips"][row])
+        return Features(tokens, np.zeros(1, np.float32), not still, "image" if still else "video")
+
+
+def _numbered(stills: list[bool]) -> Iterator[tuple[int, bool, int]]:
+    counts = {True: 0, False: 0}
+    for seed, still in enumerate(stills):
+        yield seed, still, counts[still]
+        counts[still] += 1
+
+
+def new_model(plan: Plan, work: Path) -> VideoLlava:
+    """A language model and a connector with random weights."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(plan.seed)
+    tokenizer = AutoTokenizer.from_pretrained(work / "tokenizer")
+    config = LlamaConfig(
+        vocab_size=-(-len(tokenizer) // 8) * 8,
+        hidden_size=plan.llm_width,
+        intermediate_size=plan.llm_inner,
+        num_hidden_layers=plan.llm_layers,
+        num_attention_heads=plan.llm_heads,
+        num_key_value_heads=plan.llm_heads,
+        max_position_embeddings=plan.context,
+        initializer_range=0.7 * plan.llm_width**-0.5,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    connector = build_connector("mlp2x_gelu", plan.width, plan.llm_width)
+    model = VideoLlava(connector, LlamaForCausalLM(config), tokenizer, get_format("vicuna_v1", ""), plan.context)
+    return model.to(device())
+
+
+def run_stage(
+    plan: Plan, work: Path, groups: list[tuple[Sample, ...]], settings: TuneSettings, start: str | None
+) -> None:
+    """One stage of tuning from the weights of `start` to `<stage>.pt`."""
+    model = new_model(plan, work)
+    if start:
+        model.load_state_dict(torch.load(work / f"{start}.pt", weights_only=True, map_location=device()))
+    features = FeatureArrays(plan, work) if settings.stage != "language" else no_features
+    figures = tune(model, groups, features, settings, folder=work / "trainer", report=lambda f: log(json.dumps(f)))
+    log(f"{settings.stage}: {json.dumps(figures)}")
+    save(model, work / f"{settings.stage}.pt")
+
+
+def no_features(media: str) -> Features:
+    """For text."""
+    raise ValueError(f"a text-only stage has no features of {media}")
+
+
+def step_language(plan: Plan, work: Path) -> None:
+    """Teach the language model to talk and reason about scenes written out as words."""
+    groups = []
+    for seed in range(1_000_000, 1_000_000 + plan.n_texts):
+        scene, rng = make_scene(seed), np.random.default_rng(seed)
+        said = summary(scene, rng)
+        found = []
+        for k, conversation in enumerate(turns(scene, 1)):
+            (question, answer), *rest = [(p.question, p.answer) for p in conversation]
+            found.append(Sample(f"{seed}-{k}", None, None, ((f"{said}\n{question}", answer), *rest)))
+        groups.append(tuple(found))
+    settings = TuneSettings("language", 1.0, plan.tune_batch, plan.language_lr, max_conversations=plan.conversations)
+    run_stage(plan, work, groups, settings, None)
+
+
+def read_world(plan: Plan, work: Path) -> list[tuple[Sample, ...]]:
+    """The conversations of the training world, by medium."""
+    return by_media(read_conversations(work / "world" / "conversations.json"))
+
+
+def step_connector(plan: Plan, work: Path) -> None:
+    """First stage: the connector alone, on captions and descriptions."""
+    captions = [
+        tuple(s for s in group if s.turns[0][0].split("\n", 1)[1] in CAPTIONING) for group in read_world(plan, work)
+    ]
+    settings = TuneSettings("connector", plan.connector_epochs, plan.tune_batch, plan.connector_lr)
+    run_stage(plan, work, [c for c in captions if c], settings, "language")
+
+
+def step_instruct(plan: Plan, work: Path) -> None:
+    """Second stage: connector and language model, on all conversations."""
+    settings = TuneSettings(
+        "instruct", plan.instruct_epochs, plan.tune_batch, plan.instruct_lr, max_conversations=plan.conversations
+    )
+    run_stage(plan, work, read_world(plan, work), settings, "connector")
