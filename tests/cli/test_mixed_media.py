@@ -1,4 +1,4 @@
-"""A folder of real files of many formats, good and broken: each is accounted for with the status that its list names."""
+"""A folder of real files of many formats, good and broken: each is accounted for as its list says."""
 
 from __future__ import annotations
 
