@@ -99,9 +99,8 @@ def run_clips(
     weights = torch.load(work / f"{start}.pt", weights_only=True, map_location=device())
     if start == "pictures":
         pictures.load_state_dict(weights)
-        clips.vision = insert_temporal(pictures.vision, N_LOOKED_AT).to(
-            device()
-        )  # anew: starts from what pictures taught
+        # Anew: the temporal attention is to start from the spatial attention that pictures have taught.
+        clips.vision = insert_temporal(pictures.vision, N_LOOKED_AT).to(device())
         for name in ("patch_norm", "patch_projection"):
             getattr(clips, name).load_state_dict(getattr(pictures, name).state_dict())
     else:
