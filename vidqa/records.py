@@ -257,7 +257,9 @@ class AnswerRow:
 
     def __post_init__(self) -> None:
         if (self.status == "failed") != (self.error_kind is not None):
-            raise ValueError(f"a failed row and only a failed row has an error kind, got {self.status=} {self.error_kind=}")
+            raise ValueError(
+                f"a failed row and only a failed row has an error kind, got {self.status=} {self.error_kind=}"
+            )
         if self.status in ("failed", "skipped") and self.answer is not None:
             raise ValueError("a row without an answer must not carry one: an error is never a caption")
 

@@ -39,7 +39,9 @@ class VisionConfig:
 
     def __post_init__(self) -> None:
         if self.image_size % self.patch_size:
-            raise ValueError(f"image_size must be a multiple of patch_size, got {self.image_size} and {self.patch_size}")
+            raise ValueError(
+                f"image_size must be a multiple of patch_size, got {self.image_size} and {self.patch_size}"
+            )
         if self.hidden_size % self.n_heads:
             raise ValueError(f"hidden_size must be a multiple of n_heads, got {self.hidden_size} and {self.n_heads}")
         if self.hidden_act not in ("gelu", "quick_gelu"):
@@ -99,7 +101,9 @@ class VisionLayer(nn.Module):
         self.layer_norm2 = nn.LayerNorm(c.hidden_size, eps=c.layer_norm_eps)
         self.temporal_length = c.temporal_length
         if c.temporal_length:
-            self.temporal_embedding = nn.Parameter(torch.randn(1, c.temporal_length, c.hidden_size) * c.hidden_size**-0.5)
+            self.temporal_embedding = nn.Parameter(
+                torch.randn(1, c.temporal_length, c.hidden_size) * c.hidden_size**-0.5
+            )
             self.temporal_attn = Attention(c.hidden_size, c.n_heads)
             self.temporal_layer_norm1 = nn.LayerNorm(c.hidden_size, eps=c.layer_norm_eps)
 
