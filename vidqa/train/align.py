@@ -17,6 +17,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
@@ -99,9 +100,9 @@ def initialise(tower: VisionTower | TextTower) -> None:
 
     Fixed small deviations, usual for large models, leave narrow towers with next to no signal in their branches.
     """
-    is_text = isinstance(tower, TextTower)
     width, depth = tower.config.hidden_size, tower.config.n_layers
-    for layer in (tower.text_model if is_text else tower.vision_model).encoder.layers:
+    model: Any = tower.text_model if isinstance(tower, TextTower) else tower.vision_model
+    for layer in model.encoder.layers:
         for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
             nn.init.normal_(projection.weight, std=width**-0.5)
         for out in (layer.self_attn.out_proj, layer.mlp.fc2):
@@ -109,13 +110,13 @@ def initialise(tower: VisionTower | TextTower) -> None:
         nn.init.normal_(layer.mlp.fc1.weight, std=(2 * width) ** -0.5)
         for linear in (m for m in layer.modules() if isinstance(m, nn.Linear)):
             nn.init.zeros_(linear.bias)
-    if is_text:
-        nn.init.normal_(tower.text_model.embeddings.token_embedding.weight, std=0.02)
-        nn.init.normal_(tower.text_model.embeddings.position_embedding.weight, std=0.01)
+    if isinstance(tower, TextTower):
+        nn.init.normal_(model.embeddings.token_embedding.weight, std=0.02)
+        nn.init.normal_(model.embeddings.position_embedding.weight, std=0.01)
         nn.init.normal_(tower.text_projection.weight, std=width**-0.5)
     else:
-        nn.init.normal_(tower.vision_model.embeddings.class_embedding, std=width**-0.5)
-        nn.init.normal_(tower.vision_model.embeddings.position_embedding.weight, std=width**-0.5)
+        nn.init.normal_(model.embeddings.class_embedding, std=width**-0.5)
+        nn.init.normal_(model.embeddings.position_embedding.weight, std=width**-0.5)
         nn.init.normal_(tower.visual_projection.weight, std=width**-0.5)
 
 
@@ -129,7 +130,8 @@ def insert_temporal(tower: VisionTower, temporal_length: int) -> VisionTower:
     ours = video.vision_model
     ours.embeddings, ours.pre_layrnorm = tower.vision_model.embeddings, tower.vision_model.pre_layrnorm
     ours.post_layernorm, video.visual_projection = tower.vision_model.post_layernorm, tower.visual_projection
-    for new, old in zip(ours.encoder.layers, tower.vision_model.encoder.layers, strict=True):
+    layers: Any = zip(ours.encoder.layers, tower.vision_model.encoder.layers, strict=True)
+    for new, old in layers:
         new.self_attn, new.layer_norm1, new.mlp, new.layer_norm2 = (
             old.self_attn,
             old.layer_norm1,

@@ -74,7 +74,7 @@ def _sample(record: dict[str, Any], number: int) -> Sample:
         if not gpt["value"].strip():
             raise ValueError("an answer is empty")
         turns.append((str(human["value"]), str(gpt["value"])))
-    kind: MediaKind | None = next(iter(media), None)  # type: ignore[arg-type]
+    kind: MediaKind | None = next(iter(media), None)
     tags = sum(q.count("<image>") + q.count("<video>") for q, _ in turns)
     if tags != len(media) or (kind and turns[0][0].count(f"<{kind}>") != 1):
         raise ValueError(f"{tags} tags in the text for {len(media)} media; one, in the first question, is needed")

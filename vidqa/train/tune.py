@@ -49,7 +49,7 @@ def trainable(model: VideoLlava, stage: Stage) -> None:
     model.llm.requires_grad_(stage in ("language", "instruct"))
 
 
-class PackedDataset(torch.utils.data.Dataset):  # type: ignore[type-arg]
+class PackedDataset(torch.utils.data.Dataset[tuple[Packed, Features | None]]):
     """Groups of samples about one medium -> packed sequences with their features.
 
     Args:
