@@ -144,7 +144,7 @@ class DecodedMedia:
 
     facts: MediaFacts
     segments: tuple[DecodedSegment, ...]
-    backend: str  # `decord` or `pyav`
+    backend: str  # `pyav`, `decord` or (stills) `pillow`
     seconds: float  # wall time spent decoding
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-if TYPE_CHECKING:  # these load pydantic and numpy; the functions below import them when a command runs
+if TYPE_CHECKING:  # these load numpy; the functions below import them when a command runs
     pass
 
 Command = TypeVar("Command", bound=Callable[..., Any])

@@ -20,8 +20,8 @@ from vidqa.records import EncoderInput, Features, MediaKind
 
 log = logging.getLogger(__name__)
 
-#: Frames of one run with `batch_size="auto"`. On the CPU more brings nothing (tools/bench_encode.py), on a GPU less
-#: leaves it idle.
+#: Frames of one run with `batch_size="auto"`. Chosen by judgement: enough to share one call's overhead on the CPU, and
+#: to keep a GPU busy. tools/bench_encode.py measures what other sizes give on a machine.
 AUTO_FRAMES = {"cpu": 16, "cuda": 256}
 
 
