@@ -175,7 +175,12 @@ def test_workers_do_not_outlive_the_run(how: int, what: int, picture, tmp_path: 
     script, note = tmp_path / "run.py", tmp_path / "pids"
     script.write_text(SCRIPT)
     here = [str(Path(worker_hooks.__file__).parent), str(Path(__file__).parents[2])]
-    run = subprocess.Popen([sys.executable, str(script), picture(what), str(note), *here], stderr=subprocess.PIPE)
+    run = subprocess.Popen(
+        [sys.executable, str(script), picture(what), str(note), *here],
+        stderr=subprocess.PIPE,
+        # Started in the background of a script, the tests ignore Ctrl-C, and so would the run.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         end = time.monotonic() + 60
         while time.monotonic() < end and not (note.exists() and len(note.read_text().split()) == 2):
