@@ -194,8 +194,9 @@ def _settle(folder: Path) -> None:
     """Bring all files to the disk, with the permissions that new files have here."""
     umask = os.umask(0)
     os.umask(umask)
-    os.chmod(folder, 0o777 & ~umask)
     for path in [*folder.rglob("*"), folder]:
+        if path == folder or path.is_file():  # safetensors writes files that only their owner may read
+            os.chmod(path, (0o666 if path.is_file() else 0o777) & ~umask)
         sync_folder(path)  # opens for reading only, so it serves files that were copied as read-only too
 
 
