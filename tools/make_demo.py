@@ -38,6 +38,7 @@ STEPS: dict[str, tuple[Callable[[Plan, Path], None], str, bool]] = {
     "language": (tuning.step_language, "language.pt", True),
     "connector": (tuning.step_connector, "connector.pt", True),
     "instruct": (tuning.step_instruct, "instruct.pt", True),
+    "more_instruct": (tuning.step_more_instruct, "more_instruct.pt", True),
     "bundle": (package.step_bundle, "bundle/bundle.json", False),
     "scores": (package.step_scores, "scores.json", False),
 }

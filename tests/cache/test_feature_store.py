@@ -273,7 +273,7 @@ def test_a_read_only_cache_can_be_read_and_says_why_it_cannot_be_written(tmp_pat
     finally:
         for folder in folders:
             folder.chmod(0o755)
-    if "Permission denied" in done.stderr and "site-packages" in done.stderr:
+    if done.returncode and not all(p.stat().st_mode & 0o005 == 0o005 for p in Path(sys.prefix).resolve().parents):
         pytest.skip("another user cannot read this Python installation")
     assert done.returncode == 0, done.stderr
 

@@ -41,7 +41,7 @@ NOTICE = (
 def step_bundle(plan: Plan, work: Path) -> None:
     """Write the bundle."""
     model = new_model(plan, work)
-    model.load_state_dict(torch.load(work / "instruct.pt", weights_only=True, map_location="cpu"))
+    model.load_state_dict(torch.load(work / "more_instruct.pt", weights_only=True, map_location="cpu"))
     patches = (plan.image_size // plan.patch_size) ** 2
     common: dict[str, Any] = {
         "layer": -2,

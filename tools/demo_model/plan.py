@@ -42,13 +42,15 @@ class Plan:
     llm_heads: int = 5
     llm_inner: int = 448
     context: int = 768
-    n_texts: int = 6000
+    n_texts: int = 5000
     tune_batch: int = 8  # packed sequences in each process
     language_lr: float = 2e-3
-    connector_epochs: float = 0.15
+    connector_epochs: float = 0.12
     connector_lr: float = 2e-3
-    instruct_epochs: float = 1.2
+    instruct_epochs: float = 0.95
     instruct_lr: float = 1e-3
+    more_instruct_epochs: float = 0.62
+    more_instruct_lr: float = 7e-4
     conversations: int = 8  # about one medium in one packed sequence
     seed: int = 0
 

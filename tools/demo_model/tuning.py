@@ -70,16 +70,21 @@ def new_model(plan: Plan, work: Path) -> VideoLlava:
 
 
 def run_stage(
-    plan: Plan, work: Path, groups: list[tuple[Sample, ...]], settings: TuneSettings, start: str | None
+    plan: Plan,
+    work: Path,
+    groups: list[tuple[Sample, ...]],
+    settings: TuneSettings,
+    start: str | None,
+    result: str | None = None,
 ) -> None:
-    """One stage of tuning from the weights of `start` to `<stage>.pt`."""
+    """One stage of tuning from the weights of `start` to `<result>.pt`, by default named after the stage."""
     model = new_model(plan, work)
     if start:
         model.load_state_dict(torch.load(work / f"{start}.pt", weights_only=True, map_location=device()))
     features = FeatureArrays(plan, work) if settings.stage != "language" else no_features
     figures = tune(model, groups, features, settings, folder=work / "trainer", report=lambda f: log(json.dumps(f)))
     log(f"{settings.stage}: {json.dumps(figures)}")
-    save(model, work / f"{settings.stage}.pt")
+    save(model, work / f"{result or settings.stage}.pt")
 
 
 def no_features(media: str) -> Features:
@@ -122,3 +127,16 @@ def step_instruct(plan: Plan, work: Path) -> None:
         "instruct", plan.instruct_epochs, plan.tune_batch, plan.instruct_lr, max_conversations=plan.conversations
     )
     run_stage(plan, work, read_world(plan, work), settings, "connector")
+
+
+def step_more_instruct(plan: Plan, work: Path) -> None:
+    """Second stage again from where it cooled down, with other draws of the same conversations."""
+    settings = TuneSettings(
+        "instruct",
+        plan.more_instruct_epochs,
+        plan.tune_batch,
+        plan.more_instruct_lr,
+        max_conversations=plan.conversations,
+        seed=plan.seed + 1,
+    )
+    run_stage(plan, work, read_world(plan, work), settings, "instruct", "more_instruct")
