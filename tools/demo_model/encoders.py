@@ -14,11 +14,13 @@ from demo_world.tokens import train_tokenizer
 from demo_world.write import N_LOOKED_AT, write_world
 from torch import nn
 
-from demo_model.plan import MEAN, STD, Plan, device, log, rank, save
-from vidqa.encoders.session import OnnxSession
+from demo_model.plan import Plan, device, log, rank, save
+from vidqa.encoders.encoder import Encoder
+from vidqa.encoders.preprocess import CLIP_MEAN, CLIP_STD, PreprocessSpec, prepare
 from vidqa.model.export import export_text, export_tower
 from vidqa.model.text import TextConfig, TextTower
 from vidqa.model.vit import VisionConfig, VisionTower
+from vidqa.records import FrameBatch, MediaKind
 from vidqa.train.align import Aligner, align, initialise, insert_temporal
 
 
@@ -74,7 +76,7 @@ def reporter(every: int = 100) -> Callable[[int, float, dict[str, float]], None]
 def step_pictures(plan: Plan, work: Path) -> None:
     """Image tower and text tower, aligned on single frames."""
     pictures, _, book = make_aligners(plan, work)
-    arrays = Arrays(work / "arrays", book, MEAN, STD, plan.seed + 100 * rank())
+    arrays = Arrays(work / "arrays", book, list(CLIP_MEAN), list(CLIP_STD), plan.seed + 100 * rank())
     batches = forever(lambda: arrays.frames(plan.picture_batch, last=200).to(device()))
     align(pictures, batches, seconds=60 * plan.picture_minutes, lr=plan.align_lr, report=reporter())
     save(pictures, work / "pictures.pt")
@@ -105,7 +107,7 @@ def run_clips(
             getattr(clips, name).load_state_dict(getattr(pictures, name).state_dict())
     else:
         both.load_state_dict(weights)
-    arrays = Arrays(work / "arrays", book, MEAN, STD, sum(map(ord, result)) + 100 * rank())
+    arrays = Arrays(work / "arrays", book, list(CLIP_MEAN), list(CLIP_STD), sum(map(ord, result)) + 100 * rank())
     batches = forever(
         lambda: arrays.frames(plan.clip_pictures, last=200).to(device()),
         lambda: arrays.batch("clips", plan.clip_batch, last=200).to(device()),
@@ -130,15 +132,20 @@ def step_features(plan: Plan, work: Path) -> None:
         report = export_tower(aligner.vision, encoders / f"{name}.onnx", n_frames)
         log(f"{name}.onnx: largest difference to torch {report.max_abs_error:.1e}")
     export_text(pictures.text, encoders / "text.onnx")
-    mean, std = (np.array(v, np.float32)[:, None, None] * 255 for v in (MEAN, STD))
+    spec = PreprocessSpec("original", plan.image_size)
+    encoder = Encoder(encoders / "image.onnx", encoders / "video.onnx", "cpu")
     (work / "features").mkdir(exist_ok=True)
-    for name, graph, first in (("stills", "image", 1), ("clips", "video", 0)):
+    kinds: tuple[tuple[str, MediaKind], ...] = (("stills", "image"), ("clips", "video"))
+    for name, kind in kinds:
         pixels = np.load(work / "arrays" / f"{name}.npy", mmap_mode="r")
-        session = OnnxSession(encoders / f"{graph}.onnx", "cpu")
+        unknown, once = (
+            np.zeros(pixels.shape[1]),
+            np.zeros(pixels.shape[1], bool),
+        )  # times and repeats do not matter here
         out: Any = None
         for i in range(0, len(pixels), 16):
-            values = (pixels[i : i + 16].transpose(0, 1, 4, 2, 3).astype(np.float32) - mean) / std
-            tokens = np.asarray(session.run(np.ascontiguousarray(values))[0], np.float16)[:, :, first:]
+            frames = [FrameBatch(np.array(p), unknown, once, kind) for p in pixels[i : i + 16]]
+            tokens = np.stack([f.tokens for f in encoder.encode([prepare(b, spec, spec) for b in frames])])
             if out is None:
                 shape = (len(pixels), *tokens.shape[1:])
                 out = np.lib.format.open_memmap(work / "features" / f"{name}.npy", "w+", np.float16, shape)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from demo_world.write import N_LOOKED_AT
 
-from demo_model.plan import MEAN, STD, Plan
+from demo_model.plan import Plan
 from demo_model.tuning import new_model
 from vidqa.encoders.preprocess import PreprocessSpec
 from vidqa.model.bundle import save_bundle
@@ -49,7 +49,7 @@ def step_bundle(plan: Plan, work: Path) -> None:
         "embedding_size": plan.embedding,
         "n_patches": patches,
     }
-    common["preprocess"] = PreprocessSpec("original", plan.image_size, tuple(MEAN), tuple(STD))
+    common["preprocess"] = PreprocessSpec("original", plan.image_size)
     spec = BundleSpec(
         name="demo",
         encoders=EncodersSpec(

@@ -11,9 +11,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-#: CLIP's, as everywhere in this model family.
-MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
-
 
 @dataclass(frozen=True)
 class Plan:

@@ -56,8 +56,8 @@ def patch_truth(scene: Scene, index: np.ndarray, grid: int) -> np.ndarray:
 def build_arrays(world: Path, seeds: range, folder: Path, grid: int) -> None:
     """Decode the world's files once into .npy files that can be mapped: clips, pictures, truths and captions."""
     folder.mkdir(parents=True, exist_ok=True)
-    clips = [s for s in seeds if not make_scene(s).still]
-    stills = [s for s in seeds if make_scene(s).still]
+    is_still = {s: make_scene(s).still for s in seeds}
+    clips, stills = ([s for s in seeds if is_still[s] == kind] for kind in (False, True))
     for name, chosen, t in (("clips", clips, N_LOOKED_AT), ("stills", stills, 1)):
         shape = (len(chosen), t, SIZE, SIZE, 3)
         pixels = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.uint8, shape)
