@@ -138,13 +138,10 @@ def step_features(plan: Plan, work: Path) -> None:
     kinds: tuple[tuple[str, MediaKind], ...] = (("stills", "image"), ("clips", "video"))
     for name, kind in kinds:
         pixels = np.load(work / "arrays" / f"{name}.npy", mmap_mode="r")
-        unknown, once = (
-            np.zeros(pixels.shape[1]),
-            np.zeros(pixels.shape[1], bool),
-        )  # times and repeats do not matter here
+        times, repeated = np.zeros(pixels.shape[1]), np.zeros(pixels.shape[1], bool)  # no part in the features
         out: Any = None
         for i in range(0, len(pixels), 16):
-            frames = [FrameBatch(np.array(p), unknown, once, kind) for p in pixels[i : i + 16]]
+            frames = [FrameBatch(np.array(p), times, repeated, kind) for p in pixels[i : i + 16]]
             tokens = np.stack([f.tokens for f in encoder.encode([prepare(b, spec, spec) for b in frames])])
             if out is None:
                 shape = (len(pixels), *tokens.shape[1:])
