@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -140,6 +141,19 @@ def test_a_worker_that_died_idle_costs_nothing(picture) -> None:
         os.kill(pid, signal.SIGKILL)
         assert gone(pid)
         assert outcomes(pool, [picture(GOOD)]) == {picture(GOOD): "ok"}
+
+
+def test_a_worker_that_dies_before_it_takes_a_file_costs_nothing(picture) -> None:
+    before = children()
+    with DecodePool(1) as pool:
+        assert outcomes(pool, [picture(GOOD)]) == {picture(GOOD): "ok"}
+        (pid,) = children() - before
+        os.kill(pid, signal.SIGSTOP)  # it counts as alive and does not read: the job waits in the pipe
+        clock = threading.Timer(0.5, os.kill, (pid, signal.SIGKILL))
+        clock.start()
+        assert outcomes(pool, [picture(GOOD)]) == {picture(GOOD): "ok"}
+        clock.join()
+        assert pid not in children()
 
 
 def test_leaving_early_leaves_nothing(picture, tmp_path: Path) -> None:

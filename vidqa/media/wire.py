@@ -9,6 +9,9 @@ from typing import IO, Any
 _HEAD = struct.Struct("<QI")  # length of the pickle, number of buffers
 _SIZE = struct.Struct("<Q")
 
+#: Said by a process that has read a whole job and begins with it.
+TAKEN = "taken"
+
 
 class WireClosedError(Exception):
     """The other side is gone, or hung up in the middle of a message."""

@@ -18,10 +18,11 @@ from typing import IO
 
 from vidqa.errors import MediaError
 from vidqa.media.files import show
-from vidqa.media.wire import WireClosedError, receive, send
+from vidqa.media.wire import TAKEN, WireClosedError, receive, send
 from vidqa.records import DecodedMedia, EncoderInput, FrameBatch, SamplingSpec
 
 _START_TIMEOUT_S = 60.0
+_ATTEMPTS = 2  # to hand a job to a process
 _START = (
     "import sys, pickle; sys.path[:] = pickle.load(sys.stdin.buffer); "
     "from vidqa.media.worker_process import serve; serve()"
@@ -83,10 +84,20 @@ class Worker:
         self._end()
 
     def _decode(self, job: DecodeJob) -> DecodedMedia | MediaError:
-        if self._process is not None and self._process.poll() is not None:
-            self._end()  # it died while idle; this file had no part in it
+        """One file. A process that died before it took the job is replaced once: the file had no part in it.
+
+        To look whether the process lives is not enough: one that is being killed still counts as alive for a moment.
+        """
+        for attempt in range(_ATTEMPTS):
+            taken, outcome = self._try(job)
+            if taken or attempt == _ATTEMPTS - 1:
+                break
+        return outcome
+
+    def _try(self, job: DecodeJob) -> tuple[bool, DecodedMedia | MediaError]:
+        """Whether a process took the job, and what became of it."""
         process = self._process or self._start()
-        late = threading.Event()
+        late, taken = threading.Event(), False
 
         def kill() -> None:
             late.set()
@@ -97,15 +108,16 @@ class Worker:
         clock.start()
         try:
             send(_pipe(process.stdin), (job.path, job.seconds, job.sampling))
+            taken = receive(_pipe(process.stdout)) == TAKEN
             result = receive(_pipe(process.stdout))
         except (WireClosedError, OSError):
             self._end()
-            return self._death(job, process, late.is_set())
+            return taken or late.is_set(), self._death(job, process, late.is_set())
         finally:
             clock.cancel()
         if late.is_set():  # finished in the very moment of the kill: the result counts, the process is gone
             self._end()
-        return result
+        return True, result
 
     def _death(self, job: DecodeJob, process: subprocess.Popen[bytes], late: bool) -> MediaError:
         if late:

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from vidqa.errors import MediaError
 from vidqa.media.files import show
-from vidqa.media.wire import WireClosedError, receive, send
+from vidqa.media.wire import TAKEN, WireClosedError, receive, send
 
 _LOOK_AFTER_PARENT_S = 0.5
 
@@ -41,7 +41,9 @@ def serve() -> None:
     send(results, "ready")
     try:
         while True:
-            _answer(results, receive(jobs), transform, backend)
+            job = receive(jobs)
+            send(results, TAKEN)  # from here on, what kills this process is this file's doing
+            _answer(results, job, transform, backend)
     except (WireClosedError, BrokenPipeError):
         return
 
