@@ -21,7 +21,7 @@ from vidqa.encoders.devices import available_devices, cpu_threads, cuda_error, f
 from vidqa.encoders.faults import VERIFY_HINT, check_file, first_line, is_out_of_memory, memory_errors
 from vidqa.errors import BundleError, DeviceError
 
-__all__ = ["OnnxSession", "available_devices", "resolve_device"]
+__all__ = ["OnnxSession", "available_devices", "open_graph", "resolve_device"]
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class OnnxSession:
         check_file(self.path, sha256)
         for name, digest in (external or {}).items():
             check_file(self.path.parent / name, digest)
-        self._session = _open(self.path, self.device, threads)
+        self._session = open_graph(self.path, self.device, threads)
         self.provider: str = self._session.get_providers()[0]
         _say_once(f"onnxruntime: {self.provider} on {self.device}")
         self._read_shapes()
@@ -165,8 +165,8 @@ class OnnxSession:
             raise ValueError(f"{self.path.name} takes [B, {', '.join(map(str, want))}], got {list(shape)}")
 
 
-def _open(path: Path, device: str, threads: int | None) -> Any:
-    """An InferenceSession that really runs on `device`."""
+def open_graph(path: Path, device: str, threads: int | None = None) -> Any:
+    """An InferenceSession that really runs on `device`; BundleError or DeviceError where there is none."""
     runtime = _runtime()
     try:
         session = runtime.InferenceSession(str(path), _options(threads), providers=_providers(device))

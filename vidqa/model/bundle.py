@@ -26,9 +26,9 @@ from vidqa.encoders.preprocess import PREPROCESSING_REVISION
 from vidqa.errors import BundleError
 from vidqa.fsio import digest_file, sync_folder
 from vidqa.model.parts import check_parts, digests, external_files, files_below, inside
-from vidqa.model.spec import BundleSpec, EncoderSpec, read_spec
+from vidqa.model.spec import BundleSpec, EncoderSpec, TextEncoderSpec, read_spec
 
-_Graph = TypeVar("_Graph", bound=EncoderSpec)
+_Graph = TypeVar("_Graph", bound=EncoderSpec | TextEncoderSpec)
 
 BUNDLE_FILE = "bundle.json"
 DEMO = Path(__file__).resolve().parent.parent / "demo"
@@ -56,6 +56,14 @@ class Bundle:
         """ONNX file of the text tower; None where the bundle has none."""
         text = self.spec.encoders.text
         return self.folder / text.file if text else None
+
+    @property
+    def text_tokenizer(self) -> Path | None:
+        """`tokenizer.json` of the text tower; None where the bundle has no text tower."""
+        text = self.spec.encoders.text
+        if text is None:
+            return None
+        return self.folder / text.tokenizer if text.tokenizer else self.llm_folder / "tokenizer.json"
 
     @property
     def connector_file(self) -> Path:
@@ -183,7 +191,9 @@ def _with_digests(folder: Path, spec: BundleSpec) -> BundleSpec:
         beside = {name: digest_file(inside(folder, name)) for name in external_files(folder, part.file)}
         return replace(part, sha256=digest_file(inside(folder, part.file)), external=beside)
 
-    text = e.text and replace(e.text, sha256=digest_file(inside(folder, e.text.file)))
+    text = e.text and hashed(e.text)
+    if text and text.tokenizer:
+        text = replace(text, tokenizer_sha256=digest_file(inside(folder, text.tokenizer)))
     encoders = replace(e, image=hashed(e.image), video=hashed(e.video), text=text)
     connector = replace(spec.connector, sha256=digest_file(inside(folder, spec.connector.file)))
     files = {n: digest_file(inside(folder, f"{spec.llm.folder}/{n}")) for n in files_below(folder / spec.llm.folder)}

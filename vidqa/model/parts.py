@@ -99,7 +99,9 @@ def digests(spec: BundleSpec) -> dict[str, str]:
     e = spec.encoders
     out = {e.image.file: e.image.sha256, **e.image.external, e.video.file: e.video.sha256, **e.video.external}
     if e.text:
-        out[e.text.file] = e.text.sha256
+        out |= {e.text.file: e.text.sha256, **e.text.external}
+        if e.text.tokenizer:
+            out[e.text.tokenizer] = e.text.tokenizer_sha256
     out[spec.connector.file] = spec.connector.sha256
     return out | {f"{spec.llm.folder}/{name}": digest for name, digest in spec.llm.files.items()}
 

@@ -1,4 +1,5 @@
-"""The words of `bundle.json` as frozen records, and a strict reader: every key known, every key there.
+"""The words of `bundle.json` as frozen records, and a strict reader: every key known, every key there
+(but for those that are marked as `LATER`).
 
 Knows names and types. Does not open the parts, and imports no torch.
 """
@@ -14,6 +15,9 @@ from vidqa.prompts.formats import get_format
 from vidqa.records import SamplingSpec
 
 FORMAT_VERSION = 1
+
+#: Mark of a field that came after the first bundles: a `bundle.json` without it means its default.
+LATER = {"may be missing": True}
 
 
 def _at_least_one(record: Any, *names: str) -> None:
@@ -60,12 +64,22 @@ class VideoEncoderSpec(EncoderSpec):
 
 @dataclass(frozen=True)
 class TextEncoderSpec:
-    """The text tower, for search."""
+    """The text tower, for search.
+
+    A text is given to it as `start` (None: nothing), its tokens, `end`, at most `max_length` in all. The tower pools at
+    the largest id, so `end` must be the last token of its vocabulary. `tokenizer` is a `tokenizer.json` of the package
+    tokenizers; None is the LLM's own.
+    """
 
     file: str
     embedding_size: int
     max_length: int
     sha256: str = ""
+    external: dict[str, str] = field(default_factory=dict, metadata=LATER)
+    tokenizer: str | None = field(default=None, metadata=LATER)
+    tokenizer_sha256: str = field(default="", metadata=LATER)
+    start: str | None = field(default=None, metadata=LATER)
+    end: str = field(default="<|endoftext|>", metadata=LATER)
 
     def __post_init__(self) -> None:
         _at_least_one(self, "embedding_size", "max_length")
@@ -213,9 +227,10 @@ def _read_record(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
     prefix = f"{where}." if where else ""
     hints = get_type_hints(kind)
     names = [f.name for f in fields(kind)]
+    needed = [f.name for f in fields(kind) if f.metadata != LATER]
     before = len(problems)
     problems += [f"{prefix}{key}: unknown key" for key in value if key not in names]
-    problems += [f"{prefix}{name}: missing" for name in names if name not in value]
+    problems += [f"{prefix}{name}: missing" for name in needed if name not in value]
     read = {n: _read(hints[n], value[n], f"{prefix}{n}", problems) for n in names if n in value}
     if len(problems) > before:
         return None

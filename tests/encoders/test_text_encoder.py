@@ -1,0 +1,149 @@
+"""Texts become the embeddings of the tower; texts that cannot are refused by name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vidqa.encoders.text import TextEncoder, TextTokens
+from vidqa.errors import BundleError, UsageError
+from vidqa.model.bundle import BUNDLE_FILE, Bundle, load_bundle, save_bundle
+
+DEMO = load_bundle("demo")
+WORDS = ("red", "green", "blue", "a", "the", "circle", "square", "moves")
+
+
+@pytest.fixture(scope="module")
+def encoder() -> TextEncoder:
+    return TextEncoder.from_bundle(DEMO, "cpu")
+
+
+def word_tokenizer(file: Path) -> Path:
+    """A tokenizer of a few words and two marks, the last two of its ids."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    vocabulary = {word: i for i, word in enumerate(["<unk>", *WORDS, "<start>", "<end>"])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.add_special_tokens(["<start>", "<end>"])
+    words.enable_truncation(3)  # what the file asks for itself is not used
+    words.save(str(file))
+    return file
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> TextTokens:
+    return TextTokens(word_tokenizer(tmp_path / "tokenizer.json"), 12, "<start>", "<end>")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The demo model with a tokenizer of the text tower's own."""
+    text = DEMO.spec.encoders.text
+    assert text is not None
+    text = replace(text, tokenizer="encoders/text.json", end="</s>")
+    spec = replace(DEMO.spec, encoders=replace(DEMO.spec.encoders, text=text))
+
+    def fill(part: Path) -> None:
+        shutil.copytree(DEMO.folder, part, dirs_exist_ok=True)
+        shutil.copy(part / "llm" / "tokenizer.json", part / "encoders" / "text.json")
+
+    return save_bundle(tmp_path / "model", spec, fill).folder
+
+
+def test_ids_stand_between_the_marks(tokens: TextTokens) -> None:
+    assert tokens.ids("a red circle moves") == [9, 4, 1, 6, 8, 10]
+    assert tokens.ids(" a\nred circle moves ") == tokens.ids("a red circle moves")
+
+
+def test_longest_text(tokens: TextTokens) -> None:
+    assert len(tokens.ids("red " * 10)) == 12
+    with pytest.raises(UsageError, match="has 11 tokens, 1 more than") as e:
+        tokens.ids("red " * 11)
+    assert "at most 10 tokens" in str(e.value)
+
+
+@pytest.mark.parametrize(("text", "says"), [("", "empty"), (" \n", "empty"), ("a <end> b", "<end>")])
+def test_texts_that_are_refused(text: str, says: str, tokens: TextTokens) -> None:
+    with pytest.raises(UsageError, match=says):
+        tokens.ids(text)
+
+
+def test_company_changes_nothing(encoder: TextEncoder) -> None:
+    texts = ["A red circle moves left.", "Blue.", "The green square grows larger and a star appears."]
+    together = encoder.encode(texts)
+    assert (together.shape, together.dtype) == ((3, 128), np.float32)
+    for text, one in zip(texts, together, strict=True):
+        np.testing.assert_allclose(encoder.encode([text])[0], one, atol=1e-5)
+    assert np.abs(together[0] - together[1]).max() > 1e-2
+
+
+def test_padding_is_as_in_the_published_models(encoder: TextEncoder) -> None:
+    """They pad with the end mark; what stands behind the first end mark is not seen."""
+    ids = encoder.tokens.ids("a red circle")
+    padded = np.array([ids + [ids[-1]] * (64 - len(ids))], np.int64)
+    mask = np.array([[1] * len(ids) + [0] * (64 - len(ids))], np.int64)
+    np.testing.assert_allclose(encoder.embed(padded, mask), encoder.encode(["a red circle"]), atol=1e-5)
+
+
+def test_demo_uses_the_tokenizer_of_its_language_model(encoder: TextEncoder) -> None:
+    assert DEMO.text_tokenizer == DEMO.llm_folder / "tokenizer.json"
+    one, near, far = encoder.encode(["A red circle moves left.", "a red circle", "a green star"])
+    assert one @ near / np.linalg.norm(near) > one @ far / np.linalg.norm(far)
+
+
+def test_model_without_a_text_tower() -> None:
+    spec = replace(DEMO.spec, encoders=replace(DEMO.spec.encoders, text=None))
+    with pytest.raises(UsageError, match="demo has no text tower") as e:
+        TextEncoder.from_bundle(Bundle(DEMO.folder, spec), "cpu")
+    assert e.value.hint
+
+
+def test_a_tokenizer_of_its_own_is_a_part(folder: Path) -> None:
+    bundle = load_bundle(folder)
+    assert bundle.text_tokenizer == folder / "encoders" / "text.json"
+    assert (bundle.verify(), bundle.model_id) == ([], DEMO.model_id), "search changes no answer"
+    with pytest.raises(UsageError, match="reserves"):  # its end mark is not the largest id
+        TextEncoder.from_bundle(bundle, "cpu").encode(["red"])
+
+
+@pytest.mark.parametrize("name", ["text.onnx", "text.json"])
+def test_damaged_files(name: str, folder: Path) -> None:
+    with (folder / "encoders" / name).open("ab") as f:
+        f.write(b" ")
+    bundle = load_bundle(folder)
+    assert [p for p in bundle.verify() if name in p]
+    with pytest.raises(BundleError, match=f"{name}: altered"):
+        TextEncoder.from_bundle(bundle, "cpu")
+    (folder / "encoders" / name).unlink()
+    with pytest.raises(BundleError, match=f"{name}: missing"):
+        load_bundle(folder)
+
+
+def test_wrong_files(tmp_path: Path, tokens: TextTokens) -> None:
+    (tmp_path / "empty.json").write_text("{}")
+    with pytest.raises(BundleError, match="not a tokenizer"):
+        TextTokens(tmp_path / "empty.json", 12, None, "<end>")
+    with pytest.raises(BundleError, match="no token <stop>"):
+        TextTokens(tmp_path / "tokenizer.json", 12, None, "<stop>")
+    with pytest.raises(BundleError, match="not a text tower"):
+        TextEncoder(DEMO.image_graph, tokens, "cpu")
+
+
+def test_later_keys_have_defaults(folder: Path) -> None:
+    """Bundles from before these keys can be read; the others are all needed."""
+    data = json.loads((folder / BUNDLE_FILE).read_text())
+    for key in ("tokenizer", "tokenizer_sha256", "start", "end", "external"):
+        del data["encoders"]["text"][key]
+    (folder / BUNDLE_FILE).write_text(json.dumps(data))
+    bundle = load_bundle(folder)
+    assert bundle.text_tokenizer == bundle.llm_folder / "tokenizer.json"
+    del data["encoders"]["text"]["max_length"]
+    (folder / BUNDLE_FILE).write_text(json.dumps(data))
+    with pytest.raises(BundleError, match=r"encoders\.text\.max_length: missing"):
+        load_bundle(folder)
