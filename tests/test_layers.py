@@ -30,7 +30,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     "onnxscript": ("vidqa.model.export",),
     "decord": ("vidqa.media.decord_backend", "vidqa.media.probe"),
     "av": ("vidqa.media.pyav_backend", "vidqa.media.probe"),
-    "polars": ("vidqa.tables", "vidqa.eval"),
+    "polars": ("vidqa.tables", "vidqa.eval", "vidqa.train"),  # train: its tables of rejects, samples in Parquet
     "click": ("vidqa.cli",),
 }
 #: Never at the top of a package's __init__: whoever imports the package would pay for it.

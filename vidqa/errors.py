@@ -75,6 +75,10 @@ class TableError(VidqaError):
     """A table cannot be read or written, or has another schema."""
 
 
+class TrainError(VidqaError):
+    """Training cannot begin or go on: too many bad samples, a loss that is no number, no room for checkpoints."""
+
+
 class LockedError(VidqaError):
     """Another run holds the lock of the table."""
 

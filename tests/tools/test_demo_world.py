@@ -105,6 +105,6 @@ def test_a_world_folder_is_training_data_in_the_llava_layout(tmp_path):
     assert len(samples) == sum(len(all_records(make_scene(s))) for s in range(6))
     groups = by_media(samples)
     assert len(groups) == 6
-    assert all((tmp_path / "media" / g[0].media).is_file() for g in groups)
+    assert all((tmp_path / "media" / g[0].media[0].path).is_file() for g in groups)
     topics = {r["topic"] for r in json.loads((tmp_path / "conversations.json").read_text())}
     assert {"caption", "detail", "colour", "shape", "count", "yes_no", "dialogue"} <= topics

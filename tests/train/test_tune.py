@@ -34,7 +34,7 @@ def test_groups_keep_samples_of_one_medium_together(groups):
 def test_a_stage_changes_its_weights_and_no_others(tiny_model, groups, features_of, tmp_path, stage, changes):
     before = {k: v.clone() for k, v in tiny_model.state_dict().items()}
     settings = TuneSettings(stage=stage, epochs=9, batch_size=4, lr=1e-2)
-    chosen = [g for g in groups if g[0].media is None] if stage == "language" else groups
+    chosen = [g for g in groups if not g[0].media] if stage == "language" else groups
     tune(tiny_model, chosen, features_of, settings, folder=tmp_path)
     changed = {k.split(".")[0] for k, v in tiny_model.state_dict().items() if not torch.equal(v, before[k])}
     assert changed == changes
@@ -63,9 +63,9 @@ def test_same_seed_same_weights(groups, features_of, tmp_path, request):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"conversations": []}, "pairs"),
-        ({"video": ["a.mp4", "b.mp4"]}, "one image or one video"),
-        ({"conversations": [{"from": "human", "value": "hello"}, {"from": "gpt", "value": "x"}]}, "0 tags"),
+        ({"conversations": []}, "no question"),
+        ({"video": ["a.mp4", "b.mp4"]}, "1 <video> tags in the questions for 0 pictures and 2 clips"),
+        ({"conversations": [{"from": "human", "value": "hello"}, {"from": "gpt", "value": "x"}]}, "0 <video> tags"),
         ({"conversations": [{"from": "human", "value": "<video>\n?"}, {"from": "gpt", "value": " "}]}, "empty"),
         ({"conversations": [{"from": "gpt", "value": "<video>\n?"}, {"from": "gpt", "value": "x"}]}, "alternate"),
     ],

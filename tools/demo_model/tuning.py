@@ -101,7 +101,7 @@ def step_language(plan: Plan, work: Path) -> None:
         found = []
         for k, conversation in enumerate(turns(scene, 1)):
             (question, answer), *rest = [(p.question, p.answer) for p in conversation]
-            found.append(Sample(f"{seed}-{k}", None, None, ((f"{said}\n{question}", answer), *rest)))
+            found.append(Sample(f"{seed}-{k}", (), ((f"{said}\n{question}", answer), *rest)))
         groups.append(tuple(found))
     settings = TuneSettings("language", 1.0, plan.tune_batch, plan.language_lr, max_conversations=plan.conversations)
     run_stage(plan, work, groups, settings, None)

@@ -80,7 +80,9 @@ class PackedDataset(torch.utils.data.Dataset[tuple[Packed, Features | None]]):
         group = self.groups[index]
         chosen = [group[i] for i in self.rng.permutation(len(group))[: self.limit]]
         media = group[0].media
-        features = self.features(media) if media is not None else None
+        if len(media) > 1:
+            raise UsageError(f"sample {group[0].id}: {len(media)} media; conversations are packed about one")
+        features = self.features(media[0].path) if media else None
         shape = [(features.kind, *features.tokens.shape[:2])] if features else []
         labelled = [build_labels(self.tokenizer, self.chat, s.turns, shape) for s in chosen]
         for sample, made in zip(chosen, labelled, strict=True):
@@ -203,7 +205,7 @@ class LengthBuckets(torch.utils.data.Sampler[int]):
     """
 
     def __init__(self, groups: Sequence[tuple[Sample, ...]], batch_size: int, seed: int) -> None:
-        self.kinds = [group[0].kind or "" for group in groups]
+        self.kinds = [group[0].media[0].kind if group[0].media else "" for group in groups]
         self.batch_size, self.rng = batch_size, np.random.default_rng(seed)
 
     def __len__(self) -> int:

@@ -1,0 +1,174 @@
+"""Several files of conversations -> one numbered set of samples, and the order in which an epoch sees them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vidqa.cache.key import default_cache_dir
+from vidqa.errors import UsageError
+from vidqa.train.data.formats import FORMATS, Format, to_sample
+from vidqa.train.data.locate import MediaFolder
+from vidqa.train.data.recordfile import RecordFile
+from vidqa.train.data.rejects import Rejected
+from vidqa.train.data.sample import Sample, SampleError
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file of conversations in a mix.
+
+    `weight` is how often an epoch sees each record: 1 once, 2 twice, 0.25 a quarter of the records, another quarter in
+    the next epoch.
+    """
+
+    path: str
+    media_root: str | None = None  # None: the folder of the file
+    weight: float = 1.0
+    format: Format = "auto"
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """What a report says of a source."""
+
+    path: str
+    n_records: int
+    size: int  # bytes
+    sha256: str
+    weight: float
+
+
+class Corpus:
+    """All records of all sources, numbered through. Holds offsets, no texts; may be handed to other processes.
+
+    Args:
+        sources: the files.
+        seed: of the orders.
+        cache_dir: where the places of records are remembered; None means the user's cache folder.
+        progress: show bars on stderr while files are read for the first time.
+
+    Raises:
+        UsageError: lists every source that cannot be used.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        seed: int = 0,
+        *,
+        cache_dir: str | os.PathLike[str] | None = None,
+        progress: bool = False,
+    ) -> None:
+        self.sources, self.seed = tuple(sources), seed
+        root = Path(cache_dir) if cache_dir is not None else default_cache_dir()
+        problems, opened = [], []
+        if not self.sources:
+            problems.append("no file of conversations is named")
+        for source in self.sources:
+            try:
+                opened.append(_open(source, root, progress))
+            except UsageError as e:
+                problems.append(str(e))
+        if problems:
+            raise UsageError("\n".join(problems))
+        self._opened = opened
+        self._first = np.cumsum([0, *(len(file) for file, _ in opened)])
+
+    def __len__(self) -> int:
+        return int(self._first[-1])
+
+    def place(self, index: int) -> tuple[int, int]:
+        """(source, record in its file) of a number.
+
+        Raises:
+            IndexError: there is no such sample.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        which = int(np.searchsorted(self._first, index, side="right")) - 1
+        return which, index - int(self._first[which])
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read one sample; its media exist as files.
+
+        Raises:
+            SampleError: it cannot be trained on.
+            TrainError: its file was changed or removed.
+        """
+        which, number = self.place(index)
+        source, (file, folder) = self.sources[which], self._opened[which]
+        return to_sample(file.record(number), folder, source=source.path, number=number, format=source.format)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[i] for i in range(len(self)))
+
+    def get(self, index: int) -> Sample | Rejected:
+        """As `corpus[index]`, but a bad record comes as a value, for it has to cross process borders."""
+        try:
+            return self[index]
+        except SampleError as e:
+            return self.rejected(index, e)
+
+    def rejected(self, index: int, error: SampleError, id: str | None = None) -> Rejected:
+        """The line for the table of rejects."""
+        which, number = self.place(index)
+        return Rejected(self.sources[which].path, number, id or self._id(which, number), error.kind, error.what)
+
+    def _id(self, which: int, number: int) -> str:
+        try:
+            record = self._opened[which][0].record(number)
+        except SampleError:
+            return str(number)
+        return str(record.get("id", record.get("video_id", number)))
+
+    def epoch_order(self, epoch: int) -> np.ndarray:
+        """int64 [M]: the numbers of the samples that an epoch sees, shuffled; the same on every machine.
+
+        Each source is a row of shuffled passes over its records, of which every epoch takes the next
+        `weight * n_records`: so records are seen equally often, whatever the weight.
+        """
+        parts = []
+        for which, source in enumerate(self.sources):
+            n = len(self._opened[which][0])
+            take = round(n * source.weight)
+            start, end = epoch * take, (epoch + 1) * take
+            for turn in range(start // n, -(-end // n)):
+                order = np.random.default_rng([self.seed, 1, which, turn]).permutation(n)
+                parts.append(order[max(0, start - turn * n) : end - turn * n] + self._first[which])
+        order = np.concatenate(parts).astype(np.int64)
+        return order[np.random.default_rng([self.seed, 2, epoch]).permutation(len(order))]
+
+    @property
+    def files(self) -> tuple[FileFacts, ...]:
+        """The sources as a report names them."""
+        return tuple(
+            FileFacts(source.path, len(file), file.size, file.sha256, source.weight)
+            for source, (file, _) in zip(self.sources, self._opened, strict=True)
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the contents of all files, with their weights and in the order of the sources; not of paths."""
+        parts = [(f.sha256, f.weight, s.format) for f, s in zip(self.files, self.sources, strict=True)]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _open(source: Source, cache_dir: Path, progress: bool) -> tuple[RecordFile, MediaFolder]:
+    if not 0 < source.weight < 1000:
+        raise UsageError(f"{source.path}: a weight must be above 0 and below 1000, not {source.weight}")
+    if source.format not in FORMATS:
+        raise UsageError(f"{source.path}: unknown format {source.format!r}; known: {', '.join(FORMATS)}")
+    root = Path(source.media_root) if source.media_root is not None else Path(source.path).parent
+    if not root.is_dir():
+        raise UsageError(f"{source.path}: the media folder {root} is not there")
+    file = RecordFile(source.path, cache_dir, progress=progress)
+    if round(len(file) * source.weight) < 1:
+        raise UsageError(f"{source.path}: weight {source.weight} of {len(file)} records leaves none in an epoch")
+    return file, MediaFolder(root)

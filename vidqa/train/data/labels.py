@@ -1,0 +1,46 @@
+"""A sample -> token ids and labels, or the reason why there are none: the one way for check and training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vidqa.errors import UsageError
+from vidqa.prompts.build import LabelledPrompt, Tokenizer, build_labels
+from vidqa.prompts.formats import ChatFormat
+from vidqa.records import MediaKind
+from vidqa.train.data.sample import Sample, SampleError
+
+
+def labelled(
+    sample: Sample,
+    tokenizer: Tokenizer,
+    chat: ChatFormat,
+    shapes: Sequence[tuple[MediaKind, int, int]],
+    max_tokens: int | None = None,
+) -> LabelledPrompt:
+    """Token ids, slots and labels of a whole sample: the loss is on the answers and their closing mark, in every turn.
+
+    Args:
+        sample: the sample.
+        tokenizer: the LLM's own.
+        chat: format to tune with; `plain` leaves the questions out.
+        shapes: (kind, n_frames, tokens_per_frame) of each of the sample's media, in their order.
+        max_tokens: longest sample, visual tokens included.
+
+    Raises:
+        SampleError: reserved_text, placeholder_mismatch, too_long.
+    """
+    if [shape[0] for shape in shapes] != [ref.kind for ref in sample.media]:
+        asked = ", ".join(ref.kind for ref in sample.media) or "none"
+        raise SampleError("placeholder_mismatch", f"features of {[s[0] for s in shapes]} for media {asked}")
+    try:
+        made = build_labels(tokenizer, chat, sample.turns, shapes)
+    except UsageError as e:
+        raise SampleError("reserved_text", e.what) from e
+    if made.problem:
+        raise SampleError("reserved_text", made.problem)
+    n = len(made.prompt.ids)
+    if max_tokens is not None and n > max_tokens:
+        n_visual = int(made.prompt.slots.sum())
+        raise SampleError("too_long", f"{n} tokens, {n_visual} of them visual; the limit is {max_tokens}")
+    return made

@@ -1,0 +1,170 @@
+"""A file of conversations -> record i, read alone. JSON lists, JSON lines and Parquet.
+
+Where records lie is found once and kept in the cache folder under the file's path, size and time of change, so the
+second start of a training run reads nothing of a file of gigabytes but the records it needs. Parquet cannot give one
+row cheaply: it is written out as JSON lines beside that index, block by block.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vidqa import fsio
+from vidqa.errors import TrainError, UsageError
+from vidqa.train.data.sample import SampleError
+from vidqa.train.data.scan import Scanned, layout_of, scan_json
+
+log = logging.getLogger(__name__)
+
+#: Folder below the cache, and the form of what lies there; raised by one when that changes.
+FOLDER, INDEX_FORMAT = "records", 1
+#: Two changes within one tick of a file system's clock give the same time; FAT ticks every two seconds.
+_TICK_NS = 2_000_000_000
+_BLOCK_ROWS = 4096
+
+
+class RecordFile:
+    """The records of one file. May be pickled and used from many processes: every read opens the file anew.
+
+    Args:
+        path: of the file.
+        cache_dir: root of the feature cache.
+        progress: show a bar on stderr while a file is read for the first time.
+
+    Raises:
+        UsageError: the file cannot be read, or holds no records.
+    """
+
+    def __init__(self, path: str | Path, cache_dir: str | Path, *, progress: bool = False) -> None:
+        self.path = Path(path)
+        layout = layout_of(self.path)
+        found = os.stat(self.path)
+        stamp = [str(self.path.absolute()), found.st_size, found.st_mtime_ns, INDEX_FORMAT]
+        name = hashlib.sha256(json.dumps(stamp).encode("utf-8", "surrogateescape")).hexdigest()[:40]
+        index = Path(cache_dir, FOLDER, f"{name}.npz")
+        self.data = index.with_suffix(".jsonl") if layout == "parquet" else self.path
+        known = _load(index, found.st_mtime_ns) if self.data.exists() else None
+        if known is None:
+            began_ns = time.time_ns()
+            with _bar(self.path, found.st_size, progress) as read:
+                if layout == "parquet":
+                    _write_lines(self.path, self.data)
+                    lines = scan_json(self.data, "lines")
+                    known = Scanned(lines.spans, fsio.digest_file(self.path), found.st_size)
+                else:
+                    known = scan_json(self.path, layout, read=read)
+            _save(index, known, began_ns)
+        if not len(known.spans):
+            raise UsageError(f"{self.path}: holds no records")
+        self.spans, self.sha256, self.size = known.spans, known.sha256, known.size
+        self._state = _state(self.data)
+
+    def __len__(self) -> int:
+        return len(self.spans)
+
+    def record(self, number: int) -> dict[str, Any]:
+        """Read one record.
+
+        Raises:
+            SampleError: bad_json.
+            TrainError: the file was changed or removed since it was opened.
+        """
+        start, end = (int(offset) for offset in self.spans[number])
+        try:
+            with self.data.open("rb") as f:
+                found = os.fstat(f.fileno())
+                if (found.st_size, found.st_mtime_ns) != self._state:
+                    raise TrainError(f"{self.path}: was changed while it was in use", hint="start again")
+                f.seek(start)
+                text = f.read(end - start)
+        except OSError as e:
+            raise TrainError(f"{self.path}: cannot be read any more: {e.strerror or e}") from e
+        try:
+            record = json.loads(text.decode("utf-8-sig"))
+        except ValueError as e:  # of the decoder, too: bytes that are no UTF-8
+            raise SampleError("bad_json", f"from byte {start}: {e}") from e
+        except RecursionError as e:
+            raise SampleError("bad_json", f"from byte {start}: nested too deeply") from e
+        if not isinstance(record, dict):
+            raise SampleError("bad_json", f"from byte {start}: an object is needed, not {type(record).__name__}")
+        return record
+
+
+def _state(path: Path) -> tuple[int, int]:
+    found = os.stat(path)
+    return found.st_size, found.st_mtime_ns
+
+
+@contextmanager
+def _bar(path: Path, size: int, progress: bool) -> Iterator[Callable[[int], object]]:
+    """A bar on stderr; gives what is to be called with the bytes read."""
+    from tqdm import tqdm
+
+    with tqdm(
+        total=size, unit="B", unit_scale=True, desc=f"records of {path.name}", leave=False, disable=not progress
+    ) as bar:
+        yield bar.update
+
+
+def _load(index: Path, mtime_ns: int) -> Scanned | None:
+    try:
+        with np.load(index, allow_pickle=False) as stored:
+            read_ns = int(stored["read_ns"])
+            if abs(read_ns - mtime_ns) <= _TICK_NS:
+                return None  # changed just before it was read: a later change could hide behind the same time
+            spans, sha256, size = stored["spans"], str(stored["sha256"]), int(stored["size"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, EOFError) as e:
+        log.warning("damaged index %s (%s): the records are looked for again", index, e)
+        return None
+    return Scanned(spans, sha256, size) if spans.ndim == 2 and spans.dtype == np.int64 else None
+
+
+def _save(index: Path, found: Scanned, read_ns: int) -> None:
+    try:
+        index.parent.mkdir(parents=True, exist_ok=True)
+        with fsio.commit(index) as f:
+            np.savez(
+                f,
+                spans=found.spans,
+                sha256=np.array(found.sha256),
+                size=np.array(found.size),
+                read_ns=np.array(read_ns),
+            )
+    except OSError as e:  # costs the next start some time, nothing else
+        log.warning("the index of records cannot be kept in %s: %s", index.parent, e.strerror or e)
+
+
+def _write_lines(path: Path, lines: Path) -> None:
+    """Parquet -> JSON lines, a block of rows at a time."""
+    import polars as pl
+
+    try:
+        table = pl.scan_parquet(path)
+        n_rows = int(table.select(pl.len()).collect().item())
+        if binary := [name for name, kind in table.collect_schema().items() if kind == pl.Binary]:
+            hint = "write the pictures to files and name them in a column `image`"
+            raise UsageError(f"{path}: column {binary[0]} holds bytes, not paths", hint=hint)
+        lines.parent.mkdir(parents=True, exist_ok=True)
+        with fsio.commit(lines) as f:
+            for start in range(0, n_rows, _BLOCK_ROWS):
+                for row in table.slice(start, _BLOCK_ROWS).collect().iter_rows(named=True):
+                    f.write(json.dumps(row, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass") + b"\n")
+    except OSError as e:
+        raise TrainError(
+            f"{path}: cannot be written out as JSON lines below {lines.parent}: {e.strerror or e}",
+            hint="free some space, or another cache folder with --cache-dir (VIDQA_CACHE)",
+        ) from e
+    except pl.exceptions.PolarsError as e:
+        raise UsageError(f"{path}: cannot be read as Parquet: {e}") from e

@@ -1,0 +1,181 @@
+"""Bytes of a file -> where its records lie. Reads chunk by chunk; what is kept is two offsets a record.
+
+JSON is not parsed here, only its brackets, commas and strings are followed, which numpy does for a chunk at once
+(about a gigabyte in a few seconds). What a record holds is found out when it is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from vidqa.errors import UsageError
+
+Layout = Literal["array", "lines", "parquet"]
+CHUNK = 1 << 20
+
+_QUOTE, _OPEN, _CLOSE, _COMMA = 1, 2, 3, 4
+_KIND = np.zeros(256, np.uint8)
+for _letters, _kind in ((b'"', _QUOTE), (b"[{", _OPEN), (b"]}", _CLOSE), (b",", _COMMA)):
+    _KIND[list(_letters)] = _kind
+_BACKSLASH, _NEWLINE, _SPACE = 0x5C, 0x0A, 0x20
+_BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class Scanned:
+    """Where the records of a file lie."""
+
+    spans: np.ndarray  # int64 [N, 2]: first byte and first byte after, of each record
+    sha256: str  # of the whole file
+    size: int  # bytes
+
+
+def layout_of(path: Path) -> Layout:
+    """How a file stores records, by its first bytes.
+
+    Raises:
+        UsageError: it cannot be read, or is none of the three.
+    """
+    try:
+        with path.open("rb") as f:
+            head = f.read(4096)
+    except OSError as e:
+        raise UsageError(f"{path}: cannot be read: {e.strerror or e}") from e
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    text = head.removeprefix(_BOM).lstrip()
+    if text.startswith(b"["):
+        return "array"
+    if text.startswith(b"{"):
+        return "lines"
+    what = "is empty" if not text else "is not a JSON list, JSON lines or a Parquet file"
+    raise UsageError(f"{path}: {what}")
+
+
+def scan_json(path: Path, layout: Layout, *, chunk: int = CHUNK, read: Callable[[int], None] | None = None) -> Scanned:
+    """Find the records of a JSON list (`array`) or of JSON lines.
+
+    Args:
+        path: of the file.
+        layout: from `layout_of`.
+        chunk: bytes read at a time.
+        read: called with the number of bytes after each chunk.
+
+    Raises:
+        UsageError: the list is not closed, closed twice, or something follows it; the file cannot be read.
+    """
+    scanner: _Array | _Lines = _Array(path) if layout == "array" else _Lines()
+    digest, size = hashlib.sha256(), 0
+    try:
+        with path.open("rb") as f:
+            while data := f.read(chunk):
+                digest.update(data)
+                scanner.feed(np.frombuffer(data, np.uint8), size)
+                size += len(data)
+                if read:
+                    read(len(data))
+            spans = scanner.spans(size)
+            if layout == "array" and len(spans) == 1:  # `[ ]` looks like one record of nothing
+                f.seek(int(spans[0, 0]))
+                if not f.read(int(spans[0, 1] - spans[0, 0])).strip():
+                    spans = spans[:0]
+    except OSError as e:
+        raise UsageError(f"{path}: cannot be read: {e.strerror or e}") from e
+    return Scanned(spans, digest.hexdigest(), size)
+
+
+class _Array:
+    """Cuts a list at the commas that belong to it. State goes over the borders of chunks."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.escaped = False  # the first byte of the next chunk stands behind a backslash that counts
+        self.in_string = False
+        self.depth = 0
+        self.closed = False
+        self.cuts: list[np.ndarray] = []  # offsets of `[`, the commas of the list, `]`
+
+    def feed(self, data: np.ndarray, offset: int) -> None:
+        kinds = _KIND[data]
+        self._forget_escaped(data, kinds)
+        at = np.flatnonzero(kinds)
+        what = kinds[at]
+        n_quotes = np.cumsum(what == _QUOTE) + int(self.in_string)
+        outside = (what != _QUOTE) & (n_quotes % 2 == 0)
+        if len(at):
+            self.in_string = bool(n_quotes[-1] % 2)
+        at, what = at[outside], what[outside]
+        depth = self.depth + np.cumsum((what == _OPEN).astype(np.int64) - (what == _CLOSE))
+        is_cut = (depth == 1) & ((what == _COMMA) | (what == _OPEN)) | (depth == 0)
+        # `[[1], [2]]`: a bracket that opens at depth 1 is the list's own; those of records reach depth 2.
+        self._check(data, at, depth, offset)
+        self.cuts.append(at[is_cut].astype(np.int64) + offset)
+        if len(at):
+            self.depth = int(depth[-1])
+
+    def _forget_escaped(self, data: np.ndarray, kinds: np.ndarray) -> None:
+        """Take what stands behind an odd run of backslashes out of `kinds`."""
+        slashes = np.flatnonzero(data == _BACKSLASH)
+        if self.escaped:
+            kinds[0] = 0
+            slashes = slashes[slashes != 0]
+        self.escaped = False
+        if not len(slashes):
+            return
+        first = np.flatnonzero(np.diff(slashes, prepend=-2) != 1)  # where runs begin
+        length = np.diff(first, append=len(slashes))
+        behind = (slashes[first] + length)[length % 2 == 1]
+        self.escaped = bool(len(behind) and behind[-1] == len(data))
+        kinds[behind[behind < len(data)]] = 0
+
+    def _check(self, data: np.ndarray, at: np.ndarray, depth: np.ndarray, offset: int) -> None:
+        """Nothing may follow the end of the list."""
+        start = 0
+        if not self.closed:
+            ends = np.flatnonzero(depth <= 0)
+            if not len(ends):
+                return
+            self.closed, start = True, int(at[ends[0]]) + 1
+        if len(rest := np.flatnonzero(data[start:] > _SPACE)):
+            raise UsageError(f"{self.path}: byte {offset + start + int(rest[0])}: text after the end of the list")
+
+    def spans(self, size: int) -> np.ndarray:
+        """int64 [N, 2]."""
+        if not self.closed:
+            where = "inside a text" if self.in_string else f"with {self.depth} brackets open"
+            raise UsageError(f"{self.path}: the list is cut off: the file ends at byte {size} {where}")
+        cuts = np.concatenate(self.cuts)
+        return np.stack([cuts[:-1] + 1, cuts[1:]], axis=1)
+
+
+class _Lines:
+    """Cuts at line breaks; lines of nothing are no records."""
+
+    def __init__(self) -> None:
+        self.start = 0  # of the line that the next chunk goes on with
+        self.n_seen = 0  # bytes of it that are not white space
+        self.found: list[np.ndarray] = []
+
+    def feed(self, data: np.ndarray, offset: int) -> None:
+        ends = np.flatnonzero(data == _NEWLINE)
+        seen = np.cumsum(data > _SPACE, dtype=np.int64)
+        if not len(ends):
+            self.n_seen += int(seen[-1])
+            return
+        until = seen[ends]
+        n_seen = np.diff(until, prepend=0)
+        n_seen[0] += self.n_seen
+        starts = np.concatenate([[self.start], ends[:-1] + 1 + offset])
+        self.found.append(np.stack([starts, ends + offset], axis=1)[n_seen > 0].astype(np.int64))
+        self.start, self.n_seen = int(ends[-1]) + 1 + offset, int(seen[-1] - until[-1])
+
+    def spans(self, size: int) -> np.ndarray:
+        """int64 [N, 2]."""
+        last = np.array([[self.start, size]] if self.n_seen else [], np.int64).reshape(-1, 2)
+        return np.concatenate([*self.found, last])
