@@ -69,6 +69,7 @@ def to_sample(record: Any, locator: Locator, *, source: str, number: int, format
         raise SampleError("bad_json", f"a record must be an object, not {type(record).__name__}")
     record = {k: v for k, v in record.items() if v is not None}  # tables fill absent keys with null
     layout = format_of(record) if format == "auto" else format
+    media: dict[MediaKind, list[MediaRef]]
     name = str(record.get("id", number))
     if layout == "videoinstruct":
         name, turns = str(record.get("id", record.get("video_id", number))), _question_and_answer(record)

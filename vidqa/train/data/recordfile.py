@@ -56,13 +56,13 @@ class RecordFile:
         known = _load(index, found.st_mtime_ns) if self.data.exists() else None
         if known is None:
             began_ns = time.time_ns()
-            with _bar(self.path, found.st_size, progress) as read:
+            with _bar(self.path, found.st_size, progress) as tell:
                 if layout == "parquet":
                     _write_lines(self.path, self.data)
                     lines = scan_json(self.data, "lines")
                     known = Scanned(lines.spans, fsio.digest_file(self.path), found.st_size)
                 else:
-                    known = scan_json(self.path, layout, read=read)
+                    known = scan_json(self.path, layout, tell=tell)
             _save(index, known, began_ns)
         if not len(known.spans):
             raise UsageError(f"{self.path}: holds no records")

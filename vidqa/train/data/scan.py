@@ -58,14 +58,16 @@ def layout_of(path: Path) -> Layout:
     raise UsageError(f"{path}: {what}")
 
 
-def scan_json(path: Path, layout: Layout, *, chunk: int = CHUNK, read: Callable[[int], None] | None = None) -> Scanned:
+def scan_json(
+    path: Path, layout: Layout, *, chunk: int = CHUNK, tell: Callable[[int], object] | None = None
+) -> Scanned:
     """Find the records of a JSON list (`array`) or of JSON lines.
 
     Args:
         path: of the file.
         layout: from `layout_of`.
         chunk: bytes read at a time.
-        read: called with the number of bytes after each chunk.
+        tell: called with the number of bytes after each chunk.
 
     Raises:
         UsageError: the list is not closed, closed twice, or something follows it; the file cannot be read.
@@ -78,8 +80,8 @@ def scan_json(path: Path, layout: Layout, *, chunk: int = CHUNK, read: Callable[
                 digest.update(data)
                 scanner.feed(np.frombuffer(data, np.uint8), size)
                 size += len(data)
-                if read:
-                    read(len(data))
+                if tell:
+                    tell(len(data))
             spans = scanner.spans(size)
             if layout == "array" and len(spans) == 1:  # `[ ]` looks like one record of nothing
                 f.seek(int(spans[0, 0]))
