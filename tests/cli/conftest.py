@@ -13,6 +13,9 @@ import pytest
 
 from vidqa.cli.main import run
 
+#: `weather_hooks` is imported here and in decoder processes, by its name.
+sys.path.append(str(Path(__file__).parent))
+
 
 @dataclass(frozen=True)
 class Done:

@@ -45,7 +45,7 @@ def test_settings_id_changes_with_what_changes_answers_only(tmp_path):
     question = vidqa.Question("a", "What?")
     base = settings_of(RunOptions(tmp_path), question)
     assert base == settings_of(
-        RunOptions(tmp_path / "x", batch_size=3, timeout_s=5, n_workers=1, retry_failed=True), question
+        RunOptions(tmp_path / "x", batch_size=3, timeout_s=5, n_workers=1, retry="failed"), question
     )
     assert base == settings_of(RunOptions(tmp_path), vidqa.Question("b", "Why?"))
     others = {

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from vidqa.cli.options import HELP, cache_option, model_options, output_options, work_options
-from vidqa.errors import EXIT_OK, EXIT_PARTIAL
+from vidqa.errors import EXIT_OK
 
 
 @click.command("describe", context_settings=HELP, short_help="A table of answers for every clip.")
@@ -17,8 +17,19 @@ from vidqa.errors import EXIT_OK, EXIT_PARTIAL
 )
 @click.option("--questions", multiple=True, metavar="NAME|FILE", help="Question set; may be given again. [caption]")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), metavar="N", help="Longest answer. [what the model says]")
-@click.option("--retry", type=click.Choice(["failed"]), help="Ask again what failed in an earlier run.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be done: files, hours of video, new rows.")
+@click.option(
+    "--retry",
+    type=click.Choice(["failed", "all"]),
+    help="Ask again what failed before; `failed` passes over what failed three times in a row.",
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Only say what would be done: files, rows, hours of video, disk, estimated time."
+)
+@click.option("--log", metavar="FILE", type=click.Path(), help="Add a line for every event: time, stage, outcome, ...")
+@click.option("--log-json", is_flag=True, help="Events as JSON objects; on stderr unless --log names a file.")
+@click.option(
+    "--metrics", metavar="FILE", type=click.Path(), help="Write the numbers for Prometheus' textfile collector (.prom)."
+)
 @work_options
 @model_options
 @cache_option
@@ -33,7 +44,8 @@ def command(paths: tuple[str, ...], out: str, dry_run: bool, **flags: Any) -> in
     Examples:
       vidqa describe examples/clips --out captions.parquet
       vidqa describe /archive --out answers.csv --questions my_questions.toml --segment 30
-      vidqa describe /archive --out answers.csv --retry failed
+      vidqa describe /archive --out answers.csv --dry-run
+      vidqa describe /archive --out answers.csv --retry failed -q --log nightly.log --metrics vidqa.prom
     """
     from vidqa.cli.session import Session
     from vidqa.pipeline.describe import describe
@@ -43,13 +55,15 @@ def command(paths: tuple[str, ...], out: str, dry_run: bool, **flags: Any) -> in
     if dry_run:
         session.show(plan(paths, out, questions=session.questions, model=session.model, options=session.options))
         return EXIT_OK
-    summary = describe(
-        paths,
-        out,
-        questions=session.questions,
-        model=session.model,
-        options=session.options,
-        reporter=session.reporter,
-    )
+    with session.watch(out) as watch:
+        summary = describe(
+            paths,
+            out,
+            questions=session.questions,
+            model=session.model,
+            options=session.options,
+            reporter=session.reporter,
+        )
+        code = watch.done(summary)
     session.conclude(summary)
-    return EXIT_PARTIAL if summary.n_failed else EXIT_OK
+    return code

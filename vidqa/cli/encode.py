@@ -7,7 +7,6 @@ from typing import Any
 import click
 
 from vidqa.cli.options import HELP, cache_option, model_options, output_options, work_options
-from vidqa.errors import EXIT_OK, EXIT_PARTIAL
 
 
 @click.command("encode", context_settings=HELP, short_help="Fill the feature cache, ask nothing.")
@@ -27,6 +26,8 @@ def command(paths: tuple[str, ...], **flags: Any) -> int:
     from vidqa.pipeline.describe import encode
 
     session = Session(flags)
-    summary = encode(paths, model=session.model, options=session.options, reporter=session.reporter)
+    with session.watch() as watch:
+        summary = encode(paths, model=session.model, options=session.options, reporter=session.reporter)
+        code = watch.done(summary)
     session.conclude(summary)
-    return EXIT_PARTIAL if summary.n_failed else EXIT_OK
+    return code

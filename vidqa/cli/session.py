@@ -19,6 +19,7 @@ from vidqa.cli.shown import as_json
 from vidqa.pipeline.progress import Reporter
 
 if TYPE_CHECKING:  # not every command needs them, and `doctor` must work where they cannot be imported
+    from vidqa.cli.watch import Watch
     from vidqa.pipeline.loaded import LoadedModel
     from vidqa.pipeline.options import RunOptions
     from vidqa.pipeline.plan import Plan
@@ -77,12 +78,25 @@ class Session:
             max_new_tokens=flags.get("max_new_tokens"),
             batch_size=None if batch_size in (None, "auto") else int(batch_size),
             timeout_s=120.0 if timeout_s is None else float(timeout_s),
-            retry_failed=flags.get("retry") == "failed",
+            retry=flags.get("retry"),
+        )
+
+    def watch(self, table: str = "cache") -> Watch:
+        """What goes around the work of a long command: signals, log, metrics."""
+        from vidqa.cli.watch import Watch
+
+        flags = self._flags
+        return Watch(
+            self.reporter,
+            table,
+            log=flags.get("log"),
+            log_json=bool(flags.get("log_json")),
+            metrics=flags.get("metrics"),
         )
 
     def show(self, plan: Plan) -> None:
         """Print what a run would do; that is the result of a dry run."""
-        click.echo(as_json(plan) if self.as_json else plan.as_text())
+        click.echo(as_json(plan.as_dict()) if self.as_json else plan.as_text())
 
     def conclude(self, summary: Summary) -> None:
         """Say what the run did: on stderr for people, on stdout for machines."""

@@ -77,14 +77,18 @@ SEGMENT = Kind(
 )
 BATCH = Kind('a whole number of at least 1 or "auto"', lambda v: v == "auto" or _is_count(v), _or_word("auto", int))
 SETS = Kind("a list of names or files", _is_texts, lambda text: [part.strip() for part in text.split(",")])
-RETRY = Kind('"failed"', lambda v: v == "failed")
+RETRY = Kind('"failed" or "all"', lambda v: v in ("failed", "all"))
 
 _OUTPUT = {"as_json": FLAG, "quiet": FLAG, "verbose": FLAG}
 _CACHE = {"cache_dir": PATH, **_OUTPUT}
 _WORK = {"model": TEXT, "device": TEXT, "segment": SEGMENT, "batch_size": BATCH, "timeout": SECONDS, **_CACHE}
 #: Command -> its options, by the names of their parameters. What is not here can be set by flag only.
 OPTIONS: dict[str, dict[str, Kind]] = {
-    "describe": {"out": PATH, "questions": SETS, "max_new_tokens": COUNT, "retry": RETRY, "dry_run": FLAG, **_WORK},
+    "describe": {
+        **{"out": PATH, "questions": SETS, "max_new_tokens": COUNT, "retry": RETRY, "dry_run": FLAG},
+        **{"log": PATH, "log_json": FLAG, "metrics": PATH},
+        **_WORK,
+    },
     "ask": {"out": PATH, "max_new_tokens": COUNT, **_WORK},
     "encode": _WORK,
     "cache stats": _CACHE,

@@ -22,7 +22,10 @@ _LOOK_AFTER_PARENT_S = 0.5
 
 def serve() -> None:
     """Decode until the parent hangs up."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what ends
+    # Ctrl-C reaches the whole group, and a service manager ends all processes of a service at once. The parent decides
+    # what ends: a file that is being decoded has not failed. Without it, `_die_with` ends this process.
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
     jobs = sys.stdin.buffer
     results = os.fdopen(os.dup(1), "wb")
     nowhere = os.open(os.devnull, os.O_RDWR)

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from vidqa.errors import UsageError
 from vidqa.pipeline.answer import answer_works
-from vidqa.pipeline.describe import Run, describe
+from vidqa.pipeline.describe import describe
 from vidqa.pipeline.loaded import LoadedModel
 from vidqa.pipeline.options import RunOptions, Work
 from vidqa.pipeline.progress import QUIET, Reporter
+from vidqa.pipeline.run import Run
 from vidqa.pipeline.summary import Summary
 from vidqa.records import AnswerRow, MediaItem, Question
 

@@ -1,107 +1,29 @@
-"""The whole run: files -> features -> answers -> table, and the same without questions (`encode`).
-
-Reads as the list of stages. Each stage is a generator over the one before it, so a file goes through all of them
-before the run needs room for many more.
+"""The whole run: files -> features -> answers -> table, and the same without questions (`encode`). Reads as the list of
+stages; `run.py` has what they share.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 
-from vidqa.cache.index import MediaIndex
-from vidqa.cache.store import FeatureStore
-from vidqa.errors import ItemError, TableError, UsageError, VidqaError
-from vidqa.media.scan import ScanResult, scan
+from vidqa.errors import TableError, UsageError
+from vidqa.media.files import show
 from vidqa.pipeline.answer import answer_works
-from vidqa.pipeline.encode import encode_works
-from vidqa.pipeline.feed import Feed
 from vidqa.pipeline.ledger import Ledger
-from vidqa.pipeline.loaded import LoadedModel, load_model
-from vidqa.pipeline.options import Encoded, RunOptions, Work, default_options
-from vidqa.pipeline.progress import QUIET, Reporter, StageClock
+from vidqa.pipeline.loaded import LoadedModel
+from vidqa.pipeline.options import RunOptions, Work
+from vidqa.pipeline.progress import QUIET, Reporter
+from vidqa.pipeline.quarantine import Failures
+from vidqa.pipeline.rates import remember
+from vidqa.pipeline.run import Run
 from vidqa.pipeline.summary import Summary
 from vidqa.prompts.questions import load_questions
 from vidqa.records import MediaItem, Question
 from vidqa.tables.lock import TableLock
 from vidqa.tables.store import Table
-
-#: Media id of a file, and the work that it needs; None when it needs none.
-Owed = Callable[[MediaItem, str], Work | None]
-
-
-@dataclass
-class Run:
-    """What the stages of one run share."""
-
-    model: LoadedModel
-    options: RunOptions
-    reporter: Reporter
-    summary: Summary
-    clock: StageClock
-
-    @classmethod
-    def begin(cls, model: LoadedModel | str, options: RunOptions | None, reporter: Reporter) -> Run:
-        """Open the model, if it is a name, and start the books."""
-        loaded = model if isinstance(model, LoadedModel) else load_model(model, reporter=reporter)
-        return cls(loaded, options or default_options(), reporter, Summary(), StageClock())
-
-    def find(self, paths: Sequence[str]) -> ScanResult:
-        """Scan, count, and say what is left out.
-
-        Raises:
-            VidqaError: there is no media at all.
-        """
-        with self.clock.stage("read"):
-            found = scan(paths)
-        for out in found.left_out:
-            self.reporter.say(f"left out: {out.path}: {out.reason}", level=2)
-        self.summary.files, self.summary.left_out = len(found.items), found.counts()
-        if not found.items:
-            reasons = ", ".join(f"{number} {reason}" for reason, number in found.counts().items())
-            where = ", ".join(paths)
-            raise VidqaError(f"no media found in {where}" + (f" (left out: {reasons})" if reasons else ""))
-        return found
-
-    def encoded(self, items: Iterable[MediaItem], owed: Owed, questions: Sequence[Question]) -> Generator[Encoded]:
-        """Files with their features or their error, as they become ready; none for files that need nothing."""
-        store, index = FeatureStore(self.options.cache_dir), MediaIndex(self.options.cache_dir)
-        works = self._works(items, index, owed, tuple(questions))
-        try:
-            with Feed(lambda: works, self.model.bundle, store, index, self.options) as feed:
-                for one in encode_works(feed, self.model, store, self.clock, self.options.batch_size):
-                    self._count(one)
-                    yield one
-        finally:
-            index.close()
-
-    def _works(
-        self, items: Iterable[MediaItem], index: MediaIndex, owed: Owed, questions: tuple[Question, ...]
-    ) -> Iterator[Work | Encoded]:
-        """Hash each file and ask what it needs. Runs in the feed's thread."""
-        for item in items:
-            try:
-                work = owed(item, index.media_id(item))
-            except ItemError as error:  # gone or not readable: the row will say so
-                yield Encoded(Work(item, None, questions), error=error)
-                continue
-            if work is None:
-                self.reporter.advance()
-            else:
-                yield work
-
-    def _count(self, one: Encoded) -> None:
-        summary = self.summary
-        summary.clips_done += 1
-        summary.clips_cached += one.cached
-        if one.error is not None:
-            summary.clips_failed += 1
-            self.reporter.say(f"failed: {one.work.item.rel}: {one.error.kind}: {one.error.what}", level=2)
-        elif one.segments:
-            summary.video_s += one.segments[0].facts.duration_s or 0.0
 
 
 def describe(
@@ -123,7 +45,7 @@ def describe(
         questions: None for the built-in set `caption`.
         model: name or folder of a bundle, or an opened one.
         options: how the run is done.
-        reporter: hears progress and messages.
+        reporter: hears progress, messages and events.
 
     Returns:
         What was done, in numbers.
@@ -138,26 +60,31 @@ def describe(
     asked = tuple(load_questions("caption") if questions is None else questions)
     table = open_table(out)
     run.summary.table = str(out)
-    with TableLock(table.path):
+    with TableLock(table.path) as lock:
+        if lock.taken_over is not None:
+            _say_taken_over(str(out), str(lock.taken_over), reporter)
         with run.clock.stage("read"):
             table.load()
         found = run.find([paths] if isinstance(paths, str | Path) else paths)
-        ledger = Ledger(table, asked, run.model.identity, run.options, run.summary, run.clock)
-        try:
-            with (
-                reporter.progress(len(found.items), "file"),
-                # Closed by name: an error below must stop the feed before the ledger is closed.
-                closing(run.encoded(found.items, ledger.owed, asked)) as encoded,
-            ):
-                for answered in answer_works(encoded, run.model, run.options, run.clock):
-                    ledger.record(answered)
-                    reporter.advance()
-        except KeyboardInterrupt:
-            reporter.say(f"stopping: what is finished goes into {out}")
-            raise
-        finally:  # what is finished stays, whatever ended the run
-            ledger.close()
+        ledger = Ledger(table, asked, run, Failures(table.path).load())
+        with reporter.stop.held():
+            try:
+                with (
+                    reporter.progress(len(found.items), "file"),
+                    # Closed by name: an error below must stop the feed before the ledger is closed.
+                    closing(run.encoded(found.items, ledger.owed, asked)) as encoded,
+                ):
+                    for answered in answer_works(encoded, run.model, run.options, run.clock):
+                        ledger.record(answered)
+                        run.answered(answered)
+                        reporter.advance()
+            except KeyboardInterrupt:
+                reporter.say(f"stopping: what is finished goes into {out}")
+                raise
+            finally:  # what is finished stays, whatever ended the run
+                ledger.close()
     run.summary.close(run.clock, time.perf_counter() - start)
+    remember(run.options.cache_dir, run.model, run.summary)
     return run.summary
 
 
@@ -185,13 +112,18 @@ def encode(
         seen.add(media_id)
         return Work(item, media_id) if first else None
 
-    with reporter.progress(len(found.items), "file"), closing(run.encoded(found.items, owed, ())) as encoded:
+    with (
+        reporter.stop.held(),
+        reporter.progress(len(found.items), "file"),
+        closing(run.encoded(found.items, owed, ())) as encoded,
+    ):
         for one in encoded:
             reporter.advance()
             if one.error is not None:
                 reporter.say(f"failed: {one.work.item.rel}: {one.error.kind}: {one.error.what}")
     run.summary.clips_done -= run.summary.clips_cached  # what was there already was not worked on
     run.summary.close(run.clock, time.perf_counter() - start)
+    remember(run.options.cache_dir, run.model, run.summary)
     return run.summary
 
 
@@ -208,3 +140,9 @@ def open_table(out: str | Path) -> Table:
     if not table.path.parent.is_dir():
         raise UsageError(f"{out}: the folder {table.path.parent} does not exist", hint=f"mkdir -p {table.path.parent}")
     return table
+
+
+def _say_taken_over(out: str, holder: str, reporter: Reporter) -> None:
+    text = f"the lock of {show(out)} was left by {holder}, which is gone: taken over"
+    reporter.say(text)
+    reporter.event("run", "lock taken over", note=text)

@@ -93,7 +93,7 @@ def _encoded(decoded: Decoded, features: Iterator[Features], model: LoadedModel,
     if work.media_id is not None:
         for before, after in zip(media.segments, segments, strict=True):
             store.put(CacheKey(work.media_id, before.segment.key, model.bundle.encoder_id), after)
-    return Encoded(work, segments)
+    return Encoded(work, segments, decode_s=media.seconds)
 
 
 def _with_facts(decoded: Decoded, segment: DecodedSegment, features: Features) -> EncodedSegment:

@@ -25,6 +25,7 @@ from vidqa.errors import ItemError
 from vidqa.media.segments import plan_segments
 from vidqa.media.workers import DecodeJob, DecodePool
 from vidqa.model.bundle import Bundle
+from vidqa.pipeline.content import confirm
 from vidqa.pipeline.options import Encoded, RunOptions, Work
 from vidqa.records import DecodedMedia, EncodedSegment
 
@@ -127,8 +128,8 @@ class Feed:
             memory_bytes=self._options.memory_bytes,
             transform=transform,
         ) as self._pool:
-            for job, result in self._pool.run(chain([first], jobs)):
-                work = self._waiting.pop(cast(int, job.tag))
+            for job, outcome in self._pool.run(chain([first], jobs)):
+                work, result = confirm(self._waiting.pop(cast(int, job.tag)), outcome)
                 if isinstance(result, ItemError):
                     self._put(Encoded(work, error=result))
                     continue

@@ -1,8 +1,8 @@
 """What the table has and what this run owes: files in, work out, rows back.
 
-Knows the table and the questions; does not know media, features or models. A row is done when media content, segment,
-question text, model and settings are all equal. So a renamed file keeps its rows, and of several files with the same
-content one is worked on and the others get copies.
+Knows the table, the questions and the nights of failure; does not know media, features or models. A row is done when
+media content, segment, question text, model and settings are all equal. So a renamed file keeps its rows, and of
+several files with the same content one is worked on and the others get copies.
 
 The feed's thread asks (`owed`), the main thread answers (`record`): one lock keeps them apart.
 """
@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from vidqa.pipeline.answer import Answered
-from vidqa.pipeline.options import Identity, RunOptions, Work, settings_of
-from vidqa.pipeline.progress import StageClock
-from vidqa.pipeline.summary import Summary
+from vidqa.pipeline.options import Work, settings_of
+from vidqa.pipeline.quarantine import Failures
+from vidqa.pipeline.run import Run
 from vidqa.records import MediaItem, Question
 from vidqa.tables.store import Table
 
@@ -32,24 +32,16 @@ class Ledger:
     Args:
         table: loaded; only this object touches it while the run lasts.
         questions: of the run.
-        who: what produces the rows.
-        options: how the run is done.
-        summary: counts what is found and done.
-        clock: hears the seconds of `write`.
+        run: says what produces the rows and how; counts, times and logs.
+        failures: of the table, loaded.
     """
 
-    def __init__(
-        self,
-        table: Table,
-        questions: Sequence[Question],
-        who: Identity,
-        options: RunOptions,
-        summary: Summary,
-        clock: StageClock,
-    ) -> None:
-        self._table, self._questions, self._retry = table, questions, options.retry_failed
-        self._summary, self._clock = summary, clock
-        self._cells = {q.text: (q.text, who.model_id, settings_of(options, q)) for q in questions}
+    def __init__(self, table: Table, questions: Sequence[Question], run: Run, failures: Failures) -> None:
+        self._table, self._questions, self._failures = table, questions, failures
+        self._retry, self._summary = run.options.retry, run.summary
+        self._clock, self._reporter = run.clock, run.reporter
+        model_id = run.model.identity.model_id
+        self._cells = {q.text: (q.text, model_id, settings_of(run.options, q)) for q in questions}
         self._worked: dict[str, Work] = {}  # by media id: the file that the run works on for all its twins
         self._twins: list[tuple[str, MediaItem]] = []
         self._lock = threading.Lock()
@@ -74,22 +66,17 @@ class Ledger:
             if media_id in self._worked:
                 self._twins.append((media_id, item))
                 return None
-            missing = []
-            for question in self._questions:
-                status = self._table.done(media_id, *self._cells[question.text])
-                if status is None or (status == "failed" and self._retry):
-                    missing.append(question)
-                else:
-                    self._summary.known[status] += 1
+            missing = tuple(question for question in self._questions if self._lacks(item, media_id, question))
             if not missing:
                 return None
-            self._worked[media_id] = Work(item, media_id, tuple(missing))
+            self._worked[media_id] = Work(item, media_id, missing)
             return self._worked[media_id]
 
     def record(self, answered: Answered) -> None:
         """Take the rows of a file; commit when enough have gathered or enough time has passed."""
         with self._lock:
             self._table.add(answered.rows)
+            self._failures.note(answered.rows)
             self._count(answered)
             self._uncommitted += len(answered.rows)
             due = time.monotonic() - self._committed_at > COMMIT_S
@@ -103,6 +90,22 @@ class Ledger:
                 self._copy(media_id, item)
             self._twins = []
             self._commit()
+
+    def _lacks(self, item: MediaItem, media_id: str, question: Question) -> bool:
+        """Whether a question is to be asked; counts it as known where it is not."""
+        cell = self._cells[question.text]
+        status = self._table.done(media_id, *cell)
+        if status is None:
+            return True
+        key = (media_id, *cell)
+        if status == "failed":
+            if self._retry == "all" or (self._retry == "failed" and not self._failures.passes_over(key)):
+                return True
+            if self._failures.quarantined(key) and item.path not in self._summary.quarantined:
+                self._summary.quarantined[item.path] = None
+                self._reporter.event("quarantine", "skipped", media=item.path)
+        self._summary.known[status] += 1
+        return False
 
     def _copy(self, media_id: str, item: MediaItem) -> None:
         work = self._worked[media_id]
@@ -121,6 +124,12 @@ class Ledger:
         self._summary.errors.update(row.error_kind for row in answered.rows if row.error_kind)
 
     def _commit(self) -> None:
+        began = time.perf_counter()
         with self._clock.stage("write"):
             self._table.commit()
+            self._failures.save()  # after the rows: a kill in between loses one night's count
+        if self._uncommitted:
+            self._reporter.event(
+                "write", "ok", seconds=time.perf_counter() - began, note=f"{self._uncommitted} new rows"
+            )
         self._uncommitted, self._committed_at = 0, time.monotonic()

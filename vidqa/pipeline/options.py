@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from vidqa.cache.key import default_cache_dir
 from vidqa.config import settings_id
@@ -30,7 +31,7 @@ class RunOptions:
     timeout_s: float = 120.0  # per file, for decoding
     n_workers: int | None = None  # decode processes; None: by the number of cores
     memory_bytes: int = 4 << 30  # per decode process
-    retry_failed: bool = False
+    retry: Literal["failed", "all"] | None = None  # what failed is asked again; `failed`: but for quarantine
 
     def __post_init__(self) -> None:
         wrong = []
@@ -42,6 +43,8 @@ class RunOptions:
                 wrong.append(f"{name} must be at least 1, got {value}")
         if not 0 < self.timeout_s < float("inf"):
             wrong.append(f"timeout must be a positive number of seconds, got {self.timeout_s}")
+        if self.retry not in (None, "failed", "all"):
+            wrong.append(f"retry must be 'failed' or 'all', got {self.retry!r}")
         if wrong:
             raise UsageError("\n".join(wrong))
 
@@ -63,6 +66,7 @@ class Encoded:
     segments: tuple[EncodedSegment, ...] = ()
     error: ItemError | None = None
     cached: bool = False  # True when no frame had to be decoded
+    decode_s: float = 0.0  # seconds that a decode process worked on it
 
 
 @dataclass(frozen=True)

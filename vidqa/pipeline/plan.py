@@ -1,9 +1,10 @@
-"""What a run would do, without doing it: files, hours of video, new rows."""
+"""What a run would do, without doing it: files, rows, hours of video, disk, time."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from vidqa.cache.index import MediaIndex
@@ -12,12 +13,21 @@ from vidqa.cache.store import FeatureStore
 from vidqa.errors import ItemError
 from vidqa.media.probe import probe
 from vidqa.media.segments import plan_segments
-from vidqa.pipeline.describe import Run, open_table
+from vidqa.model.spec import EncoderSpec
+from vidqa.pipeline.content import identify
+from vidqa.pipeline.describe import open_table
 from vidqa.pipeline.ledger import Ledger
 from vidqa.pipeline.loaded import LoadedModel
 from vidqa.pipeline.options import RunOptions
 from vidqa.pipeline.progress import QUIET, Reporter
+from vidqa.pipeline.quarantine import Failures
+from vidqa.pipeline.rates import recall
+from vidqa.pipeline.run import Run
 from vidqa.records import MediaFacts, MediaItem, Question
+
+#: Bytes of an entry beside its numbers (safetensors header with the facts), and of a row that nobody measured yet.
+_ENTRY_BYTES = 1500
+_ROW_BYTES = 400
 
 
 @dataclass
@@ -27,24 +37,59 @@ class Plan:
     table: str
     files: int = 0
     files_to_do: int = 0
-    files_to_decode: int = 0  # of these: not in the feature cache
-    files_unreadable: int = 0  # of these: will give failed rows
-    new_rows: int = 0
+    files_known: int = 0  # nothing is asked about them
+    files_to_decode: int = 0  # of those to do: not in the feature cache
+    files_unreadable: int = 0  # of those to do: will give failed rows
+    segments_to_encode: int = 0
+    new_rows: int = 0  # cells to fill
     known_rows: int = 0  # answers that the table has
     hours_of_video: float = 0.0  # of the files to do
+    quarantined: list[str] = field(default_factory=list)
     left_out: dict[str, int] | None = None
+    cache_bytes_needed: int = 0
+    cache_bytes_free: int = 0
+    table_bytes_needed: int = 0  # old and new table side by side, while the new one is written
+    table_bytes_free: int = 0
+    seconds: float | None = None  # None: no run measured the rates
+    measured_runs: int = 0
+    _rows: dict[str, int] = field(default_factory=dict)  # media_id -> new rows, for further files of the same content
+
+    @property
+    def enough_disk(self) -> bool:
+        """Whether both folders have room; on one disk they share it, so both must fit together."""
+        both = self.cache_bytes_needed + self.table_bytes_needed
+        if self.cache_bytes_free == self.table_bytes_free:
+            return both <= self.cache_bytes_free
+        return self.cache_bytes_needed <= self.cache_bytes_free and self.table_bytes_needed <= self.table_bytes_free
+
+    def as_dict(self) -> dict[str, object]:
+        """For `--json`."""
+        values = {name: value for name, value in asdict(self).items() if not name.startswith("_")}
+        return values | {"enough_disk": self.enough_disk}
 
     def as_text(self) -> str:
         """For people."""
         lines = [
-            f"{self.files} files, {self.files_to_do} to do ({self.files_to_decode} to decode), "
-            f"{self.hours_of_video:.2f} hours of video",
+            f"{self.files} files: {self.files_known} known, {self.files_to_do} to do "
+            f"({self.files_to_decode} to decode), {self.hours_of_video:.2f} hours of video",
             f"{self.new_rows} new rows, {self.known_rows} already in {self.table}",
         ]
         if self.files_unreadable:
             lines.append(f"{self.files_unreadable} files cannot be read and will give failed rows")
+        if self.quarantined:
+            lines.append(f"{len(self.quarantined)} files in quarantine: --retry all asks them again")
         if self.left_out:
             lines.append("left out: " + ", ".join(f"{number} {reason}" for reason, number in self.left_out.items()))
+        lines.append(
+            f"disk: cache {_gb(self.cache_bytes_needed)} of {_gb(self.cache_bytes_free)} free, "
+            f"table {_gb(self.table_bytes_needed)} of {_gb(self.table_bytes_free)} free"
+            + ("" if self.enough_disk else ": NOT ENOUGH")
+        )
+        if self.seconds is None:
+            lines.append("time: not known, as this machine has no rates of this model yet; a first run measures them")
+        else:
+            runs = f"{self.measured_runs} earlier run{'' if self.measured_runs == 1 else 's'}"
+            lines.append(f"time: about {_duration(self.seconds)}, by the rates of {runs} on this machine")
         return "\n".join(lines)
 
 
@@ -64,24 +109,37 @@ def plan(
     run = Run.begin(model, options, reporter)
     table = open_table(out).load()
     found = run.find(paths)
-    ledger = Ledger(table, questions, run.model.identity, run.options, run.summary, run.clock)
+    ledger = Ledger(table, questions, run, Failures(table.path).load())
     made = Plan(str(out), files=len(found.items), left_out=found.counts())
-    index, store = MediaIndex(run.options.cache_dir), FeatureStore(run.options.cache_dir)
-    with reporter.progress(len(found.items), "file"):
-        for item in found.items:
-            _add(made, item, run, ledger, index, store)
-            reporter.advance()
-    index.close()
+    cache_dir = run.options.cache_dir
+    index, store = MediaIndex(cache_dir), FeatureStore(cache_dir)
+    try:
+        with reporter.progress(len(found.items), "file"):
+            for item in found.items:
+                _add(made, item, run, ledger, index, store)
+                reporter.advance()
+    finally:
+        index.close()
     made.known_rows = sum(run.summary.known.values())
+    made.quarantined = list(run.summary.quarantined)
+    old = table.path.stat().st_size if table.path.is_file() else 0
+    made.table_bytes_needed = old + round(made.new_rows * (old / len(table) if old and len(table) else _ROW_BYTES))
+    made.cache_bytes_free = shutil.disk_usage(cache_dir).free
+    made.table_bytes_free = shutil.disk_usage(table.path.parent).free
+    rates = recall(cache_dir, run.model)
+    made.seconds = rates.estimate_s(made.files, made.segments_to_encode, made.new_rows)
+    made.measured_runs = rates.n_runs
     return made
 
 
 def _add(made: Plan, item: MediaItem, run: Run, ledger: Ledger, index: MediaIndex, store: FeatureStore) -> None:
     """Count one file."""
     try:
-        media_id = index.media_id(item)
+        item, media_id = identify(index, item)
         work = ledger.owed(item, media_id)
         if work is None:
+            made.new_rows += made._rows.get(media_id, 0)
+            made.files_known += media_id not in made._rows
             return
         made.files_to_do += 1
         facts: MediaFacts = index.facts(media_id) or probe(item.path)
@@ -91,6 +149,28 @@ def _add(made: Plan, item: MediaItem, run: Run, ledger: Ledger, index: MediaInde
         return
     segments = plan_segments(facts, run.options.segment_s)
     keys = [CacheKey(media_id, segment.key, run.model.bundle.encoder_id) for segment in segments]
-    made.files_to_decode += not all(map(store.has, keys))
-    made.new_rows += len(work.questions) * len(segments)
+    missing = sum(not store.has(key) for key in keys)
+    encoders = run.model.bundle.spec.encoders
+    made.files_to_decode += missing > 0
+    made.segments_to_encode += missing
+    made.cache_bytes_needed += missing * entry_bytes(encoders.image if facts.kind == "image" else encoders.video)
+    made._rows[media_id] = len(work.questions) * len(segments)
+    made.new_rows += made._rows[media_id]
     made.hours_of_video += (facts.duration_s or 0.0) / 3600
+
+
+def entry_bytes(spec: EncoderSpec) -> int:
+    """Bytes of a cache entry: float16 tokens [T, P, D], float32 embedding [E], and what describes them."""
+    n_tokens = spec.n_frames * (spec.n_patches + spec.keep_cls)
+    return n_tokens * spec.hidden_size * 2 + spec.embedding_size * 4 + _ENTRY_BYTES
+
+
+def _gb(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.1f} MB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

@@ -8,14 +8,19 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from vidqa.pipeline.log import EventLog
+from vidqa.pipeline.stop import Stop
 
 if TYPE_CHECKING:  # tqdm is needed only where a terminal looks on
     from tqdm import tqdm
 
 STAGES = ("load", "read", "decode", "encode", "generate", "write")
+#: Stages in which the main thread waits or prepares: a signal acts at once there, for nothing computed is lost.
+_NOTHING_TO_LOSE = frozenset({"load", "read", "decode"})
 
 
 @dataclass
@@ -25,10 +30,14 @@ class Reporter:
     Args:
         level: 0 says only errors, 1 what a user wants to know, 2 every file.
         bar: None shows a bar where stderr is a terminal and level is not 0.
+        stop: the other direction: how somebody ends the run.
+        log: gets the events; None for nobody.
     """
 
     level: int = 1
     bar: bool | None = None
+    stop: Stop = field(default_factory=Stop)
+    log: EventLog | None = None
     _said: set[str] = field(default_factory=set)
     _bar: tqdm | None = None
 
@@ -48,6 +57,21 @@ class Reporter:
         if text not in self._said:
             self._said.add(text)
             self.say(text, level=level)
+
+    def event(
+        self, stage: str, outcome: str, *, media: str | None = None, seconds: float | None = None, note: str = ""
+    ) -> None:
+        """Write one line into the log, if there is one; see `EventLog.write`. From any thread.
+
+        A log that takes no more (disk full) is given up with a warning: the run is worth more than its diary.
+        """
+        if self.log is None:
+            return
+        try:
+            self.log.write(stage, outcome, media=media, seconds=seconds, note=note)
+        except (OSError, ValueError) as error:  # ValueError: closed under our hands
+            self.log = None
+            self.say(f"warning: the log cannot be written any more: {getattr(error, 'strerror', None) or error}")
 
     @contextmanager
     def progress(self, total: int, unit: str) -> Iterator[None]:
@@ -81,16 +105,22 @@ class StageClock:
     `load` is opening the models; `read` is scanning and reading the table; `decode` is waiting for frames, or for
     hashes and cached features, while nothing else could be done (that work goes on beside the other stages, and what
     is hidden behind them costs nothing).
+
+    Args:
+        seconds: by stage.
+        stop: hears when the run is in a stage that may be left at once.
     """
 
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    stop: Stop = field(default_factory=Stop)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Add the wall time of the block to a stage."""
         start = time.perf_counter()
         try:
-            yield
+            with self.stop.opened() if name in _NOTHING_TO_LOSE else nullcontext():
+                yield
         finally:
             self.seconds[name] += time.perf_counter() - start
 

@@ -5,10 +5,16 @@ Knows rows and files as counts; knows no stage.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import dataclass, field
 
+from vidqa.media.files import show
 from vidqa.pipeline.progress import STAGES, StageClock
+from vidqa.pipeline.quarantine import QUARANTINE_AFTER
+
+#: Names in a message; the log and `--json` have all.
+_SHOWN = 5
 
 
 @dataclass
@@ -26,6 +32,9 @@ class Summary:
     left_out: dict[str, int] = field(default_factory=dict)  # files that are plainly no media, by reason
     renamed: int = 0  # files whose rows only needed a new path
     copied: int = 0  # files that got the rows that another file with the same content had before this run
+    quarantined: dict[str, None] = field(default_factory=dict)  # paths passed over, in the order found
+    pruned: int = 0  # rows of files that vanished, removed
+    segments: int = 0  # decoded and encoded by this run
     video_s: float = 0.0  # length of the clips that were worked on
     wall_s: float = 0.0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))  # by stage, see StageClock
@@ -59,11 +68,26 @@ class Summary:
             "left_out": dict(self.left_out),
             "renamed": self.renamed,
             "copied": self.copied,
+            "quarantined": list(self.quarantined),
+            "pruned": self.pruned,
             "hours_of_video": round(self.video_s / 3600, 6),
             "wall_s": round(self.wall_s, 3),
             "seconds": {stage: round(value, 3) for stage, value in self.seconds.items()},
             "limit": self.limit,
+            "line": self.as_line(),
         }
+
+    def as_line(self) -> str:
+        """One line of ASCII, fit for the subject of a mail: `3 failed: 118 new rows, ...`."""
+        new = sum(self.rows.values())
+        said = [_n(new, "new row")]
+        if self.known:
+            said.append(f"{sum(self.known.values())} known")
+        said.append(f"{self.n_failed} failed" + (f" ({self.rows['failed']} of them new)" if self.n_failed else ""))
+        if self.quarantined:
+            said.append(f"{len(self.quarantined)} in quarantine")
+        name = ascii(os.path.basename(self.table)).strip("'\"")[-40:] if self.table else "cache"
+        return f"vidqa: {name}: {', '.join(said)}; {_n(self.files, 'file')} in {_took(self.wall_s)}"
 
     def as_text(self) -> str:
         """For people: a few lines."""
@@ -84,6 +108,15 @@ class Summary:
             lines.append(f"new paths: {_n(self.renamed, 'file')} renamed since the last run")
         if self.copied:
             lines.append(f"copied rows: {_n(self.copied, 'file')} with the same content as others")
+        if self.pruned:
+            lines.append(f"removed: {_n(self.pruned, 'row')} of files that are gone")
+        if self.quarantined:
+            shown = ", ".join(map(show, list(self.quarantined)[:_SHOWN]))
+            more = f" and {len(self.quarantined) - _SHOWN} more" if len(self.quarantined) > _SHOWN else ""
+            lines.append(
+                f"in quarantine: {_n(len(self.quarantined), 'file')} that failed {QUARANTINE_AFTER} nights in a row; "
+                f"--retry all asks them again: {shown}{more}"
+            )
         if self.errors:
             lines.append(f"failures: {_counts(self.errors)}")
         if self.left_out:
@@ -91,6 +124,7 @@ class Summary:
         if self.limit:
             spent = ", ".join(f"{stage} {self.seconds[stage]:.1f}" for stage in STAGES)
             lines.append(f"seconds: {spent}; limited by {self.limit}")
+        lines.append(self.as_line())
         return "\n".join(lines)
 
 
@@ -102,6 +136,13 @@ def _counts(counts: Counter[str] | dict[str, int]) -> str:
     return ", ".join(
         f"{number} {name}" for name, number in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
     )
+
+
+def _took(seconds: float) -> str:
+    if seconds < 600:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
 
 
 def _length(seconds: float) -> str:

@@ -1,0 +1,211 @@
+"""Night after night: what failed, who stops the run, who else is at work, and what is left for the morning."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from vidqa.encoders.encoder import Encoder
+from vidqa.pipeline.quarantine import BACK_OFF
+from vidqa.tables.schema import read_table
+
+PATIENCE_S = 280
+POSIX = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+
+
+@pytest.fixture
+def heard():
+    """Started in the background of a script, the tests ignore Ctrl-C, and so would the run."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def statuses(table: Path) -> dict[str, str]:
+    return {row["path"]: row["status"] for row in read_table(table).to_dicts()}
+
+
+def test_three_nights_then_quarantine_until_the_file_changes(vidqa, tmp_path, make_clip):
+    folder, table = tmp_path / "clips", tmp_path / "t.parquet"
+    make_clip(folder / "good.mp4")
+    (folder / "bad.mp4").write_text("no film")
+
+    def night(*options: str) -> dict:
+        done = vidqa("describe", folder, "--out", table, "--json", *options)
+        assert done.code == 3, done.err
+        return json.loads(done.out)
+
+    assert night()["rows"] == {"ok": 1, "failed": 1}
+    assert night()["rows"] == {}, "without --retry a failed row is not asked again"
+    for _ in range(2):
+        assert night("--retry", "failed")["rows"] == {"failed": 1}
+    done = vidqa("describe", folder, "--out", table, "--retry", "failed")
+    assert "in quarantine: 1 file" in done.err and "bad.mp4" in done.err and "--retry all" in done.err
+    for _ in range(BACK_OFF[0] - 1):
+        resting = night("--retry", "failed")
+        assert resting["rows"] == {} and resting["quarantined"] == [str(folder / "bad.mp4")]
+    assert night("--retry", "failed")["rows"] == {"failed": 1}, "after a pause it is tried once more"
+    assert night("--retry", "failed")["quarantined"]
+    assert night("--retry", "all")["rows"] == {"failed": 1}
+    make_clip(folder / "bad.mp4", seed=3)
+    assert vidqa("describe", folder, "--out", table, "--retry", "failed").code == 0
+    assert statuses(table)["good.mp4"] == "ok"
+
+
+@POSIX
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_in_the_middle_of_a_batch_waits_for_its_rows(
+    vidqa, make_clip, tmp_path, monkeypatch, heard, signum, code
+):
+    for i in range(6):
+        make_clip(tmp_path / "clips" / f"{i}.mp4", seed=i)
+    encode, table = Encoder.encode, tmp_path / "t.parquet"
+
+    def struck(self, inputs):
+        os.kill(os.getpid(), signum)
+        time.sleep(0.01)
+        return encode(self, inputs)
+
+    monkeypatch.setattr(Encoder, "encode", struck)
+    done = vidqa(
+        "describe", tmp_path / "clips", "--out", table, "--batch-size", 2, "--log", "a.log", "--metrics", "v.prom"
+    )
+    assert done.code == code, done.err
+    assert "stopping after the current batch" in done.err
+    assert list(statuses(table).values()) == ["ok", "ok"]
+    last = (tmp_path / "a.log").read_text().splitlines()[-1].split("\t")
+    assert last[1:3] == ["run", {130: "interrupted", 143: "terminated"}[code]]
+    assert f'vidqa_run_exit_code{{table="{table}"}} {code}\n' in (tmp_path / "v.prom").read_text()
+    monkeypatch.setattr(Encoder, "encode", encode)
+    rest = json.loads(vidqa("describe", tmp_path / "clips", "--out", table, "--json").out)
+    assert rest["known"] == {"ok": 2} and rest["rows"] == {"ok": 4}
+
+
+@POSIX
+def test_the_second_signal_does_not_wait_for_a_stuck_batch(clips, tmp_path, surroundings):
+    code = (
+        "import os, signal, sys, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from vidqa.encoders.encoder import Encoder\n"
+        "def stuck(self, inputs):\n"
+        "    for _ in range(2):\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        time.sleep(0.1)\n"
+        "    time.sleep(600)\n"
+        "Encoder.encode = stuck\n"
+        "from vidqa.cli.main import run\n"
+        "sys.exit(run(sys.argv[1:]))\n"
+    )
+    table = tmp_path / "t.parquet"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "describe", str(clips), "--out", str(table)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        env=os.environ | surroundings,
+    )
+    assert done.returncode == 130, done.stderr
+    assert "once more leaves at once" in done.stderr and "leaving at once" in done.stderr
+    assert not table.exists() or len(read_table(table)) == 0
+
+
+@POSIX
+def test_a_lock_of_a_dead_run_is_taken_over_and_said(vidqa, clips, tmp_path):
+    table = tmp_path / "t.parquet"
+    code = (
+        "import os, signal, sys; from vidqa.tables.lock import TableLock\n"
+        "TableLock(sys.argv[1]).__enter__(); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    dead = subprocess.run([sys.executable, "-c", code, str(table)], timeout=PATIENCE_S)
+    assert dead.returncode == -signal.SIGKILL
+    done = vidqa("describe", clips, "--out", table, "--log", "a.log")
+    assert done.code == 0
+    assert "taken over" in done.err and "process" in done.err
+    assert "lock taken over" in (tmp_path / "a.log").read_text()
+    assert "taken over" not in vidqa("describe", clips, "--out", table).err
+
+
+def test_two_runs_with_two_tables_share_the_cache(start, make_clip, tmp_path, surroundings):
+    for i in range(6):
+        make_clip(tmp_path / "clips" / f"{i}.mp4", seed=i)
+    tables = [tmp_path / "a.parquet", tmp_path / "b.csv"]
+    runs = [start("describe", tmp_path / "clips", "--out", table, "--batch-size", 1) for table in tables]
+    for run in runs:
+        _, stderr = run.communicate(timeout=PATIENCE_S)
+        assert run.returncode == 0, stderr
+        assert "warning" not in stderr
+    assert [set(statuses(table).values()) for table in tables] == [{"ok"}, {"ok"}]
+    assert [len(read_table(table)) for table in tables] == [6, 6]
+    cache = Path(surroundings["VIDQA_CACHE"])
+    assert len(list(cache.rglob("*.safetensors"))) == 6 and not list(cache.rglob("*.part"))
+
+
+def test_what_is_left_for_the_morning(vidqa, clips, tmp_path):
+    (clips / "bad.mp4").write_text("no film")
+    (clips / "notes.txt").write_text("left out")
+    table = tmp_path / "t.parquet"
+    options = ("--out", table, "--log", "a.log", "--metrics", "vidqa.prom")
+    done = vidqa("describe", clips, *options, "-q")
+    assert (done.code, done.out, done.err) == (3, "", "")
+    events = [line.split("\t") for line in (tmp_path / "a.log").read_text().splitlines()]
+    assert all(len(event) == 6 for event in events)
+    stages = [(stage, result) for _, stage, result, *_ in events]
+    assert stages[0] == ("run", "started") and stages[-1] == ("run", "items failed")
+    assert stages.count(("decode", "ok")) == stages.count(("answer", "ok")) == 3
+    assert {("scan", "ok"), ("scan", "left out"), ("decode", "failed"), ("write", "ok")} <= set(stages)
+    by_media = {os.path.basename(event[4]): event for event in events if event[1] == "decode"}
+    assert by_media["bad.mp4"][5].startswith("not_media: ") and float(by_media["a.mp4"][3]) > 0
+    subject = events[-1][5]
+    assert subject.startswith("vidqa: t.parquet: 4 new rows, 1 failed (1 of them new); 4 files in ")
+    assert len(subject) < 100 and subject.isascii()
+    found = {
+        (sample.name, *list(sample.labels.values())[1:]): sample.value
+        for family in text_string_to_metric_families((tmp_path / "vidqa.prom").read_text())
+        for sample in family.samples
+    }
+    assert found["vidqa_run_exit_code",] == 3 and found["vidqa_rows", "ok", "new"] == 3
+    assert found["vidqa_errors", "not_media"] == 1
+    done = vidqa("describe", clips, *options, "--log-json")
+    assert done.err.splitlines()[-1].startswith("vidqa: t.parquet: 0 new rows, 4 known, 1 failed")
+    last = json.loads((tmp_path / "a.log").read_text().splitlines()[-1])
+    assert last["stage"] == "run" and last["outcome"] == "items failed"
+    done = vidqa("describe", tmp_path / "nothing*.mp4", *options)
+    assert done.code == 1
+    assert f'vidqa_run_exit_code{{table="{table}"}} 1\n' in (tmp_path / "vidqa.prom").read_text()
+
+
+def test_events_on_stderr_for_a_journal(vidqa, clips, tmp_path):
+    done = vidqa("describe", clips / "a.mp4", "--out", tmp_path / "t.csv", "-q", "--log-json")
+    assert done.out == ""
+    assert [json.loads(line)["stage"] for line in done.err.splitlines()] == [
+        *("run", "scan", "decode", "answer", "write", "run")
+    ]
+
+
+def test_the_plan_names_disk_and_time(vidqa, clips, tmp_path, make_clip):
+    table = tmp_path / "t.parquet"
+    (clips / "twin.mp4").write_bytes((clips / "a.mp4").read_bytes())
+    done = vidqa("describe", clips, "--out", table, "--dry-run")
+    assert "time: not known" in done.out and "disk: cache" in done.out and "4 files: 0 known, 3 to do" in done.out
+    assert not table.exists()
+    plan = json.loads(vidqa("describe", clips, "--out", table, "--dry-run", "--json").out)
+    assert plan["seconds"] is None and plan["enough_disk"] and plan["cache_bytes_free"] > 0
+    assert plan["new_rows"] == 4 and plan["segments_to_encode"] == 3
+    assert vidqa("describe", clips, "--out", table).code == 0
+    entries = [path.stat().st_size for path in (tmp_path / "cache").rglob("*.safetensors")]
+    assert sum(entries) <= plan["cache_bytes_needed"] < sum(entries) + 4000
+    make_clip(clips / "new.mp4", seed=8)
+    plan = json.loads(vidqa("describe", clips, "--out", table, "--dry-run", "--json").out)
+    assert (plan["files"], plan["files_known"], plan["files_to_do"], plan["new_rows"]) == (5, 4, 1, 1)
+    assert 0 < plan["seconds"] < 600 and plan["measured_runs"] == 1
+    assert plan["table_bytes_needed"] > table.stat().st_size
+    done = vidqa("describe", clips, "--out", table, "--dry-run")
+    assert "time: about" in done.out and "rates of 1 earlier run on this machine" in done.out

@@ -1,0 +1,28 @@
+"""What decoder processes do in the tests of bad weather. Imported there by name, so it is no test module."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import numpy as np
+
+from vidqa.encoders.preprocess import prepare
+from vidqa.records import EncoderInput, FrameBatch
+
+SEGFAULT, OOM_KILLED, HANGS, GREEDY = 34, 36, 38, 40
+
+
+def strike(frames: FrameBatch, **how: object) -> EncoderInput:
+    """As `prepare`, but for frames of certain widths, which do to their process what a bad file does to a decoder."""
+    width = frames.pixels.shape[2]
+    if width == SEGFAULT:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if width == OOM_KILLED:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if width == HANGS:
+        time.sleep(600)
+    if width == GREEDY:
+        np.ones(100 << 27)  # 100 GB
+    return prepare(frames, **how)  # type: ignore[arg-type]

@@ -1,0 +1,123 @@
+"""What the stages of one run share, and the first of them: scan, hash, features. The stages after it are describe's.
+
+Each stage is a generator over the one before it, so a file goes through all of them before the run needs room for many
+more.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from vidqa.cache.index import MediaIndex
+from vidqa.cache.store import FeatureStore
+from vidqa.errors import ItemError, VidqaError
+from vidqa.media.scan import ScanResult, scan
+from vidqa.pipeline.answer import Answered
+from vidqa.pipeline.content import identify
+from vidqa.pipeline.encode import encode_works
+from vidqa.pipeline.feed import Feed
+from vidqa.pipeline.loaded import LoadedModel, load_model
+from vidqa.pipeline.options import Encoded, RunOptions, Work, default_options
+from vidqa.pipeline.progress import Reporter, StageClock
+from vidqa.pipeline.summary import Summary
+from vidqa.records import MediaItem, Question
+
+#: Media id of a file, and the work that it needs; None when it needs none.
+Owed = Callable[[MediaItem, str], Work | None]
+
+
+@dataclass
+class Run:
+    """What the stages of one run share."""
+
+    model: LoadedModel
+    options: RunOptions
+    reporter: Reporter
+    summary: Summary
+    clock: StageClock
+    _ready: dict[str, float] = field(default_factory=dict)  # path -> when its features were there
+
+    @classmethod
+    def begin(cls, model: LoadedModel | str, options: RunOptions | None, reporter: Reporter) -> Run:
+        """Open the model, if it is a name, and start the books."""
+        loaded = model if isinstance(model, LoadedModel) else load_model(model, reporter=reporter)
+        return cls(loaded, options or default_options(), reporter, Summary(), StageClock(stop=reporter.stop))
+
+    def find(self, paths: Sequence[str]) -> ScanResult:
+        """Scan, count, and say what is left out.
+
+        Raises:
+            VidqaError: there is no media at all.
+        """
+        began = time.perf_counter()
+        with self.clock.stage("read"):
+            found = scan(paths)
+        for out in found.left_out:
+            self.reporter.say(f"left out: {out.path}: {out.reason}", level=2)
+            self.reporter.event("scan", "left out", media=out.path, note=out.reason)
+        self.reporter.event("scan", "ok", seconds=time.perf_counter() - began, note=f"{len(found.items)} files")
+        self.summary.files, self.summary.left_out = len(found.items), found.counts()
+        if not found.items:
+            reasons = ", ".join(f"{number} {reason}" for reason, number in found.counts().items())
+            where = ", ".join(paths)
+            raise VidqaError(f"no media found in {where}" + (f" (left out: {reasons})" if reasons else ""))
+        return found
+
+    def encoded(self, items: Iterable[MediaItem], owed: Owed, questions: Sequence[Question]) -> Generator[Encoded]:
+        """Files with their features or their error, as they become ready; none for files that need nothing."""
+        store, index = FeatureStore(self.options.cache_dir), MediaIndex(self.options.cache_dir)
+        works = self._works(items, index, owed, tuple(questions))
+        try:
+            with Feed(lambda: works, self.model.bundle, store, index, self.options) as feed:
+                for one in encode_works(feed, self.model, store, self.clock, self.options.batch_size):
+                    self._count(one)
+                    yield one
+        finally:
+            index.close()
+
+    def answered(self, one: Answered) -> None:
+        """Log the rows of a file."""
+        began = self._ready.pop(one.work.item.path, None)
+        if began is None:  # it never came so far; that was logged
+            return
+        statuses = Counter(row.status for row in one.rows)
+        outcome = "failed" if statuses["failed"] else "ok"
+        note = ", ".join(f"{number} {status}" for status, number in statuses.items())
+        self.reporter.event("answer", outcome, media=one.work.item.path, seconds=time.perf_counter() - began, note=note)
+
+    def _works(
+        self, items: Iterable[MediaItem], index: MediaIndex, owed: Owed, questions: tuple[Question, ...]
+    ) -> Iterator[Work | Encoded]:
+        """Hash each file and ask what it needs. Runs in the feed's thread."""
+        for item in items:
+            try:
+                work = owed(*identify(index, item))
+            except ItemError as error:  # gone or not readable: the row will say so
+                yield Encoded(Work(item, None, questions), error=error)
+                continue
+            if work is None:
+                self.reporter.advance()
+            else:
+                yield work
+
+    def _count(self, one: Encoded) -> None:
+        summary, path = self.summary, one.work.item.path
+        summary.clips_done += 1
+        summary.clips_cached += one.cached
+        if one.error is not None:
+            summary.clips_failed += 1
+            said = f"{one.error.kind}: {one.error.what}"
+            self.reporter.say(f"failed: {one.work.item.rel}: {said}", level=2)
+            self.reporter.event("read" if one.work.media_id is None else "decode", "failed", media=path, note=said)
+            return
+        if one.segments:
+            summary.video_s += one.segments[0].facts.duration_s or 0.0
+        summary.segments += 0 if one.cached else len(one.segments)
+        self._ready[path] = time.perf_counter()
+        if one.cached:
+            self.reporter.event("cache", "ok", media=path)
+        else:
+            self.reporter.event("decode", "ok", media=path, seconds=one.decode_s)
