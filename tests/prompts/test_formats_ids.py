@@ -1,58 +1,20 @@
-"""Ids, slots and labels against the original tokenisation and tuning code, and the rules of our own."""
+"""Ids, slots and labels: the rules of our own; those of the originals are in tests/parity/test_golden.py."""
 
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from sentencepiece import SentencePieceProcessor
 
 from vidqa.errors import UsageError
-from vidqa.prompts.build import IGNORED, LabelledPrompt, build_labels, build_prompt
-from vidqa.prompts.formats import FORMATS, ChatFormat, get_format
+from vidqa.prompts.build import IGNORED, build_labels, build_prompt
+from vidqa.prompts.formats import FORMATS, get_format
 
 FOLDER = Path(__file__).resolve().parent.parent / "golden"
-GOLDEN = json.loads((FOLDER / "prompts.json").read_text())
-MASKING = GOLDEN["label_masking"]
-MODES = ("legacy", "legacy_false")
-PLACEHOLDER = -200
-
-
-class Slow:
-    """The slow Llama tokenizer of transformers 4.31, on sentencepiece.
-
-    The tokenizer that transformers 5 makes of the same file leaves out the prefix of a text that begins with a space,
-    so it does not reproduce all recorded ids.
-    """
-
-    bos_token_id = 1
-
-    def __init__(self, legacy: bool) -> None:
-        self.pieces = SentencePieceProcessor(str(FOLDER / "tokenizer.model"))
-        self.legacy = legacy
-
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        out = [1] if add_special_tokens else []
-        for i, part in enumerate(text.split("</s>")):
-            out += [2] * (i > 0)
-            if i and part and not self.legacy and not part.startswith(" "):
-                # Without the prefix that sentencepiece puts before every text.
-                out += self.pieces.encode(f"<unk>{part}")[len(self.pieces.encode("<unk>")) :]
-            else:
-                out += self.pieces.encode(part)
-        return out
-
-
-@pytest.fixture(scope="module")
-def slow() -> dict[str, Slow]:
-    return {mode: Slow(mode == "legacy") for mode in MODES}
 
 
 @pytest.fixture(scope="module")
@@ -62,84 +24,6 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("tokenizer")
     shutil.copy(FOLDER / "tokenizer.model", folder)
     return LlamaTokenizer.from_pretrained(folder, add_bos_token=True)
-
-
-def with_placeholders(labelled: LabelledPrompt) -> tuple[list[int], list[int]]:
-    """Ids as the original writes them when every frame takes one slot."""
-    p = labelled.prompt
-    return np.where(p.slots, PLACEHOLDER, p.ids).tolist(), labelled.labels.tolist()
-
-
-def dialogue(source: list[dict[str, str]]) -> tuple[list[tuple[str, str | None]], list[tuple[Any, int, int]]]:
-    values = [one["value"] for one in (source[1:] if source[0]["from"] == "gpt" else source)]
-    turns = list(zip(values[::2], values[1::2], strict=True))
-    kinds = [k for question, _ in turns for k in re.findall("<(image|video)>", question)]
-    return turns, [(k, 8 if k == "video" else 1, 1) for k in kinds]
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_the_tokenizer_is_the_recorded_one(mode: str, slow: dict[str, Slow]) -> None:
-    cases = GOLDEN["tokenizer"]["plain_encodings"]
-    assert cases
-    for text, wanted in cases.items():
-        assert slow[mode].encode(text, add_special_tokens=True) == wanted[mode], text
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_ids_around_placeholders(mode: str, slow: dict[str, Slow]) -> None:
-    """The text is cut at the placeholders, the pieces are tokenised apart, and one beginning token is kept."""
-    bare = ChatFormat("bare", kind="plain", user_end="", answer_end="")
-    assert GOLDEN["tokenizer_image_token"]
-    for case in GOLDEN["tokenizer_image_token"]:
-        if not case["prompt"]:
-            continue
-        n = case["prompt"].count("<image>")
-        # As the answer of a caption, where tags are not special: the pieces come from the recorded text alone.
-        labelled = build_labels(slow[mode], bare, _as_turns(case["prompt"]), [("image", 1, 1)] * n)
-        assert with_placeholders(labelled)[0] == case[mode], case["prompt"]
-
-
-def _as_turns(prompt: str) -> list[tuple[str, str]]:
-    """A text with tags as captions: each piece behind a tag is the answer to that tag."""
-    first, *rest = prompt.split("<image>")
-    return [("", first), *(("<image>", piece) for piece in rest)]
-
-
-def _sha(values: list[int]) -> str:
-    return hashlib.sha256(json.dumps(values, separators=(",", ":")).encode()).hexdigest()
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("source", list(MASKING["sources"]))
-def test_labels_are_those_of_the_original_tuning(source: str, mode: str, slow: dict[str, Slow]) -> None:
-    turns, media = dialogue(MASKING["sources"][source]["conversations"])
-    formats = {
-        f"preprocess_v1/neutral_system/{mode}": get_format("v1", MASKING["neutral_system_text"]),
-        f"preprocess_v1/real_system_v1/{mode}": FORMATS["v1"],
-        f"preprocess_v1/real_system_llava_v1/{mode}": FORMATS["llava_v1"],
-    }
-    for group, chat in formats.items():
-        wanted = MASKING[group][source]
-        labelled = build_labels(slow[mode], chat, turns, media)
-        ids, labels = with_placeholders(labelled)
-        if "input_ids" in wanted:
-            assert ids == wanted["input_ids"]
-            assert labels == wanted["labels"]
-        else:
-            assert (len(ids), _sha(ids), _sha(labels)) == (wanted["n"], wanted["ids_sha256"], wanted["labels_sha256"])
-        assert (labelled.problem is not None) == wanted["mismatch_warning"]
-
-
-@pytest.mark.parametrize("source", list(MASKING["plain_sources"]))
-def test_labels_of_plain_captions(source: str, slow: dict[str, Slow]) -> None:
-    wanted = MASKING["preprocess_plain/legacy"][source]
-    turns, media = dialogue(MASKING["plain_sources"][source]["conversations"])
-    if "raises" in wanted:
-        assert not media  # the original refuses a caption of nothing; here it is text to learn
-        return
-    # The original takes one placeholder for a whole video with this format.
-    labelled = build_labels(slow["legacy"], FORMATS["plain"], turns, [(k, 1, 1) for k, _, _ in media])
-    assert with_placeholders(labelled) == (wanted["input_ids"], wanted["labels"])
 
 
 def test_slots_come_from_the_media(tokenizer: Any) -> None:

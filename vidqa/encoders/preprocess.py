@@ -39,18 +39,20 @@ class PreprocessSpec:
         antialiasing, short side to `image_size`, then a centre crop. Bicubic overshoot is kept.
         `hf`: the transformers port. Pillow bicubic (antialiased, rounded to grey levels), centre crop, for both kinds.
         `video_chatgpt`: nearest neighbour to a square, the aspect ratio is not kept.
+        `valley`: Valley's clips. Pillow bilinear (antialiased, rounded to grey levels), short side to 8/7 of
+        `image_size` (256 for 224), centre crop. Its pictures go through `hf`.
     pad: put the frame on a square canvas first, so that nothing is cropped.
     """
 
-    mode: Literal["original", "hf", "video_chatgpt"] = "original"
+    mode: Literal["original", "hf", "video_chatgpt", "valley"] = "original"
     image_size: int = 224
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
     pad: bool = False
 
     def __post_init__(self) -> None:
-        if self.mode not in ("original", "hf", "video_chatgpt"):
-            raise ValueError(f"mode must be original, hf or video_chatgpt, got {self.mode!r}")
+        if self.mode not in ("original", "hf", "video_chatgpt", "valley"):
+            raise ValueError(f"mode must be original, hf, video_chatgpt or valley, got {self.mode!r}")
         if self.image_size < 1:
             raise ValueError(f"image_size must be at least 1, got {self.image_size}")
         if len(self.mean) != 3 or len(self.std) != 3 or not all(s > 0 for s in self.std):
@@ -72,7 +74,9 @@ def prepare(frames: FrameBatch, image: PreprocessSpec, video: PreprocessSpec) ->
     """
     spec = image if frames.kind == "image" else video
     pixels = _pad_to_square(frames.pixels) if spec.pad else frames.pixels
-    if pixels.shape[1:3] == (spec.image_size, spec.image_size):
+    if spec.mode == "valley":
+        values = _resize_valley(pixels, spec.image_size)
+    elif pixels.shape[1:3] == (spec.image_size, spec.image_size):
         values = _planar(pixels)
     elif spec.mode == "original":
         values = _resize_original(pixels, spec.image_size, cubic=frames.kind == "image")
@@ -116,15 +120,30 @@ def _resize_original(pixels: np.ndarray, size: int, *, cubic: bool) -> np.ndarra
 
 def _resize_hf(pixels: np.ndarray, size: int) -> np.ndarray:
     """uint8 [T, H, W, 3] -> float32 [T, 3, S, S] in whole grey levels, cropped."""
-    from PIL import Image
-
     height, width = pixels.shape[1:3]
     rows, cols = resized_size(height, width, size)
-    top, left = (rows - size) // 2, (cols - size) // 2
+    return _resize_by_pillow(pixels, (rows, cols), ((rows - size) // 2, (cols - size) // 2), size, cubic=True)
+
+
+def _resize_valley(pixels: np.ndarray, size: int) -> np.ndarray:
+    """uint8 [T, H, W, 3] -> float32 [T, 3, S, S] in whole grey levels, cropped."""
+    height, width = pixels.shape[1:3]
+    rows, cols = resized_size(height, width, round(size * 8 / 7))
+    corner = round((rows - size) / 2), round((cols - size) / 2)  # half to even
+    return _resize_by_pillow(pixels, (rows, cols), corner, size, cubic=False)
+
+
+def _resize_by_pillow(
+    pixels: np.ndarray, shape: tuple[int, int], corner: tuple[int, int], size: int, *, cubic: bool
+) -> np.ndarray:
+    """uint8 [T, H, W, 3] -> `shape`, of which the S x S at `corner` come back as float32 [T, 3, S, S]."""
+    from PIL import Image
+
+    (rows, cols), (top, left) = shape, corner
     out = np.empty((len(pixels), size, size, 3), np.uint8)
     for t, frame in enumerate(pixels):
-        picture = Image.fromarray(frame).resize((cols, rows), Image.Resampling.BICUBIC)
-        out[t] = np.asarray(picture)[top : top + size, left : left + size]
+        method = Image.Resampling.BICUBIC if cubic else Image.Resampling.BILINEAR
+        out[t] = np.asarray(Image.fromarray(frame).resize((cols, rows), method))[top : top + size, left : left + size]
     return _planar(out)
 
 

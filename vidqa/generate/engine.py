@@ -163,7 +163,7 @@ def _answer_at_once(model: VideoLlava, batch: Sequence[_Job], settings: Generati
         visual = dict(zip(distinct, model.visual_tokens(list(distinct.values())), strict=True))
     rows = [Row(job.prompt, tuple(visual[id(f)] for f in job.request.features), job.max_new_tokens) for job in batch]
     stops = (*model.chat.stop, *settings.stop)
-    stopper = Stopper(model.tokenizer, stops)
+    stopper = Stopper(model.tokenizer, stops, model.chat.leads)
     said = decode(model, rows, _end_ids(model, stops), _chooser(batch, settings), stopper.stops)
     return [_to_answer(job, one, stopper) for job, one in zip(batch, said, strict=True)]
 

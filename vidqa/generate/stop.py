@@ -15,10 +15,12 @@ class Stopper:
     Args:
         tokenizer: the LLM's own.
         stops: strings that end an answer; the answer holds neither them nor what follows. Empty ones are left out.
+        leads: strings that a model may put before its answer; they are no part of it, and no end of it either.
     """
 
-    def __init__(self, tokenizer: Any, stops: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Any, stops: Sequence[str] = (), leads: Sequence[str] = ()) -> None:
         self._tokenizer = tokenizer
+        self._leads = tuple(leads)
         self._stops = tuple(dict.fromkeys(s for s in stops if s))
         # A stop string of n characters lies in the last n tokens, if every token has at least one character. Some have
         # none (parts of a character in byte fallback), hence the factor and the margin.
@@ -26,7 +28,7 @@ class Stopper:
 
     def text(self, ids: Sequence[int]) -> str:
         """Text of an answer, cut at the first stop string, without white space around it."""
-        text = self._decode(ids)
+        text = self._without_leads(self._decode(ids))
         cuts = [at for s in self._stops if (at := text.find(s)) >= 0]
         return (text[: min(cuts)] if cuts else text).strip()
 
@@ -35,7 +37,18 @@ class Stopper:
         if not self._stops:
             return False
         tail = self._decode(ids[-self._tail :])
+        if self._leads and any(s in tail for s in self._stops):
+            tail = self._without_leads(self._decode(ids))
         return any(s in tail for s in self._stops)
+
+    def _without_leads(self, text: str) -> str:
+        while self._leads:
+            text = text.lstrip()
+            lead = next((lead for lead in self._leads if text.startswith(lead)), None)
+            if lead is None:
+                break
+            text = text[len(lead) :]
+        return text
 
     def _decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))

@@ -17,7 +17,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -26,7 +26,7 @@ from vidqa.encoders.preprocess import PREPROCESSING_REVISION
 from vidqa.errors import BundleError
 from vidqa.fsio import digest_file, sync_folder
 from vidqa.model.parts import check_parts, digests, external_files, files_below, inside
-from vidqa.model.spec import BundleSpec, EncoderSpec, TextEncoderSpec, read_spec
+from vidqa.model.spec import BundleSpec, EncoderSpec, TextEncoderSpec, as_table, read_spec
 
 _Graph = TypeVar("_Graph", bound=EncoderSpec | TextEncoderSpec)
 
@@ -79,7 +79,7 @@ class Bundle:
     def encoder_id(self) -> str:
         """16 hex digits: everything that changes the bytes of a feature, and nothing else."""
         e = self.spec.encoders
-        parts = [_without(asdict(part), "file", "external") for part in (e.image, e.video)]
+        parts = [_without(as_table(part), "file", "external") for part in (e.image, e.video)]
         external = [sorted(part.external.values()) for part in (e.image, e.video)]
         return _short_digest({"parts": parts, "external": external, "preprocessing": PREPROCESSING_REVISION})
 
@@ -91,10 +91,10 @@ class Bundle:
             {
                 "encoder_id": self.encoder_id,
                 "architecture": s.architecture,
-                "connector": _without(asdict(s.connector), "file"),
+                "connector": _without(as_table(s.connector), "file"),
                 "llm": {"files": s.llm.files, "context": s.llm.context},
-                "prompt": asdict(s.prompt),
-                "generation": asdict(s.generation),
+                "prompt": as_table(s.prompt),
+                "generation": as_table(s.generation),
             }
         )
 
@@ -174,7 +174,7 @@ def save_bundle(
     try:
         fill(part)
         full = _with_digests(part, spec)
-        text = json.dumps(asdict(full), indent=2, ensure_ascii=False) + "\n"
+        text = json.dumps(as_table(full), indent=2, ensure_ascii=False) + "\n"
         (part / BUNDLE_FILE).write_text(text, encoding="utf-8")
         load_bundle(part)
         _settle(part)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vidqa.errors import BundleError, DeviceError
 from vidqa.model.bundle import Bundle
-from vidqa.model.connector import build_connector
+from vidqa.model.connector import Connector, build_connector
 from vidqa.model.llm import load_llm
 from vidqa.model.splice import fill_slots
 from vidqa.prompts.build import MediaShape
@@ -30,14 +30,14 @@ class VideoLlava(nn.Module):
     """A connector in front of a causal LLM.
 
     Args:
-        connector: maps [..., D] to [..., L].
+        connector: makes visual tokens of the LLM's width L from encoder tokens of width D.
         llm: a causal LLM of transformers that accepts `inputs_embeds`.
         tokenizer: the LLM's own.
         chat: format that the LLM was tuned with.
         context: longest sequence, visual tokens and answer included.
     """
 
-    def __init__(self, connector: nn.Module, llm: nn.Module, tokenizer: Any, chat: ChatFormat, context: int) -> None:
+    def __init__(self, connector: Connector, llm: nn.Module, tokenizer: Any, chat: ChatFormat, context: int) -> None:
         super().__init__()
         self.connector = connector
         self.llm: Any = llm
@@ -58,29 +58,24 @@ class VideoLlava(nn.Module):
     def media_shape(self, features: Features) -> MediaShape:
         """How much room a picture or clip takes in a prompt; `visual_tokens` gives as many."""
         n_frames, n_tokens = features.tokens.shape[:2]
-        return MediaShape(features.kind, n_frames, n_tokens)
+        runs = self.connector.runs(n_frames, n_tokens, features.keep_cls)
+        return MediaShape(features.kind, n_frames, n_tokens, runs)
 
     def visual_tokens(self, features: Sequence[Features]) -> list[Tensor]:
-        """Project the tokens of several pictures or clips.
+        """Visual tokens of several pictures or clips.
 
         Args:
             features: tokens [T, P, D] each, of any T and P.
 
         Returns:
-            One float [T * P, L] for each, frame after frame.
+            One float [V, L] for each; V as `media_shape` says.
 
         Raises:
             ValueError: a width D that the connector does not take.
         """
-        if not features:
-            return []
-        weight = next(self.connector.parameters())
-        flat = [torch.from_numpy(f.tokens).flatten(0, 1) for f in features]
-        if bad := [len(t[0]) for t in flat if t.shape[1] != weight.shape[1]]:
-            raise ValueError(f"the connector takes tokens of width {weight.shape[1]}, got {bad[0]}")
-        # One product for all clips: the split below undoes the join.
-        joined = self.connector(torch.cat(flat).to(weight.device, weight.dtype))
-        return list(joined.split([len(t) for t in flat]))
+        weight = next(self.connector.parameters(), self.llm.get_input_embeddings().weight)  # an identity has none
+        tokens = [torch.from_numpy(f.tokens).to(weight.device) for f in features]
+        return self.connector.visual(tokens, weight.dtype)
 
     def embed(self, ids: Tensor, slots: Tensor, visual: Tensor) -> Tensor:
         """Look ids up and put the visual tokens in their slots.
@@ -156,7 +151,8 @@ def load_model(bundle: Bundle, device: str = "auto", dtype: torch.dtype | None =
     where = pick_device(device)
     kind = dtype or (torch.float32 if where.type == "cpu" else None)
     spec = bundle.spec
-    connector = build_connector(spec.connector.type, spec.connector.in_size, spec.connector.out_size)
+    c = spec.connector
+    connector = build_connector(c.type, c.in_size, c.out_size, c.compressor)
     try:
         weights = load_file(bundle.connector_file)
     except (SafetensorError, OSError) as e:
@@ -234,8 +230,8 @@ def _format_problem(chat: ChatFormat, tokenizer: Any) -> str | None:
     """What the tokenizer lacks for a chat format."""
     if chat.kind == "template" and not tokenizer.chat_template:
         return "the tokenizer has no chat template"
-    if chat.media == "tokens":
-        for tag in ("<image>", "<video>"):
-            if tokenizer.encode(tag, add_special_tokens=False) != [tokenizer.convert_tokens_to_ids(tag)]:
-                return f"the tokenizer has no token {tag}"
+    tags = ("<image>", "<video>") if chat.media == "tokens" else tuple(word for marks in chat.marks for word in marks)
+    for tag in tags:
+        if tokenizer.encode(tag, add_special_tokens=False) != [tokenizer.convert_tokens_to_ids(tag)]:
+            return f"the tokenizer has no token {tag}"
     return None

@@ -1,5 +1,5 @@
 """The words of `bundle.json` as frozen records, and a strict reader: every key known, every key there
-(but for those that are marked as `LATER`).
+(but for those that are marked as `LATER`, which are not written either while they hold their default).
 
 Knows names and types. Does not open the parts, and imports no torch.
 """
@@ -7,7 +7,7 @@ Knows names and types. Does not open the parts, and imports no torch.
 from __future__ import annotations
 
 import types
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from vidqa.encoders.preprocess import PreprocessSpec
@@ -58,8 +58,9 @@ class VideoEncoderSpec(EncoderSpec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.sampling.rule in ("linspace", "arange") and self.sampling.n_frames != self.n_frames:
-            raise ValueError(f"sampling.n_frames is {self.sampling.n_frames}, the graph takes {self.n_frames}")
+        if self.sampling.rule in ("linspace", "arange") and self.sampling.n_frames % self.n_frames:
+            taken = f"the graph takes {self.n_frames} at a time"
+            raise ValueError(f"sampling.n_frames is {self.sampling.n_frames}, {taken}")
 
 
 @dataclass(frozen=True)
@@ -95,17 +96,50 @@ class EncodersSpec:
 
 
 @dataclass(frozen=True)
+class CompressorSpec:
+    """What joins the tokens of a clip's frames (`vidqa.model.compress`). The defaults are the published sizes.
+
+    type:
+        `video_chatgpt`: `n_frames` frame means, then a mean over time for each patch; in front of the projector.
+        `valley_v1`: a mean over time for each patch, then the class token of each frame; behind the projector.
+        `valley_v2`: the same with a learned weight for each frame, made from its `n_patches` tokens.
+        `valley_v3`: the same with a transformer over time (`n_heads`, `inner_size`, at most `n_frames` frames).
+
+    A number that the type does not use is left as it is.
+    """
+
+    type: Literal["video_chatgpt", "valley_v1", "valley_v2", "valley_v3"]
+    n_frames: int = 100
+    n_patches: int = 256
+    n_heads: int = 8
+    inner_size: int = 2048
+
+    def __post_init__(self) -> None:
+        _at_least_one(self, "n_frames", "n_patches", "n_heads", "inner_size")
+
+    @property
+    def needs_cls(self) -> bool:
+        """Whether the class token of each frame must be kept."""
+        return self.type != "video_chatgpt"
+
+
+@dataclass(frozen=True)
 class ConnectorSpec:
-    """The projector between encoders and LLM: `in_size` D to `out_size` L."""
+    """What stands between encoders and LLM: a projector from `in_size` D to `out_size` L, and maybe a compressor."""
 
     file: str
-    type: Literal["linear", "mlp2x_gelu"]
+    type: Literal["linear", "mlp2x_gelu", "identity"]
     in_size: int
     out_size: int
     sha256: str = ""
+    compressor: CompressorSpec | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         _at_least_one(self, "in_size", "out_size")
+        if self.type == "identity" and self.in_size != self.out_size:
+            raise ValueError(f"a connector that changes nothing has one size, got {self.in_size=} {self.out_size=}")
+        if self.compressor and self.compressor.type == "valley_v3" and self.out_size % self.compressor.n_heads:
+            raise ValueError(f"out_size {self.out_size} is no multiple of compressor.n_heads {self.compressor.n_heads}")
 
 
 @dataclass(frozen=True)
@@ -157,7 +191,7 @@ class BundleSpec:
     prompt: PromptSpec
     generation: GenerationSpec = GenerationSpec()
     notice: str | None = None
-    architecture: Literal["video_llava"] = "video_llava"
+    architecture: Literal["video_llava", "video_chatgpt", "valley"] = "video_llava"
     format: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -166,6 +200,20 @@ class BundleSpec:
         for name in ("image", "video"):
             if (size := getattr(self.encoders, name).hidden_size) != self.connector.in_size:
                 raise ValueError(f"encoders.{name}.hidden_size is {size}, connector.in_size {self.connector.in_size}")
+            compressor = self.connector.compressor
+            if compressor and getattr(self.encoders, name).keep_cls != compressor.needs_cls:
+                raise ValueError(f"encoders.{name}.keep_cls does not go with the compressor {compressor.type}")
+
+
+def as_table(record: Any) -> dict[str, Any]:
+    """A record as it stands in `bundle.json` and counts for identities: later keys only where they say something."""
+    out = {}
+    for f in fields(record):
+        value = getattr(record, f.name)
+        if f.metadata == LATER and value == (f.default if f.default is not MISSING else {}):
+            continue
+        out[f.name] = as_table(value) if is_dataclass(value) else value
+    return out
 
 
 def read_spec(data: object) -> tuple[BundleSpec | None, list[str]]:

@@ -30,11 +30,21 @@ _TAG = re.compile("<(image|video)>")
 
 
 class MediaShape(NamedTuple):
-    """How much room one picture or clip needs: `n_frames` (1 for a picture) times `tokens_per_frame`."""
+    """How much room one picture or clip needs.
+
+    `runs` are the lengths of its runs of visual tokens, which some formats keep apart; where nothing is said, there is
+    one, of `n_frames` (1 for a picture) times `tokens_per_frame`.
+    """
 
     kind: MediaKind
     n_frames: int
     tokens_per_frame: int
+    runs: tuple[int, ...] = ()
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Lengths of the runs."""
+        return self.runs or (self.n_frames * self.tokens_per_frame,)
 
 
 class Tokenizer(Protocol):
@@ -66,9 +76,11 @@ def build_prompt(
     tokenizer: Tokenizer,
     chat: ChatFormat,
     turns: Sequence[Turn],
-    media: Sequence[tuple[MediaKind, int, int]] = (),
+    media: Sequence[tuple[MediaKind, int, int] | MediaShape] = (),
 ) -> Prompt:
-    """Token ids of a dialogue whose last turn is open; the media stand before the first question, in the given order.
+    """Token ids of a dialogue whose last turn is open.
+
+    The media stand together, in the given order, before the first question (behind it where the format says so).
 
     Args:
         tokenizer: the LLM's own.
@@ -91,12 +103,12 @@ def build_labels(
     tokenizer: Tokenizer,
     chat: ChatFormat,
     turns: Sequence[Turn],
-    media: Sequence[tuple[MediaKind, int, int]] = (),
+    media: Sequence[tuple[MediaKind, int, int] | MediaShape] = (),
 ) -> LabelledPrompt:
     """Token ids and labels of a dialogue for training.
 
     Where a question holds `<image>` or `<video>` (the LLaVA conversation layout), the media stand there; otherwise
-    before the first question. With the format `plain` the questions are left out: media, then the answer.
+    at the first question. With the format `plain` the questions are left out: media, then the answer.
 
     Args:
         tokenizer: the LLM's own.
@@ -177,7 +189,8 @@ def _media_first(chat: ChatFormat, turns: Sequence[Turn], n_media: int) -> list[
     if not n_media or not turns:
         return list(turns)
     question, answer = turns[0]
-    return [(f"{_MARK * n_media}\n{question}", answer), *turns[1:]]
+    media = _MARK * n_media
+    return [(f"{question}\n{media}" if chat.question_first else f"{media}\n{question}", answer), *turns[1:]]
 
 
 def _media_at_tags(turns: Sequence[Turn], shapes: Sequence[MediaShape]) -> list[Turn]:
@@ -188,7 +201,8 @@ def _media_at_tags(turns: Sequence[Turn], shapes: Sequence[MediaShape]) -> list[
 
 
 def _refuse_reserved(chat: ChatFormat, turns: Sequence[Turn]) -> None:
-    reserved = (_MARK, "<image>", "<video>") if chat.media == "tokens" else (_MARK,)
+    tokens = ("<image>", "<video>") if chat.media == "tokens" else ()
+    reserved = (_MARK, *tokens, *(word for marks in chat.marks for word in marks))
     for part in (p for turn in turns for p in turn if p):
         for word in reserved:
             if word in part:
@@ -213,8 +227,10 @@ def _tokenise(tokenizer: Tokenizer, chat: ChatFormat, text: str, shapes: Sequenc
     used = shapes[: len(chunks) - 1]
     if len(used) != len(chunks) - 1:
         raise ValueError(f"{len(chunks) - 1} places for media but {len(shapes)} media")
-    if bad := [s for s in used if s.n_frames < 1 or s.tokens_per_frame < 1]:
+    if bad := [s for s in used if min(s.lengths) < 1]:
         raise ValueError(f"a medium needs at least one token, got {bad[0]}")
+    if chat.media == "marks":
+        return _by_marks(tokenizer, chat, chunks, used)
     pieces = _pieces_by_token(tokenizer, chunks, used) if chat.media == "tokens" else None
     if pieces is None:
         pieces = [tokenizer.encode(c, add_special_tokens=False) if c else [] for c in chunks]
@@ -227,10 +243,21 @@ def _tokenise(tokenizer: Tokenizer, chat: ChatFormat, text: str, shapes: Sequenc
         ids += piece
         slots += [False] * len(piece)
         if i < len(used):
-            n = used[i].n_frames * used[i].tokens_per_frame
+            n = sum(used[i].lengths)
             ids += [0] * n
             slots += [True] * n
     return Prompt(np.array(ids, dtype=np.int64), np.array(slots, dtype=np.bool_))
+
+
+def _by_marks(tokenizer: Tokenizer, chat: ChatFormat, chunks: Sequence[str], shapes: Sequence[MediaShape]) -> Prompt:
+    """Tokenise the whole text with a token for each place of a visual token."""
+    text = chunks[0] + "".join(chat.medium(s.lengths) + c for s, c in zip(shapes, chunks[1:], strict=True))
+    ids = np.array(_first_ids(tokenizer) + tokenizer.encode(text, add_special_tokens=False), dtype=np.int64)
+    slots = np.isin(ids, [tokenizer.convert_tokens_to_ids(m.place) for m in chat.marks])
+    if slots.sum() != sum(sum(s.lengths) for s in shapes):
+        names = ", ".join(word for marks in chat.marks for word in marks)
+        raise ValueError(f"the tokenizer lacks one of {names}, which the chat format {chat.name} needs")
+    return Prompt(ids, slots)
 
 
 def _pieces_by_token(tokenizer: Tokenizer, chunks: Sequence[str], shapes: Sequence[MediaShape]) -> list[list[int]]:

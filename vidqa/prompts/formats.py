@@ -3,14 +3,15 @@
 Knows text. Does not know tokens, pixels or models. Rendering follows the originals to the character, oddities included:
 an empty message counts as one that is still to be written.
 
-Facts: Video-LLaVA 984e65b videollava/conversation.py, Video-ChatGPT 659e04b video_chatgpt/video_conversation.py.
+Facts: Video-LLaVA 984e65b videollava/conversation.py, Video-ChatGPT 659e04b video_chatgpt/video_conversation.py, Valley
+83d794f valley/model/valley_model.py (build_inputs, process_response) and valley/util/data_util.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Turn = tuple[str, str | None]
 """Question and answer; the answer of the last turn is None while it is open."""
@@ -26,6 +27,20 @@ _VIDEO_CHATGPT = (
     "using natural language."
     "Follow the instructions carefully and explain your answers in detail based on the provided video."
 )
+_VALLEY = (
+    "You are Valley, a large language and vision assistant trained by ByteDance. "
+    "You are able to understand the visual content or video that the user provides, and assist the user with a variety "
+    "of tasks using natural language. "
+    "Follow the instructions carefully and explain your answers in detail."
+)
+
+
+class Marks(NamedTuple):
+    """Special tokens of the vocabulary around one run of visual tokens, and the one that holds their places."""
+
+    before: str
+    place: str
+    after: str
 
 
 @dataclass(frozen=True)
@@ -41,6 +56,12 @@ class ChatFormat:
     media:
         `split`: text is cut at each medium and the pieces are tokenised apart (the original models).
         `tokens`: each medium is a special token of the vocabulary, `<image>` or `<video>` (the transformers port).
+        `marks`: each run of visual tokens stands between special tokens, and a text is tokenised as a whole
+        (Video-ChatGPT, Valley).
+    question_first:
+        The media stand behind the first question and not before it.
+    says_role:
+        An open turn ends with `{assistant}:`; else the model says that itself, and it is taken off its answer.
     """
 
     name: str
@@ -51,8 +72,22 @@ class ChatFormat:
     assistant: str = "ASSISTANT"
     user_end: str = " "
     answer_end: str = "</s>"
-    media: Literal["split", "tokens"] = "split"
+    media: Literal["split", "tokens", "marks"] = "split"
     stop: tuple[str, ...] = ()  # strings that end an answer where the model has no end token for it
+    marks: tuple[Marks, ...] = ()  # of each run
+    question_first: bool = False
+    says_role: bool = True
+    leads: tuple[str, ...] = ()  # what a model may put before its answer, in any order and number
+
+    def medium(self, runs: Sequence[int]) -> str:
+        """What stands in the text for a medium with these runs of visual tokens (`marks` only).
+
+        Raises:
+            ValueError: the format has marks for another number of runs.
+        """
+        if len(runs) != len(self.marks):
+            raise ValueError(f"chat format {self.name} has marks for {len(self.marks)} runs of tokens, not {len(runs)}")
+        return "".join(f"{m.before}{m.place * n}{m.after}" for m, n in zip(self.marks, runs, strict=True))
 
     @property
     def cue(self) -> str:
@@ -72,6 +107,26 @@ _V0 = ChatFormat(
     stop=("###",),
 )
 
+_CHATGPT = replace(
+    _V1,
+    name="vicuna_v1_1",
+    media="marks",
+    marks=(Marks("<vid_start>", "<vid_patch>", "<vid_end>"),),
+    question_first=True,
+)
+# What Valley was tuned with; it is asked otherwise, see below.
+_VALLEY_TUNED = replace(
+    _V0,
+    name="valley_tuned",
+    system_end="\n\n### ",
+    user_end="\n### ",
+    answer_end="\n### ",
+    media="marks",
+    marks=(Marks("<im_start>", "<im_patch>", "<im_end>"), Marks("<vi_start>", "<vi_frame>", "<vi_end>")),
+    question_first=True,
+    leads=("###", "Assistant:", "Assistent:", "Response:", "Valley:"),
+)
+
 #: Every chat format by its name, as bundles name it.
 FORMATS: dict[str, ChatFormat] = {
     f.name: f
@@ -82,7 +137,20 @@ FORMATS: dict[str, ChatFormat] = {
         _V0,
         ChatFormat("plain", kind="plain", user_end="\n", answer_end="\n", stop=("\n",)),
         ChatFormat("hf", media="tokens"),
-        replace(_V1, name="video-chatgpt_v1", system=_VIDEO_CHATGPT),
+        _CHATGPT,  # the one that Video-ChatGPT was tuned with; it is asked with the next
+        replace(_CHATGPT, name="video-chatgpt_v1", system=_VIDEO_CHATGPT),
+        _VALLEY_TUNED,
+        replace(
+            _VALLEY_TUNED,
+            name="valley",
+            system=_VALLEY,
+            system_end="\n\n###",
+            user=" Human",
+            assistant=" Assistent",  # spelled so in the original
+            user_end=" \n###",
+            answer_end=" \n###",
+            says_role=False,
+        ),
         ChatFormat("chat_template", kind="template", user_end="", answer_end=""),
     )
 }
@@ -126,8 +194,8 @@ def render_spans(chat: ChatFormat, turns: Sequence[Turn]) -> tuple[str, list[tup
     """Write a dialogue and say where its answers are.
 
     Returns:
-        The text, and for each answered turn the character span from just behind the assistant's colon to the end of the
-        closing mark: what a model has to learn.
+        The text, and for each answered turn the character span from just behind the assistant's colon (from its name,
+        where the model has to say that itself) to the end of the closing mark: what a model has to learn.
 
     Raises:
         ValueError: as `render`.
@@ -143,9 +211,11 @@ def render_spans(chat: ChatFormat, turns: Sequence[Turn]) -> tuple[str, list[tup
     spans = []
     for question, answer in turns:
         text += f"{chat.user}: {question}{chat.user_end}" if question else f"{chat.user}:"
-        text += f"{chat.assistant}:"
+        start = len(text)
+        if chat.says_role or answer:
+            text += f"{chat.assistant}:"
         if answer:
-            start = len(text)
+            start = len(text) if chat.says_role else start
             text += f" {answer}{chat.answer_end}"
             spans.append((start, len(text)))
     return text, spans

@@ -70,7 +70,7 @@ class PackedDataset(torch.utils.data.Dataset[tuple[Packed, Features | None]]):
         seed: int,
     ) -> None:
         self.groups, self.features, self.limit = groups, features, max_conversations
-        self.tokenizer, self.chat = model.tokenizer, model.chat
+        self.tokenizer, self.chat, self.shape = model.tokenizer, model.chat, model.media_shape
         self.rng = np.random.default_rng(seed)
 
     def __len__(self) -> int:
@@ -83,7 +83,7 @@ class PackedDataset(torch.utils.data.Dataset[tuple[Packed, Features | None]]):
         if len(media) > 1:
             raise UsageError(f"sample {group[0].id}: {len(media)} media; conversations are packed about one")
         features = self.features(media[0].path) if media else None
-        shape = [(features.kind, *features.tokens.shape[:2])] if features else []
+        shape = [self.shape(features)] if features else []
         labelled = [build_labels(self.tokenizer, self.chat, s.turns, shape) for s in chosen]
         for sample, made in zip(chosen, labelled, strict=True):
             if made.problem:

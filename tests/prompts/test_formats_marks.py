@@ -1,0 +1,106 @@
+"""Formats whose visual tokens stand between special tokens: Video-ChatGPT and Valley."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vidqa.errors import UsageError
+from vidqa.prompts.build import IGNORED, MediaShape, build_labels, build_prompt
+from vidqa.prompts.formats import FORMATS, get_format, render
+
+FOLDER = Path(__file__).resolve().parent.parent / "golden"
+CHATGPT, VALLEY = get_format("video-chatgpt_v1", "Look."), get_format("valley", "Look.")
+WORDS = [word for name in ("video-chatgpt_v1", "valley") for marks in FORMATS[name].marks for word in marks]
+CLIP = MediaShape("video", 3, 5, (9,))
+VALLEY_CLIP = MediaShape("video", 3, 5, (4, 3))
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    from transformers import LlamaTokenizer
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    shutil.copy(FOLDER / "tokenizer.model", folder)
+    return LlamaTokenizer.from_pretrained(folder, add_bos_token=True)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(plain: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    from transformers import AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("with_words")
+    plain.save_pretrained(folder)
+    made = AutoTokenizer.from_pretrained(folder)
+    made.add_tokens(WORDS, special_tokens=True)
+    return made
+
+
+def names(tokenizer: Any, prompt: Any) -> list[str]:
+    """The marks of a prompt, and a dot for each slot."""
+    words = dict(zip(tokenizer.convert_tokens_to_ids(WORDS), WORDS, strict=True))
+    return ["." if s else words[i] for i, s in zip(prompt.ids.tolist(), prompt.slots, strict=True) if s or i in words]
+
+
+def test_video_chatgpt_asks_first_and_shows_then(tokenizer: Any) -> None:
+    prompt = build_prompt(tokenizer, CHATGPT, [("Why?", None)], [CLIP])
+    assert names(tokenizer, prompt) == ["<vid_start>", *"." * 9, "<vid_end>"]
+    first = int(prompt.slots.argmax())
+    assert tokenizer.decode(prompt.ids[1 : first - 1]).strip() == "Look. USER: Why?"
+    assert tokenizer.decode(prompt.ids[first + 10 :]).strip() == "ASSISTANT:"
+
+
+def test_valley_keeps_places_and_frames_apart(tokenizer: Any) -> None:
+    prompt = build_prompt(tokenizer, VALLEY, [("Why?", None)], [VALLEY_CLIP])
+    marks = ["<im_start>", *"." * 4, "<im_end>", "<vi_start>", *"." * 3, "<vi_end>"]
+    assert names(tokenizer, prompt) == marks
+    two = build_prompt(tokenizer, VALLEY, [("Why?", None)], [VALLEY_CLIP, VALLEY_CLIP._replace(runs=(4, 1))])
+    assert names(tokenizer, two) == [*marks, "<im_start>", *"." * 4, "<im_end>", "<vi_start>", ".", "<vi_end>"]
+    assert tokenizer.decode(prompt.ids[-3:]).endswith("###"), "the model says its role itself"
+
+
+def test_history_follows_the_original() -> None:
+    turns = [("Q1", "A1"), ("Q2", None)]
+    assert render(VALLEY, turns) == "Look.\n\n### Human: Q1 \n### Assistent: A1 \n### Human: Q2 \n###"
+    tuned = get_format("valley_tuned", "Look.")
+    assert render(tuned, turns) == "Look.\n\n### Human: Q1\n### Assistant: A1\n### Human: Q2\n### Assistant:"
+    assert render(CHATGPT, turns) == "Look. USER: Q1 ASSISTANT: A1</s>USER: Q2 ASSISTANT:"
+
+
+@pytest.mark.parametrize("chat", [CHATGPT, VALLEY])
+def test_marks_are_not_for_users(chat: Any, tokenizer: Any) -> None:
+    for word in (w for marks in chat.marks for w in marks):
+        with pytest.raises(UsageError, match="reserves"):
+            build_prompt(tokenizer, chat, [(f"What is {word}?", None)], [])
+
+
+def test_runs_must_fit_the_marks(tokenizer: Any, plain: Any) -> None:
+    with pytest.raises(ValueError, match="marks for 2 runs of tokens, not 1"):
+        build_prompt(tokenizer, VALLEY, [("Why?", None)], [CLIP])
+    with pytest.raises(ValueError, match="at least one token"):
+        build_prompt(tokenizer, VALLEY, [("Why?", None)], [VALLEY_CLIP._replace(runs=(4, 0))])
+    with pytest.raises(ValueError, match="the tokenizer lacks"):
+        build_prompt(plain, CHATGPT, [("Why?", None)], [CLIP])
+
+
+def test_training_puts_the_clip_at_its_tag_and_learns_the_answer(tokenizer: Any) -> None:
+    chat = get_format("vicuna_v1_1", "Look.")
+    for question in ("<video>\nWhy?", "Why?\n<video>"):
+        made = build_labels(tokenizer, chat, [(question, "So.")], [CLIP])
+        assert made.problem is None
+        assert made.prompt.n_slots == 9
+        first = int(made.prompt.slots.argmax())
+        assert ("Why" in tokenizer.decode(made.prompt.ids[:first])) == question.startswith("Why")
+        assert (made.labels[made.prompt.slots] == IGNORED).all()
+        learned = made.labels[made.labels != IGNORED].tolist()
+        assert tokenizer.decode(learned).replace(" ", "") == "So.</s>"
+
+
+def test_what_the_model_has_to_say_itself_is_learned_too(tokenizer: Any) -> None:
+    made = build_labels(tokenizer, VALLEY, [("Why?", "So.")], [VALLEY_CLIP])
+    learned = tokenizer.decode(made.labels[made.labels != IGNORED].tolist())
+    assert made.problem is None
+    assert learned.replace(" ", "") == "Assistent:So.\n###"

@@ -1,0 +1,129 @@
+"""Tokens of all frames -> the tokens of one clip: what the compact models put between encoder and language model.
+
+Knows tensors of one clip. Does not know the projector, prompts or where weights come from.
+
+Letters: T frames, P patches of a frame (class token not counted), D encoder width, L LLM width, V visual tokens.
+
+Facts: Video-ChatGPT 659e04b, video_chatgpt/inference.py; Valley 83d794f, valley/model/valley_model.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vidqa.model.spec import CompressorSpec
+
+
+class SpatioTemporal(nn.Module):
+    """Video-ChatGPT: the mean of each frame, then the mean of each place over time; in front of the projector.
+
+    Args:
+        n_frames: rows of the temporal part; fewer frames are filled up with zeros, which the projector turns into its
+            bias, as in the original.
+    """
+
+    before_projector = True
+    needs_cls = False
+
+    def __init__(self, n_frames: int) -> None:
+        super().__init__()
+        self.n_frames = n_frames
+
+    def runs(self, n_frames: int, n_tokens: int) -> tuple[int, ...]:
+        """Lengths of the runs of visual tokens: (V,)."""
+        return (max(n_frames, self.n_frames) + n_tokens,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float [T, P, D] -> float16 [max(T, n_frames) + P, D], the type in which the original kept its features."""
+        whole = x.float()
+        in_time = F.pad(whole.mean(dim=1), (0, 0, 0, max(0, self.n_frames - len(x))))
+        return torch.cat([in_time, whole.mean(dim=0)]).half()
+
+
+class Valley(nn.Module):
+    """Valley v1: the mean of each place over time, then the class token of each frame; behind the projector."""
+
+    before_projector = False
+    needs_cls = True
+
+    def runs(self, n_frames: int, n_tokens: int) -> tuple[int, ...]:
+        """Lengths of the runs of visual tokens: (P, T), the places and the class tokens."""
+        return (n_tokens - 1, n_frames)
+
+    def pool(self, x: Tensor) -> Tensor:
+        """float [T, P, L] -> [P, L]."""
+        return x.mean(dim=0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float [T, 1 + P, L], class token first -> [P + T, L]."""
+        return torch.cat([self.pool(x[:, 1:]), x[:, 0]])
+
+
+class WeightedValley(Valley):
+    """Valley v2: a weight for each frame instead of the plain mean.
+
+    Args:
+        size: L.
+        n_patches: P; the weight of a frame is a linear map of all its tokens.
+    """
+
+    def __init__(self, size: int, n_patches: int) -> None:
+        super().__init__()
+        self.pooling_layer = nn.Linear(size * n_patches, 1)
+
+    def frame_weights(self, x: Tensor) -> Tensor:
+        """float [T, P, L] -> [T, 1], summing to 1."""
+        return self.pooling_layer(x.flatten(1)).softmax(dim=0)
+
+    def pool(self, x: Tensor) -> Tensor:
+        """float [T, P, L] -> [P, L]."""
+        return (x * self.frame_weights(x)[:, :, None]).sum(dim=0)
+
+
+class DeltaValley(Valley):
+    """Valley v3: the mean, plus what a small transformer over time says at the last frame of each place.
+
+    Args:
+        size: L.
+        n_frames: rows of the table of positions.
+        n_heads: of the attention.
+        inner_size: of the feed-forward part.
+    """
+
+    def __init__(self, size: int, n_frames: int, n_heads: int, inner_size: int) -> None:
+        super().__init__()
+        self.register_buffer("position_matrix", torch.zeros(n_frames, size))
+        layer = nn.TransformerEncoderLayer(size, n_heads, inner_size, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, num_layers=1, enable_nested_tensor=False)
+
+    def pool(self, x: Tensor) -> Tensor:
+        """float [T, P, L] -> [P, L].
+
+        Raises:
+            ValueError: more frames than positions.
+        """
+        table = self.get_buffer("position_matrix")
+        if len(x) > len(table):
+            raise ValueError(f"the connector knows {len(table)} positions in time, got {len(x)} frames")
+        over_time = (x + table[: len(x), None]).transpose(0, 1)  # [P, T, L]
+        return self.encoder(over_time)[:, -1] + x.mean(dim=0)
+
+
+def build_compressor(spec: CompressorSpec, size: int) -> SpatioTemporal | Valley:
+    """Build a compressor with fresh weights.
+
+    Args:
+        spec: which one, and its sizes.
+        size: L, width of the LLM's embeddings.
+    """
+    makers: dict[str, Callable[[], SpatioTemporal | Valley]] = {
+        "video_chatgpt": lambda: SpatioTemporal(spec.n_frames),
+        "valley_v1": Valley,
+        "valley_v2": lambda: WeightedValley(size, spec.n_patches),
+        "valley_v3": lambda: DeltaValley(size, spec.n_frames, spec.n_heads, spec.inner_size),
+    }
+    return makers[spec.type]()
