@@ -17,12 +17,13 @@ TINY_ANSWER = "red"
 
 @pytest.fixture(autouse=True)
 def _own_surroundings(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads the user's settings or fills the user's cache."""
+    """No test reads the user's settings or models, or fills the user's cache."""
     for name in [name for name in os.environ if name.startswith("VIDQA_")]:
         monkeypatch.delenv(name)
     home = tmp_path_factory.getbasetemp() / "user"
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "config"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(home / "data"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 

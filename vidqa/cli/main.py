@@ -117,13 +117,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
 def entry() -> NoReturn:
     """The console script."""
     signal.signal(signal.SIGTERM, _on_terminate)
-    # Libraries that would talk, or ask the network, between our own messages.
-    for name, value in (
-        ("HF_HUB_OFFLINE", "1"),
-        ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
-        ("TRANSFORMERS_VERBOSITY", "error"),
-    ):
-        os.environ.setdefault(name, value)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # Libraries that would talk, or ask the network, between our own messages. One command is there to do both.
+    if [word for word in sys.argv[1:] if not word.startswith("-")][:2] != ["models", "pull"]:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     sys.exit(run())
 
 

@@ -1,17 +1,39 @@
-"""`vidqa models`: which bundles are here, and whether one is whole."""
+"""`vidqa models`: which bundles are here, whether one is whole, and how published weights become one."""
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from vidqa.cli.options import HELP, output_options
+from vidqa.cli.options import HELP, _with, output_options
 from vidqa.cli.shown import as_json as to_json
-from vidqa.errors import EXIT_FAILED, EXIT_OK
+from vidqa.cli.shown import human_bytes, human_seconds
+from vidqa.errors import EXIT_FAILED, EXIT_OK, UsageError
+
+if TYPE_CHECKING:  # it loads torch
+    from vidqa.model.checkpoints.convert import Conversion
+    from vidqa.model.checkpoints.recipe import Mode
+
+#: What a conversion does besides reading and writing.
+_conversion_options = _with(
+    click.option(
+        "--dtype",
+        type=click.Choice(["keep", "float32", "float16", "bfloat16"]),
+        help="Type of the language model and connector; the encoders are float32. [keep]",
+    ),
+    click.option(
+        "--compat",
+        type=click.Choice(["fixed", "original"]),
+        help="fixed: known faults of the published code are not repeated; original: its prompt and pictures as its "
+        "demos use them, for comparisons. bundle.json lists both. [fixed]",
+    ),
+    click.option("--replace", is_flag=True, help="Put the model in the place of an older one."),
+)
 
 
-@click.group("models", context_settings=HELP, short_help="Which models are here, and whether one is whole.")
+@click.group("models", context_settings=HELP, short_help="List, check, convert and fetch models.")
 def command() -> None:
     """Look after model bundles.
 
@@ -19,21 +41,27 @@ def command() -> None:
     Examples:
       vidqa models list
       vidqa models verify demo
+      vidqa models pull video-llava-7b
+      vidqa models convert Video-LLaVA-7B --out models/video-llava
     """
 
 
 @command.command("list", context_settings=HELP)
 @click.argument("folders", nargs=-1, type=click.Path())
+@click.option("--published", is_flag=True, help="List what `vidqa models pull` knows, instead.")
 @output_options
-def list_models(folders: tuple[str, ...], as_json: bool, **_flags: Any) -> int:
-    """List the bundled models, and those in FOLDERS (the current folder by default).
+def list_models(folders: tuple[str, ...], published: bool, as_json: bool, **_flags: Any) -> int:
+    """List the bundled models, the pulled ones, and those in FOLDERS (the current folder by default).
 
     \b
-    Example:
+    Examples:
       vidqa models list /models
+      vidqa models list --published
     """
     from vidqa.pipeline.models import find_models
 
+    if published:
+        return _list_published(as_json)
     found = find_models(folders or (".",))
     if as_json:
         click.echo(to_json(found))
@@ -41,7 +69,20 @@ def list_models(folders: tuple[str, ...], as_json: bool, **_flags: Any) -> int:
     if not found:
         click.echo("no models found", err=True)
     for model in found:
-        click.echo(f"{model.name}  {model.folder}" + (f"  NOT USABLE: {model.problem}" if model.problem else ""))
+        says = f"  NOT USABLE: {model.problem}" if model.problem else f"  {model.variant}" if model.variant else ""
+        click.echo(f"{model.name}  {model.folder}{says}")
+    return EXIT_OK
+
+
+def _list_published(as_json: bool) -> int:
+    from vidqa.pipeline.published import PUBLISHED
+
+    if as_json:
+        click.echo(to_json([*PUBLISHED.values()]))
+        return EXIT_OK
+    for model in PUBLISHED.values():
+        repos = " + ".join(repo.id for repo in (*model.repos, *model.towers))
+        click.echo(f"{model.name}  {model.says} ({repos})")
     return EXIT_OK
 
 
@@ -67,3 +108,136 @@ def verify(model: str, as_json: bool, **_flags: Any) -> int:
             click.echo(problem)
         click.echo(f"{bundle.spec.name} ({bundle.folder}): " + ("ok" if not problems else f"{len(problems)} problems"))
     return EXIT_FAILED if problems else EXIT_OK
+
+
+@command.command("convert", context_settings=HELP)
+@click.argument("parts", nargs=-1, required=True, metavar="DIR|FILE...", type=click.Path(path_type=Path))
+@click.option(
+    "--out", required=True, metavar="BUNDLE", type=click.Path(path_type=Path), help="Folder of the new model."
+)
+@click.option(
+    "--towers",
+    multiple=True,
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="A tower's own folder, in place of the one inside the checkpoint. Repeatable.",
+)
+@click.option("--name", metavar="NAME", help="Name of the model. [that of --out]")
+@_conversion_options
+@output_options
+def convert(parts: tuple[Path, ...], out: Path, towers: tuple[Path, ...], **flags: Any) -> int:
+    """Turn published weights into a model of vidqa.
+
+    The parts are recognised by what is in them, in any order: a whole checkpoint, or a language model, LanguageBind's
+    image and video towers, a projector, a LoRA adapter. A key that is missing or unknown is an error, and nothing is
+    written then. Only weights are read; no code of a checkpoint runs.
+
+    \b
+    Examples:
+      vidqa models convert Video-LLaVA-7B --out models/video-llava
+      vidqa models convert vicuna-7b mm_projector.bin LanguageBind_Image LanguageBind_Video_merge --out mine
+      vidqa models convert Video-LLaVA-7B-hf --towers LanguageBind_Image --towers LanguageBind_Video_merge --out hf
+    """
+    from vidqa.cli.session import Session
+    from vidqa.model.checkpoints.convert import convert as convert_parts
+    from vidqa.model.checkpoints.convert import plan
+    from vidqa.model.checkpoints.origin import n_bytes
+
+    session = Session(flags)
+    mode: Mode = flags["compat"] or "fixed"
+    if out.exists() and not flags["replace"]:
+        raise UsageError(f"{out} exists already", hint="--replace, or another --out")
+    total = n_bytes(plan(parts, mode, towers).origins())
+
+    def written(what: str, n: int) -> None:
+        session.reporter.advance(n)
+        session.reporter.say(f"written: {what}", level=2)
+
+    with session.reporter.progress(total, "B"):
+        made = convert_parts(
+            parts,
+            out,
+            name=flags["name"],
+            towers=towers,
+            mode=mode,
+            dtype=flags["dtype"] or "keep",
+            replace_old=flags["replace"],
+            step=written,
+        )
+    _tell(made, session.as_json, session.reporter.say)
+    return EXIT_OK
+
+
+@command.command("pull", context_settings=HELP)
+@click.argument("name")
+@click.option(
+    "--out", metavar="BUNDLE", type=click.Path(path_type=Path), help="Folder of the model. [the user's models]"
+)
+@click.option("--revision", multiple=True, metavar="REPO=COMMIT", help="Not the newest of a repository. Repeatable.")
+@click.option("--set-default", is_flag=True, help="Write it as the default model into the user's vidqa.toml.")
+@_conversion_options
+@output_options
+def pull(name: str, out: Path | None, revision: tuple[str, ...], set_default: bool, **flags: Any) -> int:
+    """Fetch a published model and convert it. The only command that uses the network.
+
+    What was fetched stays in the hub's own cache, so that a broken download goes on where it was. The revision of every
+    repository is recorded in bundle.json. With HF_HUB_OFFLINE=1 only what was fetched before is used.
+
+    \b
+    Examples:
+      vidqa models list --published
+      vidqa models pull video-llava-7b --set-default
+    """
+    from vidqa.cli.session import Session
+    from vidqa.config.default_model import set_default_model
+    from vidqa.pipeline.published import pull as pull_model
+
+    session = Session(flags)
+    say = session.reporter.say
+    if wrong := [text for text in revision if not all(text.partition("="))]:
+        raise UsageError(f"--revision {wrong[0]}: must be REPO=COMMIT")
+    got = pull_model(
+        name,
+        out,
+        revisions=dict(text.split("=", 1) for text in revision),
+        mode=flags["compat"] or "fixed",
+        dtype=flags["dtype"] or "keep",
+        replace_old=flags["replace"],
+        say=say,
+        step=lambda what, n: say(f"written: {what} ({human_bytes(n)})"),
+    )
+    _tell(got.conversion, session.as_json, say)
+    if set_default:
+        path, beaten_by = set_default_model(got.folder)
+        say(f"{path}: the default model is now {got.folder}")
+        if beaten_by:
+            say(f"warning: {beaten_by} still names another model here")
+    else:
+        say(f"the default model stays what it was; use --model {got.folder if out else name}, or --set-default")
+    return EXIT_OK
+
+
+def _tell(made: Conversion, as_json: bool, say: Any) -> None:
+    """What was made: on stdout for machines, in a few lines for people."""
+    spec = made.bundle.spec
+    result = {
+        "model": spec.name,
+        "folder": made.bundle.folder,
+        "layout": made.recipe.layout,
+        "compat": spec.compat,
+        "origins": spec.source.origins if spec.source else (),
+        "left_out": list(made.recipe.left_out),
+        "seconds": round(made.seconds, 3),
+        "peak_bytes": made.peak_bytes,
+    }
+    if as_json:
+        click.echo(to_json(result))
+        return
+    for line in made.recipe.left_out:
+        say(f"left out: {line}")
+    if spec.compat:
+        click.echo(f"{spec.name} ({made.bundle.folder}): {spec.compat.variant}")
+        for line in spec.compat.fixed:
+            say(f"  otherwise than published: {line}", level=2)
+    peak = f", at most {human_bytes(made.peak_bytes)} of memory" if made.peak_bytes else ""
+    say(f"took {human_seconds(made.seconds)}{peak}")

@@ -78,6 +78,8 @@ SEGMENT = Kind(
 BATCH = Kind('a whole number of at least 1 or "auto"', lambda v: v == "auto" or _is_count(v), _or_word("auto", int))
 SETS = Kind("a list of names or files", _is_texts, lambda text: [part.strip() for part in text.split(",")])
 RETRY = Kind('"failed" or "all"', lambda v: v in ("failed", "all"))
+COMPAT = Kind('"fixed" or "original"', lambda v: v in ("fixed", "original"))
+DTYPE = Kind("keep, float32, float16 or bfloat16", lambda v: v in ("keep", "float32", "float16", "bfloat16"))
 
 _OUTPUT = {"as_json": FLAG, "quiet": FLAG, "verbose": FLAG}
 _CACHE = {"cache_dir": PATH, **_OUTPUT}
@@ -97,6 +99,8 @@ OPTIONS: dict[str, dict[str, Kind]] = {
     "doctor": {"model": TEXT, **_CACHE},
     "models list": _OUTPUT,
     "models verify": _OUTPUT,
+    "models convert": {"dtype": DTYPE, "compat": COMPAT, **_OUTPUT},
+    "models pull": {"dtype": DTYPE, "compat": COMPAT, **_OUTPUT},
 }
 _KINDS = {name: kind for options in OPTIONS.values() for name, kind in options.items()}
 

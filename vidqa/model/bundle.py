@@ -26,12 +26,13 @@ from vidqa.encoders.preprocess import PREPROCESSING_REVISION
 from vidqa.errors import BundleError
 from vidqa.fsio import digest_file, sync_folder
 from vidqa.model.parts import check_parts, digests, external_files, files_below, inside
-from vidqa.model.spec import BundleSpec, EncoderSpec, TextEncoderSpec, as_table, read_spec
+from vidqa.model.places import BUNDLE_FILE, DEMO, built_in_bundles, find_bundle, pulled_models
+from vidqa.model.spec import BundleSpec, EncoderSpec, TextEncoderSpec
+from vidqa.model.spec_reader import as_table, read_spec
 
 _Graph = TypeVar("_Graph", bound=EncoderSpec | TextEncoderSpec)
 
-BUNDLE_FILE = "bundle.json"
-DEMO = Path(__file__).resolve().parent.parent / "demo"
+__all__ = ["BUNDLE_FILE", "DEMO", "Bundle", "built_in_bundles", "load_bundle", "save_bundle"]
 
 
 @dataclass(frozen=True)
@@ -114,28 +115,23 @@ class Bundle:
         return problems
 
 
-def built_in_bundles() -> dict[str, Path]:
-    """Models that come with the package, by name."""
-    return {"demo": DEMO} if (DEMO / BUNDLE_FILE).is_file() else {}
-
-
 def load_bundle(name_or_dir: str | os.PathLike[str]) -> Bundle:
     """Read the description of a model and check that every part is there and of an accepted kind.
 
     The digests are not recomputed (`Bundle.verify` does that): a large model would take minutes.
 
     Args:
-        name_or_dir: `demo`, or a folder. A folder named `demo` is reached as `./demo`.
+        name_or_dir: `demo`, the name of a pulled model, or a folder. A folder named `demo` is reached as `./demo`.
 
     Raises:
         BundleError: no such model, or a part that is missing, unknown, damaged, outside the folder or of a kind that
             can run code. All problems are named together, with file and key.
     """
     given = os.fspath(name_or_dir)
-    folder = built_in_bundles().get(given, Path(given)).resolve()
+    folder = find_bundle(given)
     file = folder / BUNDLE_FILE
     if not file.is_file():
-        known = ", ".join(built_in_bundles()) or "none"
+        known = ", ".join([*built_in_bundles(), *pulled_models()]) or "none"
         raise BundleError(f"no model at {given}: {file} does not exist", hint=f"give a folder, or a name of: {known}")
     try:
         data = json.loads(file.read_text(encoding="utf-8"))

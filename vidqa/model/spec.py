@@ -1,14 +1,13 @@
-"""The words of `bundle.json` as frozen records, and a strict reader: every key known, every key there
-(but for those that are marked as `LATER`, which are not written either while they hold their default).
+"""The words of `bundle.json` as frozen records.
 
-Knows names and types. Does not open the parts, and imports no torch.
+Knows names and types, and what goes together. Does not open the parts, and imports no torch; `spec_reader` turns JSON
+into these records.
 """
 
 from __future__ import annotations
 
-import types
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from vidqa.encoders.preprocess import PreprocessSpec
 from vidqa.prompts.formats import get_format
@@ -181,6 +180,29 @@ class GenerationSpec:
 
 
 @dataclass(frozen=True)
+class CompatSpec:
+    """What a converted model is, and how near it is to what was published.
+
+    `variant` says in a sentence which model this is; `follows` and `fixed` list, one thing each, what is done exactly
+    as in the published code and what is done otherwise on purpose.
+    """
+
+    mode: Literal["fixed", "original"]
+    variant: str
+    follows: tuple[str, ...]
+    fixed: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SourceSpec:
+    """Where a converted model comes from: the layout of its files, and each origin (`repository@revision`, `local`)."""
+
+    layout: str
+    origins: tuple[str, ...]
+    vidqa_version: str
+
+
+@dataclass(frozen=True)
 class BundleSpec:
     """The whole of `bundle.json`. `notice` is said once to every user of the model."""
 
@@ -193,6 +215,8 @@ class BundleSpec:
     notice: str | None = None
     architecture: Literal["video_llava", "video_chatgpt", "valley"] = "video_llava"
     format: int = FORMAT_VERSION
+    compat: CompatSpec | None = field(default=None, metadata=LATER)
+    source: SourceSpec | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         if self.format != FORMAT_VERSION:
@@ -203,87 +227,3 @@ class BundleSpec:
             compressor = self.connector.compressor
             if compressor and getattr(self.encoders, name).keep_cls != compressor.needs_cls:
                 raise ValueError(f"encoders.{name}.keep_cls does not go with the compressor {compressor.type}")
-
-
-def as_table(record: Any) -> dict[str, Any]:
-    """A record as it stands in `bundle.json` and counts for identities: later keys only where they say something."""
-    out = {}
-    for f in fields(record):
-        value = getattr(record, f.name)
-        if f.metadata == LATER and value == (f.default if f.default is not MISSING else {}):
-            continue
-        out[f.name] = as_table(value) if is_dataclass(value) else value
-    return out
-
-
-def read_spec(data: object) -> tuple[BundleSpec | None, list[str]]:
-    """Check parsed JSON against the records.
-
-    Args:
-        data: what `json.loads` gave.
-
-    Returns:
-        The record (None where there is a problem) and all problems, each beginning with the key's full name.
-    """
-    problems: list[str] = []
-    spec = _read(BundleSpec, data, "", problems)
-    return (None if problems else spec), problems
-
-
-def _read(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
-    """`value` as `kind`; what does not fit goes to `problems`."""
-    if is_dataclass(kind):
-        return _read_record(kind, value, where, problems)
-    origin, args = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):
-        inner = next(a for a in args if a is not type(None))
-        return None if value is None else _read(inner, value, where, problems)
-    if origin is Literal:
-        if value not in args or isinstance(value, bool):
-            problems.append(f"{where}: must be one of {', '.join(map(repr, args))}, got {value!r}")
-        return value
-    if origin is tuple and isinstance(value, list):
-        kinds = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
-        if len(kinds) != len(value):
-            problems.append(f"{where}: needs {len(kinds)} values, got {len(value)}")
-            return ()
-        return tuple(_read(k, v, f"{where}[{i}]", problems) for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
-    if origin is dict and isinstance(value, dict):
-        return {k: _read(args[1], v, f"{where}.{k}", problems) for k, v in value.items()}
-    accepted = (int, float) if kind is float else (kind,)
-    if origin or not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-        problems.append(f"{where}: must be {_NAMES.get(origin or kind, kind)}, got {value!r:.80}")
-    elif kind is float:
-        return float(value)
-    return value
-
-
-_NAMES = {
-    str: "a text",
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    tuple: "a list",
-    dict: "a table",
-}
-
-
-def _read_record(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
-    if not isinstance(value, dict):
-        problems.append(f"{where or 'the file'}: must be a table, got {value!r:.80}")
-        return None
-    prefix = f"{where}." if where else ""
-    hints = get_type_hints(kind)
-    names = [f.name for f in fields(kind)]
-    needed = [f.name for f in fields(kind) if f.metadata != LATER]
-    before = len(problems)
-    problems += [f"{prefix}{key}: unknown key" for key in value if key not in names]
-    problems += [f"{prefix}{name}: missing" for name in needed if name not in value]
-    read = {n: _read(hints[n], value[n], f"{prefix}{n}", problems) for n in names if n in value}
-    if len(problems) > before:
-        return None
-    try:
-        return kind(**read)
-    except ValueError as e:
-        problems.append(f"{where or 'the file'}: {e}")
-        return None

@@ -10,7 +10,7 @@ per frame (class token first), D width, E width of the projected embedding.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,9 @@ HiddenAct = Literal["gelu", "quick_gelu"]
 class VisionConfig:
     """Shape of a vision tower.
 
-    `temporal_length` is the number of learned time positions; 0 builds a tower without temporal attention.
+    `temporal_length` is the number of learned time positions; 0 builds a tower without temporal attention. A
+    `projection_dim` of 0 builds one without projection, as it lies inside a published LLM: its embedding is the pooled
+    state itself.
     """
 
     image_size: int
@@ -51,6 +53,11 @@ class VisionConfig:
     def n_patches(self) -> int:
         """Patches per frame, class token not counted."""
         return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def embedding_size(self) -> int:
+        """E, width of the pooled embedding."""
+        return self.projection_dim or self.hidden_size
 
 
 class Attention(nn.Module):
@@ -189,7 +196,9 @@ class VisionTower(nn.Module):
         super().__init__()
         self.config = config
         self.vision_model = VisionModel(config)
-        self.visual_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
+        self.visual_projection: Any = nn.Identity()
+        if config.projection_dim:
+            self.visual_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
 
     def forward(self, pixels: Tensor, layer: int = -2) -> tuple[Tensor, Tensor]:
         """float [B, T, 3, H, W] -> tokens [B, T, P, D] of hidden state `layer` (class token kept), embedding [B, E]."""

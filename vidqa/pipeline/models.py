@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vidqa.errors import BundleError
-from vidqa.model.bundle import BUNDLE_FILE, built_in_bundles, load_bundle
+from vidqa.model.bundle import load_bundle
+from vidqa.model.places import BUNDLE_FILE, built_in_bundles, pulled_models
 
 
 @dataclass(frozen=True)
 class FoundModel:
-    """One bundle. Where `problem` is not null it cannot be loaded, and the ids are empty."""
+    """One bundle. Where `problem` is not null it cannot be loaded, and the ids are empty.
+
+    `variant` says which published model it is, `origins` where it comes from; both are empty for models that were not
+    converted.
+    """
 
     name: str
     folder: Path
     model_id: str = ""
     encoder_id: str = ""
     n_bytes: int = 0
+    variant: str = ""
+    compat: str = ""
+    origins: tuple[str, ...] = ()
     problem: str | None = None
 
 
 def find_models(folders: Iterable[str | Path]) -> list[FoundModel]:
-    """The bundled models, then those that are, or lie directly in, the given folders. Each once."""
+    """The bundled models, the pulled ones, then those that are, or lie directly in, the given folders. Each once."""
     found: dict[Path, FoundModel] = {}
-    for folder in (*built_in_bundles().values(), *_candidates(folders)):
+    for folder in (*built_in_bundles().values(), *pulled_models().values(), *_candidates(folders)):
         folder = folder.resolve()
         if folder not in found:
             found[folder] = _look(folder)
@@ -45,4 +53,7 @@ def _look(folder: Path) -> FoundModel:
     except BundleError as error:
         return FoundModel(folder.name, folder, problem=error.what.splitlines()[0])
     n_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return FoundModel(bundle.spec.name, folder, bundle.model_id, bundle.encoder_id, n_bytes)
+    found = FoundModel(bundle.spec.name, folder, bundle.model_id, bundle.encoder_id, n_bytes)
+    if bundle.spec.compat:
+        found = replace(found, variant=bundle.spec.compat.variant, compat=bundle.spec.compat.mode)
+    return replace(found, origins=bundle.spec.source.origins) if bundle.spec.source else found

@@ -1,0 +1,63 @@
+"""Which model is the default: one line of the user's vidqa.toml, changed without touching the others.
+
+Knows TOML as lines. Does not know models.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tomllib
+from pathlib import Path
+
+from vidqa.config.settings import FILE_NAME
+from vidqa.errors import UsageError
+from vidqa.fsio import commit
+
+_MODEL = re.compile(r"\s*(model|\"model\"|'model')\s*=")
+_TABLE = re.compile(r"\s*\[")
+
+
+def user_settings_file() -> Path:
+    """The user's own vidqa.toml, there or not."""
+    from platformdirs import user_config_path  # here: see `vidqa.config.settings`
+
+    return user_config_path("vidqa", appauthor=False) / FILE_NAME
+
+
+def set_default_model(folder: Path) -> tuple[Path, str | None]:
+    """Write `model = "<folder>"` at the top of the user's settings; all other lines stay as they are.
+
+    Returns:
+        The file, and what beats it here and now (another settings file or a variable), if anything does.
+
+    Raises:
+        UsageError: the file is no sound TOML, before or after.
+    """
+    path = user_settings_file()
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    line = f"model = {json.dumps(str(folder.absolute()), ensure_ascii=False)}"  # JSON's texts are TOML's
+    end = next((i for i, text in enumerate(lines) if _TABLE.match(text)), len(lines))
+    at = next((i for i in range(end) if _MODEL.match(lines[i])), None)
+    changed = [*lines[:at], line, *lines[at + 1 :]] if at is not None else [line, *lines]
+    text = "\n".join(changed) + "\n"
+    try:
+        before, after = tomllib.loads("\n".join(lines)), tomllib.loads(text)
+    except tomllib.TOMLDecodeError as e:
+        raise UsageError(f"{path} is not sound TOML ({e}), so it was not changed", hint=f"write into it: {line}") from e
+    if before | {"model": str(folder.absolute())} != after:
+        raise UsageError(f"{path}: the line of `model` could not be found, so it was not changed", hint=line)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with commit(path) as f:
+        f.write(text.encode())
+    return path, _what_beats(path)
+
+
+def _what_beats(path: Path) -> str | None:
+    if os.environ.get("VIDQA_MODEL"):
+        return "the variable VIDQA_MODEL"
+    if os.environ.get("VIDQA_CONFIG") and Path(os.environ["VIDQA_CONFIG"]) != path:
+        return f"{os.environ['VIDQA_CONFIG']} (VIDQA_CONFIG)"
+    here = Path(FILE_NAME)
+    return str(here.absolute()) if here.is_file() and here.absolute() != path.absolute() else None

@@ -1,0 +1,107 @@
+"""Paths of published weights -> bundle: the one way in for everybody who converts.
+
+Knows the order of the steps. The list of layouts stands here; each layout knows its own names.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from vidqa.errors import UsageError
+from vidqa.model.bundle import Bundle
+from vidqa.model.checkpoints import video_llava, video_llava_hf
+from vidqa.model.checkpoints.identify import Part, Parts, classify, find_layout
+from vidqa.model.checkpoints.recipe import Mode, Recipe
+from vidqa.model.checkpoints.source import open_sources
+from vidqa.model.checkpoints.write import Step, write_bundle
+
+#: Every layout; the first that takes the parts is asked.
+LAYOUTS: tuple[ModuleType, ...] = (video_llava_hf, video_llava)
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "keep": None}
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was written, from what, and what it took."""
+
+    bundle: Bundle
+    recipe: Recipe
+    seconds: float
+    peak_bytes: int | None  # of the whole process; None where the system does not tell
+
+
+def plan(paths: Sequence[Path], mode: Mode = "fixed", towers: Sequence[Path] = ()) -> Recipe:
+    """Recognise the parts and make the plan; no tensor is read.
+
+    Args:
+        paths: folders and files of weights, in any order.
+        mode: as `CompatSpec.mode`.
+        towers: folders of towers that take the place of those inside a checkpoint.
+
+    Raises:
+        BundleError: a part cannot be read or is not known, or the parts make no model.
+    """
+    parts = Parts(_classify(paths), _classify(towers))
+    layout: Any = find_layout(parts, LAYOUTS)  # type: ignore[arg-type]  # modules stand for the protocol
+    recipe: Recipe = layout.recipe(parts, mode)
+    return recipe
+
+
+def convert(
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    name: str | None = None,
+    towers: Sequence[Path] = (),
+    mode: Mode = "fixed",
+    dtype: str = "keep",
+    replace_old: bool = False,
+    step: Step = lambda what, n: None,
+    origins: tuple[str, ...] = ("local",),
+) -> Conversion:
+    """Make a bundle of published weights.
+
+    Args:
+        paths, towers, mode: as in `plan`.
+        out: folder of the bundle.
+        name: of the model; None takes the name of `out`.
+        dtype: of LLM and connector: a key of `DTYPES`.
+        replace_old: put it in the place of an older bundle.
+        step: progress, as in `write_bundle`.
+        origins: where the parts come from.
+
+    Raises:
+        BundleError: as `plan` and `write_bundle`.
+        UsageError: unknown `dtype`.
+    """
+    if dtype not in DTYPES:
+        raise UsageError(f"unknown type {dtype!r}; one of {', '.join(DTYPES)}")
+    start = time.perf_counter()
+    recipe = plan(paths, mode, towers)
+    bundle = write_bundle(
+        recipe, out, name or out.name, origins, dtype=DTYPES[dtype], replace_old=replace_old, step=step
+    )
+    return Conversion(bundle, recipe, time.perf_counter() - start, peak_bytes())
+
+
+def peak_bytes() -> int | None:
+    """Largest memory of this process so far, mapped files included; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _classify(paths: Sequence[Path]) -> tuple[Part, ...]:
+    return tuple(classify(source) for path in paths for source in open_sources(path))

@@ -1,0 +1,122 @@
+"""What a set of weights is, told from its keys and its config.json alone; and which layout a collection of sets makes.
+
+Names of folders and repositories play no part. Each layout module says for itself which collections it takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from vidqa.errors import BundleError
+from vidqa.model.checkpoints.recipe import Mode, Recipe
+from vidqa.model.checkpoints.source import WeightSource
+
+#: Kind of a set of weights -> (words for a message, test). The first that fits counts.
+KINDS: dict[str, tuple[str, Callable[[WeightSource], bool]]] = {
+    "lora": ("a LoRA adapter", lambda s: s.has(r".*\.lora_A\.")),
+    "video_llava_hf": (
+        "Video-LLaVA in the form of transformers",
+        lambda s: s.has(r"(model\.)?multi_modal_projector\.") and s.has(r"(model\.)?video_tower\."),
+    ),
+    "llava": (
+        "an LLM with a projector",
+        lambda s: (
+            s.has(r"model\.layers\.0\.") and (s.has(r"model\.(mm_projector|image_tower|video_tower)\.") or _mm(s))
+        ),
+    ),
+    "projector": ("a projector", lambda s: s.has(r"(base_model\.model\.)?(model\.)?mm_projector\.")),
+    "llm": ("a language model", lambda s: s.has(r"model\.layers\.0\.")),
+    "vision_temporal": (
+        "a video tower",
+        lambda s: s.has(r"vision_model\.encoder\.layers\.0\.temporal_attn\."),
+    ),
+    "vision": ("an image tower", lambda s: s.has(r"vision_model\.encoder\.layers\.0\.")),
+}
+
+
+def _mm(source: WeightSource) -> bool:
+    """A LLaVA without weights of its own between tower and LLM (projector `identity`)."""
+    return "mm_projector_type" in source.config and bool(source.config.get("mm_hidden_size"))
+
+
+@dataclass(frozen=True)
+class Part:
+    """One set of weights and its kind."""
+
+    kind: str
+    source: WeightSource
+
+
+@dataclass(frozen=True)
+class Parts:
+    """All that the user gave. `towers` were asked for by name, in place of those inside a checkpoint."""
+
+    all: tuple[Part, ...]
+    towers: tuple[Part, ...] = field(default=())
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """Kinds of the parts, towers not counted."""
+        return frozenset(p.kind for p in self.all)
+
+    def one(self, kind: str) -> WeightSource | None:
+        """The part of a kind; None where there is none."""
+        found = [p.source for p in self.all if p.kind == kind]
+        return found[0] if found else None
+
+    def tower(self, kind: str) -> WeightSource | None:
+        """A tower of a kind, those asked for by name first."""
+        found = [p.source for p in (*self.towers, *self.all) if p.kind == kind]
+        return found[0] if found else None
+
+
+class Layout(Protocol):
+    """A module that knows one publication."""
+
+    NAME: str
+
+    @staticmethod
+    def takes(parts: Parts) -> bool:
+        """Whether the kinds of the parts make this layout."""
+        ...
+
+    @staticmethod
+    def recipe(parts: Parts, mode: Mode) -> Recipe:
+        """The plan; BundleError where something is missing or contradicts itself."""
+        ...
+
+
+def classify(source: WeightSource) -> Part:
+    """What a set of weights is.
+
+    Raises:
+        BundleError: nothing that is known; the first keys are named.
+    """
+    for kind, (_, fits) in KINDS.items():
+        if fits(source):
+            return Part(kind, source)
+    some = ", ".join(list(source.tensors)[:3]) or "none"
+    raise BundleError(f"{source.place}: not the weights of a known kind (keys: {some} ...)")
+
+
+def find_layout(parts: Parts, layouts: Sequence[Layout]) -> Layout:
+    """The layout that a collection of parts makes.
+
+    Raises:
+        BundleError: two parts of one kind, or no layout takes this collection.
+    """
+    for group in (parts.all, parts.towers):
+        for kind in {p.kind for p in group}:
+            same = [p.source.place for p in group if p.kind == kind]
+            if len(same) > 1:
+                raise BundleError(f"{KINDS[kind][0]} is there {len(same)} times: {', '.join(map(str, same))}")
+    for layout in layouts:
+        if layout.takes(parts):
+            return layout
+    said = "; ".join(f"{p.source.place}: {KINDS[p.kind][0]}" for p in (*parts.all, *parts.towers))
+    raise BundleError(
+        f"these parts make no model that is known ({said})",
+        hint="add what is missing: docs/models.md lists what each published model is made of",
+    )

@@ -1,0 +1,233 @@
+"""Video-LLaVA as its authors published it, whole or in parts -> Recipe.
+
+Whole: one LLM folder with projector and both towers inside. In parts: an LLM (or a whole model, or one without
+towers), a stage-1 projector, a LoRA adapter with the projector beside it, and the two LanguageBind towers from their
+own repositories, which then take the place of those inside. All of it by key names; facts: Video-LLaVA 984e65b
+(videollava/model/builder.py, llava_arch.py, multimodal_projector/builder.py) and the key lists of its released files.
+
+The configuration of a whole model says nothing of its towers. Where heads are not 64 wide it may hold
+`vision_config`, for both towers or as `{"image_tower": ..., "video_tower": ...}`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vidqa.encoders.preprocess import PreprocessSpec
+from vidqa.errors import BundleError
+from vidqa.model.checkpoints.identify import Parts
+from vidqa.model.checkpoints.language import llm_plan
+from vidqa.model.checkpoints.lora import merge_lora
+from vidqa.model.checkpoints.origin import HARMLESS, Claim, Origin, below
+from vidqa.model.checkpoints.recipe import ConnectorPlan, Mode, Recipe, TextPlan, TowerPlan
+from vidqa.model.checkpoints.towers import LANGUAGEBIND_HARMLESS, text_plan, vision_config
+from vidqa.model.spec import CompatSpec, ConnectorSpec, PromptSpec
+from vidqa.records import SamplingSpec
+
+NAME = "video_llava"
+_KINDS = frozenset({"llava", "llm", "projector", "lora", "vision", "vision_temporal"})
+_ROLES = {"image": "vision", "video": "vision_temporal"}
+
+FOLLOWS = (
+    "frames: numpy's linspace over all frames of the segment, both ends included",
+    "video: bilinear resize of float values without antialiasing, short side, centre crop",
+    "pictures: bicubic resize of float values without antialiasing, short side, centre crop",
+    "tokens: hidden state of the last block but one; class token dropped for pictures, kept for every frame of a video",
+    "media stand before the first question, on a line of their own",
+)
+FIXED = (
+    "no clip is flipped: the published transform mirrors every second clip at random, in use as in tuning",
+    "an answer ends at its end token: nothing is cut from its last letters",
+    "answers are greedy unless a temperature is set; the published programs draw at 0.1 or 0.2",
+    "prompts of a batch are padded and masked; the published code answers one at a time",
+)
+
+
+def takes(parts: Parts) -> bool:
+    """An LLM, and besides it only what Video-LLaVA is made of."""
+    return (
+        bool(parts.kinds & {"llava", "llm"})
+        and parts.kinds <= _KINDS
+        and ("llava" in parts.kinds or bool(parts.kinds & {"projector", "lora"}))
+    )
+
+
+def recipe(parts: Parts, mode: Mode) -> Recipe:
+    """The plan of Video-LLaVA from whichever parts there are.
+
+    Raises:
+        BundleError: a part is missing or contradicts another.
+    """
+    base = parts.one("llava") or parts.one("llm")
+    assert base is not None  # takes() has seen it
+    claim = Claim(base)
+    config = _settings(parts)
+    towers = find_towers(parts, claim, config)
+    projector, extra = _projector(parts, claim)
+    tensors = below(claim.take("model.").items(), "model.") | below(claim.take("lm_head.").items(), "lm_head.") | extra
+    surplus = [*claim.rest(), *towers.surplus]
+    if adapter := parts.one("lora"):
+        tensors, more = merge_lora(tensors, adapter)
+        surplus += more
+    llm = llm_plan(base.config, tensors, base.folder)
+    width = towers.image.config.hidden_size
+    return Recipe(
+        layout=NAME,
+        image=towers.image,
+        video=towers.video,
+        text=towers.text,
+        connector=projector_plan(projector, width, llm.config.hidden_size),
+        llm=llm,
+        prompt=PromptSpec("llava_v1" if mode == "original" else "vicuna_v1"),
+        compat=_compat(mode, towers, bool(adapter), pad=towers.image.preprocess.pad),
+        surplus=surplus,
+        left_out=towers.left_out,
+    )
+
+
+@dataclass(frozen=True)
+class Towers:
+    """Both towers as plans, and what became of the keys beside them."""
+
+    image: TowerPlan
+    video: TowerPlan
+    text: TextPlan | None
+    surplus: tuple[str, ...]
+    left_out: tuple[str, ...]
+    inside: bool  # taken from the checkpoint itself
+
+
+def find_towers(parts: Parts, claim: Claim, settings: Mapping[str, Any]) -> Towers:
+    """LanguageBind towers: given as parts of their own, else those inside a whole model.
+
+    Args:
+        parts: all that was given.
+        claim: of the model; tower keys inside are taken either way.
+        settings: configuration with the `mm_` keys.
+
+    Raises:
+        BundleError: a tower is missing.
+    """
+    own = {kind: claim.take(f"model.{kind}_tower.{kind}_tower.", f"model.{kind}_tower.") for kind in _ROLES}
+    surplus: list[str] = []
+    left_out: list[str] = []
+    plans: dict[str, TowerPlan] = {}
+    text: TextPlan | None = None
+    inside = False
+    for kind, role in _ROLES.items():
+        source = parts.tower(role)
+        if source is None and not own[kind]:
+            raise BundleError(
+                f"{claim.source.place}: no {kind} tower inside, and none was given",
+                hint="add the folders of LanguageBind_Image and LanguageBind_Video_merge",
+            )
+        if source is None:
+            inside = True
+            tensors = below(own[kind].items(), "vision_model.")
+            hints = settings.get("vision_config")
+            hints = hints.get(f"{kind}_tower", hints) if isinstance(hints, dict) else None
+            plans[kind] = tower_plan(kind, tensors, hints, settings)
+            continue
+        if own[kind]:
+            left_out.append(f"{kind} tower of {claim.source.place}: {source.place} was given in its place")
+        tower = Claim(source, (*HARMLESS, *LANGUAGEBIND_HARMLESS))
+        tensors = below(tower.take("vision_model.").items(), "vision_model.")
+        tensors |= below(tower.take("visual_projection.").items(), "visual_projection.")
+        found = text_plan(tower, source.config.get("text_config"), "gelu")
+        text = text or found  # both repositories hold the same one
+        plans[kind] = tower_plan(kind, tensors, source.config.get("vision_config"), settings)
+        surplus += tower.rest()
+    return Towers(plans["image"], plans["video"], text, tuple(surplus), tuple(left_out), inside)
+
+
+def tower_plan(
+    kind: str, tensors: Mapping[str, Origin], hints: Mapping[str, Any] | None, settings: Mapping[str, Any]
+) -> TowerPlan:
+    """One LanguageBind tower in the use that Video-LLaVA makes of it."""
+    config = vision_config(tensors, hints, "gelu")
+    layer = settings.get("mm_vision_select_layer", -2)
+    if not isinstance(layer, int) or not -config.n_layers - 1 <= layer <= config.n_layers:
+        raise BundleError(f"mm_vision_select_layer is {layer!r}; the tower has {config.n_layers} blocks")
+    if kind == "image":
+        feature = settings.get("mm_vision_select_feature", "patch")
+        pad = settings.get("image_aspect_ratio") == "pad"
+        return TowerPlan(
+            config, tensors, layer, feature == "cls_patch", PreprocessSpec("original", config.image_size, pad=pad)
+        )
+    n_frames = config.temporal_length or 8
+    return TowerPlan(
+        config,
+        tensors,
+        layer,
+        True,
+        PreprocessSpec("original", config.image_size),
+        n_frames,
+        SamplingSpec("linspace", n_frames),
+    )
+
+
+def projector_plan(tensors: Mapping[str, Origin], width: int, out_size: int) -> ConnectorPlan:
+    """The projector, its kind told from its keys.
+
+    Args:
+        tensors: by what follows `mm_projector.`.
+        width: D of the towers.
+        out_size: L of the LLM.
+
+    Raises:
+        BundleError: keys of no known projector.
+    """
+    if not tensors:
+        if width != out_size:
+            raise BundleError(f"no projector was given, and towers ({width}) and LLM ({out_size}) differ in width")
+        return ConnectorPlan(ConnectorSpec("connector.safetensors", "identity", width, out_size), {})
+    if set(tensors) == {"weight", "bias"}:
+        return ConnectorPlan(ConnectorSpec("connector.safetensors", "linear", width, out_size), tensors)
+    if set(tensors) == {"0.weight", "0.bias", "2.weight", "2.bias"}:
+        return ConnectorPlan(ConnectorSpec("connector.safetensors", "mlp2x_gelu", width, out_size), tensors)
+    raise BundleError(f"a projector with the keys {', '.join(sorted(tensors))}; known: linear, mlp2x_gelu, identity")
+
+
+def _settings(parts: Parts) -> dict[str, Any]:
+    """Configuration with the `mm_` keys: a projector's or an adapter's own folder comes before the base's."""
+    for kind in ("lora", "projector", "llava"):
+        source = parts.one(kind)
+        if source and any(key.startswith("mm_") for key in source.config):
+            found = source.config
+            break
+    else:
+        return {}
+    if found.get("mm_use_im_start_end") or found.get("mm_use_im_patch_token"):
+        raise BundleError(
+            "tuned with marks around each picture (mm_use_im_start_end): no released model is, not supported"
+        )
+    return found
+
+
+def _projector(parts: Parts, claim: Claim) -> tuple[dict[str, Origin], dict[str, Origin]]:
+    """The projector's tensors, and those of the LLM that lie beside it because tuning changed them."""
+    own = claim.take("model.mm_projector.")
+    source = parts.one("projector")
+    if source is None:
+        return own, {}
+    beside = Claim(source)
+    found = beside.take("base_model.model.model.mm_projector.", "model.mm_projector.", "mm_projector.")
+    extra = beside.take("base_model.model.")
+    if rest := beside.rest():
+        raise BundleError("\n".join(rest))
+    return found, extra
+
+
+def _compat(mode: Mode, towers: Towers, lora: bool, pad: bool) -> CompatSpec:
+    timed = towers.video.config.temporal_length
+    variant = "Video-LLaVA" + (" with a LoRA merged in" if lora else "")
+    variant += ", towers from inside the checkpoint" if towers.inside else ", towers from LanguageBind's own files"
+    variant += f", temporal attention over {timed} frames" if timed else ", without temporal attention"
+    if mode == "original":
+        follows = (*FOLLOWS, "system text of the published demos and evaluation, which is not the one of tuning")
+        return CompatSpec(mode, variant, follows, FIXED)
+    squared = ("pictures are padded to a square, as in tuning",) if pad else ()
+    fixed = (*FIXED, "one prompt in tuning and use: the published demos use another system text than tuning", *squared)
+    return CompatSpec(mode, variant, FOLLOWS, fixed)

@@ -1,0 +1,183 @@
+"""A checked recipe -> a bundle on disk, one tensor (of the LLM: one shard) in memory at a time.
+
+Knows ONNX export, safetensors and the LLM folder's layout. Does not know published names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vidqa import __version__
+from vidqa.errors import BundleError
+from vidqa.model.bundle import Bundle, save_bundle
+from vidqa.model.checkpoints.origin import Origin, n_bytes
+from vidqa.model.checkpoints.recipe import LlmPlan, Recipe, TowerPlan, check_recipe
+from vidqa.model.checkpoints.tokenizer import save_tokenizer
+from vidqa.model.export import export_text, export_tower
+from vidqa.model.spec import (
+    BundleSpec,
+    EncoderSpec,
+    EncodersSpec,
+    LlmSpec,
+    SourceSpec,
+    TextEncoderSpec,
+    VideoEncoderSpec,
+)
+from vidqa.model.text import TextTower
+from vidqa.model.vit import VisionTower
+
+#: Largest shard of the LLM. A shard is in memory, twice for a moment, while it is written.
+SHARD_BYTES = 500_000_000
+
+Step = Callable[[str, int], None]
+"""Called with what was written and how many bytes of the checkpoint that was."""
+
+
+def write_bundle(
+    recipe: Recipe,
+    out: Path,
+    name: str,
+    origins: tuple[str, ...],
+    *,
+    dtype: torch.dtype | None = None,
+    replace_old: bool = False,
+    step: Step = lambda what, n: None,
+) -> Bundle:
+    """Write a model, whole or not at all.
+
+    Args:
+        recipe: from a layout module; checked here.
+        out: folder of the bundle.
+        name: of the model.
+        origins: where its parts come from, for `SourceSpec`.
+        dtype: of the LLM and the connector; None keeps what the checkpoint has. The encoders are float32.
+        replace_old: put it in the place of an older bundle.
+        step: progress.
+
+    Raises:
+        BundleError: keys are missing, unknown or of another shape, or `out` is taken.
+        VidqaError: the packages for export are not installed, or a graph differs from torch.
+    """
+    check_recipe(recipe)
+
+    def fill(folder: Path) -> None:
+        (folder / "encoders").mkdir()
+        for kind in ("image", "video"):
+            plan: TowerPlan = getattr(recipe, kind)
+            _write_tower(plan, folder / "encoders" / f"{kind}.onnx")
+            step(f"{kind} encoder", n_bytes(plan.tensors.values()))
+        if recipe.text:
+            export_text(_load(TextTower, recipe.text.config, recipe.text.tensors), folder / "encoders" / "text.onnx")
+            step("text encoder", n_bytes(recipe.text.tensors.values()))
+        connector = {key: _as(origin.read(), dtype) for key, origin in recipe.connector.tensors.items()}
+        save_file(connector, folder / recipe.connector.spec.file)
+        step("connector", n_bytes(recipe.connector.tensors.values()))
+        write_llm(recipe.llm, folder / "llm", dtype, step)
+
+    return save_bundle(out, _spec(recipe, name, origins), fill, replace_old)
+
+
+def write_llm(
+    plan: LlmPlan, folder: Path, dtype: torch.dtype | None, step: Step, shard_bytes: int = SHARD_BYTES
+) -> None:
+    """An ordinary transformers folder, shard after shard, in the order in which the checkpoint holds the tensors."""
+    folder.mkdir()
+    shards = list(_shards(plan.tensors, dtype, shard_bytes))
+    names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    if len(shards) == 1:
+        names = ["model.safetensors"]
+    for name, keys in zip(names, shards, strict=True):
+        tensors = {key: _as(plan.tensors[key].read(), dtype) for key in keys}
+        save_file(tensors, folder / name, metadata={"format": "pt"})
+        del tensors
+        step("language model", n_bytes(plan.tensors[key] for key in keys))
+    if len(shards) > 1:
+        total = sum(_size(plan.tensors[key], dtype) for key in plan.tensors)
+        where = {key: name for name, keys in zip(names, shards, strict=True) for key in keys}
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    stored = dtype or next(iter(plan.tensors.values())).dtype
+    plan.config.dtype = stored
+    plan.config.save_pretrained(folder)
+    save_tokenizer(plan, folder)
+
+
+def _shards(tensors: Mapping[str, Origin], dtype: torch.dtype | None, limit: int) -> Iterator[list[str]]:
+    shard: list[str] = []
+    size = 0
+    for key, origin in tensors.items():
+        n = _size(origin, dtype)
+        if shard and size + n > limit:
+            yield shard
+            shard, size = [], 0
+        shard.append(key)
+        size += n
+    yield shard
+
+
+def _write_tower(plan: TowerPlan, path: Path) -> None:
+    export_tower(_load(VisionTower, plan.config, plan.tensors), path, plan.n_frames, plan.layer)
+
+
+def _load(kind: type[Any], config: Any, tensors: Mapping[str, Origin]) -> Any:
+    """A tower in float32; its weights are in memory once."""
+    with torch.device("meta"):
+        module: nn.Module = kind(config)
+    module.load_state_dict({key: origin.read().float() for key, origin in tensors.items()}, assign=True)
+    return module.eval().requires_grad_(False)
+
+
+def _spec(recipe: Recipe, name: str, origins: tuple[str, ...]) -> BundleSpec:
+    """Settings of the bundle; the digests are filled in when the files are there."""
+    video = recipe.video
+    if video.sampling is None:
+        raise BundleError("the plan of the video tower has no rule for its frames")
+    text = None
+    if recipe.text:
+        shape = recipe.text.config
+        text = TextEncoderSpec("encoders/text.onnx", shape.projection_dim, shape.max_positions)
+    return BundleSpec(
+        name=name,
+        encoders=EncodersSpec(
+            EncoderSpec(**_encoder("image", recipe.image)),
+            VideoEncoderSpec(**_encoder("video", video), sampling=video.sampling),
+            text,
+        ),
+        connector=replace(recipe.connector.spec, file="connector.safetensors"),
+        llm=LlmSpec("llm", recipe.llm.context),
+        prompt=recipe.prompt,
+        generation=recipe.generation,
+        notice=recipe.notice,
+        architecture=recipe.architecture,
+        compat=recipe.compat,
+        source=SourceSpec(recipe.layout, origins, __version__),
+    )
+
+
+def _encoder(kind: str, plan: TowerPlan) -> dict[str, Any]:
+    return {
+        "file": f"encoders/{kind}.onnx",
+        "n_frames": plan.n_frames,
+        "layer": plan.layer,
+        "keep_cls": plan.keep_cls,
+        "hidden_size": plan.config.hidden_size,
+        "embedding_size": plan.config.embedding_size,
+        "n_patches": plan.config.n_patches,
+        "preprocess": plan.preprocess,
+    }
+
+
+def _as(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return tensor.to(dtype or tensor.dtype).contiguous()
+
+
+def _size(origin: Origin, dtype: torch.dtype | None) -> int:
+    return torch.Size(origin.shape).numel() * (dtype or origin.dtype).itemsize

@@ -1,0 +1,37 @@
+"""Names of models -> folders: the bundled ones, those that were pulled, and paths.
+
+Knows where models lie. Does not know what is in them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+BUNDLE_FILE = "bundle.json"
+DEMO = Path(__file__).resolve().parent.parent / "demo"
+
+
+def built_in_bundles() -> dict[str, Path]:
+    """Models that come with the package, by name."""
+    return {"demo": DEMO} if (DEMO / BUNDLE_FILE).is_file() else {}
+
+
+def models_folder() -> Path:
+    """Where pulled models lie, each under its name; there or not."""
+    from platformdirs import user_data_path  # here: whoever loads the bundled model needs no such folder
+
+    return user_data_path("vidqa", appauthor=False) / "models"
+
+
+def pulled_models() -> dict[str, Path]:
+    """Models in `models_folder`, by name."""
+    folder = models_folder()
+    return {p.parent.name: p.parent for p in sorted(folder.glob(f"*/{BUNDLE_FILE}"))} if folder.is_dir() else {}
+
+
+def find_bundle(given: str) -> Path:
+    """The folder behind a name: a bundled model, else a folder, else a pulled model. It need not exist."""
+    if given in built_in_bundles():
+        return built_in_bundles()[given].resolve()
+    pulled = models_folder() / given if Path(given).name == given and not Path(given).is_dir() else None
+    return (pulled if pulled and (pulled / BUNDLE_FILE).is_file() else Path(given)).resolve()
