@@ -33,14 +33,25 @@ def labelled(
     if [shape[0] for shape in shapes] != [ref.kind for ref in sample.media]:
         asked = ", ".join(ref.kind for ref in sample.media) or "none"
         raise SampleError("placeholder_mismatch", f"features of {[s[0] for s in shapes]} for media {asked}")
+    if any("\0" in part for turn in sample.turns for part in turn):
+        raise SampleError("reserved_text", "the text holds a NUL character")  # a medium's mark inside prompts
     try:
         made = build_labels(tokenizer, chat, sample.turns, shapes)
     except UsageError as e:
         raise SampleError("reserved_text", e.what) from e
     if made.problem:
         raise SampleError("reserved_text", made.problem)
+    check_length(made, max_tokens)
+    return made
+
+
+def check_length(made: LabelledPrompt, max_tokens: int | None) -> None:
+    """A sample that does not fit is refused; cutting it would teach half an answer.
+
+    Raises:
+        SampleError: too_long.
+    """
     n = len(made.prompt.ids)
     if max_tokens is not None and n > max_tokens:
         n_visual = int(made.prompt.slots.sum())
         raise SampleError("too_long", f"{n} tokens, {n_visual} of them visual; the limit is {max_tokens}")
-    return made

@@ -17,7 +17,7 @@ import numpy as np
 from vidqa.errors import UsageError
 
 Layout = Literal["array", "lines", "parquet"]
-CHUNK = 1 << 20
+CHUNK = 1 << 18
 
 _QUOTE, _OPEN, _CLOSE, _COMMA = 1, 2, 3, 4
 _KIND = np.zeros(256, np.uint8)

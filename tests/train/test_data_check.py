@@ -1,0 +1,153 @@
+"""The check of a whole recipe's data: what it finds is what training would trip over."""
+
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image
+
+from vidqa.prompts.build import MediaShape
+from vidqa.prompts.formats import FORMATS
+from vidqa.train.data import Corpus, Source
+from vidqa.train.data.check import check_data
+from vidqa.train.data.look import Reader, look_at
+from vidqa.train.data.picture import bins, save_histogram
+from vidqa.train.data.probe import Prober
+from vidqa.train.data.shapes import SpecShapes
+
+
+def told(question, answer="yes", **fields):
+    return {"conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}], **fields}
+
+
+CUT = {"source": "VATEX", "video": "good.mp4"}
+RECORDS = [
+    (told("<video>\nWhat?", id="v", video="good.mp4"), None),
+    (told("<image>\nWhat?", image="good.png"), None),
+    (told("<image><video>\nWhat?", image="good.png", video="good.mp4"), None),
+    (told("What?"), None),
+    (told("<video>\nWhat?", **CUT, v_id="abcdefghijk_000001_000009"), None),
+    (told("<video>\nWhat?", **CUT, v_id="abcdefghijk_000002_000009"), "bad_span"),  # the clip has 1.2 s
+    (told("<video>\nWhat?", id="g", video="gone.mp4"), "media_missing"),
+    (told("<video>\nWhat?", video="broken.mp4"), "media_unreadable"),
+    (told("<image>\nWhat?", image="good.mp4"), "media_unreadable"),  # a clip called a picture
+    (told("<video>\nWhat?"), "placeholder_mismatch"),
+    (told("What?", answer=" "), "answerless"),
+    (told("What?", answer="a " * 300), "too_long"),
+    (told("<video>\nWhat?", answer="a " * 300, video="broken.mp4"), "too_long"),  # the first reason stays
+    ("no object", "bad_json"),
+]
+
+
+@pytest.fixture
+def corpus(tmp_path, make_clip):
+    folder = tmp_path / "media"
+    make_clip(folder / "good.mp4", n_frames=12, rate=10)
+    (folder / "broken.mp4").write_bytes((folder / "good.mp4").read_bytes()[:200])
+    Image.new("RGB", (8, 8), "red").save(folder / "good.png")
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([record for record, _ in RECORDS]))
+    return Corpus([Source(str(path), str(folder))], cache_dir=tmp_path / "cache")
+
+
+class Words:
+    """Every word is a token."""
+
+    bos_token_id = 1
+
+    def encode(self, text, *, add_special_tokens):
+        ids = [len(word) for word in text.replace("</s>", " </s>").split()]
+        return [1, *ids] if add_special_tokens else ids
+
+
+def room(ref):
+    return MediaShape(ref.kind, 4 if ref.kind == "video" else 1, 5)
+
+
+def test_every_kind_of_fault_is_found_before_training(corpus, tmp_path):
+    opened = []
+
+    class Counting(Prober):
+        def __call__(self, paths):
+            for path, found in super().__call__(paths):
+                opened.append(path)
+                yield path, found
+
+    checked = check_data(corpus, Reader(Words(), FORMATS["v1"], room, 200), prober=Counting(n_workers=1))
+    wanted = {i: kind for i, (_, kind) in enumerate(RECORDS) if kind}
+    assert {r.record: r.kind for r in checked.rejected} == wanted
+    assert [r.id for r in checked.rejected if r.kind == "media_missing"] == ["g"]
+    assert len(opened) == 3  # each file once: good.mp4, good.png, broken.mp4
+    assert checked.n_media == {"image": 1, "video": 1}
+    assert checked.video_s == pytest.approx(1.2, abs=0.11)
+    assert checked.placeholders == {(0, 1): 2, (1, 0): 1, (1, 1): 1, (0, 0): 1}
+    assert checked.n_visual == 20 + 5 + 25 + 0 + 20
+    assert checked.n_learned == 5 * 2  # `yes` and `</s>` in each good sample
+    assert len(checked.tokens) == 10
+    assert not checked.passes
+    rejects, picture = checked.save(tmp_path / "out")
+    table = pl.read_parquet(rejects)
+    assert table["record"].to_list() == sorted(wanted)
+    assert table["message"].str.len_chars().min() > 10
+    assert Image.open(picture).size == (960, 480)
+    text = "\n".join(checked.lines())
+    for words in (
+        f"{len(RECORDS)} records, {len(wanted)} rejected",
+        "1 pictures, 1 clips",
+        "the limit is 200",
+        "above",
+    ):
+        assert words in text
+    assert "2 rejected, media_unreadable" in text
+
+
+def test_good_data_pass(corpus, tmp_path):
+    path = tmp_path / "b.json"
+    path.write_text(json.dumps([told("What?")] * 3))
+    checked = check_data(
+        Corpus([Source(str(path))], cache_dir=tmp_path / "cache"), Reader(Words(), FORMATS["v1"], room)
+    )
+    assert checked.passes
+    assert checked.rejected == ()
+    assert checked.lines()[-1] == "rejected: 0.00% of 3, within max_reject_rate 1.00%"
+
+
+@pytest.mark.slow
+def test_several_processes_find_the_same(corpus, tmp_path):
+    from transformers import AutoTokenizer
+
+    from vidqa.model.bundle import load_bundle
+
+    path = tmp_path / "many.json"
+    path.write_text(json.dumps([told(f"Q{i}", "a" * i) for i in range(140)]))
+    many = Corpus([Source(str(path)), *corpus.sources], cache_dir=tmp_path / "cache")
+    bundle = load_bundle("demo")
+    reader = Reader(AutoTokenizer.from_pretrained(bundle.llm_folder), FORMATS["v1"], SpecShapes(bundle.spec), 2000)
+    alone = list(look_at(many, reader))
+    assert list(look_at(many, reader, n_processes=2)) == alone
+    assert [len(look.numbers) for look in alone] == [127, 22]  # an empty answer; what stands in RECORDS
+    video, image = bundle.spec.encoders.video, bundle.spec.encoders.image
+    room = [video.n_frames * (video.n_patches + video.keep_cls), image.n_patches + image.keep_cls]
+    assert alone[1].visual[12:14] == room
+
+
+@pytest.mark.parametrize(("most", "limit"), [(7, None), (3000, None), (3000, 2048), (900, 2048), (2048, 2048), (5, 3)])
+def test_bins_count_every_sample_and_none_reaches_over_the_limit(most, limit):
+    tokens = np.random.default_rng(0).integers(1, most + 1, 500)
+    tokens[0] = most
+    counts, edges = bins(tokens, limit)
+    assert counts.sum() == 500
+    assert len(counts) <= 61
+    if limit:
+        assert counts[edges[:-1] >= limit].sum() == (tokens > limit).sum()
+
+
+def test_the_picture_shows_samples_beyond_the_limit_in_red(tmp_path):
+    red = (196, 78, 82)
+    for tokens, is_red in ((np.full(1000, 100), False), (np.append(np.full(100_000, 100), 3000), True)):
+        path = save_histogram(tmp_path / "a.png", tokens, 2048 if is_red else None)
+        pixels = np.asarray(Image.open(path).convert("RGB"))
+        right = pixels[:, -60:]
+        assert (right == red).all(-1).any() == is_red  # one sample among 100,000 is seen
+    assert save_histogram(tmp_path / "none.png", np.zeros(0, np.int64), 10).exists()

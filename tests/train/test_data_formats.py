@@ -1,0 +1,217 @@
+"""The published layouts as they are: which sample comes of a record, and which record is refused why."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vidqa.train.data import Corpus, MediaRef, SampleError, Source, by_media, read_conversations
+from vidqa.train.data.formats import AsWritten, format_of, to_sample
+from vidqa.train.data.locate import MediaFolder
+from vidqa.train.data.sample import REJECT_KINDS, Sample
+
+
+def said(*words):
+    return [{"from": ("human", "gpt")[i % 2], "value": w} for i, w in enumerate(words)]
+
+
+def sample_of(record, locator=None, **more):
+    return to_sample(record, locator or AsWritten(), source="a.json", number=7, **more)
+
+
+def refused(record, locator=None):
+    with pytest.raises(SampleError) as caught:
+        sample_of(record, locator)
+    return caught.value.kind, caught.value.what
+
+
+@pytest.fixture
+def media(tmp_path):
+    """A function that makes files of nothing below one folder, and gives the folder."""
+
+    def make(*names):
+        for name in names:
+            path = tmp_path / "media" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        return tmp_path / "media"
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("fields", "first", "wanted"),
+    [
+        ({"image": "a.jpg"}, "<image>\nQ", [("a.jpg", "image")]),
+        ({"video": "a.mp4"}, "<video>\nQ", [("a.mp4", "video")]),
+        ({"image": ["a.jpg", "b.jpg"]}, "<image><image>\nQ", [("a.jpg", "image"), ("b.jpg", "image")]),
+        ({"video": "a.mp4", "image": "b.jpg"}, "<video> <image>\nQ", [("a.mp4", "video"), ("b.jpg", "image")]),
+        ({"video": "a.mp4", "image": "b.jpg"}, "<image> <video>\nQ", [("b.jpg", "image"), ("a.mp4", "video")]),
+        ({}, "Q", []),
+        ({"image": None, "video": []}, "Q", []),
+    ],
+)
+def test_llava_records(fields, first, wanted):
+    sample = sample_of({"id": 3, "conversations": said(first, "A"), **fields})
+    assert sample == Sample("3", tuple(MediaRef(*m) for m in wanted), ((first, "A"),), "a.json", 7)
+
+
+def test_media_of_later_questions_and_a_dialogue_that_begins_with_an_answer():
+    record = {"image": ["a.jpg", "b.jpg"], "conversations": said("<image>\nQ1", "A1", "and <image>?", "A2")}
+    assert [m.path for m in sample_of(record).media] == ["a.jpg", "b.jpg"]
+    opened = [{"from": "gpt", "value": "Hello"}, *said("Q", "A")]
+    assert sample_of({"conversations": opened}).turns == (("Q", "A"),)
+
+
+VALLEY = {"id": "1", "v_id": "abcdefghijk_000012_000022", "video": "abcdefghijk.mp4", "source": "VATEX"}
+
+
+def test_valley_cuts_the_stretch_out_of_the_whole_video(media):
+    folder = MediaFolder(media("VATEX/abcdefghijk.mp4"))
+    record = VALLEY | {"conversations": said("<video>\nQ", "A")}
+    (ref,) = sample_of(record, folder).media
+    assert (Path(ref.path).parent.name, ref.start_s, ref.end_s) == ("VATEX", 12.0, 22.0)
+    assert ref.segment.key == "12.000-22.000"
+
+
+@pytest.mark.parametrize(
+    ("fields", "file"),
+    [
+        ({"source": "jukinmedia", "v_id": "77", "video": "77"}, "jukinmedia/77.mp4"),
+        ({"v_id": "88", "video": "88.mp4"}, "webvid/88.mp4"),
+        ({"v_id": "88", "video": "000/88.mp4"}, "000/88.mp4"),
+        ({"v_id": "abcdefghijk_000012_000022", "video": "abcdefghijk_000012_000022.mp4"}, None),
+    ],
+)
+def test_valley_clips_that_are_cut_already(media, fields, file):
+    folder = media(file or f"webvid/{fields['video']}")
+    (ref,) = sample_of({**fields, "conversations": said("Q\n<video>", "A")}, MediaFolder(folder)).media
+    assert Path(ref.path) == folder / (file or f"webvid/{fields['video']}")
+    assert ref.segment.key == "whole"
+
+
+@pytest.mark.parametrize("name", ["v_abc.mp4", "v_abc.mkv", "deep/er/v_abc.m4v", "abc.webm"])
+def test_videoinstruct_finds_the_clip_by_its_id(media, name):
+    folder = media(name, "v_abc.jpg", "v_abc.txt", "v_abcd.mp4")
+    sample = sample_of({"q": "What?", "a": "This.", "video_id": "v_abc"}, MediaFolder(folder))
+    assert sample == Sample(
+        "v_abc", (MediaRef(str(folder / name), "video"),), (("<video>\nWhat?", "This."),), "a.json", 7
+    )
+
+
+def test_the_training_file_of_video_chatgpt_names_pickles_and_gets_clips(media):
+    folder = media("v_abc.mp4")
+    record = {"id": "v_abc", "video": "v_abc.pkl", "conversations": said("Q\n<video>", "A")}
+    assert sample_of(record, MediaFolder(folder)).media[0].path == str(folder / "v_abc.mp4")
+
+
+def test_pictures_of_coco_are_found_with_their_prefix(media):
+    folder = media("coco/COCO_train2014_0001.jpg")
+    record = {"image": "coco/0001.jpg", "conversations": said("<image>\nQ", "A")}
+    assert sample_of(record, MediaFolder(folder)).media[0].path.endswith("COCO_train2014_0001.jpg")
+
+
+def test_layouts_are_told_by_keys():
+    assert format_of({"conversations": []}) == "llava"
+    assert format_of({"conversations": [], "video": "a", "source": "VATEX"}) == "valley"
+    assert format_of({"q": "", "a": "", "video_id": ""}) == "videoinstruct"
+    plain = {
+        "conversations": said("<video>\nQ", "A"),
+        "video": "a.mp4",
+        "source": "mine",
+        "v_id": "abcdefghijk_000001_000002",
+    }
+    assert sample_of(plain, format="llava").media == (MediaRef("a.mp4", "video"),)
+
+
+GOOD = {"conversations": said("<video>\nQ", "A"), "video": "a.mp4"}
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "words"),
+    [
+        ({"conversations": None}, "bad_record", "a known layout has"),
+        ({"conversations": "Q"}, "bad_record", "list of turns"),
+        ({"conversations": [{"from": "human"}]}, "bad_record", "`value`"),
+        ({"video": 3}, "bad_record", "`video`"),
+        ({"video": "a\0b"}, "bad_record", "`video`"),
+        ({"conversations": [{"from": "user", "value": "<video>Q"}]}, "bad_roles", "not by user"),
+        ({"conversations": said("<video>Q", "A")[:1] * 2}, "bad_roles", "alternate"),
+        ({"conversations": []}, "answerless", "no question"),
+        ({"conversations": said("<video>Q", "A", "Q2")}, "answerless", "question 2"),
+        ({"conversations": said("<video>Q", " \n")}, "answerless", "answer 1"),
+        (
+            {"conversations": said("Q", "A")},
+            "placeholder_mismatch",
+            "0 <video> tags in the questions for 0 pictures and 1",
+        ),
+        ({"conversations": said("<video><video>Q", "A")}, "placeholder_mismatch", "2 <video>"),
+        ({"video": ["a.mp4", "b.mp4"]}, "placeholder_mismatch", "2 clips"),
+        ({"image": "a.jpg"}, "placeholder_mismatch", "1 pictures"),
+        ({"video": None}, "placeholder_mismatch", "1 <video>"),
+        ({"v_id": "abcdefghijk_000022_000012"}, "bad_span", "ends at 12 s and begins at 22 s"),
+    ],
+)
+def test_what_is_no_sample_is_refused_by_kind(change, kind, words):
+    assert sample_of(GOOD).media
+    found, what = refused(GOOD | change)
+    assert found == kind
+    assert words in what
+    assert kind in REJECT_KINDS
+
+
+def test_more_refusals(media):
+    folder = MediaFolder(media("b.mp4"))
+    assert refused(GOOD, folder)[0] == "media_missing"
+    kind, what = refused({"q": "Q", "a": "A", "video_id": "gone"}, folder)
+    assert (kind, "any suffix" in what) == ("media_missing", True)
+    assert refused({"q": "Q", "a": "", "video_id": "b"}, folder)[0] == "answerless"
+    assert refused([1, 2], folder)[0] == "bad_json"
+    with pytest.raises(ValueError, match="unknown reject kind"):
+        SampleError("other", "text")
+
+
+def test_a_medium_checks_itself():
+    with pytest.raises(ValueError, match="no stretch"):
+        MediaRef("a.jpg", "image", 1.0, 2.0)
+    with pytest.raises(ValueError, match="start_s < end_s"):
+        MediaRef("a.mp4", "video", 2.0, 1.0)
+    assert MediaRef("a.mp4", "video", None, 2.0).segment.key == "0.000-2.000"
+
+
+def test_layouts_mix_in_one_file_and_paths_go_below_the_media_folder(tmp_path, media):
+    folder = media("x/1.jpg", "v_2.mkv", "VATEX/abcdefghijk.mp4")
+    records = [
+        {"image": "x/1.jpg", "conversations": said("<image>\nQ", "A")},
+        {"q": "Q", "a": "A", "video_id": "v_2"},
+        VALLEY | {"conversations": said("<video>\nQ", "A")},
+        {"conversations": said("Q", "A")},
+    ]
+    for name, text in (
+        ("a.json", json.dumps(records)),
+        ("a.jsonl", "\n".join(map(json.dumps, records))),
+    ):
+        (tmp_path / name).write_text(text)
+        corpus = Corpus([Source(str(tmp_path / name), str(folder))], cache_dir=tmp_path / "cache")
+        found = [[(str(Path(m.path).relative_to(folder)), m.kind) for m in s.media] for s in corpus]
+        assert found == [[("x/1.jpg", "image")], [("v_2.mkv", "video")], [("VATEX/abcdefghijk.mp4", "video")], []]
+
+
+def test_files_that_are_read_whole_name_media_as_written(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([GOOD, GOOD | {"id": "x"}, {"conversations": said("Q", "A")}]))
+    samples = read_conversations(path)
+    assert [m.path for s in samples for m in s.media] == ["a.mp4", "a.mp4"]
+    assert [[s.record for s in group] for group in by_media(samples)] == [[0, 1], [2]]
+
+
+DOCS = Path(__file__).resolve().parent.parent.parent / "docs" / "training_data.md"
+
+
+def test_the_examples_of_the_documents_are_samples():
+    text = DOCS.read_text(encoding="utf-8")
+    blocks = [b for b in text.split("\n\n") if b.startswith("    {")]
+    samples = [sample_of(json.loads(block)) for block in blocks]
+    assert [len(s.turns) for s in samples] == [2, 1, 1]
+    assert samples[1].media[0].segment.key == "12.000-22.000"
+    assert all(f"| `{kind}` |" in text for kind in REJECT_KINDS)

@@ -1,0 +1,191 @@
+"""Records are found without parsing: whatever the text holds, wherever the chunks end, whatever the size."""
+
+import json
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vidqa.errors import TrainError, UsageError
+from vidqa.train.data.recordfile import FOLDER, RecordFile
+from vidqa.train.data.sample import SampleError
+from vidqa.train.data.scan import layout_of, scan_json
+
+NASTY = st.text(st.sampled_from('a"\\[]{},:\n\té\U0001f600\x00'), max_size=12)
+VALUES = st.recursive(
+    NASTY | st.integers() | st.none() | st.booleans(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NASTY, inner, max_size=3),
+    max_leaves=6,
+)
+RECORDS = st.lists(st.dictionaries(NASTY, VALUES, max_size=3), max_size=5)
+
+
+def found(path, layout, chunk):
+    data = path.read_bytes()
+    return [json.loads(data[a:b]) for a, b in scan_json(path, layout, chunk=chunk).spans]
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory):
+    return tmp_path_factory.mktemp("scan") / "records.json"
+
+
+@settings(max_examples=60, deadline=None)
+@given(records=RECORDS, chunk=st.integers(1, 9), ascii=st.booleans(), indent=st.sampled_from([None, 1]))
+def test_records_of_a_list_are_found_over_the_borders_of_chunks(scratch, records, chunk, ascii, indent):
+    scratch.write_text(json.dumps(records, ensure_ascii=ascii, indent=indent), encoding="utf-8")
+    assert found(scratch, "array", chunk) == records
+
+
+@settings(max_examples=40, deadline=None)
+@given(records=RECORDS, chunk=st.integers(1, 9), gap=st.sampled_from(["\n", "\r\n", "\n \n\n", "\n\t\r\n"]))
+def test_records_on_lines_are_found_over_the_borders_of_chunks(scratch, records, chunk, gap):
+    text = gap.join(json.dumps(r, ensure_ascii=False) for r in records)
+    scratch.write_bytes(text.encode("utf-8"))
+    assert found(scratch, "lines", chunk) == records
+
+
+@pytest.mark.parametrize("n", range(1, 6))
+def test_runs_of_backslashes_before_a_quote(scratch, n):
+    records = [{"a": "\\" * n + '"', "b": "],["}, {"a": "\\" * n}]
+    scratch.write_text(json.dumps(records))
+    for chunk in (1, 2, 3, 5, 100):
+        assert found(scratch, "array", chunk) == records
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[{"a": 1}, {"b": ', "byte 17 with 2 brackets open"),
+        ('[{"a": "never closed}]', "inside a text"),
+        ('[{"a": 1}] [{"b": 2}]', "byte 11: text after the end"),
+        ('[{"a": 1}]]', "byte 10: text after the end"),
+    ],
+)
+@pytest.mark.parametrize("chunk", [1, 4, 100])
+def test_a_list_that_is_not_whole_is_refused_with_its_place(scratch, text, message, chunk):
+    scratch.write_text(text)
+    with pytest.raises(UsageError, match=message):
+        scan_json(scratch, "array", chunk=chunk)
+
+
+@pytest.mark.parametrize(
+    ("data", "layout"),
+    [(b" \n[{}]", "array"), (b"\xef\xbb\xbf[{}]", "array"), (b'{"a": 1}\n', "lines"), (b"PAR1....", "parquet")],
+)
+def test_the_layout_is_told_from_the_content(scratch, data, layout):
+    scratch.write_bytes(data)
+    assert layout_of(scratch) == layout
+
+
+@pytest.mark.parametrize("data", [b"", b"  \n", b"hello", b"\x1f\x8b\x08"])
+def test_what_holds_no_records_is_refused(scratch, data):
+    scratch.write_bytes(data)
+    with pytest.raises(UsageError, match=r"empty|not a JSON list"):
+        layout_of(scratch)
+
+
+def test_a_large_list_costs_offsets_not_texts(tmp_path):
+    path, n = tmp_path / "large.json", 8000
+    with path.open("w") as f:
+        f.write("[")
+        f.write(",\n".join(json.dumps({"id": i, "text": 'x"\\' * 800}) for i in range(n)))
+        f.write("]")
+    size = path.stat().st_size
+    assert size > 30e6
+    tracemalloc.start()
+    file = RecordFile(path, tmp_path / "cache")
+    last = file.record(n - 1)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (len(file), last["id"]) == (n, n - 1)
+    assert file.spans.nbytes == 16 * n
+    assert peak < 16e6, f"{peak / 1e6:.1f} MB for a file of {size / 1e6:.1f} MB"
+
+
+def test_the_index_is_kept_and_follows_the_file(tmp_path, monkeypatch):
+    import os
+
+    import vidqa.train.data.recordfile as recordfile
+
+    path, cache = tmp_path / "a.json", tmp_path / "cache"
+    path.write_text('[{"a": 1}, {"a": 2}]')
+    os.utime(path, (1e9, 1e9))  # as if written long ago: changed within the tick of a clock, an index is not trusted
+    first = RecordFile(path, cache)
+    (index,) = (cache / FOLDER).iterdir()
+    scans = []
+    real = recordfile.scan_json
+    monkeypatch.setattr(recordfile, "scan_json", lambda *a, **k: scans.append(a) or real(*a, **k))
+    again = RecordFile(path, cache)
+    assert not scans
+    assert (again.sha256, again.size) == (first.sha256, 20)
+    assert np.array_equal(again.spans, first.spans)
+    index.write_bytes(b"broken")
+    assert len(RecordFile(path, cache)) == 2
+    assert len(scans) == 1
+    path.write_text('[{"a": 1}, {"a": 2}, {"a": 3}]')
+    assert len(RecordFile(path, cache)) == 3
+
+
+def test_an_index_that_cannot_be_kept_is_no_error(tmp_path, caplog):
+    path, blocked = tmp_path / "a.json", tmp_path / "file"
+    path.write_text('[{"a": 1}]')
+    blocked.write_text("no folder")
+    assert RecordFile(path, blocked).record(0) == {"a": 1}
+    assert "cannot be kept" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "record", ['{"a": }', '"text"', "[1]", "3", '{"a": "\\ud8zz"}', '{"a": 1 "b": 2}', "[" * 100_000 + "]" * 100_000]
+)
+def test_a_record_that_is_no_object_is_bad_json_and_spares_the_others(tmp_path, record):
+    path = tmp_path / "a.json"
+    path.write_text(f'[{{"a": 1}}, {record}, {{"a": 3}}]')
+    file = RecordFile(path, tmp_path)
+    assert (file.record(0), file.record(2)) == ({"a": 1}, {"a": 3})
+    with pytest.raises(SampleError, match="from byte 10") as caught:
+        file.record(1)
+    assert caught.value.kind == "bad_json"
+
+
+def test_bytes_that_are_no_text_are_bad_json(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"a": "\xff\xfe"}\n{"a": 1}\n')
+    file = RecordFile(path, tmp_path)
+    assert file.record(1) == {"a": 1}
+    with pytest.raises(SampleError) as caught:
+        file.record(0)
+    assert caught.value.kind == "bad_json"
+
+
+def test_parquet_gives_the_same_records(tmp_path):
+    import polars as pl
+
+    said = [{"from": "human", "value": "<video>\nWhat?"}, {"from": "gpt", "value": 'a "é"'}]
+    rows = [
+        {"id": str(i), "video": f"{i}.mp4" if i % 2 else None, "tags": ["x"] * (i % 3), "conversations": said}
+        for i in range(10)
+    ]
+    path = tmp_path / "any name"
+    pl.DataFrame(rows).write_parquet(path)
+    file = RecordFile(path, tmp_path / "cache")
+    assert [file.record(i) for i in range(len(file))] == rows
+    assert RecordFile(path, tmp_path / "cache").record(9) == rows[9]
+
+
+def test_parquet_that_cannot_be_used_is_named(tmp_path):
+    import polars as pl
+
+    path = tmp_path / "a.parquet"
+    pl.DataFrame({"id": ["a"], "image": [b"\xff\xd8"]}).write_parquet(path)
+    with pytest.raises(UsageError, match="column image holds bytes"):
+        RecordFile(path, tmp_path / "cache")
+    path.write_bytes(b"PAR1 and nothing more")
+    with pytest.raises(UsageError, match="Parquet"):
+        RecordFile(path, tmp_path / "cache")
+    pl.DataFrame({"id": ["a"]}).write_parquet(path)
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(TrainError, match="cannot be written out"):
+        RecordFile(path, tmp_path / "file")

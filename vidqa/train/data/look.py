@@ -1,0 +1,89 @@
+"""Every record of a corpus -> its tokens counted, or the reason why it is none. In several processes on request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing import get_context
+
+from vidqa.prompts.build import IGNORED, MediaShape, Tokenizer
+from vidqa.prompts.formats import ChatFormat
+from vidqa.train.data.corpus import Corpus
+from vidqa.train.data.labels import check_length, labelled
+from vidqa.train.data.rejects import Rejected
+from vidqa.train.data.sample import MediaRef, SampleError
+
+_CHUNK = 128  # records that go to a process together
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How samples become tokens, without a model. Must be picklable where several processes are wanted."""
+
+    tokenizer: Tokenizer
+    chat: ChatFormat
+    shape_of: Callable[[MediaRef], MediaShape]  # room for the visual tokens of a medium
+    max_tokens: int | None = None
+
+
+@dataclass
+class Look:
+    """What some records told; lists run side by side."""
+
+    numbers: list[int] = field(default_factory=list)  # of the samples that could be tokenised, too long ones among them
+    tokens: list[int] = field(default_factory=list)  # all positions of each
+    visual: list[int] = field(default_factory=list)  # those that hold visual tokens
+    learned: list[int] = field(default_factory=list)  # those with a loss
+    media: list[tuple[MediaRef, ...]] = field(default_factory=list)
+    rejected: dict[int, Rejected] = field(default_factory=dict)  # by number of the sample
+
+
+def look_at(corpus: Corpus, reader: Reader, n_processes: int = 1) -> Iterator[Look]:
+    """Read and tokenise all records, some at a time, in their order.
+
+    Args:
+        corpus: the records.
+        reader: how samples become tokens.
+        n_processes: 1 works in this process.
+    """
+    chunks = [range(start, min(start + _CHUNK, len(corpus))) for start in range(0, len(corpus), _CHUNK)]
+    work = partial(_look, corpus, reader)
+    if n_processes == 1 or len(chunks) == 1:
+        yield from map(work, chunks)
+        return
+    # spawn: the caller may hold threads. What does not change is sent once, not with every chunk.
+    with ProcessPoolExecutor(n_processes, get_context("spawn"), initializer=_begin, initargs=(corpus, reader)) as pool:
+        yield from pool.map(_look_here, chunks)
+
+
+_here: list[tuple[Corpus, Reader]] = []  # in a worker process: what it was started with
+
+
+def _begin(corpus: Corpus, reader: Reader) -> None:
+    _here.append((corpus, reader))
+
+
+def _look_here(numbers: range) -> Look:
+    return _look(*_here[0], numbers)
+
+
+def _look(corpus: Corpus, reader: Reader, numbers: range) -> Look:
+    look = Look()
+    for number in numbers:
+        name = None
+        try:
+            sample = corpus[number]
+            name = sample.id
+            shapes = [reader.shape_of(ref) for ref in sample.media]
+            made = labelled(sample, reader.tokenizer, reader.chat, shapes)
+            look.numbers.append(number)
+            look.tokens.append(len(made.labels))
+            look.visual.append(int(made.prompt.slots.sum()))
+            look.learned.append(int((made.labels != IGNORED).sum()))
+            look.media.append(sample.media)
+            check_length(made, reader.max_tokens)
+        except SampleError as e:
+            look.rejected[number] = corpus.rejected(number, e, name)
+    return look

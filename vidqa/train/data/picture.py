@@ -1,0 +1,84 @@
+"""Lengths of samples -> a histogram as a picture. Knows numbers only."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from vidqa import fsio
+
+_WIDTH, _HEIGHT = 960, 480
+_LEFT, _RIGHT, _TOP, _BOTTOM = 80, 24, 48, 56  # margins in pixels
+_BINS = 60
+_INK, _BAR, _OVER, _PALE = (40, 40, 40), (86, 128, 178), (196, 78, 82), (222, 222, 222)
+
+
+def save_histogram(path: Path, tokens: np.ndarray, limit: int | None) -> Path:
+    """Draw how many samples have how many tokens.
+
+    Args:
+        path: of the PNG; whole or not written at all.
+        tokens: int64 [N]; none gives an empty picture that says so.
+        limit: drawn as a line; what lies beyond it is red.
+    """
+    image = Image.new("RGB", (_WIDTH, _HEIGHT), "white")
+    draw = ImageDraw.Draw(image)
+    font = ImageFont.load_default(15)
+    draw.text((_LEFT, 14), f"Tokens of a sample, visual ones included: {len(tokens)} samples", _INK, font)
+    if len(tokens):
+        _draw_bars(draw, font, tokens, limit)
+    with fsio.commit(path) as f:
+        image.save(f, "PNG")
+    return path
+
+
+def bins(tokens: np.ndarray, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Counts [B] and whole edges [B + 1] from 0 on, evenly spaced; the bin that the limit falls into is split there.
+
+    A bin holds the lengths from just above its left edge up to its right edge.
+    """
+    most = max(int(tokens.max()), limit or 0, 1)
+    step = -(-most // _BINS)
+    edges = np.arange(0, most + step, step)
+    if limit:
+        edges = np.union1d(edges, [limit])
+    return np.histogram(tokens - 0.5, edges)[0], edges
+
+
+def _draw_bars(draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont, tokens: np.ndarray, limit: int | None) -> None:
+    counts, edges = bins(tokens, limit)
+    width, height = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
+    most, highest = int(edges[-1]), int(counts.max())
+
+    def x(value: float) -> float:
+        return _LEFT + width * value / most
+
+    def y(value: float) -> float:
+        return _TOP + height * (1 - value / highest)
+
+    for mark in _round_marks(highest):
+        draw.line((_LEFT, y(mark), _LEFT + width, y(mark)), _PALE)
+        draw.text((_LEFT - 8, y(mark)), f"{mark}", _INK, font, anchor="rm")
+    for count, left, right in zip(counts, edges[:-1], edges[1:], strict=True):
+        if count:
+            colour = _OVER if limit and left >= limit else _BAR
+            # At least one pixel high: a single long sample among a million must be seen.
+            draw.rectangle((x(left) + 1, min(y(count), y(0) - 1), max(x(right) - 1, x(left) + 1), y(0)), colour)
+    draw.line((_LEFT, y(0), _LEFT + width, y(0)), _INK)
+    for mark in _round_marks(most):
+        draw.line((x(mark), y(0), x(mark), y(0) + 5), _INK)
+        draw.text((x(mark), y(0) + 9), f"{mark}", _INK, font, anchor="mt")
+    if limit:
+        draw.line((x(limit), _TOP, x(limit), y(0)), _OVER, 2)
+        draw.text((x(limit) - 6, _TOP), f"limit {limit}", _OVER, font, anchor="rt")
+
+
+def _round_marks(most: int) -> range:
+    """Round numbers from 0 up to `most`, five or so."""
+    wanted = max(1.0, most / 5)
+    power = 10 ** int(math.log10(wanted))
+    step = next(power * n for n in (1, 2, 5, 10) if power * n >= wanted)
+    return range(0, most + 1, step)
