@@ -13,6 +13,7 @@ from vidqa import fsio
 _WIDTH, _HEIGHT = 960, 480
 _LEFT, _RIGHT, _TOP, _BOTTOM = 80, 24, 48, 56  # margins in pixels
 _BINS = 60
+_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 _INK, _BAR, _OVER, _PALE = (40, 40, 40), (86, 128, 178), (196, 78, 82), (222, 222, 222)
 
 
@@ -48,7 +49,7 @@ def bins(tokens: np.ndarray, limit: int | None) -> tuple[np.ndarray, np.ndarray]
     return np.histogram(tokens - 0.5, edges)[0], edges
 
 
-def _draw_bars(draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont, tokens: np.ndarray, limit: int | None) -> None:
+def _draw_bars(draw: ImageDraw.ImageDraw, font: _Font, tokens: np.ndarray, limit: int | None) -> None:
     counts, edges = bins(tokens, limit)
     width, height = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
     most, highest = int(edges[-1]), int(counts.max())
