@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
-from vidqa.model.spec import BundleSpec
+from vidqa.model.spec import BundleSpec, ConnectorSpec
 from vidqa.prompts.build import MediaShape
+from vidqa.records import MediaKind
 from vidqa.train.data.sample import MediaRef
 
 
@@ -20,4 +22,18 @@ class SpecShapes:
 
     def __call__(self, ref: MediaRef) -> MediaShape:
         encoder = self.spec.encoders.image if ref.kind == "image" else self.spec.encoders.video
-        return MediaShape(ref.kind, encoder.n_frames, encoder.n_patches + encoder.keep_cls)
+        n_tokens = encoder.n_patches + encoder.keep_cls
+        return _shape(self.spec.connector, ref.kind, encoder.n_frames, n_tokens, encoder.keep_cls)
+
+
+@cache
+def _shape(connector: ConnectorSpec, kind: MediaKind, n_frames: int, n_tokens: int, has_cls: bool) -> MediaShape:
+    if connector.compressor is None:
+        return MediaShape(kind, n_frames, n_tokens)
+    import torch
+
+    from vidqa.model.connector import build_connector
+
+    with torch.device("meta"):  # shapes without weights
+        built = build_connector(connector.type, connector.in_size, connector.out_size, connector.compressor)
+    return MediaShape(kind, n_frames, n_tokens, built.runs(n_frames, n_tokens, has_cls))

@@ -1,0 +1,38 @@
+"""Room that the check reserves is the room that the model takes."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from vidqa.model.bundle import load_bundle
+from vidqa.model.connector import build_connector
+from vidqa.model.spec import CompressorSpec
+from vidqa.train.data import MediaRef
+from vidqa.train.data.shapes import SpecShapes
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+@pytest.mark.parametrize("compressor", [None, "video_chatgpt", "valley_v1", "valley_v2", "valley_v3"])
+def test_room_is_what_the_connector_gives(kind, compressor):
+    spec = load_bundle("demo").spec
+    n_patches = spec.encoders.image.n_patches
+    press = (
+        CompressorSpec(compressor, n_frames=20, n_patches=n_patches, n_heads=2, inner_size=8) if compressor else None
+    )
+    keep = bool(compressor and compressor.startswith("valley"))
+    if press:
+        encoders = replace(
+            spec.encoders,
+            image=replace(spec.encoders.image, keep_cls=keep),
+            video=replace(spec.encoders.video, keep_cls=keep),
+        )
+        spec = replace(spec, encoders=encoders, connector=replace(spec.connector, compressor=press))
+    encoder = getattr(spec.encoders, kind)
+    connector = build_connector(spec.connector.type, spec.connector.in_size, spec.connector.out_size, press)
+    tokens = torch.zeros(encoder.n_frames, encoder.n_patches + encoder.keep_cls, spec.connector.in_size)
+    (visual,) = connector.visual([tokens], torch.float32)
+    shape = SpecShapes(spec)(MediaRef("a", kind))
+    assert shape.kind == kind
+    assert int(np.sum(shape.lengths)) == len(visual)
