@@ -99,6 +99,13 @@ def test_videoinstruct_finds_the_clip_by_its_id(media, name):
     )
 
 
+def test_video_chatgpt_puts_the_clip_behind_every_second_question(media):
+    folder = MediaFolder(media("v_abc.mp4"))
+    record = {"q": "What?", "a": "This.", "video_id": "v_abc"}
+    first = [to_sample(record, folder, source="a.json", number=n, format="video_chatgpt").turns[0][0] for n in range(3)]
+    assert first == ["What?\n<video>", "<video>\nWhat?", "What?\n<video>"]
+
+
 def test_the_training_file_of_video_chatgpt_names_pickles_and_gets_clips(media):
     folder = media("v_abc.mp4")
     record = {"id": "v_abc", "video": "v_abc.pkl", "conversations": said("Q\n<video>", "A")}

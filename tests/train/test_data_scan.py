@@ -127,6 +127,8 @@ def test_the_index_is_kept_and_follows_the_file(tmp_path, monkeypatch):
     assert len(scans) == 1
     path.write_text('[{"a": 1}, {"a": 2}, {"a": 3}]')
     assert len(RecordFile(path, cache)) == 3
+    assert index not in (left := list((cache / FOLDER).iterdir()))
+    assert len(left) == 1  # what belonged to the file as it was is gone
 
 
 def test_an_index_that_cannot_be_kept_is_no_error(tmp_path, caplog):

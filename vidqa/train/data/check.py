@@ -100,7 +100,7 @@ def check_data(
         reader: tokenizer, chat format, room for media, longest sample.
         prober: opens media; handing the same one to several checks opens each file once.
         max_reject_rate: share of rejects that training would bear.
-        n_processes: processes that tokenise.
+        n_processes: processes that tokenise, at most.
         progress: show bars on stderr.
 
     Raises:

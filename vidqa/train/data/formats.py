@@ -3,7 +3,8 @@
 - LLaVA and Video-LLaVA: `conversations` with `image`, `video` (a path or a list of paths), both, or neither.
 - Valley: `conversations` with `video`, `source` and `v_id`; a clip of VATEX names the whole video, and `v_id` says in
   seconds which stretch of it is meant (its authors: cut it).
-- VideoInstruct100K: `q`, `a` and `video_id`; the clip is found by its id, whatever its suffix.
+- VideoInstruct100K: `q`, `a` and `video_id`; the clip is found by its id, whatever its suffix. It stands before the
+  question; with the format `video_chatgpt` behind every second one, as in that model's own training file.
 
 Facts: Video-LLaVA 984e65b train.py, Valley 83d794f data_util.py and its issue 20, Video-ChatGPT 659e04b
 convert_instruction_json_to_training_format.py. Does not open media; where they lie is asked of a `Locator`.
@@ -20,8 +21,8 @@ from vidqa.errors import UsageError
 from vidqa.records import MediaKind
 from vidqa.train.data.sample import MediaRef, Sample, SampleError
 
-Format = Literal["auto", "llava", "valley", "videoinstruct"]
-FORMATS: tuple[Format, ...] = ("auto", "llava", "valley", "videoinstruct")
+Format = Literal["auto", "llava", "valley", "videoinstruct", "video_chatgpt"]
+FORMATS: tuple[Format, ...] = ("auto", "llava", "valley", "videoinstruct", "video_chatgpt")
 
 _TAG = re.compile("<(image|video)>")
 #: Valley's v_id: YouTube's eleven characters, then first and last second of the stretch.
@@ -71,8 +72,9 @@ def to_sample(record: Any, locator: Locator, *, source: str, number: int, format
     layout = format_of(record) if format == "auto" else format
     media: dict[MediaKind, list[MediaRef]]
     name = str(record.get("id", number))
-    if layout == "videoinstruct":
-        name, turns = str(record.get("id", record.get("video_id", number))), _question_and_answer(record)
+    if layout in ("videoinstruct", "video_chatgpt"):
+        name = str(record.get("id", record.get("video_id", number)))
+        turns = _question_and_answer(record, behind=layout == "video_chatgpt" and number % 2 == 0)
         media = {"image": [], "video": [MediaRef(locator.by_id(_text(record, "video_id")), "video")]}
     else:
         turns = _turns(record.get("conversations"))
@@ -142,11 +144,12 @@ def _turns(said: Any) -> tuple[tuple[str, str], ...]:
     return tuple((q, a) for (_, q), (_, a) in zip(words[::2], words[1::2], strict=True))
 
 
-def _question_and_answer(record: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+def _question_and_answer(record: dict[str, Any], *, behind: bool) -> tuple[tuple[str, str], ...]:
     answer = _text(record, "a", empty=True)
     if not answer.strip():
         raise SampleError("answerless", "the answer `a` is empty")
-    return ((f"<video>\n{_text(record, 'q', empty=True)}", answer),)
+    question = _text(record, "q", empty=True)
+    return ((f"{question}\n<video>" if behind else f"<video>\n{question}", answer),)
 
 
 def _llava_media(record: dict[str, Any], locator: Locator, turns: object) -> dict[MediaKind, list[MediaRef]]:

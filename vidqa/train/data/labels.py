@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vidqa.errors import UsageError
-from vidqa.prompts.build import LabelledPrompt, Tokenizer, build_labels
+from vidqa.prompts.build import LabelledPrompt, MediaShape, Tokenizer, build_labels
 from vidqa.prompts.formats import ChatFormat
 from vidqa.records import MediaKind
 from vidqa.train.data.sample import Sample, SampleError
@@ -15,7 +15,7 @@ def labelled(
     sample: Sample,
     tokenizer: Tokenizer,
     chat: ChatFormat,
-    shapes: Sequence[tuple[MediaKind, int, int]],
+    shapes: Sequence[tuple[MediaKind, int, int] | MediaShape],
     max_tokens: int | None = None,
 ) -> LabelledPrompt:
     """Token ids, slots and labels of a whole sample: the loss is on the answers and their closing mark, in every turn.

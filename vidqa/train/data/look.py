@@ -16,6 +16,7 @@ from vidqa.train.data.rejects import Rejected
 from vidqa.train.data.sample import MediaRef, SampleError
 
 _CHUNK = 128  # records that go to a process together
+_WORTH = 4096  # records that pay for the start of a process
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,12 @@ def look_at(corpus: Corpus, reader: Reader, n_processes: int = 1) -> Iterator[Lo
     Args:
         corpus: the records.
         reader: how samples become tokens.
-        n_processes: 1 works in this process.
+        n_processes: at most; few records are read in this process.
     """
     chunks = [range(start, min(start + _CHUNK, len(corpus))) for start in range(0, len(corpus), _CHUNK)]
     work = partial(_look, corpus, reader)
-    if n_processes == 1 or len(chunks) == 1:
+    n_processes = min(n_processes, len(corpus) // _WORTH)
+    if n_processes < 2:
         yield from map(work, chunks)
         return
     # spawn: the caller may hold threads. What does not change is sent once, not with every chunk.

@@ -49,9 +49,8 @@ class RecordFile:
         self.path = Path(path)
         layout = layout_of(self.path)
         found = os.stat(self.path)
-        stamp = [str(self.path.absolute()), found.st_size, found.st_mtime_ns, INDEX_FORMAT]
-        name = hashlib.sha256(json.dumps(stamp).encode("utf-8", "surrogateescape")).hexdigest()[:40]
-        index = Path(cache_dir, FOLDER, f"{name}.npz")
+        state = _digest([found.st_size, found.st_mtime_ns, INDEX_FORMAT])
+        index = Path(cache_dir, FOLDER, f"{_digest([str(self.path.absolute())])}-{state}.npz")
         self.data = index.with_suffix(".jsonl") if layout == "parquet" else self.path
         known = _load(index, found.st_mtime_ns) if self.data.exists() else None
         if known is None:
@@ -100,6 +99,10 @@ class RecordFile:
         return record
 
 
+def _digest(parts: list[object]) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
+
+
 def _state(path: Path) -> tuple[int, int]:
     found = os.stat(path)
     return found.st_size, found.st_mtime_ns
@@ -142,6 +145,9 @@ def _save(index: Path, found: Scanned, read_ns: int) -> None:
                 size=np.array(found.size),
                 read_ns=np.array(read_ns),
             )
+        for old in index.parent.glob(f"{index.stem.partition('-')[0]}-*"):  # of the file as it was before
+            if old.stem != index.stem:
+                old.unlink(missing_ok=True)
     except OSError as e:  # costs the next start some time, nothing else
         log.warning("the index of records cannot be kept in %s: %s", index.parent, e.strerror or e)
 

@@ -1,7 +1,7 @@
 """Bytes of a file -> where its records lie. Reads chunk by chunk; what is kept is two offsets a record.
 
-JSON is not parsed here, only its brackets, commas and strings are followed, which numpy does for a chunk at once
-(about a gigabyte in a few seconds). What a record holds is found out when it is read.
+JSON is not parsed here, only its brackets, commas and strings are followed, which numpy does for a chunk at once. What
+a record holds is found out when it is read.
 """
 
 from __future__ import annotations
