@@ -31,12 +31,24 @@ def commit(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             yield f
             f.flush()
             os.fsync(f.fileno())
-        with suppress(FileNotFoundError):
-            os.chmod(part, stat.S_IMODE(path.stat().st_mode))
-        os.replace(part, path)
-        sync_folder(path.parent)
+        take_name(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def take_name(part: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
+    """Rename a file whose data are on the disk; it takes over the permissions of the one that it replaces.
+
+    The rename is on the disk when this returns; before, `path` is the old file or the new one.
+    """
+    part, path = Path(part), Path(path)
+    # A file that may be written but belongs to somebody else, or a file system without permissions: the rename counts.
+    with suppress(FileNotFoundError, PermissionError):
+        os.chmod(part, stat.S_IMODE(path.stat().st_mode))
+    os.replace(part, path)
+    sync_folder(path.parent)
+    if part.parent != path.parent:
+        sync_folder(part.parent)
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:

@@ -228,7 +228,8 @@ def test_a_table_that_was_not_loaded_overwrites_nothing(path: Path, row: Make) -
 
 def test_places_that_cannot_take_a_table_are_said_at_once(tmp_path: Path) -> None:
     (tmp_path / "d.parquet").mkdir()
-    with pytest.raises(TableError, match="is a folder"):
+    (tmp_path / "d.parquet" / "film.mp4").touch()
+    with pytest.raises(TableError, match="a folder of its own"):
         Table(tmp_path / "d.parquet").load()
     with pytest.raises(TableError, match="does not exist") as caught:
         Table(tmp_path / "none" / "t.parquet").load()

@@ -13,7 +13,11 @@ from vidqa.errors import EXIT_OK
 @click.command("describe", context_settings=HELP, short_help="A table of answers for every clip.")
 @click.argument("paths", nargs=-1, required=True, type=click.Path())
 @click.option(
-    "--out", required=True, metavar="TABLE", type=click.Path(), help="Ends in .parquet, .csv, .jsonl or .arrow."
+    "--out",
+    required=True,
+    metavar="TABLE",
+    type=click.Path(),
+    help="Ends in .parquet, .csv, .jsonl or .arrow; DIR/ is a data set of Parquet files, for very large tables.",
 )
 @click.option("--questions", multiple=True, metavar="NAME|FILE", help="Question set; may be given again. [caption]")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), metavar="N", help="Longest answer. [what the model says]")

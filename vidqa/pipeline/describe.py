@@ -41,7 +41,8 @@ def describe(
 
     Args:
         paths: files, folders and globs.
-        out: the table; the suffix picks Parquet, CSV, JSONL or Arrow.
+        out: the table; the suffix picks Parquet, CSV, JSONL or Arrow. A folder, or a name with a slash at its end, is a
+            data set of Parquet files.
         questions: None for the built-in set `caption`.
         model: name or folder of a bundle, or an opened one.
         options: how the run is done.
@@ -65,6 +66,9 @@ def describe(
             _say_taken_over(str(out), str(lock.taken_over), reporter)
         with run.clock.stage("read"):
             table.load()
+            recovered = table.recover()
+        if recovered:
+            reporter.say(f"{recovered} rows that an interrupted run had finished are now in {out}")
         found = run.find([paths] if isinstance(paths, str | Path) else paths)
         ledger = Ledger(table, asked, run, Failures(table.path).load())
         with reporter.stop.held():

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 
+from vidqa.errors import TableError
 from vidqa.pipeline.answer import Answered
 from vidqa.pipeline.options import Work, settings_of
 from vidqa.pipeline.quarantine import Failures
@@ -24,6 +25,8 @@ from vidqa.tables.store import Table
 #: What is finished reaches the disk after so many rows, or so many seconds, whichever comes first.
 COMMIT_ROWS = 500
 COMMIT_S = 60.0
+# The clock is looked at this often while nothing is finished, so that a slow file keeps no other one from the disk.
+_LOOK_S = 5.0
 
 
 class Ledger:
@@ -46,6 +49,8 @@ class Ledger:
         self._twins: list[tuple[str, MediaItem]] = []
         self._lock = threading.Lock()
         self._uncommitted, self._committed_at = 0, time.monotonic()
+        self._closed = threading.Event()
+        self._watch: threading.Thread | None = None
 
     @property
     def n_questions(self) -> int:
@@ -73,18 +78,21 @@ class Ledger:
             return self._worked[media_id]
 
     def record(self, answered: Answered) -> None:
-        """Take the rows of a file; commit when enough have gathered or enough time has passed."""
+        """Take the rows of a file; they reach the disk when enough have gathered or enough time has passed."""
         with self._lock:
+            if self._watch is None:
+                self._watch = threading.Thread(target=self._look, name="vidqa-ledger", daemon=True)
+                self._watch.start()
             self._table.add(answered.rows)
             self._failures.note(answered.rows)
             self._count(answered)
             self._uncommitted += len(answered.rows)
-            due = time.monotonic() - self._committed_at > COMMIT_S
-            if self._uncommitted >= COMMIT_ROWS or due:
-                self._commit()
+            if self._uncommitted >= COMMIT_ROWS or self._due():
+                self._checkpoint()
 
     def close(self) -> None:
-        """Give the twins their rows and bring everything to the disk. Also for runs that were interrupted."""
+        """Give the twins their rows and merge everything into the table. Also for runs that were interrupted."""
+        self._closed.set()
         with self._lock:
             for media_id, item in self._twins:
                 self._copy(media_id, item)
@@ -109,27 +117,37 @@ class Ledger:
 
     def _copy(self, media_id: str, item: MediaItem) -> None:
         work = self._worked[media_id]
-        cells = {self._cells[question.text] for question in work.questions}
-        rows = [
-            replace(row, path=item.rel, root=item.root)
-            for row in self._table.rows_for(media_id)
-            if (row.root, row.path) == (work.item.root, work.item.rel)
-            and (row.question, row.model_id, row.settings_id) in cells
-        ]
-        self._table.add(rows)
-        self._summary.rows.update(row.status for row in rows)
+        cells = [self._cells[question.text] for question in work.questions]
+        self._summary.rows.update(self._table.copy_rows(media_id, work.item, item, cells))
 
     def _count(self, answered: Answered) -> None:
         self._summary.rows.update(row.status for row in answered.rows)
         self._summary.errors.update(row.error_kind for row in answered.rows if row.error_kind)
 
     def _commit(self) -> None:
+        self._write(self._table.commit)
+
+    def _checkpoint(self) -> None:
+        self._write(self._table.checkpoint)
+
+    def _write(self, write: Callable[[], bool]) -> None:
         began = time.perf_counter()
         with self._clock.stage("write"):
-            self._table.commit()
+            write()
             self._failures.save()  # after the rows: a kill in between loses one night's count
         if self._uncommitted:
             self._reporter.event(
                 "write", "ok", seconds=time.perf_counter() - began, note=f"{self._uncommitted} new rows"
             )
         self._uncommitted, self._committed_at = 0, time.monotonic()
+
+    def _due(self) -> bool:
+        return time.monotonic() - self._committed_at > COMMIT_S - _LOOK_S
+
+    def _look(self) -> None:
+        """Runs in a thread of its own until the ledger is closed."""
+        while not self._closed.wait(_LOOK_S):
+            with self._lock:
+                if self._uncommitted and self._due() and not self._closed.is_set():
+                    with suppress(TableError):  # the end of the run meets the same trouble and says it
+                        self._checkpoint()

@@ -34,7 +34,7 @@ def read_table(path: str | os.PathLike[str]) -> pl.DataFrame:
     """Read a table of vidqa, whatever its format.
 
     Args:
-        path: ends in .parquet, .csv, .jsonl or .arrow.
+        path: ends in .parquet, .csv, .jsonl or .arrow, or is the folder of a data set.
 
     Returns:
         All columns of the contract in order, with their types. In `path` and `root` a byte that is no text stands as
@@ -104,13 +104,23 @@ def align(frame: pl.DataFrame, source: str, *, from_text: bool = False) -> pl.Da
             what = f"{source}: column `{name}` does not hold {dtype}: {str(error).splitlines()[0]}"
             raise TableError(what, hint=_HINT) from error
     whole = pl.DataFrame(columns)
-    for name in _NEVER_NULL:
-        if whole[name].null_count():
-            raise TableError(f"{source}: column `{name}` has empty cells", hint=_HINT)
-    strange = whole.filter(~pl.col("status").is_in(_STATUSES))["status"]
-    if len(strange):
-        raise TableError(f"{source}: column `status` holds {strange[0]!r}, not {', '.join(_STATUSES)}", hint=_HINT)
+    check_values(whole, source)
     return whole
+
+
+def check_values(frame: pl.DataFrame, source: str) -> None:
+    """Hold the values of a frame with the contract's types, or with some of its columns, to the contract.
+
+    Raises:
+        TableError: an empty cell where none may be, or an unknown status; names the column.
+    """
+    for name in _NEVER_NULL:
+        if name in frame.columns and frame[name].null_count():
+            raise TableError(f"{source}: column `{name}` has empty cells", hint=_HINT)
+    if "status" in frame.columns:
+        strange = frame.filter(~pl.col("status").is_in(_STATUSES))["status"]
+        if len(strange):
+            raise TableError(f"{source}: column `status` holds {strange[0]!r}, not {', '.join(_STATUSES)}", hint=_HINT)
 
 
 def _to_cell(name: str, value: Any) -> Any:

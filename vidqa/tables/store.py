@@ -1,4 +1,4 @@
-"""The table of a run: which rows it has, which are new, and the file that holds them. Asks nobody anything.
+"""The table of a run: which rows it has, which are new, and the files that hold them. Asks nobody anything.
 
 A row is done when media_id, question text, model_id and settings_id are equal; the segmentation is part of settings_id.
 All rows of one file for one question are added together, so that their presence means done.
@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from itertools import chain
 
-from vidqa.errors import TableError
 from vidqa.records import AnswerRow, MediaItem, Status
-from vidqa.tables import formats
-from vidqa.tables.names import visible
-from vidqa.tables.rows import Cell, Rows, location
-from vidqa.tables.schema import rows_to_frame
+from vidqa.tables import formats, log
+from vidqa.tables.index import Index
+from vidqa.tables.keys import Cell, Keys, location
+from vidqa.tables.log import Change
+from vidqa.tables.schema import frame_to_rows, rows_to_frame
+from vidqa.tables.shelf import Shelf
 
 # What counts for a file whose segments ended differently: the gravest.
 _GRAVITY: dict[str, int] = {"ok": 0, "empty": 1, "truncated": 2, "skipped": 3, "failed": 4}
@@ -31,47 +32,57 @@ class PathChanges:
 
 
 class Table:
-    """A table on disk and the changes that a run makes to it. Nothing is written before `commit`.
+    """A table on disk and the changes that a run makes to it: `checkpoint` makes them durable, `commit` merges them.
+
+    Only keys are held in memory, and what was added since the last checkpoint.
 
     Args:
-        path: where it lies or will lie; the suffix picks Parquet, CSV, JSONL or Arrow. A symbolic link is followed.
+        path: where it lies or will lie; the suffix picks Parquet, CSV, JSONL or Arrow. A name that ends in a slash, or
+            a folder that is there, is a data set of Parquet files. A symbolic link is followed.
 
     Raises:
         TableError: unknown suffix.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        formats.format_of(path)
-        self.path = Path(os.path.realpath(path))
-        self._rows = Rows()
+        self._shelf = Shelf(path)
+        self.path = self._shelf.target.path
+        self._index: Index | None = Index(Keys(list))
+        self._steps: list[AnswerRow | Change] = []  # not yet on the disk
         self._added: set[tuple[str | None, str, Cell]] = set()
-        self._state: tuple[int, ...] | None = None
-        self._changed = False
+        self._loaded = False
 
     def load(self) -> Table:
-        """Read the table, if there is one. Changes that were not committed are forgotten.
+        """Read what the table has, and what an interrupted run left beside it. Writes nothing.
+
+        Changes that were not brought to the disk are forgotten.
 
         Raises:
             TableError: it is no vidqa table (it is left as it is), or its folder cannot take one.
         """
-        self._rows, self._added, self._changed = Rows(), set(), False
-        if self.path.is_dir():
-            raise TableError(f"{visible(str(self.path))} is a folder", hint="name a file, as in captions.parquet")
-        folder = self.path.parent
-        if not folder.is_dir():
-            raise TableError(
-                f"the folder {visible(str(folder))} does not exist", hint=f"mkdir -p {visible(str(folder))}"
-            )
-        if not os.access(folder, os.W_OK):  # said now, and not after hours of work
-            raise TableError(f"the folder {visible(str(folder))} cannot be written", hint="another --out")
-        self._state = self._state_on_disk()
-        if self._state is not None:
-            self._rows = Rows(formats.read(self.path))
+        self._added, self._steps = set(), []
+        self._index, self._loaded = self._shelf.open(), True
         return self
 
     def __len__(self) -> int:
         """Rows, those not yet committed included."""
-        return len(self._rows)
+        return len(self._known)
+
+    def recover(self) -> int:
+        """After `load`: merge what an interrupted run left beside the table, and remove what it left half done.
+
+        Returns:
+            How many rows that run had finished.
+
+        Raises:
+            TableError: as `commit`.
+        """
+        if not self._shelf.has_parts:
+            return 0
+        n = self._shelf.n_waiting()
+        self._shelf.merge(self._known, even_without_rows=False)
+        self._index = None
+        return n
 
     def done(self, media_id: str | None, question: str, model_id: str, settings_id: str) -> Status | None:
         """How a question about a content ended, or None when it was not yet asked.
@@ -81,7 +92,7 @@ class Table:
         """
         if media_id is None:
             return None
-        found = self._rows.statuses(media_id, Cell(question, model_id, settings_id))
+        found = self._known.statuses(media_id, Cell(question, model_id, settings_id))
         return max(found, key=lambda s: _GRAVITY[s], default=None)
 
     def add(self, rows: Iterable[AnswerRow]) -> None:
@@ -102,12 +113,11 @@ class Table:
             raise ValueError(
                 f"rows of one file and question must be added together, got more for {min(map(str, twice))}"
             )
-        for (media_id, place, cell), group in groups.items():
-            self._rows.drop(None, place, cell)
-            self._rows.drop(media_id, place, cell)
-            self._rows.append(group)
+        for (media_id, _, cell), group in groups.items():
+            first = group[0]
+            log.add_rows(self._known, media_id, first.root, first.path, [(cell, row.status) for row in group])
+            self._steps += group
         self._added |= groups.keys()
-        self._changed |= bool(groups)
 
     def update_paths(
         self,
@@ -131,47 +141,117 @@ class Table:
             by_content.setdefault(media_id, {})[location(item.root, item.rel)] = item
         n_renamed = n_copied = 0
         for media_id, present in by_content.items():
-            known = self._rows.groups(media_id)
+            known = self._known.groups(media_id)
             new = [place for place in present if place not in known]
             gone = [place for place in known if place not in present and not exists(place)] if known and new else []
             for old, place in zip(gone, new, strict=False):
-                self._rows.move(media_id, old, present[place])
+                names = self._known.place(next(iter(known[old].values()))[0])
+                self._do(Change("move", media_id, *names, None, present[place].root, present[place].rel))
                 known[place] = known.pop(old)
                 n_renamed += 1
             if len(known.keys() | present.keys()) > 1:
-                n_copied += sum(self._copy_missing(known, place, item, cells) for place, item in present.items())
-        self._changed |= bool(n_renamed or n_copied)
+                for place, item in present.items():
+                    n_copied += self._copy_missing(media_id, known, place, item, cells)
         return PathChanges(n_renamed, n_copied)
 
+    def copy_rows(
+        self, media_id: str, source: MediaItem, target: MediaItem, cells: Iterable[tuple[str, str, str]]
+    ) -> list[Status]:
+        """Give a file the answers of another one with the same content; what it has for these cells is replaced.
+
+        Args:
+            media_id: the content of both.
+            source: the file that has rows.
+            target: the file that gets copies.
+            cells: (question, model_id, settings_id) that are copied.
+
+        Returns:
+            The statuses of the copies.
+        """
+        made: list[Status] = []
+        for cell in cells:
+            made += self._do(Change("copy", media_id, source.root, source.rel, Cell(*cell), target.root, target.rel))
+        return made
+
+    def prune(self, gone: Callable[[str], bool]) -> int:
+        """Drop the rows of vanished files. Returns how many files that were.
+
+        Args:
+            gone: tells of a place whether no file lies there any more.
+        """
+        files = [file for file in self._known.files() if gone(location(*file[1:]))]
+        for media_id, root, path in files:
+            self._do(Change("drop", media_id, root, path))
+        return len(files)
+
     def rows_for(self, media_id: str | None) -> list[AnswerRow]:
-        """All rows of a content, in the order of the table."""
-        return self._rows.of(media_id)
+        """All rows of a content, in the order of the table; of None, those of all files that could not be read.
+
+        Reads through the table's files: for single questions, not for every file of a run.
+        """
+        numbers = self._known.numbers(media_id)
+        wanted = {self._known.stored(i) for i in numbers}
+        values: dict[int, AnswerRow] = {}
+        start = 0
+        unsaved = rows_to_frame(step for step in self._steps if isinstance(step, AnswerRow))
+        for frame in chain(self._shelf.stored(), [unsaved]) if wanted else ():
+            here = sorted(i for i in wanted if start <= i < start + frame.height)
+            values |= zip(here, frame_to_rows(frame[[i - start for i in here]]), strict=True)
+            start += frame.height
+            if len(values) == len(wanted):
+                break
+        named = ((values[self._known.stored(i)], *self._known.place(i)) for i in numbers)
+        return [replace(row, root=root, path=path) for row, root, path in named]
 
     def counts(self) -> dict[str, int]:
         """Rows by status, the statuses that occur."""
-        return self._rows.counts()
+        return self._known.counts()
+
+    def checkpoint(self) -> bool:
+        """Bring all changes to the disk, beside the table, which is not touched.
+
+        Returns:
+            True when there was anything to write.
+
+        Raises:
+            TableError: no room, or the folder cannot be written. What was not written is written by the next call.
+        """
+        if not self._steps:
+            return False
+        self._shelf.append(log.to_frame(self._steps))
+        self._steps = []
+        return True
 
     def commit(self) -> bool:
-        """Write the table, whole or not at all; without changes nothing is touched.
+        """Merge all changes into the table, whole or not at all; without changes nothing is touched.
 
         Returns:
             True when a file was written.
 
         Raises:
-            TableError: it cannot be written, or somebody else wrote it since `load`. The old one is untouched.
+            TableError: it cannot be written, or somebody else wrote it since `load`. The old one is untouched, and
+                what was finished lies in parts beside it, for the next run to merge.
         """
-        if not self._changed and self._state is not None:
-            return False
-        if self._state_on_disk() != self._state:
-            what = f"{visible(str(self.path))} was changed by somebody else during the run; it is left as it is"
-            raise TableError(what, hint="run again: what is in the cache is not encoded anew")
-        frame = self._rows.merged()
-        formats.write(frame, self.path)
-        self._rows, self._state, self._changed = Rows(frame), self._state_on_disk(), False
-        return True
+        if self._loaded:
+            self.checkpoint()
+        written = self._shelf.merge(self._known, even_without_rows=True)
+        if written:
+            self._index = None
+        return written
+
+    @property
+    def _known(self) -> Index:
+        if self._index is None:
+            self._index = self._shelf.read_index()
+        return self._index
+
+    def _do(self, step: Change) -> list[Status]:
+        self._steps.append(step)
+        return log.change(self._known, step)
 
     def _copy_missing(
         self,
+        media_id: str,
         known: dict[str, dict[Cell, list[int]]],
         place: str,
         item: MediaItem,
@@ -179,22 +259,14 @@ class Table:
     ) -> bool:
         """Copy to `place` the answers that files with the same content have and it lacks. True when there were any."""
         mine = known.get(place, {})
-        lacking: dict[Cell, list[int]] = {}
+        lacking: dict[Cell, int] = {}
         for there, groups in known.items():
             if there != place:
-                lacking |= {
-                    c: n for c, n in groups.items() if c not in mine | lacking and (cells is None or c in cells)
-                }
-        for numbers in lacking.values():
-            self._rows.copy(numbers, item)
+                found = {c: n[0] for c, n in groups.items() if c not in mine and (cells is None or c in cells)}
+                lacking = found | lacking
+        for cell, number in lacking.items():
+            self._do(Change("copy", media_id, *self._known.place(number), cell, item.root, item.rel))
         return bool(lacking)
-
-    def _state_on_disk(self) -> tuple[int, ...] | None:
-        try:
-            s = self.path.stat()
-        except FileNotFoundError:
-            return None
-        return s.st_ino, s.st_size, s.st_mtime_ns
 
 
 def new_table(rows: Iterable[AnswerRow], path: str | os.PathLike[str]) -> None:
