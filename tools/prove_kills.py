@@ -1,9 +1,9 @@
 """Kill a run at random instants, and show that nothing is lost: `python tools/prove_kills.py --count 100`.
 
 Makes some clips and lets one run describe them undisturbed. Then runs over the same clips are killed with signal 9,
-with all their processes, each after a random time; the next one goes on. After each kill the table must be absent or whole
-and the cache sound; when a run comes to its end, the table must hold the rows of the undisturbed one: none lost, none
-twice. In the second half of each round some clips are renamed, copied and new. The answers come from `--model`.
+with all their processes, each after a random time; the next one goes on. After each kill the table must be absent or
+whole and the cache sound; when a run comes to its end, the table must hold the rows of the undisturbed one: none lost,
+none twice. In the second half of each round some clips are renamed, copied and new. `--model` gives the answers.
 """
 
 from __future__ import annotations

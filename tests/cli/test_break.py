@@ -74,8 +74,9 @@ def test_kill_leaves_the_table_whole_or_absent(start, many_clips, tmp_path, surr
     again = start("describe", many_clips, "--out", out, "--json")
     stdout, stderr = again.communicate(timeout=PATIENCE_S)
     assert again.returncode == 0, stderr
-    assert json.loads(stdout)["rows"] == {"ok": 60}
-    assert len(read_table(out)) == 60
+    done = json.loads(stdout)
+    assert done["rows"]["ok"] + done["known"].get("ok", 0) == 60  # on a slow machine, some rows were in a part
+    assert len(read_table(out)) == 60 and not (tmp_path / "t.parquet.parts").exists()
 
 
 def test_second_run_at_once_is_exit_4(start, vidqa, clips, tmp_path):

@@ -6,10 +6,11 @@ Knows paths and headers. Does not know what the parts are for, and imports no to
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 
 from vidqa.errors import BundleError
+from vidqa.model.graph_files import external_locations
 from vidqa.model.spec import BundleSpec
 
 #: Files of an LLM folder that hold weights or code in a form that can run code when it is read.
@@ -32,6 +33,7 @@ def check_parts(folder: Path, spec: BundleSpec) -> list[str]:
         problems.append("llm.files: config.json is missing")
     if not spec.connector.file.endswith(".safetensors"):
         problems.append(f"connector.file: must be a safetensors file, got {spec.connector.file!r}")
+    graphs = _graphs(spec)
     for name, digest in digests(spec).items():
         if len(digest) != 64 or not _HEX.issuperset(digest):
             problems.append(f"{name}: its sha256 must be 64 hex digits, got {digest!r:.80}")
@@ -45,12 +47,34 @@ def check_parts(folder: Path, spec: BundleSpec) -> list[str]:
             continue
         if name.endswith(".safetensors") and (problem := _header_problem(path)):
             problems.append(f"{name}: {problem}")
+        if name in graphs:
+            problems += _graph_problems(name, path, graphs[name])
     if not problems:
         found = {f"{spec.llm.folder}/{n}" for n in files_below(folder / spec.llm.folder)}
         listed = {f"{spec.llm.folder}/{n}" for n in spec.llm.files}
         problems += [f"{n}: is not listed in llm.files" for n in sorted(found - listed)]
         problems += _index_problems(folder / spec.llm.folder, spec.llm.files)
     return problems
+
+
+def _graphs(spec: BundleSpec) -> dict[str, Collection[str]]:
+    """The ONNX files of a bundle, each with the weight files that are listed for it."""
+    e = spec.encoders
+    return {part.file: part.external for part in (e.image, e.video, e.text) if part is not None}
+
+
+def _graph_problems(name: str, path: Path, listed: Collection[str]) -> Iterator[str]:
+    """Weight files that a graph would read although they are no part of the bundle."""
+    try:
+        locations = external_locations(path)
+    except (OSError, ValueError) as e:
+        yield f"{name}: not an ONNX file ({e})"
+        return
+    for location in sorted(locations):
+        there = (PurePosixPath(name).parent / location).as_posix()
+        # Compared as text: a way round over `..` is none that an exporter would take.
+        if there not in listed or location.startswith("/"):
+            yield f"{name}: would read weights from {location!r}, which is not listed for it"
 
 
 def _index_problems(llm: Path, files: Collection[str]) -> list[str]:
@@ -86,11 +110,14 @@ def inside(folder: Path, name: str) -> Path:
     pure = PurePosixPath(name)
     if not name or "\\" in name or "\0" in name or ":" in name or pure.is_absolute() or ".." in pure.parts:
         raise BundleError(f"{name!r}: not a path inside the model's folder")
-    path = (folder / pure).resolve()
-    if not path.is_relative_to(folder.resolve()):
-        raise BundleError(f"{name}: a link that leads out of the model's folder")
-    if not path.is_file():
-        raise BundleError(f"{name}: missing")
+    try:
+        path = (folder / pure).resolve()
+        if not path.is_relative_to(folder.resolve()):
+            raise BundleError(f"{name}: a link that leads out of the model's folder")
+        if not path.is_file():
+            raise BundleError(f"{name}: missing")
+    except (OSError, RuntimeError, ValueError) as e:  # too long, links in a circle, no name of this system
+        raise BundleError(f"{name!r:.200}: not a file name that can be opened: {e}") from e
     return path
 
 

@@ -1,0 +1,233 @@
+"""Model folders that somebody made with intent, or an accident made: refused with file and key, and nothing is run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+
+from vidqa.errors import BundleError
+from vidqa.model.bundle import BUNDLE_FILE, load_bundle
+from vidqa.model.graph_files import external_locations
+
+
+@pytest.fixture
+def folder(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A bundle to be spoilt."""
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "model"))
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(BundleError) as caught:
+        load_bundle(folder)
+    assert str(folder / BUNDLE_FILE) in caught.value.what
+    return caught.value.what
+
+
+def tensor_at(location: str) -> TensorProto:
+    """A tensor whose values lie in another file."""
+    tensor = helper.make_tensor("w", TensorProto.FLOAT, [1], [0.0])
+    tensor.ClearField("float_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", "0"), ("length", "4")):
+        tensor.external_data.add(key=key, value=value)
+    return tensor
+
+
+def plain(model: onnx.ModelProto, tensor: TensorProto) -> None:
+    model.graph.initializer.append(tensor)
+
+
+def in_an_attribute(model: onnx.ModelProto, tensor: TensorProto) -> None:
+    model.graph.node.append(helper.make_node("Constant", [], ["c"], value=tensor))
+
+
+def in_a_nested_graph(model: onnx.ModelProto, tensor: TensorProto) -> None:
+    inner = helper.make_graph([helper.make_node("Constant", [], ["c"], value=tensor)], "inner", [], [])
+    model.graph.node.append(helper.make_node("If", ["x"], ["y"], then_branch=inner, else_branch=inner))
+
+
+def in_a_function(model: onnx.ModelProto, tensor: TensorProto) -> None:
+    node = helper.make_node("Constant", [], ["c"], value=tensor)
+    model.functions.append(helper.make_function("own", "f", [], ["c"], [node], [helper.make_opsetid("", 18)]))
+
+
+def sparse(model: onnx.ModelProto, tensor: TensorProto) -> None:
+    indices = helper.make_tensor("i", TensorProto.INT64, [1], [0])
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(tensor, indices, [1]))
+
+
+class TestGraphs:
+    @pytest.mark.parametrize("hide", [plain, in_an_attribute, in_a_nested_graph, in_a_function, sparse])
+    def test_weights_of_another_folder(self, hide: Callable[..., None], folder: Path) -> None:
+        path = folder / "encoders" / "video.onnx"
+        (folder.parent / "secret.bin").write_bytes(b"\0" * 16)
+        model = onnx.load(path)
+        hide(model, tensor_at("../../secret.bin"))
+        path.write_bytes(model.SerializeToString())
+        assert "encoders/video.onnx: would read weights from '../../secret.bin'" in refused(folder)
+
+    @pytest.mark.parametrize("location", ["/etc/hostname", "../connector.safetensors", "beside.data", ""])
+    def test_weights_that_are_not_listed(self, location: str, folder: Path) -> None:
+        (folder / "encoders" / "beside.data").write_bytes(b"\0" * 16)
+        path = folder / "encoders" / "image.onnx"
+        model = onnx.load(path)
+        plain(model, tensor_at(location))
+        path.write_bytes(model.SerializeToString())
+        assert "would read weights from" in refused(folder)
+
+    def test_a_link_out_in_the_place_of_weights(self, folder: Path) -> None:
+        outside = folder.parent / "outside.bin"
+        outside.write_bytes(b"\0" * 16)
+        path = folder / "encoders" / "video.onnx"
+        model = onnx.load(path)
+        plain(model, tensor_at("video.onnx.data"))
+        path.write_bytes(model.SerializeToString())
+        data = json.loads((folder / BUNDLE_FILE).read_text())
+        data["encoders"]["video"]["external"] = {"encoders/video.onnx.data": "0" * 64}
+        (folder / BUNDLE_FILE).write_text(json.dumps(data))
+        beside = folder / "encoders" / "video.onnx.data"
+        beside.write_bytes(b"\0" * 16)
+        assert load_bundle(folder)
+        beside.unlink()
+        beside.symlink_to(outside)
+        assert "leads out of the model's folder" in refused(folder)
+
+    @pytest.mark.parametrize("spoil", [lambda b: b"", lambda b: b[:200], lambda b: b"\xff" * 100, lambda b: b"PK" + b])
+    def test_no_graph_at_all(self, spoil: Callable[[bytes], bytes], folder: Path) -> None:
+        path = folder / "encoders" / "image.onnx"
+        path.write_bytes(spoil(path.read_bytes()))
+        assert "encoders/image.onnx: not an ONNX file" in refused(folder)
+
+    def test_nesting_without_end(self, tmp_path: Path) -> None:
+        graph = b""
+        for _ in range(200):  # graph in an attribute of a node of a graph ...
+            attribute = b"\x32" + _length(graph) + graph
+            node = b"\x2a" + _length(attribute) + attribute
+            graph = b"\x0a" + _length(node) + node
+        (tmp_path / "deep.onnx").write_bytes(b"\x3a" + _length(graph) + graph)
+        with pytest.raises(ValueError, match="nested too deeply"):
+            external_locations(tmp_path / "deep.onnx")
+
+    @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+    @given(data=st.binary(max_size=200))
+    def test_any_bytes(self, data: bytes, tmp_path: Path) -> None:
+        (tmp_path / "x.onnx").write_bytes(data)
+        try:
+            external_locations(tmp_path / "x.onnx")
+        except ValueError as error:
+            assert str(error)
+
+
+def _length(data: bytes) -> bytes:
+    n, out = len(data), bytearray()
+    while n > 127:
+        out.append(n & 127 | 128)
+        n >>= 7
+    return bytes([*out, n])
+
+
+def floats(shape: list[int], start: int, stop: int, dtype: str = "F32") -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [start, stop]}
+
+
+HEADERS: dict[str, Any] = {
+    "overlap": {"a": floats([4], 0, 16), "b": floats([6], 8, 32)},
+    "behind the end": {"a": floats([400], 0, 1600)},
+    "backwards": {"a": floats([4], 16, 0)},
+    "product too large": {"a": floats([1 << 40, 1 << 40], 0, 32)},
+    "negative": {"a": floats([-8], 0, 32)},
+    "unknown type": {"a": floats([8], 0, 32, "PICKLE")},
+    "no tensors": [],
+}
+
+
+@pytest.mark.parametrize("lie", HEADERS)
+def test_safetensors_that_lie(lie: str, folder: Path) -> None:
+    text = json.dumps(HEADERS[lie]).encode()
+    (folder / "connector.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + b"\0" * 32)
+    assert "connector.safetensors: damaged safetensors file" in refused(folder)
+
+
+def test_a_giant_header_is_not_read(folder: Path) -> None:
+    path = folder / "connector.safetensors"
+    with path.open("wb") as f:  # takes no room: the file has a hole
+        f.write(struct.pack("<Q", 1 << 32))
+        f.truncate((1 << 32) + 100)
+    assert "connector.safetensors: damaged safetensors file" in refused(folder)
+
+
+def test_a_link_out_of_the_language_model(folder: Path) -> None:
+    outside = folder.parent / "config.json"
+    shutil.copy(folder / "llm" / "config.json", outside)
+    (folder / "llm" / "config.json").unlink()
+    (folder / "llm" / "config.json").symlink_to(outside)
+    assert "llm/config.json: a link that leads out" in refused(folder)
+
+
+def test_links_in_a_circle(folder: Path) -> None:
+    (folder / "connector.safetensors").unlink()
+    (folder / "connector.safetensors").symlink_to(folder / "connector.safetensors")
+    assert "connector.safetensors" in refused(folder)
+
+
+def test_code_of_the_language_models_folder_is_not_run(folder: Path) -> None:
+    """`auto_map` would name it; nothing in vidqa trusts it, and the file itself is refused before that."""
+    config = json.loads((folder / "llm" / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "evil.Model", "AutoConfig": "evil.Config"}
+    (folder / "llm" / "config.json").write_text(json.dumps(config))
+    touched = folder.parent / "touched"
+    (folder / "llm" / "evil.py").write_text(f"open({str(touched)!r}, 'w')\nclass Config: pass\nclass Model: pass\n")
+    assert "llm/evil.py: is not listed" in refused(folder)
+    data = json.loads((folder / BUNDLE_FILE).read_text())
+    data["llm"]["files"]["evil.py"] = "0" * 64
+    (folder / BUNDLE_FILE).write_text(json.dumps(data))
+    assert "llm/evil.py: this kind of file can run code" in refused(folder)
+    assert not touched.exists()
+
+
+def _paths(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [at, *(path for key, v in inner for path in _paths(v, (*at, key)))] if at else [
+        path for key, v in inner for path in _paths(v, (key,))
+    ]  # fmt: skip
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+    | st.sampled_from(["../x", "/etc/passwd", "a\0b", "\ud83d", "x" * 300, "..", ".", "llm", "nowhere.onnx"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=4,
+)  # fmt: skip
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data())
+def test_any_value_anywhere_in_a_description(data: st.DataObject, tiny_bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "fuzzed"
+    if not folder.exists():
+        shutil.copytree(tiny_bundle, folder)
+    described = json.loads((tiny_bundle / BUNDLE_FILE).read_text())
+    path = data.draw(st.sampled_from(_paths(described)))
+    place = described
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = data.draw(JSON)
+    (folder / BUNDLE_FILE).write_text(json.dumps(described))
+    try:
+        load_bundle(folder)
+    except BundleError as error:
+        assert str(folder / BUNDLE_FILE) in error.what
+        named = [str(key) for key in path if isinstance(key, str)]
+        value = place[path[-1]]
+        # A wrong file name is named itself; a missing digest is told by the file that it belongs to.
+        assert any(key in error.what for key in named) or (isinstance(value, str) and repr(value)[1:-1] in error.what)

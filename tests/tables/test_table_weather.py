@@ -1,0 +1,207 @@
+"""What the machine does to a table: no room, a folder that turns read-only, clocks that jump, strange neighbours."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from vidqa.errors import TableError
+from vidqa.records import AnswerRow, MediaItem
+from vidqa.tables.lock import TableLock
+from vidqa.tables.schema import frame_to_rows, read_table
+from vidqa.tables.store import Table, new_table
+
+Make = Callable[..., AnswerRow]
+A, B = "a" * 32, "b" * 32
+ASKED = ("Describe the video.", "m1", "s1")
+
+
+def mount(*arguments: str) -> None:
+    if sys.platform != "linux" or subprocess.run(["mount", *arguments], capture_output=True).returncode:
+        pytest.skip("needs the right to mount")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own with 256 KB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount("-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder))
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def many(row: Make, start: int, n: int) -> list[AnswerRow]:
+    """Rows that do not compress."""
+    return [row(media_id=os.urandom(16).hex(), path=f"{start + i}.mp4", answer=os.urandom(40).hex()) for i in range(n)]
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "t.csv", "set/"])
+def test_a_full_disk_loses_nothing_that_was_finished(small_disk: Path, row: Make, name: str) -> None:
+    out = f"{small_disk}/{name}"
+    table = Table(out).load()
+    table.add(first := many(row, 0, 100))
+    table.commit()
+    (small_disk / "ballast").write_bytes(b"\0" * (40 << 10))
+    table, n_safe = Table(out).load(), 0
+    with pytest.raises(TableError, match="cannot be written") as caught:
+        for k in range(100):
+            table.add(many(row, 1000 * (k + 1), 100))
+            table.checkpoint()
+            n_safe += 100
+    assert "free space" in (caught.value.hint or "") and n_safe > 0
+    with pytest.raises(TableError, match="cannot be written"):
+        table.commit()
+    assert frame_to_rows(read_table(out)) == first  # a reader sees the old table, whole
+    for part in (small_disk / (name.rstrip("/") + ".parts")).glob("0*"):
+        assert pl.read_parquet(part).height == 100
+    again = Table(out).load()
+    if n_safe > 300:  # two copies of so much do not fit even so
+        return
+    (small_disk / "ballast").unlink()
+    assert again.recover() == n_safe and len(read_table(out)) == 100 + n_safe
+
+
+def test_a_folder_that_may_not_be_written_is_said_before_any_work(small_disk: Path, row: Make) -> None:
+    new_table([row()], small_disk / "t.parquet")
+    mount("-o", "remount,ro", str(small_disk))
+    with pytest.raises(TableError, match="cannot be written") as caught:
+        Table(small_disk / "t.parquet").load()
+    assert "--out" in (caught.value.hint or "")
+    assert len(read_table(small_disk / "t.parquet")) == 1
+
+
+def test_a_folder_that_turns_read_only_keeps_the_table(small_disk: Path, row: Make) -> None:
+    new_table([row()], small_disk / "t.parquet")
+    table = Table(small_disk / "t.parquet").load()
+    table.add([row(media_id=B, path="b.mp4")])
+    mount("-o", "remount,ro", str(small_disk))
+    with pytest.raises(TableError, match="Read-only"):
+        table.commit()
+    mount("-o", "remount,rw", str(small_disk))
+    assert table.commit() and len(read_table(small_disk / "t.parquet")) == 2
+
+
+def test_clocks_that_run_backwards(tmp_path: Path, row: Make) -> None:
+    """Neither names of parts, nor what is done, nor whose lock it is depends on a clock."""
+    out = tmp_path / "t.parquet"
+    for year in (2026, 1971):
+        table = Table(out).load()
+        table.add([row(question=str(year), created_at=datetime(year, 1, 1, tzinfo=UTC))])
+        table.checkpoint()
+        for path in (tmp_path / "t.parquet.parts").iterdir():
+            os.utime(path, (year, year))
+    assert Table(out).load().recover() == 2
+    assert [r.question for r in frame_to_rows(read_table(out))] == ["2026", "1971"]
+    os.utime(out, (1, 1))
+    table = Table(out).load()
+    assert table.done(A, "2026", *ASKED[1:]) == table.done(A, "1971", *ASKED[1:]) == "ok"
+    (tmp_path / ".t.parquet.lock").write_text(json.dumps({"host": "h", "pid": 1, "start": "2099-01-01T00:00:00+00:00"}))
+    with TableLock(out) as lock:
+        assert lock.taken_over is not None and lock.taken_over.start.startswith("2099")
+
+
+def test_what_an_interrupted_run_left_counts_at_once_and_is_not_touched_by_a_look(tmp_path: Path, row: Make) -> None:
+    out = tmp_path / "t.csv"
+    table = Table(out).load()
+    table.add([row(), row(media_id=B, path="b.mp4", status="failed")])
+    table.checkpoint()
+    seen = Table(out).load()  # as --dry-run does
+    assert seen.done(A, *ASKED) == "ok" and seen.counts() == {"ok": 1, "failed": 1}
+    assert seen.rows_for(A) == [row()]
+    assert sorted(os.listdir(tmp_path)) == ["t.csv.parts"]
+    assert seen.recover() == 2 and os.listdir(tmp_path) == ["t.csv"]
+    assert Table(out).load().recover() == 0
+
+
+def test_a_damaged_part_is_named_and_nothing_is_lost_silently(tmp_path: Path, row: Make) -> None:
+    out = tmp_path / "t.parquet"
+    table = Table(out).load()
+    for question in ("one", "two"):
+        table.add([row(question=question)])
+        table.checkpoint()
+    part = tmp_path / "t.parquet.parts" / "000001.parquet"
+    whole = part.read_bytes()
+    for damaged in (whole[:-20], b"", whole[:100] + b"\xff" * 100 + whole[200:]):
+        part.write_bytes(damaged)
+        with pytest.raises(TableError, match=r"000001\.parquet") as caught:
+            Table(out).load().recover()
+        assert "move this file away" in (caught.value.hint or "")
+    pl.DataFrame({"x": [1]}).write_parquet(part)
+    with pytest.raises(TableError, match="not a part"):
+        Table(out).load()
+    part.rename(tmp_path / "away.parquet")
+    assert Table(out).load().recover() == 1
+    assert [r.question for r in frame_to_rows(read_table(out))] == ["two"]
+
+
+def test_a_data_set_grows_and_changes_only_what_it_must(tmp_path: Path, row: Make) -> None:
+    out = f"{tmp_path}/set/"
+    for k in range(3):
+        table = Table(out).load()
+        table.add([row(media_id=f"{k:032x}", path=f"{k}.mp4", status="failed" if k == 1 else "ok")])
+        assert table.commit()
+    names = sorted(os.listdir(out))
+    assert names == ["part-000001.parquet", "part-000002.parquet", "part-000003.parquet"]
+    before = {name: (Path(out) / name).stat().st_ino for name in names}
+    table = Table(tmp_path / "set").load()  # a folder that is there needs no slash
+    item = MediaItem("/videos/new.mp4", "/videos", "new.mp4", 1, 1)
+    table.update_paths([(f"{2:032x}", item)], exists=lambda place: False)
+    table.add([row(media_id=f"{1:032x}", path="1.mp4")])
+    assert table.commit() and not table.commit()
+    found = frame_to_rows(read_table(tmp_path / "set"))
+    assert [(r.path, r.status) for r in found] == [("0.mp4", "ok"), ("new.mp4", "ok"), ("1.mp4", "ok")]
+    assert pl.read_parquet(f"{out}/*.parquet").height == 3
+    after = {name: (Path(out) / name).stat().st_ino for name in names}
+    assert after[names[0]] == before[names[0]] and after[names[2]] != before[names[2]]
+    assert sorted(os.listdir(tmp_path)) == ["set"]
+
+
+def test_a_data_set_takes_no_folder_of_somebody_else(tmp_path: Path) -> None:
+    (tmp_path / "film.mp4").touch()
+    with pytest.raises(TableError, match=r"film\.mp4"):
+        Table(f"{tmp_path}/").load()
+    with pytest.raises(TableError, match="is a file"):
+        Table(f"{tmp_path}/film.mp4/").load()
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "t.jsonl", "set/"])
+def test_rows_of_vanished_files_go_when_asked(tmp_path: Path, row: Make, name: str) -> None:
+    out = f"{tmp_path}/{name}"
+    table = Table(out).load()
+    table.add([row(), row(media_id=B, path="b.mp4"), row(media_id=None, path="c.mp4", status="failed")])
+    table.commit()
+    table = Table(out).load()
+    assert table.prune(lambda place: place != "/videos/b.mp4") == 2
+    table.commit()
+    assert [r.path for r in frame_to_rows(read_table(out))] == ["b.mp4"]
+
+
+def test_more_rows_than_one_batch(tmp_path: Path, row: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same with batches of three rows: what is done to a row does not depend on where a batch ends."""
+    for module in ("formats", "shelf"):
+        monkeypatch.setattr(f"vidqa.tables.{module}.BATCH_ROWS", 3)
+    monkeypatch.setattr("vidqa.tables.formats._JSONL_BYTES", 1000)
+    for suffix in (".parquet", ".csv", ".jsonl", ".arrow"):
+        out = tmp_path / ("t" + suffix)
+        table = Table(out).load()
+        table.add(row(media_id=f"{k // 2:032x}", path=f"{k // 2}.mp4", start_s=k % 2 / 1) for k in range(20))
+        table.commit()
+        table = Table(out).load()
+        moved = MediaItem("/videos/new.mp4", "/videos", "new.mp4", 1, 1)
+        table.update_paths([(f"{3:032x}", moved)], exists=lambda place: False)
+        table.add([row(media_id=f"{4:032x}", path="4.mp4", answer="again")])
+        copied = MediaItem("/videos/copy.mp4", "/videos", "copy.mp4", 1, 1)
+        table.update_paths([(f"{5:032x}", copied)], exists=lambda place: True)
+        table.commit()
+        paths = [f"{k // 2}.mp4" for k in range(20)]
+        paths[6:10] = ["new.mp4", "new.mp4"]
+        assert [r.path for r in frame_to_rows(read_table(out))] == [*paths, "4.mp4", "copy.mp4", "copy.mp4"], suffix
