@@ -41,8 +41,7 @@ def describe(
 
     Args:
         paths: files, folders and globs.
-        out: the table; the suffix picks Parquet, CSV, JSONL or Arrow. A folder, or a name with a slash at its end, is a
-            data set of Parquet files.
+        out: the table; the suffix picks Parquet, CSV, JSONL or Arrow; a slash at the end makes a data set of Parquet.
         questions: None for the built-in set `caption`.
         model: name or folder of a bundle, or an opened one.
         options: how the run is done.
@@ -65,10 +64,7 @@ def describe(
         if lock.taken_over is not None:
             _say_taken_over(str(out), str(lock.taken_over), reporter)
         with run.clock.stage("read"):
-            table.load()
-            recovered = table.recover()
-        if recovered:
-            reporter.say(f"{recovered} rows that an interrupted run had finished are now in {out}")
+            _recover(table.load(), reporter)
         found = run.find([paths] if isinstance(paths, str | Path) else paths)
         ledger = Ledger(table, asked, run, Failures(table.path).load())
         with reporter.stop.held():
@@ -144,6 +140,14 @@ def open_table(out: str | Path) -> Table:
     if not table.path.parent.is_dir():
         raise UsageError(f"{out}: the folder {table.path.parent} does not exist", hint=f"mkdir -p {table.path.parent}")
     return table
+
+
+def _recover(table: Table, reporter: Reporter) -> None:
+    """Bring home what a run that was killed had finished."""
+    if number := table.recover():
+        text = f"{number} rows that an interrupted run had finished are now in {show(str(table.path))}"
+        reporter.say(text)
+        reporter.event("write", "recovered", note=text)
 
 
 def _say_taken_over(out: str, holder: str, reporter: Reporter) -> None:
