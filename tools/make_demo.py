@@ -34,6 +34,7 @@ STEPS: dict[str, tuple[Callable[[Plan, Path], None], str, bool]] = {
     "pictures": (encoders.step_pictures, "pictures.pt", True),
     "clips": (encoders.step_clips, "clips.pt", True),
     "more_clips": (encoders.step_more_clips, "more_clips.pt", True),
+    "variety": (encoders.step_variety, "variety.pt", True),
     "features": (encoders.step_features, "features/clips.npy", False),
     "language": (tuning.step_language, "language.pt", True),
     "connector": (tuning.step_connector, "connector.pt", True),

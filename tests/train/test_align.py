@@ -27,7 +27,11 @@ def toy_batches(n_frames: int = 1):
         pixels = level + 0.1 * torch.randn(8, n_frames, 3, 16, 16, generator=generator)
         truth = dark.long()[:, None, None, None].expand(8, n_frames, 4, 1).clone()
         truth[:, :, 0] = IGNORE
-        yield (AlignBatch(pixels, phrases[dark.long()], torch.ones(8, 2, dtype=torch.bool), truth),)
+        yield (
+            AlignBatch(
+                pixels, phrases[dark.long()], torch.ones(8, 2, dtype=torch.bool), truth, torch.ones(8, dtype=torch.bool)
+            ),
+        )
 
 
 def aligner_of(vision, text):

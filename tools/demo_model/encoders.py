@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from demo_world.alignment import Arrays, Phrasebook, build_arrays, forever
 from demo_world.tokens import train_tokenizer
+from demo_world.variety import Variety
 from demo_world.write import N_LOOKED_AT, write_world
 from torch import nn
 
@@ -92,6 +93,25 @@ def step_more_clips(plan: Plan, work: Path) -> None:
     run_clips(plan, work, "clips", "more_clips", plan.more_clip_minutes, plan.more_clip_lr, plan.more_temporal_lr)
 
 
+def step_variety(plan: Plan, work: Path) -> None:
+    """A third round: clips beside themselves backwards, pictures and clips in other hues."""
+    pictures, clips, book = make_aligners(plan, work)
+    both = nn.ModuleList([pictures, clips])
+    both.load_state_dict(torch.load(work / "more_clips.pt", weights_only=True, map_location=device()))
+    arrays = Arrays(work / "arrays", book, list(CLIP_MEAN), list(CLIP_STD), 3000 + 100 * rank())
+    variety = Variety(arrays)
+    batches = forever(
+        lambda: variety.frames(plan.clip_pictures, last=200).to(device()),
+        lambda: variety.clips(plan.clip_batch // 2, last=200).to(device()),
+    )
+
+    def lr(name: str) -> float:
+        return plan.variety_temporal_lr if "temporal" in name else plan.variety_lr
+
+    align(both, batches, seconds=60 * plan.variety_minutes, lr=lr, report=reporter())
+    save(both, work / "variety.pt")
+
+
 def run_clips(
     plan: Plan, work: Path, start: str, result: str, minutes: float, spatial_lr: float, temporal_lr: float
 ) -> None:
@@ -124,7 +144,7 @@ def step_features(plan: Plan, work: Path) -> None:
     """Both towers as ONNX; what they see of every training medium, as float16 arrays."""
     pictures, clips, _ = make_aligners(plan, work)
     nn.ModuleList([pictures, clips]).load_state_dict(
-        torch.load(work / "more_clips.pt", weights_only=True, map_location=device())
+        torch.load(work / "variety.pt", weights_only=True, map_location=device())
     )
     encoders = work / "encoders"
     encoders.mkdir(exist_ok=True)

@@ -34,6 +34,9 @@ class Plan:
     more_clip_minutes: float = 25.0
     more_clip_lr: float = 5e-4
     more_temporal_lr: float = 7e-4
+    variety_minutes: float = 36.0
+    variety_lr: float = 5e-4
+    variety_temporal_lr: float = 1e-3
     llm_width: int = 160
     llm_layers: int = 4
     llm_heads: int = 5

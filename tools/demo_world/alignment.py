@@ -28,14 +28,14 @@ PHRASES: dict[str, tuple[str, ...]] = {
     "motion": tuple(f"it {SAYINGS[m][0]}" for m in MOTIONS),
     "when": tuple(f"in frame {w}" for w in ORDINALS),  # frame in which it appears or is gone
 }
-_GROUPS = list(PHRASES)
+GROUPS = list(PHRASES)
 
 
 def patch_truth(scene: Scene, index: np.ndarray, grid: int) -> np.ndarray:
     """int8 [T, grid * grid, groups] for the frames `index` of a scene."""
     masks = cover(scene, index, grid).reshape(len(index), len(scene.things), grid * grid)
     top, best = masks.max(axis=1), masks.argmax(axis=1)
-    truth = np.full((*top.shape, len(_GROUPS)), IGNORE, np.int8)
+    truth = np.full((*top.shape, len(GROUPS)), IGNORE, np.int8)
     truth[..., 0] = np.where(top >= 0.1, 1, np.where(top <= 0.005, 0, IGNORE))
     u = times(scene, index)
     for k, t in enumerate(scene.things):
@@ -62,7 +62,7 @@ def build_arrays(world: Path, seeds: range, folder: Path, grid: int) -> None:
         shape = (len(chosen), t, SIZE, SIZE, 3)
         pixels = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.uint8, shape)
         truth = np.lib.format.open_memmap(
-            folder / f"{name}_truth.npy", "w+", np.int8, (len(chosen), t, grid**2, len(_GROUPS))
+            folder / f"{name}_truth.npy", "w+", np.int8, (len(chosen), t, grid**2, len(GROUPS))
         )
         captions = []
         for i, (frames, known, said) in enumerate(parallel(partial(_arrays_of, world, grid), chosen)):
@@ -119,7 +119,7 @@ class Arrays:
         """Random clips or stills; the `last` ones of the data are never drawn (kept for checking)."""
         pixels, truth, captions = self.data[name]
         pick = np.sort(self.rng.choice(len(pixels) - last, size, replace=False))
-        return self._make(pixels[pick], truth[pick], [captions[i][int(self.rng.integers(3))] for i in pick])
+        return self.make(pixels[pick], truth[pick], [captions[i][int(self.rng.integers(3))] for i in pick])
 
     def frames(self, size: int, last: int = 0) -> AlignBatch:
         """Single frames, half of them out of clips (captioned by what is visible), half of them stills."""
@@ -128,8 +128,8 @@ class Arrays:
         pick = np.sort(self.rng.choice(len(pixels) - last, size - size // 2, replace=False))
         t = self.rng.integers(0, pixels.shape[1], len(pick))
         known = truth[pick, t][:, None].copy()
-        known[..., _GROUPS.index("motion") :] = IGNORE
-        clips = self._make(pixels[pick, t][:, None], known, [_seen(k) for k in known[:, 0]])
+        known[..., GROUPS.index("motion") :] = IGNORE
+        clips = self.make(pixels[pick, t][:, None], known, [_seen(k) for k in known[:, 0]])
         width = max(stills.caption_ids.shape[1], clips.caption_ids.shape[1])
         pad = [(b, width - b.caption_ids.shape[1]) for b in (stills, clips)]
         return AlignBatch(
@@ -137,12 +137,15 @@ class Arrays:
             torch.cat([torch.nn.functional.pad(b.caption_ids, (0, n)) for b, n in pad]),
             torch.cat([torch.nn.functional.pad(b.caption_mask, (0, n)) for b, n in pad]),
             torch.cat([stills.truth, clips.truth]),
+            torch.cat([stills.captioned, clips.captioned]),
         )
 
-    def _make(self, pixels: np.ndarray, truth: np.ndarray, captions: list[str]) -> AlignBatch:
+    def make(self, pixels: np.ndarray, truth: np.ndarray, captions: list[str]) -> AlignBatch:
+        """uint8 pixels [B, T, H, W, 3], truths and captions -> a batch."""
         ids, mask = self.book.ids(captions)
         values = (torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 1, 4, 2, 3).float() - self.mean) / self.std
-        return AlignBatch(values, ids, mask, torch.from_numpy(truth.astype(np.int64)))
+        known = torch.from_numpy(truth.astype(np.int64))
+        return AlignBatch(values, ids, mask, known, torch.ones(len(known), dtype=torch.bool))
 
 
 def _seen(truth: np.ndarray) -> str:

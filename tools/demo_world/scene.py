@@ -91,6 +91,15 @@ def path_of(thing: Thing, u: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nda
     return x, y, radius, angle, visible
 
 
+def is_still(seed: int) -> bool:
+    """Whether `make_scene` draws a picture from this seed, without drawing it."""
+    return _draws_still(np.random.default_rng([seed, 77]))
+
+
+def _draws_still(rng: np.random.Generator) -> bool:
+    return bool(rng.random() < 0.2)
+
+
 def make_scene(seed: int, *, still: bool | None = None, held_out: bool = False) -> Scene:
     """A scene from its seed.
 
@@ -100,7 +109,7 @@ def make_scene(seed: int, *, still: bool | None = None, held_out: bool = False) 
         held_out: allow the colour-shape pairs that training never shows.
     """
     rng = np.random.default_rng([seed, 77])
-    is_still = bool(rng.random() < 0.2) if still is None else still
+    is_still = _draws_still(rng) if still is None else still
     for _ in range(500):
         things = _draw_things(rng, is_still, held_out)
         if things is not None:

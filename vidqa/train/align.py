@@ -34,13 +34,14 @@ class AlignBatch:
     """One batch of clips (or pictures, T = 1) with their captions.
 
     `truth[b, t, p, g]` is the number of the phrase of group g that is true of patch p in frame t (class token not
-    counted among the patches), or IGNORE.
+    counted among the patches), or IGNORE. Where `captioned` is False, the caption has no part in the contrast.
     """
 
     pixels: Tensor  # float32 [B, T, 3, H, W]
     caption_ids: Tensor  # int64 [B, S]
     caption_mask: Tensor  # bool [B, S]
     truth: Tensor  # int64 [B, T, patches, G]
+    captioned: Tensor  # bool [B]
 
     def to(self, device: torch.device) -> AlignBatch:
         """The same batch on another device."""
@@ -74,16 +75,17 @@ class Aligner(nn.Module):
     def forward(self, batch: AlignBatch) -> tuple[Tensor, dict[str, float]]:
         """Loss and figures (contrastive accuracy, accuracy of each phrase group)."""
         tokens, pooled = self.vision(batch.pixels, self.layer)
-        caption = F.normalize(self.text(batch.caption_ids, batch.caption_mask), dim=-1)
+        said = batch.captioned
+        caption = F.normalize(self.text(batch.caption_ids[said], batch.caption_mask[said]), dim=-1)
         scale = self.logit_scale.exp().clamp(max=100)
-        logits = scale * F.normalize(pooled, dim=-1) @ caption.T
+        logits = scale * F.normalize(pooled[said], dim=-1) @ caption.T
         target = torch.arange(len(logits), device=logits.device)
         loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
         figures = {"clip": (logits.argmax(1) == target).float().mean().item(), "clip_loss": loss.item()}
         patches = F.normalize(self.patch_projection(self.patch_norm(tokens[:, :, 1:])), dim=-1)
         phrase = F.normalize(self.text(self.phrase_ids, self.phrase_mask), dim=-1)
-        said = self.patch_scale.exp().clamp(max=100) * patches @ phrase.T  # [B, T, patches, all phrases]
-        for g, part in enumerate(said.split(self.group_sizes, dim=-1)):
+        close = self.patch_scale.exp().clamp(max=100) * patches @ phrase.T  # [B, T, patches, all phrases]
+        for g, part in enumerate(close.split(self.group_sizes, dim=-1)):
             truth = batch.truth[..., g]
             known = truth != IGNORE
             if not known.any():
