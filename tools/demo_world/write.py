@@ -20,11 +20,12 @@ import av
 import numpy as np
 from PIL import Image
 
-from demo_world.language import CAPTION_QUESTIONS, DETAIL_QUESTIONS, Pair, caption, detail, dialogue, pairs
+from demo_world.language import CAPTION_QUESTIONS, DETAIL_QUESTIONS, Pair, caption, detail, dialogue, pairs, summary
 from demo_world.render import render
 from demo_world.scene import FPS, SIZE, Scene, make_scene
 
 N_LOOKED_AT = 8  # frames per clip that the video encoder is given
+FIRST_TEXT = 1_000_000  # seeds of scenes that are only told
 
 
 def media_name(scene: Scene) -> str:
@@ -103,6 +104,42 @@ def write_world(folder: Path, seeds: Sequence[int], *, held_out: bool = False, s
     for made in parallel(work, seeds):
         everything += made
     (folder / "conversations.json").write_text(json.dumps(everything, indent=0))
+
+
+def write_more_conversations(path: Path, seeds: Sequence[int], draws: range) -> None:
+    """Further draws of the conversations about media that `write_world` has written; JSON lines."""
+    with path.open("w") as file:
+        for made in parallel(partial(_records_of, draws), seeds):
+            file.write(made)
+
+
+def _records_of(draws: range, seed: int) -> str:
+    scene = make_scene(seed)
+    return "".join(json.dumps(r) + "\n" for draw in draws for r in records(scene, draw))
+
+
+def write_texts(path: Path, n: int, *, held_out: bool) -> None:
+    """Conversations about scenes told in words, without media; JSON lines.
+
+    With `held_out`, half of the scenes may hold colour-shape pairs that no picture shows: a language model has read of
+    more than its eyes have seen.
+    """
+    with path.open("w") as file:
+        for made in parallel(partial(_text_of, held_out), range(FIRST_TEXT, FIRST_TEXT + n)):
+            file.write(made)
+
+
+def _text_of(held_out: bool, seed: int) -> str:
+    scene, rng = make_scene(seed, held_out=held_out and seed % 2 == 0), np.random.default_rng(seed)
+    told = summary(scene, rng)
+    found = []
+    for k, conversation in enumerate(turns(scene, 1)):
+        values = []
+        for i, pair in enumerate(conversation):
+            values.append({"from": "human", "value": (f"{told}\n" if i == 0 else "") + pair.question})
+            values.append({"from": "gpt", "value": pair.answer})
+        found.append(json.dumps({"id": f"{seed}-{k}", "conversations": values}) + "\n")
+    return "".join(found)
 
 
 def parallel(work: Any, seeds: Iterable[int], n_workers: int = 2) -> Iterator[Any]:
