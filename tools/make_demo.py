@@ -34,13 +34,15 @@ STEPS: dict[str, tuple[Callable[[Plan, Path], None], str, bool]] = {
     "pictures": (encoders.step_pictures, "pictures.pt", True),
     "clips": (encoders.step_clips, "clips.pt", True),
     "more_clips": (encoders.step_more_clips, "more_clips.pt", True),
-    "variety": (encoders.step_variety, "variety.pt", True),
     "features": (encoders.step_features, "features/clips.npy", False),
     "language": (tuning.step_language, "language.pt", True),
     "connector": (tuning.step_connector, "connector.pt", True),
     "instruct": (tuning.step_instruct, "instruct.pt", True),
     "more_instruct": (tuning.step_more_instruct, "more_instruct.pt", True),
-    "bundle": (package.step_bundle, "bundle/bundle.json", False),
+    "variety": (encoders.step_variety, "variety.pt", True),
+    "encoders": (encoders.step_encoders, "encoders/text.onnx", False),
+    "base": (package.step_base, "base/bundle.json", False),
+    "conversations": (tuning.step_conversations, "world/texts.jsonl", False),
     "scores": (package.step_scores, "scores.json", False),
 }
 

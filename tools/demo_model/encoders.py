@@ -141,20 +141,11 @@ def run_clips(
 
 
 def step_features(plan: Plan, work: Path) -> None:
-    """Both towers as ONNX; what they see of every training medium, as float16 arrays."""
-    pictures, clips, _ = make_aligners(plan, work)
-    nn.ModuleList([pictures, clips]).load_state_dict(
-        torch.load(work / "variety.pt", weights_only=True, map_location=device())
-    )
-    encoders = work / "encoders"
-    encoders.mkdir(exist_ok=True)
-    for name, aligner, n_frames in (("image", pictures, 1), ("video", clips, N_LOOKED_AT)):
-        report = export_tower(aligner.vision, encoders / f"{name}.onnx", n_frames)
-        log(f"{name}.onnx: largest difference to torch {report.max_abs_error:.1e}")
-    export_text(pictures.text, encoders / "text.onnx")
+    """What the towers of the second round see of every training medium, as float16 arrays."""
+    encoders = work / "features" / "encoders"
+    export(plan, work, "more_clips", encoders)
     spec = PreprocessSpec("original", plan.image_size)
     encoder = Encoder(encoders / "image.onnx", encoders / "video.onnx", "cpu")
-    (work / "features").mkdir(exist_ok=True)
     kinds: tuple[tuple[str, MediaKind], ...] = (("stills", "image"), ("clips", "video"))
     for name, kind in kinds:
         pixels = np.load(work / "arrays" / f"{name}.npy", mmap_mode="r")
@@ -168,3 +159,21 @@ def step_features(plan: Plan, work: Path) -> None:
                 out = np.lib.format.open_memmap(work / "features" / f"{name}.npy", "w+", np.float16, shape)
             out[i : i + 16] = tokens
         out.flush()
+
+
+def step_encoders(plan: Plan, work: Path) -> None:
+    """The towers of the third round, as ONNX."""
+    export(plan, work, "variety", work / "encoders")
+
+
+def export(plan: Plan, work: Path, weights: str, folder: Path) -> None:
+    """Towers of `weights`.pt -> image.onnx, video.onnx, text.onnx."""
+    pictures, clips, _ = make_aligners(plan, work)
+    nn.ModuleList([pictures, clips]).load_state_dict(
+        torch.load(work / f"{weights}.pt", weights_only=True, map_location=device())
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, aligner, n_frames in (("image", pictures, 1), ("video", clips, N_LOOKED_AT)):
+        report = export_tower(aligner.vision, folder / f"{name}.onnx", n_frames)
+        log(f"{name}.onnx: largest difference to torch {report.max_abs_error:.1e}")
+    export_text(pictures.text, folder / "text.onnx")

@@ -38,8 +38,8 @@ NOTICE = (
 )
 
 
-def step_bundle(plan: Plan, work: Path) -> None:
-    """Write the bundle."""
+def step_base(plan: Plan, work: Path) -> None:
+    """Write the bundle that `vidqa train` starts from: the third round's encoders, the language model as it is."""
     model = new_model(plan, work)
     model.load_state_dict(torch.load(work / "more_instruct.pt", weights_only=True, map_location="cpu"))
     patches = (plan.image_size // plan.patch_size) ** 2
@@ -70,7 +70,7 @@ def step_bundle(plan: Plan, work: Path) -> None:
         shutil.copytree(work / "encoders", folder / "encoders")
         save_parts(model, folder / "connector.safetensors", folder / "llm")
 
-    save_bundle(work / "bundle", spec, fill)
+    save_bundle(work / "base", spec, fill)
 
 
 SCORED_SEED, SCORED_CLIPS = 1, 1000

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from demo_world.language import CAPTION_QUESTIONS, DETAIL_QUESTIONS, summary
 from demo_world.scene import make_scene
-from demo_world.write import turns
+from demo_world.write import turns, write_more_conversations, write_texts
 
 from demo_model.plan import Plan, device, log, save
 from vidqa.model.connector import build_connector
@@ -140,3 +140,11 @@ def step_more_instruct(plan: Plan, work: Path) -> None:
         seed=plan.seed + 1,
     )
     run_stage(plan, work, read_world(plan, work), settings, "instruct", "more_instruct")
+
+
+def step_conversations(plan: Plan, work: Path) -> None:
+    """More draws of the conversations, and scenes that are only told, for `vidqa train`."""
+    write_more_conversations(
+        work / "world" / "more_conversations.jsonl", range(plan.n_scenes), range(2, 2 + plan.draws)
+    )
+    write_texts(work / "world" / "texts.jsonl", plan.n_told, held_out=True)
