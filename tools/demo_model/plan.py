@@ -51,7 +51,7 @@ class Plan:
     instruct_lr: float = 1e-3
     more_instruct_epochs: float = 0.62
     more_instruct_lr: float = 7e-4
-    draws: int = 4  # of conversations, beside the two of the world
+    n_captioned: int = 4000  # media that the last first stage sees
     n_told: int = 4000  # scenes told in words beside the seen ones
     conversations: int = 8  # about one medium in one packed sequence
     seed: int = 0

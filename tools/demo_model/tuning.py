@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from demo_world.language import CAPTION_QUESTIONS, DETAIL_QUESTIONS, summary
 from demo_world.scene import make_scene
-from demo_world.write import turns, write_more_conversations, write_texts
+from demo_world.write import turns, write_captions, write_texts
 
 from demo_model.plan import Plan, device, log, save
 from vidqa.model.connector import build_connector
@@ -143,8 +143,6 @@ def step_more_instruct(plan: Plan, work: Path) -> None:
 
 
 def step_conversations(plan: Plan, work: Path) -> None:
-    """More draws of the conversations, and scenes that are only told, for `vidqa train`."""
-    write_more_conversations(
-        work / "world" / "more_conversations.jsonl", range(plan.n_scenes), range(2, 2 + plan.draws)
-    )
+    """Captions for the first stage of `vidqa train`, and scenes that are only told for the second."""
+    write_captions(work / "world", plan.n_captioned)
     write_texts(work / "world" / "texts.jsonl", plan.n_told, held_out=True)

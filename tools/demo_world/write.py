@@ -106,16 +106,12 @@ def write_world(folder: Path, seeds: Sequence[int], *, held_out: bool = False, s
     (folder / "conversations.json").write_text(json.dumps(everything, indent=0))
 
 
-def write_more_conversations(path: Path, seeds: Sequence[int], draws: range) -> None:
-    """Further draws of the conversations about media that `write_world` has written; JSON lines."""
-    with path.open("w") as file:
-        for made in parallel(partial(_records_of, draws), seeds):
-            file.write(made)
-
-
-def _records_of(draws: range, seed: int) -> str:
-    scene = make_scene(seed)
-    return "".join(json.dumps(r) + "\n" for draw in draws for r in records(scene, draw))
+def write_captions(folder: Path, n_media: int) -> None:
+    """captions.json: what conversations.json says of the first media as a whole, captions and descriptions."""
+    made = json.loads((folder / "conversations.json").read_text())
+    names = {name for name in sorted({r.get("video") or r.get("image") for r in made})[:n_media]}
+    chosen = [r for r in made if r["topic"] in ("caption", "detail") and (r.get("video") or r.get("image")) in names]
+    (folder / "captions.json").write_text(json.dumps(chosen, indent=0))
 
 
 def write_texts(path: Path, n: int, *, held_out: bool) -> None:
