@@ -43,6 +43,8 @@ STEPS: dict[str, tuple[Callable[[Plan, Path], None], str, bool]] = {
     "encoders": (encoders.step_encoders, "encoders/text.onnx", False),
     "base": (package.step_base, "base/bundle.json", False),
     "conversations": (tuning.step_conversations, "world/texts.jsonl", False),
+    "tune": (tuning.step_tune, "tuned/bundle.json", False),
+    "bundle": (package.step_bundle, "bundle/bundle.json", False),
     "scores": (package.step_scores, "scores.json", False),
 }
 

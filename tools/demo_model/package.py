@@ -17,8 +17,9 @@ from demo_world.write import N_LOOKED_AT
 from demo_model.plan import Plan
 from demo_model.tuning import new_model
 from vidqa.encoders.preprocess import PreprocessSpec
-from vidqa.model.bundle import save_bundle
+from vidqa.model.bundle import BUNDLE_FILE, load_bundle, save_bundle
 from vidqa.model.llava import save_parts
+from vidqa.model.parts import digests
 from vidqa.model.spec import (
     BundleSpec,
     ConnectorSpec,
@@ -71,6 +72,16 @@ def step_base(plan: Plan, work: Path) -> None:
         save_parts(model, folder / "connector.safetensors", folder / "llm")
 
     save_bundle(work / "base", spec, fill)
+
+
+def step_bundle(plan: Plan, work: Path) -> None:
+    """The model out of the folder of the run."""
+    tuned, part = load_bundle(work / "tuned"), work / "bundle.part"
+    shutil.rmtree(part, ignore_errors=True)
+    for name in (*digests(tuned.spec), BUNDLE_FILE):
+        (part / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(tuned.folder / name, part / name)
+    part.rename(work / "bundle")
 
 
 SCORED_SEED, SCORED_CLIPS = 1, 1000

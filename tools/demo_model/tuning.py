@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -146,3 +150,12 @@ def step_conversations(plan: Plan, work: Path) -> None:
     """Captions for the first stage of `vidqa train`, and scenes that are only told for the second."""
     write_captions(work / "world", plan.n_captioned)
     write_texts(work / "world" / "texts.jsonl", plan.n_told, held_out=True)
+
+
+def step_tune(plan: Plan, work: Path) -> None:
+    """Both stages by `vidqa train`, as recipe.toml says; media that are not in the cache yet are encoded first."""
+    shutil.copy2(Path(__file__).with_name("recipe.toml"), work / "recipe.toml")
+    command = [sys.executable, "-m", "vidqa", "train", "recipe.toml", "--out", "tuned", "--cache-dir", "cache"]
+    if device().type == "cpu":  # two processes of one thread, as in the other steps
+        command[1:1] = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    subprocess.run(command, cwd=work, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
