@@ -1,0 +1,86 @@
+"""Batches that break the training world's habits: what they claim stays true, and what is held out stays unseen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("av")
+
+from demo_world.alignment import GROUPS, Arrays, Phrasebook, build_arrays
+from demo_world.language import caption
+from demo_world.scene import COLOURS, HELD_OUT, MOTIONS, SHAPES, make_scene
+from demo_world.variety import Variety, backwards, played_backwards, shows_held_out, turn
+from demo_world.write import write_world
+from transformers import AutoTokenizer
+
+import vidqa
+from vidqa.train.align import IGNORE
+
+MOTION, WHEN = GROUPS.index("motion"), GROUPS.index("when")
+
+
+@pytest.fixture(scope="module")
+def arrays(tmp_path_factory: pytest.TempPathFactory) -> Arrays:
+    folder = tmp_path_factory.mktemp("world")
+    write_world(folder, range(36))
+    build_arrays(folder, range(36), folder / "arrays", 4)
+    tokenizer = AutoTokenizer.from_pretrained(Path(vidqa.__file__).parent / "demo" / "llm")
+    return Arrays(folder / "arrays", Phrasebook(tokenizer), [0.5] * 3, [0.25] * 3)
+
+
+def test_backwards_turns_motions_and_times_round() -> None:
+    truth = np.full((8, 2, len(GROUPS)), IGNORE, np.int8)
+    truth[..., 0, MOTION], truth[..., 1, MOTION] = MOTIONS.index("appears"), MOTIONS.index("leaves")
+    truth[..., 0, WHEN] = 5 - 1  # there from frame 5 on: frames 5, 6, 7
+    found = backwards(truth)
+    assert {MOTIONS[m] for m in found[..., 0, MOTION].ravel()} == {"disappears"}
+    assert set(found[..., 0, WHEN].ravel()) == {3 - 1}  # gone from frame 3 on
+    assert (found[..., 1, :] == IGNORE).all()  # nothing here is called entering
+
+
+def test_a_scene_played_backwards_says_so() -> None:
+    scenes = [make_scene(s) for s in range(60)]
+    for scene in scenes:
+        back = played_backwards(scene)
+        assert (back is None) == any(t.motion == "leaves" for t in scene.things)
+        if back:
+            again = played_backwards(back)
+            assert again is not None and caption(again) == caption(scene)
+    up = next(s for s in scenes if [t.motion for t in s.things] == ["left"])
+    assert "moves right" in caption(played_backwards(up) or up)
+
+
+def test_no_turn_shows_a_held_out_pair() -> None:
+    assert shows_held_out({("orange", "star")}, -33)  # an orange star that turns red
+    assert not shows_held_out({("orange", "circle")}, -33)
+    assert not any(shows_held_out({("white", shape)}, d) for shape in SHAPES for d in range(0, 360, 10))
+    for colour, shape in HELD_OUT:
+        assert shows_held_out({(colour, shape)}, 0)
+        assert not shows_held_out({(colour, shape)}, 120)
+    grey = np.array(COLOURS["red"]) @ turn(90, 0.0)
+    assert np.ptp(grey) < 1e-9
+
+
+def test_clips_come_with_themselves_backwards(arrays: Arrays) -> None:
+    batch = Variety(arrays).clips(4)
+    there, back = batch.pixels.chunk(2)
+    torch.testing.assert_close(there, back.flip(1))
+    assert int(batch.captioned.sum()) >= 2
+    first, second = batch.truth.chunk(2)
+    assert torch.equal(first[..., 0], second[..., 0].flip(1))
+
+
+def test_other_hues_keep_shapes_and_lose_colours(arrays: Arrays) -> None:
+    variety, colour, shape = Variety(arrays), GROUPS.index("colour"), GROUPS.index("shape")
+    n_turned = 0
+    for _ in range(12):
+        batch = variety.frames(4)
+        for truth, captioned in zip(batch.truth, batch.captioned, strict=True):
+            if (truth[..., shape] != IGNORE).any() and (truth[..., colour] == IGNORE).all():
+                n_turned += 1
+                assert not captioned or int(batch.captioned.sum()) == len(batch.captioned)
+    assert n_turned >= 8
