@@ -1,13 +1,17 @@
 """The published layouts as they are: which sample comes of a record, and which record is refused why."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vidqa.train.data import Corpus, MediaRef, SampleError, Source, by_media, read_conversations
 from vidqa.train.data.formats import AsWritten, format_of, to_sample
 from vidqa.train.data.locate import MediaFolder
+from vidqa.train.data.rejects import read_rejects, write_rejects
 from vidqa.train.data.sample import REJECT_KINDS, Sample
 
 
@@ -210,6 +214,49 @@ def test_files_that_are_read_whole_name_media_as_written(tmp_path):
     samples = read_conversations(path)
     assert [m.path for s in samples for m in s.media] == ["a.mp4", "a.mp4"]
     assert [[s.record for s in group] for group in by_media(samples)] == [[0, 1], [2]]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=5,
+)
+WORDS = (
+    st.sampled_from(["human", "gpt", "<video>", "<image>\nQ", "", " ", "a.mp4", "a.pkl", "/", "..", "\ud83d"]) | JSON
+)
+TURN = st.fixed_dictionaries({}, optional={"from": WORDS, "value": WORDS})
+KEYS = ("image", "video", "v_id", "source", "q", "a", "video_id", "id")
+STRANGE = st.fixed_dictionaries(
+    {}, optional={"conversations": st.lists(TURN, max_size=4) | JSON} | {k: WORDS | st.lists(WORDS) for k in KEYS}
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(record=STRANGE | JSON, on_disk=st.booleans())
+def test_whatever_a_record_holds_it_is_a_sample_or_refused_by_kind(record, on_disk):
+    locator = MediaFolder("nowhere") if on_disk else AsWritten()
+    try:
+        sample = sample_of(record, locator)
+    except SampleError as e:
+        assert e.kind in REJECT_KINDS
+        assert e.what
+    else:
+        assert all(answer.strip() for _, answer in sample.turns)
+        assert [f"<{m.kind}>" for m in sample.media] == re.findall(
+            "<image>|<video>", " ".join(q for q, _ in sample.turns)
+        )
+
+
+def test_halves_of_characters_are_refused_and_can_be_listed(tmp_path):
+    half = {"id": "\ud83d", "conversations": said("Q", "\ud83d")}
+    lost = GOOD | {"video": "\ud83d.mp4"}
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([half, lost, {"conversations": said("Q", "\U0001f600")}]))
+    corpus = Corpus([Source(str(path))], cache_dir=tmp_path / "cache")
+    rejected = [corpus.get(i) for i in range(2)]
+    assert {r.kind for r in rejected} == {"bad_record"}
+    assert read_rejects(write_rejects(tmp_path / "rejects.parquet", rejected)) == rejected
+    assert corpus[2].turns[0][1] == "\U0001f600"
 
 
 DOCS = Path(__file__).resolve().parent.parent.parent / "docs" / "training_data.md"

@@ -32,14 +32,14 @@ def scratch(tmp_path_factory):
     return tmp_path_factory.mktemp("scan") / "records.json"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(records=RECORDS, chunk=st.integers(1, 9), ascii=st.booleans(), indent=st.sampled_from([None, 1]))
 def test_records_of_a_list_are_found_over_the_borders_of_chunks(scratch, records, chunk, ascii, indent):
     scratch.write_text(json.dumps(records, ensure_ascii=ascii, indent=indent), encoding="utf-8")
     assert found(scratch, "array", chunk) == records
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(records=RECORDS, chunk=st.integers(1, 9), gap=st.sampled_from(["\n", "\r\n", "\n \n\n", "\n\t\r\n"]))
 def test_records_on_lines_are_found_over_the_borders_of_chunks(scratch, records, chunk, gap):
     text = gap.join(json.dumps(r, ensure_ascii=False) for r in records)

@@ -16,7 +16,7 @@ from vidqa.errors import UsageError
 from vidqa.train.data.formats import FORMATS, Format, to_sample
 from vidqa.train.data.locate import MediaFolder
 from vidqa.train.data.recordfile import RecordFile
-from vidqa.train.data.rejects import Rejected
+from vidqa.train.data.rejects import Rejected, plain
 from vidqa.train.data.sample import Sample, SampleError
 
 
@@ -119,7 +119,8 @@ class Corpus:
     def rejected(self, index: int, error: SampleError, id: str | None = None) -> Rejected:
         """The line for the table of rejects."""
         which, number = self.place(index)
-        return Rejected(self.sources[which].path, number, id or self._id(which, number), error.kind, error.what)
+        source, name = self.sources[which].path, id or self._id(which, number)
+        return Rejected(plain(source), number, plain(name), error.kind, plain(error.what))
 
     def _id(self, which: int, number: int) -> str:
         try:
@@ -149,7 +150,7 @@ class Corpus:
     def files(self) -> tuple[FileFacts, ...]:
         """The sources as a report names them."""
         return tuple(
-            FileFacts(source.path, len(file), file.size, file.sha256, source.weight)
+            FileFacts(plain(source.path), len(file), file.size, file.sha256, source.weight)
             for source, (file, _) in zip(self.sources, self._opened, strict=True)
         )
 

@@ -205,7 +205,7 @@ def _names(record: dict[str, Any], key: str) -> list[str]:
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not all(isinstance(n, str) and n and "\0" not in n for n in names):
         raise SampleError("bad_record", f"`{key}` must be a path or a list of paths")
-    return names
+    return [_unicode(n, key) for n in names]
 
 
 def _coco(name: str) -> str:
@@ -218,4 +218,13 @@ def _text(record: dict[str, Any], key: str, *, empty: bool = False) -> str:
     value = record.get(key)
     if not isinstance(value, str) or not (value or empty):
         raise SampleError("bad_record", f"`{key}` must be a text")
-    return value
+    return _unicode(value, key)
+
+
+def _unicode(text: str, key: str) -> str:
+    """JSON can spell half a character (`\\ud83d` alone), which no tokenizer and no table takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:
+        raise SampleError("bad_record", f"`{key}` holds half of a character at {e.start}") from e
+    return text
