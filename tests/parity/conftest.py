@@ -1,6 +1,8 @@
-"""The comparisons are those of tools/check_golden.py."""
+"""The comparisons are those of tools/check_golden.py; the modules beside the tests can be imported."""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "model"))
+sys.path.insert(0, str(Path(__file__).parent))

@@ -71,22 +71,34 @@ def check(fixture: Fixture) -> Report:
     """Compare everything that is stored."""
     report = fixture.report()
     tokens = seen(fixture, report)
-    versions = sorted({m[1] for k in fixture.outputs() if (m := re.match(r"(v\d)/", k))})
-    for version in versions:
-        model = build(fixture, version)
-        projected = model.connector(tokens["video"])
-        if fixture.has("projected"):
-            report.close("projected", projected, fixture.want("projected"))
-        _compare_pooled(report, fixture, version, model, projected)
-        cases = {}
-        for key in fixture.outputs(f"{version}/"):
-            case, _, what = key.partition("/")
-            if what == "greedy_tokens":
-                cases[f"{version}/{case}"] = [row_of(fixture, version, case, model, tokens)]
-        for name, rows in cases.items():
-            compare_case(report, fixture, name, model, rows)
-        compare_together(report, fixture, model, cases)
+    for version in sorted({m[1] for k in fixture.outputs() if (m := re.match(r"(v\d)/", k))}):
+        compare(report, fixture, version, build(fixture, version), tokens)
     return fixture.close(report)
+
+
+@torch.no_grad()
+def compare(report: Report, fixture: Fixture, version: str, model: VideoLlava, tokens: dict[str, Tensor]) -> None:
+    """Compare what is stored of one temporal module.
+
+    Args:
+        report: takes the findings.
+        fixture: the recorded outputs.
+        version: `v1`, `v2` or `v3`.
+        model: any model with the fixture's weights.
+        tokens: layer tokens of each medium, float [T, 1 + P, D].
+    """
+    projected = model.connector(tokens["video"])
+    if fixture.has("projected"):
+        report.close("projected", projected, fixture.want("projected"))
+    _compare_pooled(report, fixture, version, model, projected)
+    cases = {}
+    for key in fixture.outputs(f"{version}/"):
+        case, _, what = key.partition("/")
+        if what == "greedy_tokens":
+            cases[f"{version}/{case}"] = [row_of(fixture, version, case, model, tokens)]
+    for name, rows in cases.items():
+        compare_case(report, fixture, name, model, rows)
+    compare_together(report, fixture, model, cases)
 
 
 def _compare_pooled(report: Report, fixture: Fixture, version: str, model: VideoLlava, projected: Tensor) -> None:

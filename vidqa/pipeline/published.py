@@ -71,6 +71,11 @@ PUBLISHED: dict[str, Published] = {
             "the LLM of the transformers port with LanguageBind's own towers",
             (_LB_IMAGE, _LB_VIDEO),
         ),
+        Published(
+            "video-chatgpt-7b",
+            (Repo("MBZUAI/Video-ChatGPT-7B"), Repo("mmaaz60/LLaVA-7B-Lightening-v1-1"), _CLIP),
+            "Video-ChatGPT as published: CLIP frame by frame, means over space and time, 356 visual tokens",
+        ),
     )
 }
 

@@ -17,14 +17,14 @@ import torch
 
 from vidqa.errors import UsageError
 from vidqa.model.bundle import Bundle
-from vidqa.model.checkpoints import video_llava, video_llava_hf
+from vidqa.model.checkpoints import valley, video_chatgpt, video_llava, video_llava_hf
 from vidqa.model.checkpoints.identify import Part, Parts, classify, find_layout
 from vidqa.model.checkpoints.recipe import Mode, Recipe
 from vidqa.model.checkpoints.source import open_sources
 from vidqa.model.checkpoints.write import Step, write_bundle
 
 #: Every layout; the first that takes the parts is asked.
-LAYOUTS: tuple[ModuleType, ...] = (video_llava_hf, video_llava)
+LAYOUTS: tuple[ModuleType, ...] = (video_llava_hf, valley, video_chatgpt, video_llava)
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "keep": None}
 

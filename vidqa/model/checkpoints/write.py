@@ -72,7 +72,8 @@ def write_bundle(
         (folder / "encoders").mkdir()
         for kind in ("image", "video"):
             plan: TowerPlan = getattr(recipe, kind)
-            _write_tower(plan, folder / "encoders" / f"{kind}.onnx")
+            if not (folder / _graph(recipe, kind)).exists():
+                _write_tower(plan, folder / _graph(recipe, kind))
             step(f"{kind} encoder", n_bytes(plan.tensors.values()))
         if recipe.text:
             export_text(_load(TextTower, recipe.text.config, recipe.text.tensors), folder / "encoders" / "text.onnx")
@@ -147,8 +148,8 @@ def _spec(recipe: Recipe, name: str, origins: tuple[str, ...]) -> BundleSpec:
     return BundleSpec(
         name=name,
         encoders=EncodersSpec(
-            EncoderSpec(**_encoder("image", recipe.image)),
-            VideoEncoderSpec(**_encoder("video", video), sampling=video.sampling),
+            EncoderSpec(**_encoder(recipe, "image")),
+            VideoEncoderSpec(**_encoder(recipe, "video"), sampling=video.sampling),
             text,
         ),
         connector=replace(recipe.connector.spec, file="connector.safetensors"),
@@ -162,9 +163,16 @@ def _spec(recipe: Recipe, name: str, origins: tuple[str, ...]) -> BundleSpec:
     )
 
 
-def _encoder(kind: str, plan: TowerPlan) -> dict[str, Any]:
+def _graph(recipe: Recipe, kind: str) -> str:
+    """Path of a tower's graph; one that serves pictures and clips alike is written once."""
+    image, video = ((p.config, p.tensors, p.n_frames, p.layer) for p in (recipe.image, recipe.video))
+    return f"encoders/{'image' if image == video else kind}.onnx"
+
+
+def _encoder(recipe: Recipe, kind: str) -> dict[str, Any]:
+    plan: TowerPlan = getattr(recipe, kind)
     return {
-        "file": f"encoders/{kind}.onnx",
+        "file": _graph(recipe, kind),
         "n_frames": plan.n_frames,
         "layer": plan.layer,
         "keep_cls": plan.keep_cls,
