@@ -26,19 +26,34 @@ _HOMES = {
     "load_model": "vidqa.pipeline.loaded",
     "describe": "vidqa.pipeline.describe",
     "ask": "vidqa.pipeline.ask",
+    "chat": "vidqa.pipeline.together",
+    "search": "vidqa.pipeline.search",
     "read_table": "vidqa.tables.schema",
     "AnswerRow": "vidqa.records",
     "Question": "vidqa.records",
     "VidqaError": "vidqa.errors",
 }
 
-__all__ = ["AnswerRow", "Question", "VidqaError", "__version__", "ask", "describe", "load_model", "read_table"]
+__all__ = [
+    "AnswerRow",
+    "Question",
+    "VidqaError",
+    "__version__",
+    "ask",
+    "chat",
+    "describe",
+    "load_model",
+    "read_table",
+    "search",
+]
 
 if TYPE_CHECKING:  # for editors and type checkers, which do not see __getattr__'s names
     from vidqa.errors import VidqaError
     from vidqa.pipeline.ask import ask
     from vidqa.pipeline.describe import describe
     from vidqa.pipeline.loaded import load_model
+    from vidqa.pipeline.search import search
+    from vidqa.pipeline.together import chat
     from vidqa.records import AnswerRow, Question
     from vidqa.tables.schema import read_table
 

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import json
 import zlib
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import safetensors
@@ -29,6 +29,8 @@ _METADATA = "vidqa"
 _ZEROS = "00000000"
 # The header is JSON and holds our JSON as a string, so our quotation marks are escaped there.
 _CHECKSUM_MARK = b'{\\"crc32\\":\\"'
+# Above what the times of the longest segment take; a damaged length must not ask for all memory.
+_LONGEST_HEADER = 64 << 20
 _FACTS_FIELDS = {f.name for f in fields(MediaFacts)}
 
 
@@ -99,6 +101,47 @@ def unpack(data: bytes, key: CacheKey | None = None) -> tuple[CacheKey, EncodedS
     if key is not None and found != key:
         raise CacheError(f"belongs to another key: {found}")
     return found, value
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """The part of an entry that a search needs: some kilobytes of some megabytes."""
+
+    embedding: np.ndarray  # float32 [E], not normalised
+    start_s: float
+    end_s: float
+    facts: MediaFacts
+
+
+def read_pooled(f: BinaryIO, key: CacheKey) -> Pooled:
+    """Read the embedding and the times of an entry, and leave out its tokens.
+
+    The checksum is over the whole entry, so a flipped bit of the embedding that keeps it finite is not found here.
+
+    Args:
+        f: the entry's file, at its beginning.
+        key: whose entry it should be.
+
+    Raises:
+        CacheError: the entry is damaged, or belongs to another key.
+    """
+    length = int.from_bytes(f.read(8), "little")
+    try:
+        if length > _LONGEST_HEADER:
+            raise ValueError(f"a header of {length} bytes")
+        header = json.loads(f.read(length))
+        metadata, tensor = json.loads(header["__metadata__"][_METADATA]), header["embedding"]
+        if metadata["format"] != ENTRY_FORMAT or CacheKey(**metadata["key"]) != key:
+            raise ValueError("format or key")
+        start, end = tensor["data_offsets"]
+        f.seek(start, 1)  # from the end of the header
+        embedding = np.frombuffer(f.read(end - start), dtype="<f4").astype(np.float32)
+        if tensor["dtype"] != "F32" or [len(embedding)] != tensor["shape"] or not np.isfinite(embedding).all():
+            raise ValueError("embedding")
+        facts = facts_from_dict(metadata["facts"])
+        return Pooled(embedding, float(metadata["start_s"]), float(metadata["end_s"]), facts)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise CacheError(f"content does not fit the form: {error}") from error
 
 
 def facts_to_dict(facts: MediaFacts) -> dict[str, Any]:

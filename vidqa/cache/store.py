@@ -94,6 +94,26 @@ class FeatureStore:
         _note_use(path)
         return value
 
+    def pooled(self, key: CacheKey) -> entry.Pooled | None:
+        """As `get`, but only the embedding, the times and the facts of an entry; its tokens are not read.
+
+        Raises:
+            CacheError: an entry is there but may not be read.
+        """
+        path = self.path(key)
+        try:
+            with path.open("rb") as f:
+                found = entry.read_pooled(f, key)
+        except FileNotFoundError:
+            return None
+        except (CacheError, OSError):  # `get` reads it whole, says what is wrong and removes it
+            whole = self.get(key)
+            if whole is None:
+                return None
+            return entry.Pooled(whole.features.embedding, whole.start_s, whole.end_s, whole.facts)
+        _note_use(path)
+        return found
+
     def put(self, key: CacheKey, value: EncodedSegment) -> None:
         """Write an entry, whole or not at all; it has reached the disk when this returns.
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from vidqa.cli.options import HELP, cache_option, model_options, output_options, work_options
-from vidqa.cli.shown import rows_as_json_lines, rows_as_table
-from vidqa.errors import EXIT_OK, EXIT_PARTIAL
+from vidqa.cli.shown import as_json, rows_as_json_lines, rows_as_table
+from vidqa.errors import EXIT_OK, EXIT_PARTIAL, UsageError
+
+if TYPE_CHECKING:
+    from vidqa.cli.session import Session
 
 
 @click.command("ask", context_settings=HELP, short_help="Answers about a clip, on stdout.")
@@ -17,27 +20,39 @@ from vidqa.errors import EXIT_OK, EXIT_PARTIAL
 @click.option(
     "--out", metavar="TABLE", type=click.Path(), help="Write a table (.parquet, .csv, .jsonl, .arrow) instead."
 )
+@click.option(
+    "--with",
+    "beside",
+    multiple=True,
+    type=click.Path(),
+    metavar="MEDIA",
+    help="Another clip or picture in the same prompt, after the first; repeatable.",
+)
 @click.option("--max-new-tokens", type=click.IntRange(min=1), metavar="N", help="Longest answer. [what the model says]")
 @work_options
 @model_options
 @cache_option
 @output_options
-def command(media: str, questions: tuple[str, ...], out: str | None, **flags: Any) -> int:
+def command(media: str, questions: tuple[str, ...], out: str | None, beside: tuple[str, ...], **flags: Any) -> int:
     """Ask questions about MEDIA: a clip, a picture, or a folder of them.
 
     One clip: the answers as plain text, one a line. Several clips: a table. With --json one object a line.
+    The clips of a folder are asked about one by one; those named by --with stand in one prompt with MEDIA.
 
     \b
     Examples:
       vidqa ask clip.mp4 "What happens?"
       vidqa ask clip.mp4 "What colour is the car?" "How many people are there?"
       vidqa ask clips/ "Is there a dog?" --json
+      vidqa ask before.png --with after.png --with clip.mp4 "What has changed?"
     """
     from vidqa.cli.session import Session
     from vidqa.pipeline.ask import ask, ask_to_table
 
     session = Session(flags)
     how: dict[str, Any] = {"model": session.model, "options": session.options, "reporter": session.reporter}
+    if beside:
+        return _together([media, *beside], questions, out, session)
     if out is not None:
         summary = ask_to_table(media, *questions, out=out, **how)
         session.conclude(summary)
@@ -54,4 +69,20 @@ def command(media: str, questions: tuple[str, ...], out: str | None, **flags: An
     failed = [row for row in rows if row.status == "failed"]
     for row in failed if one_clip and not session.as_json else ():
         click.echo(f"vidqa: {row.path}: {row.error_kind}: {row.error}", err=True)
+    return EXIT_PARTIAL if failed else EXIT_OK
+
+
+def _together(media: list[str], questions: tuple[str, ...], out: str | None, session: Session) -> int:
+    """Ask about all of them at once."""
+    from vidqa.pipeline.together import ask_together
+
+    if out is not None:
+        raise UsageError("a table has rows about one clip each, so --with and --out do not go together", hint="--json")
+    how: dict[str, Any] = {"model": session.model, "options": session.options, "reporter": session.reporter}
+    replies = ask_together(media, *questions, **how)
+    for reply in replies:
+        click.echo(as_json(reply) if session.as_json else reply.answer or "")
+    failed = [reply for reply in replies if reply.status == "failed"]
+    for reply in failed if not session.as_json else ():
+        click.echo(f"vidqa: {reply.error_kind}: {reply.error}", err=True)
     return EXIT_PARTIAL if failed else EXIT_OK

@@ -25,6 +25,8 @@ EXIT_BROKEN_PIPE = 141
 COMMANDS: dict[str, str] = {
     "describe": "vidqa.cli.describe",
     "ask": "vidqa.cli.ask",
+    "chat": "vidqa.cli.chat",
+    "search": "vidqa.cli.search",
     "encode": "vidqa.cli.encode",
     "models": "vidqa.cli.models",
     "cache": "vidqa.cli.cache",

@@ -80,6 +80,11 @@ output_options = _with(
     click.option("-v", "--verbose", is_flag=True, help="Say more: each file that failed or was left out."),
 )
 
+#: How long one file may take.
+timeout_option = click.option(
+    "--timeout", metavar="SECONDS", type=float, help="Longest time for decoding one file. [120]"
+)
+
 #: How files are cut, decoded and put together.
 work_options = _with(
     click.option(
@@ -94,5 +99,5 @@ work_options = _with(
         metavar="auto|N",
         help="Clips, and prompts, that are computed together. [auto]",
     ),
-    click.option("--timeout", metavar="SECONDS", type=float, help="Longest time for decoding one file. [120]"),
+    timeout_option,
 )

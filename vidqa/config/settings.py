@@ -83,7 +83,8 @@ DTYPE = Kind("keep, float32, float16 or bfloat16", lambda v: v in ("keep", "floa
 
 _OUTPUT = {"as_json": FLAG, "quiet": FLAG, "verbose": FLAG}
 _CACHE = {"cache_dir": PATH, **_OUTPUT}
-_WORK = {"model": TEXT, "device": TEXT, "segment": SEGMENT, "batch_size": BATCH, "timeout": SECONDS, **_CACHE}
+_READ = {"model": TEXT, "device": TEXT, "timeout": SECONDS, **_CACHE}
+_WORK = {"segment": SEGMENT, "batch_size": BATCH, **_READ}
 #: Command -> its options, by the names of their parameters. What is not here can be set by flag only.
 OPTIONS: dict[str, dict[str, Kind]] = {
     "describe": {
@@ -92,6 +93,8 @@ OPTIONS: dict[str, dict[str, Kind]] = {
         **_WORK,
     },
     "ask": {"out": PATH, "max_new_tokens": COUNT, **_WORK},
+    "chat": {"max_new_tokens": COUNT, **_READ},
+    "search": {"out": PATH, "top": COUNT, **_WORK},
     "encode": _WORK,
     "cache stats": _CACHE,
     "cache verify": {"delete": FLAG, **_CACHE},

@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from vidqa.errors import ItemError, PromptTooLongError, UsageError
 from vidqa.generate.decode import Choose, Continuation, Row, decode
 from vidqa.generate.memory import is_out_of_memory, rows_that_fit
-from vidqa.generate.sampling import Draws, pick_greedy, pick_sampled
-from vidqa.generate.stop import Stopper
+from vidqa.generate.sampling import Draws, content_of, pick_greedy, pick_sampled
+from vidqa.generate.stop import Stopper, end_ids
 from vidqa.model.llava import VideoLlava
 from vidqa.prompts.build import build_prompt
 from vidqa.prompts.formats import Turn
@@ -164,7 +163,7 @@ def _answer_at_once(model: VideoLlava, batch: Sequence[_Job], settings: Generati
     rows = [Row(job.prompt, tuple(visual[id(f)] for f in job.request.features), job.max_new_tokens) for job in batch]
     stops = (*model.chat.stop, *settings.stop)
     stopper = Stopper(model.tokenizer, stops, model.chat.leads)
-    said = decode(model, rows, _end_ids(model, stops), _chooser(batch, settings), stopper.stops)
+    said = decode(model, rows, end_ids(model.llm, model.tokenizer, stops), _chooser(batch, settings), stopper.stops)
     return [_to_answer(job, one, stopper) for job, one in zip(batch, said, strict=True)]
 
 
@@ -181,27 +180,13 @@ def _to_answer(job: _Job, said: Continuation, stopper: Stopper) -> Answer:
     )
 
 
-def _end_ids(model: VideoLlava, stops: Sequence[str]) -> frozenset[int]:
-    """Tokens that end an answer: what model and tokenizer call so, and stop strings that are one special token."""
-    config = getattr(model.llm, "generation_config", None)
-    named = getattr(config, "eos_token_id", None)
-    ids = {*(named if isinstance(named, (list, tuple)) else [named]), model.tokenizer.eos_token_id}
-    special = set(model.tokenizer.all_special_tokens)
-    ids |= {model.tokenizer.convert_tokens_to_ids(s) for s in stops if s in special}
-    return frozenset(i for i in ids if i is not None)
-
-
 def _chooser(batch: Sequence[_Job], settings: GenerationSettings) -> Choose:
     if settings.temperature == 0:
         return lambda logits, rows: pick_greedy(logits)
-    draws = [Draws(settings.seed, _content(job)) for job in batch]
+    draws = [Draws(settings.seed, content_of(job.prompt, job.request.features)) for job in batch]
 
     def choose(logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
         numbers = torch.tensor([draws[i].next() for i in rows], dtype=torch.float64)
         return pick_sampled(logits, settings.temperature, settings.top_p, numbers.to(logits.device))
 
     return choose
-
-
-def _content(job: _Job) -> bytes:
-    return job.prompt.ids.tobytes() + b"".join(np.ascontiguousarray(f.tokens).tobytes() for f in job.request.features)

@@ -9,10 +9,13 @@ Letters: B rows, N vocabulary.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from vidqa.records import Features, Prompt
 
 
 def pick_greedy(logits: Tensor) -> Tensor:
@@ -61,3 +64,8 @@ class Draws:
     def next(self) -> float:
         """The next number in [0, 1)."""
         return float(self._rng.random())
+
+
+def content_of(prompt: Prompt, features: Sequence[Features]) -> bytes:
+    """What tells one request from others, for `Draws`."""
+    return prompt.ids.tobytes() + b"".join(np.ascontiguousarray(f.tokens).tobytes() for f in features)

@@ -1,6 +1,6 @@
-"""Token ids -> text, and where a stop string ends it.
+"""Token ids -> text, and what ends it: a stop string, or a token that the model or the tokenizer calls an end.
 
-Knows a tokenizer. Does not know the model or the batch.
+Knows a tokenizer and a model's own settings. Does not know the batch.
 """
 
 from __future__ import annotations
@@ -52,3 +52,19 @@ class Stopper:
 
     def _decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def end_ids(llm: Any, tokenizer: Any, stops: Sequence[str]) -> frozenset[int]:
+    """Tokens that end an answer: what model and tokenizer call so, and stop strings that are one special token.
+
+    Args:
+        llm: a causal LLM of transformers.
+        tokenizer: its own.
+        stops: strings that end an answer.
+    """
+    config = getattr(llm, "generation_config", None)
+    named = getattr(config, "eos_token_id", None)
+    ids = {*(named if isinstance(named, (list, tuple)) else [named]), tokenizer.eos_token_id}
+    special = set(tokenizer.all_special_tokens)
+    ids |= {tokenizer.convert_tokens_to_ids(s) for s in stops if s in special}
+    return frozenset(i for i in ids if i is not None)

@@ -14,8 +14,9 @@ from vidqa.model.bundle import Bundle, load_bundle
 from vidqa.pipeline.options import Identity
 from vidqa.pipeline.progress import QUIET, Reporter
 
-if TYPE_CHECKING:  # both pull in heavy packages
+if TYPE_CHECKING:  # they pull in heavy packages
     from vidqa.encoders.encoder import Encoder
+    from vidqa.encoders.text import TextEncoder
     from vidqa.model.llava import VideoLlava
 
 
@@ -60,6 +61,17 @@ class LoadedModel:
         if self.bundle.spec.notice:
             self.reporter.say_once(f"note: {self.bundle.spec.notice}")
         return llava
+
+    @cached_property
+    def text_encoder(self) -> TextEncoder:
+        """Text tower and its tokenizer, loaded on first use.
+
+        Raises:
+            UsageError: the bundle has no text tower.
+        """
+        from vidqa.encoders.text import TextEncoder
+
+        return TextEncoder.from_bundle(self.bundle, self.device)
 
     @property
     def identity(self) -> Identity:

@@ -1,0 +1,111 @@
+"""Several media in one prompt, and dialogues, from files: on the demo model, against prompts built by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import vidqa
+from vidqa.errors import ItemError, UsageError
+from vidqa.generate.engine import Request, generate
+from vidqa.model.bundle import Bundle
+from vidqa.pipeline.answer import generation_settings
+from vidqa.pipeline.describe import Run
+from vidqa.pipeline.loaded import LoadedModel, load_model
+from vidqa.pipeline.options import RunOptions
+from vidqa.pipeline.progress import QUIET
+from vidqa.pipeline.together import ask_together, features_of
+
+CLIPS = Path(__file__).resolve().parents[2] / "examples" / "clips"
+CLIP, PICTURE = str(CLIPS / "clip06.mp4"), str(CLIPS / "picture11.png")
+
+
+@pytest.fixture(scope="module")
+def demo() -> LoadedModel:
+    return load_model("demo", "cpu")
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory) -> RunOptions:
+    return RunOptions(cache_dir=tmp_path_factory.mktemp("cache"))
+
+
+def test_dialogue_equals_the_full_prompts(demo: LoadedModel, options: RunOptions) -> None:
+    session = vidqa.chat(CLIP, model=demo, options=options)
+    features = features_of(Run.begin(demo, options, QUIET), [CLIP])
+    for question in ("What happens?", "What colour is it?", "Is there a blue star?", "What happens?"):
+        request = Request(features, (*session.turns, (question, None)))
+        pieces = list(session.stream(question))
+        (whole,) = generate(demo.llava, [request], generation_settings(demo, options))
+        said = session.last
+        assert said is not None
+        assert (said.text, said.n_prompt_tokens) == (whole.text, whole.n_prompt_tokens)
+        assert "".join(pieces) == said.text
+        assert said.n_computed_tokens <= said.n_prompt_tokens - 136, "the clip was there"
+    assert session.turns[0][1] == vidqa.ask(CLIP, "What happens?", model=demo, options=options)[0].answer
+
+
+@pytest.mark.parametrize("media", [(CLIP, PICTURE), (PICTURE, CLIP), (PICTURE, PICTURE)])
+def test_media_stand_in_the_order_given(media: tuple[str, ...], demo: LoadedModel, options: RunOptions) -> None:
+    run = Run.begin(demo, options, QUIET)
+    features = features_of(run, media)
+    assert [f.kind for f in features] == ["video" if m == CLIP else "image" for m in media]
+    alone = [features_of(run, [m])[0] for m in media]
+    assert all(np.array_equal(a.tokens, b.tokens) for a, b in zip(features, alone, strict=True))
+    replies = ask_together(media, "What is it?", "What colour is it?", model=demo, options=options)
+    (wanted,) = generate(
+        demo.llava, [Request(tuple(alone), (("What is it?", None),))], generation_settings(demo, options)
+    )
+    assert (replies[0].answer, replies[0].n_prompt_tokens) == (wanted.text or None, wanted.n_prompt_tokens)
+    assert replies[0].n_visual_tokens == sum(136 if m == CLIP else 16 for m in media)
+    assert [r.question for r in replies] == ["What is it?", "What colour is it?"]
+    assert vidqa.chat(media, model=demo, options=options).ask("What is it?").text == wanted.text
+
+
+def test_one_that_cannot_be_read_is_named(demo: LoadedModel, options: RunOptions, tmp_path: Path) -> None:
+    (tmp_path / "text.mp4").write_text("no film")
+    with pytest.raises(ItemError, match=r"text\.mp4: ") as e:
+        ask_together([PICTURE, str(tmp_path / "text.mp4")], "What?", model=demo, options=options)
+    assert e.value.kind == "not_media"
+    with pytest.raises(ItemError, match="gone") as e:
+        vidqa.chat(str(tmp_path / "none.mp4"), model=demo, options=options)
+    assert e.value.kind == "missing"
+
+
+def test_what_is_no_list_of_files(demo: LoadedModel, options: RunOptions) -> None:
+    for media in ([str(CLIPS)], [PICTURE, str(CLIPS / "*.mp4")]):
+        with pytest.raises(UsageError, match="name the files one by one"):
+            vidqa.chat(media, model=demo, options=options)
+    with pytest.raises(UsageError, match="no clip is named"):
+        vidqa.chat([], model=demo, options=options)
+    with pytest.raises(UsageError, match="taken whole"):
+        vidqa.chat(CLIP, model=demo, options=replace(options, segment_s=1.0))
+    with pytest.raises(UsageError, match="question is missing"):
+        ask_together([CLIP, PICTURE], model=demo, options=options)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "media", "says"),
+    [
+        ("valley", [PICTURE, CLIP], "one medium in a prompt, not 2"),
+        ("video_chatgpt", [CLIP, CLIP], "one medium in a prompt, not 2"),
+        ("video_chatgpt", [PICTURE], "does not know pictures"),
+    ],
+)
+def test_media_that_a_model_does_not_know(
+    architecture: str, media: list[str], says: str, demo: LoadedModel, options: RunOptions
+) -> None:
+    """Valley knows one picture or one clip, Video-ChatGPT one clip."""
+    spec = replace(demo.bundle.spec, architecture=architecture)
+    other = LoadedModel(Bundle(demo.bundle.folder, spec), "cpu")
+    other.__dict__["encoder"] = demo.encoder
+    with pytest.raises(UsageError, match=says):
+        vidqa.chat(media, model=other, options=options)
+
+
+def test_too_long_is_a_failed_reply(demo: LoadedModel, options: RunOptions) -> None:
+    (reply,) = ask_together([CLIP, PICTURE], "Is it red? " * 200, model=demo, options=options)
+    assert (reply.status, reply.error_kind, reply.answer) == ("failed", "prompt_too_long", None)
