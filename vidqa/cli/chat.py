@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -151,14 +151,14 @@ def _one_line(text: str, at_terminal: bool) -> str:
     return text if at_terminal else " ".join(text.splitlines())
 
 
-def _piped() -> Iterator[str]:
+def _piped() -> Generator[str]:
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="replace")
     for line in sys.stdin:
         yield line.rstrip("\r\n")
 
 
-def _typed() -> Iterator[str]:
+def _typed() -> Generator[str]:
     """Lines from a terminal, with editing and history where the system has readline."""
     edited = sys.stdout.isatty()  # else the prompt would go into the file that takes the answers
     if edited:

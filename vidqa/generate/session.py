@@ -10,7 +10,7 @@ the model said it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -75,7 +75,7 @@ class ChatSession:
             self._visual = model.visual_tokens(self._features)
         stops = (*model.chat.stop, *self.settings.stop)
         self._stops = tuple(s for s in stops if s)
-        self._stopper = Stopper(model.tokenizer, stops)
+        self._stopper = Stopper(model.tokenizer, stops, model.chat.leads)
         self._end_ids = end_ids(model.llm, model.tokenizer, stops)
         self._line = Line(model)
 
@@ -99,7 +99,7 @@ class ChatSession:
         assert self.last is not None
         return self.last
 
-    def stream(self, question: str) -> Iterator[str]:
+    def stream(self, question: str) -> Generator[str]:
         """Ask, and hear the answer piece by piece; together the pieces are its text, if that has no broken character.
 
         An iterator that is closed, or left by Ctrl-C, ends the answer where it was: what was said until then is the
@@ -133,7 +133,7 @@ class ChatSession:
             raise PromptTooLongError(what, hint="begin anew (/reset), or allow shorter answers (--max-new-tokens)")
         return prompt
 
-    def _heard(self, question: str, now: _Answering) -> Iterator[str]:
+    def _heard(self, question: str, now: _Answering) -> Generator[str]:
         """The pieces; whatever ends them, line and turns are in order afterwards."""
         try:
             yield from self._say(now)
@@ -150,7 +150,7 @@ class ChatSession:
             if now.reason:
                 self._conclude(question, now)
 
-    def _say(self, now: _Answering) -> Iterator[str]:
+    def _say(self, now: _Answering) -> Generator[str]:
         choose = self._chooser(now.prompt)
         logits = self._line.take_in(now.prompt, self._visual)
         while now.reason is None:
@@ -177,6 +177,8 @@ class ChatSession:
             text = text.rstrip("\ufffd")
             held = [n for stop in self._stops for n in range(1, len(stop)) if text.endswith(stop[:n])]
             text = text[: len(text) - max(held, default=0)].rstrip()
+            if any(lead.startswith(text) for lead in self.model.chat.leads):  # it may yet be taken off
+                return ""
         if not text.startswith(now.shown):
             return ""
         piece, now.shown = text[len(now.shown) :], text

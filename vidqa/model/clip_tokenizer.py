@@ -1,0 +1,35 @@
+"""The tokenizer of a published CLIP text tower -> the `tokenizer.json` that a bundle keeps for it.
+
+Knows transformers. Does not know towers or bundles; texts are read by `vidqa.encoders.text`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vidqa.errors import BundleError
+
+#: What stands around every text; the second is the last token of the vocabulary, where the tower pools.
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+def save_clip_tokenizer(folder: Path, file: Path) -> None:
+    """Write the tokenizer of a text tower, for `TextEncoderSpec.tokenizer` with the marks `START` and `END`.
+
+    Args:
+        folder: holds `vocab.json` and `merges.txt`, or `tokenizer.json`, as published.
+        file: the file to write.
+
+    Raises:
+        BundleError: the folder has no such tokenizer, or its last token is not `END`.
+    """
+    from transformers import CLIPTokenizer
+
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        raise BundleError(f"the tokenizer of the text tower in {folder} cannot be read: {e}") from e
+    vocabulary = tokenizer.get_vocab()
+    if START not in vocabulary or vocabulary.get(END) != max(vocabulary.values()):
+        raise BundleError(f"{folder}: not the tokenizer of a CLIP text tower: {END} is not its last token")
+    tokenizer.backend_tokenizer.save(str(file))
