@@ -11,6 +11,7 @@ from vidqa.errors import BundleError
 
 #: What stands around every text; the second is the last token of the vocabulary, where the tower pools.
 START, END = "<|startoftext|>", "<|endoftext|>"
+_FILES = ("vocab.json", "merges.txt")
 
 
 def save_clip_tokenizer(folder: Path, file: Path) -> None:
@@ -25,6 +26,9 @@ def save_clip_tokenizer(folder: Path, file: Path) -> None:
     """
     from transformers import CLIPTokenizer
 
+    # transformers makes an empty tokenizer of an empty folder.
+    if not (folder / "tokenizer.json").is_file() and not all((folder / n).is_file() for n in _FILES):
+        raise BundleError(f"{folder} holds no tokenizer for the text tower: {' and '.join(_FILES)} are missing")
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
