@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import io
 import re
 import sys
 from pathlib import Path
@@ -110,6 +111,7 @@ def test_shell_commands_of_the_readme_name_what_is_there(tmp_path, monkeypatch, 
     commands = [line.split("&& ")[-1] for line in lines if line.split("&& ")[-1].startswith("vidqa ")]
     assert len(commands) >= 3
     for command in commands:
+        monkeypatch.setattr("sys.stdin", io.StringIO("What happens?\n"))  # for the dialogue
         assert run(shlex.split(command)[1:]) == 0, command
 
 
