@@ -156,7 +156,7 @@ def test_a_command_that_is_no_table(tmp_path: Path) -> None:
         ("TIMEOUT", "inf"),
         ("SEGMENT", "-1"),
         ("MAX_NEW_TOKENS", "1.5"),
-        ("RETRY", "all"),
+        ("RETRY", "sometimes"),
         ("QUESTIONS", "a,,b"),
     ],
 )
