@@ -128,6 +128,8 @@ def test_texts_that_would_hide_the_border_of_an_answer(slow, turns, kind):
 
 def test_features_of_the_other_kind_are_refused(slow):
     sample = Sample("1", (MediaRef("a.mp4", "video"),), (("<video>\nWhy?", "One dog."),))
-    with pytest.raises(SampleError, match="image") as caught:
+    with pytest.raises(SampleError, match=r"a\.mp4: of kind image, the record says video") as caught:
         labelled(sample, slow, FORMATS["v1"], [("image", 1, 2)])
-    assert caught.value.kind == "placeholder_mismatch"
+    assert caught.value.kind == "media_unreadable"  # as the check says
+    with pytest.raises(ValueError, match="zip"):
+        labelled(sample, slow, FORMATS["v1"], [])

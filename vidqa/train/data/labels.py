@@ -28,11 +28,12 @@ def labelled(
         max_tokens: longest sample, visual tokens included.
 
     Raises:
-        SampleError: reserved_text, placeholder_mismatch, too_long.
+        SampleError: reserved_text, media_unreadable (of the other kind), too_long.
+        ValueError: there are more or fewer shapes than media.
     """
-    if [shape[0] for shape in shapes] != [ref.kind for ref in sample.media]:
-        asked = ", ".join(ref.kind for ref in sample.media) or "none"
-        raise SampleError("placeholder_mismatch", f"features of {[s[0] for s in shapes]} for media {asked}")
+    for ref, shape in zip(sample.media, shapes, strict=True):
+        if shape[0] != ref.kind:
+            raise SampleError("media_unreadable", f"{ref.path}: of kind {shape[0]}, the record says {ref.kind}")
     if any("\0" in part for turn in sample.turns for part in turn):
         raise SampleError("reserved_text", "the text holds a NUL character")  # a medium's mark inside prompts
     try:
