@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -49,6 +50,11 @@ def vidqa(surroundings: dict[str, str], capsys: pytest.CaptureFixture[str]) -> C
     return call
 
 
+def _hear_ctrl_c() -> None:
+    """Started in the background of a script, the tests ignore Ctrl-C, and so would the command."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def start(surroundings: dict[str, str]) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """`start("describe", folder, ...)` as a process of its own, both outputs piped. None outlives the test."""
@@ -62,6 +68,7 @@ def start(surroundings: dict[str, str]) -> Iterator[Callable[..., subprocess.Pop
             text=True,
             env=os.environ | surroundings,
             start_new_session=True,
+            preexec_fn=_hear_ctrl_c if sys.platform != "win32" else None,
         )
         started.append(process)
         return process

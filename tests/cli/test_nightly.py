@@ -63,10 +63,30 @@ def test_three_nights_then_quarantine_until_the_file_changes(vidqa, tmp_path, ma
     assert night("--retry", "failed")["rows"] == {"ok": 1, "failed": 1}, "another content starts anew"
 
 
+def test_rows_of_vanished_files_stay_unless_asked_otherwise(vidqa, clips, tmp_path):
+    table = tmp_path / "t.parquet"
+    assert vidqa("describe", clips, "--out", table).code == 0
+    (clips / "a.mp4").unlink()
+    (clips / "b.mp4").rename(clips / "z.mp4")
+    (clips / "deeper" / "c.mp4").unlink()  # leaves an empty folder: as if a disk were not mounted
+    deeper = str(Path("deeper", "c.mp4"))
+    assert vidqa("describe", clips, "--out", table).code == 0
+    assert set(statuses(table)) == {"a.mp4", "z.mp4", deeper}
+    plan = json.loads(vidqa("describe", clips, "--out", table, "--prune-missing", "--dry-run", "--json").out)
+    assert plan["files_pruned"] == 1 and len(statuses(table)) == 3
+    done = vidqa("describe", clips, "--out", table, "--prune-missing")
+    assert done.code == 0 and "removed: the rows of 1 file that vanished" in done.err
+    assert set(statuses(table)) == {"z.mp4", deeper}
+
+
 @POSIX
 @pytest.mark.parametrize(
     ("signum", "code", "stage", "answered"),
-    [(signal.SIGINT, 130, "generate", 2), (signal.SIGTERM, 143, "generate", 2), (signal.SIGTERM, 143, "encode", 0)],
+    [
+        (signal.SIGINT, 130, "generate", True),
+        (signal.SIGTERM, 143, "generate", True),
+        (signal.SIGTERM, 143, "encode", False),
+    ],
 )
 def test_a_signal_in_the_middle_of_a_batch_waits_for_it(
     vidqa, make_clip, tmp_path, monkeypatch, heard, signum, code, stage, answered
@@ -89,13 +109,14 @@ def test_a_signal_in_the_middle_of_a_batch_waits_for_it(
     done = vidqa("describe", tmp_path / "clips", *options)
     assert done.code == code, done.err
     assert "stopping after the current batch" in done.err
-    assert list(statuses(table).values()) == ["ok"] * answered
+    rows = list(statuses(table).values())
+    assert rows in ([["ok"], ["ok"] * 2] if answered else [[]])  # one: where decoding is slow, batches are not full
     last = (tmp_path / "a.log").read_text().splitlines()[-1].split("\t")
     assert last[1:3] == ["run", {130: "interrupted", 143: "terminated"}[code]]
     assert f'vidqa_run_exit_code{{table="{table}"}} {code}\n' in (tmp_path / "v.prom").read_text()
     monkeypatch.setattr(StageClock, "stage", enter)
     rest = json.loads(vidqa("describe", tmp_path / "clips", "--out", table, "--json").out)
-    assert rest["rows"] == {"ok": 6 - answered} and rest["clips"]["cached"] >= 2 - answered
+    assert rest["rows"] == {"ok": 6 - len(rows)} and rest["clips"]["cached"] >= 1 - len(rows)
 
 
 @POSIX

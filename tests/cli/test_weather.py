@@ -74,7 +74,7 @@ def test_decoders_that_die_hang_or_want_everything(vidqa, make_clip, tmp_path, m
         "16k.png": "too_large",
     }
     said = {row["path"]: row["error"] for row in read_table(table).to_dicts()}
-    assert "SIGSEGV" in said["segfault.mp4"] and "SIGKILL" in said["oom_killed.mp4"]
+    assert "SIGSEGV" in said["segfault.mp4"] and "SIGKILL, as the system does when memory" in said["oom_killed.mp4"]
     facts = {row["path"]: row["duration_s"] for row in read_table(table).to_dicts()}
     assert facts["ten_hours.mkv"] == pytest.approx(36000, abs=2) and (facts["no_time.mkv"] or 0) < 1
     assert json.loads(done.out)["errors"] == {"crashed": 2, "timeout": 1, "out_of_memory": 1, "too_large": 1}

@@ -87,6 +87,15 @@ def test_a_killed_run_is_tried_once_more(night, tmp_path):
     assert (tmp_path / "vidqa.runs").read_text().count("run") == 4
 
 
+def test_a_signal_to_the_whole_service_is_answered_by_the_command(night, tmp_path):
+    """systemd signals every process of the service: the shell must live on to hand the command's code up."""
+    slow = FAKE.replace("echo results\n", "kill -TERM $PPID\nsleep 0.3\n")
+    (tmp_path / "vidqa").write_text(slow)
+    done = night(143)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "", "")
+    assert not list(tmp_path.glob("tmp.*"))
+
+
 def test_a_lock_that_is_held_for_days_is_news(night, tmp_path):
     import os
 

@@ -27,6 +27,9 @@ from vidqa.errors import EXIT_OK
     help="Ask again what failed before; `failed` passes over what failed three times in a row.",
 )
 @click.option(
+    "--prune-missing", is_flag=True, help="Remove the rows of files below PATHS that are gone; without it they stay."
+)
+@click.option(
     "--dry-run", is_flag=True, help="Only say what would be done: files, rows, hours of video, disk, estimated time."
 )
 @click.option("--log", metavar="FILE", type=click.Path(), help="Add a line for every event: time, stage, outcome, ...")

@@ -79,6 +79,7 @@ class Session:
             batch_size=None if batch_size in (None, "auto") else int(batch_size),
             timeout_s=120.0 if timeout_s is None else float(timeout_s),
             retry=flags.get("retry"),
+            prune_missing=bool(flags.get("prune_missing")),
         )
 
     def watch(self, table: str = "cache") -> Watch:

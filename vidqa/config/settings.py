@@ -89,7 +89,7 @@ _WORK = {"segment": SEGMENT, "batch_size": BATCH, **_READ}
 OPTIONS: dict[str, dict[str, Kind]] = {
     "describe": {
         **{"out": PATH, "questions": SETS, "max_new_tokens": COUNT, "retry": RETRY, "dry_run": FLAG},
-        **{"log": PATH, "log_json": FLAG, "metrics": PATH},
+        **{"prune_missing": FLAG, "log": PATH, "log_json": FLAG, "metrics": PATH},
         **_WORK,
     },
     "ask": {"out": PATH, "max_new_tokens": COUNT, **_WORK},

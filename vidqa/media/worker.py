@@ -128,6 +128,8 @@ class Worker:
             )
         code = process.returncode
         how = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
+        if code == -9:  # SIGKILL: nobody else sends it
+            how += ", as the system does when memory runs out"
         return MediaError("crashed", f"{show(job.path)}: the decoder process died ({how})")
 
     def _start(self) -> subprocess.Popen[bytes]:

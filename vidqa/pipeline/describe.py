@@ -14,6 +14,7 @@ from vidqa.media.files import show
 from vidqa.pipeline.answer import answer_works
 from vidqa.pipeline.ledger import Ledger
 from vidqa.pipeline.loaded import LoadedModel
+from vidqa.pipeline.missing import vanished
 from vidqa.pipeline.options import RunOptions, Work
 from vidqa.pipeline.progress import QUIET, Reporter
 from vidqa.pipeline.quarantine import Failures
@@ -59,25 +60,20 @@ def describe(
     run = Run.begin(model, options, reporter)
     asked = tuple(load_questions("caption") if questions is None else questions)
     table = open_table(out)
+    searched = [str(paths)] if isinstance(paths, str | Path) else list(paths)
     run.summary.table = str(out)
     with TableLock(table.path) as lock:
         if lock.taken_over is not None:
             _say_taken_over(str(out), str(lock.taken_over), reporter)
         with run.clock.stage("read"):
             _recover(table.load(), reporter)
-        found = run.find([paths] if isinstance(paths, str | Path) else paths)
+        found = run.find(searched)
         ledger = Ledger(table, asked, run, Failures(table.path).load())
         with reporter.stop.held():
             try:
-                with (
-                    reporter.progress(len(found.items), "file"),
-                    # Closed by name: an error below must stop the feed before the ledger is closed.
-                    closing(run.encoded(found.items, ledger.owed, asked)) as encoded,
-                ):
-                    for answered in answer_works(encoded, run.model, run.options, run.clock):
-                        ledger.record(answered)
-                        run.answered(answered)
-                        reporter.advance()
+                _work(run, ledger, found.items, asked)
+                if run.options.prune_missing:
+                    ledger.prune(vanished(searched))
             except KeyboardInterrupt:
                 reporter.say(f"stopping: what is finished goes into {out}")
                 raise
@@ -86,6 +82,19 @@ def describe(
     run.summary.close(run.clock, time.perf_counter() - start)
     remember(run.options.cache_dir, run.model, run.summary)
     return run.summary
+
+
+def _work(run: Run, ledger: Ledger, items: Sequence[MediaItem], asked: Sequence[Question]) -> None:
+    """Take every file through all stages."""
+    with (
+        run.reporter.progress(len(items), "file"),
+        # Closed by name: an error below must stop the feed before the ledger is closed.
+        closing(run.encoded(items, ledger.owed, asked)) as encoded,
+    ):
+        for answered in answer_works(encoded, run.model, run.options, run.clock):
+            ledger.record(answered)
+            run.answered(answered)
+            run.reporter.advance()
 
 
 def encode(

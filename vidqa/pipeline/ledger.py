@@ -90,6 +90,16 @@ class Ledger:
             if self._uncommitted >= COMMIT_ROWS or self._due():
                 self._checkpoint()
 
+    def prune(self, gone: Callable[[str], bool]) -> None:
+        """Drop the rows of files that are gone; after all others, so that a renamed file has taken its rows along.
+
+        Args:
+            gone: tells it of a place.
+        """
+        with self._lock:
+            self._summary.pruned = self._table.prune(gone)
+            self._failures.keep(lambda key: self._table.done(*key) is not None)
+
     def close(self) -> None:
         """Give the twins their rows and merge everything into the table. Also for runs that were interrupted."""
         self._closed.set()

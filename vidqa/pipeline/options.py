@@ -33,6 +33,8 @@ class RunOptions:
     memory_bytes: int = 4 << 30  # per decode process
     retry: Literal["failed", "all"] | None = None  # what failed is asked again; `failed`: but for quarantine
 
+    prune_missing: bool = False  # rows of files that vanished go
+
     def __post_init__(self) -> None:
         wrong = []
         if self.segment_s is not None and not 0 < self.segment_s < float("inf"):

@@ -18,6 +18,7 @@ from vidqa.pipeline.content import identify
 from vidqa.pipeline.describe import open_table
 from vidqa.pipeline.ledger import Ledger
 from vidqa.pipeline.loaded import LoadedModel
+from vidqa.pipeline.missing import vanished
 from vidqa.pipeline.options import RunOptions
 from vidqa.pipeline.progress import QUIET, Reporter
 from vidqa.pipeline.quarantine import Failures
@@ -44,6 +45,7 @@ class Plan:
     new_rows: int = 0  # cells to fill
     known_rows: int = 0  # answers that the table has
     hours_of_video: float = 0.0  # of the files to do
+    files_pruned: int = 0  # vanished; their rows would go
     quarantined: list[str] = field(default_factory=list)
     left_out: dict[str, int] | None = None
     cache_bytes_needed: int = 0
@@ -76,6 +78,8 @@ class Plan:
         ]
         if self.files_unreadable:
             lines.append(f"{self.files_unreadable} files cannot be read and will give failed rows")
+        if self.files_pruned:
+            lines.append(f"the rows of {self.files_pruned} files that vanished would be removed")
         if self.quarantined:
             lines.append(f"{len(self.quarantined)} files in quarantine: --retry all asks them again")
         if self.left_out:
@@ -121,8 +125,11 @@ def plan(
     finally:
         index.close()
     made.known_rows = sum(run.summary.known.values())
+    if run.options.prune_missing:
+        ledger.prune(vanished(paths))  # in memory only
+        made.files_pruned = run.summary.pruned
     made.quarantined = list(run.summary.quarantined)
-    old = table.path.stat().st_size if table.path.is_file() else 0
+    old = table.path.stat().st_size if table.path.is_file() else 0  # to a data set, files are only added
     made.table_bytes_needed = old + round(made.new_rows * (old / len(table) if old and len(table) else _ROW_BYTES))
     made.cache_bytes_free = shutil.disk_usage(cache_dir).free
     made.table_bytes_free = shutil.disk_usage(table.path.parent).free

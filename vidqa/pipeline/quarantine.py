@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -125,9 +125,9 @@ class Failures:
             failure.n_failed, failure.n_skipped = failure.n_failed + 1, 0
             self._changed = True
 
-    def forget(self, media_ids: Collection[str]) -> None:
-        """Drop the failures of contents whose rows are gone."""
-        gone = [key for key in self._known if key[0] in media_ids]
+    def keep(self, has_rows: Callable[[Key], bool]) -> None:
+        """Forget the failures of rows that are not in the table any more."""
+        gone = [key for key in self._known if not has_rows(key)]
         for key in gone:
             del self._known[key]
         self._changed |= bool(gone)

@@ -33,7 +33,7 @@ class Summary:
     renamed: int = 0  # files whose rows only needed a new path
     copied: int = 0  # files that got the rows that another file with the same content had before this run
     quarantined: dict[str, None] = field(default_factory=dict)  # paths passed over, in the order found
-    pruned: int = 0  # rows of files that vanished, removed
+    pruned: int = 0  # files that vanished and whose rows were removed
     segments: int = 0  # decoded and encoded by this run
     video_s: float = 0.0  # length of the clips that were worked on
     wall_s: float = 0.0
@@ -109,7 +109,7 @@ class Summary:
         if self.copied:
             lines.append(f"copied rows: {_n(self.copied, 'file')} with the same content as others")
         if self.pruned:
-            lines.append(f"removed: {_n(self.pruned, 'row')} of files that are gone")
+            lines.append(f"removed: the rows of {_n(self.pruned, 'file')} that vanished")
         if self.quarantined:
             shown = ", ".join(map(show, list(self.quarantined)[:_SHOWN]))
             more = f" and {len(self.quarantined) - _SHOWN} more" if len(self.quarantined) > _SHOWN else ""
