@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vidqa.cli.options import HELP, cache_option, model_options, output_options, work_options
+from vidqa.cli.options import HELP, cache_option, model_options, output_options, precision_options, work_options
 from vidqa.cli.shown import as_json, rows_as_json_lines, rows_as_table
 from vidqa.errors import EXIT_OK, EXIT_PARTIAL, UsageError
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @click.option("--max-new-tokens", type=click.IntRange(min=1), metavar="N", help="Longest answer. [what the model says]")
 @work_options
 @model_options
+@precision_options
 @cache_option
 @output_options
 def command(media: str, questions: tuple[str, ...], out: str | None, beside: tuple[str, ...], **flags: Any) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vidqa.cli.options import HELP, cache_option, model_options, output_options, timeout_option
+from vidqa.cli.options import HELP, cache_option, model_options, output_options, precision_options, timeout_option
 from vidqa.cli.shown import as_json
 from vidqa.errors import EXIT_OK, EXIT_PARTIAL, ItemError, UsageError
 
@@ -30,6 +30,7 @@ COMMANDS = {
 @click.option("--max-new-tokens", type=click.IntRange(min=1), metavar="N", help="Longest answer. [what the model says]")
 @timeout_option
 @model_options
+@precision_options
 @cache_option
 @output_options
 def command(media: tuple[str, ...], **flags: Any) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from vidqa.cli.options import HELP, cache_option, model_options, output_options, work_options
+from vidqa.cli.options import HELP, cache_option, model_options, output_options, precision_options, work_options
 from vidqa.errors import EXIT_OK
 
 
@@ -39,6 +39,7 @@ from vidqa.errors import EXIT_OK
 )
 @work_options
 @model_options
+@precision_options
 @cache_option
 @output_options
 def command(paths: tuple[str, ...], out: str, dry_run: bool, **flags: Any) -> int:

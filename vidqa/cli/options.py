@@ -66,7 +66,23 @@ def _with(*options: Callable[[Command], Command]) -> Callable[[Command], Command
 model_options = _with(
     click.option("--model", metavar="NAME|DIR", help="A bundled model by name, or a model folder. [demo]"),
     click.option(
-        "--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N; one asked for by name must be there. [auto]"
+        "--device",
+        metavar="DEVICE",
+        help="auto, cpu, cuda, cuda:N, or map: the language model over all devices. [auto]",
+    ),
+)
+
+#: How exactly the language model computes; both change answers, and so the model's identity in the table.
+precision_options = _with(
+    click.option(
+        "--dtype",
+        type=click.Choice(["float32", "float16", "bfloat16"]),
+        help="Type of the language model. [float32 on the CPU, as saved on a GPU]",
+    ),
+    click.option(
+        "--quantize",
+        type=click.Choice(["8bit", "4bit"]),
+        help="Hold the language model in fewer bits; needs bitsandbytes. `vidqa doctor` says what fits. [no]",
     ),
 )
 

@@ -54,9 +54,11 @@ class Session:
     @cached_property
     def model(self) -> LoadedModel:
         """The bundle, opened; its engines load when they are needed."""
-        from vidqa.pipeline.loaded import load_model
+        from vidqa.pipeline.loaded import Precision, load_model
 
-        return load_model(self.model_name, self._flags.get("device") or "auto", reporter=self.reporter)
+        precision = Precision(self._flags.get("dtype"), self._flags.get("quantize"))
+        device = self._flags.get("device") or "auto"
+        return load_model(self.model_name, device, precision=precision, reporter=self.reporter)
 
     @cached_property
     def questions(self) -> tuple[Question, ...]:

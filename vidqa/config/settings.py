@@ -79,21 +79,24 @@ BATCH = Kind('a whole number of at least 1 or "auto"', lambda v: v == "auto" or 
 SETS = Kind("a list of names or files", _is_texts, lambda text: [part.strip() for part in text.split(",")])
 RETRY = Kind('"failed" or "all"', lambda v: v in ("failed", "all"))
 COMPAT = Kind('"fixed" or "original"', lambda v: v in ("fixed", "original"))
-DTYPE = Kind("keep, float32, float16 or bfloat16", lambda v: v in ("keep", "float32", "float16", "bfloat16"))
+DTYPE = Kind("float32, float16 or bfloat16", lambda v: v in ("float32", "float16", "bfloat16"))
+QUANTIZE = Kind('"8bit" or "4bit"', lambda v: v in ("8bit", "4bit"))
 
 _OUTPUT = {"as_json": FLAG, "quiet": FLAG, "verbose": FLAG}
 _CACHE = {"cache_dir": PATH, **_OUTPUT}
 _READ = {"model": TEXT, "device": TEXT, "timeout": SECONDS, **_CACHE}
 _WORK = {"segment": SEGMENT, "batch_size": BATCH, **_READ}
+_PRECISION = {"dtype": DTYPE, "quantize": QUANTIZE}
 #: Command -> its options, by the names of their parameters. What is not here can be set by flag only.
 OPTIONS: dict[str, dict[str, Kind]] = {
     "describe": {
         **{"out": PATH, "questions": SETS, "max_new_tokens": COUNT, "retry": RETRY, "dry_run": FLAG},
         **{"prune_missing": FLAG, "log": PATH, "log_json": FLAG, "metrics": PATH},
+        **_PRECISION,
         **_WORK,
     },
-    "ask": {"out": PATH, "max_new_tokens": COUNT, **_WORK},
-    "chat": {"max_new_tokens": COUNT, **_READ},
+    "ask": {"out": PATH, "max_new_tokens": COUNT, **_PRECISION, **_WORK},
+    "chat": {"max_new_tokens": COUNT, **_PRECISION, **_READ},
     "search": {"out": PATH, "top": COUNT, **_WORK},
     "encode": _WORK,
     "cache stats": _CACHE,
@@ -102,8 +105,8 @@ OPTIONS: dict[str, dict[str, Kind]] = {
     "doctor": {"model": TEXT, **_CACHE},
     "models list": _OUTPUT,
     "models verify": _OUTPUT,
-    "models convert": {"dtype": DTYPE, "compat": COMPAT, **_OUTPUT},
-    "models pull": {"dtype": DTYPE, "compat": COMPAT, **_OUTPUT},
+    "models convert": {"compat": COMPAT, **_OUTPUT},
+    "models pull": {"compat": COMPAT, **_OUTPUT},
 }
 _KINDS = {name: kind for options in OPTIONS.values() for name, kind in options.items()}
 

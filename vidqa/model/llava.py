@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vidqa.errors import BundleError, DeviceError
 from vidqa.model.bundle import Bundle
 from vidqa.model.connector import Connector, build_connector
-from vidqa.model.llm import load_llm
+from vidqa.model.llm import Quantise, load_llm
 from vidqa.model.splice import fill_slots
 from vidqa.prompts.build import MediaShape
 from vidqa.prompts.formats import ChatFormat, get_format
@@ -131,15 +131,18 @@ class VideoLlava(nn.Module):
         return self.llm(inputs_embeds=embeds, attention_mask=mask, labels=labels, use_cache=False)
 
 
-def load_model(bundle: Bundle, device: str = "auto", dtype: torch.dtype | None = None) -> VideoLlava:
+def load_model(
+    bundle: Bundle, device: str = "auto", dtype: torch.dtype | None = None, quantise: Quantise | None = None
+) -> VideoLlava:
     """Read connector, LLM and tokenizer of a bundle.
 
     Nothing is fetched, no code from the folder runs, and every weight must have its place and every place its weight.
 
     Args:
         bundle: as read by `load_bundle`.
-        device: `auto` (CUDA when there is one), `cpu`, `cuda` or `cuda:N`.
+        device: `auto` (CUDA when there is one), `cpu`, `cuda`, `cuda:N`, or `map` (the LLM's layers over all devices).
         dtype: of all weights; None is float32 on the CPU and what the LLM was saved in on a GPU.
+        quantise: linear layers of the LLM in 8 or 4 bits; None keeps them whole.
 
     Returns:
         The model in evaluation mode.
@@ -148,7 +151,8 @@ def load_model(bundle: Bundle, device: str = "auto", dtype: torch.dtype | None =
         DeviceError: the device was asked for by name and cannot be had.
         BundleError: a part does not fit its description; names file and key.
     """
-    where = pick_device(device)
+    spread = device == "map"
+    where = pick_device("auto" if spread else device)
     kind = dtype or (torch.float32 if where.type == "cpu" else None)
     spec = bundle.spec
     c = spec.connector
@@ -158,15 +162,18 @@ def load_model(bundle: Bundle, device: str = "auto", dtype: torch.dtype | None =
     except (SafetensorError, OSError) as e:
         raise BundleError(f"{bundle.connector_file} cannot be read: {e}") from e
     load_strictly(connector, weights, str(bundle.connector_file))
-    llm, tokenizer = load_llm(bundle.llm_folder, kind)
+    place: torch.device | Literal["map"] | None = "map" if spread else where if quantise else None
+    llm, tokenizer = load_llm(bundle.llm_folder, kind, quantise=quantise, place=place)
     width = llm.get_input_embeddings().weight.shape[1]
     if width != spec.connector.out_size:
         raise BundleError(f"{bundle.folder}: connector.out_size is {spec.connector.out_size}, the LLM is {width} wide")
     chat = get_format(spec.prompt.format, spec.prompt.system)
     if problem := _format_problem(chat, tokenizer):
         raise BundleError(f"{bundle.folder}: prompt.format is {chat.name}, but {problem}")
-    model = VideoLlava(connector.to(llm.dtype), llm, tokenizer, chat, spec.llm.context)
-    return model.to(where).eval().requires_grad_(False)
+    table = llm.get_input_embeddings().weight
+    model = VideoLlava(connector.to(table.device, table.dtype), llm, tokenizer, chat, spec.llm.context)
+    # What was placed while it was read stays where it is.
+    return (model if place else model.to(where)).eval().requires_grad_(False)
 
 
 def save_parts(model: VideoLlava, connector_file: Path, llm_folder: Path) -> None:
@@ -219,7 +226,7 @@ def pick_device(device: str) -> torch.device:
         return torch.device("cpu")
     name, _, index = device.partition(":")
     if name != "cuda" or (index and not index.isdecimal()) or device.endswith(":"):
-        raise DeviceError(f"unknown device {device!r}", hint="auto, cpu, cuda or cuda:N")
+        raise DeviceError(f"unknown device {device!r}", hint="auto, cpu, cuda, cuda:N or map")
     n = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if int(index or 0) >= n:
         raise DeviceError(f"{device} was asked for, but torch sees {n} CUDA devices", hint="--device auto or cpu")

@@ -1,44 +1,57 @@
 """A transformers folder -> a causal LLM and its tokenizer, strictly and without a word.
 
-Knows transformers. Does not know bundles, connectors or prompts.
+Knows transformers, its quantisation and its placing on several devices. Does not know bundles, connectors or prompts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
 
-from vidqa.errors import BundleError
+from vidqa.errors import BundleError, DeviceError
+
+Quantise = Literal["8bit", "4bit"]
 
 
-def load_llm(folder: Path, dtype: torch.dtype | None) -> tuple[Any, Any]:
+def load_llm(
+    folder: Path,
+    dtype: torch.dtype | None,
+    *,
+    quantise: Quantise | None = None,
+    place: torch.device | Literal["map"] | None = None,
+) -> tuple[Any, Any]:
     """Read a causal LLM and its tokenizer.
 
     Nothing is fetched, no code from the folder runs, and only safetensors are read.
 
     Args:
         folder: config, safetensors, tokenizer.
-        dtype: of the weights; None keeps the saved one.
+        dtype: of the weights; None keeps the saved one. Of a quantised LLM it is the type of its arithmetic.
+        quantise: weights of linear layers in 8 or 4 bits while they are read, by bitsandbytes; None does not.
+        place: a device, or `map` to spread the layers over all devices by their free memory; None is the CPU.
 
     Returns:
-        The LLM on the CPU and its tokenizer.
+        The LLM and its tokenizer.
 
     Raises:
         BundleError: a file cannot be read, or a weight is missing, unknown or of another shape; all are named.
+        DeviceError: a package that `quantise` or `map` needs is not installed.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    how = _how(dtype, quantise, place)
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     # Mismatched shapes are errors below, where all of them are named.
     strict = {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
         with _quiet():
-            llm, info = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or "auto", **strict, **local)
+            llm, info = AutoModelForCausalLM.from_pretrained(folder, **how, **strict, **local)
             tokenizer = AutoTokenizer.from_pretrained(folder, **local)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as e:
         raise BundleError(f"{folder} cannot be loaded: {e}") from e
@@ -48,6 +61,42 @@ def load_llm(folder: Path, dtype: torch.dtype | None) -> tuple[Any, Any]:
     if problems:
         raise BundleError("\n".join(f"{folder}: {p}" for p in problems))
     return llm, tokenizer
+
+
+def named_dtype(name: str | None) -> torch.dtype | None:
+    """`float32`, `float16` or `bfloat16` as torch's type; None stays None."""
+    return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[name] if name else None
+
+
+def _how(
+    dtype: torch.dtype | None, quantise: Quantise | None, place: torch.device | Literal["map"] | None
+) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for precision and place."""
+    how: dict[str, Any] = {"dtype": dtype or "auto"}
+    if place is not None:
+        _need("accelerate", "placing a language model piece by piece", "train")
+        how["device_map"] = "auto" if place == "map" else {"": place}
+    if quantise:
+        _need("bitsandbytes", f"{quantise} weights", "quantize")
+        from transformers import BitsAndBytesConfig
+
+        if quantise == "8bit":
+            how["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+        else:
+            # nf4 with doubly quantised scales, as the published programs load their 4-bit models.
+            kind = dtype or torch.float16
+            how["quantization_config"] = BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=kind,
+            )
+    return how
+
+
+def _need(package: str, what: str, extra: str) -> None:
+    if find_spec(package) is None:
+        raise DeviceError(f"{what}: the package {package} is not installed", hint=f'pip install "vidqa[{extra}]"')
 
 
 @contextmanager

@@ -11,9 +11,12 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from vidqa.pipeline.room import describe_room, free_memory
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ def examine(cache_dir: Path, model: str) -> list[Check]:
         ("decord", False, lambda: _imported("decord")),
         ("polars", True, lambda: _imported("polars")),
         ("cuda", False, _cuda),
+        ("bitsandbytes", False, lambda: _imported("bitsandbytes")),
+        *((f"7B on {place}", False, partial(_room, place, free)) for place, free in free_memory().items()),
         ("cache", True, lambda: _cache(cache_dir)),
         ("model", True, lambda: _model(model)),
     ]
@@ -98,6 +103,13 @@ def _cuda() -> str:
     if not usable:
         raise RuntimeError("; ".join(device.reason for device in devices) or "no device")
     return ", ".join(usable)
+
+
+def _room(place: str, free: int) -> str:
+    fits, says = describe_room(free)
+    if not fits:
+        raise MemoryError(says)
+    return says
 
 
 def _cache(folder: Path) -> str:

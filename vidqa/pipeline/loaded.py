@@ -5,8 +5,9 @@ Knows bundles, the encoder and the LLM; does not know media, cache or tables.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from vidqa import __version__
 from vidqa.encoders.session import resolve_device
@@ -20,13 +21,27 @@ if TYPE_CHECKING:  # they pull in heavy packages
     from vidqa.model.llava import VideoLlava
 
 
+@dataclass(frozen=True)
+class Precision:
+    """How exactly the LLM computes. `dtype` None: float32 on the CPU, what it was saved in on a GPU."""
+
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    quantize: Literal["8bit", "4bit"] | None = None
+
+    @property
+    def words(self) -> list[str]:
+        """What was asked for, as it stands behind the model's id."""
+        return [word for word in (self.dtype, self.quantize) if word]
+
+
 class LoadedModel:
     """What answers questions: encoder, connector and LLM of one bundle on one device.
 
     Args:
         bundle: as read by `load_bundle`.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        device: `auto`, `cpu`, `cuda`, `cuda:N`, or `map`: the LLM over all devices, the encoders as for `auto`.
         batch_size: segments that the encoder takes at once; None lets it choose.
+        precision: of the LLM; it is part of the model's identity, because it changes answers.
         reporter: hears once which provider and device were chosen, and the bundle's notice.
 
     Raises:
@@ -34,10 +49,17 @@ class LoadedModel:
     """
 
     def __init__(
-        self, bundle: Bundle, device: str = "auto", *, batch_size: int | None = None, reporter: Reporter = QUIET
+        self,
+        bundle: Bundle,
+        device: str = "auto",
+        *,
+        batch_size: int | None = None,
+        precision: Precision | None = None,
+        reporter: Reporter = QUIET,
     ) -> None:
         self.bundle = bundle
-        self.device = resolve_device(device)
+        self.device = resolve_device("auto" if device == "map" else device)
+        self.precision = precision or Precision()
         self._asked_device = device
         self._batch_size = batch_size
         self.reporter = reporter
@@ -55,8 +77,10 @@ class LoadedModel:
     def llava(self) -> VideoLlava:
         """Connector, LLM and tokenizer, loaded on first use."""
         from vidqa.model.llava import load_model as load_llava
+        from vidqa.model.llm import named_dtype
 
-        llava = load_llava(self.bundle, self._asked_device)
+        wanted = self.precision
+        llava = load_llava(self.bundle, self._asked_device, named_dtype(wanted.dtype), wanted.quantize)
         self.reporter.say_once(f"language model: {llava.device}")
         if self.bundle.spec.notice:
             self.reporter.say_once(f"note: {self.bundle.spec.notice}")
@@ -76,19 +100,23 @@ class LoadedModel:
     @property
     def identity(self) -> Identity:
         """What the rows of this model carry."""
-        return Identity(self.bundle.spec.name, self.bundle.model_id, self.bundle.encoder_id, __version__)
+        model_id = "-".join([self.bundle.model_id, *self.precision.words])
+        return Identity(self.bundle.spec.name, model_id, self.bundle.encoder_id, __version__)
 
 
-def load_model(model: str = "demo", device: str = "auto", *, reporter: Reporter = QUIET) -> LoadedModel:
+def load_model(
+    model: str = "demo", device: str = "auto", *, precision: Precision | None = None, reporter: Reporter = QUIET
+) -> LoadedModel:
     """Open a bundle.
 
     Args:
         model: name of a bundle (`demo` is the bundled one) or its folder.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `map` (a large LLM over several devices).
+        precision: of the LLM; None is float32 on the CPU, and on a GPU what it was saved in.
         reporter: where messages go; nowhere by default.
 
     Raises:
         BundleError: there is no such bundle, or it is damaged.
         DeviceError: the device was asked for by name and cannot be had.
     """
-    return LoadedModel(load_bundle(model), device, reporter=reporter)
+    return LoadedModel(load_bundle(model), device, precision=precision, reporter=reporter)

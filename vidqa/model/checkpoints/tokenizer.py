@@ -9,6 +9,7 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from vidqa.errors import BundleError
 from vidqa.model.checkpoints.recipe import LlmPlan
@@ -32,21 +33,7 @@ def save_tokenizer(plan: LlmPlan, folder: Path) -> None:
     Raises:
         BundleError: it cannot be read, or has more tokens than the LLM has rows for.
     """
-    from transformers import AutoTokenizer
-
-    with tempfile.TemporaryDirectory() as place:
-        # Alone with the LLM's own kind: a config.json of LLaVA would make transformers look for another tokenizer.
-        for name in _FILES:
-            if (plan.tokenizer / name).is_file():
-                shutil.copyfile(plan.tokenizer / name, Path(place) / name)
-        (Path(place) / "config.json").write_text(json.dumps({"model_type": plan.config.model_type}), encoding="utf-8")
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError) as e:
-            raise BundleError(
-                f"the tokenizer in {plan.tokenizer} cannot be read: {e}",
-                hint='a tokenizer.model needs the package sentencepiece: pip install "vidqa[convert]"',
-            ) from e
+    tokenizer = _read(plan.tokenizer, plan.config.model_type)
     if missing := [t for t in plan.new_tokens if t not in tokenizer.get_vocab()]:
         tokenizer.add_tokens(missing, special_tokens=True)
     if len(tokenizer) > plan.config.vocab_size:
@@ -54,3 +41,21 @@ def save_tokenizer(plan: LlmPlan, folder: Path) -> None:
             f"{plan.tokenizer}: the tokenizer has {len(tokenizer)} tokens, the language model {plan.config.vocab_size}"
         )
     tokenizer.save_pretrained(folder)
+
+
+def _read(source: Path, model_type: str) -> Any:
+    from transformers import AutoTokenizer
+
+    with tempfile.TemporaryDirectory() as place:
+        # Alone with the model's own kind: a config.json of LLaVA would make transformers look for another tokenizer.
+        for name in _FILES:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, Path(place) / name)
+        (Path(place) / "config.json").write_text(json.dumps({"model_type": model_type}), encoding="utf-8")
+        try:
+            return AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError) as e:
+            raise BundleError(
+                f"the tokenizer in {source} cannot be read: {e}",
+                hint='a tokenizer.model needs the package sentencepiece: pip install "vidqa[convert]"',
+            ) from e

@@ -43,6 +43,13 @@ FIXED = (
     "answers are greedy unless a temperature is set; the published programs draw at 0.1 or 0.2",
     "prompts of a batch are padded and masked; the published code answers one at a time",
 )
+#: What `--compat original` follows besides.
+AS_DEMOS = (
+    "system text of the published demos and evaluation, which is not the one of tuning",
+    "pictures are cropped and not padded, as in the published demos",
+)
+ONE_PROMPT = "one prompt in tuning and use: the published demos use another system text than tuning"
+PADDED = "pictures are padded to a square, as in tuning; the published demos crop them"
 
 
 def takes(parts: Parts) -> bool:
@@ -64,6 +71,8 @@ def recipe(parts: Parts, mode: Mode) -> Recipe:
     assert base is not None  # takes() has seen it
     claim = Claim(base)
     config = _settings(parts)
+    if mode == "original":  # the demos do not pad pictures, though tuning did
+        config = {k: v for k, v in config.items() if k != "image_aspect_ratio"}
     towers = find_towers(parts, claim, config)
     projector, extra = _projector(parts, claim)
     tensors = below(claim.take("model.").items(), "model.") | below(claim.take("lm_head.").items(), "lm_head.") | extra
@@ -136,7 +145,10 @@ def find_towers(parts: Parts, claim: Claim, settings: Mapping[str, Any]) -> Towe
         tensors = below(tower.take("vision_model.").items(), "vision_model.")
         tensors |= below(tower.take("visual_projection.").items(), "visual_projection.")
         found = text_plan(tower, source.config.get("text_config"), "gelu")
-        text = text or found  # both repositories hold the same one
+        if found and found.tokenizer is None:
+            left_out.append(f"text tower of {source.place}: no tokenizer beside it, so it cannot be used for search")
+        elif found:
+            text = text or found  # both repositories hold the same one
         plans[kind] = tower_plan(kind, tensors, source.config.get("vision_config"), settings)
         surplus += tower.rest()
     return Towers(plans["image"], plans["video"], text, tuple(surplus), tuple(left_out), inside)
@@ -226,8 +238,5 @@ def _compat(mode: Mode, towers: Towers, lora: bool, pad: bool) -> CompatSpec:
     variant += ", towers from inside the checkpoint" if towers.inside else ", towers from LanguageBind's own files"
     variant += f", temporal attention over {timed} frames" if timed else ", without temporal attention"
     if mode == "original":
-        follows = (*FOLLOWS, "system text of the published demos and evaluation, which is not the one of tuning")
-        return CompatSpec(mode, variant, follows, FIXED)
-    squared = ("pictures are padded to a square, as in tuning",) if pad else ()
-    fixed = (*FIXED, "one prompt in tuning and use: the published demos use another system text than tuning", *squared)
-    return CompatSpec(mode, variant, FOLLOWS, fixed)
+        return CompatSpec(mode, variant, (*FOLLOWS, *AS_DEMOS), FIXED)
+    return CompatSpec(mode, variant, FOLLOWS, (*FIXED, ONE_PROMPT, *((PADDED,) if pad else ())))

@@ -19,7 +19,7 @@ from vidqa.model.checkpoints.language import llm_plan
 from vidqa.model.checkpoints.origin import Claim, Origin, below
 from vidqa.model.checkpoints.recipe import ConnectorPlan, LlmPlan, Mode, Recipe, TowerPlan
 from vidqa.model.checkpoints.towers import vision_config
-from vidqa.model.checkpoints.video_llava import FIXED, FOLLOWS, Towers, find_towers
+from vidqa.model.checkpoints.video_llava import AS_DEMOS, FIXED, FOLLOWS, ONE_PROMPT, PADDED, Towers, find_towers
 from vidqa.model.spec import CompatSpec, ConnectorSpec, PromptSpec
 from vidqa.records import SamplingSpec
 
@@ -59,7 +59,7 @@ def recipe(parts: Parts, mode: Mode) -> Recipe:
     own = {kind: _tower_tensors(claim, kind) for kind in ("image", "video")}
     projector = _projector(claim, config)
     llm = _llm(claim, config)
-    true = _true_towers(parts, claim)
+    true = _true_towers(parts, claim, mode)
     vision = config.get("vision_config") or {}
     image = true.image if true else _image(own["image"], vision, config)
     video = true.video if true else _video(own["video"], vision, config)
@@ -108,11 +108,12 @@ def _llm(claim: Claim, config: Mapping[str, Any]) -> LlmPlan:
     return llm_plan({"model_type": "llama", **text}, tensors, claim.source.folder)
 
 
-def _true_towers(parts: Parts, claim: Claim) -> Towers | None:
+def _true_towers(parts: Parts, claim: Claim, mode: Mode) -> Towers | None:
     """LanguageBind's own towers, if the user gave them."""
     if not parts.tower("vision") and not parts.tower("vision_temporal"):
         return None
-    return find_towers(parts, claim, {})
+    # The port's configuration does not say it, but its LLM was tuned with padded pictures.
+    return find_towers(parts, claim, {"image_aspect_ratio": "pad"} if mode == "fixed" else {})
 
 
 def _image(tensors: Mapping[str, Origin], vision: Mapping[str, Any], config: Mapping[str, Any]) -> TowerPlan:
@@ -141,8 +142,8 @@ def _compat(mode: Mode, true_towers: bool, act: str) -> CompatSpec:
         variant = (
             "Video-LLaVA: the LLM of the transformers port with LanguageBind's own towers and their temporal attention"
         )
-        follows = (*FOLLOWS, "system text of the published demos") if mode == "original" else FOLLOWS
-        fixed = FIXED if mode == "original" else (*FIXED, "one prompt in tuning and use")
-        return CompatSpec(mode, variant, follows, fixed)
+        if mode == "original":
+            return CompatSpec(mode, variant, (*FOLLOWS, *AS_DEMOS), FIXED)
+        return CompatSpec(mode, variant, FOLLOWS, (*FIXED, ONE_PROMPT, PADDED))
     variant = f"Video-LLaVA as ported to transformers, without temporal attention, activation {act}"
     return CompatSpec(mode, variant, _HF_FOLLOWS, _HF_FIXED)

@@ -19,8 +19,9 @@ from vidqa import __version__
 from vidqa.errors import BundleError
 from vidqa.model.bundle import Bundle, save_bundle
 from vidqa.model.checkpoints.origin import Origin, n_bytes
-from vidqa.model.checkpoints.recipe import LlmPlan, Recipe, TowerPlan, check_recipe
+from vidqa.model.checkpoints.recipe import LlmPlan, Recipe, TextPlan, TowerPlan, check_recipe
 from vidqa.model.checkpoints.tokenizer import save_tokenizer
+from vidqa.model.clip_tokenizer import END, START, save_clip_tokenizer
 from vidqa.model.export import export_text, export_tower
 from vidqa.model.spec import (
     BundleSpec,
@@ -36,6 +37,7 @@ from vidqa.model.vit import VisionTower
 
 #: Largest shard of the LLM. A shard is in memory, twice for a moment, while it is written.
 SHARD_BYTES = 500_000_000
+_TEXT_GRAPH, _TEXT_TOKENIZER = "encoders/text.onnx", "encoders/text_tokenizer.json"
 
 Step = Callable[[str, int], None]
 """Called with what was written and how many bytes of the checkpoint that was."""
@@ -76,7 +78,7 @@ def write_bundle(
                 _write_tower(plan, folder / _graph(recipe, kind))
             step(f"{kind} encoder", n_bytes(plan.tensors.values()))
         if recipe.text:
-            export_text(_load(TextTower, recipe.text.config, recipe.text.tensors), folder / "encoders" / "text.onnx")
+            _write_text(recipe.text, folder)
             step("text encoder", n_bytes(recipe.text.tensors.values()))
         connector = {key: _as(origin.read(), dtype) for key, origin in recipe.connector.tensors.items()}
         save_file(connector, folder / recipe.connector.spec.file)
@@ -136,21 +138,31 @@ def _load(kind: type[Any], config: Any, tensors: Mapping[str, Origin]) -> Any:
     return module.eval().requires_grad_(False)
 
 
+def _text_spec(plan: TextPlan) -> TextEncoderSpec:
+    c = plan.config
+    return TextEncoderSpec(
+        _TEXT_GRAPH, c.projection_dim, c.max_positions, tokenizer=_TEXT_TOKENIZER, start=START, end=END
+    )
+
+
+def _write_text(plan: TextPlan, folder: Path) -> None:
+    if plan.tokenizer is None:
+        raise BundleError("the plan of the text tower has no tokenizer")
+    export_text(_load(TextTower, plan.config, plan.tensors), folder / _TEXT_GRAPH)
+    save_clip_tokenizer(plan.tokenizer, folder / _TEXT_TOKENIZER)
+
+
 def _spec(recipe: Recipe, name: str, origins: tuple[str, ...]) -> BundleSpec:
     """Settings of the bundle; the digests are filled in when the files are there."""
     video = recipe.video
     if video.sampling is None:
         raise BundleError("the plan of the video tower has no rule for its frames")
-    text = None
-    if recipe.text:
-        shape = recipe.text.config
-        text = TextEncoderSpec("encoders/text.onnx", shape.projection_dim, shape.max_positions)
     return BundleSpec(
         name=name,
         encoders=EncodersSpec(
             EncoderSpec(**_encoder(recipe, "image")),
             VideoEncoderSpec(**_encoder(recipe, "video"), sampling=video.sampling),
-            text,
+            _text_spec(recipe.text) if recipe.text else None,
         ),
         connector=replace(recipe.connector.spec, file="connector.safetensors"),
         llm=LlmSpec("llm", recipe.llm.context),

@@ -1,0 +1,219 @@
+"""Published layouts -> plans: recognised by content, every key accounted for. No graph is exported here."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from published_files import (
+    GOLDEN,
+    HF_NAMES,
+    golden,
+    original_config,
+    write_bin_shards,
+    write_hf,
+    write_json,
+    write_languagebind,
+    write_llm,
+    write_original,
+    write_projector,
+    write_safetensors,
+    write_tokenizer,
+)
+from torch import Tensor
+
+from vidqa.errors import BundleError
+from vidqa.model.checkpoints.convert import plan
+from vidqa.model.checkpoints.recipe import Recipe, check_recipe
+from vidqa.model.checkpoints.write import write_llm as write_llm_folder
+from vidqa.model.llm import load_llm
+
+
+def values(recipe: Recipe) -> dict[str, Tensor]:
+    """All tensors of a plan, by part and name."""
+    out = {}
+    for name in ("image", "video", "connector", "llm"):
+        out |= {f"{name}.{key}": origin.read() for key, origin in getattr(recipe, name).tensors.items()}
+    return out
+
+
+def assert_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    assert set(ours) == set(theirs)
+    for key, value in ours.items():
+        assert torch.equal(value, theirs[key]), key
+
+
+@pytest.fixture
+def original(tmp_path: Path) -> Path:
+    return write_original(tmp_path / "checkpoint")
+
+
+class TestVideoLlava:
+    def test_whole(self, original: Path) -> None:
+        recipe = plan([original])
+        check_recipe(recipe)
+        assert recipe.layout == "video_llava" and recipe.connector.spec.type == "mlp2x_gelu"
+        assert recipe.video.config.temporal_length == 8 and recipe.video.config.hidden_act == "gelu"
+        assert recipe.prompt.format == "vicuna_v1" and recipe.image.preprocess.pad
+        assert not any("inv_freq" in key for key in recipe.llm.tensors)
+
+    def test_as_the_demos_use_it(self, original: Path) -> None:
+        recipe = plan([original], "original")
+        assert recipe.prompt.format == "llava_v1" and recipe.compat.mode == "original"
+        assert not recipe.image.preprocess.pad
+
+    def test_a_folder_s_name_plays_no_part(self, original: Path) -> None:
+        moved = original.rename(original.with_name("valley-lora-hf"))
+        assert plan([moved]).layout == "video_llava"
+
+    def test_in_parts_in_any_order(self, original: Path, tmp_path: Path) -> None:
+        image, video = (write_languagebind(tmp_path / f"tower{i}", kind) for i, kind in enumerate(("image", "video")))
+        parts = [video, write_projector(tmp_path / "stage1" / "p.bin"), image, write_llm(tmp_path / "llm")]
+        recipe = plan(parts)
+        check_recipe(recipe)
+        assert recipe.text is None and any("no tokenizer" in line for line in recipe.left_out)
+        ours = values(recipe)
+        projections = [k for k in ours if "visual_projection" in k]
+        assert len(projections) == 2 and recipe.image.config.projection_dim
+        assert_equal({k: v for k, v in ours.items() if k not in projections}, values(plan([original])))
+
+    def test_towers_of_their_own_take_the_place_of_those_inside(self, original: Path, tmp_path: Path) -> None:
+        towers = [write_languagebind(tmp_path / kind, kind) for kind in ("image", "video")]
+        recipe = plan([original], towers=towers)
+        check_recipe(recipe)
+        assert recipe.image.config.projection_dim and sum("given in its place" in x for x in recipe.left_out) == 2
+
+    @pytest.mark.parametrize("kind", ["linear", "identity"])
+    def test_other_projectors(self, kind: str, tmp_path: Path) -> None:
+        meta, weights = golden("video_llava_forward")
+        weights = {k: v for k, v in weights.items() if "mm_projector" not in k}
+        config = original_config(meta) | {"mm_projector_type": kind}
+        if kind == "linear":
+            weights |= {"model.mm_projector.weight": torch.ones(64, 48), "model.mm_projector.bias": torch.ones(64)}
+        write_bin_shards(tmp_path, weights)
+        write_json(tmp_path / "config.json", config)
+        write_tokenizer(tmp_path)
+        if kind == "linear":
+            recipe = plan([tmp_path])
+            check_recipe(recipe)
+            assert recipe.connector.spec.type == "linear"
+        else:  # towers and LLM of the fixture differ in width
+            with pytest.raises(BundleError, match="differ in width"):
+                plan([tmp_path])
+
+    def test_lora(self, tmp_path: Path) -> None:
+        peft = pytest.importorskip("peft")
+        base = write_llm(tmp_path / "base")
+        llm, _ = load_llm(base, None)
+        torch.manual_seed(0)
+        wrapped = peft.get_peft_model(
+            llm, peft.LoraConfig(r=4, lora_alpha=6, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+        )
+        wrapped.save_pretrained(tmp_path / "lora")
+        projector = golden("video_llava_forward")[1]
+        torch.save(
+            {f"base_model.model.{k}": v for k, v in projector.items() if "mm_projector" in k},
+            tmp_path / "lora" / "non_lora_trainables.bin",
+        )
+        write_json(tmp_path / "lora" / "config.json", original_config(golden("video_llava_forward")[0]))
+        towers = [write_languagebind(tmp_path / kind, kind) for kind in ("image", "video")]
+        recipe = plan([tmp_path / "lora", base, *towers])
+        check_recipe(recipe)
+        merged = wrapped.merge_and_unload().state_dict()
+        assert set(recipe.llm.tensors) == set(merged)
+        for key, origin in recipe.llm.tensors.items():
+            torch.testing.assert_close(origin.read(), merged[key], atol=1e-6, rtol=1e-5)
+        assert "LoRA" in recipe.compat.variant
+        config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
+        write_json(tmp_path / "lora" / "adapter_config.json", config | {"use_dora": True})
+        with pytest.raises(BundleError, match="use_dora"):
+            plan([tmp_path / "lora", base, *towers])
+
+
+class TestPort:
+    @pytest.mark.parametrize("names", HF_NAMES)
+    def test_every_naming(self, names: str, tmp_path: Path) -> None:
+        recipe = plan([write_hf(tmp_path / names, names)])
+        check_recipe(recipe)
+        assert recipe.layout == "video_llava_hf" and recipe.video.config.temporal_length == 0
+        assert recipe.video.config.hidden_act == "quick_gelu" and recipe.prompt.format == "hf"
+        assert_equal(values(recipe), values(plan([write_hf(tmp_path / "again", "saved")])))
+
+    def test_with_the_true_towers(self, tmp_path: Path) -> None:
+        towers = [write_languagebind(tmp_path / kind, kind) for kind in ("image", "video")]
+        recipe = plan([write_hf(tmp_path / "hf")], towers=towers)
+        check_recipe(recipe)
+        assert recipe.video.config.temporal_length == 8 and recipe.video.config.hidden_act == "gelu"
+        assert recipe.video.preprocess.mode == "original" and recipe.prompt.format == "vicuna_v1"
+        assert recipe.video.sampling and recipe.video.sampling.rule == "linspace" and recipe.notice is None
+
+
+class TestRefused:
+    def test_no_towers(self, tmp_path: Path) -> None:
+        with pytest.raises(BundleError, match="no image tower inside"):
+            plan([write_llm(tmp_path / "llm"), write_projector(tmp_path / "p" / "mm_projector.bin")])
+
+    def test_parts_that_make_nothing(self, tmp_path: Path) -> None:
+        with pytest.raises(BundleError, match="make no model that is known"):
+            plan([write_llm(tmp_path / "llm")])
+
+    def test_one_kind_twice(self, tmp_path: Path) -> None:
+        with pytest.raises(BundleError, match="2 times"):
+            plan([write_llm(tmp_path / "a"), write_llm(tmp_path / "b")])
+
+    def test_unknown_keys_only(self, tmp_path: Path) -> None:
+        write_safetensors(tmp_path, {"something.else": torch.zeros(2)})
+        with pytest.raises(BundleError, match=r"not the weights of a known kind.*something\.else"):
+            plan([tmp_path])
+
+    def test_all_surplus_and_missing_keys_are_named(self, original: Path) -> None:
+        _, weights = golden("video_llava_forward")
+        lost = "model.layers.1.mlp.up_proj.weight"
+        weights["model.layers.0.mlp.up_proj.weight"] = torch.zeros(3, 3)
+        weights |= {"model.video_tower.video_tower.encoder.extra": torch.zeros(1), "head.weight": torch.zeros(1)}
+        write_bin_shards(original, {k: v for k, v in weights.items() if k != lost})
+        with pytest.raises(BundleError) as e:
+            check_recipe(plan([original]))
+        assert f"{lost}: missing" in e.value.what and "up_proj.weight: shape [3, 3]" in e.value.what
+        assert "head.weight: unknown key" in e.value.what and "encoder.extra: unknown key" in e.value.what
+        assert len(e.value.what.splitlines()) == 5
+
+    @pytest.mark.parametrize(
+        ("change", "says"),
+        [
+            ({"mm_use_im_start_end": True}, "mm_use_im_start_end"),
+            ({"vision_config": None}, "number of heads is not in the weights"),
+            ({"vision_config": {"hidden_size": 1024}}, "config.json says hidden_size 1024, the weights say 48"),
+            ({"vision_config": {"num_attention_heads": 4, "hidden_act": "relu"}}, "relu"),
+            ({"model_type": "no-such"}, "no-such"),
+            ({"quantization_config": {"bits": 4}}, "quantised"),
+            ({"mm_vision_select_layer": -9}, "mm_vision_select_layer"),
+        ],
+    )
+    def test_configurations(self, change: dict, says: str, original: Path) -> None:
+        config = json.loads((original / "config.json").read_text())
+        write_json(original / "config.json", config | change)
+        with pytest.raises(BundleError, match=says):
+            check_recipe(plan([original]))
+
+    def test_no_tokenizer(self, original: Path) -> None:
+        (original / "tokenizer.json").unlink()
+        with pytest.raises(BundleError, match="no tokenizer here"):
+            plan([original])
+
+
+def test_the_llm_is_written_in_shards_and_read_again(original: Path, tmp_path: Path) -> None:
+    recipe = plan([original])
+    steps: list[str] = []
+    write_llm_folder(recipe.llm, tmp_path / "llm", torch.float16, lambda what, n: steps.append(what), 60_000)
+    shards = sorted(p.name for p in (tmp_path / "llm").glob("*.safetensors"))
+    assert len(shards) == len(steps) > 2 and shards[0] == f"model-00001-of-{len(shards):05d}.safetensors"
+    llm, tokenizer = load_llm(tmp_path / "llm", None)
+    assert llm.dtype == torch.float16 and tokenizer.bos_token_id == 1
+    for key, value in llm.state_dict().items():
+        assert torch.equal(value, recipe.llm.tensors[key].read().half()), key
+    shutil.rmtree(tmp_path / "llm")
+    assert GOLDEN.is_dir()
