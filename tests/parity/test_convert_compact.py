@@ -17,11 +17,13 @@ from golden_checks.language import greedy
 from onnxruntime import InferenceSession
 from safetensors.torch import load_file, save_file
 
+import vidqa
 from vidqa.encoders.encoder import Encoder
 from vidqa.errors import BundleError
 from vidqa.model.bundle import Bundle, load_bundle
 from vidqa.model.checkpoints.convert import convert, plan
 from vidqa.model.llava import load_model
+from vidqa.pipeline.options import RunOptions
 from vidqa.records import EncoderInput
 
 pytestmark = pytest.mark.parity
@@ -58,11 +60,13 @@ class TestVideoChatGPT:
         """The whole way once more with nothing of ours behind the decoder: CLIP and LLaMA of transformers."""
         clip = make_clip(tmp_path / "clip.mp4", n_frames=12, size=40)
         bundle, parts = chatgpt
-        (answer,) = ask(bundle, clip, "Why?", 6)
+        options = RunOptions(cache_dir=tmp_path / "cache", max_new_tokens=6)
+        (row,) = vidqa.ask(clip, "Why?", model=str(bundle.folder), options=options)
         wanted, n_tokens = by_hand(bundle, parts, clip, "Why?", 6)
-        assert answer.text == wanted
-        assert answer.n_visual_tokens == 100 + 16
-        assert answer.n_prompt_tokens == n_tokens
+        assert row.answer == wanted
+        assert row.n_visual_tokens == 100 + 16
+        assert row.n_prompt_tokens == n_tokens
+        assert row.frame_times_s is not None and len(row.frame_times_s) == 12
 
     def test_three_words_more(self, tmp_path: Path) -> None:
         """The LLM as published is three words shorter; its new output rows are the mean of the others."""
@@ -201,10 +205,12 @@ class TestValley:
         bundle = convert_valley("v1", False)
         (answer,) = ask(bundle, make_clip(tmp_path / "clip.mp4", n_frames=12, size=40), "Why?", 5)
         assert answer.n_visual_tokens == 256 + 8
-        features = Encoder.from_bundle(bundle, "cpu").encode(
+        encoder = Encoder.from_bundle(bundle, "cpu")
+        features = encoder.encode(
             [EncoderInput(np.zeros((1, 3, 32, 32), np.float32), np.zeros(1), np.zeros(1, np.bool_), "image")]
         )
         assert load_model(bundle, "cpu").media_shape(features[0]).lengths == (256, 1)
+        assert encoder.session("image") is encoder.session("video"), "one graph is loaded once"
 
     def test_a_difference_needs_its_base(self, tmp_path: Path) -> None:
         delta, base = write_valley_delta(tmp_path, "v1")

@@ -138,6 +138,10 @@ class Encoder:
         """
         if kind not in self._sessions:
             g = self._graphs[kind]
+            for other, opened in self._sessions.items():
+                if self._graphs[other].path == g.path:  # one graph for pictures and clips: its weights are loaded once
+                    self._sessions[kind] = opened
+                    return opened
             self._sessions[kind] = OnnxSession(
                 g.path, self.device, sha256=g.sha256, external=g.external, threads=self._threads
             )
