@@ -102,7 +102,9 @@ class TestGraphs:
         beside.symlink_to(outside)
         assert "leads out of the model's folder" in refused(folder)
 
-    @pytest.mark.parametrize("spoil", [lambda b: b"", lambda b: b[:200], lambda b: b"\xff" * 100, lambda b: b"PK" + b])
+    @pytest.mark.parametrize(
+        "spoil", [lambda b: b"", lambda b: b[:200], lambda b: b"\xff" * 100, lambda b: b"PK\x03\x04" + b]
+    )
     def test_no_graph_at_all(self, spoil: Callable[[bytes], bytes], folder: Path) -> None:
         path = folder / "encoders" / "image.onnx"
         path.write_bytes(spoil(path.read_bytes()))

@@ -1,0 +1,120 @@
+"""Whole runs and their storage: a full disk, a cache that is eaten, rows that are safe before the run ends."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vidqa.cache.maintain import verify
+from vidqa.tables.schema import read_table
+
+
+def mount(*arguments: str) -> None:
+    if sys.platform != "linux" or subprocess.run(["mount", *arguments], capture_output=True).returncode:
+        pytest.skip("needs the right to mount")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own with 256 KB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount("-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder))
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(folder: Path, leave: int) -> None:
+    """Take all room but `leave` bytes."""
+    with (folder / "ballast").open("wb", buffering=0) as f:
+        while True:
+            try:
+                if not f.write(b"\0" * 4096):
+                    break
+            except OSError:
+                break
+        f.truncate(max(0, f.tell() - leave))
+
+
+def test_no_room_in_the_cache(vidqa, clips, make_clip, small_disk, tmp_path):
+    for i in range(6):
+        make_clip(clips / f"more{i}.mp4", seed=50 + i)
+    cache = small_disk / "cache"
+    assert vidqa("describe", clips / "a.mp4", "--out", tmp_path / "first.parquet", "--cache-dir", cache).code == 0
+    fill(small_disk, 24 << 10)
+    done = vidqa("describe", clips, "--out", tmp_path / "t.parquet", "--cache-dir", cache, "--batch-size", 1)
+    assert done.code == 1
+    assert "no room" in done.err and str(cache) in done.err and "prune" in done.err and "Traceback" not in done.err
+    assert not verify(cache).damaged
+    n_finished = len(read_table(tmp_path / "t.parquet"))
+    assert n_finished < 9
+    (small_disk / "ballast").unlink()
+    done = vidqa("describe", clips, "--out", tmp_path / "t.parquet", "--cache-dir", cache, "--json")
+    assert done.code == 0 and json.loads(done.out)["known"].get("ok", 0) == n_finished
+    assert read_table(tmp_path / "t.parquet")["status"].to_list() == ["ok"] * 9
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "set/"])
+def test_no_room_for_the_table(vidqa, clips, small_disk, name):
+    out = f"{small_disk}/{name}"
+    assert vidqa("describe", clips / "a.mp4", "--out", out).code == 0
+    before = read_table(out)
+    fill(small_disk, 8 << 10)
+    done = vidqa("describe", clips, "--out", out)
+    assert done.code == 1
+    assert "cannot be written" in done.err and "free space" in done.err and "Traceback" not in done.err
+    assert read_table(out).equals(before)
+    (small_disk / "ballast").unlink()
+    done = vidqa("describe", clips, "--out", out, "--json")
+    assert done.code == 0 and json.loads(done.out)["clips"]["cached"] in (0, 2)  # 0: the rows lay in a part
+    assert sorted(read_table(out)["path"]) == ["a.mp4", "b.mp4", "deeper/c.mp4"]
+
+
+def test_a_cache_that_is_eaten_from_under_the_run(vidqa, clips, tmp_path, surroundings, monkeypatch):
+    from vidqa.cache.store import FeatureStore
+
+    vidqa("encode", clips)
+    read = FeatureStore.get
+
+    def eaten(self, key):
+        entry = self.path(key)
+        if victims and entry.exists():
+            victims.pop()(entry)
+        return read(self, key)
+
+    victims = [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:100])]
+    monkeypatch.setattr(FeatureStore, "get", eaten)
+    done = vidqa("describe", clips, "--out", tmp_path / "t.parquet", "--json")
+    assert done.code == 0 and not victims
+    assert json.loads(done.out)["clips"] == {"done": 3, "cached": 1, "failed": 0}
+    assert not verify(Path(surroundings["VIDQA_CACHE"])).damaged
+
+
+def test_a_finished_row_is_safe_while_the_next_file_takes_long(vidqa, clips, tmp_path, monkeypatch):
+    from vidqa.pipeline import describe, ledger
+
+    parts, safe = tmp_path / "t.parquet.parts", []
+    answer_works = describe.answer_works
+
+    def slow(*arguments):
+        for answered in answer_works(*arguments):
+            yield answered
+            if not safe:  # nothing more is finished until somebody has looked at the clock
+                for _ in range(600):
+                    if list(parts.glob("0*.parquet")):
+                        break
+                    time.sleep(0.1)
+                safe.append(len(list(parts.glob("0*.parquet"))))
+                assert not (tmp_path / "t.parquet").exists()
+
+    monkeypatch.setattr(describe, "answer_works", slow)
+    monkeypatch.setattr(ledger, "COMMIT_S", 0.4)
+    monkeypatch.setattr(ledger, "_LOOK_S", 0.2)
+    assert vidqa("describe", clips, "--out", tmp_path / "t.parquet").code == 0
+    assert safe == [1] and len(read_table(tmp_path / "t.parquet")) == 3 and not parts.exists()
