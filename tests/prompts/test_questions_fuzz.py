@@ -53,7 +53,7 @@ def load(path: Path, data: bytes) -> None:
 
 
 @QUICK
-@given(st.lists(st.tuples(st.integers(0, 9), st.sampled_from(KEYS), st.sampled_from(VALUES)), max_size=4))
+@given(lines=st.lists(st.tuples(st.integers(0, 9), st.sampled_from(KEYS), st.sampled_from(VALUES)), max_size=4))
 def test_any_value_under_any_key(lines: list[tuple[int, str, str]], tmp_path: Path) -> None:
     text = GOOD.splitlines()
     for at, key, value in lines:
@@ -62,8 +62,8 @@ def test_any_value_under_any_key(lines: list[tuple[int, str, str]], tmp_path: Pa
 
 
 @QUICK
-@given(st.integers(0, 2**32), st.binary(max_size=6))
-@example(0, b"\xff\xfe")
+@given(seed=st.integers(0, 2**32), piece=st.binary(max_size=6))
+@example(seed=0, piece=b"\xff\xfe")
 def test_any_damage(seed: int, piece: bytes, tmp_path: Path) -> None:
     chance, data = random.Random(seed), bytearray(GOOD.encode())
     for _ in range(chance.randrange(1, 4)):
@@ -73,7 +73,7 @@ def test_any_damage(seed: int, piece: bytes, tmp_path: Path) -> None:
 
 
 @QUICK
-@given(st.sampled_from([*KEYS[:5], "colour"]), st.sampled_from(VALUES))
+@given(key=st.sampled_from([*KEYS[:5], "colour"]), value=st.sampled_from(VALUES))
 def test_a_wrong_value_is_told_by_its_key(key: str, value: str, tmp_path: Path) -> None:
     path = tmp_path / "fuzz.toml"
     lines = {"id": '"a"', "text": '"What?"'} | {key: value}

@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import sqlite3
 import stat
 import threading
@@ -36,6 +37,8 @@ FACTS_REVISION = 1
 # Two writes within one tick of a file system's clock give the same mtime. FAT ticks every two seconds.
 _TICK_NS = 2_000_000_000
 _CHUNK = 1 << 20
+# What SQLite's write-ahead log takes at most before it is emptied: with less, any of its writes may have failed.
+_HEADROOM = 8 << 20
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, media_id TEXT, read_ns INTEGER)
   WITHOUT ROWID;
@@ -135,12 +138,20 @@ class MediaIndex:
             yield
         except sqlite3.Error as error:
             text = str(error)
-            if "full" in text:
+            # SQLite calls a full disk by its name only where it writes itself, not where it maps the file.
+            if "full" in text or ("I/O" in text and _is_full(self.root)):
                 raise write_error(self.root, OSError(errno.ENOSPC, text)) from error
             if "readonly" in text or "unable to open" in text:
                 raise write_error(self.root, OSError(errno.EACCES, text)) from error
             hint = f"if no other vidqa is running, remove {self.root / INDEX_NAME}*; it is made anew"
             raise CacheError(f"the index of the cache folder {self.root} failed: {text}", hint=hint) from error
+
+
+def _is_full(folder: Path) -> bool:
+    try:
+        return shutil.disk_usage(folder).free < _HEADROOM
+    except OSError:
+        return False
 
 
 def _open(path: Path) -> sqlite3.Connection:
