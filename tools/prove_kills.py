@@ -3,7 +3,8 @@
 Makes some clips and lets one run describe them undisturbed. Then runs over the same clips are killed with signal 9,
 with all their processes, each after a random time; the next one goes on. After each kill the table must be absent or
 whole and the cache sound; when a run comes to its end, the table must hold the rows of the undisturbed one: none lost,
-none twice. In the second half of each round some clips are renamed, copied and new. `--model` gives the answers.
+none twice. In the second half of each round some clips are renamed, copied and new. `--model` gives the answers. Runs
+are forked from one process that has loaded the packages, and killed from the moment when they hold their lock.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import json
 import os
 import random
+import select
 import shutil
 import signal
 import subprocess
@@ -20,6 +22,7 @@ import tempfile
 import time
 from collections import Counter
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import av
@@ -32,12 +35,23 @@ from vidqa.tables.schema import read_table
 PART_ROWS = 3
 TELLING = ["media_id", "path", "start_s", "question", "status", "answer"]
 
-CHILD = """
-import sys
+#: Loads what a run needs once; then each line on stdin, a JSON list of arguments, is a run in a forked process.
+SERVER = """
+import json, os, sys
 import vidqa.pipeline.ledger as ledger
 from vidqa.cli.main import run
+import vidqa.pipeline.describe, vidqa.generate.engine, vidqa.encoders.encoder, vidqa.model.llava, vidqa.tables.store
+import transformers.models.llama.modeling_llama, transformers.models.auto.tokenization_auto
 ledger.COMMIT_ROWS = int(sys.argv[1])
-sys.exit(run(sys.argv[2:]))
+for line in sys.stdin:
+    if not (pid := os.fork()):
+        os.setsid()
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, 0)
+        os.dup2(null, 1)
+        os._exit(run(json.loads(line)) or 0)
+    print(pid, flush=True)
+    print(os.waitpid(pid, 0)[1], flush=True)
 """
 
 
@@ -67,26 +81,65 @@ def second_half(clips: Path) -> None:
     make_clip(clips / "new.mp4", 999)
 
 
-def start(clips: Path, work: Path, out: str, model: str) -> subprocess.Popen[bytes]:
-    """A run as a process group of its own."""
-    command = [sys.executable, "-c", CHILD, str(PART_ROWS), "describe", str(clips), "--out", str(work / out)]
-    command += ["--model", model, "--cache-dir", str(work / "cache"), "--batch-size", "2", "--quiet"]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+class Run:
+    """One run of `vidqa describe`: a process group of its own, a child of the server."""
+
+    def __init__(self, server: subprocess.Popen[bytes], arguments: list[str]) -> None:
+        assert server.stdin is not None and server.stdout is not None
+        self._said = server.stdout
+        self._status: int | None = None
+        server.stdin.write(json.dumps(arguments).encode() + b"\n")  # not buffered, nor is what comes back
+        self.pid = int(self._said.readline())
+
+    def ended(self) -> bool:
+        """True when it has ended by itself."""
+        return self._status is not None or bool(select.select([self._said], [], [], 0)[0])
+
+    def wait(self) -> int:
+        """Status as the system gives it; 0 is success."""
+        if self._status is None:
+            self._status = int(self._said.readline())
+        return self._status
+
+    def kill(self) -> None:
+        """Signal 9 to the run and all of its processes."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self.wait()
 
 
-def finish(process: subprocess.Popen[bytes]) -> None:
-    """Wait for a run that must succeed."""
-    _, said = process.communicate()
-    if process.returncode:
-        raise Broken(f"a run ended with {process.returncode}: {said.decode(errors='replace')}")
+@dataclass(frozen=True)
+class Place:
+    """Where runs work, and with what."""
 
+    server: subprocess.Popen[bytes]
+    clips: Path
+    work: Path
+    out: str
+    model: str
 
-def until_lock(process: subprocess.Popen[bytes], work: Path, out: str) -> None:
-    """Wait until the run holds its lock, that is until it works."""
-    lock = work / f".{out.rstrip('/')}.lock"
-    before = lock.read_bytes() if lock.exists() else b""
-    while process.poll() is None and (not lock.exists() or lock.read_bytes() in (before, b"")):
-        time.sleep(0.01)
+    @property
+    def table(self) -> Path:
+        """The table, file or folder."""
+        return self.work / self.out.rstrip("/")
+
+    def start(self) -> Run:
+        """Begin a run and wait until it holds its lock, that is until it works."""
+        lock = self.work / f".{self.table.name}.lock"
+        before = lock.read_bytes() if lock.exists() else b""
+        arguments = ["describe", str(self.clips), "--out", f"{self.work}/{self.out}", "--model", self.model]
+        arguments += ["--cache-dir", str(self.work / "cache"), "--batch-size", "2", "--quiet"]
+        run = Run(self.server, arguments)
+        while not run.ended() and (not lock.exists() or lock.read_bytes() in (before, b"")):
+            time.sleep(0.005)
+        return run
+
+    def finish(self) -> float:
+        """A whole run, which must succeed; its seconds from the lock to the end."""
+        run, begin = self.start(), time.monotonic()
+        if run.wait():
+            raise Broken(f"a run that nobody killed ended with status {run.wait()}")
+        return time.monotonic() - begin
 
 
 def rows(table: Path) -> Counter[tuple[object, ...]]:
@@ -94,35 +147,46 @@ def rows(table: Path) -> Counter[tuple[object, ...]]:
     return Counter(read_table(table).select(TELLING).iter_rows())
 
 
-def look(work: Path, out: str, allowed: set[tuple[object, ...]]) -> None:
-    """Hold what a kill left to the promises."""
-    table = work / out.rstrip("/")
-    if table.exists():
-        found = rows(table)
-        if max(found.values(), default=1) > 1 or not found.keys() <= allowed:
-            raise Broken("after a kill, the table holds rows twice or rows that it should not")
-    if (work / "cache").exists() and (damaged := verify(work / "cache").damaged):
+def look(place: Place) -> None:
+    """Hold what a kill left to the promises: a whole table or none, no row twice, no damaged entry in the cache."""
+    if place.table.exists() and max(rows(place.table).values(), default=1) > 1:
+        raise Broken("after a kill, the table holds a row twice")
+    if (place.work / "cache").exists() and (damaged := verify(place.work / "cache").damaged):
         raise Broken(f"after a kill, the cache holds damaged entries: {damaged}")
 
 
-def undisturbed(clips: Path, work: Path, out: str, model: str) -> tuple[list[Counter[tuple[object, ...]]], float]:
+def undisturbed(place: Place) -> tuple[list[Counter[tuple[object, ...]]], float]:
     """Both halves without a kill: their rows, and how long a run works in seconds."""
-    work.mkdir()
-    tables, seconds = [], 0.0
+    place.work.mkdir()
+    tables, seconds = [], []
     for half in (1, 2):
         if half == 2:
-            second_half(clips)
-        process = start(clips, work, out, model)
-        until_lock(process, work, out)
-        begin = time.monotonic()
-        finish(process)
-        seconds = max(seconds, time.monotonic() - begin)
-        tables.append(rows(work / out.rstrip("/")))
-    return tables, seconds
+            second_half(place.clips)
+        seconds.append(place.finish())
+        tables.append(rows(place.table))
+    return tables, seconds[0]
 
 
-def prove(count: int, seed: int, out: str, model: str, n_clips: int) -> dict[str, object]:
-    """Kill `count` runs.
+def disturbed(place: Place, n_kills: int, run_s: float, chance: random.Random, seen: Counter[str]) -> None:
+    """Kill some runs, look at what each leaves, and let the last one come to its end."""
+    for _ in range(n_kills):
+        run = place.start()
+        time.sleep(chance.uniform(0, run_s))
+        seen["ended before the kill" if run.ended() else "killed"] += 1
+        run.kill()
+        parts = place.work / (place.table.name + ".parts")
+        seen["left parts"] += parts.exists() and any(parts.glob("0*"))
+        seen["left a table"] += place.table.exists()
+        look(place)
+    place.finish()
+    seen["compared"] += 1
+    strange = [p.name for p in place.work.iterdir() if ".parts" in p.name or p.name.endswith((".part", ".lock"))]
+    if strange:
+        raise Broken(f"a run that ended left {strange}")
+
+
+def prove(home: Path, server: subprocess.Popen[bytes], args: argparse.Namespace) -> dict[str, object]:
+    """Kill as many runs as asked for.
 
     Returns:
         What was seen, as numbers.
@@ -130,48 +194,25 @@ def prove(count: int, seed: int, out: str, model: str, n_clips: int) -> dict[str
     Raises:
         Broken: a promise does not hold.
     """
-    chance = random.Random(seed)
-    seen: Counter[str] = Counter()
-    with tempfile.TemporaryDirectory(prefix="vidqa-kills-") as folder:
-        home = Path(folder)
-        for i in range(n_clips):
-            make_clip(home / "first" / f"clip{i:02d}.mp4", i)
-        clips = home / "clips"
-        shutil.copytree(home / "first", clips)
-        expected, run_s = undisturbed(clips, home / "whole", out, model)
-        allowed = set(expected[0]) | set(expected[1])
-        while seen["killed"] < count:
-            shutil.rmtree(clips)
-            shutil.copytree(home / "first", clips)
-            work = home / "work"
-            work.mkdir()
-            for half in (0, 1):
-                if half:
-                    second_half(clips)
-                # Half of the kills that are left, so that both halves get theirs; then one run that may end.
-                left = count - seen["killed"]
-                for _ in range(min(left if half else (left + 1) // 2, chance.randrange(1, 5))):
-                    process = start(clips, work, out, model)
-                    until_lock(process, work, out)
-                    time.sleep(chance.uniform(0, run_s))
-                    seen["ended before the kill" if process.poll() is not None else "killed"] += 1
-                    with suppress(ProcessLookupError):
-                        os.killpg(process.pid, signal.SIGKILL)
-                    process.communicate()
-                    parts = work / (out.rstrip("/") + ".parts")
-                    seen["with parts beside the table"] += parts.exists() and any(parts.glob("[0-9]*"))
-                    look(work, out, allowed)
-                process = start(clips, work, out, model)
-                finish(process)
-                if rows(work / out.rstrip("/")) != expected[half]:
-                    raise Broken(f"rows differ from the undisturbed run (seed {seed}, {seen['killed']} kills)")
-                left_over = {p.name for p in work.iterdir()} - {"cache", out.rstrip("/")}
-                strange = [n for n in left_over if ".parts" in n or n.endswith((".part", ".lock"))]
-                if strange:
-                    raise Broken(f"a run that ended left {strange}")
-                seen["compared"] += 1
-            shutil.rmtree(work)
-            print(f"{seen['killed']} of {count} killed", file=sys.stderr, flush=True)
+    chance, seen = random.Random(args.seed), Counter[str]()
+    for i in range(args.clips):
+        make_clip(home / "first" / f"clip{i:02d}.mp4", i)
+    shutil.copytree(home / "first", home / "clips")
+    expected, run_s = undisturbed(Place(server, home / "clips", home / "whole", args.out, args.model))
+    place = Place(server, home / "clips", home / "work", args.out, args.model)
+    while seen["killed"] < args.count:
+        shutil.rmtree(place.clips)
+        shutil.copytree(home / "first", place.clips)
+        place.work.mkdir()
+        for half in (0, 1):
+            if half:
+                second_half(place.clips)
+            left = args.count - seen["killed"]
+            disturbed(place, min(left, chance.randrange(2, 6)), run_s, chance, seen)
+            if rows(place.table) != expected[half]:
+                raise Broken(f"rows differ from those of the undisturbed run after {seen['killed']} kills")
+        shutil.rmtree(place.work)
+        print(f"{seen['killed']} of {args.count} killed: {dict(seen)}", file=sys.stderr, flush=True)
     return {"rows": [sum(table.values()) for table in expected], "run_s": round(run_s, 2), **seen}
 
 
@@ -185,10 +226,17 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=12, help="clips of the archive [12]")
     args = parser.parse_args()
     begin = time.monotonic()
-    try:
-        seen = prove(args.count, args.seed, args.out, args.model, args.clips)
-    except Broken as error:
-        sys.exit(f"BROKEN: {error}")
+    command = [sys.executable, "-c", SERVER, str(PART_ROWS)]
+    with (
+        tempfile.TemporaryDirectory(prefix="vidqa-kills-") as home,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as server,
+    ):
+        try:
+            seen = prove(Path(home), server, args)
+        except Broken as error:
+            sys.exit(f"BROKEN (seed {args.seed}): {error}")
+        finally:
+            server.terminate()
     print(json.dumps({"proof": "kills", "seed": args.seed, "wall_s": round(time.monotonic() - begin, 1), **seen}))
 
 

@@ -121,7 +121,7 @@ def test_every_unknown_key_is_named(folder: Path) -> None:
         ("encoders.image", None, "encoders.image"),
         ("encoders.image.preprocess.mean", [0.5, 0.5], "needs 3 values"),
         ("encoders.image.preprocess.mode", "best", "encoders.image.preprocess.mode"),
-        ("encoders.video.n_frames", 4, "sampling.n_frames is 8, the graph takes 4"),
+        ("encoders.video.n_frames", 3, "sampling.n_frames is 8, the graph takes 3"),
         ("encoders.video.sampling.rate", "5", "a number"),
         ("encoders.video.keep_cls", 1, "true or false"),
         ("llm.files", {}, "config.json is missing"),

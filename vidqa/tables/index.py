@@ -52,9 +52,10 @@ class Index:
         """Place of a file -> what was asked of it -> numbers of the rows; of all files with one content."""
         found: dict[str, dict[Cell, list[int]]] = {}
         for file in self._files(media_id):
-            for i in self._rows(file):
+            if rows := list(self._rows(file)):
                 cells = found.setdefault(location(*self._place(file)), {})
-                cells.setdefault(self._names[self._cell_of(i)], []).append(i)
+                for i in rows:
+                    cells.setdefault(self._names[self._cell_of(i)], []).append(i)
         return found
 
     def files(self) -> Iterator[tuple[str | None, str, str]]:
