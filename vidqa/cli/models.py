@@ -137,6 +137,8 @@ def convert(parts: tuple[Path, ...], out: Path, towers: tuple[Path, ...], **flag
       vidqa models convert Video-LLaVA-7B --out models/video-llava
       vidqa models convert vicuna-7b mm_projector.bin LanguageBind_Image LanguageBind_Video_merge --out mine
       vidqa models convert Video-LLaVA-7B-hf --towers LanguageBind_Image --towers LanguageBind_Video_merge --out hf
+      vidqa models convert Video-ChatGPT-7B LLaVA-7B-Lightening-v1-1 clip-vit-large-patch14 --out chatgpt
+      vidqa models convert valley-13b-v1-delta llama-13b --out valley
     """
     from vidqa.cli.session import Session
     from vidqa.model.checkpoints.convert import convert as convert_parts
