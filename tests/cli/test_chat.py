@@ -96,6 +96,12 @@ def test_media_that_cannot_be(asking, clips, tmp_path):
     assert asking("What?\n").code == 2
 
 
+def test_closed_input(vidqa, clips, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    done = vidqa("chat", clips / "a.mp4")
+    assert done.code == 2 and "standard input is closed" in done.err
+
+
 class Keyboard(io.StringIO):
     """Somebody at a terminal."""
 

@@ -130,17 +130,21 @@ def read_pooled(f: BinaryIO, key: CacheKey) -> Pooled:
         if length > _LONGEST_HEADER:
             raise ValueError(f"a header of {length} bytes")
         header = json.loads(f.read(length))
-        metadata, tensor = json.loads(header["__metadata__"][_METADATA]), header["embedding"]
+        metadata, tensor = json.loads(header.pop("__metadata__")[_METADATA]), header["embedding"]
         if metadata["format"] != ENTRY_FORMAT or CacheKey(**metadata["key"]) != key:
             raise ValueError("format or key")
         start, end = tensor["data_offsets"]
-        f.seek(start, 1)  # from the end of the header
+        if not 0 <= start <= end <= start + _LONGEST_HEADER:
+            raise ValueError(f"an embedding of {end - start} bytes")
+        if f.seek(0, 2) != 8 + length + max(one["data_offsets"][1] for one in header.values()):
+            raise ValueError("length differs from the header's")
+        f.seek(8 + length + start)
         embedding = np.frombuffer(f.read(end - start), dtype="<f4").astype(np.float32)
         if tensor["dtype"] != "F32" or [len(embedding)] != tensor["shape"] or not np.isfinite(embedding).all():
             raise ValueError("embedding")
         facts = facts_from_dict(metadata["facts"])
         return Pooled(embedding, float(metadata["start_s"]), float(metadata["end_s"]), facts)
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         raise CacheError(f"content does not fit the form: {error}") from error
 
 

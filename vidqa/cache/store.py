@@ -110,7 +110,7 @@ class FeatureStore:
             whole = self.get(key)
             if whole is None:
                 return None
-            return entry.Pooled(whole.features.embedding, whole.start_s, whole.end_s, whole.facts)
+            return entry.Pooled(whole.features.embedding.copy(), whole.start_s, whole.end_s, whole.facts)
         _note_use(path)
         return found
 

@@ -49,6 +49,8 @@ def command(media: tuple[str, ...], **flags: Any) -> int:
     from vidqa.cli.session import Session
     from vidqa.pipeline.together import chat
 
+    if sys.stdin is None:  # a service without any input
+        raise UsageError("there is nobody to ask: standard input is closed", hint="vidqa ask clip.mp4 QUESTION")
     session = Session(flags)
     talk = Talk(chat(media, model=session.model, options=session.options, reporter=session.reporter), session)
     return talk.run()
