@@ -41,7 +41,7 @@ def published(tmp_path: Path) -> Path:
 def test_same_ids(text: str, published: Path, tmp_path: Path) -> None:
     from transformers import CLIPTokenizer
 
-    save_clip_tokenizer(published, tmp_path / "tokenizer.json")
+    save_clip_tokenizer(published, tmp_path / "tokenizer.json", 1000)
     tokens = TextTokens(tmp_path / "tokenizer.json", 77, START, END)
     wanted = CLIPTokenizer.from_pretrained(published)(text).input_ids
     assert tokens.ids(text) == wanted
@@ -49,7 +49,7 @@ def test_same_ids(text: str, published: Path, tmp_path: Path) -> None:
 
 
 def test_words_are_merged_and_small(published: Path, tmp_path: Path) -> None:
-    save_clip_tokenizer(published, tmp_path / "tokenizer.json")
+    save_clip_tokenizer(published, tmp_path / "tokenizer.json", 1000)
     tokens = TextTokens(tmp_path / "tokenizer.json", 77, START, END)
     ids = tokens.ids("RED dog")
     assert len(ids) == 4 and ids[-1] == max(ids) == ids[0] + 1
@@ -58,10 +58,12 @@ def test_words_are_merged_and_small(published: Path, tmp_path: Path) -> None:
 def test_not_a_tokenizer_of_clip(published: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(BundleError, match=r"vocab\.json and merges\.txt are missing"):
-        save_clip_tokenizer(tmp_path / "empty", tmp_path / "tokenizer.json")
+        save_clip_tokenizer(tmp_path / "empty", tmp_path / "tokenizer.json", 1000)
+    with pytest.raises(BundleError, match="the text tower 100"):
+        save_clip_tokenizer(published, tmp_path / "tokenizer.json", 100)
     words = json.loads((published / "vocab.json").read_text())
     words["more"] = len(words)
     (published / "vocab.json").write_text(json.dumps(words))
     with pytest.raises(BundleError, match="is not its last token"):
-        save_clip_tokenizer(published, tmp_path / "tokenizer.json")
+        save_clip_tokenizer(published, tmp_path / "tokenizer.json", 1000)
     assert not (tmp_path / "tokenizer.json").exists()

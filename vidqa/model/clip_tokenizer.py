@@ -14,15 +14,16 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 _FILES = ("vocab.json", "merges.txt")
 
 
-def save_clip_tokenizer(folder: Path, file: Path) -> None:
+def save_clip_tokenizer(folder: Path, file: Path, n_tokens: int) -> None:
     """Write the tokenizer of a text tower, for `TextEncoderSpec.tokenizer` with the marks `START` and `END`.
 
     Args:
         folder: holds `vocab.json` and `merges.txt`, or `tokenizer.json`, as published.
         file: the file to write.
+        n_tokens: that the tower has rows for.
 
     Raises:
-        BundleError: the folder has no such tokenizer, or its last token is not `END`.
+        BundleError: there is no such tokenizer, its last token is not `END`, or it has more tokens than the tower.
     """
     from transformers import CLIPTokenizer
 
@@ -36,4 +37,6 @@ def save_clip_tokenizer(folder: Path, file: Path) -> None:
     vocabulary = tokenizer.get_vocab()
     if START not in vocabulary or vocabulary.get(END) != max(vocabulary.values()):
         raise BundleError(f"{folder}: not the tokenizer of a CLIP text tower: {END} is not its last token")
+    if vocabulary[END] >= n_tokens:
+        raise BundleError(f"{folder}: the tokenizer has {vocabulary[END] + 1} tokens, the text tower {n_tokens}")
     tokenizer.backend_tokenizer.save(str(file))

@@ -149,7 +149,7 @@ def _write_text(plan: TextPlan, folder: Path) -> None:
     if plan.tokenizer is None:
         raise BundleError("the plan of the text tower has no tokenizer")
     export_text(_load(TextTower, plan.config, plan.tensors), folder / _TEXT_GRAPH)
-    save_clip_tokenizer(plan.tokenizer, folder / _TEXT_TOKENIZER)
+    save_clip_tokenizer(plan.tokenizer, folder / _TEXT_TOKENIZER, plan.config.vocab_size)
 
 
 def _spec(recipe: Recipe, name: str, origins: tuple[str, ...]) -> BundleSpec:
