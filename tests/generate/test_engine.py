@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from vidqa.errors import ItemError, PromptTooLongError, UsageError
-from vidqa.generate import engine
-from vidqa.generate.engine import GenerationSettings, Request, generate
-from vidqa.generate.memory import rows_that_fit
+from vidqa.generate import memory
+from vidqa.generate.engine import Engine, GenerationSettings, Request, generate
+from vidqa.generate.jobs import Job, plan_job
+from vidqa.generate.memory import most_lines, room_for, rows_that_fit
+from vidqa.generate.pool import Room
 from vidqa.model.llava import VideoLlava
 from vidqa.records import Answer, Features
 
@@ -50,10 +52,13 @@ def said(answers: Sequence[Answer | ItemError]) -> list[Any]:
 
 def tokens_of(model: VideoLlava, request: Request) -> list[int]:
     """Twelve greedy tokens, no end token."""
-    job = engine._plan(model, 0, request, SHORT)
-    row = engine.Row(job.prompt, tuple(model.visual_tokens(request.features)), 12)
-    (one,) = engine.decode(model, [row], frozenset(), lambda logits, lines: logits.argmax(-1), lambda ids: False)
-    return one.ids
+    job = plan_job(model, 0, request, SHORT)
+    assert isinstance(job, Job)
+    embeds = model.embed_prompt(job.prompt, model.visual_tokens(request.features))[None]
+    ids = model.llm.generate(
+        inputs_embeds=embeds, attention_mask=torch.ones(embeds.shape[:2]), max_new_tokens=12, eos_token_id=-1
+    )
+    return [int(i) for i in ids[0]]
 
 
 @pytest.mark.parametrize("batch_size", [2, 3, 5, 100, None])
@@ -91,6 +96,7 @@ def test_questions_of_one_clip_share_its_tokens(model: VideoLlava, clips: dict[s
     assert sizes[0][1] > 8 * 9, "as long as the longer one"
     assert sizes[1][0] == 6, "six questions"
     assert sizes[1][1] < 40, "the questions only"
+    assert not any(size[1] for size in sizes[2:] if len(size) > 1), "and then single tokens"
 
 
 def test_finished_rows_leave_the_batch(model: VideoLlava, clips: dict[str, Features]) -> None:
@@ -103,6 +109,33 @@ def test_finished_rows_leave_the_batch(model: VideoLlava, clips: dict[str, Featu
     assert sizes[0] == 3
     assert sizes[-1] == 1
     assert len(sizes) == 19
+
+
+def test_waiting_rows_enter_where_others_left(model: VideoLlava, clips: dict[str, Features]) -> None:
+    """Continuous batching: eight answers by two lines take the steps of the sum over two, not of the longest each."""
+    n_lines: list[int] = []
+    model.llm.register_forward_pre_hook(
+        lambda _, args, kwargs: n_lines.append(len(kwargs["input_ids"])) if "input_ids" in kwargs else None,
+        with_kwargs=True,
+    )
+    requests = [ask("Why?", clips[c], n=n) for c in ("video", "other") for n in (2, 12, 2, 12)]
+    generate(model, requests, SHORT, batch_size=2)
+    assert sum(n_lines) == sum(n - 1 for n in (2, 12) * 4)
+    assert len(n_lines) <= 30, "lines stood empty"
+
+
+def test_requests_may_come_while_others_are_at_work(model: VideoLlava, mixed: list[Request]) -> None:
+    alone = [generate(model, [r], SHORT, batch_size=1)[0] for r in mixed]
+    engine, got = Engine(model, SHORT, batch_size=3), {}
+    rest = list(enumerate(mixed))
+    while rest or engine.busy:
+        if rest:
+            engine.submit(*rest.pop(0))
+        for _ in range(2):
+            got |= dict(engine.advance())
+    assert [got[i] for i in range(len(mixed))] == alone
+    assert engine.work.answers == len(mixed)
+    assert engine.work.decode_tokens == sum(a.n_answer_tokens - 1 for a in alone)
 
 
 class TestEnds:
@@ -168,8 +201,8 @@ class TestMemory:
         seen = []
 
         def full(_: Any, args: Any, kwargs: Any) -> None:
-            seen.append(len(kwargs["attention_mask"]))
-            if seen[-1] > 3:
+            seen.append(len(kwargs["position_ids"]))
+            if seen[-1] > 3 and "input_ids" in kwargs:  # when answers have begun already
                 raise torch.OutOfMemoryError("CUDA out of memory")
 
         model.llm.register_forward_pre_hook(full, with_kwargs=True)
@@ -178,7 +211,7 @@ class TestMemory:
 
     def test_one_that_does_not_fit_alone_is_an_error(self, model: VideoLlava, clips: dict[str, Features]) -> None:
         def full(_: Any, args: Any, kwargs: Any) -> None:
-            if kwargs["attention_mask"].shape[1] > 70:
+            if int(kwargs["position_ids"].max()) > 70:
                 raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
 
         model.llm.register_forward_pre_hook(full, with_kwargs=True)
@@ -196,9 +229,16 @@ class TestMemory:
             generate(model, [ask("Why?", clips["video"])], SHORT)
 
     def test_longer_prompts_make_smaller_batches(self, model: VideoLlava) -> None:
-        assert rows_that_fit(model, 10) == 64
-        assert 1 <= rows_that_fit(model, 50_000) < 64
+        assert rows_that_fit(model, 10) == most_lines(model)
         assert rows_that_fit(model, 10**9) == 1
+
+    def test_room_by_memory(self, model: VideoLlava, monkeypatch: pytest.MonkeyPatch) -> None:
+        position = 2 * 3 * 2 * 8 * 4  # keys and values, layers, key heads, width, bytes
+        monkeypatch.setattr(memory, "free_bytes", lambda device: position * 3000)
+        assert room_for(model, 500, 60, 8) == Room(16, 2, 512, 64), "two clips with eight lines each, and one in work"
+        assert room_for(model, 500, 60, 8, limit=3) == Room(3, 3, 512, 64)
+        assert room_for(model, 1300, 60, 8) == Room(4, 1, 1344, 64), "one clip, and as many lines as then fit"
+        assert room_for(model, 9000, 60, 8) == Room(1, 1, 9024, 64), "tried all the same"
 
 
 class TestSampling:

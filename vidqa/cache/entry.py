@@ -18,7 +18,6 @@ from fractions import Fraction
 from typing import Any, BinaryIO
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from vidqa.cache.key import ENTRY_FORMAT, CacheKey
@@ -31,6 +30,7 @@ _ZEROS = "00000000"
 _CHECKSUM_MARK = b'{\\"crc32\\":\\"'
 # Above what the times of the longest segment take; a damaged length must not ask for all memory.
 _LONGEST_HEADER = 64 << 20
+_TYPES = {"F16": "<f2", "F32": "<f4"}
 _FACTS_FIELDS = {f.name for f in fields(MediaFacts)}
 
 
@@ -62,28 +62,30 @@ def pack(key: CacheKey, value: EncodedSegment) -> bytes:
     }
     text = json.dumps(metadata, separators=(",", ":"))  # ASCII only, so that the checksum's place is found in bytes
     data = bytearray(safetensors.numpy.save(tensors, metadata={_METADATA: text}))
-    at = _checksum_place(data)
+    at = _checksum_place(data, len(data))
     data[at : at + 8] = f"{zlib.crc32(data):08x}".encode()
     return bytes(data)
 
 
-def unpack(data: bytes, key: CacheKey | None = None) -> tuple[CacheKey, EncodedSegment]:
+def unpack(data: bytes | np.ndarray, key: CacheKey | None = None) -> tuple[CacheKey, EncodedSegment]:
     """Read an entry back and check it.
 
     Args:
-        data: the bytes of the file.
+        data: the bytes of the file, as such or as uint8 [n].
         key: whose entry it should be; None takes any.
 
     Returns:
-        The key that the entry carries, and its value; arrays are writable and own their memory.
+        The key that the entry carries, and its value; arrays are views of `data`, nothing is copied.
 
     Raises:
         CacheError: the entry is damaged, or belongs to another key. The sentence is a reason without a file name.
     """
-    metadata = _checked_metadata(data)
+    raw: Any = data  # arrays have a buffer, which numpy's types do not say in every version
+    view = memoryview(raw).cast("B")
+    metadata, header = _checked_metadata(view)
     try:
         found = CacheKey(**metadata["key"])
-        tensors = safetensors.numpy.load(data)
+        tensors = _tensors(view, header)
         if set(tensors) != {"tokens", "embedding"}:
             raise ValueError(f"tensors {sorted(tensors)}")
         value = EncodedSegment(
@@ -94,7 +96,7 @@ def unpack(data: bytes, key: CacheKey | None = None) -> tuple[CacheKey, EncodedS
             repeated=tuple(bool(r) for r in metadata["repeated"]),
             features=Features(tensors["tokens"], tensors["embedding"], bool(metadata["keep_cls"]), metadata["kind"]),
         )
-    except (KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CacheError(f"content does not fit the form: {error}") from error
     if not len(value.frame_times_s) == len(value.repeated) == len(value.features.tokens):
         raise CacheError("number of frame times differs from number of frames")
@@ -164,30 +166,44 @@ def facts_from_dict(values: dict[str, Any]) -> MediaFacts:
     return MediaFacts(**{**values, "pixel_aspect": Fraction(values["pixel_aspect"])})
 
 
-def _checked_metadata(data: bytes) -> dict[str, Any]:
-    """Metadata of an entry whose every byte agrees with the checksum."""
-    at = _checksum_place(data)
-    claimed = bytes(data[at : at + 8])
-    view = memoryview(data)
+def _tensors(view: memoryview, header: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The tensors of a safetensors file as views of its bytes. (The library's own loader copies them twice.)"""
+    first = 8 + int.from_bytes(view[:8], "little")
+    tensors, end = {}, 0
+    for name, one in header.items():
+        start, stop = one["data_offsets"]
+        kind = np.dtype(_TYPES[one["dtype"]])
+        tensors[name] = np.frombuffer(view[first + start : first + stop], kind).reshape(one["shape"])
+        end = max(end, stop)
+    if first + end != len(view):
+        raise ValueError("length differs from the header's")
+    return tensors
+
+
+def _checked_metadata(view: memoryview) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Metadata and tensor table of an entry whose every byte agrees with the checksum."""
+    length = int.from_bytes(view[:8], "little")
+    at = _checksum_place(bytes(view[: 8 + min(length, len(view))]), len(view))
+    claimed = bytes(view[at : at + 8])
     actual = zlib.crc32(view[at + 8 :], zlib.crc32(_ZEROS.encode(), zlib.crc32(view[:at])))
     if claimed != f"{actual:08x}".encode():
         raise CacheError("checksum differs")
-    length = int.from_bytes(data[:8], "little")
     try:
-        metadata = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][_METADATA])
+        header = json.loads(bytes(view[8 : 8 + length]))
+        metadata = json.loads(header.pop("__metadata__")[_METADATA])
         if metadata["format"] != ENTRY_FORMAT:
             raise ValueError(f"format {metadata['format']}")
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CacheError(f"header cannot be read: {error}") from error
     assert isinstance(metadata, dict)
-    return metadata
+    return metadata, header
 
 
-def _checksum_place(data: bytes | bytearray) -> int:
-    """Index of the first digit of the checksum."""
+def _checksum_place(data: bytes | bytearray, n_bytes: int) -> int:
+    """Index of the first digit of the checksum, from the beginning of a file of `n_bytes` that holds its header."""
     length = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or length > len(data) - 8:
-        raise CacheError(f"cut short or header lies: {len(data)} bytes")
+    if n_bytes < 8 or length > n_bytes - 8:
+        raise CacheError(f"cut short or header lies: {n_bytes} bytes")
     at = data.find(_CHECKSUM_MARK, 8, 8 + length)
     if at < 0:
         raise CacheError("no checksum inside")

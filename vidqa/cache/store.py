@@ -18,6 +18,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from vidqa import fsio
 from vidqa.cache import entry
@@ -79,8 +82,7 @@ class FeatureStore:
         """
         path = self.path(key)
         try:
-            data = path.read_bytes()
-            _, value = entry.unpack(data, key)
+            _, value = entry.unpack(_read(path), key)
         except FileNotFoundError:
             return None
         except CacheError as error:
@@ -138,6 +140,17 @@ class FeatureStore:
         log.warning("damaged cache entry, will be encoded again: %s: %s", path, reason)
         with explained(self.root):
             path.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> np.ndarray:
+    """A whole file as uint8 [n], straight into the memory that the features will live in."""
+    with path.open("rb", buffering=0) as f:
+        data: Any = np.empty(os.fstat(f.fileno()).st_size, np.uint8)
+        view, n = memoryview(data), 0
+        while n < len(data) and (got := f.readinto(view[n:])):
+            n += got
+    whole: np.ndarray = data[:n]
+    return whole
 
 
 def prepare_root(root: Path) -> None:

@@ -30,6 +30,7 @@ COMMANDS: dict[str, str] = {
     "encode": "vidqa.cli.encode",
     "models": "vidqa.cli.models",
     "cache": "vidqa.cli.cache",
+    "bench": "vidqa.cli.bench",
     "doctor": "vidqa.cli.doctor",
 }
 

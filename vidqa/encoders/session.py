@@ -108,6 +108,8 @@ class OnnxSession:
         self.n_tokens: int = tokens[2]  # class token counted
         self.hidden_size: int = tokens[3]
         self.embedding_size: int = embedding[1]
+        types = {o.name: o.type for o in self._session.get_outputs()}
+        self.bytes_per_weight = 2 if types[_OUTPUTS[0]] == "tensor(float16)" else 4
 
     def run(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Encode a batch.

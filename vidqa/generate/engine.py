@@ -1,77 +1,30 @@
-"""Requests -> answers: many clips and questions in batches, results in the order asked.
+"""Requests -> answers: many clips and questions at once, a clip's own beginning computed and stored once.
 
 The seam for every way of answering: `Request` in, `Answer` or `ItemError` out, and nothing else is known outside. What
 is behind it may change; that a batch gives what one-by-one gives may not.
+
+Prompts at work leave when they are finished, and waiting ones take their places: a long answer keeps nobody waiting.
+Models whose attention cannot be exchanged (see `attention.can_share`) are answered batch by batch, see `alone`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-import torch
-
-from vidqa.errors import ItemError, PromptTooLongError, UsageError
-from vidqa.generate.decode import Choose, Continuation, Row, decode
-from vidqa.generate.memory import is_out_of_memory, rows_that_fit
-from vidqa.generate.sampling import Draws, content_of, pick_greedy, pick_sampled
+from vidqa.errors import ItemError
+from vidqa.generate.alone import Alone
+from vidqa.generate.attention import can_share
+from vidqa.generate.batch import Work
+from vidqa.generate.jobs import GenerationSettings, Request, plan_job, to_answer
+from vidqa.generate.lines import Ends, Lines
+from vidqa.generate.memory import is_out_of_memory, most_lines
 from vidqa.generate.stop import Stopper, end_ids
 from vidqa.model.llava import VideoLlava
-from vidqa.prompts.build import build_prompt
-from vidqa.prompts.formats import Turn
-from vidqa.records import Answer, Features, Prompt
+from vidqa.records import Answer
 
+__all__ = ["Engine", "GenerationSettings", "Request", "generate"]
 
-@dataclass(frozen=True)
-class GenerationSettings:
-    """How answers are searched for.
-
-    `temperature` 0 is greedy: always the likeliest token. Above 0 tokens are drawn from the likeliest ones that hold
-    `top_p` of the probability; `seed` and the request itself fix the draw, whatever else is in the batch.
-    """
-
-    max_new_tokens: int = 128
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-    stop: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        problems = []
-        if self.max_new_tokens < 1:
-            problems.append(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
-        if not 0 <= self.temperature < float("inf"):
-            problems.append(f"temperature must be 0 or more, got {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            problems.append(f"top_p must be above 0 and at most 1, got {self.top_p}")
-        if problems:
-            raise UsageError("\n".join(problems))
-
-
-@dataclass(frozen=True)
-class Request:
-    """One question about pictures or clips, or about nothing.
-
-    `turns` are (question, answer) pairs whose last answer is None; the media stand before the first question.
-    `max_new_tokens` None takes the one of the settings.
-    """
-
-    features: tuple[Features, ...]
-    turns: tuple[Turn, ...]
-    max_new_tokens: int | None = None
-
-
-@dataclass(frozen=True)
-class _Job:
-    number: int  # place of the request in the caller's list
-    request: Request
-    prompt: Prompt
-    max_new_tokens: int
-
-    @property
-    def order(self) -> tuple[int, tuple[int, ...], int]:
-        """Long ones first; questions about the same media side by side, so that a batch can share them."""
-        return -self.prompt.n_slots, tuple(id(f) for f in self.request.features), -len(self.prompt.ids)
+Finished = tuple[object, Answer | ItemError]
 
 
 def generate(
@@ -95,98 +48,97 @@ def generate(
     Raises:
         UsageError: a question holds a text that the chat format reserves.
     """
+    if not requests:
+        return []
+    engine = Engine(model, settings, min(batch_size or most_lines(model), len(requests)))
+    order = sorted(range(len(requests)), key=lambda i: -sum(f.tokens.size for f in requests[i].features))
+    for i in order:  # long ones first: their buffers fit the others, too
+        engine.submit(i, requests[i])
     out: list[Answer | ItemError | None] = [None] * len(requests)
-    jobs = []
-    for i, request in enumerate(requests):
-        job = _plan(model, i, request, settings)
-        if isinstance(job, ItemError):
-            out[i] = job
-        else:
-            jobs.append(job)
-    jobs.sort(key=lambda job: job.order)
-    for batch in _batches(model, jobs, batch_size):
-        for job, answer in zip(batch, _answer(model, batch, settings), strict=True):
-            out[job.number] = answer
+    while engine.busy:
+        for tag, answer in engine.advance():
+            assert isinstance(tag, int)
+            out[tag] = answer
     return [answer for answer in out if answer is not None]
 
 
-def _plan(model: VideoLlava, number: int, request: Request, settings: GenerationSettings) -> _Job | ItemError:
-    """Write the prompt and see whether it fits."""
-    shapes = [model.media_shape(f) for f in request.features]
-    prompt = build_prompt(model.tokenizer, model.chat, request.turns, shapes)
-    new = settings.max_new_tokens if request.max_new_tokens is None else request.max_new_tokens
-    over = len(prompt.ids) + new - model.context
-    if over <= 0:
-        return _Job(number, request, prompt, new)
-    return PromptTooLongError(
-        f"the prompt has {len(prompt.ids)} tokens ({prompt.n_slots} visual) and the answer may take {new}: "
-        f"{over} more than the context of {model.context}"
-    )
+class Engine:
+    """Answers requests that may come while others are at work.
 
+    Args:
+        model: in evaluation mode; used by nobody else while `advance` runs.
+        settings: for all requests.
+        batch_size: as for `generate`.
+        static: steps of few fixed shapes, recorded as CUDA graphs; None does so on a CUDA device.
+    """
 
-def _batches(model: VideoLlava, jobs: Sequence[_Job], batch_size: int | None) -> Iterator[list[_Job]]:
-    batch: list[_Job] = []
-    limit = 0
-    for job in jobs:
-        if not batch:
-            # Sorted: the first is about the longest of its batch.
-            limit = batch_size or rows_that_fit(model, len(job.prompt.ids) + job.max_new_tokens)
-        batch.append(job)
-        if len(batch) >= limit:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+    def __init__(
+        self,
+        model: VideoLlava,
+        settings: GenerationSettings,
+        batch_size: int | None = None,
+        static: bool | None = None,
+    ) -> None:
+        self._model, self._settings = model, settings
+        self._most = batch_size or most_lines(model)
+        stops = (*model.chat.stop, *settings.stop)
+        self._stopper = Stopper(model.tokenizer, stops, model.chat.leads)
+        ends = Ends(end_ids(model.llm, model.tokenizer, stops), self._stopper.stops)
+        on_gpu = model.device.type == "cuda"
+        self._lines: Lines | Alone = (
+            Lines(model, settings, ends, batch_size, on_gpu if static is None else static)
+            if can_share(model.llm, model.context)
+            else Alone(model, settings, ends, batch_size)
+        )
+        self._finished: list[Finished] = []
 
+    @property
+    def work(self) -> Work:
+        """What the LLM did so far."""
+        return self._lines.work
 
-def _answer(model: VideoLlava, batch: Sequence[_Job], settings: GenerationSettings) -> list[Answer | ItemError]:
-    """Answer one batch, in halves where the memory does not hold it."""
-    try:
-        return _answer_at_once(model, batch, settings)
-    except RuntimeError as e:
-        if not is_out_of_memory(e):
-            raise
-    # Outside of the handler: the error's traceback would keep the tensors alive.
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    if len(batch) == 1:
-        n = len(batch[0].prompt.ids)
-        return [ItemError("out_of_memory", f"no memory for a prompt of {n} tokens, even on its own")]
-    half = len(batch) // 2
-    return _answer(model, batch[:half], settings) + _answer(model, batch[half:], settings)
+    @property
+    def busy(self) -> bool:
+        """True while answers are to come."""
+        return bool(self._finished or self._lines.busy)
 
+    @property
+    def wants_more(self) -> bool:
+        """True while the next batch is not full: another request would not have to wait for long."""
+        return self._lines.n_waiting < self._most
 
-def _answer_at_once(model: VideoLlava, batch: Sequence[_Job], settings: GenerationSettings) -> list[Answer | ItemError]:
-    distinct = {id(f): f for job in batch for f in job.request.features}
-    with torch.inference_mode():
-        visual = dict(zip(distinct, model.visual_tokens(list(distinct.values())), strict=True))
-    rows = [Row(job.prompt, tuple(visual[id(f)] for f in job.request.features), job.max_new_tokens) for job in batch]
-    stops = (*model.chat.stop, *settings.stop)
-    stopper = Stopper(model.tokenizer, stops, model.chat.leads)
-    said = decode(model, rows, end_ids(model.llm, model.tokenizer, stops), _chooser(batch, settings), stopper.stops)
-    return [_to_answer(job, one, stopper) for job, one in zip(batch, said, strict=True)]
+    def submit(self, tag: object, request: Request) -> None:
+        """Put a request behind the others; its answer comes out of some later `advance`, with the tag.
 
+        Raises:
+            UsageError: a question holds a text that the chat format reserves.
+        """
+        job = plan_job(self._model, tag, request, self._settings)
+        if isinstance(job, ItemError):
+            self._finished.append((tag, job))
+        else:
+            self._lines.submit(job)
 
-def _to_answer(job: _Job, said: Continuation, stopper: Stopper) -> Answer:
-    text = stopper.text(said.ids)
-    reason = said.reason or "length"
-    return Answer(
-        text=text,
-        status="empty" if not text else "truncated" if reason == "length" else "ok",
-        finish_reason=reason,
-        n_visual_tokens=job.prompt.n_slots,
-        n_prompt_tokens=len(job.prompt.ids),
-        n_answer_tokens=len(said.ids),
-    )
+    def advance(self) -> list[Finished]:
+        """Work for the time of about one token.
 
-
-def _chooser(batch: Sequence[_Job], settings: GenerationSettings) -> Choose:
-    if settings.temperature == 0:
-        return lambda logits, rows: pick_greedy(logits)
-    draws = [Draws(settings.seed, content_of(job.prompt, job.request.features)) for job in batch]
-
-    def choose(logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-        numbers = torch.tensor([draws[i].next() for i in rows], dtype=torch.float64)
-        return pick_sampled(logits, settings.temperature, settings.top_p, numbers.to(logits.device))
-
-    return choose
+        Returns:
+            (tag, answer or error) of what was finished, perhaps nothing.
+        """
+        if self._lines.busy:
+            try:
+                self._finished += [
+                    (job.tag, to_answer(job, said, self._stopper)) for job, said in self._lines.advance()
+                ]
+                fits = True
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                fits = False
+            # Outside of the handler: the error's traceback would keep the tensors alive.
+            if not fits and (lost := self._lines.back_off()) is not None:
+                n = len(lost.prompt.ids)
+                error_ = ItemError("out_of_memory", f"no memory for a prompt of {n} tokens, even on its own")
+                self._finished.append((lost.tag, error_))
+        finished, self._finished = self._finished, []
+        return finished

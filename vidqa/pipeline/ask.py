@@ -8,7 +8,6 @@ from pathlib import Path
 
 from vidqa.errors import UsageError
 from vidqa.pipeline.answer import answer_works
-from vidqa.pipeline.describe import describe
 from vidqa.pipeline.loaded import LoadedModel
 from vidqa.pipeline.options import RunOptions, Work
 from vidqa.pipeline.progress import QUIET, Reporter
@@ -70,6 +69,8 @@ def ask_to_table(
     reporter: Reporter = QUIET,
 ) -> Summary:
     """As `ask`, into a table; what the table has already is not asked again. See `describe` for errors."""
+    from vidqa.pipeline.describe import describe  # polars comes with it, which answers on stdout do not need
+
     paths = [str(media)] if isinstance(media, str | Path) else media
     return describe(paths, out, questions=as_questions(questions), model=model, options=options, reporter=reporter)
 

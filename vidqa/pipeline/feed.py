@@ -39,6 +39,7 @@ class Decoded:
 
     work: Work
     media: DecodedMedia
+    n_side_by_side: int = 1  # processes that decode beside each other
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,9 @@ class Feed:
             return
         encoders = self._bundle.spec.encoders
         transform = partial(prepare, image=encoders.image.preprocess, video=encoders.video.preprocess)
+        n_workers = self._options.n_workers or cpu_threads()
         with DecodePool(
-            n_workers=self._options.n_workers or cpu_threads(),
+            n_workers=n_workers,
             timeout_s=self._options.timeout_s,
             memory_bytes=self._options.memory_bytes,
             transform=transform,
@@ -135,7 +137,7 @@ class Feed:
                     continue
                 if work.media_id is not None:
                     self._index.remember_facts(work.media_id, result.facts)
-                self._put(Decoded(work, result))
+                self._put(Decoded(work, result, n_workers))
 
     def _jobs(self) -> Iterator[DecodeJob]:
         """Decode jobs; what is cached goes straight into the queue."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vidqa.pipeline.log import EventLog
+from vidqa.pipeline.meter import Meter
 from vidqa.pipeline.stop import Stop
 
 if TYPE_CHECKING:  # tqdm is needed only where a terminal looks on
@@ -113,6 +114,7 @@ class StageClock:
 
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     stop: Stop = field(default_factory=Stop)
+    meter: Meter = field(default_factory=Meter)  # what the stages did, beside what the run waited for
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from vidqa.media.files import show
+from vidqa.pipeline.meter import Meter
 from vidqa.pipeline.progress import STAGES, StageClock
 from vidqa.pipeline.quarantine import QUARANTINE_AFTER
 
@@ -39,6 +40,7 @@ class Summary:
     wall_s: float = 0.0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))  # by stage, see StageClock
     limit: str | None = None  # the stage that took most
+    meter: Meter = field(default_factory=Meter)  # what the stages did, side by side
 
     @property
     def n_failed(self) -> int:
@@ -55,6 +57,7 @@ class Summary:
         self.seconds = dict(clock.seconds)
         self.limit = clock.limit() if self.clips_done else None
         self.wall_s = wall_s
+        self.meter = clock.meter
 
     def as_dict(self) -> dict[str, object]:
         """For `--json`: plain values, seconds rounded to the millisecond."""
@@ -75,6 +78,7 @@ class Summary:
             "seconds": {stage: round(value, 3) for stage, value in self.seconds.items()},
             "limit": self.limit,
             "line": self.as_line(),
+            "rates": self.meter.as_dict(self.wall_s),
         }
 
     def as_line(self) -> str:
@@ -124,6 +128,8 @@ class Summary:
         if self.limit:
             spent = ", ".join(f"{stage} {self.seconds[stage]:.1f}" for stage in STAGES)
             lines.append(f"seconds: {spent}; limited by {self.limit}")
+        if rates := self.meter.as_text(self.wall_s):
+            lines.append(rates)
         lines.append(self.as_line())
         return "\n".join(lines)
 

@@ -1,0 +1,57 @@
+"""`vidqa bench`: every stage has a rate, for people and for machines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vidqa.cli.main import run
+from vidqa.errors import UsageError
+from vidqa.generate.limits import decode_bytes, measure, prefill_operations
+from vidqa.pipeline.bench import BenchOptions
+from vidqa.pipeline.loaded import load_model
+
+SHORT = ("--seconds", "0.2", "--n-questions", "3", "--max-new-tokens", "4")
+
+
+def test_rates_of_every_stage(clips: Path, tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["bench", str(clips), "--model", str(tiny_bundle), "--json", "-q", *SHORT]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert set(told["stages"]) == {"decode", "encode", "prefill", "generate"}
+    for stage in told["stages"].values():
+        assert stage["per_s"] > 0
+    assert told["limiting"] in told["stages"]
+    assert told["answers_per_s"] > 0
+    assert told["matrix_tflops"] > 0
+    assert told["copy_gb_per_s"] > 0
+    assert (told["model"], told["device"]) == ("tiny", "cpu")
+
+
+def test_without_media_a_clip_is_made(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["bench", "--model", str(tiny_bundle), *SHORT]) == 0
+    out = capsys.readouterr().out
+    assert "a clip made for it" in out
+    assert "limiting stage:" in out
+
+
+def test_bad_input_is_said(tmp_path: Path, tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["bench", str(tmp_path), "--model", str(tiny_bundle), *SHORT]) == 2
+    assert "no media found" in capsys.readouterr().err
+    assert run(["bench", "--seconds", "-1"]) == 2
+    with pytest.raises(UsageError):
+        BenchOptions(seconds=0)
+
+
+def test_limits_count_weights_once_a_step(tiny_bundle: Path) -> None:
+    from vidqa.generate.batch import Work
+
+    llava = load_model(str(tiny_bundle), "cpu").llava
+    weights = sum(p.numel() for p in llava.llm.model.layers.parameters()) + llava.llm.model.norm.weight.numel()
+    head = llava.llm.lm_head.weight.numel()
+    assert prefill_operations(llava, 10) == 20 * weights
+    assert decode_bytes(llava, Work(decode_steps=3, decode_kv_bytes=7)) == 3 * 4 * (weights + head) + 7
+    found = measure(llava.device, llava.dtype)
+    assert found.matrix_per_s > 1e8
+    assert found.copy_bytes_per_s > 1e7

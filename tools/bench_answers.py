@@ -1,0 +1,203 @@
+#!/usr/bin/env python3
+"""Many questions about one clip, four ways, side by side in one run: same weights, same clips, greedy answers compared.
+
+    python tools/bench_answers.py                                      a tiny model, Q = 1, 2, 4, 8, 16
+    python tools/bench_answers.py --shape vit-l-14 --questions 1,8     encoders of the real shape, a small LLM; minutes
+    python tools/bench_answers.py --shape 7b --device cuda --dtype bfloat16 --new-tokens 64     the whole 7B shape
+
+The ways:
+
+    a  transformers: VideoLlavaForConditionalGeneration.generate, one question at a time, frames by PyAV as on its model
+       card (the clip is decoded once for each question, as the card's loop does)
+    b  the same with all questions of a clip in one batch
+    c  vidqa with an empty cache: decode, encode, store, answer
+    d  vidqa with the clip's features in the cache
+
+Weights are random, of the named shape: they take as long as real ones. The video tower has no temporal attention, as in
+the transformers port, so that both sides compute the same. Pixels come from vidqa's preprocessing in its `hf` mode on
+all four ways (transformers' video processor needs torchvision). vidqa keeps features in float16, transformers in
+float32; the share of equal answers is printed beside each speed. Models are loaded before the clock starts; in c and d
+the clock holds everything from the file to the row. CPU seconds stand beside wall seconds, because they hold on a busy
+machine, too. One JSON object comes last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from bench_model import SHAPES, make_bundle, make_clip, to_transformers
+
+from vidqa.encoders.preprocess import prepare
+from vidqa.media.sampling import arange_indices
+from vidqa.pipeline.ask import ask
+from vidqa.pipeline.loaded import LoadedModel, load_model
+from vidqa.pipeline.options import RunOptions
+from vidqa.prompts.build import build_prompt
+from vidqa.records import FrameBatch
+
+SUBJECTS = ("ball", "cat", "sky", "road", "left hand", "first door", "tallest tree", "old man")
+
+
+def questions(n: int) -> list[str]:
+    """Different texts of different lengths."""
+    return [f"What does the {SUBJECTS[i % len(SUBJECTS)]} do {'then ' * (i // len(SUBJECTS))}?" for i in range(n)]
+
+
+@dataclass
+class Sides:
+    """Both implementations with the same weights."""
+
+    ours: LoadedModel
+    theirs: Any
+    new_tokens: int
+
+    def pixels(self, path: Path) -> torch.Tensor:
+        """Eight frames by PyAV, as the model card reads them: float [8, 3, S, S]."""
+        with av.open(str(path)) as container:
+            n = container.streams.video[0].frames
+            wanted = arange_indices(n, 8)
+            frames = [f.to_ndarray(format="rgb24") for i, f in enumerate(container.decode(video=0)) if i in wanted]
+        batch = FrameBatch(np.stack(frames), np.zeros(8), np.zeros(8, bool))
+        spec = self.ours.bundle.spec.encoders
+        values = prepare(batch, image=spec.image.preprocess, video=spec.video.preprocess).values
+        return torch.from_numpy(values).to(self.theirs.device, self.theirs.dtype)
+
+    def prompts(self, n: int) -> list[torch.Tensor]:
+        """The very ids that vidqa makes, the video's token in its slots."""
+        llava, spec = self.ours.llava, self.ours.bundle.spec.encoders.video
+        made = []
+        for text in questions(n):
+            prompt = build_prompt(
+                llava.tokenizer, llava.chat, ((text, None),), [("video", 8, spec.n_patches + spec.keep_cls)]
+            )
+            ids = np.where(prompt.slots, self.theirs.config.video_token_index, prompt.ids)
+            made.append(torch.from_numpy(ids).to(self.theirs.device))
+        return made
+
+    def generate(self, ids: torch.Tensor, mask: torch.Tensor, pixels: torch.Tensor) -> list[str]:
+        """transformers' own loop."""
+        out = self.theirs.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            pixel_values_videos=pixels,
+            max_new_tokens=self.new_tokens,
+            do_sample=False,
+        )
+        texts = self.ours.llava.tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+    def one_by_one(self, clip: Path, n: int) -> list[str]:
+        """Way a."""
+        return [
+            self.generate(ids[None], torch.ones_like(ids)[None], self.pixels(clip)[None])[0] for ids in self.prompts(n)
+        ]
+
+    def batched(self, clip: Path, n: int) -> list[str]:
+        """Way b: padded on the left, the clip once for each row, as the processor makes it."""
+        prompts = self.prompts(n)
+        longest = max(map(len, prompts))
+        ids = torch.full((n, longest), self.theirs.config.text_config.pad_token_id, device=prompts[0].device)
+        mask = torch.zeros_like(ids)
+        for i, one in enumerate(prompts):
+            ids[i, longest - len(one) :], mask[i, longest - len(one) :] = one, 1
+        return self.generate(ids, mask, self.pixels(clip)[None].expand(n, -1, -1, -1, -1))
+
+    def vidqa(self, clips: Sequence[Path], n: int, cache: Path) -> list[str]:
+        """Ways c and d."""
+        rows = ask(
+            [*map(str, clips)],
+            *questions(n),
+            model=self.ours,
+            options=RunOptions(cache, max_new_tokens=self.new_tokens),
+        )
+        return [row.answer or "" for row in rows]
+
+
+def cpu_seconds() -> float:
+    """Of this process and of decode processes that have ended."""
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
+def timed(run: Callable[[], list[str]]) -> tuple[list[str], float, float]:
+    """Answers, wall seconds, CPU seconds."""
+    start, cpu = time.perf_counter(), cpu_seconds()
+    answers = run()
+    return answers, time.perf_counter() - start, cpu_seconds() - cpu
+
+
+def measure(sides: Sides, clips: Sequence[Path], n: int, ways: str, folder: Path) -> dict[str, Any]:
+    """All ways for one number of questions."""
+    cache = folder / f"cache{n}"
+    runs: dict[str, Callable[[], list[str]]] = {
+        "a": lambda: [answer for clip in clips for answer in sides.one_by_one(clip, n)],
+        "b": lambda: [answer for clip in clips for answer in sides.batched(clip, n)],
+        "c": lambda: sides.vidqa(clips, n, cache),
+        "d": lambda: sides.vidqa(clips, n, cache),
+    }
+    line: dict[str, Any] = {"questions": n}
+    truth: list[str] | None = None
+    for way in ways:
+        answers, wall, cpu = timed(runs[way])
+        truth = answers if truth is None else truth
+        equal = sum(map(str.__eq__, answers, truth)) / len(truth)
+        line[way] = {"wall_s": round(wall, 3), "cpu_s": round(cpu, 3), "equal": equal}
+        print(f"{n:>4}  {way}  {wall:>9.2f} {cpu:>9.2f} {line[way]['equal']:>7.0%}", flush=True)
+    shutil.rmtree(cache, ignore_errors=True)
+    return line
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="tiny")
+    parser.add_argument("--questions", default="1,2,4,8,16", help="numbers of questions, by commas [1,2,4,8,16]")
+    parser.add_argument("--new-tokens", type=int, default=32, help="longest answer; random weights seldom end [32]")
+    parser.add_argument("--ways", default="abcd", help="some of a, b, c, d [abcd]")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", help="of connector and LLM [float32]")
+    parser.add_argument("--clips", type=int, default=1, help="clips, each with all questions [1]")
+    parser.add_argument("--seconds", type=int, default=10, help="length of the clip [10]")
+    parser.add_argument("--threads", type=int, help="of torch; all by default")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    numbers = [int(n) for n in args.questions.split(",")]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        print(f"making a model of the shape {args.shape} ...", file=sys.stderr, flush=True)
+        bundle = make_bundle(args.shape, folder / "model", args.dtype, fp16_encoder=args.device != "cpu")
+        clips = [make_clip(folder / f"clip{i:03d}.mp4", args.seconds, seed=i) for i in range(args.clips)]
+        ours = load_model(str(bundle), args.device)
+        sides = Sides(ours, to_transformers(ours, args.shape, bundle), args.new_tokens)
+        sides.vidqa(clips[:1], 1, folder / "warm")  # both sides have run once before the clock starts
+        sides.theirs.eval()
+        print(f"{'Q':>4}  way {'wall s':>8} {'CPU s':>9}   equal to the first way")
+        lines = [measure(sides, clips, n, args.ways, folder) for n in numbers]
+    for line in lines:
+        if "a" in line:
+            ratios = [f"{w} {line['a']['wall_s'] / line[w]['wall_s']:.1f}x" for w in args.ways if w != "a"]
+            print(f"Q = {line['questions']}: against a, by wall clock: {', '.join(ratios)}")
+    versions = {p: version(p) for p in ("torch", "transformers", "onnxruntime-gpu", "av")}
+    machine = {"cores": os.cpu_count(), "machine": platform.machine(), "load": os.getloadavg()[0], **versions}
+    settings = {k: getattr(args, k) for k in ("shape", "device", "dtype", "new_tokens", "clips", "seconds", "threads")}
+    print(json.dumps({"bench": "answers", **settings, "results": lines, **machine}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

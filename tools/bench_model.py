@@ -1,0 +1,192 @@
+"""Bundles with random weights of real shapes, and the same weights in transformers' own model: for benchmarks."""
+
+from __future__ import annotations
+
+import string
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+
+from vidqa.encoders.preprocess import PreprocessSpec
+from vidqa.model.bundle import save_bundle
+from vidqa.model.connector import build_connector
+from vidqa.model.export import export_tower
+from vidqa.model.llava import VideoLlava, save_parts
+from vidqa.model.spec import (
+    BundleSpec,
+    ConnectorSpec,
+    EncoderSpec,
+    EncodersSpec,
+    GenerationSpec,
+    LlmSpec,
+    PromptSpec,
+    VideoEncoderSpec,
+)
+from vidqa.model.vit import VisionConfig, VisionTower
+from vidqa.pipeline.loaded import LoadedModel
+from vidqa.prompts.formats import get_format
+from vidqa.records import SamplingSpec
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a tower and an LLM."""
+
+    image_size: int
+    patch_size: int
+    width: int
+    mlp: int
+    layers: int
+    heads: int
+    llm_width: int
+    llm_mlp: int
+    llm_layers: int
+    llm_heads: int
+    vocabulary: int
+    context: int = 4096
+
+
+SHAPES = {
+    "tiny": Shape(56, 14, 64, 128, 3, 4, 64, 128, 3, 4, 512),
+    "vit-l-14": Shape(224, 14, 1024, 4096, 24, 16, 512, 1408, 8, 8, 4096),
+    "7b": Shape(224, 14, 1024, 4096, 24, 16, 4096, 11008, 32, 32, 32064),
+}
+
+
+def make_clip(path: Path, seconds: int, seed: int = 0, size: tuple[int, int] = (320, 240), fps: int = 25) -> Path:
+    """A moving textured H.264 clip."""
+    rng = np.random.default_rng(seed)
+    width, height = size
+    blocks = rng.integers(0, 255, (height // 8, width // 8, 3), dtype=np.uint8)
+    picture = np.kron(blocks, np.ones((8, 8, 1), np.uint8))
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=fps, options={"preset": "veryfast", "g": "50"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for i in range(seconds * fps):
+            frame = av.VideoFrame.from_ndarray(np.roll(picture, 3 * i, axis=1), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def tokenizer(vocabulary: int) -> Any:
+    """One token a character, and tokens for the media."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    names = ["<unk>", "<s>", "</s>", "<pad>", *string.printable]
+    names += [chr(0x4E00 + i) for i in range(vocabulary - 2 - len(names))]  # so that any id has a text of its own
+    made = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    made.decoder = decoders.Fuse()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=made, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+    fast.add_tokens(["<image>", "<video>"], special_tokens=True)
+    return fast
+
+
+def tower_of(shape: Shape, seed: int) -> VisionTower:
+    """A tower with random weights, no temporal attention."""
+    torch.manual_seed(seed)
+    s = shape
+    return VisionTower(VisionConfig(s.image_size, s.patch_size, s.width, s.mlp, s.layers, s.heads, 64)).eval()
+
+
+def llm_config(shape: Shape) -> Any:
+    """A Llama of the shape. Weights are wide enough for answers to differ from one another."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.llm_width,
+        intermediate_size=shape.llm_mlp,
+        num_hidden_layers=shape.llm_layers,
+        num_attention_heads=shape.llm_heads,
+        max_position_embeddings=shape.context,
+        initializer_range=1.5 / shape.llm_width**0.5,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=3,
+    )
+
+
+def make_bundle(name: str, folder: Path, dtype: str = "float32", fp16_encoder: bool = False) -> Path:
+    """Write a bundle of a named shape."""
+    from transformers import LlamaForCausalLM
+
+    shape = SHAPES[name]
+    patches = (shape.image_size // shape.patch_size) ** 2
+    common: dict[str, Any] = {"layer": -2, "hidden_size": shape.width, "embedding_size": 64, "n_patches": patches}
+    common["preprocess"] = PreprocessSpec("hf", shape.image_size)
+    spec = BundleSpec(
+        name=name,
+        encoders=EncodersSpec(
+            image=EncoderSpec(file="encoders/image.onnx", n_frames=1, keep_cls=False, **common),
+            video=VideoEncoderSpec(
+                file="encoders/video.onnx", n_frames=8, keep_cls=True, sampling=SamplingSpec("arange", 8), **common
+            ),
+        ),
+        connector=ConnectorSpec("connector.safetensors", "mlp2x_gelu", shape.width, shape.llm_width),
+        llm=LlmSpec("llm", shape.context),
+        prompt=PromptSpec("hf"),
+        generation=GenerationSpec(max_new_tokens=64),
+    )
+
+    def fill(part: Path) -> None:
+        (part / "encoders").mkdir(parents=True)
+        video = tower_of(shape, 1)
+        export_tower(video, part / "encoders/video.onnx", 8, fp16=fp16_encoder)
+        # Pictures are not part of the benchmark; a small graph of the same form keeps the bundle whole.
+        small = Shape(shape.image_size, shape.patch_size, shape.width, 64, 3, shape.heads, 1, 1, 1, 1, 1)
+        export_tower(tower_of(small, 2), part / "encoders/image.onnx", 1, fp16=fp16_encoder)
+        torch.manual_seed(3)
+        kind = getattr(torch, dtype)
+        torch.set_default_dtype(kind)
+        llm = LlamaForCausalLM(llm_config(shape))
+        connector = build_connector("mlp2x_gelu", shape.width, shape.llm_width)
+        torch.set_default_dtype(torch.float32)
+        model = VideoLlava(connector, llm, tokenizer(shape.vocabulary), get_format("hf"), shape.context)
+        save_parts(model, part / "connector.safetensors", part / "llm")
+
+    save_bundle(folder, spec, fill)
+    return folder
+
+
+def to_transformers(model: LoadedModel, name: str, bundle: Path) -> Any:
+    """VideoLlavaForConditionalGeneration with the bundle's weights; LLM and projector are shared, not copied."""
+    from transformers import CLIPVisionConfig, CLIPVisionModel, VideoLlavaConfig, VideoLlavaForConditionalGeneration
+
+    shape, llava = SHAPES[name], model.llava
+    vision = CLIPVisionConfig(
+        hidden_size=shape.width,
+        intermediate_size=shape.mlp,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        image_size=shape.image_size,
+        patch_size=shape.patch_size,
+        projection_dim=64,
+        hidden_act="gelu",
+    )
+    ids = {f"{kind}_token_index": llava.tokenizer.convert_tokens_to_ids(f"<{kind}>") for kind in ("image", "video")}
+    config = VideoLlavaConfig(vision_config=vision, text_config=llava.llm.config, vision_feature_layer=-2, **ids)
+    config.video_seq_length = 8 * ((shape.image_size // shape.patch_size) ** 2 + 1)
+    with torch.device("meta"):
+        theirs = VideoLlavaForConditionalGeneration(config)
+    video = CLIPVisionModel(vision)
+    ours = tower_of(shape, 1).state_dict()
+    wanted = video.state_dict()
+    video.load_state_dict({k: ours[k] if k in ours else ours[k.removeprefix("vision_model.")] for k in wanted})
+    theirs.model.video_tower = video.to(llava.device, llava.dtype)
+    theirs.model.image_tower = video
+    theirs.model.language_model = llava.llm.model
+    theirs.lm_head = llava.llm.lm_head
+    projector = theirs.model.multi_modal_projector
+    projector.linear_1, projector.linear_2 = [m for m in llava.connector.modules() if isinstance(m, torch.nn.Linear)]
+    theirs.generation_config.eos_token_id = 2
+    theirs.generation_config.pad_token_id = 3
+    return theirs.eval()

@@ -1,0 +1,190 @@
+"""Lines in, tokens out, one step after another: lines come and go while others are at work.
+
+Knows a causal LLM and the pool. Does not know requests, text, memory limits or whose turn it is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vidqa.generate.attention import NAME, register
+from vidqa.generate.graphs import StepGraphs
+from vidqa.generate.pool import Layers, Pool, Room
+from vidqa.model.llava import VideoLlava
+
+
+@dataclass
+class Work:
+    """What the LLM did, for rates and limits."""
+
+    prefill_tokens: int = 0  # beginnings and questions
+    prefill_s: float = 0.0
+    decode_tokens: int = 0
+    decode_steps: int = 0
+    decode_s: float = 0.0
+    decode_kv_bytes: int = 0  # keys and values that the steps had to read
+    answers: int = 0
+
+    def add(self, other: Work) -> None:
+        """Add what another engine did."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+
+@dataclass
+class Batch:
+    """A pool and a model that fill it and read it.
+
+    Args:
+        model: in evaluation mode.
+        room: of the pool, which is made when the first beginning is there.
+        static: see `Pool`; on a CUDA device steps are then replayed as graphs where that proves right.
+        work: counts what is done.
+    """
+
+    model: VideoLlava
+    room: Room
+    static: bool = False
+    work: Work = field(default_factory=Work)
+    pool: Pool | None = None
+    logits: Tensor | None = None  # float32 [n, N] of the lines' next tokens
+    _graphs: StepGraphs | None = None
+
+    @property
+    def n_lines(self) -> int:
+        """Lines at work."""
+        return len(self.pool.clip_of) if self.pool else 0
+
+    @property
+    def n_clips(self) -> int:
+        """Beginnings that are stored."""
+        return len(self.pool.lengths) if self.pool else 0
+
+    def begin(self, embeds: Sequence[Tensor]) -> list[int]:
+        """Compute and store beginnings.
+
+        Args:
+            embeds: [P_i, L] each.
+
+        Returns:
+            The clip number of each.
+        """
+        from transformers import DynamicCache
+
+        lengths = [len(e) for e in embeds]
+        with self._timed("prefill_s"), _attention(self.model.llm):
+            cache = DynamicCache()
+            # Padded on the right: causal attention keeps what comes later from being seen, so no mask is needed.
+            padded = torch.nn.utils.rnn.pad_sequence(list(embeds), batch_first=True)
+            positions = torch.arange(padded.shape[1], device=padded.device)[None].expand(len(embeds), -1)
+            self.model.llm(
+                inputs_embeds=padded,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            layers: Layers = [(layer.keys, layer.values) for layer in cache.layers]
+            if self.pool is None:
+                self.pool = Pool(layers, self.room, self.static)
+                if self.static and padded.is_cuda:
+                    self._graphs = StepGraphs()
+            clips = [self.pool.add_clip(layers, row, n) for row, n in enumerate(lengths)]
+        self.work.prefill_tokens += sum(lengths)
+        return clips
+
+    def ask(self, clips: Sequence[int], embeds: Sequence[Tensor]) -> None:
+        """Take in questions as new lines behind the others; their logits join `logits`.
+
+        Args:
+            clips: clip number of each, those of one clip side by side.
+            embeds: [S_i, L] each, what follows the beginning.
+        """
+        assert self.pool is not None
+        longest = max(len(e) for e in embeds)
+        padded = embeds[0].new_zeros(len(embeds), longest, embeds[0].shape[1])
+        for row, e in enumerate(embeds):
+            padded[row, longest - len(e) :] = e
+        with self._timed("prefill_s"):
+            positions, mask, shared = self.pool.open(clips, [len(e) for e in embeds])
+            new = self._run(mask, positions, shared, inputs_embeds=padded)
+            self.logits = new if self.logits is None else torch.cat([self.logits, new])
+        self.work.prefill_tokens += sum(len(e) for e in embeds)
+
+    def step(self, ids: Tensor) -> None:
+        """Take in one token a line, int64 [n], and learn what may follow."""
+        assert self.pool is not None
+        pool, n = self.pool, len(ids)
+        with self._timed("decode_s"):
+            padded = torch.zeros(pool.shape[0], dtype=torch.int64, device=pool.device)
+            padded[:n] = ids
+
+            def run(ids: Tensor) -> Tensor:
+                positions, mask, shared = pool.step()
+                return self._run(mask, positions, shared, input_ids=ids[:, None])
+
+            logits = self._graphs.run(pool.shape, run, padded) if self._graphs else run(padded)
+            self.logits = logits[:n]
+            pool.advance()
+        work = self.work
+        work.decode_tokens += n
+        work.decode_steps += 1
+        work.decode_kv_bytes += (sum(pool.lengths) + sum(pool.ends)) * self.bytes_per_position
+
+    def keep(self, lines: Sequence[int], clips: Collection[int] = ()) -> dict[int, int]:
+        """See `Pool.keep`; the logits go with the lines."""
+        assert self.pool is not None
+        if self.logits is not None:
+            self.logits = self.logits[torch.tensor(lines, dtype=torch.int64, device=self.logits.device)]
+        return self.pool.keep(lines, clips)
+
+    @property
+    def bytes_per_position(self) -> int:
+        """Of keys and values in all layers."""
+        if self.pool is None:
+            return 0
+        return sum(t.shape[1] * t.shape[3] * t.element_size() for pair in self.pool.own for t in pair)
+
+    def _run(self, mask: Tensor, positions: Tensor, shared: Any, **inputs: Tensor) -> Tensor:
+        with _attention(self.model.llm):
+            out = self.model.llm(
+                **inputs,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=self.pool,
+                use_cache=True,
+                logits_to_keep=1,
+                shared=shared,
+            )
+        logits: Tensor = out.logits[:, -1].float()
+        return logits
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self.model.device.type == "cuda":
+                torch.cuda.synchronize(self.model.device)
+            setattr(self.work, name, getattr(self.work, name) + time.perf_counter() - start)
+
+
+@contextmanager
+def _attention(llm: Any) -> Iterator[None]:
+    """The model attends by our function inside the block."""
+    register()
+    config = llm.config
+    before = config._attn_implementation
+    config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before

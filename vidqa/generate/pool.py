@@ -1,0 +1,234 @@
+"""Keys and values of everything that is being answered, in buffers that are made once and filled again and again.
+
+Knows tensors and which line belongs to which clip. Does not know tokens, prompts or why a line ends.
+
+    prefixes   [C * G, P, d] a layer: one beginning a clip, from column 0
+    own        [B, G, T, d] a layer: what follows it in each line; questions that come in together are padded on the
+               left to one length, so a line's part lies in the columns from `start` up to `now`
+
+Lines and clips are kept without gaps: when some leave, the last ones take their places.
+
+Letters: B lines at most, n lines now, C clips at most, P longest beginning, T longest own part, G key heads, d width.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vidqa.generate.attention import Part, Shared
+
+Layers = Sequence[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a pool has room for."""
+
+    n_lines: int  # B
+    n_clips: int  # C
+    n_prefix: int  # P
+    n_own: int  # T
+
+
+class Pool:
+    """Buffers of one model on one device, with the method of a transformers cache that attention layers call.
+
+    Args:
+        like: keys and values of a first beginning, [*, G, *, d] a layer: heads, widths, type and device.
+        room: how much is kept.
+        static: run every step over whole buffers and rounded numbers of lines and clips, so that few different shapes
+            occur and every tensor keeps its address, which is what CUDA graphs ask for.
+    """
+
+    def __init__(self, like: Layers, room: Room, static: bool = False) -> None:
+        self.room, self.static = room, static
+        self.prefixes = [(_prefixes(k, room), _prefixes(v, room)) for k, v in like]
+        self.own = [(_own(k, room), _own(v, room)) for k, v in like]
+        self.device = like[0][0].device
+        self.lengths: list[int] = []  # of the beginnings
+        self._clean: list[int] = []  # of each beginning: positions that hold finite numbers
+        self.clip_of: list[int] = []  # of each line
+        self.ends: list[int] = []  # of each line: the column that its next token goes into, as `now`
+        #: Lines, clips and lines a clip that a step runs over.
+        self.shape = (0, 0, 0)
+        zeros = torch.zeros(room.n_lines, dtype=torch.int64, device=self.device)
+        self.start = zeros.clone()  # first own column of a line
+        self.now = zeros.clone()  # the column that its next token goes into
+        self.positions = zeros.clone()  # of that token in the whole sequence
+        self._where = zeros.clone()
+        self._rows = torch.arange(room.n_lines, device=self.device)
+        self._steps = torch.arange(max(room.n_own, room.n_prefix), device=self.device)
+        self._hidden = torch.zeros(room.n_clips, 1, room.n_prefix, dtype=torch.bool, device=self.device)
+        self._any_hidden = False
+        self._target: slice | None = None  # lines that a first run writes; None for a step
+
+    def add_clip(self, layers: Layers, row: int, n: int) -> int:
+        """Store a beginning of `n` positions, from row `row` of [*, G, >= n, d]; gives the clip's number."""
+        clip = len(self.lengths)
+        for buffers, pair in zip(self.prefixes, layers, strict=True):
+            for buffer, new in zip(buffers, pair, strict=True):
+                groups = new.shape[1]
+                buffer[clip * groups : (clip + 1) * groups, :n] = new[row, :, :n]
+        self.lengths.append(n)
+        self._clean.append(n)
+        return clip
+
+    def keep(self, lines: Sequence[int], clips: Collection[int] = ()) -> dict[int, int]:
+        """Drop all lines but some, and the clips that have no line left.
+
+        Args:
+            lines: numbers of those that stay, in their new order (see `packed`).
+            clips: numbers of those that stay without a line.
+
+        Returns:
+            New number of each clip that stays.
+        """
+        for buffers in self.own:
+            for buffer in buffers:
+                for new, old in enumerate(lines):
+                    if old != new:
+                        buffer[new, :, : self.ends[old]] = buffer[old, :, : self.ends[old]]
+        index = torch.tensor(lines, dtype=torch.int64, device=self.device)
+        for values in (self.start, self.now, self.positions):
+            values[: len(lines)] = values[index]
+        self.clip_of = [self.clip_of[old] for old in lines]
+        self.ends = [self.ends[old] for old in lines]
+        order = packed([clip in self.clip_of or clip in clips for clip in range(len(self.lengths))])
+        for new, old in enumerate(order):
+            if old != new:
+                self._move_clip(old, new)
+        self.lengths = [self.lengths[old] for old in order]
+        self._clean = list(self.lengths)
+        moved = {old: new for new, old in enumerate(order)}
+        self.clip_of = [moved[clip] for clip in self.clip_of]
+        self._arrange()
+        return moved
+
+    def open(self, clips: Sequence[int], n_tokens: Sequence[int]) -> tuple[Tensor, Tensor, Shared]:
+        """Take in new lines behind the others, and be ready for the first run over their questions.
+
+        Args:
+            clips: clip of each new line; those of one clip side by side.
+            n_tokens: each question's length; shorter ones are padded on the left to the longest, S.
+
+        Returns:
+            Positions int64 [n, S], mask of their own part bool [n, 1, S, S], and the beginnings.
+        """
+        first, longest = len(self.clip_of), max(n_tokens)
+        new = slice(first, first + len(clips))
+        begun = torch.tensor([self.lengths[clip] for clip in clips], device=self.device)
+        pad = longest - torch.tensor(n_tokens, device=self.device)
+        self.start[new], self.now[new], self.positions[new] = pad, longest, begun + longest - pad
+        self._clean_up()
+        self.clip_of += clips
+        self.ends += [longest] * len(clips)
+        self._arrange()
+        self._target = new
+        steps = self._steps[:longest]
+        mask = (steps >= pad[:, None, None]) & (steps <= steps[:, None])
+        places = [Part(clip, 1, n, self.lengths[clip], self._rows[:n], None) for clip, n in Counter(clips).items()]
+        shared = Shared(self.prefixes, self.room.n_clips, tuple(places))
+        return begun[:, None] + (steps - pad[:, None]).clamp(min=0), mask[:, None], shared
+
+    def step(self) -> tuple[Tensor, Tensor, Shared]:
+        """Be ready for one more token of every line; `advance` when it is done. See `open`."""
+        n, n_clips, n_places = self.shape
+        self._target = None
+        steps = self._steps[: self._n_columns()]
+        mask = (steps >= self.start[:n, None]) & (steps <= self.now[:n, None])
+        n_positions = self._n_positions()
+        hidden = self._hidden[:n_clips, :, :n_positions] if self._any_hidden or self.static else None
+        part = Part(0, n_clips, n_places, n_positions, self._where[:n], hidden)
+        return self.positions[:n, None], mask[:, None, None], Shared(self.prefixes, self.room.n_clips, (part,))
+
+    def advance(self) -> None:
+        """One token of every line has been stored."""
+        n = len(self.clip_of)
+        self.now[:n] += 1
+        self.positions[:n] += 1
+        self.ends = [end + 1 for end in self.ends]
+
+    def update(self, key: Tensor, value: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Store new keys and values [n, G, S, d] of a layer; gives those of the own columns that the mask is about."""
+        out = []
+        for buffer, new in zip(self.own[layer_idx], (key, value), strict=True):
+            if self._target is not None:
+                buffer[self._target, :, : new.shape[2]] = new
+                out.append(buffer[self._target, :, : new.shape[2]])
+            else:
+                n = len(new)
+                buffer[self._rows[:n], :, self.now[:n]] = new[:, :, 0]
+                out.append(buffer[:n, :, : self._n_columns()])
+        return out[0], out[1]
+
+    def _n_columns(self) -> int:
+        return self.room.n_own if self.static else max(self.ends) + 1
+
+    def _n_positions(self) -> int:
+        return self.room.n_prefix if self.static else max(self.lengths)
+
+    def _clean_up(self) -> None:
+        """Zeros behind the ends of shorter beginnings: what is hidden has no weight, but 0 times NaN is NaN."""
+        n = self._n_positions()
+        for clip, clean in enumerate(self._clean):
+            if clean < n:
+                for buffers in self.prefixes:
+                    for buffer in buffers:
+                        groups = buffer.shape[0] // self.room.n_clips
+                        buffer[clip * groups : (clip + 1) * groups, clean:n] = 0
+                self._clean[clip] = n
+
+    def _move_clip(self, old: int, new: int) -> None:
+        for buffers in self.prefixes:
+            for buffer in buffers:
+                groups = buffer.shape[0] // self.room.n_clips
+                from_, to = slice(old * groups, (old + 1) * groups), slice(new * groups, (new + 1) * groups)
+                buffer[to, : self.lengths[old]] = buffer[from_, : self.lengths[old]]
+
+    def _arrange(self) -> None:
+        """Learn the shape of the next steps, and tell the device where each line stands."""
+        n, counts = len(self.clip_of), Counter(self.clip_of)
+        exact = (n, len(self.lengths), max(counts.values(), default=0))
+        n_most = (self.room.n_lines, self.room.n_clips, self.room.n_lines)
+        self.shape = tuple(map(_rounded, exact, n_most)) if self.static else exact  # type: ignore[assignment]
+        _, n_clips, n_places = self.shape
+        seen: Counter[int] = Counter()
+        where = []
+        for clip in self.clip_of:
+            where.append(clip * n_places + seen[clip])
+            seen[clip] += 1
+        where += [n_clips * n_places] * (self.shape[0] - n)  # lines that fill up a rounded number do not count
+        self._where[: len(where)] = torch.tensor(where, dtype=torch.int64, device=self.device)
+        for values in (self.start, self.now, self.positions):
+            values[n:] = 0
+        lengths = torch.tensor(self.lengths + [0] * (n_clips - len(self.lengths)), device=self.device)
+        self._hidden[:n_clips] = (self._steps[: self.room.n_prefix] >= lengths[:, None])[:, None]
+        self._any_hidden = len(set(self.lengths)) > 1
+
+
+def packed(staying: Sequence[bool]) -> list[int]:
+    """Numbers of those that stay, the last ones moved into the gaps: [yes, no, yes, yes] gives [0, 3, 2]."""
+    order = [i for i, stays in enumerate(staying) if stays]
+    n = len(order)
+    late = [i for i in order if i >= n]
+    return [i if staying[i] else late.pop() for i in range(n)]
+
+
+def _rounded(n: int, most: int) -> int:
+    """The next power of two, so that few different shapes occur."""
+    return min(most, 1 << max(0, n - 1).bit_length())
+
+
+def _prefixes(like: Tensor, room: Room) -> Tensor:
+    # Not written here: on a CPU the system gives a page when it is first written, so room costs nothing by itself.
+    return like.new_empty(room.n_clips * like.shape[1], room.n_prefix, like.shape[3])
+
+
+def _own(like: Tensor, room: Room) -> Tensor:
+    return like.new_zeros(room.n_lines, like.shape[1], room.n_own, like.shape[3])

@@ -1,0 +1,129 @@
+"""How much each stage did and how long it was at it: rates, the stage that limits, and the share of what is possible.
+
+Counted by the stages while they work, side by side; `StageClock` has what the run waited for. Knows numbers only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Stage:
+    """One stage: what it did, in units of its own, and the seconds that it was busy."""
+
+    unit: str
+    n: float = 0.0
+    busy_s: float = 0.0
+    least_s: float | None = None  # what the hardware would have needed, by matrix or copy rate; None: not known
+
+    def add(self, n: float, busy_s: float) -> None:
+        """Count some work."""
+        self.n += n
+        self.busy_s += busy_s
+
+    @property
+    def rate(self) -> float | None:
+        """Units a second while busy."""
+        return self.n / self.busy_s if self.busy_s > 0 and self.n else None
+
+    @property
+    def share(self) -> float | None:
+        """Share of the hardware's limit that was reached; never above 1 by more than the limit's own error."""
+        return self.least_s / self.busy_s if self.least_s and self.busy_s > 0 else None
+
+
+@dataclass
+class Meter:
+    """The stages of a run, or of a benchmark.
+
+    `decode` are frames that were looked at, in all decode processes together; `prefill` prompts, those of a clip's
+    questions counted with its beginning once; `answer` is not a stage but what comes out, over the whole time.
+    """
+
+    decode: Stage = field(default_factory=lambda: Stage("frames"))
+    encode: Stage = field(default_factory=lambda: Stage("clips"))
+    prefill: Stage = field(default_factory=lambda: Stage("tokens"))
+    step: Stage = field(default_factory=lambda: Stage("tokens"))
+    n_answers: int = 0
+    encode_operations: float = 0.0
+    prefill_operations: float = 0.0
+    step_bytes: float = 0.0
+    matrix_per_s: float | None = None  # measured on the LLM's device
+    copy_bytes_per_s: float | None = None
+
+    def hold_against(self, matrix_per_s: float, copy_bytes_per_s: float) -> None:
+        """Say what the hardware allows: operations and bytes a second that it reached with nothing else to do."""
+        self.matrix_per_s, self.copy_bytes_per_s = matrix_per_s, copy_bytes_per_s
+        self.encode.least_s = self.encode_operations / matrix_per_s
+        self.prefill.least_s = self.prefill_operations / matrix_per_s
+        self.step.least_s = self.step_bytes / copy_bytes_per_s
+
+    @property
+    def roofline_s(self) -> float | None:
+        """Seconds that encoder and LLM would have needed at the hardware's limit; None where it was not measured."""
+        if self.matrix_per_s is None:
+            return None
+        return sum(s.least_s or 0.0 for s in self.stages.values())
+
+    @property
+    def stages(self) -> dict[str, Stage]:
+        """By name, in the order of the data's way."""
+        return {"decode": self.decode, "encode": self.encode, "prefill": self.prefill, "generate": self.step}
+
+    @property
+    def limiting(self) -> str | None:
+        """The stage that was busy longest; None where nothing was done."""
+        name = max(self.stages, key=lambda s: self.stages[s].busy_s)
+        return name if self.stages[name].busy_s > 0 else None
+
+    def as_dict(self, wall_s: float) -> dict[str, object]:
+        """For `--json`.
+
+        Args:
+            wall_s: of the whole run.
+        """
+        stages = {
+            name: {
+                "unit": s.unit,
+                "n": round(s.n),
+                "busy_s": round(s.busy_s, 3),
+                "per_s": _rounded(s.rate),
+                "limit_per_s": _rounded(s.n / s.least_s if s.least_s else None),
+                "share_of_limit": _rounded(s.share),
+            }
+            for name, s in self.stages.items()
+        }
+        return {
+            "stages": stages,
+            "answers_per_s": _rounded(self.n_answers / wall_s if wall_s > 0 else None),
+            "limiting": self.limiting,
+            "matrix_tflops": _rounded(None if self.matrix_per_s is None else self.matrix_per_s / 1e12),
+            "roofline_s": _rounded(self.roofline_s),
+            "copy_gb_per_s": _rounded(None if self.copy_bytes_per_s is None else self.copy_bytes_per_s / 1e9),
+        }
+
+    def as_text(self, wall_s: float) -> str:
+        """For people: a line a stage that did something, and what limits."""
+        if self.limiting is None:
+            return ""
+        lines = []
+        for name, s in self.stages.items():
+            if s.rate is None:
+                continue
+            line = f"  {name:<9}{s.rate:>12,.1f} {s.unit}/s, busy {s.busy_s:.1f} s"
+            if s.share is not None and s.least_s:
+                line += f"; the hardware's limit is {s.n / s.least_s:,.0f}, reached {s.share:.0%}"
+            lines.append(line)
+        if self.n_answers and wall_s > 0:
+            lines.append(f"  {'answers':<9}{self.n_answers / wall_s:>12,.2f} a second over all")
+        if self.matrix_per_s and self.copy_bytes_per_s:
+            products, copies = f"{self.matrix_per_s / 1e12:.3g}", f"{self.copy_bytes_per_s / 1e9:.3g}"
+            lines.append(f"  measured on this machine: {products} TFLOP/s in products, {copies} GB/s in copies")
+        lines.append(f"  limiting stage: {self.limiting}")
+        return "rates:\n" + "\n".join(lines)
+
+
+def _rounded(value: float | None) -> float | None:
+    """Four digits are more than such a measurement is good for."""
+    return None if value is None else float(f"{value:.4g}")
