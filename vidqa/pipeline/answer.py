@@ -11,6 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -84,9 +85,11 @@ def answer_works(
                 yield from (_answered(done, who, options) for done in thread.finished())
             yield from (_answered(done, who, options) for done in thread.finished())
         thread.close()
-        while thread.at_work:
-            thread.wait()
-            yield from (_answered(done, who, options) for done in thread.finished())
+        # A stage of the clock may be where a signal is heard; after one, nothing but a second may end the finishing.
+        with clock.stage("generate") if stopped is None else nullcontext():
+            while thread.at_work:
+                thread.wait(counts=False)
+                yield from (_answered(done, who, options) for done in thread.finished())
     if stopped is not None:
         raise stopped
     hold_against_hardware(clock.meter, model)
@@ -139,12 +142,13 @@ class _Thread:
                 except queue.Full:
                     continue
 
-    def wait(self) -> None:
-        """Wait for a moment, or until something happens; that time belongs to what the thread does."""
+    def wait(self, counts: bool = True) -> None:
+        """Wait for a moment, or until something happens; where it counts, that time belongs to what the thread does."""
         start = time.perf_counter()
         self._progress.wait(_PATIENCE_S)
         self._progress.clear()
-        self._clock.seconds[self._doing] += time.perf_counter() - start
+        if counts:
+            self._clock.seconds[self._doing] += time.perf_counter() - start
 
     def finished(self) -> Iterator[_Asked]:
         """Files that came back. An error of the thread is raised here."""
