@@ -81,11 +81,11 @@ def test_rows_of_vanished_files_stay_unless_asked_otherwise(vidqa, clips, tmp_pa
 
 @POSIX
 @pytest.mark.parametrize(
-    ("signum", "code", "stage", "answered"),
-    [(signal.SIGINT, 130, "generate", 2), (signal.SIGTERM, 143, "generate", 2), (signal.SIGTERM, 143, "encode", 2)],
+    ("signum", "code", "stage"),
+    [(signal.SIGINT, 130, "generate"), (signal.SIGTERM, 143, "generate"), (signal.SIGTERM, 143, "encode")],
 )
 def test_a_signal_in_the_middle_of_a_batch_waits_for_it(
-    vidqa, make_clip, tmp_path, monkeypatch, heard, signum, code, stage, answered
+    vidqa, make_clip, tmp_path, monkeypatch, heard, signum, code, stage
 ):
     """Answers are in the table, features in the cache: what was computed is not computed again."""
     for i in range(6):
@@ -106,8 +106,7 @@ def test_a_signal_in_the_middle_of_a_batch_waits_for_it(
     assert done.code == code, done.err
     assert "stopping after the current batch" in done.err
     found = list(statuses(table).values())
-    # What the language model had taken is finished, and that may be more than one batch.
-    assert set(found) == {"ok"} and len(found) >= answered
+    assert set(found) == {"ok"}, "what the language model had taken is finished; how much that is depends on the clock"
     last = (tmp_path / "a.log").read_text().splitlines()[-1].split("\t")
     assert last[1:3] == ["run", {130: "interrupted", 143: "terminated"}[code]]
     assert f'vidqa_run_exit_code{{table="{table}"}} {code}\n' in (tmp_path / "v.prom").read_text()
