@@ -25,14 +25,8 @@ from vidqa.pipeline.options import RunOptions, Work
 from vidqa.pipeline.progress import QUIET, Reporter
 from vidqa.records import Features, MediaItem, Question, Status
 
-_BOTH: tuple[frozenset[str], int | None] = (frozenset({"image", "video"}), None)
-#: Architecture -> the kinds of media that its published models know, and how many one prompt may hold (None: any).
-_KNOWS: dict[str, tuple[frozenset[str], int | None]] = {
-    "video_llava": _BOTH,
-    "valley": (_BOTH[0], 1),
-    "video_chatgpt": (frozenset({"video"}), 1),
-}
-_WORDS = {"image": "pictures", "video": "clips"}
+#: Architecture -> how many pictures and clips one prompt of its published models may hold; others: any number.
+_MOST = {"valley": 1, "video_chatgpt": 1}
 # The feed reads features from the cache only for work that has questions.
 _SOME = (Question("any", "any"),)
 
@@ -73,8 +67,7 @@ def ask_together(
         One reply a question. One that failed has `answer` None and says why.
 
     Raises:
-        UsageError: no question, a folder in the place of a file, a segment length, or more media or other kinds of
-            them than the model knows.
+        UsageError: no question, a folder in the place of a file, a segment length, or more media than the model knows.
         ItemError: a file cannot be read.
         VidqaError: the model or the cache cannot be used.
     """
@@ -115,8 +108,8 @@ def chat(
         reporter: hears progress and messages.
 
     Raises:
-        UsageError: a folder in the place of a file, a segment length, more media or other kinds than the model knows,
-            or a model that was not tuned for dialogues.
+        UsageError: a folder in the place of a file, a segment length, more media than the model knows, or a model that
+            was not tuned for dialogues.
         ItemError: a file cannot be read.
         VidqaError: the model or the cache cannot be used.
     """
@@ -150,9 +143,7 @@ def features_of(run: Run, media: Sequence[str | Path]) -> tuple[Features, ...]:
                 raise ItemError(one.error.kind, f"{one.work.item.path}: {one.error.what}", hint=one.error.hint)
             found[id(one.work.item)] = one.segments[0].features
             run.reporter.advance()
-    features = tuple(found[id(item)] for item in items)
-    _check_kinds(run.model.bundle, features)
-    return features
+    return tuple(found[id(item)] for item in items)
 
 
 def _item(path: str) -> MediaItem:
@@ -164,14 +155,6 @@ def _item(path: str) -> MediaItem:
 
 def _check_number(bundle: Bundle, n_media: int) -> None:
     spec = bundle.spec
-    most = _KNOWS.get(spec.architecture, _BOTH)[1]
-    if most is not None and n_media > most:
-        what = f"the model {spec.name} ({spec.architecture}) knows one medium in a prompt, not {n_media}"
+    if n_media > _MOST.get(spec.architecture, n_media):
+        what = f"the model {spec.name} ({spec.architecture}) knows one picture or clip in a prompt, not {n_media}"
         raise UsageError(what, hint="ask about each alone, or a model of the family video_llava")
-
-
-def _check_kinds(bundle: Bundle, features: Sequence[Features]) -> None:
-    spec = bundle.spec
-    for kind in {f.kind for f in features} - _KNOWS.get(spec.architecture, _BOTH)[0]:
-        what = f"the model {spec.name} ({spec.architecture}) does not know {_WORDS[kind]}"
-        raise UsageError(what, hint="another file, or a model of the family video_llava")
