@@ -68,8 +68,10 @@ def test_every_option_has_a_variable(tmp_path: Path) -> None:
         "out": "t.csv", "questions": "caption", "max_new_tokens": "3", "retry": "failed", "segment": "whole",
         "batch_size": "4", "timeout": "1.5", "model": "demo", "device": "cpu", "cache_dir": "c", "max_size": "1GB",
         "older_than": "3d", "top": "5", "log": "a.log", "metrics": "a.prom", "dtype": "float16", "compat": "original",
-        "quantize": "4bit", "seconds": "2", "n_questions": "4",
-        **dict.fromkeys(("dry_run", "as_json", "quiet", "verbose", "delete", "log_json", "prune_missing"), "true"),
+        "quantize": "4bit", "encode": "on-the-fly", "resume": "never", "seconds": "2", "n_questions": "4",
+        **dict.fromkeys(
+            ("as_json", "check_data", "delete", "dry_run", "log_json", "prune_missing", "quiet", "verbose"), "true"
+        ),
     }  # fmt: skip
     settings = load_settings(environ={variable_name(p): v for p, v in right.items()})
     for command, options in OPTIONS.items():

@@ -1,3 +1,9 @@
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +12,14 @@ from vidqa.model.connector import build_connector
 from vidqa.model.llava import VideoLlava
 from vidqa.prompts.formats import get_format
 from vidqa.records import Features
+from vidqa.train.data import MediaRef, Sample
+from vidqa.train.loop import Silent, StageResult, Surroundings, run_stage
+from vidqa.train.metrics import MetricsFile, read_metrics
+from vidqa.train.order import Packing, plan_run
+from vidqa.train.processes import Common, is_first
+from vidqa.train.recipe import Logging, Output, Stage
+from vidqa.train.sequences import Sequences, labeller, survey
+from vidqa.train.tune import ByPath, GivenSamples
 
 WORDS = [
     "USER",
@@ -43,9 +57,16 @@ class WordTokenizer:
     def convert_tokens_to_ids(self, tokens: str) -> int:
         return 2 if tokens == "</s>" else 3 + WORDS.index(tokens)
 
+    def get_vocab(self) -> dict[str, int]:
+        return {word: 3 + n for n, word in enumerate(WORDS)}
+
 
 @pytest.fixture
 def tiny_model() -> VideoLlava:
+    return make_model()
+
+
+def make_model() -> VideoLlava:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -64,6 +85,75 @@ def make_features(seed: int, t: int = 2, p: int = 3) -> Features:
     )
 
 
+def features_by_name(path: str) -> Features:
+    return make_features(int(path.split(".")[0]), t=2 if path.endswith("mp4") else 1)
+
+
 @pytest.fixture
 def features_of():
-    return lambda path: make_features(int(path.split(".")[0]), t=2 if path.endswith("mp4") else 1)
+    return features_by_name
+
+
+def make_sample(n: int, media: str | None = None, answer: str = "yes b", question: str = "What is it ?") -> Sample:
+    """A conversation about `3.mp4`, `2.png` or nothing."""
+    if media is None:
+        return Sample(str(n), (), ((question, answer),))
+    kind = "video" if media.endswith("mp4") else "image"
+    return Sample(str(n), (MediaRef(media, kind),), ((f"<{kind}>\n{question}", answer),))
+
+
+SAMPLES = [
+    make_sample(0, "1.mp4"),
+    make_sample(1, "1.mp4", "a b c"),
+    make_sample(2, "2.png"),
+    make_sample(3),
+    make_sample(4, "3.mp4", "no"),
+    make_sample(5, "4.png", "d"),
+    make_sample(6, "5.mp4", "c d"),
+]
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a stage left."""
+
+    result: StageResult
+    lines: list[dict[str, Any]]
+
+
+def tune_samples(
+    model: VideoLlava,
+    folder: Path,
+    stage: Stage,
+    samples: Sequence[Sample] = SAMPLES,
+    *,
+    common: Common | None = None,
+    listener: Any = None,
+    shuffled: bool = True,
+    evaluate: Any = None,
+) -> Ran:
+    """Run a stage on samples in memory, with checkpoints in `folder`."""
+    corpus = GivenSamples([(sample,) for sample in samples], seed=3)
+    order = corpus.epoch_order if shuffled else lambda epoch: np.arange(len(samples))
+    packing = Packing(stage.packing, stage.visits, stage.order == "length")
+    looked = survey(corpus)
+    epochs = stage.epochs or (None if stage.steps else 1.0)
+    plan = plan_run(order, stage.global_batch, epochs=epochs, steps=stage.steps, packing=packing, survey=looked)
+    data = Sequences(corpus, plan, ByPath(features_by_name), labeller(model, model.chat, model.context))
+    metrics = MetricsFile(folder / "metrics.jsonl", active=is_first())
+    around = Surroundings(folder, listener or Silent(), metrics, common or Common(), evaluate=evaluate)
+    result = run_stage(model, data, stage, around)
+    return Ran(result, read_metrics(metrics.path) if is_first() else [])
+
+
+def with_checkpoints(every: int, keep: int = 2) -> Common:
+    """Settings that save often."""
+    return Common(output=Output(save_every=every, keep=keep), logging=Logging(every=1))
+
+
+@pytest.fixture
+def lab() -> SimpleNamespace:
+    """The helpers of this file, for tests that run stages."""
+    return SimpleNamespace(
+        make_model=make_model, make_sample=make_sample, samples=SAMPLES, tune=tune_samples, saving=with_checkpoints
+    )

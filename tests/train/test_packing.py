@@ -4,8 +4,9 @@ import torch
 from torch.nn import functional as F
 
 from vidqa.prompts.build import IGNORED, build_labels
+from vidqa.train.loss import PackedLoss
 from vidqa.train.packing import attention_mask, collate, pack
-from vidqa.train.tune import PackedLoss
+from vidqa.train.sequences import Batch
 
 TURNS = [
     (("<video>\nWhat is it ?", "a"),),
@@ -29,12 +30,14 @@ def test_packed_loss_is_the_loss_of_the_conversations_alone(tiny_model, features
         total += F.cross_entropy(logits[0, :-1][known], labels[0, 1:][known], reduction="sum")
         count += int(known.sum())
     other = features_of("4.mp4")
-    packed = collate([pack(alone)])
-    loss = PackedLoss(tiny_model)(packed, [features])["loss"]
-    assert loss.item() == pytest.approx((total / count).item(), abs=1e-5)
+    batch = Batch(collate([pack(alone)]), (features,), 3, ())
+    loss = PackedLoss(tiny_model)(batch)["loss"]
+    assert batch.n_learned == count
+    assert loss.item() == pytest.approx(total.item(), abs=1e-4)
     longer = collate([pack(alone), pack(alone[:1])])  # padding of the second row must not matter to the first
-    mixed = PackedLoss(tiny_model)(longer, [features, other])["loss"]
-    assert mixed.item() != pytest.approx(loss.item(), abs=1e-6)
+    second = PackedLoss(tiny_model)(Batch(collate([pack(alone[:1])]), (other,), 1, ()))["loss"]
+    both = PackedLoss(tiny_model)(Batch(longer, (features, other), 4, ()))["loss"]
+    assert both.item() == pytest.approx(loss.item() + second.item(), abs=1e-4)
 
 
 def test_conversations_do_not_see_each_other():

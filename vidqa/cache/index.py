@@ -87,17 +87,23 @@ class MediaIndex:
             MediaError: the file is gone, may not be read, or keeps changing while it is read.
             CacheError: the index cannot be written.
         """
-        path = os.fsencode(item.path)
-        known = self._one("SELECT size, mtime_ns, media_id, read_ns FROM files WHERE path = ?", (path,))
-        if known is not None:
-            size, mtime_ns, media_id, read_ns = known
-            if (size, mtime_ns) == (item.size, item.mtime_ns) and abs(read_ns - mtime_ns) > _TICK_NS:
-                return str(media_id)
-        read_ns = time.time_ns()
+        if (media_id := self.known(item)) is not None:
+            return media_id
+        path, read_ns = os.fsencode(item.path), time.time_ns()
         size, mtime_ns, media_id = _digest_steady(item.path)
         self.n_read += 1
         self._write("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", (path, size, mtime_ns, media_id, read_ns))
         return media_id
+
+    def known(self, item: MediaItem) -> str | None:
+        """As `media_id`, but None where the file would have to be read."""
+        path = os.fsencode(item.path)
+        found = self._one("SELECT size, mtime_ns, media_id, read_ns FROM files WHERE path = ?", (path,))
+        if found is None:
+            return None
+        size, mtime_ns, media_id, read_ns = found
+        unchanged = (size, mtime_ns) == (item.size, item.mtime_ns) and abs(read_ns - mtime_ns) > _TICK_NS
+        return str(media_id) if unchanged else None
 
     def facts(self, media_id: str) -> MediaFacts | None:
         """What is known of a content, or None when nobody told."""

@@ -28,6 +28,7 @@ COMMANDS: dict[str, str] = {
     "chat": "vidqa.cli.chat",
     "search": "vidqa.cli.search",
     "encode": "vidqa.cli.encode",
+    "train": "vidqa.cli.train",
     "models": "vidqa.cli.models",
     "cache": "vidqa.cli.cache",
     "bench": "vidqa.cli.bench",

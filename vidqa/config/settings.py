@@ -77,6 +77,8 @@ SEGMENT = Kind(
 )
 BATCH = Kind('a whole number of at least 1 or "auto"', lambda v: v == "auto" or _is_count(v), _or_word("auto", int))
 SETS = Kind("a list of names or files", _is_texts, lambda text: [part.strip() for part in text.split(",")])
+ENCODE = Kind('"cache" or "on-the-fly"', lambda v: v in ("cache", "on-the-fly"))
+RESUME = Kind('"auto" or "never"', lambda v: v in ("auto", "never"))
 RETRY = Kind('"failed" or "all"', lambda v: v in ("failed", "all"))
 COMPAT = Kind('"fixed" or "original"', lambda v: v in ("fixed", "original"))
 DTYPE = Kind("float32, float16 or bfloat16", lambda v: v in ("float32", "float16", "bfloat16"))
@@ -99,6 +101,7 @@ OPTIONS: dict[str, dict[str, Kind]] = {
     "chat": {"max_new_tokens": COUNT, **_PRECISION, **_READ},
     "search": {"out": PATH, "top": COUNT, **_WORK},
     "encode": _WORK,
+    "train": {"out": PATH, "encode": ENCODE, "resume": RESUME, "check_data": FLAG, "device": TEXT, **_CACHE},
     "cache stats": _CACHE,
     "cache verify": {"delete": FLAG, **_CACHE},
     "cache prune": {"max_size": TEXT, "older_than": TEXT, "dry_run": FLAG, **_CACHE},

@@ -65,7 +65,7 @@ def open_reader(path: str, backend: Backend = "auto", *, count_by_decoding: bool
 
 def decode(
     path: str,
-    seconds: float | None = None,
+    seconds: float | tuple[Segment, ...] | None = None,
     image: SamplingSpec | None = None,
     video: SamplingSpec | None = None,
     backend: Backend = "auto",
@@ -76,7 +76,7 @@ def decode(
 
     Args:
         path: of a video or a picture.
-        seconds: length of a segment; None means one segment, the whole clip.
+        seconds: length of a segment, or the segments; None means one segment, the whole clip.
         image: how a still is shown; None means one frame. With a sampling rule it is a clip of one frame, repeated.
         video: which frames of each segment of a video; None means 8 frames, both ends included.
         backend: see `open_reader`.
@@ -115,7 +115,11 @@ def decode(
 
 
 def _segments(
-    reader: Reader, seconds: float | None, image: SamplingSpec | None, video: SamplingSpec, transform: Transform | None
+    reader: Reader,
+    seconds: float | tuple[Segment, ...] | None,
+    image: SamplingSpec | None,
+    video: SamplingSpec,
+    transform: Transform | None,
 ) -> Iterator[DecodedSegment]:
     facts, pts_s = reader.facts, reader.pts_s
     end_of_clip = max(facts.duration_s or 0.0, float(pts_s[-1]))

@@ -8,15 +8,16 @@ from vidqa.records import WHOLE, MediaFacts, Segment
 BORDER_S = 1e-6
 
 
-def plan_segments(facts: MediaFacts, seconds: float | None) -> tuple[Segment, ...]:
-    """Cut a clip into windows of fixed length.
+def plan_segments(facts: MediaFacts, seconds: float | tuple[Segment, ...] | None) -> tuple[Segment, ...]:
+    """Cut a clip into windows of fixed length, or as told.
 
     There is a window for every stretch in which a frame begins: the duration of the last frame does not make a new one.
     The last window keeps its nominal end, so keys do not depend on how exactly the duration is known.
 
     Args:
         facts: of the clip; counted facts give exact windows, a lying header gives wrong ones.
-        seconds: length of a window; None means one segment, the whole clip. Stills are always whole.
+        seconds: length of a window; None means one segment, the whole clip; or the windows themselves. Stills are
+            always whole.
 
     Returns:
         Windows in playing order, at least one. A clip of unknown duration gives one window.
@@ -24,6 +25,8 @@ def plan_segments(facts: MediaFacts, seconds: float | None) -> tuple[Segment, ..
     Raises:
         ValueError: `seconds` is not above 0.
     """
+    if isinstance(seconds, tuple):
+        return (WHOLE,) if facts.kind == "image" else seconds
     if seconds is not None and not seconds > 0:
         raise ValueError(f"a segment needs a length above 0 seconds, got {seconds=}")
     if seconds is None or facts.kind == "image":

@@ -19,7 +19,7 @@ from typing import IO
 from vidqa.errors import MediaError
 from vidqa.media.files import show
 from vidqa.media.wire import TAKEN, WireClosedError, receive, send
-from vidqa.records import DecodedMedia, EncoderInput, FrameBatch, SamplingSpec
+from vidqa.records import DecodedMedia, EncoderInput, FrameBatch, SamplingSpec, Segment
 
 _START_TIMEOUT_S = 60.0
 _ATTEMPTS = 2  # to hand a job to a process
@@ -34,7 +34,7 @@ class DecodeJob:
     """One file to decode. `tag` stays on this side and comes back with the result."""
 
     path: str
-    seconds: float | None = None  # length of a segment; None = whole
+    seconds: float | tuple[Segment, ...] | None = None  # length of a segment, or the segments; None = whole
     sampling: SamplingSpec = field(default_factory=SamplingSpec)
     tag: object = None
 

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 
 from vidqa.errors import BundleError, DeviceError
+from vidqa.model.adapter import ADAPTER_FOLDER, apply_adapter
 
 Quantise = Literal["8bit", "4bit"]
 
@@ -60,6 +61,8 @@ def load_llm(
     problems += [f"{key}: shape {list(a)}, must be {list(b)}" for key, a, b in sorted(info["mismatched_keys"])]
     if problems:
         raise BundleError("\n".join(f"{folder}: {p}" for p in problems))
+    if (adapter := folder / ADAPTER_FOLDER).is_dir():
+        llm = apply_adapter(llm, adapter)
     return llm, tokenizer
 
 
@@ -97,6 +100,21 @@ def _how(
 def _need(package: str, what: str, extra: str) -> None:
     if find_spec(package) is None:
         raise DeviceError(f"{what}: the package {package} is not installed", hint=f'pip install "vidqa[{extra}]"')
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Read the tokenizer of an LLM folder, without its weights.
+
+    Raises:
+        BundleError: it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        with _quiet():
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as e:
+        raise BundleError(f"{folder}: the tokenizer cannot be read: {e}") from e
 
 
 @contextmanager

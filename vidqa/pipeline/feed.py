@@ -151,7 +151,9 @@ class Feed:
                 self._put(Encoded(work, cached, cached=True))
                 continue
             self._waiting[number] = work
-            yield DecodeJob(path=work.item.path, seconds=self._options.segment_s, sampling=sampling, tag=number)
+            yield DecodeJob(
+                path=work.item.path, seconds=work.segments or self._options.segment_s, sampling=sampling, tag=number
+            )
 
     def _cached(self, work: Work) -> tuple[EncodedSegment, ...] | None:
         """All segments of a file, or None if one of them is not in the cache. Not read where nothing is asked."""
@@ -160,7 +162,7 @@ class Feed:
             return None
         keys = [
             CacheKey(work.media_id, segment.key, self._bundle.encoder_id)
-            for segment in plan_segments(facts, self._options.segment_s)
+            for segment in plan_segments(facts, work.segments or self._options.segment_s)
         ]
         if not work.questions:
             return () if all(map(self._store.has, keys)) else None

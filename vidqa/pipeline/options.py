@@ -13,7 +13,7 @@ from typing import Literal
 from vidqa.cache.key import default_cache_dir
 from vidqa.config import settings_id
 from vidqa.errors import ItemError, UsageError
-from vidqa.records import EncodedSegment, MediaItem, Question
+from vidqa.records import EncodedSegment, MediaItem, Question, Segment
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class Work:
     item: MediaItem
     media_id: str | None
     questions: tuple[Question, ...] = ()
+    segments: tuple[Segment, ...] | None = None  # None: cut as the run's options say
 
 
 @dataclass(frozen=True)

@@ -1,41 +1,38 @@
-"""Features + conversations -> a tuned connector and LLM: the two stages of Video-LLaVA.
+"""Features + conversations in memory -> a tuned connector and LLM: the stages of a recipe, called from Python.
 
 Stage `connector` trains the connector alone, stage `instruct` the connector and the LLM, stage `language` the LLM alone
-on text (for a language model that is made from nothing, as the demo's is). Encoders are not here at all: what they saw
-comes in as features. The loop is transformers' Trainer.
+on text (for a language model that is made from nothing, as the demo's is). `vidqa train` does the same from files, with
+checkpoints; see `vidqa.train.loop`.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vidqa.errors import UsageError
 from vidqa.model.llava import VideoLlava
-from vidqa.prompts.build import IGNORED, build_labels
 from vidqa.records import Features
-from vidqa.train.data import Sample
-from vidqa.train.packing import Packed, attention_mask, collate, pack
-
-Stage = Literal["language", "connector", "instruct"]
-FeatureSource = Callable[[str], Features]
+from vidqa.train.data import MediaRef, Rejected, Sample, SampleError
+from vidqa.train.loop import Silent, Surroundings, run_stage
+from vidqa.train.metrics import MetricsFile
+from vidqa.train.order import Packing, Survey, plan_run
+from vidqa.train.processes import Common, processes
+from vidqa.train.recipe import Logging, Stage, StageKind
+from vidqa.train.sequences import Sequences, labeller
 
 
 @dataclass(frozen=True)
 class TuneSettings:
     """One stage of tuning. Defaults of schedule and optimiser are the paper's (AdamW, cosine, no weight decay)."""
 
-    stage: Stage
+    stage: StageKind
     epochs: float
-    batch_size: int  # packed sequences a step
+    batch_size: int  # packed sequences a step, in each process
     lr: float
     warmup_ratio: float = 0.03
     max_conversations: int = 10  # of one medium in one sequence; drawn anew each time the medium comes up
@@ -43,183 +40,98 @@ class TuneSettings:
     weight_decay: float = 0.0
 
 
-def trainable(model: VideoLlava, stage: Stage) -> None:
-    """Freeze everything but what the stage trains."""
-    model.connector.requires_grad_(stage in ("connector", "instruct"))
-    model.llm.requires_grad_(stage in ("language", "instruct"))
+class GivenSamples:
+    """Groups of samples as a corpus. A bad one is an error: who made them in memory can mend them."""
 
-
-class PackedDataset(torch.utils.data.Dataset[tuple[Packed, Features | None]]):
-    """Groups of samples about one medium -> packed sequences with their features.
-
-    Args:
-        groups: samples that share a medium; text-only samples may be grouped, too.
-        model: gives tokenizer and chat format.
-        features: reads the features of a medium by its path.
-        max_conversations: most conversations in a sequence.
-        seed: of the draw of conversations; the draw changes from visit to visit.
-    """
-
-    def __init__(
-        self,
-        groups: Sequence[tuple[Sample, ...]],
-        model: VideoLlava,
-        features: FeatureSource,
-        *,
-        max_conversations: int,
-        seed: int,
-    ) -> None:
-        self.groups, self.features, self.limit = groups, features, max_conversations
-        self.tokenizer, self.chat, self.shape = model.tokenizer, model.chat, model.media_shape
-        self.rng = np.random.default_rng(seed)
+    def __init__(self, groups: Sequence[tuple[Sample, ...]], seed: int) -> None:
+        self.samples = [sample for group in groups for sample in group]
+        self.group_of = [number for number, group in enumerate(groups) for _ in group]
+        self.seed = seed
 
     def __len__(self) -> int:
-        return len(self.groups)
+        return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[Packed, Features | None]:
-        group = self.groups[index]
-        chosen = [group[i] for i in self.rng.permutation(len(group))[: self.limit]]
-        media = group[0].media
-        if len(media) > 1:
-            raise UsageError(f"sample {group[0].id}: {len(media)} media; conversations are packed about one")
-        features = self.features(media[0].path) if media else None
-        shape = [self.shape(features)] if features else []
-        labelled = [build_labels(self.tokenizer, self.chat, s.turns, shape) for s in chosen]
-        for sample, made in zip(chosen, labelled, strict=True):
-            if made.problem:
-                raise UsageError(f"sample {sample.id}: {made.problem}")
-        return pack(labelled), features
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples[index]
 
+    def rejected(self, index: int, error: SampleError, id: str | None = None) -> Rejected:
+        """There is no leaving out.
 
-class PackedLoss(nn.Module):
-    """Packed batch -> mean cross entropy over the tokens to learn; what the Trainer calls the model."""
-
-    def __init__(self, model: VideoLlava) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, batch: Any, features: list[Features]) -> dict[str, Tensor]:
-        """Loss of one batch.
-
-        Args:
-            batch: a PackedBatch.
-            features: of the sequences that have slots, in their order.
+        Raises:
+            UsageError: always.
         """
-        batch = batch.to(self.model.device)
-        visual = self.model.visual_tokens(features)
-        width = self.model.llm.get_input_embeddings().weight.shape[1]
-        joined = torch.cat(visual) if visual else torch.empty(0, width, device=self.model.device)
-        embeds = self.model.embed(batch.ids, batch.slots, joined)
-        decoder = self.model.llm.get_decoder()
-        mask = attention_mask(batch.branch)
-        states = decoder(
-            inputs_embeds=embeds, attention_mask=mask, position_ids=batch.positions, use_cache=False
-        ).last_hidden_state
-        learn = batch.labels[:, 1:] != IGNORED  # position i says what stands at i + 1
-        logits = self.model.llm.get_output_embeddings()(states[:, :-1][learn])
-        return {"loss": F.cross_entropy(logits, batch.labels[:, 1:][learn])}
+        raise UsageError(f"sample {self.samples[index].id}: {error.what}") from error
+
+    def epoch_order(self, epoch: int) -> np.ndarray:
+        """int64 [N], shuffled."""
+        return np.random.default_rng([self.seed, epoch]).permutation(len(self))
+
+    def survey(self) -> Survey:
+        """The groups as given; pictures, clips and text of like length meet."""
+        kinds = {"video": 2, "image": 1}
+        lengths = [kinds[s.media[0].kind] if s.media else 0 for s in self.samples]
+        return Survey(self.group_of, lengths)
+
+
+class ByPath:
+    """Features by the path of a medium."""
+
+    def __init__(self, read: Callable[[str], Features]) -> None:
+        self.read = read
+
+    def __call__(self, ref: MediaRef) -> Features:
+        return self.read(ref.path)
+
+    def prefetch(self, refs: Sequence[MediaRef]) -> None:
+        """Reading is done one by one."""
 
 
 def tune(
     model: VideoLlava,
     groups: Sequence[tuple[Sample, ...]],
-    features: FeatureSource,
+    features: Callable[[str], Features],
     settings: TuneSettings,
     *,
     folder: Path,
-    report: Callable[[dict[str, float]], None] | None = None,
+    report: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, float]:
-    """Run one stage; the model is changed in place.
+    """Run one stage; the model is changed in place. There are no checkpoints.
 
     Args:
         model: connector and LLM.
-        groups: from `vidqa.train.data.by_media`.
+        groups: from `vidqa.train.data.by_media`; the conversations of a group share a sequence.
         features: reads features by media path.
         settings: the stage.
         folder: for the Trainer's own files.
         report: called with step, loss, learning rate every 50 steps.
 
     Returns:
-        The Trainer's closing figures (train_loss, train_runtime, ...).
+        Closing figures: train_loss (mean over the steps), train_runtime (seconds), steps.
+
+    Raises:
+        UsageError: a sample cannot be trained on.
     """
-    trainable(model, settings.stage)
-    data = PackedDataset(groups, model, features, max_conversations=settings.max_conversations, seed=settings.seed)
-    trainer = _trainer(model, data, settings, folder, report)
-    model.train()
-    result = trainer.train()
-    model.eval().requires_grad_(False)
-    return dict(result.metrics)
-
-
-def _trainer(
-    model: VideoLlava,
-    data: PackedDataset,
-    settings: TuneSettings,
-    folder: Path,
-    report: Callable[[dict[str, float]], None] | None,
-) -> Any:
-    """A Trainer that draws by `LengthBuckets`, reports, and leaves stdout alone."""
-    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-
-    class Report(TrainerCallback):
-        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-            if report and logs:
-                report({"step": state.global_step, "of": state.max_steps, **logs})
-
-    class PackedTrainer(Trainer):
-        def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
-            return LengthBuckets(data.groups, settings.batch_size, settings.seed)
-
-    n_processes = int(os.environ.get("WORLD_SIZE", 1))
-    steps = max(1, round(settings.epochs * len(data) / (settings.batch_size * n_processes)))
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=steps,
-        per_device_train_batch_size=settings.batch_size,
-        learning_rate=settings.lr,
-        lr_scheduler_type="cosine",
-        warmup_steps=max(1, int(steps * settings.warmup_ratio)),
+    batch = settings.batch_size * processes()
+    stage = Stage(
+        kind=settings.stage,
+        epochs=settings.epochs,
+        batch_size=batch,
+        per_device=settings.batch_size,
+        lr=settings.lr,
+        warmup=settings.warmup_ratio,
         weight_decay=settings.weight_decay,
-        max_grad_norm=1.0,
-        logging_steps=50,
-        save_strategy="no",
-        report_to=[],
-        seed=settings.seed,
-        use_cpu=model.device.type == "cpu",
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        dataloader_num_workers=0,
+        packing=settings.max_conversations,
+        visits="draw",
     )
-    trainer = PackedTrainer(
-        model=PackedLoss(model), args=arguments, train_dataset=data, data_collator=_collate, callbacks=[Report()]
+    corpus = GivenSamples(groups, settings.seed)
+    packing = Packing(settings.max_conversations, "draw", by_length=True)
+    plan = plan_run(
+        corpus.epoch_order, batch, epochs=settings.epochs, packing=packing, survey=corpus.survey(), seed=settings.seed
     )
-    trainer.remove_callback(PrinterCallback)  # it writes to stdout, which is for results
-    return trainer
-
-
-class LengthBuckets(torch.utils.data.Sampler[int]):
-    """A random order in which pictures, clips and text mix freely from batch to batch, but little padding is needed.
-
-    Inside windows of 50 batches the groups are sorted by medium (its kind decides the length), the batches of a window
-    then shuffled.
-    """
-
-    def __init__(self, groups: Sequence[tuple[Sample, ...]], batch_size: int, seed: int) -> None:
-        self.kinds = [group[0].media[0].kind if group[0].media else "" for group in groups]
-        self.batch_size, self.rng = batch_size, np.random.default_rng(seed)
-
-    def __len__(self) -> int:
-        return len(self.kinds)
-
-    def __iter__(self) -> Iterator[int]:
-        order = self.rng.permutation(len(self.kinds))
-        window = 50 * self.batch_size
-        for start in range(0, len(order), window):
-            part = sorted(order[start : start + window].tolist(), key=lambda i: self.kinds[i])
-            batches = [part[i : i + self.batch_size] for i in range(0, len(part), self.batch_size)]
-            for k in self.rng.permutation(len(batches)):
-                yield from batches[k]
-
-
-def _collate(items: Sequence[tuple[Packed, Features | None]]) -> dict[str, Any]:
-    return {"batch": collate([p for p, _ in items]), "features": [f for _, f in items if f is not None]}
+    data = Sequences(corpus, plan, ByPath(features), labeller(model, model.chat, model.context))
+    never = plan.n_steps + 1
+    output = Common().output.model_copy(update={"save_every": never})
+    common = Common(output=output, logging=Logging(every=50), seed=settings.seed)
+    metrics = MetricsFile(folder / "metrics.jsonl", active=False)
+    result = run_stage(model, data, stage, Surroundings(folder, Silent(), metrics, common, report=report))
+    return {"train_loss": result.mean_loss, "train_runtime": result.seconds, "steps": float(result.n_steps)}

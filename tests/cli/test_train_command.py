@@ -1,0 +1,231 @@
+"""`vidqa train`, from recipe to a model that answers; broken off, refused, and without a cache."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+from safetensors.torch import load_file
+
+SMALL = Path(__file__).parents[2] / "examples" / "recipes" / "small.toml"
+
+
+def conversation(n, video, question="What is it?", answer="red"):
+    key = {} if video is None else {"video": video}
+    tag = "" if video is None else "<video>\n"
+    turns = [{"from": "human", "value": tag + question}, {"from": "gpt", "value": answer}]
+    return {"id": f"r{n}", **key, "conversations": turns}
+
+
+@pytest.fixture
+def recipe(tmp_path, tiny_bundle, clips):
+    """A function that writes a recipe for the tiny model and the three clips."""
+
+    def write(records=None, *, stages='[[stage]]\nkind = "connector"\nsteps = 3', top="", more=""):
+        records = records or [
+            conversation(0, "a.mp4"),
+            conversation(1, "a.mp4", "How many?", "two"),
+            conversation(2, "b.mp4", answer="blue"),
+            conversation(3, None, "Say ten", "ten"),
+            conversation(4, "deeper/c.mp4"),
+        ]
+        (tmp_path / "data.json").write_text(json.dumps(records))
+        stages = stages.replace("\nsteps", "\nbatch_size = 2\nper_device = 2\nlr = 1e-3\nsteps")
+        text = (
+            f'{top}\n[model]\nbase = "{tiny_bundle}"\n[[data]]\nfile = "data.json"\nmedia = "clips"\n{stages}\n{more}\n'
+        )
+        path = tmp_path / "recipe.toml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+TWO_STAGES = '[[stage]]\nkind = "connector"\nsteps = 3\n[[stage]]\nkind = "instruct"\nsteps = 4'
+
+
+def losses(out):
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [(line["stage"], line["step"], line["loss"], line["lr"]) for line in lines]
+
+
+def test_two_stages_give_a_model_that_answers(vidqa, recipe, tmp_path, clips, tiny_bundle):
+    more = '[eval]\nfile = "data.json"\nmedia = "clips"\nevery = 2\nsamples = 2\nmax_new_tokens = 4'
+    path, out = recipe(stages=TWO_STAGES, more=more), tmp_path / "tuned"
+    done = vidqa("train", path, "--out", out, "--json")
+    assert done.code == 0, done.err
+    summary = json.loads(done.out)
+    assert summary["n_steps"] == 7 and summary["n_samples"] == 14 and summary["n_rejected"] == 0
+    assert "connector: step 3/3, loss " in done.err and "held-out loss" in done.err
+    assert [line[:2] for line in losses(out)] == [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3), (2, 4)]
+
+    before, after = load_file(tiny_bundle / "connector.safetensors"), load_file(out / "connector.safetensors")
+    assert all(not torch.equal(before[k], after[k]) for k in before)
+    assert not torch.equal(*(load_file(b / "llm/model.safetensors")["lm_head.weight"] for b in (tiny_bundle, out)))
+    exported = torch.load(out / "export" / "mm_projector.bin", weights_only=True)
+    assert set(exported) == {f"model.mm_projector.{k}" for k in after}
+    assert torch.equal(exported["model.mm_projector.0.weight"], after["0.weight"])
+
+    samples = pl.read_parquet(out / "samples.parquet")
+    assert samples.group_by("stage", "step").len().sort("stage", "step").rows() == [
+        (1, 2, 2),
+        (1, 3, 2),
+        (2, 2, 2),
+        (2, 4, 2),
+    ]
+    assert samples["question"][0] == "What is it?" and samples["truth"][0] == "red"
+    assert pl.read_parquet(out / "rejects.parquet").is_empty()
+    report = (out / "report.md").read_text()
+    assert "| connector | 3 | 6 |" in report and "| instruct | 4 | 8 |" in report and "Nothing." in report
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+    assert vidqa("models", "verify", out).code == 0
+    asked = vidqa("ask", clips / "a.mp4", "What is it?", "--model", out, "--json")
+    assert asked.code == 0, asked.err
+    assert json.loads(asked.out)["model"] == "recipe"
+
+    again = vidqa("train", path, "--out", out)
+    assert again.code == 0 and "1-connector: done already" in again.err
+
+
+def test_an_adapter_stays_apart_and_is_applied_or_is_merged(vidqa, recipe, tmp_path, clips, tiny_bundle):
+    stages = '[[stage]]\nkind = "instruct"\nsteps = 3\n[stage.lora]\nr = 2\nalpha = 64.0\ndropout = 0.0'
+    answers, weights = [], []
+    for merge in ("false", "true"):
+        out = tmp_path / merge
+        done = vidqa("train", recipe(stages=stages, more=f"[output]\nmerge_lora = {merge}"), "--out", out)
+        assert done.code == 0, done.err
+        assert vidqa("models", "verify", out).code == 0
+        asked = vidqa("ask", clips / "a.mp4", "What is it?", "--model", out)
+        assert asked.code == 0, asked.err
+        answers.append(asked.out)
+        from vidqa.model.bundle import load_bundle
+        from vidqa.model.llava import load_model
+
+        weights.append(load_model(load_bundle(out), "cpu").state_dict())
+    apart, merged = tmp_path / "false" / "llm", tmp_path / "true" / "llm"
+    assert (apart / "model.safetensors").read_bytes() == (tiny_bundle / "llm/model.safetensors").read_bytes()
+    assert "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight" in load_file(
+        apart / "adapter/adapter_model.safetensors"
+    )
+    assert not (merged / "adapter").exists()
+    assert answers[0] == answers[1]
+    assert weights[0].keys() == weights[1].keys()
+    for name in weights[0]:
+        torch.testing.assert_close(weights[0][name], weights[1][name])
+    plain = load_file(tiny_bundle / "llm/model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert not torch.equal(weights[0][f"llm.{name}"], plain[name])
+
+
+def test_on_the_fly_gives_the_same_losses_and_keeps_nothing(vidqa, recipe, tmp_path):
+    path = recipe(stages=TWO_STAGES)
+    for encode in ("cache", "on-the-fly"):
+        done = vidqa(
+            "train", path, "--out", tmp_path / encode, "--encode", encode, "--cache-dir", tmp_path / f"c{encode}"
+        )
+        assert done.code == 0, done.err
+    assert "the cache would take up to " in done.err
+    assert not list((tmp_path / "con-the-fly").rglob("*.safetensors"))
+    cached, live = losses(tmp_path / "cache"), losses(tmp_path / "on-the-fly")
+    for mine, theirs in zip(cached, live, strict=True):
+        assert theirs[:2] == mine[:2] and theirs[2] == pytest.approx(mine[2], abs=1e-4)
+
+
+@pytest.mark.timeout(900)
+def test_killed_in_the_middle_it_goes_on_to_the_same_model(start, vidqa, recipe, tmp_path):
+    stages = TWO_STAGES.replace("steps = 3", "steps = 5").replace("steps = 4", "steps = 60")
+    path = recipe(stages=stages, more="[output]\nsave_every = 2\nmm_projector = false\n[logging]\nevery = 1")
+    assert vidqa("train", path, "--out", tmp_path / "whole").code == 0
+    process = start("train", path, "--out", tmp_path / "broken")
+    ready = tmp_path / "broken/work/2-instruct"
+    until = time.monotonic() + 200
+    while not list(ready.glob("checkpoint-*")) and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    _, said = process.communicate()
+    assert list(ready.glob("checkpoint-*")), said
+    assert not (tmp_path / "broken/bundle.json").exists()
+    done = vidqa("train", path, "--out", tmp_path / "broken")
+    assert done.code == 0, done.err
+    assert "1-connector: done already" in done.err and "instruct: going on from step " in done.err
+    assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
+    for name in ("connector.safetensors", "llm/model.safetensors"):
+        assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_changed_recipe_does_not_go_on_with_another_run(vidqa, recipe, tmp_path):
+    out = tmp_path / "out"
+    assert vidqa("train", recipe(), "--out", out).code == 0
+    changed = recipe(top="seed = 5")
+    refused = vidqa("train", changed, "--out", out)
+    assert refused.code == 2
+    assert "holds a run with another recipe" in refused.err and "--resume never" in refused.err
+    anew = vidqa("train", changed, "--out", out, "--resume", "never")
+    assert anew.code == 0 and len(losses(out)) == 3
+
+
+def test_bad_samples_are_left_out_counted_and_listed_until_they_are_too_many(vidqa, recipe, tmp_path, clips):
+    (clips / "broken.mp4").write_bytes(b"\0\0\0\x18ftypmp42" + b"\0" * 64)
+    records = [
+        conversation(0, "a.mp4"),
+        conversation(1, "gone.mp4"),
+        conversation(2, "broken.mp4"),
+        conversation(3, "b.mp4", answer=" "),
+        conversation(4, "b.mp4", question="<video>\nand again?"),
+        conversation(5, "b.mp4", answer="long " * 2000),
+    ]
+    stages = '[[stage]]\nkind = "connector"\nbatch_size = 3\nper_device = 3\nepochs = 2'
+    done = vidqa("train", recipe(records, stages=stages, top="max_reject_rate = 0.9"), "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    table = pl.read_parquet(tmp_path / "out/rejects.parquet")
+    assert dict(table.select("id", "kind").rows()) == {
+        "r1": "media_missing",
+        "r2": "media_unreadable",
+        "r3": "answerless",
+        "r4": "placeholder_mismatch",
+        "r5": "too_long",
+    }
+    assert "1 too_long" in (tmp_path / "out/report.md").read_text()
+    stopped = vidqa("train", recipe(records, stages=stages), "--out", tmp_path / "strict")
+    assert stopped.code == 1
+    assert "more than max_reject_rate 0.01" in stopped.err
+    assert not (tmp_path / "strict/bundle.json").exists()
+
+
+def test_a_recipe_that_is_wrong_is_refused_before_anything_is_made(vidqa, recipe, tmp_path):
+    done = vidqa(
+        "train", recipe(stages='[[stage]]\nkind = "tuning"', more="[hardware]\ngpus = 8"), "--out", tmp_path / "o"
+    )
+    assert done.code == 2
+    assert "recipe.toml:8: `stage.kind`" in done.err and "recipe.toml:10: unknown key `hardware.gpus`" in done.err
+    asked = recipe(more="[logging]\nwandb = true")
+    assert "logging.wandb needs the package wandb" in vidqa("train", asked, "--out", tmp_path / "o").err
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_shipped_small_recipe(vidqa, tmp_path):
+    done = vidqa("train", SMALL, "--out", tmp_path / "small")
+    assert done.code == 0, done.err
+    curve = [line[2] for line in losses(tmp_path / "small")]
+    assert len(curve) == 30 and sum(curve[20:]) / 10 < 0.5 * sum(curve[:10]) / 10
+
+
+def test_data_are_checked_without_training(vidqa, recipe, tmp_path):
+    records = [conversation(0, "a.mp4"), conversation(1, "gone.mp4"), conversation(2, None, "Say ten", "ten")]
+    done = vidqa("train", recipe(records), "--check-data", "--out", tmp_path / "o", "--json")
+    assert done.code == 1, done.err  # more than one in a hundred is bad
+    (found,) = [json.loads(line) for line in done.out.splitlines()]
+    assert found["records"] == 3 and found["rejected"] == {"media_missing": 1} and not found["passes"]
+    assert pl.read_parquet(found["rejects"])["id"].to_list() == ["r1"]
+    assert Path(found["histogram"]).read_bytes().startswith(b"\x89PNG")
+    good = vidqa("train", recipe(), "--check-data", "--out", tmp_path / "o")
+    assert good.code == 0, good.err
+    assert "1-connector:" in good.out and "within max_reject_rate" in good.out
+    assert not (tmp_path / "o" / "bundle.json").exists()

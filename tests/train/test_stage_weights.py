@@ -1,0 +1,91 @@
+"""What must change changes, and what must not is bit-equal, for every kind of stage."""
+
+import pytest
+import torch
+
+from vidqa.errors import UsageError
+from vidqa.model.adapter import attach_lora
+from vidqa.train.recipe import Lora, Stage
+
+BASE = {"batch_size": 4, "per_device": 4, "steps": 4, "lr": 1e-2, "warmup": 0.0}
+
+
+def changed_weights(lab, model, tmp_path, stage, **kwargs):
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    lab.tune(model, tmp_path, stage, **kwargs)
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    return {k for k in after if not torch.equal(after[k], before[k])}, before, after
+
+
+def keys(model, *starts):
+    return {k for k in model.state_dict() if k.startswith(starts)}
+
+
+@pytest.mark.parametrize(
+    ("words", "starts"),
+    [
+        ({"kind": "connector"}, ["connector."]),
+        ({"kind": "instruct"}, ["connector.", "llm."]),
+        ({"kind": "instruct", "freeze": ("lm_head",)}, ["connector.", "llm.model."]),
+        ({"kind": "connector", "train": ("connector", "embeddings")}, ["connector.", "llm.model.embed_tokens"]),
+        ({"kind": "instruct", "train": ("llm",), "freeze": ("embeddings",)},
+         ["llm.model.layers", "llm.model.norm", "llm.lm_head"]),
+    ],
+)  # fmt: skip
+def test_a_stage_changes_its_weights_and_no_others(lab, tiny_model, tmp_path, words, starts):
+    changed, _, _ = changed_weights(lab, tiny_model, tmp_path, Stage(**words, **BASE))
+    assert changed == keys(tiny_model, *starts)
+
+
+def test_a_language_stage_needs_text_alone(lab, tiny_model, tmp_path):
+    text = [lab.make_sample(n, None, answer) for n, answer in enumerate(("a", "b c", "d"))]
+    changed, _, _ = changed_weights(lab, tiny_model, tmp_path, Stage(kind="language", **BASE), samples=text)
+    assert changed == keys(tiny_model, "llm.")
+
+
+def test_only_the_named_rows_of_the_embeddings_learn(lab, tiny_model, tmp_path):
+    words = {"train": ("connector", "embeddings"), "embedding_tokens": ("What", "clip"), "weight_decay": 0.1}
+    samples = [lab.make_sample(0, "1.mp4", question="What is the clip ?"), lab.make_sample(1, "2.png")]
+    changed, before, after = changed_weights(
+        lab, tiny_model, tmp_path, Stage(kind="instruct", **words, **BASE), samples=samples
+    )
+    assert changed == keys(tiny_model, "connector.", "llm.model.embed_tokens")
+    name = "llm.model.embed_tokens.weight"
+    rows = (after[name] != before[name]).any(dim=1).nonzero().flatten().tolist()
+    vocabulary = tiny_model.tokenizer.get_vocab()
+    assert rows == sorted([vocabulary["What"], vocabulary["clip"]])
+
+
+def test_lora_changes_adapters_and_connector(lab, tiny_model, tmp_path):
+    attach_lora(tiny_model.llm, 2, 4.0, 0.0)
+    stage = Stage(kind="instruct", lora=Lora(r=2, alpha=4.0), **BASE)
+    changed, _, _ = changed_weights(lab, tiny_model, tmp_path, stage)
+    assert changed == keys(tiny_model, "connector.") | {k for k in tiny_model.state_dict() if ".lora_" in k}
+    assert any("down_proj.lora_B" in k for k in changed) and not any("lm_head" in k for k in changed)
+
+
+def test_a_part_that_the_model_lacks_is_named(lab, tiny_model, tmp_path):
+    with pytest.raises(UsageError, match="no weights for temporal"):
+        lab.tune(tiny_model, tmp_path, Stage(kind="instruct", train=("connector", "temporal"), **BASE))
+    with pytest.raises(UsageError, match="no token '<vid_start>'"):
+        lab.tune(
+            tiny_model,
+            tmp_path,
+            Stage(kind="instruct", train=("embeddings",), embedding_tokens=("<vid_start>",), **BASE),
+        )
+
+
+def test_tied_weights_cannot_be_told_apart(lab, tiny_model, tmp_path):
+    tiny_model.llm.lm_head.weight = tiny_model.llm.model.embed_tokens.weight
+    with pytest.raises(UsageError, match="shares its weights"):
+        lab.tune(tiny_model, tmp_path, Stage(kind="instruct", freeze=("lm_head",), **BASE))
+
+
+def test_the_connector_may_have_its_own_rate(lab, tiny_model, tmp_path):
+    before = {k: v.clone() for k, v in tiny_model.state_dict().items()}
+    lab.tune(tiny_model, tmp_path, Stage(kind="instruct", connector_lr=1e-6, **BASE))
+    after = tiny_model.state_dict()
+    moved = {k: (after[k] - before[k]).abs().max().item() for k in after}
+    assert max(v for k, v in moved.items() if k.startswith("connector.")) < 1e-5
+    assert moved["llm.lm_head.weight"] > 1e-3

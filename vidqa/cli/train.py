@@ -1,0 +1,80 @@
+"""`vidqa train`: tune a model as a recipe says."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vidqa.cli.options import HELP, cache_option, output_options
+from vidqa.errors import EXIT_FAILED, EXIT_OK
+
+if TYPE_CHECKING:  # it loads what a help text does not need
+    from vidqa.cli.session import Session
+
+
+@click.command("train", context_settings=HELP, short_help="Tune a model on conversations about clips.")
+@click.argument("recipe", type=click.Path())
+@click.option("--out", metavar="DIR", help="Folder of the new model and of the run. [the recipe's name, here]")
+@click.option(
+    "--encode",
+    type=click.Choice(["cache", "on-the-fly"]),
+    help="Features once, kept on disk; or anew for every step, for those who lack the disk. [cache]",
+)
+@click.option(
+    "--resume",
+    type=click.Choice(["auto", "never"]),
+    help="Go on with a run that was broken off in DIR, or begin anew there. [auto]",
+)
+@click.option(
+    "--check-data",
+    is_flag=True,
+    help="Train nothing: read every record, open every medium, count every token, and say what would be left out.",
+)
+@click.option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N. [auto]")
+@cache_option
+@output_options
+def command(recipe: str, **flags: Any) -> int:
+    """Tune a model as RECIPE says: which base, which data, which stages, what comes out.
+
+    \b
+    Examples:
+      vidqa train examples/recipes/small.toml --check-data
+      vidqa train examples/recipes/small.toml --out tuned
+      vidqa ask examples/clips/clip01.mp4 "What happens?" --model tuned
+      torchrun --nproc-per-node 8 -m vidqa train video_llava_stage2.toml --out tuned
+
+    The same command goes on where a broken run was. See docs/training.md.
+    """
+    from vidqa.cli.session import Session
+
+    session = Session(flags)
+    if flags.get("check_data"):
+        return _check(recipe, session, flags.get("out"))
+    from vidqa.cli.shown import as_json
+    from vidqa.pipeline.train import train
+
+    summary = train(
+        recipe,
+        flags.get("out"),
+        encode=flags.get("encode") or "cache",
+        resume=flags.get("resume") != "never",
+        device=flags.get("device") or "auto",
+        options=session.options,
+        reporter=session.reporter,
+    )
+    session.reporter.say(summary.as_text())
+    if session.as_json:
+        click.echo(as_json(summary))
+    return EXIT_OK
+
+
+def _check(recipe: str, session: Session, out: str | None) -> int:
+    """Print what the data hold; exit code 1 where training would stop over them."""
+    from vidqa.cli.shown import as_json
+    from vidqa.pipeline.check import check
+
+    found = check(recipe, out, options=session.options, reporter=session.reporter)
+    for one in found:
+        click.echo(as_json(one.as_dict()) if session.as_json else one.as_text())
+    return EXIT_OK if all(one.checked.passes for one in found) else EXIT_FAILED

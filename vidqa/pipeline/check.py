@@ -1,0 +1,102 @@
+"""A recipe's data -> everything that would go wrong in training, before a GPU is booked. Loads no weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vidqa.encoders.devices import cpu_threads
+from vidqa.model.bundle import load_bundle
+from vidqa.model.llm import load_tokenizer
+from vidqa.pipeline.options import RunOptions, default_options
+from vidqa.pipeline.progress import QUIET, Reporter
+from vidqa.pipeline.train import shown, sources
+from vidqa.prompts.formats import get_format
+from vidqa.train.data import Corpus
+from vidqa.train.data.check import Checked, check_data
+from vidqa.train.data.look import Reader
+from vidqa.train.data.probe import Prober
+from vidqa.train.data.shapes import SpecShapes
+from vidqa.train.recipe_file import read_recipe
+from vidqa.train.stage_run import chat_of
+
+
+@dataclass(frozen=True)
+class StageCheck:
+    """What was found for the data of one stage, or of the held-out file."""
+
+    name: str
+    checked: Checked
+    rejects: Path  # the table
+    histogram: Path  # the picture
+
+    def as_text(self) -> str:
+        """For people."""
+        lines = [f"{self.name}:", *(f"  {line}" for line in self.checked.lines())]
+        return "\n".join([*lines, f"  {self.rejects}", f"  {self.histogram}"])
+
+    def as_dict(self) -> dict[str, object]:
+        """For machines."""
+        checked = self.checked
+        kinds = [r.kind for r in checked.rejected]
+        return {
+            "name": self.name,
+            "records": checked.n_records,
+            "rejected": {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)},
+            "passes": checked.passes,
+            "longest": int(checked.tokens.max(initial=0)),
+            "fingerprint": checked.fingerprint,
+            "rejects": str(self.rejects),
+            "histogram": str(self.histogram),
+        }
+
+
+def check(
+    recipe: str | Path,
+    out: str | Path | None = None,
+    *,
+    options: RunOptions | None = None,
+    reporter: Reporter = QUIET,
+) -> list[StageCheck]:
+    """Read every record, find and open every medium, count every token.
+
+    Args:
+        recipe: a TOML file.
+        out: gets a folder `check` with tables and pictures; None is a folder named like the recipe.
+        options: cache folder, time limit of decoding.
+        reporter: hears progress.
+
+    Returns:
+        One for each stage, and one for the held-out file.
+
+    Raises:
+        UsageError: the recipe, or what it names, is wrong.
+        BundleError: the base cannot be read.
+    """
+    words, options = read_recipe(recipe), options or default_options()
+    bundle = load_bundle(words.model.base)
+    tokenizer = load_tokenizer(bundle.llm_folder)
+    folder = Path(out or Path(recipe).stem) / "check"
+    prober = Prober(options.n_workers, options.timeout_s)
+    wanted = [(name, sources(words, s), s) for name, s in zip(words.stage_names(), words.stage, strict=True)]
+    if words.eval is not None:
+        wanted.append(("held-out", sources(words.eval), words.stage[-1]))
+    found = []
+    for name, files, stage in wanted:
+        corpus = Corpus(files, words.seed, cache_dir=options.cache_dir, progress=shown(reporter))
+        reader = Reader(
+            tokenizer,
+            chat_of(stage, get_format(bundle.spec.prompt.format, bundle.spec.prompt.system)),
+            SpecShapes(bundle.spec),
+            bundle.spec.llm.context,
+        )
+        checked = check_data(
+            corpus,
+            reader,
+            prober=prober,
+            max_reject_rate=words.max_reject_rate,
+            n_processes=options.n_workers or cpu_threads(),
+            progress=shown(reporter),
+        )
+        found.append(StageCheck(name, checked, *checked.save(folder / name)))
+    return found

@@ -1,0 +1,244 @@
+"""A recipe -> a tuned model: features made, stages run one after the other, bundle and report written.
+
+Reads as the list of stages of the whole. A run that was broken off goes on where it was; several processes (torchrun)
+do the same run together, and the first of them writes and speaks.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from vidqa import __version__
+from vidqa.errors import UsageError
+from vidqa.model.bundle import load_bundle
+from vidqa.pipeline.features import CachedFeatures, LiveFeatures, entry_bytes, fill_cache, media_of
+from vidqa.pipeline.loaded import LoadedModel
+from vidqa.pipeline.options import RunOptions, default_options
+from vidqa.pipeline.progress import QUIET, Reporter
+from vidqa.tables.lock import TableLock
+from vidqa.train.checkpoints import in_units
+from vidqa.train.data import Corpus, RejectLog, Source
+from vidqa.train.data.rejects import Rejected, read_rejects, write_rejects
+from vidqa.train.metrics import MetricsFile, read_metrics
+from vidqa.train.needs import check_packages, check_space
+from vidqa.train.output import Start, export_projector, write_bundle
+from vidqa.train.processes import Common, is_first, join, local_device, wait_for_all
+from vidqa.train.recipe import Evaluation, Recipe, Stage
+from vidqa.train.recipe_file import read_recipe
+from vidqa.train.report import StageFacts, draw_curves, write_report
+from vidqa.train.stage_run import StageRun
+from vidqa.train.stagefiles import finished, open_run, run_identity, stage_weights
+
+Encode = Literal["cache", "on-the-fly"]
+
+
+@dataclass(frozen=True)
+class TrainSummary:
+    """What a run did."""
+
+    out: str
+    model_id: str
+    n_steps: int
+    n_samples: int
+    n_rejected: int
+    seconds: float  # of training alone
+    final_loss: float
+    eval_loss: float | None
+
+    def as_text(self) -> str:
+        """For people."""
+        held_out = "" if self.eval_loss is None else f", held-out loss {self.eval_loss:.4f}"
+        return (
+            f"{self.n_steps} steps over {self.n_samples} samples in {self.seconds:.0f} s, {self.n_rejected} left out, "
+            f"loss {self.final_loss:.4f}{held_out}\nthe model is in {self.out}: --model {self.out}"
+        )
+
+
+def train(
+    recipe: str | Path,
+    out: str | Path | None = None,
+    *,
+    encode: Encode = "cache",
+    resume: bool = True,
+    device: str = "auto",
+    options: RunOptions | None = None,
+    reporter: Reporter = QUIET,
+) -> TrainSummary:
+    """Do what a recipe says.
+
+    Args:
+        recipe: a TOML file.
+        out: folder of the result and of the run; None is a folder beside the current one, named like the recipe.
+        encode: `cache` makes features once and keeps them; `on-the-fly` makes them for every step.
+        resume: go on with a run that lies in `out`; False begins anew.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        options: cache folder, time limit and batch size of encoding.
+        reporter: hears progress and messages.
+
+    Raises:
+        UsageError: the recipe, or what it names, is wrong; all problems at once.
+        LockedError: another run writes `out`.
+        TrainError: training cannot begin or go on; says why, and what is kept.
+        VidqaError: the base or the cache cannot be used.
+    """
+    words = read_recipe(recipe)
+    check_packages(words)
+    target = Path(out or Path(recipe).stem)
+    join(device)
+    reporter = reporter if is_first() else QUIET
+    with TableLock(target) if is_first() else nullcontext():
+        run = _Run(words, Path(recipe), target, options or default_options(), reporter, device)
+        return run.go(encode, resume)
+
+
+def sources(words: Recipe | Evaluation, stage: Stage | None = None) -> list[Source]:
+    """The files of a stage, or the held-out one."""
+    if isinstance(words, Evaluation):
+        return [Source(words.file, words.media)]
+    chosen = range(len(words.data)) if stage is None else words.sources_of(stage)
+    return [Source(d.file, d.media, d.weight, d.format) for d in (words.data[i] for i in chosen)]
+
+
+def shown(reporter: Reporter) -> bool:
+    """Whether bars are wanted by parts that draw their own."""
+    return reporter.level > 0 and (sys.stderr.isatty() if reporter.bar is None else reporter.bar)
+
+
+class _Run:
+    def __init__(
+        self, recipe: Recipe, file: Path, out: Path, options: RunOptions, reporter: Reporter, device: str
+    ) -> None:
+        self.recipe, self.file, self.out, self.options, self.reporter = recipe, file, out, options, reporter
+        self.name = recipe.model.name or file.stem
+        bundle = load_bundle(recipe.model.base)
+        self.loaded = LoadedModel(bundle, device, batch_size=options.batch_size, reporter=reporter)
+        self.start = Start(bundle, recipe.model.connector == "fresh", recipe.seed)
+        self.device = local_device(device)
+        self.work = out / "work"
+        self.metrics = MetricsFile(out / "metrics.jsonl", active=is_first())
+
+    def go(self, encode: Encode, resume: bool) -> TrainSummary:
+        """All of it."""
+        corpora = [self._corpus(sources(self.recipe, stage)) for stage in self.recipe.stage]
+        held_out = self._held_out()
+        identity = run_identity(self.recipe, self.start.base.model_id, [c.fingerprint for c in corpora])
+        if is_first():
+            if not resume:
+                self._forget()
+            open_run(self.work, identity, resume)
+            check_space(self.recipe, self.start.base, self.out)
+        wait_for_all()
+        with ExitStack() as stack:
+            everything = [*corpora, *([held_out] if held_out else [])]
+            features = stack.enter_context(self._features(encode, everything))
+            stages = [self._stage(n, corpora[n - 1], held_out, features) for n in range(1, len(corpora) + 1)]
+        if not is_first():
+            return TrainSummary(str(self.out), "", 0, 0, 0, 0.0, 0.0, None)
+        return self._finish(stages, corpora, identity["data"])
+
+    def _corpus(self, files: Sequence[Source]) -> Corpus:
+        return Corpus(files, self.recipe.seed, cache_dir=self.options.cache_dir, progress=shown(self.reporter))
+
+    def _held_out(self) -> Corpus | None:
+        return self._corpus(sources(self.recipe.eval)) if self.recipe.eval else None
+
+    def _forget(self) -> None:
+        """Remove an earlier run and its results; the model goes first, so that no half of it is left."""
+        for name in ("bundle.json", "metrics.jsonl", "rejects.parquet", "samples.parquet", "report.md", "curves.png"):
+            (self.out / name).unlink(missing_ok=True)
+        shutil.rmtree(self.work, ignore_errors=True)
+
+    def _features(
+        self, encode: Encode, corpora: Iterable[Corpus]
+    ) -> AbstractContextManager[CachedFeatures | LiveFeatures]:
+        """Where features come from; with the cache, missing ones are made first, by the first process."""
+        refs = dict.fromkeys(media_of(corpora))
+        if encode == "on-the-fly":
+            need = in_units(len(refs) * entry_bytes(self.start.base))
+            self.reporter.say(f"features are made anew for every step; the cache would take up to {need}")
+            if self.recipe.hardware.workers:
+                raise UsageError(
+                    f"{self.file}: hardware.workers = {self.recipe.hardware.workers} with --encode on-the-fly: the "
+                    "encoder cannot be shared by processes that read",
+                    hint="hardware.workers = 0",
+                )
+            return LiveFeatures(self.loaded, self.options)
+        if not is_first():
+            wait_for_all()
+        features = fill_cache(refs, self.loaded, self.options, self.reporter)
+        if is_first():
+            wait_for_all()
+        return nullcontext(features)
+
+    def _stage(
+        self, number: int, corpus: Corpus, held_out: Corpus | None, features: CachedFeatures | LiveFeatures
+    ) -> StageFacts:
+        """Run one stage, or find it done."""
+        name = self.recipe.stage_names()[number - 1]
+        folder = self.work / name
+        if (done := finished(folder)) is not None:
+            self.reporter.say(f"{name}: done already")
+            return done
+        if is_first():
+            folder.mkdir(parents=True, exist_ok=True)
+        wait_for_all()
+        run = StageRun(
+            recipe=self.recipe,
+            number=number,
+            folder=folder,
+            start=self.start,
+            device=self.device,
+            common=Common(self.recipe.hardware, self.recipe.output, self.recipe.logging, self.recipe.seed),
+            metrics=self.metrics,
+            listener=self.reporter,
+        )
+        rejects = RejectLog(folder / "rejects.parquet", len(corpus), self.recipe.max_reject_rate)
+        facts = run.go(corpus, held_out, features, rejects, self.out / "samples.parquet")
+        wait_for_all()
+        return facts
+
+    def _finish(self, stages: Sequence[StageFacts], corpora: Sequence[Corpus], fingerprint: str) -> TrainSummary:
+        """Bundle, exports, tables, picture and page."""
+        weights: dict[str, Any] = {}
+        rejected: dict[tuple[str, int], Rejected] = {}
+        for name in self.recipe.stage_names():
+            weights |= stage_weights(self.work / name)
+            table = self.work / name / "rejects.parquet"
+            rejected |= {(r.source, r.record): r for r in (read_rejects(table) if table.exists() else [])}
+        lora = next((stage.lora for stage in self.recipe.stage if "lora" in stage.parts), None)
+        bundle = write_bundle(self.start, weights, self.recipe, self.name, self.out, lora)
+        if self.recipe.output.mm_projector:
+            export_projector(bundle, self.out / "export")
+        write_rejects(self.out / "rejects.parquet", rejected.values())
+        draw_curves(read_metrics(self.metrics.path), self.out / "curves.png")
+        files = {f.path: f for corpus in corpora for f in corpus.files}
+        write_report(
+            self.out / "report.md",
+            title=self.name,
+            recipe=self.recipe.model_dump(mode="json"),
+            data=[
+                {"file": f.path, "records": f.n_records, "weight": f.weight, "sha256": f.sha256[:16]}
+                for f in files.values()
+            ],
+            stages=stages,
+            facts={
+                "base": f"{self.start.base.spec.name} ({self.start.base.model_id})",
+                "result": f"{bundle.spec.name} ({bundle.model_id})",
+                "data fingerprint": fingerprint,
+                "device": f"{self.device}, {platform.machine()} {platform.system()}",
+                "vidqa": __version__,
+            },
+        )
+        n_rejected, last = len(rejected), stages[-1]
+        n_steps, n_samples = sum(s.n_steps for s in stages), sum(s.n_samples for s in stages)
+        seconds = sum(s.seconds for s in stages)
+        return TrainSummary(
+            str(self.out), bundle.model_id, n_steps, n_samples, n_rejected, seconds, last.final_loss, last.eval_loss
+        )

@@ -1,0 +1,62 @@
+"""What a recipe needs of the machine: packages and room on the disk, looked for before anything begins."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from pathlib import Path
+
+from vidqa.errors import UsageError
+from vidqa.model.bundle import Bundle
+from vidqa.train.checkpoints import folder_bytes, need_room
+from vidqa.train.recipe import Recipe
+
+
+def check_packages(recipe: Recipe) -> None:
+    """See that every package is installed that the recipe asks for.
+
+    Raises:
+        UsageError: names all that are missing, with the key that wants each.
+    """
+    with_lora = any("lora" in stage.parts for stage in recipe.stage)
+    quantized = any(stage.lora and stage.lora.quantize != "none" for stage in recipe.stage)
+    wanted = {
+        "accelerate": "training",
+        "peft": "stage.lora" if with_lora else "",
+        "bitsandbytes": "stage.lora.quantize" if quantized else "",
+        "deepspeed": "hardware.deepspeed" if recipe.hardware.deepspeed else "",
+        "tensorboard": "logging.tensorboard" if recipe.logging.tensorboard else "",
+        "wandb": "logging.wandb" if recipe.logging.wandb else "",
+    }
+    missing = [(name, why) for name, why in wanted.items() if why and importlib.util.find_spec(name) is None]
+    if missing:
+        others = " ".join(name for name, _ in missing if name not in ("accelerate", "peft"))
+        raise UsageError(
+            "\n".join(f"{why} needs the package {name}, which is not installed" for name, why in missing),
+            hint=f"pip install 'vidqa[train]' {others}".strip(),
+        )
+
+
+def check_space(recipe: Recipe, base: Bundle, out: Path) -> None:
+    """See that the disk holds the checkpoints of the largest stage and the bundle.
+
+    Weights that learn are counted as four bytes, with eight for the optimizer's moments.
+
+    Raises:
+        TrainError: it does not; says how much is needed and there.
+    """
+    config = json.loads((base.llm_folder / "config.json").read_text(encoding="utf-8"))
+    width = 2 if str(config.get("dtype") or config.get("torch_dtype")) in ("bfloat16", "float16") else 4
+    llm = sum(p.stat().st_size for p in base.llm_folder.glob("*.safetensors")) // width
+    connector = base.connector_file.stat().st_size // 4
+    largest = 0
+    for stage in recipe.stage:
+        learn = connector
+        if "llm" in stage.parts:
+            learn += llm
+        elif stage.lora:  # rank x (in + out) of each layer, at most about this share of a square one
+            learn += math.ceil(llm * 2 * stage.lora.r / max(1, int(config.get("hidden_size", 1))))
+        largest = max(largest, 12 * learn)
+    kept = largest * (recipe.output.keep + 1)
+    need_room(out, kept + folder_bytes(base.folder), f"{recipe.output.keep} checkpoints and the model")

@@ -1,0 +1,39 @@
+"""An LLM in 4 or 8 bits for QLoRA: bitsandbytes does the work, and only on a GPU.
+
+The result of a run does not see it: adapters are put on the LLM as it was saved.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from vidqa.errors import UsageError
+from vidqa.model.adapter import ADAPTER_FOLDER
+from vidqa.model.bundle import Bundle
+from vidqa.model.llava import VideoLlava
+from vidqa.model.llm import Quantise, load_llm
+
+
+def quantise(model: VideoLlava, base: Bundle, bits: str, device: str, dtype: torch.dtype) -> None:
+    """Put the quantised LLM in the place of the plain one.
+
+    Args:
+        model: on the CPU; changed in place, and on `device` afterwards.
+        base: whose LLM.
+        bits: `4bit` or `8bit`.
+        device: a GPU.
+        dtype: to compute in.
+
+    Raises:
+        UsageError: no GPU, or the base has an adapter that is not merged.
+    """
+    if not device.startswith("cuda"):
+        raise UsageError(f"stage.lora.quantize: QLoRA needs a GPU, this run is on {device}", hint='quantize = "none"')
+    if (base.llm_folder / ADAPTER_FOLDER).is_dir():
+        raise UsageError(f"{base.folder} has an adapter; merge it before QLoRA", hint="output.merge_lora = true")
+    import peft
+
+    kind: Quantise = "4bit" if bits == "4bit" else "8bit"
+    llm, _ = load_llm(base.llm_folder, dtype, quantise=kind, place=torch.device(device))
+    model.llm = peft.prepare_model_for_kbit_training(llm, use_gradient_checkpointing=False)
+    model.connector.to(device)

@@ -1,0 +1,160 @@
+"""A recipe on disk -> Recipe, or all that is wrong with it at once, each with file, line and key.
+
+Knows TOML and paths. Does not open data or models: it only looks whether they are there.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from vidqa.config.toml import TomlFile, meant, read_toml
+from vidqa.errors import UsageError
+from vidqa.model.bundle import BUNDLE_FILE
+from vidqa.train.contradictions import Place, contradictions
+from vidqa.train.recipe import Recipe
+
+#: Keys that hold a path, by the table that they stand in.
+_FILES = {"data": ("file",), "eval": ("file",), "hardware": ("fsdp_config", "deepspeed")}
+_LINE = re.compile(r":(\d+): ")
+_FOLDERS = {"data": ("media",), "eval": ("media",)}
+
+
+def read_recipe(path: str | os.PathLike[str]) -> Recipe:
+    """Read and check a recipe; paths in it start from its own folder and come out absolute.
+
+    Args:
+        path: a TOML file.
+
+    Returns:
+        The recipe, free of contradictions, whose files and folders exist.
+
+    Raises:
+        UsageError: names every problem with file, line and key.
+    """
+    file = read_toml(Path(path))
+    values = _beside(file)
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        problems = [_sentence(file, one) for one in error.errors(include_url=False)]
+        problems += _missing(file, values)
+        raise UsageError(_listed(problems)) from error
+    problems = [f"{file.where(*_known(file, place))}: {sentence}" for place, sentence in contradictions(recipe)]
+    if problems := problems + _missing(file, values):
+        raise UsageError(_listed(problems))
+    return recipe
+
+
+def _listed(problems: list[str]) -> str:
+    """One a line, in the order of the file."""
+    return "\n".join(sorted(dict.fromkeys(problems), key=lambda said: int(_LINE.search(said)[1])))  # type: ignore[index]
+
+
+def _beside(file: TomlFile) -> dict[str, Any]:
+    """The values with paths made absolute. A model that is no path stays a name."""
+    folder = file.path.absolute().parent
+
+    def absolute(value: Any) -> Any:
+        return os.path.normpath(folder / Path(value).expanduser()) if isinstance(value, str) and value else value
+
+    values = dict(file.values)
+    for table, keys in _both().items():
+        if isinstance(values.get(table), dict):
+            values[table] = {k: absolute(v) if k in keys else v for k, v in values[table].items()}
+        elif isinstance(values.get(table), list):
+            values[table] = [
+                {k: absolute(v) if k in keys else v for k, v in one.items()} if isinstance(one, dict) else one
+                for one in values[table]
+            ]
+    model = values.get("model")
+    if isinstance(model, dict) and isinstance(base := model.get("base"), str) and _is_path(folder, base):
+        values["model"] = model | {"base": absolute(base)}
+    return values
+
+
+def _is_path(folder: Path, base: str) -> bool:
+    """Whether the base is a folder, and not the name of a bundle that comes with the package."""
+    return "/" in base or os.sep in base or (bool(base) and (folder / base / BUNDLE_FILE).is_file())
+
+
+def _both() -> dict[str, tuple[str, ...]]:
+    return {table: (*_FILES.get(table, ()), *_FOLDERS.get(table, ())) for table in (*_FILES, *_FOLDERS)}
+
+
+def _missing(file: TomlFile, values: dict[str, Any]) -> list[str]:
+    """Files and folders that are not there."""
+    problems = []
+    for table in _both():
+        found = values.get(table)
+        for number, one in enumerate(found if isinstance(found, list) else [found]):
+            if not isinstance(one, dict):
+                continue
+            place: Place = (table, number) if isinstance(found, list) else (table,)
+            for key, value in one.items():
+                if not isinstance(value, str):
+                    continue
+                title = ".".join(str(part) for part in (*place, key) if not isinstance(part, int))
+                if key in _FILES.get(table, ()) and not Path(value).is_file():
+                    problems.append(f"{file.where(*place, key)}: `{title}`: no such file: {value}")
+                if key in _FOLDERS.get(table, ()) and not Path(value).is_dir():
+                    problems.append(f"{file.where(*place, key)}: `{title}`: no such folder: {value}")
+    return problems
+
+
+def _sentence(file: TomlFile, error: Any) -> str:
+    """One problem that pydantic found, in our words."""
+    place: Place = tuple(error["loc"])
+    known = _known(file, place)
+    title = ".".join(str(part) for part in known if not isinstance(part, int))
+    where = file.where(*known)
+    kind, given = error["type"], error["input"]
+    if kind == "extra_forbidden":
+        return f"{where}: unknown key `{title}`{meant(str(place[-1]), _keys_at(place[:-1]))}"
+    if kind == "missing":
+        missing = ".".join(str(part) for part in place if not isinstance(part, int))
+        return f"{where}: `{missing}` is missing"
+    text = str(error["msg"])
+    return f"{where}: `{title}`: {text[:1].lower()}{text[1:]}, got {given!r:.60}"
+
+
+def _known(file: TomlFile, place: Place) -> Place:
+    """A place without what pydantic adds to it (the branch of a union) and the file does not have."""
+    found: Any = file.values
+    kept: list[str | int] = []
+    for part in place:
+        try:
+            found = found[part]
+        except (KeyError, IndexError, TypeError):
+            break
+        kept.append(part)
+    return tuple(kept) if kept else place[:1]
+
+
+def _keys_at(place: Place) -> list[str]:
+    """The keys that a table of the recipe may have."""
+    kind: Any = Recipe
+    for part in place:
+        if isinstance(part, int):
+            continue
+        field = kind.model_fields.get(part)
+        if field is None:
+            return []
+        kind = _record(field.annotation)
+        if kind is None:
+            return []
+    return list(kind.model_fields)
+
+
+def _record(annotation: Any) -> Any:
+    """The record inside `tuple[Record, ...]`, `Record | None` or `Record`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        if (found := _record(inner)) is not None:
+            return found
+    return None

@@ -1,0 +1,209 @@
+"""Plan + corpus + features -> packed sequences, and what had to be left out. What the Trainer calls the dataset.
+
+A sample that cannot be trained on is left out of its sequence and comes along as a reject: never another in its place,
+never a cut. Knows samples and chat formats; does not know where features come from.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from vidqa.model.llava import VideoLlava
+from vidqa.prompts.build import IGNORED, LabelledPrompt
+from vidqa.prompts.formats import ChatFormat
+from vidqa.records import Features
+from vidqa.train.data import MediaRef, Rejected, Sample, SampleError, labelled
+from vidqa.train.order import Plan, Survey
+from vidqa.train.packing import Packed, PackedBatch, collate, pack
+
+_TAG = re.compile("<(?:image|video)>")
+#: Letters of one token, roughly; lengths are only compared with each other.
+_LETTERS_PER_TOKEN = 4
+
+
+class Samples(Protocol):
+    """What is asked of a corpus."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Sample: ...
+    def rejected(self, index: int, error: SampleError, id: str | None = None) -> Rejected: ...
+
+
+class FeatureSource(Protocol):
+    """Where features come from."""
+
+    def __call__(self, ref: MediaRef) -> Features:
+        """Features of one medium. Raises SampleError where there are none."""
+        ...
+
+    def prefetch(self, refs: Sequence[MediaRef]) -> None:
+        """These will be asked for next."""
+        ...
+
+
+@dataclass(frozen=True)
+class Item:
+    """One sequence with its features in the order of the slots; empty where nothing could be learned."""
+
+    packed: Packed
+    features: tuple[Features, ...]
+    n_samples: int  # asked for, rejects included
+    rejected: tuple[Rejected, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one process computes at once."""
+
+    packed: PackedBatch
+    features: tuple[Features, ...]
+    n_samples: int
+    rejected: tuple[Rejected, ...]
+
+    @property
+    def n_learned(self) -> int:
+        """Positions with a loss."""
+        return int((self.packed.labels[:, 1:] != IGNORED).sum())
+
+    @property
+    def n_positions(self) -> tuple[int, int]:
+        """(positions that hold something, all of them)."""
+        return int((self.packed.branch >= 0).sum()), self.packed.ids.numel()
+
+
+class Sequences(torch.utils.data.Dataset[Item]):
+    """The sequences of a plan, by their place in it.
+
+    Args:
+        corpus: gives samples by number.
+        plan: which samples each sequence holds.
+        features: reads the features of a medium.
+        label: sample and shapes of its media -> token ids and labels; raises SampleError.
+    """
+
+    def __init__(
+        self,
+        corpus: Samples,
+        plan: Plan,
+        features: FeatureSource,
+        label: Callable[[Sample, Sequence[Features]], LabelledPrompt],
+    ) -> None:
+        self.corpus, self.plan, self.features, self.label = corpus, plan, features, label
+
+    def __len__(self) -> int:
+        return len(self.plan.sequences)
+
+    def __getitem__(self, place: int) -> Item:
+        numbers = self.plan.sequences[place]
+        made: list[LabelledPrompt] = []
+        rejected: list[Rejected] = []
+        seen: tuple[Features, ...] = ()
+        for number in numbers:
+            try:
+                sample = self.corpus[number]
+                features = tuple(self.features(ref) for ref in sample.media)
+                made.append(self.label(sample, features))
+                seen = features
+            except SampleError as error:
+                rejected.append(self.corpus.rejected(number, error))
+        return Item(pack(made) if made else EMPTY, seen, len(numbers), tuple(rejected))
+
+    def __getitems__(self, places: Sequence[int]) -> list[Item]:
+        """Several at once: their media are announced together, so that they can be read together."""
+        refs: dict[MediaRef, None] = {}
+        for number in (number for place in places for number in self.plan.sequences[place]):
+            try:
+                refs.update(dict.fromkeys(self.corpus[number].media))
+            except SampleError:
+                continue  # becomes a reject when it is asked for
+        self.features.prefetch(list(refs))
+        return [self[place] for place in places]
+
+
+#: A sequence of one position with nothing to learn.
+EMPTY = Packed(
+    np.zeros(1, np.int64),
+    np.zeros(1, np.bool_),
+    np.full(1, IGNORED, np.int64),
+    np.zeros(1, np.int64),
+    np.zeros(1, np.int64),
+)
+
+
+def labeller(
+    model: VideoLlava, chat: ChatFormat, max_tokens: int
+) -> Callable[[Sample, Sequence[Features]], LabelledPrompt]:
+    """How a model's samples become tokens.
+
+    Args:
+        model: gives the tokenizer, and how much room a medium takes.
+        chat: format to tune with.
+        max_tokens: longest sample, visual tokens included; a longer one is rejected.
+    """
+    tokenizer, shape = model.tokenizer, model.media_shape
+
+    def label(sample: Sample, features: Sequence[Features]) -> LabelledPrompt:
+        return labelled(sample, tokenizer, chat, [shape(f) for f in features], max_tokens)
+
+    return label
+
+
+def to_batch(items: Sequence[Item]) -> dict[str, Any]:
+    """Pad and stack; a dict, because that is what the Trainer hands around."""
+    joined = Batch(
+        collate([item.packed for item in items]),
+        tuple(f for item in items for f in item.features),
+        sum(item.n_samples for item in items),
+        tuple(r for item in items for r in item.rejected),
+    )
+    return {"batch": joined}
+
+
+def survey(corpus: Samples, advance: Callable[[], None] = lambda: None) -> Survey:
+    """Look at every sample once.
+
+    Args:
+        corpus: the samples; those that cannot be read stay alone, and are rejected when their turn comes.
+        advance: called after each.
+    """
+    groups: list[Hashable] = []
+    lengths: list[int] = []
+    for number in range(len(corpus)):
+        try:
+            sample = corpus[number]
+            groups.append(_group(sample, number))
+            lengths.append(_length(sample))
+        except SampleError:
+            groups.append(number)
+            lengths.append(0)
+        advance()
+    return Survey(groups, lengths)
+
+
+def _group(sample: Sample, number: int) -> Hashable:
+    """Samples with the same group share the beginning of their prompts.
+
+    That is: the same media, behind the same words of the first question. For text, the first question's passage: all
+    but its last line.
+    """
+    first = sample.turns[0][0]
+    if not sample.media:
+        passage = first.rpartition("\n")[0]
+        return ("text", passage) if passage else number
+    tags = list(_TAG.finditer(first))
+    if tags and len(tags) != len(sample.media):
+        return number  # a medium stands in a later question
+    return (sample.media, first[: tags[-1].end()] if tags else "")
+
+
+def _length(sample: Sample) -> int:
+    """Grows with the tokens of a sample: clips are longest, then pictures, then text."""
+    letters = sum(len(part) for turn in sample.turns for part in turn)
+    visual: Iterable[int] = (2048 if ref.kind == "video" else 256 for ref in sample.media)
+    return letters // _LETTERS_PER_TOKEN + sum(visual)

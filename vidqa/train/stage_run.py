@@ -1,0 +1,170 @@
+"""One stage of a recipe: its model loaded, its sequences laid out, tuned, and its weights kept.
+
+Between `loop`, which tunes what it is given, and the pipeline, which knows where features come from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vidqa.model.adapter import attach_lora
+from vidqa.model.llava import VideoLlava
+from vidqa.prompts.formats import ChatFormat, get_format
+from vidqa.train.data import Corpus, RejectLog
+from vidqa.train.evaluate import Evaluator, held_out
+from vidqa.train.loop import StageResult, Surroundings, run_stage
+from vidqa.train.metrics import MetricsFile, read_metrics
+from vidqa.train.order import Packing, Plan, plan_run
+from vidqa.train.output import Start
+from vidqa.train.processes import Common, is_first, processes
+from vidqa.train.quantised import quantise
+from vidqa.train.recipe import Recipe, Stage
+from vidqa.train.report import StageFacts
+from vidqa.train.sequences import FeatureSource, Sequences, labeller, survey
+from vidqa.train.stagefiles import save_stage, stage_weights
+from vidqa.train.watch import Listener
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """A stage and all that it does not share with others."""
+
+    recipe: Recipe
+    number: int  # from 1
+    folder: Path
+    start: Start
+    device: str
+    common: Common
+    metrics: MetricsFile
+    listener: Listener
+
+    @property
+    def stage(self) -> Stage:
+        """Its words."""
+        return self.recipe.stage[self.number - 1]
+
+    def go(
+        self, corpus: Corpus, held_out_corpus: Corpus | None, features: FeatureSource, rejects: RejectLog, samples: Path
+    ) -> StageFacts:
+        """Tune, and keep what came of it.
+
+        Args:
+            corpus: of the stage.
+            held_out_corpus: of the recipe's `eval`, where it has one.
+            features: of the media of both.
+            rejects: hears of bad samples.
+            samples: the table of answers.
+
+        Returns:
+            The facts for the report; written beside the weights by the first process.
+        """
+        stage = self.stage
+        plan = self._plan(corpus)
+        model = self._model()
+        label = labeller(model, chat_of(stage, model.chat), model.context)
+        data = Sequences(corpus, plan, features, label)
+        around = Surroundings(
+            self.folder,
+            self.listener,
+            self.metrics,
+            self.common,
+            rejects,
+            self._evaluator(held_out_corpus, features, samples, model),
+            self.recipe.eval.every if self.recipe.eval else None,
+            number=self.number,
+        )
+        n = sum(len(s) for s in plan.sequences)
+        self.listener.say(f"stage {self.number}, {stage.title}: {plan.n_steps} steps over {n} samples, {self.device}")
+        result = run_stage(model, data, stage, around)
+        facts = self._facts(result, rejects)
+        if is_first():
+            rejects.save()
+            save_stage(self.folder, result.weights, facts)
+        return facts
+
+    def _plan(self, corpus: Corpus) -> Plan:
+        stage = self.stage
+        packing = Packing(stage.packing, stage.visits, stage.order == "length")
+        looked = None
+        if packing.limit > 1 or packing.by_length:
+            with self.listener.progress(len(corpus), "record"):
+                looked = survey(corpus, self.listener.advance)
+        epochs = stage.epochs or (None if stage.steps else 1.0)
+        return plan_run(
+            corpus.epoch_order,
+            stage.global_batch,
+            epochs=epochs,
+            steps=stage.steps,
+            packing=packing,
+            survey=looked,
+            seed=self.recipe.seed,
+        )
+
+    def _model(self) -> VideoLlava:
+        """The base with what the stages before have learned, in the types that this stage wants."""
+        stage, hardware = self.stage, self.common.hardware
+        on_cpu = self.device == "cpu"
+        in_pieces = bool(hardware.fsdp or hardware.deepspeed)
+        full = on_cpu or in_pieces or {"llm", "embeddings", "lm_head"} & stage.parts or hardware.precision == "fp32"
+        half = torch.float16 if hardware.precision == "fp16" else torch.bfloat16
+        # What learns is kept in float32 and computed in less; what stands still need not be.
+        bits = stage.lora.quantize if stage.lora else "none"
+        place = "cpu" if in_pieces or bits != "none" else self.device
+        model = self.start.model(place, torch.float32 if full else half)
+        if bits != "none":
+            quantise(model, self.start.base, bits, self.device, half)
+        own = dict(model.named_parameters())
+        with torch.no_grad():
+            for before in self.recipe.stage_names()[: self.number - 1]:
+                for name, weight in stage_weights(self.folder.parent / before).items():
+                    own[name].copy_(weight)
+        if stage.lora is not None:
+            torch.manual_seed(self.recipe.seed)  # the adapters' first weights
+            attach_lora(model.llm, stage.lora.r, stage.lora.alpha, stage.lora.dropout, stage.lora.targets)
+        model.connector.float()
+        return model
+
+    def _evaluator(
+        self, corpus: Corpus | None, features: FeatureSource, samples: Path, model: VideoLlava
+    ) -> Evaluator | None:
+        words = self.recipe.eval
+        if corpus is None or words is None:
+            return None
+        plan = held_out(min(len(corpus), words.max_conversations))
+        data = Sequences(corpus, plan, features, labeller(model, model.chat, model.context))
+        at_once = self.stage.per_device if isinstance(self.stage.per_device, int) else 8
+        return Evaluator(
+            data,
+            at_once=at_once,
+            samples=words.samples,
+            max_new_tokens=words.max_new_tokens,
+            table=samples,
+            stage=self.number,
+        )
+
+    def _facts(self, result: StageResult, rejects: RejectLog) -> StageFacts:
+        lines = read_metrics(self.metrics.path) if is_first() else []
+        mine = [line for line in lines if line["stage"] == self.number]
+        looks = [line["eval_loss"] for line in mine if "eval_loss" in line]
+        return StageFacts(
+            name=self.stage.title,
+            n_steps=result.n_steps,
+            n_samples=result.n_samples,
+            n_tokens=result.n_tokens,
+            n_weights=sum(w.numel() for w in result.weights.values()),
+            seconds=result.seconds,
+            peak_bytes=result.peak_bytes,
+            per_device=result.per_device,
+            processes=processes(),
+            final_loss=float(mine[-1]["loss"]) if mine else 0.0,
+            eval_loss=float(looks[-1]) if looks else None,
+            rejects=rejects.counts(),
+        )
+
+
+def chat_of(stage: Stage, usual: ChatFormat) -> ChatFormat:
+    """The chat format that a stage tunes with: its own, or the base's."""
+    return get_format(stage.prompt) if stage.prompt else usual
