@@ -97,7 +97,9 @@ def export_tower(
         VidqaError: the export packages are not installed, or the graph differs from torch by more than the tolerance.
         ValueError: `layer` or `n_frames` does not fit the tower.
     """
-    tower = copy.deepcopy(tower).float().cpu().eval()
+    # A tower that is as it must be is not copied: one of full size takes 1.6 GB.
+    plain = all(p.dtype == torch.float32 and p.device.type == "cpu" for p in tower.parameters()) and not tower.training
+    tower = tower if plain else copy.deepcopy(tower).float().cpu().eval()
     weights = copy.deepcopy(tower).half() if fp16 else tower
     size, c = tower.config.image_size, tower.config
 

@@ -1,0 +1,55 @@
+"""Type, bits and place of the LLM: what is loaded is what was asked for, and a missing package is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from published_files import write_llm
+
+from vidqa.errors import DeviceError
+from vidqa.model import llm as module
+from vidqa.model.llm import load_llm, named_dtype
+from vidqa.pipeline.loaded import Precision, load_model
+
+
+@pytest.mark.parametrize(("quantise", "place"), [("8bit", None), ("4bit", None), (None, "map")])
+def test_a_missing_package_is_named(
+    quantise: str | None, place: str | None, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    with pytest.raises(DeviceError, match="is not installed"):
+        load_llm(tiny_bundle / "llm", None, quantise=quantise, place=place)
+
+
+def test_spread_over_all_devices(tiny_bundle: Path) -> None:
+    pytest.importorskip("accelerate")
+    plain, _ = load_llm(tiny_bundle / "llm", None)
+    spread, _ = load_llm(tiny_bundle / "llm", None, place="map")
+    ids = torch.tensor([[1, 5, 9]])
+    with torch.no_grad():
+        assert torch.equal(plain(ids).logits, spread(ids).logits.cpu())
+
+
+def test_identity_says_the_precision(tiny_bundle: Path) -> None:
+    plain = load_model(str(tiny_bundle), "cpu").identity.model_id
+    assert load_model(str(tiny_bundle), "cpu", precision=Precision("float16", "4bit")).identity.model_id == (
+        f"{plain}-float16-4bit"
+    )
+    assert named_dtype("bfloat16") is torch.bfloat16 and named_dtype(None) is None
+
+
+@pytest.mark.parametrize(("bits", "kind", "allowed"), [("8bit", "Linear8bitLt", 0.05), ("4bit", "Linear4bit", 0.3)])
+def test_fewer_bits_say_nearly_the_same(bits: str, kind: str, allowed: float, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    pytest.importorskip("accelerate")
+    folder = write_llm(tmp_path / "llm")
+    plain, _ = load_llm(folder, torch.float32)
+    small, _ = load_llm(folder, torch.float32, quantise=bits, place=torch.device("cpu"))
+    assert type(small.model.layers[0].self_attn.q_proj).__name__ == kind
+    ids = torch.tensor([[1, 5, 9, 4]])
+    with torch.no_grad():
+        ours, theirs = small(ids).logits.float(), plain(ids).logits
+    error = float((ours - theirs).norm() / theirs.norm())
+    assert 0 < error < allowed

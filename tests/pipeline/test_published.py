@@ -1,0 +1,106 @@
+"""Pulling: what is fetched, what is recorded, and the line of the user's settings. The hub is a folder here."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from vidqa.config.default_model import set_default_model, user_settings_file
+from vidqa.errors import UsageError, VidqaError
+from vidqa.model.places import models_folder
+from vidqa.pipeline.published import PUBLISHED, pull
+
+COMMITS = {repo.id: f"{i:040x}" for i, m in enumerate(PUBLISHED.values()) for repo in (*m.repos, *m.towers)}
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Calls of `snapshot_download` and of `convert`, neither of which does its work."""
+    import huggingface_hub
+
+    from vidqa.model.checkpoints import convert
+
+    calls: list[Any] = []
+
+    def download(repo: str, revision: str | None = None, **how: Any) -> str:
+        calls.append((repo, revision, how))
+        place = tmp_path / "hub" / repo / (revision or COMMITS[repo])
+        place.mkdir(parents=True, exist_ok=True)
+        return str(place)
+
+    def converted(parts: list[Path], out: Path, **how: Any) -> SimpleNamespace:
+        calls.append((parts, out, how))
+        return SimpleNamespace()
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(convert, "convert", converted)
+    return calls
+
+
+def test_revisions_are_recorded(hub: list[Any]) -> None:
+    name = "video-llava-7b-search"
+    wanted = "f" * 40
+    done = pull(name, revisions={"LanguageBind/LanguageBind_Image": wanted})
+    ids = [repo.id for repo in (*PUBLISHED[name].repos, *PUBLISHED[name].towers)]
+    assert [call[0] for call in hub[:-1]] == ids
+    parts, out, how = hub[-1]
+    assert out == done.folder == models_folder() / name
+    assert len(parts) == 1 and len(how["towers"]) == 2
+    commits = COMMITS | {"LanguageBind/LanguageBind_Image": wanted}
+    assert how["origins"] == done.origins == tuple(f"{i}@{commits[i]}" for i in ids)
+    assert "*.py" not in hub[0][2]["allow_patterns"]
+
+
+def test_unknown_names_and_repositories(hub: list[Any], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no published model"):
+        pull("nothing")
+    with pytest.raises(UsageError, match="other/repo is no part"):
+        pull("video-llava-7b", revisions={"other/repo": "x"})
+    with pytest.raises(UsageError, match="exists already"):
+        pull("video-llava-7b", tmp_path)
+    assert hub == []
+
+
+def test_switched_off_hub_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def download(repo: str, **how: Any) -> str:
+        raise LocalEntryNotFoundError("no")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(VidqaError, match="switched off"):
+        pull("video-llava-7b", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "before", [None, "", 'model = "old"\nquiet = true\n', '# mine\n[describe]\nmodel = "other"\n', "quiet = true"]
+)
+def test_the_default_is_one_line(before: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.chdir(tmp_path)
+    path = user_settings_file()
+    if before is not None:
+        path.parent.mkdir(parents=True)
+        path.write_text(before)
+    folder = tmp_path / 'a "strange" name'
+    assert set_default_model(folder) == (path, None)
+    assert tomllib.loads(path.read_text()) == tomllib.loads(before or "") | {"model": str(folder)}
+    assert all(line in path.read_text().splitlines() for line in (before or "").splitlines() if "old" not in line)
+    (tmp_path / "vidqa.toml").write_text("quiet = true\n")
+    assert set_default_model(folder)[1] == str(tmp_path / "vidqa.toml")
+
+
+def test_unsound_settings_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    path = user_settings_file()
+    path.parent.mkdir(parents=True)
+    path.write_text("model = [\n")
+    with pytest.raises(UsageError, match="was not changed"):
+        set_default_model(tmp_path)
+    assert path.read_text() == "model = [\n"
