@@ -180,7 +180,9 @@ def to_transformers(model: LoadedModel, name: str, bundle: Path) -> Any:
     video = CLIPVisionModel(vision)
     ours = tower_of(shape, 1).state_dict()
     wanted = video.state_dict()
-    video.load_state_dict({k: ours[k] if k in ours else ours[k.removeprefix("vision_model.")] for k in wanted})
+    # Versions differ in one level of the names.
+    bare = {k.removeprefix("vision_model."): v for k, v in ours.items()}
+    video.load_state_dict({k: bare[k.removeprefix("vision_model.")] for k in wanted})
     theirs.model.video_tower = video.to(llava.device, llava.dtype)
     theirs.model.image_tower = video
     theirs.model.language_model = llava.llm.model

@@ -1,0 +1,134 @@
+#!/usr/bin/env python3
+"""The LLM's part alone: Q questions after one beginning of P tokens, three ways, same weights, greedy tokens compared.
+
+    python tools/bench_llm.py                                     4 layers x 256, P = 2,056, Q = 8, 32 new tokens
+    python tools/bench_llm.py --layers 8 --width 512 --threads 2
+
+Ways: transformers' generate one question at a time, the same in one batch padded on the left, and the shared beginning.
+Random weights. Wall and CPU seconds; the ratios of CPU seconds hold on a busy machine, too. One JSON line comes last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from vidqa.generate.batch import Batch
+from vidqa.generate.pool import Room
+from vidqa.model.llava import VideoLlava
+from vidqa.prompts.formats import get_format
+
+VOCABULARY = 1000
+
+
+def random_llm(layers: int, width: int) -> Any:
+    """A Llama without an end token; weights wide enough for answers to differ."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=width,
+        intermediate_size=width * 11 // 4,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 64,
+        max_position_embeddings=4096,
+        initializer_range=1.5 / width**0.5,
+        eos_token_id=None,
+    )
+    llm = LlamaForCausalLM(config).eval()
+    llm.generation_config.eos_token_id, llm.generation_config.pad_token_id = None, 0
+    return llm
+
+
+class Task:
+    """One beginning and its questions."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.llm, self.n_new, width = random_llm(args.layers, args.width), args.new_tokens, args.width
+        self.model = VideoLlava(torch.nn.Linear(8, width), self.llm, None, get_format("v1", ""), 4096)
+        self.begun = torch.randn(args.beginning, width) * 0.3
+        rng, table = np.random.default_rng(0), self.llm.get_input_embeddings()
+        ids = [torch.from_numpy(rng.integers(3, VOCABULARY, 12 + q)) for q in range(args.questions)]
+        with torch.inference_mode():
+            self.tails = [table(one) for one in ids]
+
+    def _generate(self, embeds: torch.Tensor, mask: torch.Tensor) -> list[list[int]]:
+        n = self.n_new
+        out = self.llm.generate(
+            inputs_embeds=embeds, attention_mask=mask, max_new_tokens=n, min_new_tokens=n, do_sample=False
+        )
+        answers: list[list[int]] = out.tolist()
+        return answers
+
+    def one_by_one(self) -> list[list[int]]:
+        whole = [torch.cat([self.begun, tail])[None] for tail in self.tails]
+        return [self._generate(e, torch.ones(e.shape[:2], dtype=torch.int64))[0] for e in whole]
+
+    def batched(self) -> list[list[int]]:
+        whole = [torch.cat([self.begun, tail]) for tail in self.tails]
+        longest = max(map(len, whole))
+        embeds = torch.zeros(len(whole), longest, whole[0].shape[1])
+        mask = torch.zeros(len(whole), longest, dtype=torch.int64)
+        for i, e in enumerate(whole):
+            embeds[i, longest - len(e) :], mask[i, longest - len(e) :] = e, 1
+        return self._generate(embeds, mask)
+
+    def shared(self) -> list[list[int]]:
+        n = len(self.tails)
+        batch = Batch(self.model, Room(n, 1, len(self.begun), max(map(len, self.tails)) + self.n_new))
+        batch.ask(batch.begin([self.begun]) * n, self.tails)
+        answers: list[list[int]] = [[] for _ in self.tails]
+        for step in range(self.n_new):
+            assert batch.logits is not None
+            picked = batch.logits.argmax(-1)
+            for answer, token in zip(answers, picked.tolist(), strict=True):
+                answer.append(token)
+            if step + 1 < self.n_new:
+                batch.step(picked)
+        return answers
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("layers", 4), ("width", 256), ("beginning", 2056), ("questions", 8), ("new-tokens", 32)):
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"[{default}]")
+    parser.add_argument("--threads", type=int, default=1, help="of torch [1]")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    task = Task(args)
+    ways: dict[str, Callable[[], list[list[int]]]] = {
+        "one by one": task.one_by_one,
+        "one batch": task.batched,
+        "shared beginning": task.shared,
+    }
+    found: dict[str, dict[str, float]] = {}
+    truth: list[list[int]] = []
+    with torch.inference_mode():
+        task.shared()  # what is loaded at first use does not count
+        for name, run in ways.items():
+            start, cpu = time.perf_counter(), time.process_time()
+            answers = run()
+            wall, used = time.perf_counter() - start, time.process_time() - cpu
+            truth = truth or answers
+            equal = sum(a == b for a, b in zip(answers, truth, strict=True))
+            found[name] = {"wall_s": round(wall, 3), "cpu_s": round(used, 3), "equal": equal}
+            faster = found["one by one"]["cpu_s"] / used
+            print(f"{name:<18}{wall:>9.2f} s {used:>9.2f} CPU s {faster:>7.1f}x   {equal} equal", flush=True)
+    machine = {"cores": os.cpu_count(), "machine": platform.machine(), "load": os.getloadavg()[0]}
+    versions = {name: version(name) for name in ("torch", "transformers")}
+    print(json.dumps({"bench": "llm", **vars(args), "results": found, **versions, **machine}))
+    return 0 if all(one["equal"] == args.questions for one in found.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
