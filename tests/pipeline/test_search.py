@@ -12,7 +12,7 @@ import pytest
 import vidqa
 from vidqa.errors import ItemError, UsageError
 from vidqa.model.bundle import Bundle
-from vidqa.pipeline import describe as describe_module
+from vidqa.pipeline.feed import Feed
 from vidqa.pipeline.loaded import LoadedModel, load_model
 from vidqa.pipeline.options import RunOptions
 
@@ -48,7 +48,7 @@ def no_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     def feed(*_: object) -> None:
         raise AssertionError("a cached clip must not be decoded")
 
-    monkeypatch.setattr(describe_module, "Feed", feed)
+    monkeypatch.setattr(Feed, "__enter__", feed)
 
 
 @pytest.mark.usefixtures("no_decoding")

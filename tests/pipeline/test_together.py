@@ -13,10 +13,10 @@ from vidqa.errors import ItemError, UsageError
 from vidqa.generate.engine import Request, generate
 from vidqa.model.bundle import Bundle
 from vidqa.pipeline.answer import generation_settings
-from vidqa.pipeline.describe import Run
 from vidqa.pipeline.loaded import LoadedModel, load_model
 from vidqa.pipeline.options import RunOptions
 from vidqa.pipeline.progress import QUIET
+from vidqa.pipeline.run import Run
 from vidqa.pipeline.together import ask_together, features_of
 
 CLIPS = Path(__file__).resolve().parents[2] / "examples" / "clips"

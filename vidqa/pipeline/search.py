@@ -20,10 +20,10 @@ from vidqa.cache.key import CacheKey
 from vidqa.cache.store import FeatureStore
 from vidqa.errors import ItemError, UsageError
 from vidqa.media.segments import plan_segments
-from vidqa.pipeline.describe import Run
 from vidqa.pipeline.loaded import LoadedModel
 from vidqa.pipeline.options import Encoded, RunOptions, Work
 from vidqa.pipeline.progress import QUIET, Reporter
+from vidqa.pipeline.run import Run
 from vidqa.records import MediaItem, MediaKind
 
 

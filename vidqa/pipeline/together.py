@@ -19,10 +19,10 @@ from vidqa.media.scan import scan
 from vidqa.model.bundle import Bundle
 from vidqa.pipeline.answer import generation_settings
 from vidqa.pipeline.ask import as_questions
-from vidqa.pipeline.describe import Run
 from vidqa.pipeline.loaded import LoadedModel
 from vidqa.pipeline.options import RunOptions, Work
 from vidqa.pipeline.progress import QUIET, Reporter
+from vidqa.pipeline.run import Run
 from vidqa.records import Features, MediaItem, Question, Status
 
 #: Architecture -> how many pictures and clips one prompt of its published models may hold; others: any number.
