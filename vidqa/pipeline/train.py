@@ -35,6 +35,7 @@ from vidqa.train.recipe_file import read_recipe
 from vidqa.train.report import StageFacts, draw_curves, write_report
 from vidqa.train.stage_run import StageRun
 from vidqa.train.stagefiles import finished, open_run, run_identity, stage_weights
+from vidqa.train.to_transformers import exportable, to_transformers
 
 Encode = Literal["cache", "on-the-fly"]
 
@@ -134,6 +135,8 @@ class _Run:
                 self._forget()
             open_run(self.work, identity, resume)
             check_space(self.recipe, self.start.base, self.out)
+            if self.recipe.output.transformers:
+                exportable(self.start.base)  # what cannot be written is said now, not after days
         wait_for_all()
         with ExitStack() as stack:
             everything = [*corpora, *([held_out] if held_out else [])]
@@ -216,6 +219,8 @@ class _Run:
         bundle = write_bundle(self.start, weights, self.recipe, self.name, self.out, lora)
         if self.recipe.output.mm_projector:
             export_projector(bundle, self.out / "export")
+        if self.recipe.output.transformers:
+            to_transformers(bundle, self.out / "export" / "transformers")
         write_rejects(self.out / "rejects.parquet", rejected.values())
         draw_curves(read_metrics(self.metrics.path), self.out / "curves.png")
         files = {f.path: f for corpus in corpora for f in corpus.files}
