@@ -40,9 +40,9 @@ NOTICE = (
 
 
 def step_base(plan: Plan, work: Path) -> None:
-    """Write the bundle that `vidqa train` starts from: the third round's encoders, the language model as it is."""
+    """Write the bundle that `vidqa train` starts from: the third round's encoders, and what `words` made."""
     model = new_model(plan, work)
-    model.load_state_dict(torch.load(work / "more_instruct.pt", weights_only=True, map_location="cpu"))
+    model.load_state_dict(torch.load(work / "words.pt", weights_only=True, map_location="cpu"))
     patches = (plan.image_size // plan.patch_size) ** 2
     common: dict[str, Any] = {
         "layer": -2,
