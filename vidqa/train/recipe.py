@@ -12,6 +12,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from vidqa.train.data.formats import Format
+
 #: What a stage can train. `temporal` is what stands between features and projector in connectors that have it.
 Part = Literal["connector", "projector", "temporal", "llm", "lora", "embeddings", "lm_head"]
 StageKind = Literal["connector", "instruct", "language"]
@@ -52,7 +54,7 @@ class Data(Words):
     media: str | None = None  # folder that the paths of the records start from
     name: Name | None = None  # by which stages choose it; the file's stem by default
     weight: Positive = 1.0  # share of an epoch: 0.5 takes half of the file, 2.0 all of it twice
-    format: Literal["auto", "llava", "valley", "videoinstruct"] = "auto"
+    format: Format = "auto"
 
     @property
     def title(self) -> str:
