@@ -82,13 +82,19 @@ def records(scene: Scene, seed: int = 0) -> list[dict[str, Any]]:
     kind = "image" if scene.still else "video"
     made = []
     for k, conversation in enumerate(turns(scene, seed)):
-        values = []
-        for i, pair in enumerate(conversation):
-            values.append({"from": "human", "value": (f"<{kind}>\n" if i == 0 else "") + pair.question})
-            values.append({"from": "gpt", "value": pair.answer})
+        values = _values(f"<{kind}>", conversation)
         record = {"id": f"{scene.seed}-{seed}-{k}", kind: media_name(scene), "conversations": values}
         made.append(record | {"topic": conversation[0].topic})
     return made
+
+
+def _values(lead: str, conversation: Sequence[Pair]) -> list[dict[str, str]]:
+    """The turns in the LLaVA format; `lead` stands in a line of its own before the first question."""
+    values = []
+    for i, pair in enumerate(conversation):
+        values.append({"from": "human", "value": (f"{lead}\n" if i == 0 else "") + pair.question})
+        values.append({"from": "gpt", "value": pair.answer})
+    return values
 
 
 def all_records(scene: Scene) -> list[dict[str, Any]]:
@@ -109,7 +115,7 @@ def write_world(folder: Path, seeds: Sequence[int], *, held_out: bool = False, s
 def write_captions(folder: Path, n_media: int) -> None:
     """captions.json: what conversations.json says of the first media as a whole, captions and descriptions."""
     made = json.loads((folder / "conversations.json").read_text())
-    names = {name for name in sorted({r.get("video") or r.get("image") for r in made})[:n_media]}
+    names = set(sorted({r.get("video") or r.get("image") for r in made})[:n_media])
     chosen = [r for r in made if r["topic"] in ("caption", "detail") and (r.get("video") or r.get("image")) in names]
     (folder / "captions.json").write_text(json.dumps(chosen, indent=0))
 
@@ -130,11 +136,7 @@ def _text_of(held_out: bool, seed: int) -> str:
     told = summary(scene, rng)
     found = []
     for k, conversation in enumerate(turns(scene, 1)):
-        values = []
-        for i, pair in enumerate(conversation):
-            values.append({"from": "human", "value": (f"{told}\n" if i == 0 else "") + pair.question})
-            values.append({"from": "gpt", "value": pair.answer})
-        found.append(json.dumps({"id": f"{seed}-{k}", "conversations": values}) + "\n")
+        found.append(json.dumps({"id": f"{seed}-{k}", "conversations": _values(told, conversation)}) + "\n")
     return "".join(found)
 
 
