@@ -106,6 +106,28 @@ def test_old_leftovers_go_and_foreign_files_stay(tmp_path: Path, keys: list[Cach
     assert left(tmp_path, keys) == [0, 1, 2, 3, 4, 5]
 
 
+def test_indexes_of_training_data_are_counted_and_pruned_by_last_use(tmp_path: Path, keys: list[CacheKey]) -> None:
+    folder, now = tmp_path / "records", time.time()
+    folder.mkdir()
+    # All that belongs to one file of conversations is as old as its youngest part.
+    ages = {"a-1.npz": 0, "a-1-x.npz": 9, "a-1.jsonl": 9, "b-2.npz": 9, "b-2-x.npz": 8, "notes.txt": 9}
+    for name, age in ages.items():
+        (folder / name).write_bytes(b"12345")
+        os.utime(folder / name, (now - age * DAY,) * 2)
+    (folder / ".b-2.npz.1.part").write_bytes(b"half")
+    s = maintain.stats(tmp_path)
+    assert (s.n_records, s.n_record_bytes, s.n_entries, s.n_leftovers) == (5, 25, 6, 1)
+    report = maintain.prune(tmp_path, older_than_s=7 * DAY)
+    assert (report.n_removed, report.n_bytes_removed, report.n_left) == (2, 10, 9)
+    assert {p.name for p in folder.iterdir() if p.suffix != ".part"} == {
+        "a-1.npz",
+        "a-1-x.npz",
+        "a-1.jsonl",
+        "notes.txt",
+    }
+    assert left(tmp_path, keys) == [0, 1, 2, 3, 4, 5]
+
+
 @pytest.mark.parametrize(
     ("text", "n_bytes"),
     [

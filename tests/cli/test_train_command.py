@@ -81,6 +81,8 @@ def test_two_stages_give_a_model_that_answers(vidqa, recipe, tmp_path, clips, ti
     assert pl.read_parquet(out / "rejects.parquet").is_empty()
     report = (out / "report.md").read_text()
     assert "| connector | 3 | 6 |" in report and "| instruct | 4 | 8 |" in report and "Nothing." in report
+    assert "| data.json | 5 | 1.0 |" in report and '"media": "clips"' in report  # as the recipe has it
+    assert str(tmp_path) not in report.replace(str(tiny_bundle), "")  # the recipe names the base so
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
 
     assert vidqa("models", "verify", out).code == 0
@@ -90,6 +92,25 @@ def test_two_stages_give_a_model_that_answers(vidqa, recipe, tmp_path, clips, ti
 
     again = vidqa("train", path, "--out", out)
     assert again.code == 0 and "1-connector: done already" in again.err
+
+
+def test_the_format_of_a_stage_is_that_of_its_held_out_loss_and_of_the_result(vidqa, recipe, tmp_path):
+    more = '[eval]\nfile = "data.json"\nmedia = "clips"\nsamples = 0'
+    stages = '[[stage]]\nkind = "connector"\nprompt = "plain"\nsteps = 1\n[[stage]]\nkind = "instruct"\nsteps = 1'
+    held_out = {}
+    for prompt in ("v1", "llava_v0"):
+        out = tmp_path / prompt
+        asked = stages.replace(
+            '"instruct"', f'"instruct"\nwarmup = 1.0\nprompt = "{prompt}"'
+        )  # its only step is at lr 0
+        done = vidqa("train", recipe(stages=asked, more=more), "--out", out)
+        assert done.code == 0, done.err
+        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        held_out[prompt] = [line["eval_loss"] for line in lines]
+        assert json.loads((out / "bundle.json").read_text())["prompt"]["format"] == prompt
+    first, second = zip(*held_out.values(), strict=True)
+    assert first[0] == first[1]  # both were tuned on plain captions
+    assert second[0] != second[1]
 
 
 def test_an_adapter_stays_apart_and_is_applied_or_is_merged(vidqa, recipe, tmp_path, clips, tiny_bundle):

@@ -1,12 +1,16 @@
 """The check of a whole recipe's data: what it finds is what training would trip over."""
 
 import json
+import os
+from contextlib import closing
 
 import numpy as np
 import polars as pl
 import pytest
 from PIL import Image
 
+from vidqa.cache.index import MediaIndex
+from vidqa.media.workers import DecodePool
 from vidqa.prompts.build import MediaShape
 from vidqa.prompts.formats import FORMATS
 from vidqa.train.data import Corpus, Source
@@ -100,6 +104,32 @@ def test_every_kind_of_fault_is_found_before_training(corpus, tmp_path):
     ):
         assert words in text
     assert "2 rejected, media_unreadable" in text
+
+
+def test_media_that_were_good_are_opened_again_when_they_change(corpus, tmp_path, monkeypatch):
+    opened, real = [], DecodePool.run
+
+    def run(self, jobs):
+        jobs = list(jobs)
+        opened.extend(job.path.rpartition("/")[2] for job in jobs)
+        return real(self, jobs)
+
+    monkeypatch.setattr(DecodePool, "run", run)
+    folder = tmp_path / "media"
+    for name in ("good.mp4", "good.png", "broken.mp4"):
+        os.utime(folder / name, (1e9, 1e9))
+
+    def check():
+        opened.clear()
+        with closing(MediaIndex(tmp_path / "cache")) as index:
+            checked = check_data(corpus, Reader(Words(), FORMATS["v1"], room, 200), prober=Prober(1, index=index))
+        return sorted(opened), [(r.record, r.kind) for r in checked.rejected], checked.video_s
+
+    first = check()
+    assert first[0] == ["broken.mp4", "good.mp4", "good.png"]
+    assert check() == (["broken.mp4"], *first[1:])
+    os.utime(folder / "good.png", (2e9, 2e9))
+    assert check()[0] == ["broken.mp4", "good.png"]
 
 
 def test_good_data_pass(corpus, tmp_path):

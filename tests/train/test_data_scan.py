@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vidqa.cache.key import RECORDS as FOLDER
 from vidqa.errors import TrainError, UsageError
-from vidqa.train.data.recordfile import FOLDER, RecordFile
+from vidqa.train.data.recordfile import RecordFile
 from vidqa.train.data.sample import SampleError
 from vidqa.train.data.scan import layout_of, scan_json
 

@@ -4,6 +4,7 @@ import torch
 from torch.nn import functional as F
 
 from vidqa.prompts.build import IGNORED, build_labels
+from vidqa.prompts.formats import FORMATS
 from vidqa.train.loss import PackedLoss
 from vidqa.train.packing import attention_mask, collate, pack
 from vidqa.train.sequences import Batch
@@ -15,20 +16,24 @@ TURNS = [
 ]
 
 
-def labelled(model, turns, features):
-    return build_labels(model.tokenizer, model.chat, turns, [(features.kind, *features.tokens.shape[:2])])
+def labelled(model, turns, *features, chat=None):
+    shapes = [(f.kind, *f.tokens.shape[:2]) for f in features]
+    return build_labels(model.tokenizer, chat or model.chat, turns, shapes)
+
+
+def loss_of(model, one, *features):
+    """Summed loss of one conversation, straight from the model, and the number of tokens with a loss."""
+    ids, slots, labels = (torch.from_numpy(a)[None] for a in (one.prompt.ids, one.prompt.slots, one.labels))
+    visual = torch.cat([torch.zeros(0, 24), *model.visual_tokens(features)])
+    logits = model(ids, slots, visual).logits
+    known = labels[0, 1:] != IGNORED
+    return F.cross_entropy(logits[0, :-1][known], labels[0, 1:][known], reduction="sum"), int(known.sum())
 
 
 def test_packed_loss_is_the_loss_of_the_conversations_alone(tiny_model, features_of):
     features = features_of("3.mp4")
     alone = [labelled(tiny_model, t, features) for t in TURNS]
-    total, count = 0.0, 0
-    for one in alone:
-        ids, slots, labels = (torch.from_numpy(a)[None] for a in (one.prompt.ids, one.prompt.slots, one.labels))
-        logits = tiny_model(ids, slots, torch.cat(tiny_model.visual_tokens([features]))).logits
-        known = labels[0, 1:] != IGNORED
-        total += F.cross_entropy(logits[0, :-1][known], labels[0, 1:][known], reduction="sum")
-        count += int(known.sum())
+    total, count = map(sum, zip(*(loss_of(tiny_model, one, features) for one in alone), strict=True))
     other = features_of("4.mp4")
     batch = Batch(collate([pack(alone)]), (features,), 3, ())
     loss = PackedLoss(tiny_model)(batch)["loss"]
@@ -38,6 +43,26 @@ def test_packed_loss_is_the_loss_of_the_conversations_alone(tiny_model, features
     second = PackedLoss(tiny_model)(Batch(collate([pack(alone[:1])]), (other,), 1, ()))["loss"]
     both = PackedLoss(tiny_model)(Batch(longer, (features, other), 4, ()))["loss"]
     assert both.item() == pytest.approx(loss.item() + second.item(), abs=1e-4)
+
+
+LATER = (("<video>\nWhat is it ?", "a"), ("<image>\nWhat is it ?", "b"))
+
+
+@pytest.mark.parametrize(
+    ("turns", "names", "chat"),
+    [
+        (TURNS[0], ["3.mp4"], "plain"),  # the last visual token says the first word of the caption
+        ((("What is it ?", "yes b"),), [], "plain"),
+        (LATER, ["3.mp4", "4.png"], None),
+    ],
+)
+def test_a_conversation_alone_may_have_its_media_anywhere(tiny_model, features_of, turns, names, chat):
+    features = [features_of(name) for name in names]
+    one = labelled(tiny_model, turns, *features, chat=chat and FORMATS[chat])
+    total, count = loss_of(tiny_model, one, *features)
+    batch = Batch(collate([pack([one])]), tuple(features), 1, ())
+    assert batch.n_learned == count > 0
+    assert PackedLoss(tiny_model)(batch)["loss"].item() == pytest.approx(total.item(), abs=1e-4)
 
 
 def test_conversations_do_not_see_each_other():

@@ -78,6 +78,7 @@ def test_missing_files_and_folders_are_named_together_with_the_rest(tmp_path):
         ),
         (('"instruct"', '"instruct"\ntrain = ["lora"]'), 9, "needs its settings"),
         (('"instruct"', '"instruct"\nembedding_tokens = ["<a>"]'), 9, "without `embeddings`"),
+        (('"connector"', '"connector"\nprompt = "plain"\npacking = 2'), 8, "cannot share it"),
         (('"instruct"', '"language"'), 8, "a `language` stage cannot follow a stage of kind `connector`"),
         (('"connector"', '"connector"\ntrain = ["llm"]'), 7, "leaves the LLM alone"),
         (('"connector"', '"connector"\ndata = ["other"]'), 7, "no source is named `other`; there are: data"),

@@ -43,6 +43,8 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, media_id TEXT, read_ns INTEGER)
   WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS facts (media_id TEXT PRIMARY KEY, revision INTEGER, facts TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS probed (path BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, read_ns INTEGER,
+  revision INTEGER, facts TEXT) WITHOUT ROWID;
 """
 
 
@@ -110,10 +112,7 @@ class MediaIndex:
         row = self._one("SELECT revision, facts FROM facts WHERE media_id = ?", (media_id,))
         if row is None or row[0] != FACTS_REVISION:
             return None
-        try:
-            return facts_from_dict(json.loads(str(row[1])))
-        except (ValueError, TypeError):
-            return None  # written by another version: probe again
+        return _facts(row[1])
 
     def remember_facts(self, media_id: str, facts: MediaFacts) -> None:
         """Keep the facts of a content.
@@ -123,6 +122,35 @@ class MediaIndex:
         """
         row = (media_id, FACTS_REVISION, json.dumps(facts_to_dict(facts)))
         self._write("INSERT OR REPLACE INTO facts VALUES (?, ?, ?)", row)
+
+    def probed(self, path: str, size: int, mtime_ns: int) -> MediaFacts | None:
+        """Facts of a file that was opened and decoded well while it had this size and modification time.
+
+        Its content need not have been read: this is for who wants to know whether a file can be decoded, no more.
+        """
+        wanted = (os.fsencode(path), size, mtime_ns, FACTS_REVISION)
+        row = self._one(
+            "SELECT read_ns, facts FROM probed WHERE path = ? AND size = ? AND mtime_ns = ? AND revision = ?", wanted
+        )
+        if row is None or abs(row[0] - mtime_ns) <= _TICK_NS:
+            return None
+        return _facts(row[1])
+
+    def remember_probed(self, path: str, size: int, mtime_ns: int, read_ns: int, facts: MediaFacts) -> None:
+        """Keep what `probed` gives.
+
+        Args:
+            path: of the file.
+            size: in bytes, before it was read.
+            mtime_ns: its modification time then.
+            read_ns: time at which reading began.
+            facts: what was found.
+
+        Raises:
+            CacheError: the index cannot be written.
+        """
+        row = (os.fsencode(path), size, mtime_ns, read_ns, FACTS_REVISION, json.dumps(facts_to_dict(facts)))
+        self._write("INSERT OR REPLACE INTO probed VALUES (?, ?, ?, ?, ?, ?)", row)
 
     def n_files(self) -> int:
         """How many paths are known."""
@@ -151,6 +179,13 @@ class MediaIndex:
                 raise write_error(self.root, OSError(errno.EACCES, text)) from error
             hint = f"if no other vidqa is running, remove {self.root / INDEX_NAME}*; it is made anew"
             raise CacheError(f"the index of the cache folder {self.root} failed: {text}", hint=hint) from error
+
+
+def _facts(text: object) -> MediaFacts | None:
+    try:
+        return facts_from_dict(json.loads(str(text)))
+    except (ValueError, TypeError):
+        return None  # written by another version: probe again
 
 
 def _is_full(folder: Path) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vidqa.cache import entry
 from vidqa.cache.index import INDEX_NAME
-from vidqa.cache.key import FEATURES, SUFFIX
+from vidqa.cache.key import FEATURES, RECORDS, SUFFIX
 from vidqa.cache.store import Damage, explained
 from vidqa.errors import CacheError, UsageError
 
@@ -47,6 +47,8 @@ class CacheStats:
     n_index_bytes: int
     n_leftovers: int  # temporary files, also those of runs at work
     encoders: tuple[EncoderStats, ...]  # largest first
+    n_records: int = 0  # files that remember where the records of training data lie
+    n_record_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,9 @@ def stats(root: str | os.PathLike[str]) -> CacheStats:
     index_bytes = sum(p.stat().st_size for p in root.glob(INDEX_NAME + "*"))
     n_leftovers = sum(1 for _ in _leftovers(root))
     n_entries, n_bytes = sum(e.n_entries for e in encoders), sum(e.n_bytes for e in encoders)
-    return CacheStats(root, n_entries, n_bytes, index_bytes, n_leftovers, tuple(encoders))
+    records = list(_records(root))
+    n_record_bytes = sum(f.n_bytes for f in records)
+    return CacheStats(root, n_entries, n_bytes, index_bytes, n_leftovers, tuple(encoders), len(records), n_record_bytes)
 
 
 def verify(root: str | os.PathLike[str], *, delete: bool = False) -> VerifyReport:
@@ -163,6 +167,8 @@ def prune(
 ) -> PruneReport:
     """Remove entries by last use, and temporary files that dead processes left.
 
+    What is remembered of files of training data counts as entries: it is made anew when it is needed.
+
     Args:
         root: folder of the cache.
         max_size: bytes that may stay; the longest unused entries go first.
@@ -174,7 +180,7 @@ def prune(
         CacheError: the folder cannot be read or written.
     """
     root, now = Path(root), time.time() if now_s is None else now_s
-    files = sorted(_files(root), key=lambda f: (f.used_s, f.path))
+    files = sorted([*_files(root), *_records(root)], key=lambda f: (f.used_s, f.path))
     left = sum(f.n_bytes for f in files)
     gone: list[_File] = []
     for f in files:
@@ -201,9 +207,25 @@ def _files(root: Path) -> Iterator[_File]:
     yield from (f for f in _walk(root / FEATURES, root) if f.path.suffix == SUFFIX and not f.path.name.startswith("."))
 
 
+def _records(root: Path) -> Iterator[_File]:
+    """What is remembered of files of conversations. All that belongs to one of them was used when its index was: the
+    JSON lines of a Parquet file are never touched, for a change of their time would stop who reads them."""
+    found = [f for f in _walk(root / RECORDS, root) if f.path.suffix in (".npz", ".jsonl") and f.path.name[0] != "."]
+    used: dict[str, float] = {}
+    for f in found:
+        name = _of_file(f.path)
+        used[name] = max(used.get(name, 0.0), f.used_s)
+    yield from (_File(f.path, f.n_bytes, used[_of_file(f.path)]) for f in found)
+
+
+def _of_file(path: Path) -> str:
+    return "-".join(path.stem.split("-")[:2])
+
+
 def _leftovers(root: Path) -> Iterator[_File]:
     """Every temporary file of a write that has not ended; those of other programs are none of ours."""
-    yield from (f for f in _walk(root / FEATURES, root) if f.path.name.startswith(".") and f.path.suffix == ".part")
+    for folder in (FEATURES, RECORDS):
+        yield from (f for f in _walk(root / folder, root) if f.path.name.startswith(".") and f.path.suffix == ".part")
 
 
 def _walk(folder: Path, root: Path) -> Iterator[_File]:

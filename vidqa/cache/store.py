@@ -93,7 +93,7 @@ class FeatureStore:
                 raise write_error(self.root, error) from error
             self._give_up(path, error.strerror or str(error))  # a bad block of the disk
             return None
-        _note_use(path)
+        note_use(path)
         return value
 
     def pooled(self, key: CacheKey) -> entry.Pooled | None:
@@ -113,7 +113,7 @@ class FeatureStore:
             if whole is None:
                 return None
             return entry.Pooled(whole.features.embedding.copy(), whole.start_s, whole.end_s, whole.facts)
-        _note_use(path)
+        note_use(path)
         return found
 
     def put(self, key: CacheKey, value: EncodedSegment) -> None:
@@ -186,7 +186,8 @@ def write_error(root: Path, error: OSError) -> CacheError:
     return CacheError(f"cannot use the cache folder {root}: {reason}", hint=hint)
 
 
-def _note_use(path: Path) -> None:
+def note_use(path: Path) -> None:
+    """Let a file of the cache be the last that pruning takes; seldom written, for it costs a write."""
     now = time.time()
     try:
         if abs(now - path.stat().st_mtime) > _TOUCH_AFTER_S:

@@ -44,6 +44,8 @@ def stats(**flags: Any) -> int:
     click.echo(f"{found.root}: {found.n_entries} entries, {human_bytes(found.n_bytes)}")
     for encoder in found.encoders:
         click.echo(f"  encoder {encoder.encoder_id}: {encoder.n_entries} entries, {human_bytes(encoder.n_bytes)}")
+    if found.n_records:
+        click.echo(f"  indexes of training data: {found.n_records} files, {human_bytes(found.n_record_bytes)}")
     if found.n_leftovers:
         click.echo(f"  {found.n_leftovers} temporary files of runs at work or killed (prune removes old ones)")
     return EXIT_OK

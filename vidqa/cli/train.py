@@ -63,6 +63,8 @@ def command(recipe: str, **flags: Any) -> int:
         options=session.options,
         reporter=session.reporter,
     )
+    if summary is None:  # one of several processes: the first one speaks
+        return EXIT_OK
     session.reporter.say(summary.as_text())
     if session.as_json:
         click.echo(as_json(summary))

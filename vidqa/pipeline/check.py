@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import os
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from vidqa.cache.index import MediaIndex
 from vidqa.encoders.devices import cpu_threads
+from vidqa.errors import CacheError
 from vidqa.model.bundle import load_bundle
 from vidqa.model.llm import load_tokenizer
 from vidqa.pipeline.options import RunOptions, default_options
@@ -19,6 +24,8 @@ from vidqa.train.data.probe import Prober
 from vidqa.train.data.shapes import SpecShapes
 from vidqa.train.recipe_file import read_recipe
 from vidqa.train.stage_run import chat_of
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,26 +84,36 @@ def check(
     bundle = load_bundle(words.model.base)
     tokenizer = load_tokenizer(bundle.llm_folder)
     folder = Path(out or Path(recipe).stem) / "check"
-    prober = Prober(options.n_workers, options.timeout_s)
     wanted = [(name, sources(words, s), s) for name, s in zip(words.stage_names(), words.stage, strict=True)]
     if words.eval is not None:
         wanted.append(("held-out", sources(words.eval), words.stage[-1]))
     found = []
-    for name, files, stage in wanted:
-        corpus = Corpus(files, words.seed, cache_dir=options.cache_dir, progress=shown(reporter))
-        reader = Reader(
-            tokenizer,
-            chat_of(stage, get_format(bundle.spec.prompt.format, bundle.spec.prompt.system)),
-            SpecShapes(bundle.spec),
-            bundle.spec.llm.context,
-        )
-        checked = check_data(
-            corpus,
-            reader,
-            prober=prober,
-            max_reject_rate=words.max_reject_rate,
-            n_processes=options.n_workers or cpu_threads(),
-            progress=shown(reporter),
-        )
-        found.append(StageCheck(name, checked, *checked.save(folder / name)))
+    with ExitStack() as stack:
+        prober = Prober(options.n_workers, options.timeout_s, _index(options.cache_dir, stack))
+        for name, files, stage in wanted:
+            corpus = Corpus(files, words.seed, cache_dir=options.cache_dir, progress=shown(reporter))
+            reader = Reader(
+                tokenizer,
+                chat_of(stage, get_format(bundle.spec.prompt.format, bundle.spec.prompt.system)),
+                SpecShapes(bundle.spec),
+                bundle.spec.llm.context,
+            )
+            checked = check_data(
+                corpus,
+                reader,
+                prober=prober,
+                max_reject_rate=words.max_reject_rate,
+                n_processes=options.n_workers or cpu_threads(),
+                progress=shown(reporter),
+            )
+            found.append(StageCheck(name, checked, *checked.save(folder / name)))
     return found
+
+
+def _index(cache_dir: str | os.PathLike[str], stack: ExitStack) -> MediaIndex | None:
+    """Where good media are remembered; a check does without where the cache cannot be written."""
+    try:
+        return stack.enter_context(closing(MediaIndex(cache_dir)))
+    except CacheError as e:
+        log.warning("good media are not remembered: %s", e.what)
+        return None

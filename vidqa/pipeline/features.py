@@ -6,7 +6,7 @@ Knows the cache, decoders and the encoder. Does not know samples, prompts or the
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,7 +25,7 @@ from vidqa.pipeline.progress import Reporter
 from vidqa.pipeline.run import Run
 from vidqa.records import WHOLE, EncodedSegment, EncoderInput, Features, MediaFacts, MediaItem, Segment
 from vidqa.train.checkpoints import in_units, need_room
-from vidqa.train.data import Corpus, MediaRef, SampleError
+from vidqa.train.data import MediaRef, SampleError
 
 #: What an entry of the cache takes beside its tokens: facts, embedding, checksum.
 _ENTRY_BYTES = 4096
@@ -99,16 +99,6 @@ def fill_cache(refs: Iterable[MediaRef], model: LoadedModel, options: RunOptions
             _note(one, features)
             reporter.advance()
     return features
-
-
-def media_of(corpora: Iterable[Corpus]) -> Iterator[MediaRef]:
-    """Every medium of every sample; bad samples are rejected when their turn comes."""
-    for corpus in corpora:
-        for number in range(len(corpus)):
-            try:
-                yield from corpus[number].media
-            except SampleError:
-                continue
 
 
 def _item(path: str, features: CachedFeatures) -> MediaItem | None:

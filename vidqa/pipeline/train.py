@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,20 +18,20 @@ from typing import Any, Literal
 from vidqa import __version__
 from vidqa.errors import UsageError
 from vidqa.model.bundle import load_bundle
-from vidqa.pipeline.features import CachedFeatures, LiveFeatures, entry_bytes, fill_cache, media_of
+from vidqa.pipeline.features import CachedFeatures, LiveFeatures, entry_bytes, fill_cache
 from vidqa.pipeline.loaded import LoadedModel
 from vidqa.pipeline.options import RunOptions, default_options
 from vidqa.pipeline.progress import QUIET, Reporter
 from vidqa.tables.lock import TableLock
 from vidqa.train.checkpoints import in_units
-from vidqa.train.data import Corpus, RejectLog, Source
-from vidqa.train.data.rejects import Rejected, read_rejects, write_rejects
+from vidqa.train.data import Corpus, MediaRef, RejectLog, Source
+from vidqa.train.data.rejects import Rejected, plain, read_rejects, write_rejects
 from vidqa.train.metrics import MetricsFile, read_metrics
 from vidqa.train.needs import check_packages, check_space
 from vidqa.train.output import Start, export_projector, write_bundle
 from vidqa.train.processes import Common, is_first, join, local_device, wait_for_all
 from vidqa.train.recipe import Evaluation, Recipe, Stage
-from vidqa.train.recipe_file import read_recipe
+from vidqa.train.recipe_file import as_written, read_recipe
 from vidqa.train.report import StageFacts, draw_curves, write_report
 from vidqa.train.stage_run import StageRun
 from vidqa.train.stagefiles import finished, open_run, run_identity, stage_weights
@@ -71,7 +71,7 @@ def train(
     device: str = "auto",
     options: RunOptions | None = None,
     reporter: Reporter = QUIET,
-) -> TrainSummary:
+) -> TrainSummary | None:
     """Do what a recipe says.
 
     Args:
@@ -82,6 +82,9 @@ def train(
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         options: cache folder, time limit and batch size of encoding.
         reporter: hears progress and messages.
+
+    Returns:
+        What was done; None in all processes but the first.
 
     Raises:
         UsageError: the recipe, or what it names, is wrong; all problems at once.
@@ -118,6 +121,7 @@ class _Run:
     ) -> None:
         self.recipe, self.file, self.out, self.options, self.reporter = recipe, file, out, options, reporter
         self.name = recipe.model.name or file.stem
+        self.written = as_written(recipe, file)  # now: the file may be another one when the run ends
         bundle = load_bundle(recipe.model.base)
         self.loaded = LoadedModel(bundle, device, batch_size=options.batch_size, reporter=reporter)
         self.start = Start(bundle, recipe.model.connector == "fresh", recipe.seed)
@@ -125,7 +129,7 @@ class _Run:
         self.work = out / "work"
         self.metrics = MetricsFile(out / "metrics.jsonl", active=is_first())
 
-    def go(self, encode: Encode, resume: bool) -> TrainSummary:
+    def go(self, encode: Encode, resume: bool) -> TrainSummary | None:
         """All of it."""
         corpora = [self._corpus(sources(self.recipe, stage)) for stage in self.recipe.stage]
         held_out = self._held_out()
@@ -143,7 +147,7 @@ class _Run:
             features = stack.enter_context(self._features(encode, everything))
             stages = [self._stage(n, corpora[n - 1], held_out, features) for n in range(1, len(corpora) + 1)]
         if not is_first():
-            return TrainSummary(str(self.out), "", 0, 0, 0, 0.0, 0.0, None)
+            return None
         return self._finish(stages, corpora, identity["data"])
 
     def _corpus(self, files: Sequence[Source]) -> Corpus:
@@ -159,10 +163,13 @@ class _Run:
         shutil.rmtree(self.work, ignore_errors=True)
 
     def _features(
-        self, encode: Encode, corpora: Iterable[Corpus]
+        self, encode: Encode, corpora: Sequence[Corpus]
     ) -> AbstractContextManager[CachedFeatures | LiveFeatures]:
-        """Where features come from; with the cache, missing ones are made first, by the first process."""
-        refs = dict.fromkeys(media_of(corpora))
+        """Where features come from; with the cache, missing ones are made first, by the first process: what it learns
+        of records and media, the others read."""
+        if encode == "cache" and not is_first():
+            wait_for_all()
+        refs = self._look(corpora)
         if encode == "on-the-fly":
             need = in_units(len(refs) * entry_bytes(self.start.base))
             self.reporter.say(f"features are made anew for every step; the cache would take up to {need}")
@@ -173,12 +180,15 @@ class _Run:
                     hint="hardware.workers = 0",
                 )
             return LiveFeatures(self.loaded, self.options)
-        if not is_first():
-            wait_for_all()
         features = fill_cache(refs, self.loaded, self.options, self.reporter)
         if is_first():
             wait_for_all()
         return nullcontext(features)
+
+    def _look(self, corpora: Sequence[Corpus]) -> list[MediaRef]:
+        """The media of all samples, each once; bad samples are rejected when their turn comes."""
+        with self.reporter.progress(sum(map(len, corpora)), "record"):
+            return list(dict.fromkeys(ref for corpus in corpora for ref in corpus.look(self.reporter.advance).media))
 
     def _stage(
         self, number: int, corpus: Corpus, held_out: Corpus | None, features: CachedFeatures | LiveFeatures
@@ -224,12 +234,13 @@ class _Run:
         write_rejects(self.out / "rejects.parquet", rejected.values())
         draw_curves(read_metrics(self.metrics.path), self.out / "curves.png")
         files = {f.path: f for corpus in corpora for f in corpus.files}
+        names = {plain(d.file): told["file"] for d, told in zip(self.recipe.data, self.written["data"], strict=True)}
         write_report(
             self.out / "report.md",
             title=self.name,
-            recipe=self.recipe.model_dump(mode="json"),
+            recipe=self.written,
             data=[
-                {"file": f.path, "records": f.n_records, "weight": f.weight, "sha256": f.sha256[:16]}
+                {"file": names[f.path], "records": f.n_records, "weight": f.weight, "sha256": f.sha256[:16]}
                 for f in files.values()
             ],
             stages=stages,

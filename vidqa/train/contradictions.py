@@ -48,6 +48,8 @@ def _of_stage(stage: Stage, titles: list[str], hardware: Hardware) -> Iterator[t
         yield "freeze", "nothing is left to train"
     if stage.prompt is not None and stage.prompt not in FORMATS:
         yield "prompt", f"unknown chat format `{stage.prompt}`; known: {', '.join(FORMATS)}"
+    if stage.prompt in FORMATS and FORMATS[stage.prompt].kind == "plain" and stage.packing > 1:
+        yield "packing", f"captions in the format `{stage.prompt}` follow their medium at once and cannot share it"
     if "lora" in stage.parts and "llm" in stage.parts:
         yield "train", "`lora` and `llm` exclude each other: an adapter stands on a frozen LLM"
     if stage.lora and "lora" not in stage.parts:

@@ -49,7 +49,7 @@ class Plan:
 class Survey:
     """What one look at each sample told, where packing or sorting needs it."""
 
-    groups: Sequence[Hashable]  # of each sample: those with the same one may share a sequence
+    groups: Sequence[Hashable]  # of each sample: those with the same one may share a sequence; None stands alone
     lengths: Sequence[int]  # of each sample, in tokens or anything that grows with them
 
 
@@ -120,7 +120,8 @@ def _packed(numbers: Sequence[int], packing: Packing, survey: Survey) -> list[Se
     """Put samples of one group side by side. `numbers` are shuffled, so the first ones of a group are a draw."""
     groups: dict[Hashable, list[int]] = {}
     for i in numbers:
-        groups.setdefault(survey.groups[i], []).append(i)
+        group = survey.groups[i]
+        groups.setdefault(("alone", i) if group is None else group, []).append(i)
     limit = packing.limit
     if packing.visits == "draw":
         return [tuple(group[:limit]) for group in groups.values()]

@@ -21,6 +21,7 @@ from vidqa.model.adapter import ADAPTER_FOLDER, attach_lora, merge_lora, write_a
 from vidqa.model.bundle import BUNDLE_FILE, Bundle, load_bundle, save_bundle
 from vidqa.model.llava import VideoLlava, load_model, save_parts
 from vidqa.model.parts import digests
+from vidqa.model.spec import PromptSpec
 from vidqa.train import checkpoints
 from vidqa.train.recipe import Lora, Recipe
 
@@ -102,7 +103,7 @@ def write_bundle(
 
     out.mkdir(parents=True, exist_ok=True)
     with checkpoints.explained(staging, "the bundle"):
-        save_bundle(staging, replace(base.spec, name=name), fill, replace_old=True)
+        save_bundle(staging, replace(base.spec, name=name, prompt=_prompt(recipe, base)), fill, replace_old=True)
     (out / BUNDLE_FILE).unlink(missing_ok=True)
     for part in sorted(staging.iterdir(), key=lambda p: p.name == BUNDLE_FILE):  # the description comes last
         old = out / part.name
@@ -131,6 +132,15 @@ def export_projector(bundle: Bundle, folder: Path) -> list[Path]:
         torch.save(named, files[0])
         save_file(named, files[1])
     return files
+
+
+def _prompt(recipe: Recipe, base: Bundle) -> PromptSpec:
+    """How the result wants to be asked: in the format of the last stage that taught it to answer.
+
+    A connector's own stage often has captions alone, in a format without questions; it does not count.
+    """
+    last = next((stage for stage in reversed(recipe.stage) if stage.kind != "connector"), None)
+    return PromptSpec(last.prompt) if last and last.prompt else base.spec.prompt
 
 
 def _copy_rest(base: Bundle, folder: Path) -> None:

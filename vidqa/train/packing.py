@@ -33,20 +33,23 @@ class Packed:
 def pack(conversations: Sequence[LabelledPrompt]) -> Packed:
     """Join conversations behind the longest beginning that they share; nothing to be learned lies in it.
 
+    One alone may have its media anywhere: in a later question, or right before a caption (the format `plain`).
+
     Raises:
-        ValueError: there is none, or a slot lies behind the shared beginning: they are about different media.
+        ValueError: there is none, or of several conversations one has a slot behind the shared beginning: they are
+            about different media.
     """
     if not conversations:
         raise ValueError("nothing to pack")
     head = conversations[0].prompt
-    cut = min(_shared(head, c) for c in conversations)
-    if any(c.prompt.slots[cut:].any() for c in conversations):
+    cut = max(0, min(_shared(head, c) for c in conversations))
+    if len(conversations) > 1 and any(c.prompt.slots[cut:].any() for c in conversations):
         raise ValueError("the conversations do not share their visual prefix")
     parts = [c.prompt.ids[cut:] for c in conversations]
     sizes = [len(p) for p in parts]
     return Packed(
         ids=np.concatenate([head.ids[:cut], *parts]),
-        slots=np.concatenate([head.slots[:cut], np.zeros(sum(sizes), np.bool_)]),
+        slots=np.concatenate([head.slots[:cut], *(c.prompt.slots[cut:] for c in conversations)]),
         labels=np.concatenate([np.full(cut, IGNORED), *(c.labels[cut:] for c in conversations)]),
         positions=np.concatenate([np.arange(cut), *(np.arange(cut, cut + n) for n in sizes)]),
         branch=np.concatenate([np.zeros(cut, np.int64), *(np.full(n, k + 1) for k, n in enumerate(sizes))]),

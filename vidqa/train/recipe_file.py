@@ -50,6 +50,18 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
     return recipe
 
 
+def as_written(recipe: Recipe, path: str | os.PathLike[str]) -> dict[str, Any]:
+    """All settings of a recipe, defaults included, with the paths as its file has them: a report names no machine."""
+    settings: dict[str, Any] = recipe.model_dump(mode="json")
+    written = read_toml(Path(path)).values
+    for table, keys in (_both() | {"model": ("base",)}).items():
+        given, told = written.get(table), settings[table]
+        pairs = zip(given, told, strict=True) if isinstance(given, list) else [(given, told)] if given else []
+        for mine, theirs in pairs:
+            theirs |= {key: mine[key] for key in keys if key in mine}
+    return settings
+
+
 def _listed(problems: list[str]) -> str:
     """One a line, in the order of the file."""
     return "\n".join(sorted(dict.fromkeys(problems), key=lambda said: int(_LINE.search(said)[1])))  # type: ignore[index]

@@ -6,25 +6,24 @@ never a cut. Knows samples and chat formats; does not know where features come f
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
+from vidqa.errors import TrainError
 from vidqa.model.llava import VideoLlava
 from vidqa.prompts.build import IGNORED, LabelledPrompt
 from vidqa.prompts.formats import ChatFormat
 from vidqa.records import Features
 from vidqa.train.data import MediaRef, Rejected, Sample, SampleError, labelled
+from vidqa.train.data.survey import group_of, length_of
 from vidqa.train.order import Plan, Survey
 from vidqa.train.packing import Packed, PackedBatch, collate, pack
 
-_TAG = re.compile("<(?:image|video)>")
-#: Letters of one token, roughly; lengths are only compared with each other.
-_LETTERS_PER_TOKEN = 4
+_ANEW = "remove the folder `records` in the cache folder: it is made anew; then run again"
 
 
 class Samples(Protocol):
@@ -104,12 +103,17 @@ class Sequences(torch.utils.data.Dataset[Item]):
         made: list[LabelledPrompt] = []
         rejected: list[Rejected] = []
         seen: tuple[Features, ...] = ()
+        media: tuple[MediaRef, ...] | None = None
         for number in numbers:
             try:
                 sample = self.corpus[number]
+                if media is not None and sample.media != media:  # another's features must never stand in
+                    raise TrainError(
+                        f"{sample.source}: media were renamed since the records were looked at", hint=_ANEW
+                    )
                 features = tuple(self.features(ref) for ref in sample.media)
                 made.append(self.label(sample, features))
-                seen = features
+                seen, media = features, sample.media
             except SampleError as error:
                 rejected.append(self.corpus.rejected(number, error))
         return Item(pack(made) if made else EMPTY, seen, len(numbers), tuple(rejected))
@@ -165,45 +169,17 @@ def to_batch(items: Sequence[Item]) -> dict[str, Any]:
     return {"batch": joined}
 
 
-def survey(corpus: Samples, advance: Callable[[], None] = lambda: None) -> Survey:
-    """Look at every sample once.
-
-    Args:
-        corpus: the samples; those that cannot be read stay alone, and are rejected when their turn comes.
-        advance: called after each.
-    """
+def survey(corpus: Samples) -> Survey:
+    """Look at samples that lie in memory; a `Corpus` keeps what its own look told. Those that cannot be read stay
+    alone, and are rejected when their turn comes."""
     groups: list[Hashable] = []
     lengths: list[int] = []
     for number in range(len(corpus)):
         try:
             sample = corpus[number]
-            groups.append(_group(sample, number))
-            lengths.append(_length(sample))
+            groups.append(group_of(sample))
+            lengths.append(length_of(sample))
         except SampleError:
-            groups.append(number)
+            groups.append(None)
             lengths.append(0)
-        advance()
     return Survey(groups, lengths)
-
-
-def _group(sample: Sample, number: int) -> Hashable:
-    """Samples with the same group share the beginning of their prompts.
-
-    That is: the same media, behind the same words of the first question. For text, the first question's passage: all
-    but its last line.
-    """
-    first = sample.turns[0][0]
-    if not sample.media:
-        passage = first.rpartition("\n")[0]
-        return ("text", passage) if passage else number
-    tags = list(_TAG.finditer(first))
-    if tags and len(tags) != len(sample.media):
-        return number  # a medium stands in a later question
-    return (sample.media, first[: tags[-1].end()] if tags else "")
-
-
-def _length(sample: Sample) -> int:
-    """Grows with the tokens of a sample: clips are longest, then pictures, then text."""
-    letters = sum(len(part) for turn in sample.turns for part in turn)
-    visual: Iterable[int] = (2048 if ref.kind == "video" else 256 for ref in sample.media)
-    return letters // _LETTERS_PER_TOKEN + sum(visual)

@@ -17,13 +17,13 @@ from vidqa.train.data import Corpus, RejectLog
 from vidqa.train.evaluate import Evaluator, held_out
 from vidqa.train.loop import StageResult, Surroundings, run_stage
 from vidqa.train.metrics import MetricsFile, read_metrics
-from vidqa.train.order import Packing, Plan, plan_run
+from vidqa.train.order import Packing, Plan, Survey, plan_run
 from vidqa.train.output import Start
 from vidqa.train.processes import Common, is_first, processes
 from vidqa.train.quantised import quantise
 from vidqa.train.recipe import Recipe, Stage
 from vidqa.train.report import StageFacts
-from vidqa.train.sequences import FeatureSource, Sequences, labeller, survey
+from vidqa.train.sequences import FeatureSource, Sequences, labeller
 from vidqa.train.stagefiles import save_stage, stage_weights
 from vidqa.train.watch import Listener
 
@@ -64,7 +64,7 @@ class StageRun:
         stage = self.stage
         plan = self._plan(corpus)
         model = self._model()
-        label = labeller(model, chat_of(stage, model.chat), model.context)
+        label = labeller(model, model.chat, model.context)
         data = Sequences(corpus, plan, features, label)
         around = Surroundings(
             self.folder,
@@ -90,8 +90,8 @@ class StageRun:
         packing = Packing(stage.packing, stage.visits, stage.order == "length")
         looked = None
         if packing.limit > 1 or packing.by_length:
-            with self.listener.progress(len(corpus), "record"):
-                looked = survey(corpus, self.listener.advance)
+            found = corpus.look()
+            looked = Survey([group or None for group in found.groups.tolist()], found.lengths.tolist())
         epochs = stage.epochs or (None if stage.steps else 1.0)
         return plan_run(
             corpus.epoch_order,
@@ -114,6 +114,7 @@ class StageRun:
         bits = stage.lora.quantize if stage.lora else "none"
         place = "cpu" if in_pieces or bits != "none" else self.device
         model = self.start.model(place, torch.float32 if full else half)
+        model.chat = chat_of(stage, model.chat)  # held-out losses and answers are in the stage's format, too
         if bits != "none":
             quantise(model, self.start.base, bits, self.device, half)
         own = dict(model.named_parameters())

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,9 +17,10 @@ from vidqa.cache.key import default_cache_dir
 from vidqa.errors import UsageError
 from vidqa.train.data.formats import FORMATS, Format, to_sample
 from vidqa.train.data.locate import MediaFolder
-from vidqa.train.data.recordfile import RecordFile
+from vidqa.train.data.recordfile import RecordFile, digest
 from vidqa.train.data.rejects import Rejected, plain
 from vidqa.train.data.sample import Sample, SampleError
+from vidqa.train.data.survey import Looked, joined, look
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ class Corpus:
             raise UsageError("\n".join(problems))
         self._opened = opened
         self._first = np.cumsum([0, *(len(file) for file, _ in opened)])
+        self._looked: Looked | None = None
 
     def __len__(self) -> int:
         return int(self._first[-1])
@@ -108,6 +112,30 @@ class Corpus:
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[i] for i in range(len(self)))
+
+    def look(self, advance: Callable[[int], object] = lambda n: None) -> Looked:
+        """Look at every record once. What was told is kept in the cache folder, and in memory.
+
+        Args:
+            advance: called with the number of records that are done.
+        """
+        if self._looked is None:
+            parts = []
+            for source, (file, folder), first in zip(
+                self.sources, self._opened, self._first[:-1].tolist(), strict=True
+            ):
+                kept = file.index.with_name(f"{file.index.stem}-{digest([folder.root, source.format])}.npz")
+                parts.append(look(len(file), partial(self._at, first), kept, file.sha256, advance))
+            self._looked = joined(parts)
+        else:
+            advance(len(self))
+        return self._looked
+
+    def _at(self, first: int, number: int) -> Sample:
+        return self[first + number]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_looked": None}  # processes that read do not need it
 
     def get(self, index: int) -> Sample | Rejected:
         """As `corpus[index]`, but a bad record comes as a value, for it has to cross process borders."""

@@ -20,14 +20,16 @@ from typing import Any
 import numpy as np
 
 from vidqa import fsio
+from vidqa.cache.key import RECORDS
+from vidqa.cache.store import note_use
 from vidqa.errors import TrainError, UsageError
 from vidqa.train.data.sample import SampleError
 from vidqa.train.data.scan import Scanned, layout_of, scan_json
 
 log = logging.getLogger(__name__)
 
-#: Folder below the cache, and the form of what lies there; raised by one when that changes.
-FOLDER, INDEX_FORMAT = "records", 1
+#: The form of what lies in the cache; raised by one when that changes.
+INDEX_FORMAT = 1
 #: Two changes within one tick of a file system's clock give the same time; FAT ticks every two seconds.
 _TICK_NS = 2_000_000_000
 _BLOCK_ROWS = 4096
@@ -49,8 +51,9 @@ class RecordFile:
         self.path = Path(path)
         layout = layout_of(self.path)
         found = os.stat(self.path)
-        state = _digest([found.st_size, found.st_mtime_ns, INDEX_FORMAT])
-        index = Path(cache_dir, FOLDER, f"{_digest([str(self.path.absolute())])}-{state}.npz")
+        state = digest([found.st_size, found.st_mtime_ns, INDEX_FORMAT])
+        index = Path(cache_dir, RECORDS, f"{digest([str(self.path.absolute())])}-{state}.npz")
+        self.index = index
         self.data = index.with_suffix(".jsonl") if layout == "parquet" else self.path
         known = _load(index, found.st_mtime_ns) if self.data.exists() else None
         if known is None:
@@ -99,7 +102,8 @@ class RecordFile:
         return record
 
 
-def _digest(parts: list[object]) -> str:
+def digest(parts: list[object]) -> str:
+    """20 hex digits, for the name of a file."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
 
 
@@ -126,6 +130,7 @@ def _load(index: Path, mtime_ns: int) -> Scanned | None:
             if abs(read_ns - mtime_ns) <= _TICK_NS:
                 return None  # changed just before it was read: a later change could hide behind the same time
             spans, sha256, size = stored["spans"], str(stored["sha256"]), int(stored["size"])
+        note_use(index)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError) as e:
@@ -146,7 +151,7 @@ def _save(index: Path, found: Scanned, read_ns: int) -> None:
                 read_ns=np.array(read_ns),
             )
         for old in index.parent.glob(f"{index.stem.partition('-')[0]}-*"):  # of the file as it was before
-            if old.stem != index.stem:
+            if not old.name.startswith(index.stem):
                 old.unlink(missing_ok=True)
     except OSError as e:  # costs the next start some time, nothing else
         log.warning("the index of records cannot be kept in %s: %s", index.parent, e.strerror or e)
