@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import string
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -152,3 +154,24 @@ def clips(tmp_path: Path, make_clip: Callable[..., Path]) -> Path:
     for i, name in enumerate(("a.mp4", "b.mp4", "deeper/c.mp4")):
         make_clip(tmp_path / "clips" / name, seed=i)
     return tmp_path / "clips"
+
+
+@pytest.fixture
+def mount() -> Callable[..., None]:
+    """A function that calls `mount` with its arguments, and skips the test where that is not allowed."""
+
+    def call(*arguments: str) -> None:
+        if sys.platform != "linux" or subprocess.run(["mount", *arguments], capture_output=True).returncode:
+            pytest.skip("needs the right to mount")
+
+    return call
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, mount: Callable[..., None]) -> Iterator[Path]:
+    """A file system of its own with 256 KB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount("-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder))
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)

@@ -3,31 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from vidqa.cache.maintain import verify
 from vidqa.tables.schema import read_table
-
-
-def mount(*arguments: str) -> None:
-    if sys.platform != "linux" or subprocess.run(["mount", *arguments], capture_output=True).returncode:
-        pytest.skip("needs the right to mount")
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own with 256 KB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount("-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder))
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def fill(folder: Path, leave: int) -> None:

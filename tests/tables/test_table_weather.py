@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,23 +18,9 @@ from vidqa.tables.schema import frame_to_rows, read_table
 from vidqa.tables.store import Table, new_table
 
 Make = Callable[..., AnswerRow]
+Mount = Callable[..., None]
 A, B = "a" * 32, "b" * 32
 ASKED = ("Describe the video.", "m1", "s1")
-
-
-def mount(*arguments: str) -> None:
-    if sys.platform != "linux" or subprocess.run(["mount", *arguments], capture_output=True).returncode:
-        pytest.skip("needs the right to mount")
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own with 256 KB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount("-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder))
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def many(row: Make, start: int, n: int) -> list[AnswerRow]:
@@ -70,7 +54,7 @@ def test_a_full_disk_loses_nothing_that_was_finished(small_disk: Path, row: Make
     assert again.recover() == n_safe and len(read_table(out)) == 100 + n_safe
 
 
-def test_a_folder_that_may_not_be_written_is_said_before_any_work(small_disk: Path, row: Make) -> None:
+def test_a_folder_that_may_not_be_written_is_said_before_any_work(small_disk: Path, mount: Mount, row: Make) -> None:
     new_table([row()], small_disk / "t.parquet")
     mount("-o", "remount,ro", str(small_disk))
     with pytest.raises(TableError, match="cannot be written") as caught:
@@ -79,7 +63,7 @@ def test_a_folder_that_may_not_be_written_is_said_before_any_work(small_disk: Pa
     assert len(read_table(small_disk / "t.parquet")) == 1
 
 
-def test_a_folder_that_turns_read_only_keeps_the_table(small_disk: Path, row: Make) -> None:
+def test_a_folder_that_turns_read_only_keeps_the_table(small_disk: Path, mount: Mount, row: Make) -> None:
     new_table([row()], small_disk / "t.parquet")
     table = Table(small_disk / "t.parquet").load()
     table.add([row(media_id=B, path="b.mp4")])
