@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from vidqa.config import load_settings, settings_id
 from vidqa.config.settings import OPTIONS, option_name, variable_name
@@ -230,3 +233,53 @@ def test_settings_id_stays_with_what_does_not() -> None:
     assert settings_id(None, GENERATION | {"seed": 7, "top_p": 0.5}, Question("q", "Why?")) == one  # greedy
     assert settings_id(None, GENERATION | {"max_new_tokens": 9}, Question("q", "Why?", max_new_tokens=128)) == one
     assert settings_id(10, GENERATION, Question("q", "")) == settings_id(10.0, GENERATION, Question("q", ""))
+
+
+JUNK = [
+    *(
+        "0",
+        "-1",
+        "true",
+        "1e999",
+        "nan",
+        "1" * 30,
+        "1" * 5000,
+        "0x" + "f" * 5000,
+        '""',
+        '"x"',
+        "[]",
+        "[[]]",
+        '["a", 1]',
+    ),
+    *("{}", "{a = 1}", "[{}]", "1979-05-27", '"\\u0000"', '["a\\u0000b"]', '"\\u001b[2J"', "[" * 90 + "]" * 90),
+    *('"~nobody-of-this-name/x"', f'"{"x" * 300}"', "{out = 7}", "{prune = {max-size = 1}}"),
+]
+NAMES = [
+    "model",
+    "out",
+    "questions",
+    "batch-size",
+    "timeout",
+    "describe",
+    "cache",
+    "log",
+    "retry",
+    '"two\\nlines"',
+    "a.b",
+]
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    top=st.dictionaries(st.sampled_from(NAMES), st.sampled_from(JUNK), max_size=3),
+    inner=st.dictionaries(st.sampled_from(NAMES), st.sampled_from(JUNK), max_size=3),
+    table=st.sampled_from(["describe", "cache", "cache.prune", "nothing"]),
+)
+def test_any_value_under_any_key(top: dict[str, str], inner: dict[str, str], table: str, tmp_path: Path) -> None:
+    lines = [f"{k} = {v}" for k, v in top.items()] + [f"[{table}]"] + [f"{k} = {v}" for k, v in inner.items()]
+    path = written(tmp_path / "fuzz.toml", "\n".join(lines))
+    try:
+        load_settings(path, environ={})
+    except UsageError as error:
+        for line in error.what.split("\n"):
+            assert re.match(rf"{re.escape(str(path))}:\d+: .*(`|not TOML|nested)", line), error.what

@@ -184,7 +184,7 @@ class TestParts:
         (folder / "encoders" / "video.onnx").unlink()
         assert "encoders/video.onnx: missing" in refused(folder)
 
-    @pytest.mark.parametrize("name", ["encoders/image.onnx", "connector.safetensors", "llm/tokenizer.json"])
+    @pytest.mark.parametrize("name", ["encoders/image.onnx", "connector.safetensors", "llm/model.safetensors"])
     def test_altered(self, name: str, folder: Path) -> None:
         raw = bytearray((folder / name).read_bytes())
         raw[-2] ^= 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import struct
 from collections.abc import Callable
@@ -11,13 +12,17 @@ from typing import Any
 
 import onnx
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
+from safetensors.torch import save_file
 
 from vidqa.errors import BundleError
+from vidqa.model.adapter import apply_adapter
 from vidqa.model.bundle import BUNDLE_FILE, load_bundle
 from vidqa.model.graph_files import external_locations
+from vidqa.model.llm import load_llm
 
 
 @pytest.fixture
@@ -197,6 +202,76 @@ def test_code_of_the_language_models_folder_is_not_run(folder: Path) -> None:
     assert not touched.exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("config.json", "[1]", "llm/config.json: must be a JSON table"),
+        ("config.json", "{", "llm/config.json: not JSON"),
+        ("tokenizer_config.json", "[]", "llm/tokenizer_config.json: must be a JSON table"),
+        ("generation_config.json", "\xff", "llm/generation_config.json: not JSON"),
+        ("generation_config.json", "[" * 100_000, "llm/generation_config.json: not JSON"),
+    ],
+)
+def test_settings_of_the_language_model_that_are_none(name: str, text: str, says: str, folder: Path) -> None:
+    (folder / "llm" / name).write_bytes(text.encode("latin-1"))
+    assert says in refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("config.json", "hidden_size", "x"),
+        ("config.json", "num_attention_heads", 5),
+        ("config.json", "vocab_size", -1),
+        ("config.json", "hidden_act", {"a": 1}),
+        ("tokenizer.json", "added_tokens", 7),
+        ("tokenizer.json", "model", None),
+    ],
+)
+def test_a_language_model_that_transformers_stumbles_over(name: str, key: str, value: object, folder: Path) -> None:
+    path = folder / "llm" / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(BundleError) as caught:
+        load_llm(folder / "llm", None)
+    assert caught.value.what.startswith(f"{folder / 'llm'}: ")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("r", "x"), ("r", 0), ("r", 10**400), ("r", True), ("lora_alpha", None), ("target_modules", "q_proj"),
+     ("target_modules", []), ("target_modules", [1]), ("peft_type", ["LORA"])],
+)  # fmt: skip
+def test_settings_of_an_adapter_that_are_none(key: str, value: object, tmp_path: Path) -> None:
+    settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 8.0, "target_modules": ["q_proj"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings | {key: value}))
+    save_file({"x": torch.zeros(1)}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(BundleError, match=rf"adapter_config\.json: {key}"):
+        apply_adapter(torch.nn.Identity(), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "d/" * 3000, "a\0b", "~nobody-of-this-name/x", "\ud83d", ""])
+def test_names_that_no_model_can_have(name: str) -> None:
+    with pytest.raises(BundleError, match="no model at"):
+        load_bundle(name)
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(seed=st.integers(0, 2**32), piece=st.binary(max_size=4) | st.sampled_from([b"[" * 5000, b"\xef\xbb\xbf", b'"']))
+def test_any_damage_of_a_description(seed: int, piece: bytes, tiny_bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "damaged"
+    if not folder.exists():
+        shutil.copytree(tiny_bundle, folder)
+    chance, data = random.Random(seed), bytearray((tiny_bundle / BUNDLE_FILE).read_bytes())
+    for _ in range(chance.randrange(1, 4)):
+        a, b = sorted(chance.randrange(len(data) + 1) for _ in range(2))
+        data[a : chance.choice((a, min(b, a + 9)))] = piece
+    (folder / BUNDLE_FILE).write_bytes(data)
+    try:
+        load_bundle(folder)
+    except BundleError as error:
+        assert str(folder / BUNDLE_FILE) in error.what
+
+
 def _paths(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [at, *(path for key, v in inner for path in _paths(v, (*at, key)))] if at else [
@@ -205,7 +280,7 @@ def _paths(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from([10**400, -(2**70)])
     | st.sampled_from(["../x", "/etc/passwd", "a\0b", "\ud83d", "x" * 300, "..", ".", "llm", "nowhere.onnx"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=4,

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vidqa.config.toml import TomlFile, meant, read_toml
+from vidqa.config.toml import TomlFile, meant, read_toml, title
 from vidqa.errors import UsageError
 
 FILE_NAME = "vidqa.toml"
@@ -49,7 +49,7 @@ def _is_seconds(value: Any) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+    return isinstance(value, str) and bool(value.strip()) and "\0" not in value
 
 
 def _is_texts(value: Any) -> bool:
@@ -186,8 +186,9 @@ def _from_file(file: TomlFile, flat: dict[str, dict[str, Any]], problems: list[s
         for key, value in table.items():
             parameter = known.get(key.replace("_", "-"))
             if parameter is None:
-                title = ".".join([*place, key])
-                problems.append(f"{file.where(*place, key)}: unknown key `{title}`{meant(key, [*known, *inner])}")
+                problems.append(
+                    f"{file.where(*place, key)}: unknown key `{title((*place, key))}`{meant(key, [*known, *inner])}"
+                )
             elif not _KINDS[parameter].accepts(value):
                 problems.append(f"{file.where(*place, key)}: `{key}` must be {_KINDS[parameter].says}, not {value!r}")
             else:
@@ -241,4 +242,4 @@ def _beside(file: Path, parameter: str, value: Any) -> Any:
     is_path = _KINDS[parameter] is PATH or (
         parameter in ("model", "questions") and ("/" in value or os.sep in value or value.endswith(".toml"))
     )
-    return str(file.parent / Path(value).expanduser()) if is_path else value
+    return str(file.parent / os.path.expanduser(value)) if is_path else value

@@ -7,6 +7,7 @@ the text is right, for the reader was there first. Does not know which keys ther
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import tomllib
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,8 @@ from typing import Any
 from vidqa.errors import UsageError
 
 Place = tuple[str | int, ...]
+
+_DEEPEST = 30
 
 # A piece of text in which only the newline and the brackets mean something, or one in which nothing does.
 _PIECES = re.compile(r'"""(?:\\.|[^\\])*?"{3,5}|\'\'\'.*?\'{3,5}|"(?:\\.|[^"\\\n])*"|\'[^\'\n]*\'|#[^\n]*|.', re.DOTALL)
@@ -61,13 +64,41 @@ def read_toml(path: Path) -> TomlFile:
         raise UsageError(f"{path}:{line}: not TOML: {re.sub(r' *[(]at .*[)]$', '', str(error))}") from error
     except RecursionError as error:
         raise UsageError(f"{path}:1: nested too deeply") from error
-    return TomlFile(path, values, _lines(text))
+    except ValueError as error:  # Python reads no number of more than 4300 digits
+        long = re.search(r"[\d_]{4300}", text)
+        line = text.count("\n", 0, long.start()) + 1 if long else 1
+        raise UsageError(f"{path}:{line}: not TOML: a number of thousands of digits") from error
+    file = TomlFile(path, values, _lines(text))
+    for place, fault in _unusable(values):
+        raise UsageError(f"{file.where(*place)}: `{title(place)}`: {fault}")
+    return file
+
+
+def title(place: Iterable[str | int]) -> str:
+    """A place for people: its keys with dots between them."""
+    return ".".join(shown(key) for key in place if isinstance(key, str))
+
+
+def shown(text: str) -> str:
+    """A text for a message, which is one line and moves no cursor: as it is, or quoted with escapes."""
+    return text if text.isprintable() else json.dumps(text)
 
 
 def meant(wrong: str, right: Iterable[str]) -> str:
     """`; did you mean ...?` for a misspelt name, or nothing where no name is near."""
     near = difflib.get_close_matches(wrong, list(right), n=1)
     return f"; did you mean `{near[0]}`?" if near else ""
+
+
+def _unusable(value: Any, place: Place = ()) -> Iterator[tuple[Place, str]]:
+    """What the standard library's reader lets through, but no setting can be: (place, sentence)."""
+    if len(place) > _DEEPEST:
+        yield place[:3], "nested too deeply"
+    elif isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _unusable(inner, (*place, key))
+    elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+        yield place, "a whole number that does not fit 64 bits"
 
 
 def _lines(text: str) -> dict[Place, int]:

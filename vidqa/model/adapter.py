@@ -7,7 +7,7 @@ settings only rank, scale and the names of layers are read; nothing in it can ru
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,14 @@ ADAPTER_FOLDER = "adapter"
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 #: What peft puts before the names of a plain LLM's weights.
 _PREFIX = "base_model.model."
-_SETTINGS = ("r", "lora_alpha", "target_modules")
+_SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "r": ("a whole number of at least 1", lambda v: type(v) is int and 1 <= v < 1 << 31),
+    "lora_alpha": ("a number", lambda v: type(v) in (int, float) and 0 <= v < 1 << 31),
+    "target_modules": (
+        "a list of names",
+        lambda v: isinstance(v, list) and bool(v) and all(isinstance(name, str) for name in v),
+    ),
+}
 
 
 def attach_lora(llm: Any, r: int, alpha: float, dropout: float, targets: Sequence[str] | None = None) -> None:
@@ -131,12 +138,18 @@ def apply_adapter(llm: Any, folder: Path) -> Any:
         raise BundleError(f"{folder}: the adapter cannot be read: {error}") from error
     if not isinstance(settings, dict) or settings.get("peft_type") != "LORA":
         raise BundleError(f"{file}: peft_type must be LORA")
-    if problems := [f"{file}: {key}: missing" for key in _SETTINGS if key not in settings]:
+    problems = [f"{file}: {key}: missing" for key in _SETTINGS if key not in settings]
+    problems += [
+        f"{file}: {key}: must be {says}, got {settings[key]!r:.80}"
+        for key, (says, accepts) in _SETTINGS.items()
+        if key in settings and not accepts(settings[key])
+    ]
+    if problems:
         raise BundleError("\n".join(problems))
     refused = [k for k in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern") if settings.get(k)]
     if refused:
         raise BundleError(f"{file}: {', '.join(refused)}: not supported")
-    attach_lora(llm, int(settings["r"]), float(settings["lora_alpha"]), 0.0, list(settings["target_modules"]))
+    attach_lora(llm, settings["r"], settings["lora_alpha"], 0.0, settings["target_modules"])
     own = {_PREFIX + n.replace(".default.", "."): p for n, p in llm.named_parameters() if ".lora_" in n}
     problems = [f"{key}: missing" for key in own if key not in weights]
     problems += [f"{key}: unknown key, or of another shape" for key, value in weights.items()

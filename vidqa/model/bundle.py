@@ -128,9 +128,13 @@ def load_bundle(name_or_dir: str | os.PathLike[str]) -> Bundle:
             can run code. All problems are named together, with file and key.
     """
     given = os.fspath(name_or_dir)
-    folder = find_bundle(given)
-    file = folder / BUNDLE_FILE
-    if not file.is_file():
+    try:
+        folder = find_bundle(given)
+        file = folder / BUNDLE_FILE
+        is_there = file.is_file()
+    except (OSError, ValueError) as e:  # too long, or no name of this system
+        raise BundleError(f"no model at {given!r:.200}: {e}") from e
+    if not is_there:
         known = ", ".join([*built_in_bundles(), *pulled_models()]) or "none"
         raise BundleError(f"no model at {given}: {file} does not exist", hint=f"give a folder, or a name of: {known}")
     try:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 
+from vidqa.encoders.faults import VERIFY_HINT
 from vidqa.errors import BundleError, DeviceError
 from vidqa.model.adapter import ADAPTER_FOLDER, apply_adapter
 
@@ -54,8 +54,8 @@ def load_llm(
         with _quiet():
             llm, info = AutoModelForCausalLM.from_pretrained(folder, **how, **strict, **local)
             tokenizer = AutoTokenizer.from_pretrained(folder, **local)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as e:
-        raise BundleError(f"{folder} cannot be loaded: {e}") from e
+    except Exception as e:  # transformers lets through whatever its many parsers raise over a strange file
+        raise _unusable(folder, "cannot be loaded", e) from e
     problems = [f"{key}: missing" for key in sorted(info["missing_keys"])]
     problems += [f"{key}: unknown key" for key in sorted(info["unexpected_keys"])]
     problems += [f"{key}: shape {list(a)}, must be {list(b)}" for key, a, b in sorted(info["mismatched_keys"])]
@@ -113,8 +113,13 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         with _quiet():
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as e:
-        raise BundleError(f"{folder}: the tokenizer cannot be read: {e}") from e
+    except Exception as e:  # as above
+        raise _unusable(folder, "the tokenizer cannot be read", e) from e
+
+
+def _unusable(folder: Path, what: str, error: Exception) -> BundleError:
+    said = str(error) if isinstance(error, OSError | ValueError | RuntimeError) else f"{type(error).__name__}: {error}"
+    return BundleError(f"{folder}: {what}: {said}", hint=VERIFY_HINT)
 
 
 @contextmanager

@@ -16,6 +16,8 @@ from vidqa.model.spec import BundleSpec
 #: Files of an LLM folder that hold weights or code in a form that can run code when it is read.
 _REFUSED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack", ".npy", ".npz", ".py", ".so", ".gguf")
 _HEX = frozenset("0123456789abcdef")
+#: Larger JSON files of an LLM hold vocabularies, and are not read when a bundle is only looked at.
+_SETTINGS_BYTES = 1 << 20
 
 
 def check_parts(folder: Path, spec: BundleSpec) -> list[str]:
@@ -53,6 +55,7 @@ def check_parts(folder: Path, spec: BundleSpec) -> list[str]:
         found = {f"{spec.llm.folder}/{n}" for n in files_below(folder / spec.llm.folder)}
         listed = {f"{spec.llm.folder}/{n}" for n in spec.llm.files}
         problems += [f"{n}: is not listed in llm.files" for n in sorted(found - listed)]
+        problems += _settings_problems(folder, spec)
         problems += _index_problems(folder / spec.llm.folder, spec.llm.files)
     return problems
 
@@ -75,6 +78,21 @@ def _graph_problems(name: str, path: Path, listed: Collection[str]) -> Iterator[
         # Compared as text: a way round over `..` is none that an exporter would take.
         if there not in listed or location.startswith("/"):
             yield f"{name}: would read weights from {location!r}, which is not listed for it"
+
+
+def _settings_problems(folder: Path, spec: BundleSpec) -> Iterator[str]:
+    """Settings of the LLM and its tokenizer that are no JSON tables; transformers would stumble without naming them."""
+    for name in (f"{spec.llm.folder}/{n}" for n in sorted(spec.llm.files) if n.endswith(".json")):
+        path = folder / name
+        if path.stat().st_size > _SETTINGS_BYTES:
+            continue
+        try:
+            is_table = isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
+        except (OSError, ValueError, RecursionError) as e:
+            yield f"{name}: not JSON ({e})"
+        else:
+            if not is_table:
+                yield f"{name}: must be a JSON table"
 
 
 def _index_problems(llm: Path, files: Collection[str]) -> list[str]:

@@ -61,10 +61,14 @@ def _read(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
     accepted = (int, float) if kind is float else (kind,)
     if origin or not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         problems.append(f"{where}: must be {_NAMES.get(origin or kind, kind)}, got {value!r:.80}")
+    elif kind in (int, float) and not -_LARGEST < value < _LARGEST:  # Python's JSON knows NaN, Infinity and 10**400
+        problems.append(f"{where}: must be a number of a sensible size, got {value!r:.80}")
     elif kind is float:
         return float(value)
     return value
 
+
+_LARGEST = 1 << 63
 
 _NAMES = {
     str: "a text",

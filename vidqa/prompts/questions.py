@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from vidqa.config.toml import TomlFile, meant, read_toml
+from vidqa.config.toml import TomlFile, meant, read_toml, title
 from vidqa.errors import UsageError
 from vidqa.records import Question
 
@@ -42,7 +42,7 @@ def load_questions(name_or_file: str | os.PathLike[str]) -> tuple[Question, ...]
         UsageError: no such set, or something is wrong with it; lists every problem with file, line and key.
     """
     name = os.fspath(name_or_file)
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.suffix.lower() != ".toml" and path.name == name:
         path = _FOLDER / f"{name}.toml"
         if name not in question_sets():
@@ -81,7 +81,7 @@ def merge_questions(sets: Iterable[Iterable[Question]]) -> tuple[Question, ...]:
 def _questions(file: TomlFile, problems: list[str]) -> tuple[Question, ...]:
     for key in file.values:
         if key != "question":
-            problems.append(f"{file.where(key)}: unknown key `{key}`{meant(key, ['question'])}")
+            problems.append(f"{file.where(key)}: unknown key `{title([key])}`{meant(key, ['question'])}")
     tables = file.values.get("question", [])
     if not isinstance(tables, list) or not all(isinstance(t, dict) for t in tables):
         problems.append(f"{file.where('question')}: `question` must be written [[question]], once for each question")
@@ -114,7 +114,7 @@ def _question(file: TomlFile, number: int, table: dict[str, Any], problems: list
 
     for key in table:
         if key not in _CHECKS:
-            wrong(key, f"unknown key `{key}`{meant(key, _CHECKS)}")
+            wrong(key, f"unknown key `{title([key])}`{meant(key, _CHECKS)}")
     for key in ("id", "text"):
         if key not in table:
             wrong(key, f"`{key}` is missing in question {number + 1}")

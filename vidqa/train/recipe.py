@@ -21,7 +21,8 @@ StageKind = Literal["connector", "instruct", "language"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Name = Annotated[str, Field(min_length=1, pattern=r"^[^\s/\\]+$")]
+#: Names of stages are folders, so they are short, and without separators and control characters.
+Name = Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[^\s/\\\x00-\x1f\x7f]+$")]
 
 _TRAINS: dict[StageKind, tuple[Part, ...]] = {
     "connector": ("connector",),

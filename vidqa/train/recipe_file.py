@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from vidqa.config.toml import TomlFile, meant, read_toml
+from vidqa.config.toml import TomlFile, meant, read_toml, shown, title
 from vidqa.errors import UsageError
 from vidqa.model.bundle import BUNDLE_FILE
 from vidqa.train.contradictions import Place, contradictions
@@ -44,7 +44,10 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
         problems = [_sentence(file, one) for one in error.errors(include_url=False)]
         problems += _missing(file, values)
         raise UsageError(_listed(problems)) from error
-    problems = [f"{file.where(*_known(file, place))}: {sentence}" for place, sentence in contradictions(recipe)]
+    problems = [
+        f"{file.where(*_known(file, place))}: `{title(place)}`: {sentence}"
+        for place, sentence in contradictions(recipe)
+    ]
     if problems := problems + _missing(file, values):
         raise UsageError(_listed(problems))
     return recipe
@@ -72,7 +75,7 @@ def _beside(file: TomlFile) -> dict[str, Any]:
     folder = file.path.absolute().parent
 
     def absolute(value: Any) -> Any:
-        return os.path.normpath(folder / Path(value).expanduser()) if isinstance(value, str) and value else value
+        return os.path.normpath(folder / os.path.expanduser(value)) if isinstance(value, str) and value else value
 
     values = dict(file.values)
     for table, keys in _both().items():
@@ -91,7 +94,7 @@ def _beside(file: TomlFile) -> dict[str, Any]:
 
 def _is_path(folder: Path, base: str) -> bool:
     """Whether the base is a folder, and not the name of a bundle that comes with the package."""
-    return "/" in base or os.sep in base or (bool(base) and (folder / base / BUNDLE_FILE).is_file())
+    return "/" in base or os.sep in base or (bool(base) and os.path.isfile(folder / base / BUNDLE_FILE))
 
 
 def _both() -> dict[str, tuple[str, ...]]:
@@ -110,11 +113,12 @@ def _missing(file: TomlFile, values: dict[str, Any]) -> list[str]:
             for key, value in one.items():
                 if not isinstance(value, str):
                     continue
-                title = ".".join(str(part) for part in (*place, key) if not isinstance(part, int))
-                if key in _FILES.get(table, ()) and not Path(value).is_file():
-                    problems.append(f"{file.where(*place, key)}: `{title}`: no such file: {value}")
-                if key in _FOLDERS.get(table, ()) and not Path(value).is_dir():
-                    problems.append(f"{file.where(*place, key)}: `{title}`: no such folder: {value}")
+                where = f"{file.where(*place, key)}: `{title((*place, key))}`"
+                # os.path, unlike Path, answers for names that no system could have
+                if key in _FILES.get(table, ()) and not os.path.isfile(value):
+                    problems.append(f"{where}: no such file: {shown(value)}")
+                if key in _FOLDERS.get(table, ()) and not os.path.isdir(value):
+                    problems.append(f"{where}: no such folder: {shown(value)}")
     return problems
 
 
@@ -122,16 +126,14 @@ def _sentence(file: TomlFile, error: Any) -> str:
     """One problem that pydantic found, in our words."""
     place: Place = tuple(error["loc"])
     known = _known(file, place)
-    title = ".".join(str(part) for part in known if not isinstance(part, int))
     where = file.where(*known)
     kind, given = error["type"], error["input"]
     if kind == "extra_forbidden":
-        return f"{where}: unknown key `{title}`{meant(str(place[-1]), _keys_at(place[:-1]))}"
+        return f"{where}: unknown key `{title(known)}`{meant(str(place[-1]), _keys_at(place[:-1]))}"
     if kind == "missing":
-        missing = ".".join(str(part) for part in place if not isinstance(part, int))
-        return f"{where}: `{missing}` is missing"
+        return f"{where}: `{title(place)}` is missing"
     text = str(error["msg"])
-    return f"{where}: `{title}`: {text[:1].lower()}{text[1:]}, got {given!r:.60}"
+    return f"{where}: `{title(known)}`: {text[:1].lower()}{text[1:]}, got {given!r:.60}"
 
 
 def _known(file: TomlFile, place: Place) -> Place:
