@@ -56,6 +56,17 @@ def test_nothing_new_touches_nothing(path: Path, row: Make) -> None:
     assert (path.stat().st_mtime_ns, path.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
 
 
+def test_adding_a_row_costs_the_same_however_many_there_are(tmp_path: Path, row: Make) -> None:
+    """What was added is not copied for every further file: a first night of a million files would never end."""
+    table = Table(tmp_path / "t.parquet").load()
+    noted = table._added
+    for k in range(3):
+        table.add([row(media_id=f"{k:032x}", path=f"{k}.mp4")])
+    assert table._added is noted and len(noted) == 3
+    with pytest.raises(ValueError, match="must be added together"):
+        table.add([row(media_id=f"{1:032x}", path="1.mp4")])
+
+
 def test_a_run_without_rows_leaves_a_table(path: Path) -> None:
     assert Table(path).load().commit()
     assert rows_of(path) == []

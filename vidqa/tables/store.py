@@ -117,7 +117,7 @@ class Table:
             first = group[0]
             log.add_rows(self._known, media_id, first.root, first.path, [(cell, row.status) for row in group])
             self._steps += group
-        self._added |= groups.keys()
+        self._added.update(groups)  # `|=` with keys would copy the whole set, file after file
 
     def update_paths(
         self,
