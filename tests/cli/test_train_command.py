@@ -1,9 +1,11 @@
 """`vidqa train`, from recipe to a model that answers; broken off, refused, and without a cache."""
 
+import importlib.util
 import json
 import os
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -218,15 +220,43 @@ def test_bad_samples_are_left_out_counted_and_listed_until_they_are_too_many(vid
     assert not (tmp_path / "strict/bundle.json").exists()
 
 
-def test_a_recipe_that_is_wrong_is_refused_before_anything_is_made(vidqa, recipe, tmp_path):
+def test_a_recipe_that_is_wrong_is_refused_before_anything_is_made(vidqa, recipe, tmp_path, monkeypatch):
     done = vidqa(
         "train", recipe(stages='[[stage]]\nkind = "tuning"', more="[hardware]\ngpus = 8"), "--out", tmp_path / "o"
     )
     assert done.code == 2
     assert "recipe.toml:8: `stage.kind`" in done.err and "recipe.toml:10: unknown key `hardware.gpus`" in done.err
-    asked = recipe(more="[logging]\nwandb = true")
-    assert "logging.wandb needs the package wandb" in vidqa("train", asked, "--out", tmp_path / "o").err
+    lora = '[[stage]]\nkind = "instruct"\nsteps = 3\n[stage.lora]\nquantize = "4bit"'
+    asked = recipe(stages=lora, more='[logging]\nwandb = true\n[hardware]\nfsdp = "full_shard"')
+    installed = importlib.util.find_spec
+    for missing, words in (
+        (("wandb", "bitsandbytes"), ("logging.wandb needs the package wandb", "stage.lora.quantize needs the package")),
+        ((), ("hardware.fsdp needs GPUs", "stage instruct: lora.quantize needs a GPU")),
+    ):
+        there = {name: None if name in missing else installed("json") for name in ("wandb", "bitsandbytes")}
+        find = partial(_find, there, installed)
+        monkeypatch.setattr(importlib.util, "find_spec", find)
+        refused = vidqa("train", asked, "--out", tmp_path / "o", "--device", "cpu")
+        assert refused.code == 2 and all(one in refused.err for one in words), refused.err
     assert not (tmp_path / "o").exists()
+
+
+def _find(there, installed, name, *more):
+    return there[name] if name in there else installed(name, *more)
+
+
+def test_tensorboard_hears_what_the_screen_says(vidqa, recipe, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    done = vidqa("train", recipe(more="[logging]\nevery = 1\ntensorboard = true"), "--out", tmp_path / "o")
+    assert done.code == 0, done.err
+    events = EventAccumulator(str(tmp_path / "o/work/1-connector/tensorboard"))
+    events.Reload()
+    told = events.Tags()["scalars"]
+    assert {"train/loss", "train/lr", "train/padding", "train/tokens_per_s"} <= set(told)
+    written = [(e.step, e.value) for e in events.Scalars("train/loss")]
+    assert written == [(step, pytest.approx(loss)) for _, step, loss, _ in losses(tmp_path / "o")]
 
 
 @pytest.mark.slow

@@ -56,6 +56,19 @@ def test_every_problem_is_named_at_once_with_file_line_and_key(tmp_path):
         assert any(f"{path}:{line}: " in one and words in one for one in said), (line, words, said)
 
 
+def test_contradictions_are_named_beside_unknown_keys(tmp_path):
+    path = write(tmp_path, GOOD.replace('"instruct"', '"instruct"\nepochs = 1\nsteps = 2\nbatchsize = 4'))
+    with pytest.raises(UsageError) as error:
+        read_recipe(path)
+    said = str(error.value).splitlines()
+    assert (
+        len(said) == 2
+        and f"{path}:10: " in said[0]
+        and "both `epochs` and `steps`" in said[0]
+        and "`batch_size`" in said[1]
+    )
+
+
 def test_missing_files_and_folders_are_named_together_with_the_rest(tmp_path):
     text = GOOD.replace('file = "data.json"', 'file = "gone.json"\nmedia = "nowhere"\nname = 3')
     with pytest.raises(UsageError) as error:

@@ -22,6 +22,8 @@ class PackedLoss(nn.Module):
     def __init__(self, model: VideoLlava) -> None:
         super().__init__()
         self.model = model
+        #: Layers that are cut into pieces one by one: accelerate looks for their names here.
+        self._no_split_modules = getattr(model.llm, "_no_split_modules", None)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Summed loss of one batch, float32; 0 where nothing is to be learned."""

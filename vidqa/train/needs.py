@@ -38,6 +38,30 @@ def check_packages(recipe: Recipe) -> None:
         )
 
 
+def check_device(recipe: Recipe, device: str) -> None:
+    """See that the device can do what the recipe asks of it.
+
+    Raises:
+        UsageError: names all that a CPU cannot do. accelerate would pass over the wish to cut the model up, without a
+            word, and QLoRA would end when its stage begins.
+    """
+    if device != "cpu":
+        return
+    hardware = recipe.hardware
+    problems = [
+        f"hardware.{key} needs GPUs: on a CPU a model is not cut up; torchrun alone shares the batch"
+        for key, value in (("fsdp", hardware.fsdp), ("deepspeed", hardware.deepspeed))
+        if value
+    ]
+    problems += [
+        f"stage {stage.title}: lora.quantize needs a GPU"
+        for stage in recipe.stage
+        if stage.lora and stage.lora.quantize != "none"
+    ]
+    if problems:
+        raise UsageError("\n".join(problems))
+
+
 def check_space(recipe: Recipe, base: Bundle, out: Path) -> None:
     """See that the disk holds the checkpoints of the largest stage and the bundle.
 

@@ -5,6 +5,7 @@ Knows TOML and paths. Does not open data or models: it only looks whether they a
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from pathlib import Path
@@ -42,15 +43,35 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
         problems = [_sentence(file, one) for one in error.errors(include_url=False)]
-        problems += _missing(file, values)
+        known = _without_unknown(values, error)
+        problems += _missing(file, values) + (_contradictory(file, known) if known else [])
         raise UsageError(_listed(problems)) from error
-    problems = [
+    if problems := _contradictory(file, recipe) + _missing(file, values):
+        raise UsageError(_listed(problems))
+    return recipe
+
+
+def _contradictory(file: TomlFile, recipe: Recipe) -> list[str]:
+    return [
         f"{file.where(*_known(file, place))}: `{title(place)}`: {sentence}"
         for place, sentence in contradictions(recipe)
     ]
-    if problems := problems + _missing(file, values):
-        raise UsageError(_listed(problems))
-    return recipe
+
+
+def _without_unknown(values: dict[str, Any], error: ValidationError) -> Recipe | None:
+    """The recipe as it is without keys that nobody knows; None where more than those is wrong."""
+    left = copy.deepcopy(values)
+    for one in error.errors(include_url=False):
+        if one["type"] != "extra_forbidden":
+            return None
+        table: Any = left
+        for part in one["loc"][:-1]:
+            table = table[part]
+        del table[one["loc"][-1]]
+    try:
+        return Recipe.model_validate(left)
+    except ValidationError:
+        return None
 
 
 def as_written(recipe: Recipe, path: str | os.PathLike[str]) -> dict[str, Any]:

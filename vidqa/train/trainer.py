@@ -128,6 +128,8 @@ class StageTrainer(Trainer):
             state_dict = self.accelerator.get_state_dict(self.model_wrapped)
         if state_dict is None:
             return trained_weights(self.accelerator.unwrap_model(self.model).model, self.names)
+        if not self.is_world_process_zero():
+            return {}  # pieces are put together in the first process alone
         return {name: state_dict[f"model.{name}"].cpu().contiguous() for name in self.names}
 
     def checkpoint_bytes(self) -> int:
