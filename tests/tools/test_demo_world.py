@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections import Counter
 
 import numpy as np
@@ -9,10 +10,10 @@ import pytest
 
 pytest.importorskip("av")
 
-from demo_world.language import NUMBERS, caption, claims, pairs, truth
+from demo_world.language import NUMBERS, SAYINGS, caption, claims, detail, lookups, pairs, truth
 from demo_world.render import cover, render
 from demo_world.scene import COLOURS, HELD_OUT, MOTIONS, SHAPES, SIZE, make_scene, path_of
-from demo_world.write import all_records, looked_at, media_bytes, write_world
+from demo_world.write import all_records, looked_at, media_bytes, write_lookups, write_world
 
 
 def test_the_world_is_as_rich_as_promised():
@@ -43,6 +44,16 @@ def test_a_caption_in_any_wording_is_read_as_the_scene(seed):
     for k in range(4):
         assert claims(caption(scene, np.random.default_rng(k))) == truth(scene)
     assert claims("A small red moon flies.") == set()
+
+
+def test_a_caption_names_things_by_colour_and_then_by_shape():
+    for seed in range(60):
+        scene = make_scene(seed)
+        names = [t.name for t in sorted(scene.things, key=lambda t: (list(COLOURS).index(t.colour), t.shape))]
+        if len({t.colour for t in scene.things}) < len(scene.things):
+            continue  # shapes have an order of their own
+        for said in (caption(scene), detail(scene)):
+            assert sorted(names, key=said.index) == names, said
 
 
 def test_things_move_as_they_are_said_to():
@@ -86,6 +97,36 @@ def test_as_many_no_as_yes_and_counts_are_right():
             if pair.topic == "count":
                 assert pair.answer.lower() == f"{NUMBERS[len(scene.things)]}."
     assert answers["Yes."] == answers["No."] == 200
+
+
+def test_lookups_point_at_one_thing_and_are_true():
+    said = Counter()
+    for seed in range(300):
+        scene, rng = make_scene(seed), np.random.default_rng(seed)
+        for pair in lookups(scene, rng):
+            there = [t for t in scene.things if re.search(rf"\b{t.shape}\b", pair.question)]
+            by_shape = bool(there)
+            if not by_shape:
+                there = [t for t in scene.things if re.search(f"{t.colour} (thing|object)", pair.question)]
+            assert len(there) == 1, pair
+            (t,) = there
+            if pair.answer in ("Yes.", "No."):
+                assert (pair.answer == "Yes.") == pair.question.endswith(f" {t.colour}?"), pair
+                said[len(scene.things), pair.answer] += 1
+            elif "colour" in pair.question:
+                assert by_shape and pair.answer in (f"It is {t.colour}.", f"The {t.shape} is {t.colour}.")
+            else:
+                assert pair.answer in (f"It is a {t.shape}.", f"It is {t.size}.", f"It {SAYINGS[t.motion][0]}.")
+    assert 0.3 < said[2, "Yes."] / (said[2, "Yes."] + said[2, "No."]) < 0.7
+
+
+def test_lookups_are_written_for_scenes_with_several_things(tmp_path):
+    write_world(tmp_path, range(12))
+    write_lookups(tmp_path, 3)
+    several = [s for s in range(12) if len(make_scene(s).things) > 1][:3]
+    made = json.loads((tmp_path / "lookups.json").read_text())
+    assert {int(r["id"].split("-")[0]) for r in made} == set(several)
+    assert {r["topic"] for r in made} == {"lookup"}
 
 
 def test_written_clips_are_what_was_rendered(tmp_path):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from demo_world.language import CAPTION_QUESTIONS, DETAIL_QUESTIONS, summary
 from demo_world.scene import make_scene
-from demo_world.write import turns, write_captions, write_texts
+from demo_world.write import turns, write_captions, write_lookups, write_texts
 
 from demo_model.plan import Plan, device, log, save
 from vidqa.model.connector import build_connector
@@ -147,13 +147,14 @@ def step_more_instruct(plan: Plan, work: Path) -> None:
 
 
 def step_conversations(plan: Plan, work: Path) -> None:
-    """Captions for the first stage of `vidqa train`, and scenes that are only told for the second."""
+    """Captions and look-ups for the first stages of `vidqa train`, and scenes that are only told for the last."""
     write_captions(work / "world", plan.n_captioned)
+    write_lookups(work / "world", plan.n_looked_up)
     write_texts(work / "world" / "texts.jsonl", plan.n_told, held_out=True)
 
 
 def step_tune(plan: Plan, work: Path) -> None:
-    """Both stages by `vidqa train`, as recipe.toml says; media that are not in the cache yet are encoded first."""
+    """The stages of `vidqa train`, as recipe.toml says; media that are not in the cache yet are encoded first."""
     shutil.copy2(Path(__file__).with_name("recipe.toml"), work / "recipe.toml")
     command = [sys.executable, "-m", "vidqa", "train", "recipe.toml", "--out", "tuned", "--cache-dir", "cache"]
     if device().type == "cpu":  # two processes of one thread, as in the other steps

@@ -68,6 +68,12 @@ DETAIL_QUESTIONS = {
 }  # fmt: skip
 
 
+_ASK_COLOUR = ("What colour is the {0}?", "Which colour does the {0} have?", "The {0} has which colour?")
+_ASK_SHAPE = ("What shape is the {0} object?", "Which shape does the {0} object have?", "What is the {0} thing?")
+_ASK_SIZE = ("How big is the {0}?", "Is the {0} small or large?", "What size is the {0}?")
+_ASK_MOTION = ("What does the {0} do?", "What happens to the {0}?", "How does the {0} move?")
+
+
 @dataclass(frozen=True)
 class Pair:
     """One question with its true answer. `topic` groups pairs for scoring."""
@@ -79,14 +85,14 @@ class Pair:
 
 def caption(scene: Scene, rng: np.random.Generator | None = None) -> str:
     """One true sentence about the whole scene; the wording is drawn from `rng`, or the plainest one."""
-    return _sentence(" ".join(_join([_phrase(t, scene.still, rng) for t in scene.things])))
+    return _sentence(" ".join(_join([_phrase(t, scene.still, rng) for t in _in_order(scene)])))
 
 
 def detail(scene: Scene) -> str:
     """A sentence for the number of things and one for each of them."""
     n = len(scene.things)
     parts = [f"There is {NUMBERS[1]} object." if n == 1 else f"There are {NUMBERS[n]} objects."]
-    for t in scene.things:
+    for t in _in_order(scene):
         size = f"{t.size} " if t.size else ""
         parts.append(f"One is a {size}{t.name}.".replace("a orange", "an orange"))
         if not scene.still:
@@ -111,6 +117,33 @@ def dialogue(scene: Scene, rng: np.random.Generator) -> list[Pair]:
     if not scene.still:
         turns.append(Pair("dialogue", "What does it do?", f"It {SAYINGS[t.motion][0]}."))
     return turns
+
+
+def lookups(scene: Scene, rng: np.random.Generator) -> list[Pair]:
+    """Questions that point at a thing by its shape or its colour alone, for every thing that is the only one with it.
+
+    Whoever is told of a red circle can nearly always find it by the red. Without these questions a model learns to do
+    just that, and guesses when it is asked about "the circle".
+    """
+    found = []
+    for t in scene.things:
+        if _alone(scene, t, "shape"):
+            found.append(Pair("lookup", f"Name the colour of the {t.shape}.", f"The {t.shape} is {t.colour}."))
+            found.append(Pair("lookup", _choice(rng, _ASK_COLOUR).format(t.shape), f"It is {t.colour}."))
+            said = str(rng.choice([x.colour for x in scene.things] if rng.random() < 0.8 else list(COLOURS)))
+            found.append(Pair("lookup", f"Is the {t.shape} {said}?", "Yes." if said == t.colour else "No."))
+            found += _doings(scene, t, t.shape, rng)
+        if _alone(scene, t, "colour"):
+            found.append(Pair("lookup", _choice(rng, _ASK_SHAPE).format(t.colour), f"It is a {t.shape}."))
+            found += _doings(scene, t, f"{t.colour} {_choice(rng, ('thing', 'object'))}", rng)
+    return found
+
+
+def _doings(scene: Scene, t: Thing, name: str, rng: np.random.Generator) -> list[Pair]:
+    """One question about a thing that is called `name`: what it does, or how large it is."""
+    if not scene.still and (not t.size or rng.random() < 0.6):
+        return [Pair("lookup", _choice(rng, _ASK_MOTION).format(name), f"It {SAYINGS[t.motion][0]}.")]
+    return [Pair("lookup", _choice(rng, _ASK_SIZE).format(name), f"It is {t.size}.")] if t.size else []
 
 
 def summary(scene: Scene, rng: np.random.Generator) -> str:
@@ -154,18 +187,14 @@ def _colour(scene: Scene, rng: np.random.Generator) -> list[Pair]:
     t = _unique(scene, rng, "shape")
     if t is None:
         return []
-    ask = _choice(rng, ("What colour is the {0}?", "Which colour does the {0} have?", "The {0} has which colour?"))
-    return [Pair("colour", ask.format(t.shape), f"It is {t.colour}.")]
+    return [Pair("colour", _choice(rng, _ASK_COLOUR).format(t.shape), f"It is {t.colour}.")]
 
 
 def _shape(scene: Scene, rng: np.random.Generator) -> list[Pair]:
     t = _unique(scene, rng, "colour")
     if t is None:
         return []
-    ask = _choice(
-        rng, ("What shape is the {0} object?", "Which shape does the {0} object have?", "What is the {0} thing?")
-    )
-    return [Pair("shape", ask.format(t.colour), f"It is a {t.shape}.")]
+    return [Pair("shape", _choice(rng, _ASK_SHAPE).format(t.colour), f"It is a {t.shape}.")]
 
 
 def _size(scene: Scene, rng: np.random.Generator) -> list[Pair]:
@@ -173,8 +202,7 @@ def _size(scene: Scene, rng: np.random.Generator) -> list[Pair]:
     if not sized:
         return []
     t = _pick(sized, rng)
-    ask = _choice(rng, ("How big is the {0}?", "Is the {0} small or large?", "What size is the {0}?"))
-    return [Pair("size", ask.format(t.name), f"It is {t.size}.")]
+    return [Pair("size", _choice(rng, _ASK_SIZE).format(t.name), f"It is {t.size}.")]
 
 
 def _count(scene: Scene, rng: np.random.Generator) -> list[Pair]:
@@ -186,8 +214,7 @@ def _motion(scene: Scene, rng: np.random.Generator) -> list[Pair]:
     if scene.still:
         return []
     t = _pick(scene.things, rng)
-    ask = _choice(rng, ("What does the {0} do?", "What happens to the {0}?", "How does the {0} move?"))
-    return [Pair("motion", ask.format(t.name), f"It {SAYINGS[t.motion][0]}.")]
+    return [Pair("motion", _choice(rng, _ASK_MOTION).format(t.name), f"It {SAYINGS[t.motion][0]}.")]
 
 
 def _direction(scene: Scene, rng: np.random.Generator) -> list[Pair]:
@@ -262,6 +289,11 @@ def _phrase(t: Thing, still: bool, rng: np.random.Generator | None) -> str:
     return text if still else f"{text} {SAYINGS[t.motion][0] if rng is None else _choice(rng, SAYINGS[t.motion])}"
 
 
+def _in_order(scene: Scene) -> list[Thing]:
+    """By colour, then by shape. Who names things in no order of its own must remember which ones were named."""
+    return sorted(scene.things, key=lambda t: (list(COLOURS).index(t.colour), SHAPES.index(t.shape)))
+
+
 def _join(phrases: list[str]) -> list[str]:
     return [f"{p}," for p in phrases[:-2]] + phrases[-2:-1] + (["and"] if len(phrases) > 1 else []) + phrases[-1:]
 
@@ -287,9 +319,13 @@ def _place(t: Thing) -> str | None:
 
 
 def _unique(scene: Scene, rng: np.random.Generator, attribute: str) -> Thing | None:
-    values = [getattr(t, attribute) for t in scene.things]
-    alone = [t for t in scene.things if values.count(getattr(t, attribute)) == 1]
+    alone = [t for t in scene.things if _alone(scene, t, attribute)]
     return _pick(alone, rng) if alone else None
+
+
+def _alone(scene: Scene, t: Thing, attribute: str) -> bool:
+    """Whether no other thing has its shape, or its colour."""
+    return all(x is t or getattr(x, attribute) != getattr(t, attribute) for x in scene.things)
 
 
 def _absent(scene: Scene, t: Thing, rng: np.random.Generator) -> str:

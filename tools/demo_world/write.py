@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,17 @@ import av
 import numpy as np
 from PIL import Image
 
-from demo_world.language import CAPTION_QUESTIONS, DETAIL_QUESTIONS, Pair, caption, detail, dialogue, pairs, summary
+from demo_world.language import (
+    CAPTION_QUESTIONS,
+    DETAIL_QUESTIONS,
+    Pair,
+    caption,
+    detail,
+    dialogue,
+    lookups,
+    pairs,
+    summary,
+)
 from demo_world.render import render
 from demo_world.scene import FPS, SIZE, Scene, make_scene
 
@@ -70,6 +81,7 @@ def turns(scene: Scene, seed: int = 0) -> list[list[Pair]]:
     found = [[Pair("caption", ask_caption, caption(scene, rng))], [Pair("detail", ask_detail, detail(scene))]]
     found += [[pair] for pair in pairs(scene, rng)]
     found.append(dialogue(scene, rng))
+    found += [[pair] for pair in lookups(scene, rng)]
     return found
 
 
@@ -98,8 +110,8 @@ def _values(lead: str, conversation: Sequence[Pair]) -> list[dict[str, str]]:
 
 
 def all_records(scene: Scene) -> list[dict[str, Any]]:
-    """Two draws of every kind of conversation."""
-    return [record for seed in range(2) for record in records(scene, seed)]
+    """Three draws of every kind of conversation; of the many look-ups one."""
+    return [r for seed in range(3) for r in records(scene, seed) if seed == 0 or r["topic"] != "lookup"]
 
 
 def write_world(folder: Path, seeds: Sequence[int], *, held_out: bool = False, still: bool | None = None) -> None:
@@ -114,10 +126,25 @@ def write_world(folder: Path, seeds: Sequence[int], *, held_out: bool = False, s
 
 def write_captions(folder: Path, n_media: int) -> None:
     """captions.json: what conversations.json says of the first media as a whole, captions and descriptions."""
+    _write_chosen(folder, "captions.json", n_media, lambda scene: True, ("caption", "detail"))
+
+
+def write_lookups(folder: Path, n_media: int) -> None:
+    """lookups.json: what conversations.json asks about one of several things, pointed at by shape or colour alone."""
+    _write_chosen(folder, "lookups.json", n_media, lambda scene: len(scene.things) > 1, ("lookup",))
+
+
+def _write_chosen(folder: Path, name: str, n_media: int, fits: Callable[[Scene], bool], topics: Container[str]) -> None:
+    """The conversations on some topics about the first media whose scenes fit."""
     made = json.loads((folder / "conversations.json").read_text())
-    names = set(sorted({r.get("video") or r.get("image") for r in made})[:n_media])
-    chosen = [r for r in made if r["topic"] in ("caption", "detail") and (r.get("video") or r.get("image")) in names]
-    (folder / "captions.json").write_text(json.dumps(chosen, indent=0))
+    seeds = sorted({_seed(record) for record in made})
+    chosen = set(islice((seed for seed in seeds if fits(make_scene(seed))), n_media))
+    kept = [record for record in made if record["topic"] in topics and _seed(record) in chosen]
+    (folder / name).write_text(json.dumps(kept, indent=0))
+
+
+def _seed(record: dict[str, Any]) -> int:
+    return int(Path(record.get("video") or record["image"]).stem)
 
 
 def write_texts(path: Path, n: int, *, held_out: bool) -> None:
