@@ -48,19 +48,35 @@ def test_three_nights_then_quarantine_until_the_file_changes(vidqa, tmp_path, ma
         assert done.code == 3, done.err
         return json.loads(done.out) | {"said": done.err}
 
-    assert night()["rows"] == {"ok": 1, "failed": 1}
+    first = night()
+    assert first["rows"] == {"ok": 1, "failed": 1} and "1 failed (1 of them new)" in first["line"]
     assert night()["rows"] == {}, "without --retry a failed row is not asked again"
     for _ in range(2):
-        assert night("--retry", "failed")["rows"] == {"failed": 1}
+        again = night("--retry", "failed")
+        assert again["rows"] == {"failed": 1} and again["failed_again"] == 1
+        assert "1 failed (0 of them new)" in again["line"] and "had failed before" in again["said"]
     for _ in range(2):
         resting = night("--retry", "failed")
         assert resting["rows"] == {} and resting["quarantined"] == [str(folder / "a.mp4")]
+        assert "--retry failed asks" not in resting["said"] and "limiting stage" not in resting["said"]
     assert all(part in resting["said"] for part in ("in quarantine: 1 file", "a.mp4", "--retry all"))
     assert night("--retry", "failed")["rows"] == {"failed": 1}, "after a pause it is tried once more"
     assert night("--retry", "failed")["quarantined"]
     assert night("--retry", "all")["rows"] == {"failed": 1}
     make_clip(folder / "a.mp4", seed=3)
-    assert night("--retry", "failed")["rows"] == {"ok": 1, "failed": 1}, "another content starts anew"
+    changed = night("--retry", "failed")
+    assert changed["rows"] == {"ok": 1, "failed": 1}, "another content starts anew"
+    assert changed["failed_again"] == 0
+
+
+def test_a_file_that_cannot_be_read_is_news_once_and_a_data_set_has_a_name(vidqa, tmp_path):
+    (tmp_path / "clips").mkdir()
+    gone = tmp_path / "clips" / "gone.mp4"
+    for news in (1, 0):
+        done = vidqa("describe", gone, "--out", f"{tmp_path}/set/")
+        assert done.code == 3
+        line = done.err.splitlines()[-1]
+        assert line.startswith(f"vidqa: set: 1 new row, 1 failed ({news} of them new); 1 file in "), line
 
 
 def test_rows_of_vanished_files_stay_unless_asked_otherwise(vidqa, clips, tmp_path):

@@ -28,7 +28,8 @@ def read(text: str) -> dict[tuple[str, ...], float]:
 
 def summary() -> Summary:
     made = Summary(files=7, clips_done=4, clips_cached=1, clips_failed=2, video_s=12.5)
-    made.rows.update(ok=3, failed=2)
+    made.rows.update(ok=3, failed=6)
+    made.failed_again = 4
     made.known.update(ok=9)
     made.errors.update(timeout=1, crashed=1)
     made.left_out = {'not "media"': 3}
@@ -42,6 +43,7 @@ def test_every_number_is_there_and_can_be_read():
     assert values["vidqa_run_end_timestamp_seconds",] == 1.7e9 and values["vidqa_run_duration_seconds",] == 60.25
     assert values["vidqa_files", "found"] == 7 and values["vidqa_files", "quarantined"] == 1
     assert values["vidqa_rows", "failed", "new"] == 2 and values["vidqa_rows", "ok", "known"] == 9
+    assert values["vidqa_rows", "failed", "again"] == 4
     assert values["vidqa_rows", "empty", "new"] == 0
     assert values["vidqa_errors", "timeout"] == 1
     assert values["vidqa_left_out_files", 'not "media"'] == 3

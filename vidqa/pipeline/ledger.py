@@ -83,9 +83,9 @@ class Ledger:
             if self._watch is None:
                 self._watch = threading.Thread(target=self._look, name="vidqa-ledger", daemon=True)
                 self._watch.start()
+            self._count(answered)
             self._table.add(answered.rows)
             self._failures.note(answered.rows)
-            self._count(answered)
             self._uncommitted += len(answered.rows)
             if self._uncommitted >= COMMIT_ROWS or self._due():
                 self._checkpoint()
@@ -131,6 +131,9 @@ class Ledger:
         self._summary.rows.update(self._table.copy_rows(media_id, work.item, item, cells))
 
     def _count(self, answered: Answered) -> None:
+        """Before the rows are in the table, which tells what had failed before."""
+        failed = [row for row in answered.rows if row.status == "failed"]
+        self._summary.failed_again += sum(self._table.has_failed(row) for row in failed)
         self._summary.rows.update(row.status for row in answered.rows)
         self._summary.errors.update(row.error_kind for row in answered.rows if row.error_kind)
 

@@ -24,7 +24,7 @@ METRICS = {
     "vidqa_run_last_success_timestamp_seconds": "When a run last came to its end.",
     "vidqa_run_duration_seconds": "How long the last run took.",
     "vidqa_files": "Files of the last run: found, worked on, of these cached and failed; in quarantine; renamed.",
-    "vidqa_rows": "Rows of the last run by status: new ones, and known ones of the files that were found.",
+    "vidqa_rows": "Rows of the last run by status: new, failed again, and known ones of the files that were found.",
     "vidqa_errors": "New failed rows of the last run by kind of error.",
     "vidqa_left_out_files": "Files that are no media, by reason.",
     "vidqa_video_seconds": "Length of the clips that the last run worked on.",
@@ -97,9 +97,11 @@ def _of_summary(summary: Summary) -> list[tuple[str, dict[str, str], float]]:
     }
     # Every status, also where there are none: a number that comes and goes makes poor alerts.
     statuses = ("ok", "truncated", "empty", "failed", "skipped")
+    new = {s: summary.rows[s] - (summary.failed_again if s == "failed" else 0) for s in statuses}
     return [
         *(("vidqa_files", {"state": state}, n) for state, n in files.items()),
-        *(("vidqa_rows", {"status": s, "age": "new"}, summary.rows[s]) for s in statuses),
+        *(("vidqa_rows", {"status": s, "age": "new"}, n) for s, n in new.items()),
+        ("vidqa_rows", {"status": "failed", "age": "again"}, summary.failed_again),
         *(("vidqa_rows", {"status": s, "age": "known"}, summary.known[s]) for s in statuses),
         *(("vidqa_errors", {"kind": kind}, n) for kind, n in sorted(summary.errors.items())),
         *(("vidqa_left_out_files", {"reason": reason}, n) for reason, n in sorted(summary.left_out.items())),

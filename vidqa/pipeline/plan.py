@@ -77,11 +77,11 @@ class Plan:
             f"{self.new_rows} new rows, {self.known_rows} already in {self.table}",
         ]
         if self.files_unreadable:
-            lines.append(f"{self.files_unreadable} files cannot be read and will give failed rows")
+            lines.append(f"cannot be read and will give failed rows: {self.files_unreadable} of the files")
         if self.files_pruned:
-            lines.append(f"the rows of {self.files_pruned} files that vanished would be removed")
+            lines.append(f"vanished files whose rows would be removed: {self.files_pruned}")
         if self.quarantined:
-            lines.append(f"{len(self.quarantined)} files in quarantine: --retry all asks them again")
+            lines.append(f"files in quarantine: {len(self.quarantined)}; --retry all asks them again")
         if self.left_out:
             lines.append("left out: " + ", ".join(f"{number} {reason}" for reason, number in self.left_out.items()))
         lines.append(

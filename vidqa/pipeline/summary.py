@@ -31,6 +31,7 @@ class Summary:
     known: Counter[str] = field(default_factory=Counter)  # rows of these files that were there before, by status
     errors: Counter[str] = field(default_factory=Counter)  # new failed rows by error kind
     left_out: dict[str, int] = field(default_factory=dict)  # files that are plainly no media, by reason
+    failed_again: int = 0  # of the new failed rows, those whose file and question had failed in an earlier run
     renamed: int = 0  # files whose rows only needed a new path
     copied: int = 0  # files that got the rows that another file with the same content had before this run
     quarantined: dict[str, None] = field(default_factory=dict)  # paths passed over, in the order found
@@ -68,6 +69,7 @@ class Summary:
             "rows": dict(self.rows),
             "known": dict(self.known),
             "errors": dict(self.errors),
+            "failed_again": self.failed_again,
             "left_out": dict(self.left_out),
             "renamed": self.renamed,
             "copied": self.copied,
@@ -87,10 +89,12 @@ class Summary:
         said = [_n(new, "new row")]
         if self.known:
             said.append(f"{sum(self.known.values())} known")
-        said.append(f"{self.n_failed} failed" + (f" ({self.rows['failed']} of them new)" if self.n_failed else ""))
+        first_time = self.rows["failed"] - self.failed_again
+        said.append(f"{self.n_failed} failed" + (f" ({first_time} of them new)" if self.n_failed else ""))
         if self.quarantined:
             said.append(f"{len(self.quarantined)} in quarantine")
-        name = ascii(os.path.basename(self.table)).strip("'\"")[-40:] if self.table else "cache"
+        last = os.path.basename((self.table or "").rstrip("/" + os.sep))  # a data set may end in a slash
+        name = ascii(last).strip("'\"")[-40:] if self.table else "cache"
         return f"vidqa: {name}: {', '.join(said)}; {_n(self.files, 'file')} in {_took(self.wall_s)}"
 
     def as_text(self) -> str:
@@ -104,9 +108,10 @@ class Summary:
                 f"{_n(self.clips_done, 'clip')}{cached}, {_length(self.video_s)} of video in {self.wall_s:.1f} s"
             )
         if self.rows:
-            lines.append(f"new rows: {_counts(self.rows)}")
+            again = f"; {self.failed_again} of the failed ones had failed before" if self.failed_again else ""
+            lines.append(f"new rows: {_counts(self.rows)}{again}")
         if self.known:
-            retry = "; --retry failed asks those again" if self.known["failed"] else ""
+            retry = "; --retry failed asks those again" if self.known["failed"] and not self.quarantined else ""
             lines.append(f"rows already there: {_counts(self.known)}{retry}")
         if self.renamed:
             lines.append(f"new paths: {_n(self.renamed, 'file')} renamed since the last run")
@@ -128,7 +133,7 @@ class Summary:
         if self.limit:
             spent = ", ".join(f"{stage} {self.seconds[stage]:.1f}" for stage in STAGES)
             lines.append(f"seconds: {spent}; limited by {self.limit}")
-        if rates := self.meter.as_text(self.wall_s):
+        if not self.nothing_done and (rates := self.meter.as_text(self.wall_s)):
             lines.append(rates)
         lines.append(self.as_line())
         return "\n".join(lines)

@@ -48,6 +48,10 @@ class Index:
             return []
         return [self._status_of(i) for i in self._numbers(media_id) if self._cell_of(i) == number]
 
+    def has_failed(self, media_id: str | None, place: str, cell: Cell) -> bool:
+        """Whether any row of a file that answers `cell` is a failed one."""
+        return any(self._status_of(i) == "failed" for i in self.numbers(media_id, place, cell))
+
     def groups(self, media_id: str) -> dict[str, dict[Cell, list[int]]]:
         """Place of a file -> what was asked of it -> numbers of the rows; of all files with one content."""
         found: dict[str, dict[Cell, list[int]]] = {}

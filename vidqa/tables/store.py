@@ -95,6 +95,11 @@ class Table:
         found = self._known.statuses(media_id, Cell(question, model_id, settings_id))
         return max(found, key=lambda s: _GRAVITY[s], default=None)
 
+    def has_failed(self, row: AnswerRow) -> bool:
+        """Whether a row's file has a failed one for the same question, model and settings, which `add` replaces."""
+        cell = Cell(row.question, row.model_id, row.settings_id)
+        return self._known.has_failed(row.media_id, location(row.root, row.path), cell)
+
     def add(self, rows: Iterable[AnswerRow]) -> None:
         """Add rows: for each file and question all of them at once.
 
