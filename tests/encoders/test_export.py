@@ -86,6 +86,26 @@ def test_large_weights_lie_beside_the_graph(image) -> None:
     assert image.path.with_name("image.onnx.data").stat().st_mode == image.path.stat().st_mode
 
 
+def test_fusing_does_not_look_at_the_weights(video, tmp_path: Path, monkeypatch) -> None:
+    """A tower of full size would be in memory several times over; its matrices lie outside while it is rewritten."""
+    fuse, seen = module.fuse_graph, []
+
+    def without(path: Path, *shape: int) -> None:
+        data = path.with_name(f"{path.name}.data")
+        seen.extend((path.stat().st_size, data.stat().st_size))
+        data.rename(tmp_path / "away")
+        fuse(path, *shape)
+        (tmp_path / "away").rename(data)
+
+    monkeypatch.setattr(module, "fuse_graph", without)
+    report = export_tower(video.tower, tmp_path / "x.onnx", 4, external_above=1000)
+    assert report.operators == video.report.operators and report.external_data == "x.onnx.data"
+    assert seen[0] < seen[1] and not (tmp_path / "away").exists()
+    pixels = pixels_of(video, 3, 4)
+    for ours, theirs in zip(run(report.path, pixels), run(video.path, pixels), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=0)
+
+
 def test_half_precision(video, tmp_path: Path) -> None:
     report = export_tower(video.tower, tmp_path / "half.onnx", 4, fp16=True)
     assert report.max_rel_error <= FP16_TOLERANCE

@@ -70,7 +70,7 @@ def test_exported_text_graph_equals_the_reference(tmp_path: Path) -> None:
 
     gold = pair("languagebind_image")
     report = export_text(gold.text_tower(), tmp_path / "text.onnx", external_above=1000)
-    assert report.max_abs_error <= 1e-4  # with random padding, batches of 1, 2 and 5
+    assert report.max_abs_error <= 1e-4  # with random padding, batches of 1 and 2
     assert report.external_data == "text.onnx.data"
     session = onnxruntime.InferenceSession(str(tmp_path / "text.onnx"), providers=["CPUExecutionProvider"])
     ids, mask = (gold.fixture.tensors[f"in/{k}"].numpy() for k in ("input_ids", "attention_mask"))

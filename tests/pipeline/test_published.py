@@ -1,4 +1,4 @@
-"""Pulling: what is fetched, what is recorded, and the line of the user's settings. The hub is a folder here."""
+"""Pulling: what is asked for and recorded, and the line of the user's settings. Fetching itself: test_hub."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from vidqa.config.default_model import set_default_model, user_settings_file
-from vidqa.errors import UsageError, VidqaError
+from vidqa.errors import UsageError
 from vidqa.model.places import models_folder
+from vidqa.pipeline.hub import Snapshot
 from vidqa.pipeline.published import PUBLISHED, pull
 
 COMMITS = {repo.id: f"{i:040x}" for i, m in enumerate(PUBLISHED.values()) for repo in (*m.repos, *m.towers)}
@@ -19,24 +20,24 @@ COMMITS = {repo.id: f"{i:040x}" for i, m in enumerate(PUBLISHED.values()) for re
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Calls of `snapshot_download` and of `convert`, neither of which does its work."""
-    import huggingface_hub
-
+    """Calls of `fetch` and of `convert`, neither of which does its work."""
     from vidqa.model.checkpoints import convert
+    from vidqa.pipeline import published
 
     calls: list[Any] = []
 
-    def download(repo: str, revision: str | None = None, **how: Any) -> str:
+    def fetch(repo: str, revision: str | None, *how: Any) -> Snapshot:
         calls.append((repo, revision, how))
-        place = tmp_path / "hub" / repo / (revision or COMMITS[repo])
+        commit = revision or COMMITS[repo]
+        place = tmp_path / "hub" / repo / commit
         place.mkdir(parents=True, exist_ok=True)
-        return str(place)
+        return Snapshot(place, f"{repo}@{commit}")
 
     def converted(parts: list[Path], out: Path, **how: Any) -> SimpleNamespace:
         calls.append((parts, out, how))
         return SimpleNamespace()
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(published, "fetch", fetch)
     monkeypatch.setattr(convert, "convert", converted)
     return calls
 
@@ -52,7 +53,7 @@ def test_revisions_are_recorded(hub: list[Any]) -> None:
     assert len(parts) == 1 and len(how["towers"]) == 2
     commits = COMMITS | {"LanguageBind/LanguageBind_Image": wanted}
     assert how["origins"] == done.origins == tuple(f"{i}@{commits[i]}" for i in ids)
-    assert "*.py" not in hub[0][2]["allow_patterns"]
+    assert "*.py" not in hub[0][2][0]
 
 
 def test_unknown_names_and_repositories(hub: list[Any], tmp_path: Path) -> None:
@@ -63,19 +64,6 @@ def test_unknown_names_and_repositories(hub: list[Any], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="exists already"):
         pull("video-llava-7b", tmp_path)
     assert hub == []
-
-
-def test_switched_off_hub_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import huggingface_hub
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    def download(repo: str, **how: Any) -> str:
-        raise LocalEntryNotFoundError("no")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    with pytest.raises(VidqaError, match="switched off"):
-        pull("video-llava-7b", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

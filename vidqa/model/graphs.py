@@ -25,8 +25,8 @@ class VisionGraph(nn.Module):
         tower: its weights are shared, not copied.
         n_frames: T.
         layer: hidden state that becomes `tokens`; negative counts from the last.
-        fused: write attention that no optimizer pattern covers as the one-node operator of onnxruntime. Such a graph
-            is for export only: run in torch it gives nonsense.
+        fused: write every attention as a one-node operator of onnxruntime. Such a graph is for export only: run in
+            torch it gives nonsense.
 
     Raises:
         ValueError: `layer` or `n_frames` does not fit the tower.
@@ -42,16 +42,29 @@ class VisionGraph(nn.Module):
         self.layer = layer if layer >= 0 else c.n_layers + 1 + layer
         if not 0 <= self.layer <= c.n_layers:
             raise ValueError(f"layer {layer} is not one of the {c.n_layers + 1} hidden states")
+        for i, block in enumerate(tower.vision_model.encoder.layers if fused else ()):
+            if not self._only_cls(i):
+                self._pack(i, block.get_submodule("self_attn"))
+
+    def _only_cls(self, i: int) -> bool:
+        """Whether of block `i` nothing but the class token is wanted."""
+        return i + 1 == self.tower.config.n_layers and self.layer <= i
+
+    def _pack(self, i: int, attention: nn.Module) -> None:
+        """Queries, keys and values side by side, as the operator takes them: [D, 3D] and [3D]."""
+        parts = [attention.get_submodule(f"{name}_proj") for name in "qkv"]
+        self.register_buffer(f"packed_{i}", torch.cat([p.get_parameter("weight").T for p in parts], dim=1))
+        self.register_buffer(f"packed_{i}_bias", torch.cat([p.get_parameter("bias") for p in parts]))
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """float32 [B, T, 3, S, S] -> tokens [B, T, P, D], embedding float32 [B, E]."""
         model, c = self.tower.vision_model, self.tower.config
         x = model.pre_layrnorm(self._embed(pixel_values.reshape(-1, 3, c.image_size, c.image_size)))
         tokens = x
-        for i, layer in enumerate(model.encoder.layers, start=1):
+        for i, layer in enumerate(model.encoder.layers):
             assert isinstance(layer, VisionLayer)
-            x = self._block(layer, x, only_cls=i == c.n_layers and self.layer < i)
-            tokens = x if i == self.layer else tokens
+            x = self._block(i, layer, x)
+            tokens = x if i + 1 == self.layer else tokens
         pooled = model.post_layernorm(x[:, 0])
         pooled = pooled.reshape(-1, self.n_frames, c.hidden_size).mean(dim=1)
         tokens = tokens.reshape(-1, self.n_frames, c.n_patches + 1, c.hidden_size)
@@ -64,7 +77,7 @@ class VisionGraph(nn.Module):
         table = e.position_embedding.weight + F.pad(e.class_embedding[None], (0, 0, 0, self.tower.config.n_patches))
         return F.pad(patches, (0, 0, 1, 0)) + table
 
-    def _block(self, layer: VisionLayer, x: Tensor, *, only_cls: bool) -> Tensor:
+    def _block(self, i: int, layer: VisionLayer, x: Tensor) -> Tensor:
         """[B*T, P, D] -> [B*T, P, D], or [B*T, 1, D] when only the class token is wanted."""
         if layer.temporal_length:
             n, d = x.shape[1:]
@@ -74,12 +87,20 @@ class VisionGraph(nn.Module):
             y = attend(layer.temporal_attn, y, y, fused=self.fused)
             x = x + y.reshape(-1, n, t, d).transpose(1, 2).reshape(-1, n, d)
         y = layer.layer_norm1(x)
-        if only_cls:
+        if self._only_cls(i):
             x, y = x[:, :1], attend(layer.self_attn, y[:, :1], y, fused=self.fused)
+        elif self.fused:
+            y = self._attention(i, layer.self_attn, y)
         else:
-            y = attend(layer.self_attn, y, y)  # onnxruntime's optimizer makes this one node with the projections
+            y = attend(layer.self_attn, y, y)
         x = x + y
         return x + layer.mlp(layer.layer_norm2(x))
+
+    def _attention(self, i: int, attn: Attention, y: Tensor) -> Tensor:
+        """Attention of [N, L, D] over itself, one node with its projections in front."""
+        inputs = [y, self.get_buffer(f"packed_{i}"), self.get_buffer(f"packed_{i}_bias")]
+        made = _node("Attention", inputs, attn.n_heads, y.shape)
+        return attn.out_proj(made)
 
 
 class TextGraph(nn.Module):
@@ -127,10 +148,7 @@ def attend(attn: Attention, queries: Tensor, x: Tensor, mask: Tensor | None = No
     length, head = x.shape[1], width // attn.n_heads
     q, k, v = attn.q_proj(queries), attn.k_proj(x), attn.v_proj(x)
     if fused:
-        name = "com.microsoft::MultiHeadAttention"
-        heads = {"num_heads": attn.n_heads}
-        y = torch.onnx.ops.symbolic(name, [q, k, v], heads, dtype=q.dtype, shape=q.shape, version=1)  # type: ignore[arg-type]
-        return attn.out_proj(y)
+        return attn.out_proj(_node("MultiHeadAttention", [q, k, v], attn.n_heads, q.shape))
     q = q.reshape(-1, n_queries, attn.n_heads, head).transpose(1, 2)
     k = k.reshape(-1, length, attn.n_heads, head).permute(0, 2, 3, 1)
     v = v.reshape(-1, length, attn.n_heads, head).transpose(1, 2)
@@ -139,3 +157,11 @@ def attend(attn: Attention, queries: Tensor, x: Tensor, mask: Tensor | None = No
         scores = scores + mask
     y = torch.matmul(torch.softmax(scores, dim=-1), v)
     return attn.out_proj(y.transpose(1, 2).reshape(-1, n_queries, width))
+
+
+def _node(name: str, inputs: list[Tensor], n_heads: int, shape: torch.Size) -> Tensor:
+    """An attention operator of onnxruntime, for export only; its result has `shape` and the type of its inputs."""
+    heads, dtype = {"num_heads": n_heads}, inputs[0].dtype
+    made = torch.onnx.ops.symbolic(f"com.microsoft::{name}", inputs, heads, dtype=dtype, shape=shape, version=1)  # type: ignore[arg-type]
+    assert isinstance(made, Tensor)
+    return made

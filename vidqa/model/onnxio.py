@@ -1,15 +1,19 @@
-"""Writing ONNX: a module that exports cleanly -> a file; a file -> the same, fused.
+"""Writing ONNX: a module that exports cleanly -> a file; a file -> the same, fused; large weights beside it.
 
-Knows torch's exporter, onnxruntime's transformer optimizer and where large weights go. Does not know towers. The
-packages are imported when they are needed; `onnx` and `onnxscript` come with the `export` extra.
+Matrices leave torch for the file `<name>.data` one at a time, and the graph is rewritten without them: protobuf keeps
+every copy that an optimizer makes, which for a tower of 1.6 GB came to 12 GB. Knows torch's exporter, onnxruntime's
+transformer optimizer and where large weights go. Does not know towers. The packages are imported when they are needed;
+`onnx` and `onnxscript` come with the `export` extra.
 """
 
 from __future__ import annotations
 
+import copy
+import gc
 import importlib
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,25 +24,21 @@ from torch import Tensor, nn
 from vidqa.errors import VidqaError
 
 _OPSET = 18
+#: Smaller ones are shapes and the like, which optimizers look at.
+_SMALL_BYTES = 1024
 
 
 def write_graph(
-    graph: nn.Module,
-    path: Path,
-    example: tuple[Tensor, ...],
-    names_in: Sequence[str],
-    names_out: Sequence[str],
-    external_above: int,
+    graph: nn.Module, path: Path, example: tuple[Tensor, ...], names_in: Sequence[str], names_out: Sequence[str]
 ) -> None:
-    """Trace `graph` and write it; the first axis of every input is dynamic.
+    """Trace `graph` and write it, its matrices beside it; the first axis of every input is dynamic.
 
     Args:
         graph: in eval mode.
-        path: the file to write, and `<name>.data` beside it when the weights take more than `external_above` bytes.
+        path: the file to write, and `<name>.data` beside it.
         example: inputs with a batch of two or more (a batch of one would be frozen into the graph).
         names_in: names of the inputs, in order.
         names_out: names of the outputs, in order.
-        external_above: bytes.
     """
     import_extra("onnxscript")
     dynamic = {name: {0: torch.export.Dim("batch")} for name in names_in}
@@ -54,21 +54,54 @@ def write_graph(
             verbose=False,
         )
     assert program is not None  # torch gives None only when it writes the file itself
-    _save(program.model_proto, path, external_above)
+    _unload(program.model, path)
+    _save(program.model_proto, path)
+    del program
+    gc.collect()  # traces hold their weights in circles: those of one tower would still be there for the next
 
 
-def _save(model: Any, path: Path, external_above: int) -> None:
-    """Write a model in one file, or with its weights in `<name>.data` when they are large."""
-    _forget_origin(model)
-    data = path.with_name(path.name + ".data")
-    data.unlink(missing_ok=True)  # onnx appends to a file that is there
-    size = sum(len(t.raw_data) for t in model.graph.initializer)
-    onnx = import_extra("onnx")
-    if size > external_above:
-        onnx.save_model(model, str(path), save_as_external_data=True, location=data.name)
+def _unload(model: Any, path: Path) -> None:
+    """Move the matrices of an exported model into the file beside `path`.
+
+    Vectors stay, and tables that are added to something: optimizers look at them.
+    """
+    external = import_extra("onnx_ir.external_data")
+    large = [
+        value
+        for value in model.graph.initializers.values()
+        if len(value.shape) > 1
+        and value.const_value.nbytes > _SMALL_BYTES
+        and all(node.op_type != "Add" for node, _ in value.uses())
+    ]
+    moved = external.convert_tensors_to_external([v.const_value for v in large], path.parent, _data_of(path).name)
+    for value, tensor in zip(large, moved, strict=True):
+        value.const_value = tensor
+
+
+def gather_weights(path: Path, external_above: int) -> str | None:
+    """Put the weights of a written graph into its own file, unless they take more than `external_above` bytes.
+
+    Returns:
+        Name of the file beside the graph; None where there is none (any more).
+    """
+    data = _data_of(path)
+    if data.exists() and data.stat().st_size > external_above:
         data.chmod(path.stat().st_mode)
-    else:
-        onnx.save_model(model, str(path))
+        return data.name
+    onnx = import_extra("onnx")
+    onnx.save_model(onnx.load(str(path)), str(path))
+    data.unlink(missing_ok=True)
+    return None
+
+
+def _data_of(path: Path) -> Path:
+    return path.with_name(path.name + ".data")
+
+
+def _save(model: Any, path: Path) -> None:
+    """Write a model as it is: weights that lie beside it stay there."""
+    _forget_origin(model)
+    path.write_bytes(model.SerializeToString())
 
 
 def _forget_origin(model: Any) -> None:
@@ -80,27 +113,38 @@ def _forget_origin(model: Any) -> None:
         part.doc_string = ""
 
 
-def fuse_graph(path: Path, n_heads: int, width: int, external_above: int) -> None:
+def fuse_graph(path: Path, n_heads: int, width: int) -> None:
     """Rewrite a graph with the fused operators of onnxruntime; what does not match a pattern stays as it is.
 
     Args:
-        path: the file, which is replaced.
+        path: the file, which is replaced; what lies beside it is not looked at.
         n_heads: heads of its attentions.
         width: D.
-        external_above: as in `write_graph`.
     """
+    onnx = import_extra("onnx")
+    model = onnx.load(str(path), load_external_data=False)
+    # As inputs the matrices have a type and a shape, which is all that is asked of them.
+    beside = {t.name: copy.deepcopy(t) for t in model.graph.initializer if t.external_data}
+    _drop(model.graph.initializer, beside)
+    for t in beside.values():
+        model.graph.input.append(onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims))
     options = import_extra("onnxruntime.transformers.fusion_options").FusionOptions("vit")
     with _quiet():
-        fused = import_extra("onnxruntime.transformers.optimizer").optimize_model(
-            str(path),
-            model_type="vit",
-            num_heads=n_heads,
-            hidden_size=width,
-            optimization_options=options,
-            opt_level=0,  # the session does the rest, for the machine it runs on
+        # Patterns only: onnxruntime's own rewriting waits until a session knows the machine it runs on.
+        fused = import_extra("onnxruntime.transformers.optimizer").optimize_by_fusion(
+            model, model_type="vit", num_heads=n_heads, hidden_size=width, optimization_options=options
         )
         fused.topological_sort()
-    _save(fused.model, path, external_above)
+    _drop(fused.model.graph.input, beside)
+    fused.model.graph.initializer.extend(beside.values())
+    _save(fused.model, path)
+
+
+def _drop(field: Any, names: Collection[str]) -> None:
+    """Take messages out of a repeated field of protobuf."""
+    for i in reversed(range(len(field))):
+        if field[i].name in names:
+            del field[i]
 
 
 def import_extra(name: str) -> Any:

@@ -1,26 +1,22 @@
 """Names of published models -> their repositories; `pull` fetches them and makes a bundle.
 
-The only place that uses the network, and only through huggingface_hub: resumable, cached, with the hub's own variables
-(`HF_HUB_OFFLINE`, `HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN`). Does not know key names: what was fetched is recognised by its
-content, as any folder is.
+Does not know key names: what was fetched is recognised by its content, as any folder is.
 """
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vidqa.errors import UsageError, VidqaError
+from vidqa.errors import UsageError
 from vidqa.model.places import models_folder
+from vidqa.pipeline.hub import Snapshot, fetch
 
 #: What a model folder may need. Programs, pictures and other frameworks' weights stay where they are.
 _WANTED = ("*.json", "*.safetensors", "*.bin", "*.model", "merges.txt", "*.jinja")
 _UNWANTED = ("training_args.bin", "optimizer*", "*/*", "*.onnx", "flax*", "tf_*", "rust_*")
-_COMMIT = re.compile("[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -126,14 +122,13 @@ def pull(
     target = out or models_folder() / name
     if target.exists() and not replace_old:
         raise UsageError(f"{target} exists already", hint="--replace, or another --out")
-    parts = [_fetch(repo, (revisions or {}).get(repo.id), say) for repo in model.repos]
-    towers = [_fetch(repo, (revisions or {}).get(repo.id), say) for repo in model.towers]
-    origins = tuple(origin for _, origin in (*parts, *towers))
+    parts, towers = ([_fetch(repo, revisions or {}, say) for repo in group] for group in (model.repos, model.towers))
+    origins = tuple(snapshot.origin for snapshot in (*parts, *towers))
     made = convert(
-        [folder for folder, _ in parts],
+        [snapshot.folder for snapshot in parts],
         target,
         name=name,
-        towers=[folder for folder, _ in towers],
+        towers=[snapshot.folder for snapshot in towers],
         mode="original" if mode == "original" else "fixed",
         dtype=dtype,
         replace_old=replace_old,
@@ -143,27 +138,5 @@ def pull(
     return Pulled(name, target, origins, made)
 
 
-def _fetch(repo: Repo, revision: str | None, say: Callable[[str], None]) -> tuple[Path, str]:
-    """The folder of a repository's snapshot, and `repository@commit`."""
-    try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-    except ImportError as e:
-        raise VidqaError("fetching models needs the package huggingface_hub", hint="pip install huggingface_hub") from e
-    wanted = revision or repo.revision
-    say(f"fetching {repo.id}" + (f" at {wanted}" if wanted else ""))
-    try:
-        place = snapshot_download(
-            repo.id, revision=wanted, allow_patterns=list(_WANTED), ignore_patterns=[*_UNWANTED, *repo.skip]
-        )
-    except LocalEntryNotFoundError as e:
-        offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-        hint = "unset HF_HUB_OFFLINE" if offline else "check the network; what was fetched so far is kept"
-        why = "the hub is switched off and it was not fetched before" if offline else "the hub cannot be reached"
-        raise VidqaError(f"{repo.id}: {why}", hint=hint) from e
-    except (HfHubHTTPError, HFValidationError, OSError) as e:
-        raise VidqaError(f"{repo.id} cannot be fetched: {str(e).splitlines()[0]}", hint="run the same again") from e
-    commit = Path(place).name
-    if not _COMMIT.fullmatch(commit):
-        raise VidqaError(f"{repo.id}: the hub's cache does not say which revision {place} is")
-    return Path(place), f"{repo.id}@{commit}"
+def _fetch(repo: Repo, revisions: Mapping[str, str], say: Callable[[str], None]) -> Snapshot:
+    return fetch(repo.id, revisions.get(repo.id) or repo.revision, _WANTED, (*_UNWANTED, *repo.skip), say)
