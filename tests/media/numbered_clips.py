@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -75,7 +77,7 @@ def write_video(
         **settings: of the encoder (`g` = distance of keyframes, `bf` = B-frames); `aspect` of a pixel as W/H.
     """
     aspect = settings.pop("aspect", None)
-    with av.open(str(path), "w", format=muxer) as container:
+    with _ordinary_priority(), av.open(str(path), "w", format=muxer) as container:
         stream = container.add_stream(codec, rate=fps, options={"g": "12", **settings})
         height, width = picture(0).shape[:2]
         stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
@@ -90,6 +92,23 @@ def write_video(
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
+
+
+@contextmanager
+def _ordinary_priority() -> Iterator[None]:
+    """What an encoder does to the priority of this thread ends with it.
+
+    SVT-AV1 makes the thread that opens it a real-time one where the user may do that (root may), and every thread and
+    process started later inherits it: a busy one then keeps all others off its core.
+    """
+    if not hasattr(os, "sched_setscheduler"):
+        yield
+        return
+    policy, how = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, how)
 
 
 def patch_box(path: Path, kind: bytes, offset: int, values: bytes) -> None:

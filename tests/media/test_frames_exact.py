@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,13 @@ def test_decord_gives_the_same_or_refuses(numbered: tuple[Path, bool]) -> None:
         assert refused.kind == "unsupported" and not for_decord, refused.what
     else:
         assert for_decord
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="no such call on this system")
+def test_an_encoder_leaves_the_priority_of_the_tests_alone(tmp_path: Path) -> None:
+    before = os.sched_getscheduler(0)
+    write_video(tmp_path / "a.mkv", "libsvtav1", 3, preset="8", **{"svtav1-params": "lp=1"})
+    assert os.sched_getscheduler(0) == before, "everything started later would keep other processes off a core"
 
 
 def test_where_seeking_fails_the_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
