@@ -1,15 +1,17 @@
 """Damage media files in every way and decode them: `python tools/fuzz_media.py --count 10000 --seed 0`.
 
 Makes small clips and pictures of many kinds, and from them mutants: bits flipped, cut short, parts moved, doubled or
-left out, boxes of MP4 spliced and lied about, two files grown together. Each goes through scan, probe and decode as in
-a run. Scan and probe happen in a process like a run's main one: if it dies or hangs, the mutants are kept and the tool
-fails. Every file must end as decoded, as an error with a kind and a sentence, or as left out with a reason.
+left out, boxes of MP4 spliced and lied about, two files grown together. One in five has a name that says nothing, so
+that the scan must look into it. Each goes through scan, probe and decode as in a run, in batches whose main process
+stands for that of a run: if it dies or hangs, the mutants are kept and the tool fails. Every file must end as decoded,
+as an error with a kind and a sentence, or as left out with a reason.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import shutil
 import struct
@@ -19,7 +21,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import av
@@ -32,7 +33,7 @@ from vidqa.media.scan import scan
 from vidqa.media.workers import DecodeJob, DecodePool
 from vidqa.records import SamplingSpec
 
-BATCH = 50
+BATCH = 250
 #: Name -> container, codec and pixel format of a clip.
 CLIPS = {
     "a.mp4": ("mp4", "libx264", "yuv420p"),
@@ -164,7 +165,8 @@ def mutants(originals: list[Path], seed: int, first: int, count: int, folder: Pa
         data = bytearray(sound[k])
         for _ in range(chance.choice((1, 1, 2, 3))):
             data = chance.choice(MUTATIONS)(data, sound, chance) or bytearray(b"\0")
-        (folder / f"{number:06d}{originals[k].suffix}").write_bytes(data)
+        suffix = ".bin" if chance.random() < 0.2 else originals[k].suffix
+        (folder / f"{number:06d}{suffix}").write_bytes(data)
 
 
 def through(folder: Path, timeout_s: float) -> Counter[str]:
@@ -178,15 +180,14 @@ def through(folder: Path, timeout_s: float) -> Counter[str]:
     if len(found.items) + len(found.left_out) != len(files):
         raise RuntimeError(f"{len(files)} files, {len(found.items)} found and {len(found.left_out)} left out")
     ends = Counter(f"left out: {out.reason}" for out in found.left_out)
-    for item in found.items:
-        with suppress(MediaError):  # decoding says it again, and is counted
-            probe(item.path)
     rule = SamplingSpec()
-    jobs = (DecodeJob(path=item.path, seconds=None, sampling=rule, tag=item.path) for item in found.items)
+    jobs = (DecodeJob(path=item.path, seconds=None, sampling=rule) for item in found.items)
     told = set()
-    with DecodePool(n_workers=1, timeout_s=timeout_s, memory_bytes=2 << 30) as pool:
+    with DecodePool(n_workers=os.cpu_count() or 1, timeout_s=timeout_s, memory_bytes=2 << 30) as pool:
+        for _ in pool.look(probe, [item.path for item in found.items]):
+            pass  # decoding says it again, and is counted
         for job, result in pool.run(jobs):
-            told.add(job.tag)
+            told.add(job.path)
             ends[f"failed: {result.kind}" if isinstance(result, MediaError) else "decoded"] += 1
             if isinstance(result, MediaError) and not result.what:
                 raise RuntimeError(f"{job.path}: an error without a sentence")

@@ -80,6 +80,34 @@ def test_decoders_that_die_hang_or_want_everything(vidqa, make_clip, tmp_path, m
     assert json.loads(done.out)["errors"] == {"crashed": 2, "timeout": 1, "out_of_memory": 1, "too_large": 1}
 
 
+def test_containers_that_kill_whoever_opens_them(vidqa, make_clip, tmp_path, monkeypatch):
+    """Neither the plan nor the scan opens a strange file in the run's own process."""
+    monkeypatch.setattr("vidqa.media.probe.holds_video", weather_hooks.strike_look)
+    monkeypatch.setattr("vidqa.pipeline.plan.probe", weather_hooks.strike_probe)
+    monkeypatch.setattr(feed, "prepare", weather_hooks.strike)
+    folder, table = tmp_path / "clips", tmp_path / "t.parquet"
+    make_clip(folder / "segfault.mp4", size=weather_hooks.SEGFAULT)
+    (folder / "twin_of_segfault.mp4").write_bytes((folder / "segfault.mp4").read_bytes())
+    make_clip(folder / "good.mp4")
+    unknown = bytes(range(1, 256)) * 20  # neither text nor any container
+    (folder / "segfault.bin").write_bytes(unknown)
+    (folder / "harmless.bin").write_bytes(unknown)
+    planned = vidqa("describe", folder, "--out", table, "--segment", 0.5, "--dry-run", "--json")
+    assert planned.code == 0, planned.err
+    plan = json.loads(planned.out)
+    assert plan["left_out"] == {"crashed when looked into": 1, "not media": 1}
+    assert (plan["files"], plan["files_to_do"], plan["files_known"], plan["files_unreadable"]) == (3, 2, 0, 1)
+    done = vidqa("describe", folder, "--out", table, "--segment", 0.5, "--json")
+    assert done.code == 3, done.err
+    made = json.loads(done.out)
+    assert made["left_out"] == plan["left_out"] and sum(made["rows"].values()) == plan["new_rows"] == 5
+    assert {row["path"]: row["error_kind"] for row in read_table(table).to_dicts()} == {
+        "segfault.mp4": "crashed",
+        "twin_of_segfault.mp4": "crashed",
+        "good.mp4": None,
+    }
+
+
 @pytest.fixture
 def meddle(monkeypatch) -> Callable[[dict[str, Callable[[Path], object]]], None]:
     """`meddle({name: act})`: act on a file after its content was named, and before it is decoded."""

@@ -9,7 +9,8 @@ import time
 import numpy as np
 
 from vidqa.encoders.preprocess import prepare
-from vidqa.records import EncoderInput, FrameBatch
+from vidqa.media.probe import holds_video, probe
+from vidqa.records import EncoderInput, FrameBatch, MediaFacts
 
 SEGFAULT, OOM_KILLED, HANGS, GREEDY = 34, 36, 38, 40
 
@@ -26,3 +27,17 @@ def strike(frames: FrameBatch, **how: object) -> EncoderInput:
     if width == GREEDY:
         np.ones(100 << 27)  # 100 GB
     return prepare(frames, **how)  # type: ignore[arg-type]
+
+
+def strike_probe(path: str) -> MediaFacts:
+    """As `probe`, but one file does to its process what a bad file does to a demuxer."""
+    if "segfault" in path:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return probe(path)
+
+
+def strike_look(path: str) -> bool:
+    """As `holds_video`, with the same exception."""
+    if "segfault" in path:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return holds_video(path)

@@ -89,6 +89,17 @@ def test_each_failure_costs_one_row(picture, tmp_path: Path) -> None:
     assert children() == before
 
 
+def test_anything_may_be_asked_with_the_same_care(picture, tmp_path: Path) -> None:
+    sizes = (0, 1, 2, 300)
+    for size in sizes:
+        (tmp_path / str(size)).write_bytes(bytes(size))
+    with DecodePool(2) as pool:
+        told = dict(pool.look(worker_hooks.ask_size, (str(tmp_path / str(size)) for size in sizes)))
+        assert outcomes(pool, [picture(GOOD)]) == {picture(GOOD): "ok"}  # the same processes decode as well
+    found = {Path(path).name: r.kind if isinstance(r, MediaError) else r for path, r in told.items()}
+    assert found == {"0": "crashed", "1": "unreadable", "2": 2, "300": 300}
+
+
 def test_a_hanging_file_costs_its_time_limit_and_one_row(picture) -> None:
     before, began = children(), time.monotonic()
     with DecodePool(2, timeout_s=4.0, transform=worker_hooks.misbehave) as pool:

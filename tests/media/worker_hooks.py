@@ -9,7 +9,18 @@ import time
 
 import numpy as np
 
+from vidqa.errors import MediaError
 from vidqa.records import FrameBatch
+
+
+def ask_size(path: str) -> int:
+    """Something other than decoding that a file may be asked; an empty one kills, one of a byte is refused."""
+    size = os.path.getsize(path)
+    if size == 0:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if size == 1:
+        raise MediaError("unreadable", f"{path}: one byte")
+    return size
 
 
 def misbehave(frames: FrameBatch, *, note: str = "") -> FrameBatch:

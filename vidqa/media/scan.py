@@ -1,7 +1,8 @@
 """Paths, folders and globs -> media items, sorted, each real file once. Decides by content; does not decode.
 
 The first bytes settle nearly every file. A container is opened only where they cannot tell: an unknown binary, or a
-container that may hold pictures under a suffix that says sound.
+container that may hold pictures under a suffix that says sound. That happens in processes of their own, for what is in
+such a file may kill or hang FFmpeg.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ _SYSTEM_FOLDERS = frozenset(
 _SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "ehthumbs.db"})
 #: Containers that hold sound only as often as pictures: the suffix decides whether they are looked into.
 _AMBIGUOUS = frozenset({"isobmff", "matroska", "asf", "rm"})
+#: Opening containers: seconds for one, and processes side by side.
+_LOOK_S = 60.0
+_LOOKERS = min(4, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ def scan(paths: Sequence[str]) -> ScanResult:
         state.add_named(os.path.abspath(path))
     for path in searched:
         state.search(path)
+    state.look_into_doubtful()
     return state.result()
 
 
@@ -88,6 +93,7 @@ def _is_search(path: str) -> bool:
 class _Scan:
     items: list[MediaItem] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
+    doubtful: dict[str, tuple[MediaItem, str]] = field(default_factory=dict)  # with the reason if there is no video
     files_seen: set[tuple[int, int] | str] = field(default_factory=set)
     folders_seen: set[tuple[int, int] | str] = field(default_factory=set)
 
@@ -171,38 +177,57 @@ class _Scan:
         if not stat.S_ISREG(found.st_mode):
             self.leave(path, "not a regular file")
         elif self.first_time(found, path):
-            if reason := reason_against(path):
+            item = MediaItem(path, root, os.path.relpath(path, root), found.st_size, found.st_mtime_ns)
+            reason, sure = reason_against(path)
+            if not sure:
+                self.doubtful[path] = item, reason
+            elif reason:
                 self.leave(path, reason)
             else:
-                self.items.append(MediaItem(path, root, os.path.relpath(path, root), found.st_size, found.st_mtime_ns))
+                self.items.append(item)
+
+    def look_into_doubtful(self) -> None:
+        """Open the containers whose first bytes did not tell enough."""
+        if not self.doubtful:
+            return
+        from vidqa.media import probe  # only here: most scans never need a decoder
+        from vidqa.media.workers import DecodePool
+
+        with DecodePool(_LOOKERS, _LOOK_S) as pool:
+            for path, holds_video in pool.look(probe.holds_video, self.doubtful):
+                item, reason = self.doubtful[path]
+                if isinstance(holds_video, MediaError):
+                    self.leave(path, f"{holds_video.kind} when looked into")
+                elif holds_video:
+                    self.items.append(item)
+                else:
+                    self.leave(path, reason)
 
 
-def reason_against(path: str) -> str | None:
-    """Why a file found in a folder gets no row; None where it is media by content or claims to be.
+def reason_against(path: str) -> tuple[str, bool]:
+    """Why a file found in a folder gets no row, by its name and its first bytes.
 
     Args:
         path: of a regular file.
+
+    Returns:
+        The reason, empty where it is media or claims to be; and False where only opening it tells whether it holds a
+        video after all.
     """
     suffix = os.path.splitext(path)[1].lower()
     if suffix in MEDIA_SUFFIXES:
-        return None  # media, or a row that says why not
+        return "", True  # media, or a row that says why not
     try:
         signature = sniff(read_head(path))
     except MediaError:
-        return "cannot be read"
+        return "cannot be read", True
     if signature.family == "image":
-        return None
+        return "", True
     if signature.family == "video" and not (suffix in AUDIO_SUFFIXES and signature.container in _AMBIGUOUS):
-        return None
+        return "", True
     if signature.family in ("video", "unknown"):
-        return None if _holds_video(path) else ("audio" if suffix in AUDIO_SUFFIXES else "not media")
-    return signature.family if signature.family != "other" else "not media"
-
-
-def _holds_video(path: str) -> bool:
-    from vidqa.media.probe import holds_video  # only here: most scans never need a decoder
-
-    return holds_video(path)
+        return "audio" if suffix in AUDIO_SUFFIXES else "not media", False
+    return signature.family if signature.family != "other" else "not media", True
 
 
 def _is_hidden(name: str, is_folder: bool) -> bool:

@@ -37,6 +37,7 @@ class DecodeJob:
     seconds: float | tuple[Segment, ...] | None = None  # length of a segment, or the segments; None = whole
     sampling: SamplingSpec = field(default_factory=SamplingSpec)
     tag: object = None
+    look: Callable[[str], object] | None = None  # called with the path instead of decoding; see `DecodePool.look`
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class Worker:
         clock.daemon = True
         clock.start()
         try:
-            send(_pipe(process.stdin), (job.path, job.seconds, job.sampling))
+            send(_pipe(process.stdin), (job.path, job.seconds, job.sampling, job.look))
             taken = receive(_pipe(process.stdout)) == TAKEN
             result = receive(_pipe(process.stdout))
         except (WireClosedError, OSError):

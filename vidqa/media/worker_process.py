@@ -54,9 +54,11 @@ def serve() -> None:
 def _answer(results: BinaryIO, job: tuple, transform: object, backend: str) -> None:
     from vidqa.media.decode import decode
 
-    path, seconds, sampling = job
+    path, seconds, sampling, look = job
     try:
-        outcome: object = decode(path, seconds, None, sampling, backend, transform=transform)  # type: ignore[arg-type]
+        outcome: object = (
+            look(path) if look else decode(path, seconds, None, sampling, backend, transform=transform)  # type: ignore[arg-type]
+        )
     except MediaError as e:
         outcome = e
     except MemoryError:

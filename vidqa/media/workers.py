@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Callable, Iterable, Iterator
-from typing import Self
+from typing import Self, TypeVar, cast
 
 from vidqa.errors import MediaError
 from vidqa.media.worker import DecodeJob, Worker, WorkerLimits
 from vidqa.records import DecodedMedia, EncoderInput, FrameBatch
 
 __all__ = ["DecodeJob", "DecodePool"]
+
+Found = TypeVar("Found")
 
 #: Jobs waiting beside each running one, so that a worker never idles while its result is fetched.
 _QUEUED_PER_WORKER = 1
@@ -95,6 +97,20 @@ class DecodePool:
         finally:
             if waiting:
                 self._give_up()
+
+    def look(self, ask: Callable[[str], Found], paths: Iterable[str]) -> Iterator[tuple[str, Found | MediaError]]:
+        """Ask something else of files, with the same care: opening a damaged one may kill or hang whoever does it.
+
+        Args:
+            ask: a function of an importable module, called with a path. What it returns must pickle; a MediaError that
+                it raises is the answer.
+            paths: of the files, each once.
+
+        Raises:
+            RuntimeError: as `run`.
+        """
+        jobs = (DecodeJob(path, look=ask) for path in paths)
+        return ((job.path, cast("Found | MediaError", outcome)) for job, outcome in self.run(jobs))
 
     def close(self) -> None:
         """End all processes and wait for them. May be called twice."""

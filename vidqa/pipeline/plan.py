@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from vidqa.cache.index import MediaIndex
 from vidqa.cache.key import CacheKey
 from vidqa.cache.store import FeatureStore
-from vidqa.errors import ItemError
+from vidqa.encoders.devices import cpu_threads
+from vidqa.errors import ItemError, MediaError
 from vidqa.media.probe import probe
 from vidqa.media.segments import plan_segments
+from vidqa.media.workers import DecodePool
 from vidqa.model.spec import EncoderSpec
 from vidqa.pipeline.content import identify
 from vidqa.pipeline.describe import open_table
 from vidqa.pipeline.ledger import Ledger
 from vidqa.pipeline.loaded import LoadedModel
 from vidqa.pipeline.missing import vanished
-from vidqa.pipeline.options import RunOptions
+from vidqa.pipeline.options import RunOptions, Work
 from vidqa.pipeline.progress import QUIET, Reporter
 from vidqa.pipeline.quarantine import Failures
 from vidqa.pipeline.rates import recall
@@ -54,7 +57,6 @@ class Plan:
     table_bytes_free: int = 0
     seconds: float | None = None  # None: no run measured the rates
     measured_runs: int = 0
-    _rows: dict[str, int] = field(default_factory=dict)  # media_id -> new rows, for further files of the same content
 
     @property
     def enough_disk(self) -> bool:
@@ -66,8 +68,7 @@ class Plan:
 
     def as_dict(self) -> dict[str, object]:
         """For `--json`."""
-        values = {name: value for name, value in asdict(self).items() if not name.startswith("_")}
-        return values | {"enough_disk": self.enough_disk}
+        return asdict(self) | {"enough_disk": self.enough_disk}
 
     def as_text(self) -> str:
         """For people."""
@@ -116,12 +117,10 @@ def plan(
     ledger = Ledger(table, questions, run, Failures(table.path).load())
     made = Plan(str(out), files=len(found.items), left_out=found.counts())
     cache_dir = run.options.cache_dir
-    index, store = MediaIndex(cache_dir), FeatureStore(cache_dir)
+    index = MediaIndex(cache_dir)
     try:
         with reporter.progress(len(found.items), "file"):
-            for item in found.items:
-                _add(made, item, run, ledger, index, store)
-                reporter.advance()
+            _Count(made, run, ledger, index).files(found.items)
     finally:
         index.close()
     made.known_rows = sum(run.summary.known.values())
@@ -139,31 +138,72 @@ def plan(
     return made
 
 
-def _add(made: Plan, item: MediaItem, run: Run, ledger: Ledger, index: MediaIndex, store: FeatureStore) -> None:
-    """Count one file."""
-    try:
-        item, media_id = identify(index, item)
-        work = ledger.owed(item, media_id)
-        if work is None:
-            made.new_rows += made._rows.get(media_id, 0)
-            made.files_known += media_id not in made._rows
-            return
+class _Count:
+    """Counts files, one after another, into a plan."""
+
+    def __init__(self, made: Plan, run: Run, ledger: Ledger, index: MediaIndex) -> None:
+        self._made, self._run, self._ledger, self._index = made, run, ledger, index
+        self._store = FeatureStore(run.options.cache_dir)
+        self._waiting: dict[str, Work] = {}  # by path: files that are looked into
+        self._rows: dict[str, int | None] = {}  # media_id -> new rows of each of its files; None: not known yet
+        self._twins: Counter[str] = Counter()  # further files with a content that is not known yet
+
+    def files(self, items: Sequence[MediaItem]) -> None:
+        """Count all; contents that no run has decoded are looked into, in processes that they may kill."""
+        options = self._run.options
+        n_workers = options.n_workers or cpu_threads()
+        with DecodePool(n_workers=n_workers, timeout_s=options.timeout_s, memory_bytes=options.memory_bytes) as pool:
+            for path, facts in pool.look(probe, self._unknown(items)):
+                self._add(self._waiting.pop(path), facts)
+
+    def _unknown(self, items: Sequence[MediaItem]) -> Iterator[str]:
+        """Paths of files whose facts nobody knows; counts all others."""
+        for item in items:
+            self._run.reporter.advance()
+            try:
+                item, media_id = identify(self._index, item)
+                work = self._ledger.owed(item, media_id)
+                facts = work and self._index.facts(media_id)
+            except ItemError:
+                self._made.files_to_do += 1
+                self._made.files_unreadable += 1
+                self._made.new_rows += self._ledger.n_questions
+                continue
+            if work is None:
+                self._known(media_id)
+            elif facts:
+                self._add(work, facts)
+            else:
+                self._rows[media_id], self._waiting[item.path] = None, work
+                yield item.path
+
+    def _known(self, media_id: str) -> None:
+        """A file for which nothing is done: its rows are there, or copied from another file with the same content."""
+        if media_id not in self._rows:
+            self._made.files_known += 1
+        elif (n_rows := self._rows[media_id]) is None:
+            self._twins[media_id] += 1
+        else:
+            self._made.new_rows += n_rows
+
+    def _add(self, work: Work, facts: MediaFacts | MediaError) -> None:
+        """A file to do."""
+        made, run, media_id = self._made, self._run, str(work.media_id)
+        segments = () if isinstance(facts, MediaError) else plan_segments(facts, run.options.segment_s)
+        n_rows = len(work.questions) * max(1, len(segments))  # a failed file has a row for each question
+        self._rows[media_id] = n_rows
         made.files_to_do += 1
-        facts: MediaFacts = index.facts(media_id) or probe(item.path)
-    except ItemError:
-        made.files_unreadable += 1
-        made.new_rows += ledger.n_questions
-        return
-    segments = plan_segments(facts, run.options.segment_s)
-    keys = [CacheKey(media_id, segment.key, run.model.bundle.encoder_id) for segment in segments]
-    missing = sum(not store.has(key) for key in keys)
-    encoders = run.model.bundle.spec.encoders
-    made.files_to_decode += missing > 0
-    made.segments_to_encode += missing
-    made.cache_bytes_needed += missing * entry_bytes(encoders.image if facts.kind == "image" else encoders.video)
-    made._rows[media_id] = len(work.questions) * len(segments)
-    made.new_rows += made._rows[media_id]
-    made.hours_of_video += (facts.duration_s or 0.0) / 3600
+        made.new_rows += n_rows * (1 + self._twins[media_id])
+        if isinstance(facts, MediaError):
+            made.files_unreadable += 1
+            return
+        keys = [CacheKey(media_id, segment.key, run.model.bundle.encoder_id) for segment in segments]
+        missing = sum(not self._store.has(key) for key in keys)
+        encoders = run.model.bundle.spec.encoders
+        made.files_to_decode += missing > 0
+        made.segments_to_encode += missing
+        made.cache_bytes_needed += missing * entry_bytes(encoders.image if facts.kind == "image" else encoders.video)
+        made.hours_of_video += (facts.duration_s or 0.0) / 3600
 
 
 def entry_bytes(spec: EncoderSpec) -> int:
