@@ -28,8 +28,8 @@ PLACES: dict[str, tuple[str, ...]] = {
     "onnxruntime": ("vidqa.encoders.session", "vidqa.model.export"),
     "onnx": ("vidqa.model.export",),
     "onnxscript": ("vidqa.model.export",),
-    "decord": ("vidqa.media.decord_backend", "vidqa.media.probe"),
-    "av": ("vidqa.media.pyav_backend", "vidqa.media.probe", "vidqa.media.synthetic"),
+    "decord": ("vidqa.media.decord_backend",),
+    "av": ("vidqa.media.pyav_backend", "vidqa.media.container", "vidqa.media.synthetic"),
     "polars": ("vidqa.tables", "vidqa.eval", "vidqa.train"),  # train: its tables of rejects, samples in Parquet
     "click": ("vidqa.cli",),
 }

@@ -29,7 +29,7 @@ import av
 import numpy as np
 
 from vidqa.cache.maintain import verify
-from vidqa.tables.schema import read_table
+from vidqa.tables.formats import read_table
 
 #: Rows of a part, so few that a short run writes several.
 PART_ROWS = 3

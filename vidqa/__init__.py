@@ -28,7 +28,7 @@ _HOMES = {
     "ask": "vidqa.pipeline.ask",
     "chat": "vidqa.pipeline.together",
     "search": "vidqa.pipeline.search",
-    "read_table": "vidqa.tables.schema",
+    "read_table": "vidqa.tables.formats",
     "AnswerRow": "vidqa.records",
     "Question": "vidqa.records",
     "VidqaError": "vidqa.errors",
@@ -55,7 +55,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not see __getattr__
     from vidqa.pipeline.search import search
     from vidqa.pipeline.together import chat
     from vidqa.records import AnswerRow, Question
-    from vidqa.tables.schema import read_table
+    from vidqa.tables.formats import read_table
 
 
 def __getattr__(name: str) -> object:

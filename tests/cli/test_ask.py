@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from vidqa.tables.schema import read_table
+from vidqa.tables.formats import read_table
 
 
 def test_one_clip_one_question_is_plain_text(vidqa, clips):

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from vidqa.tables.formats import read_table
 from vidqa.tables.lock import TableLock
-from vidqa.tables.schema import read_table
 
 #: A run takes a few seconds; a machine that is busy with other things may take long.
 PATIENCE_S = 280

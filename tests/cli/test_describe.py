@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vidqa.tables.schema import read_table
+from vidqa.tables.formats import read_table
 
 
 def rows_of(table: Path) -> list[dict[str, object]]:

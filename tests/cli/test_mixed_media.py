@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vidqa.tables.schema import read_table
+from vidqa.tables.formats import read_table
 
 MEDIA = Path(__file__).parents[3] / "shared" / "media"
 

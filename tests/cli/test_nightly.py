@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from vidqa.pipeline import quarantine
 from vidqa.pipeline.progress import StageClock
-from vidqa.tables.schema import read_table
+from vidqa.tables.formats import read_table
 
 PATIENCE_S = 280
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vidqa.cache.maintain import verify
-from vidqa.tables.schema import read_table
+from vidqa.tables.formats import read_table
 
 
 def fill(folder: Path, leave: int) -> None:

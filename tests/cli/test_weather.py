@@ -17,7 +17,7 @@ from PIL import Image
 
 from vidqa.pipeline import feed, rows, run
 from vidqa.records import MediaItem
-from vidqa.tables.schema import read_table
+from vidqa.tables.formats import read_table
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and rights of POSIX")
 

@@ -12,7 +12,7 @@ import pytest
 
 from vidqa.cli.main import run
 from vidqa.model.bundle import DEMO
-from vidqa.tables.schema import read_table
+from vidqa.tables.formats import read_table
 
 ROOT = Path(__file__).parent.parent.parent
 CLIPS = ROOT / "examples" / "clips"

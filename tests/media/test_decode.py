@@ -221,7 +221,7 @@ def test_one_frame_and_few_frames(tmp_path: Path) -> None:
 
 
 def test_frames_beyond_the_limit_are_refused_before_decoding(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vidqa.media.probe.MAX_PIXELS", 96 * 64 - 1)
+    monkeypatch.setattr("vidqa.media.container.MAX_PIXELS", 96 * 64 - 1)
     with pytest.raises(MediaError) as caught:
         decode(str(clip))
     assert caught.value.kind == "too_large" and "96 x 64" in caught.value.what

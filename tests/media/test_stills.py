@@ -12,7 +12,7 @@ from numbered_clips import draw, numbers, read
 from PIL import Image
 
 from vidqa.errors import MediaError
-from vidqa.media import probe as probe_module
+from vidqa.media.container import MAX_PIXELS
 from vidqa.media.decode import decode, open_reader
 from vidqa.media.probe import probe
 from vidqa.records import SamplingSpec
@@ -118,4 +118,4 @@ def test_a_picture_beyond_the_limit(tmp_path: Path) -> None:
         with pytest.raises(MediaError) as caught:
             attempt(str(tmp_path / "huge.png"))
         assert caught.value.kind == "too_large"
-    assert probe_module.MAX_PIXELS == 1 << 27  # 108 megapixels of a telephone pass, 16,384 x 16,384 does not
+    assert MAX_PIXELS == 1 << 27  # 108 megapixels of a telephone pass, 16,384 x 16,384 does not

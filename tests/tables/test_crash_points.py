@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from vidqa.records import AnswerRow, MediaItem
-from vidqa.tables.schema import frame_to_rows, read_table
+from vidqa.tables.formats import read_table
+from vidqa.tables.schema import frame_to_rows
 from vidqa.tables.store import Table
 
 Make = Callable[..., AnswerRow]

@@ -11,7 +11,8 @@ import pytest
 
 from vidqa.errors import TableError
 from vidqa.records import AnswerRow, MediaItem
-from vidqa.tables.schema import frame_to_rows, read_table
+from vidqa.tables.formats import read_table
+from vidqa.tables.schema import frame_to_rows
 from vidqa.tables.store import PathChanges, Table, new_table
 
 Make = Callable[..., AnswerRow]

@@ -13,8 +13,9 @@ import pytest
 
 from vidqa.errors import TableError
 from vidqa.records import AnswerRow, MediaItem
+from vidqa.tables.formats import read_table
 from vidqa.tables.lock import TableLock
-from vidqa.tables.schema import frame_to_rows, read_table
+from vidqa.tables.schema import frame_to_rows
 from vidqa.tables.store import Table, new_table
 
 Make = Callable[..., AnswerRow]

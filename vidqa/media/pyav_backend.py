@@ -19,9 +19,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation
 
 from vidqa.errors import MediaError
-from vidqa.media.files import show
-from vidqa.media.index import FrameIndex, FramesDifferError, IndexBuilder, counted_index
-from vidqa.media.probe import (
+from vidqa.media.container import (
     Opened,
     counted_facts,
     decode_error,
@@ -31,6 +29,8 @@ from vidqa.media.probe import (
     open_video,
     orientation,
 )
+from vidqa.media.files import show
+from vidqa.media.index import FrameIndex, FramesDifferError, IndexBuilder, counted_index
 from vidqa.media.signature import Signature
 
 #: Containers that store one frame a packet together with the time when it is shown.

@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 
 from vidqa.errors import MediaError
+from vidqa.media.container import MAX_PIXELS, too_large
 from vidqa.media.files import file_error, show
-from vidqa.media.probe import MAX_PIXELS, too_large
 from vidqa.records import MediaFacts
 
 _CODECS = {"JPEG": "mjpeg", "MPO": "mjpeg"}

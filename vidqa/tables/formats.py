@@ -51,8 +51,19 @@ def format_of(path: str | os.PathLike[str]) -> Format:
     return SUFFIXES[suffix]
 
 
-def read(path: str | os.PathLike[str]) -> pl.DataFrame:
-    """Read and check a whole table; see `schema.read_table`."""
+def read_table(path: str | os.PathLike[str]) -> pl.DataFrame:
+    """Read a table of vidqa, whatever its format.
+
+    Args:
+        path: ends in .parquet, .csv, .jsonl or .arrow, or is the folder of a data set.
+
+    Returns:
+        All columns of the contract in order, with their types. In `path` and `root` a byte that is no text stands as
+        `\\xff` (see `names`).
+
+    Raises:
+        TableError: no such file, another format than the suffix says, or another schema; names the column.
+    """
     names = sorted(Path(path).glob("part-*.parquet")) if os.path.isdir(path) else [path]
     frames = [frame for name in names for frame in batches(name)]
     return pl.concat(frames) if frames else pl.DataFrame(schema=SCHEMA)

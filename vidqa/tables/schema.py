@@ -1,8 +1,7 @@
-"""Rows <-> data frames: the columns of a table, in order, with their types. Knows no file but through formats."""
+"""Rows <-> data frames: the columns of a table, in order, with their types. Knows no files."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from datetime import UTC
 from typing import Any, get_args
@@ -28,24 +27,6 @@ _NEVER_NULL = tuple(c for c in REQUIRED if c != "media_id")
 _STATUSES = get_args(Status)
 _NAMES = ("path", "root")
 _HINT = "write to another file with --out; this one is left as it is"
-
-
-def read_table(path: str | os.PathLike[str]) -> pl.DataFrame:
-    """Read a table of vidqa, whatever its format.
-
-    Args:
-        path: ends in .parquet, .csv, .jsonl or .arrow, or is the folder of a data set.
-
-    Returns:
-        All columns of the contract in order, with their types. In `path` and `root` a byte that is no text stands as
-        `\\xff` (see `names`).
-
-    Raises:
-        TableError: no such file, another format than the suffix says, or another schema; names the column.
-    """
-    from vidqa.tables.formats import read  # here: formats needs this module
-
-    return read(path)
 
 
 def rows_to_frame(rows: Iterable[AnswerRow]) -> pl.DataFrame:
