@@ -79,6 +79,16 @@ def test_a_file_that_cannot_be_read_is_news_once_and_a_data_set_has_a_name(vidqa
         assert line.startswith(f"vidqa: set: 1 new row, 1 failed ({news} of them new); 1 file in "), line
 
 
+def test_twins_that_fail_again_are_no_news_either(vidqa, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.mp4").write_text("no film")
+    for news in (2, 0):
+        done = vidqa("describe", tmp_path / "*.mp4", "--out", tmp_path / "t.csv", "--retry", "failed", "--json")
+        told = json.loads(done.out)
+        assert told["rows"] == {"failed": 2} and told["failed_again"] == 2 - news
+        assert f"2 failed ({news} of them new)" in told["line"] and "rates:" not in done.err
+
+
 def test_rows_of_vanished_files_stay_unless_asked_otherwise(vidqa, clips, tmp_path):
     table = tmp_path / "t.parquet"
     assert vidqa("describe", clips, "--out", table).code == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -207,6 +208,14 @@ def test_a_source_that_may_only_be_read_is_left_as_it_is(vidqa, clips, tmp_path)
     assert state() == before
     for path in [clips, *clips.rglob("*")]:
         path.chmod(0o755)
+
+
+def test_a_source_on_a_disk_that_is_mounted_read_only(vidqa, clips, small_disk, mount, tmp_path):
+    shutil.copytree(clips, small_disk / "clips")
+    mount("-o", "remount,ro", str(small_disk))
+    done = vidqa("describe", small_disk / "clips", "--out", tmp_path / "t.parquet")
+    assert done.code == 0, done.err
+    assert outcome(tmp_path / "t.parquet") == {"a.mp4": "ok", "b.mp4": "ok", "deeper/c.mp4": "ok"}
 
 
 def test_a_gpu_that_runs_full_in_the_middle(vidqa, clips, tmp_path, monkeypatch):

@@ -48,6 +48,11 @@ def test_a_full_disk_ends_the_log_and_not_the_run(capsys):
 
 
 def test_log_and_metrics_that_cannot_be_are_said_before_any_work(tmp_path):
-    for wrong in ({"log": str(tmp_path)}, {"log": str(tmp_path / "no" / "a.log")}, {"metrics": str(tmp_path / "no/x")}):
+    for wrong in (
+        {"log": str(tmp_path)},
+        {"log": str(tmp_path / "no" / "a.log")},
+        {"metrics": str(tmp_path / "no/x")},
+        {"metrics": str(tmp_path)},
+    ):
         with pytest.raises(UsageError):
             Watch(Reporter(), **wrong)

@@ -62,6 +62,8 @@ class Watch:
         self._log_json = log_json
         if metrics is not None and not Path(metrics).absolute().parent.is_dir():
             raise UsageError(f"--metrics {metrics}: no such folder", hint="the folder of the textfile collector")
+        if metrics is not None and Path(metrics).is_dir():
+            raise UsageError(f"--metrics {metrics}: is a folder", hint=f"a file in it: {Path(metrics, 'vidqa.prom')}")
 
     def done(self, summary: Summary) -> int:
         """The work came to its end.

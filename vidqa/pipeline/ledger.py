@@ -127,15 +127,21 @@ class Ledger:
 
     def _copy(self, media_id: str, item: MediaItem) -> None:
         work = self._worked[media_id]
-        cells = [self._cells[question.text] for question in work.questions]
-        self._summary.rows.update(self._table.copy_rows(media_id, work.item, item, cells))
+        for cell in (self._cells[question.text] for question in work.questions):
+            again = self._table.has_failed(media_id, item.root, item.rel, cell)
+            made = self._table.copy_rows(media_id, work.item, item, [cell])
+            self._summary.rows.update(made)
+            self._summary.failed_again += made.count("failed") if again else 0
 
     def _count(self, answered: Answered) -> None:
         """Before the rows are in the table, which tells what had failed before."""
-        failed = [row for row in answered.rows if row.status == "failed"]
-        self._summary.failed_again += sum(self._table.has_failed(row) for row in failed)
-        self._summary.rows.update(row.status for row in answered.rows)
-        self._summary.errors.update(row.error_kind for row in answered.rows if row.error_kind)
+        for row in answered.rows:
+            self._summary.rows[row.status] += 1
+            if row.status == "failed":
+                cell = (row.question, row.model_id, row.settings_id)
+                self._summary.failed_again += self._table.has_failed(row.media_id, row.root, row.path, cell)
+            if row.error_kind:
+                self._summary.errors[row.error_kind] += 1
 
     def _commit(self) -> None:
         self._write(self._table.commit)

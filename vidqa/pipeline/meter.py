@@ -115,6 +115,8 @@ class Meter:
             if s.share is not None and s.least_s:
                 line += f"; the hardware's limit is {s.n / s.least_s:,.0f}, reached {s.share:.0%}"
             lines.append(line)
+        if not lines:  # files that failed, and nothing else
+            return ""
         if self.n_answers and wall_s > 0:
             lines.append(f"  {'answers':<9}{self.n_answers / wall_s:>12,.2f} a second over all")
         if self.matrix_per_s and self.copy_bytes_per_s:

@@ -63,7 +63,8 @@ class Run:
         if not found.items:
             reasons = ", ".join(f"{number} {reason}" for reason, number in found.counts().items())
             where = ", ".join(paths)
-            raise VidqaError(f"no media found in {where}" + (f" (left out: {reasons})" if reasons else ""))
+            what = f"no media found in {where}" + (f" (left out: {reasons})" if reasons else "")
+            raise VidqaError(what, hint="another path; or is the archive not mounted?")
         return found
 
     def encoded(self, items: Iterable[MediaItem], owed: Owed, questions: Sequence[Question]) -> Generator[Encoded]:

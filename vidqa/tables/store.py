@@ -95,10 +95,16 @@ class Table:
         found = self._known.statuses(media_id, Cell(question, model_id, settings_id))
         return max(found, key=lambda s: _GRAVITY[s], default=None)
 
-    def has_failed(self, row: AnswerRow) -> bool:
-        """Whether a row's file has a failed one for the same question, model and settings, which `add` replaces."""
-        cell = Cell(row.question, row.model_id, row.settings_id)
-        return self._known.has_failed(row.media_id, location(row.root, row.path), cell)
+    def has_failed(self, media_id: str | None, root: str, path: str, cell: tuple[str, str, str]) -> bool:
+        """Whether a file has a failed row that `add` or `copy_rows` would replace.
+
+        Args:
+            media_id: content; None for a file that could not be read.
+            root: as in its rows.
+            path: as in its rows.
+            cell: (question, model_id, settings_id).
+        """
+        return self._known.has_failed(media_id, location(root, path), Cell(*cell))
 
     def add(self, rows: Iterable[AnswerRow]) -> None:
         """Add rows: for each file and question all of them at once.
