@@ -1,0 +1,76 @@
+"""The ablations differ in what they are about and in nothing else, and their table adds up."""
+
+import tomllib
+
+import pytest
+import torch
+from ablations.plan import ARMS, COMPARED, Sizes, language_recipe, recipe
+from ablations.starts import Fill
+from ablations.table import figures, most_frequent, table
+from demo_world.language import Pair
+from demo_world.scene import make_scene
+
+from vidqa.model.vit import VisionConfig, VisionTower
+from vidqa.train.contradictions import contradictions
+from vidqa.train.recipe import Recipe
+
+BY_NAME = {arm.name: tomllib.loads(recipe(arm, 1, Sizes())) for arm in ARMS}
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_the_recipes_are_sound(name):
+    assert not list(contradictions(Recipe.model_validate(BY_NAME[name])))
+    assert not list(contradictions(Recipe.model_validate(tomllib.loads(language_recipe(Sizes())))))
+
+
+def test_compared_arms_differ_in_what_they_are_compared_by():
+    united, separated = BY_NAME["joint, united"], BY_NAME["joint, separated"]
+    assert separated | {"model": united["model"]} == united
+    same_steps, same_clips = BY_NAME["video only, same steps"], BY_NAME["video only, same clips"]
+    for one in (same_steps, same_clips):
+        assert one["model"] == united["model"]
+        assert {d["name"] for d in one["data"]} == {"clips", "clips_captions"}
+    steps = {name: [stage["steps"] for stage in told["stage"]] for name, told in BY_NAME.items()}
+    assert steps["video only, same steps"] == steps["joint, united"] == steps["joint, separated"]
+    assert [2 * n for n in steps["video only, same clips"]] == steps["joint, united"]
+    assert {arm for _, one, other in COMPARED for arm in (one, other)} == set(BY_NAME)
+
+
+def scores(right):
+    topics = ("clip colour", "clip motion", "clip caption", "still colour", "still caption")
+    return {topic: {"right": right + n} for n, topic in enumerate(topics)} | {"clip caption, x": {"right": 0.0}}
+
+
+def test_the_table_has_means_spreads_and_differences():
+    assert figures(scores(10))["clip questions, mean of topics"] == 10.5
+    lines = table({ARMS[0].name: [scores(10), scores(14)], ARMS[1].name: [scores(10), scores(10)]}).splitlines()
+    assert "| clip questions, mean of topics | 12.5 ± 2.8 | 10.5 ± 0.0 |" in lines
+    last = lines[-1].split(" | ")
+    assert last[:2] == ["| united against separated", "+2.0 ± 2.8 (+0.0, +4.0)"]
+    assert "joint" not in lines[-1]  # arms that did not run are not compared
+
+
+def test_the_most_frequent_answer_is_counted_by_kind_and_topic():
+    scenes = {"a": make_scene(1), "b": make_scene(2), "c": make_scene(3, still=True)}
+    asked = {
+        name: [Pair("colour", "?", said), Pair("caption", "?", name)] for name, said in zip("abc", "xyy", strict=True)
+    }
+    asked["a"].append(Pair("colour", "??", "x"))
+    found = {topic: round(score["right"], 1) for topic, score in most_frequent(scenes, asked).items()}
+    assert found == {"clip colour": 66.7, "clip caption": 50.0, "still colour": 100.0, "still caption": 100.0}
+    guess = {topic: {"right": 20.0} for topic in scores(0)}
+    first = table({ARMS[0].name: [scores(10)]}, guess).splitlines()
+    assert (
+        first[0].endswith("| most frequent answer |") and first[2] == "| clip questions, mean of topics | 10.5 | 20.0 |"
+    )
+
+
+def test_the_encoder_of_pixels_sees_half_and_is_asked_for_all():
+    torch.manual_seed(0)
+    fill = Fill(VisionTower(VisionConfig(8, 4, 16, 32, 2, 2, 8)))
+    pixels = torch.randn(3, 3, 8, 8)
+    fill(pixels).backward()
+    assert all(p.grad is not None for p in fill.head.parameters())
+    with torch.no_grad():
+        fill.head[1].weight.zero_(), fill.head[1].bias.zero_()
+        assert fill(pixels).item() == pytest.approx(float((pixels**2).mean() / pixels.var()), rel=1e-5)
