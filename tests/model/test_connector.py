@@ -187,3 +187,11 @@ def test_half_precision_pooling_is_done_in_single() -> None:
     connector = build_connector("identity", D, D, CompressorSpec("video_chatgpt", n_frames=1))
     x = torch.from_numpy(np.full((1, 300, D), 300.0, np.float16))
     assert connector.visual([x], torch.float32)[0][0].tolist() == [300.0] * D
+
+
+@pytest.mark.parametrize("type", [None, *TYPES])
+def test_the_least_clip_reaches_every_weight(type: str | None) -> None:
+    connector = build_connector("mlp2x_gelu", D, L, spec(type) if type else None)
+    (out,) = connector.visual([connector.least()], torch.float32)
+    out[:0].sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in connector.parameters())

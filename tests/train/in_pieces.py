@@ -1,10 +1,12 @@
-"""Started by torchrun from test_in_pieces.py: a stage with FSDP in two processes, whole, broken off and gone on with.
+"""Started by torchrun from test_in_pieces.py: a stage in two processes that hold pieces of the model, by FSDP or by
+DeepSpeed's ZeRO; whole, broken off and gone on with.
 
-accelerate cuts models up on accelerators alone. torch does it on a CPU over gloo just as well, so here accelerate is
-told that it may; everything else is what runs on GPUs.
+accelerate cuts models up by FSDP on accelerators alone. torch does it on a CPU over gloo just as well, so here
+accelerate is told that it may; everything else is what runs on GPUs. DeepSpeed works on a CPU as it is.
 """
 
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -50,15 +52,35 @@ def allow_pieces():
     state.is_fsdp2 = property(lambda self: getattr(self, "fsdp_plugin", None) is not None)
 
 
-def main(folder):
-    join("cpu")
+def by_fsdp():
     allow_pieces()
-    common = replace(with_checkpoints(2), hardware=Hardware(fsdp="full_shard auto_wrap"))
+    return Hardware(fsdp="full_shard auto_wrap")
+
+
+def by_zero(stage, folder):
+    """DeepSpeed's settings; no weight is so small that all processes keep it."""
+    import deepspeed.comm.comm  # noqa: F401  for the line below
+
+    # A compiled shortcut for processes of one machine, which takes minutes to make; gloo does the same.
+    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None
+    zero = {"stage": stage, "stage3_gather_16bit_weights_on_model_save": True, "stage3_param_persistence_threshold": 0}
+    auto = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size", "gradient_clipping")
+    path = folder / f"{os.environ['RANK']}.json"
+    path.write_text(json.dumps({"zero_optimization": zero, **dict.fromkeys(auto, "auto")}))
+    return Hardware(deepspeed=str(path))
+
+
+def main(folder, how):
+    join("cpu")
+    hardware = by_fsdp() if how == "fsdp" else by_zero(int(how.removeprefix("zero")), folder)
+    common = replace(with_checkpoints(2), hardware=hardware)
     model = make_model()
     whole = tune_samples(model, folder / "whole", STAGE, common=common)
-    cut = {name: type(p) for name, p in model.named_parameters()}
-    assert all(kind is DTensor for kind in cut.values()), cut
+    if how == "fsdp":
+        cut = {name: type(p) for name, p in model.named_parameters()}
+        assert all(kind is DTensor for kind in cut.values()), cut
     groups = sum(type(m).__name__.startswith("FSDP") for m in model.modules())
+    empty = sum(p.numel() == 0 for p in model.parameters())
     try:
         tune_samples(make_model(), folder / "broken", STAGE, common=common, listener=Breaks(3))
         raise AssertionError("was not broken off")
@@ -67,9 +89,9 @@ def main(folder):
     again = tune_samples(make_model(), folder / "broken", STAGE, common=common)
     if is_first():
         torch.save({"whole": whole.result.weights, "again": again.result.weights}, folder / "weights.pt")
-        told = {"whole": whole.lines, "again": again.lines, "groups": groups}
+        told = {"whole": whole.lines, "again": again.lines, "groups": groups, "empty": empty}
         (folder / "told.json").write_text(json.dumps(told))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -1,4 +1,4 @@
-"""A model cut into pieces over two processes (FSDP) learns what a whole one learns, and goes on after a break."""
+"""A model in pieces over two processes (FSDP, ZeRO) learns what a whole one learns, and goes on after a break."""
 
 import json
 import subprocess
@@ -16,12 +16,17 @@ STAGE = Stage(kind="instruct", epochs=4, batch_size=4, per_device=1, lr=3e-3)
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_pieces_learn_what_one_process_learns(lab, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", SCRIPT, tmp_path]
+@pytest.mark.parametrize(("how", "groups"), [("fsdp", 2), ("zero2", 0), ("zero3", 0)])
+def test_pieces_learn_what_one_process_learns(lab, tmp_path, how, groups):
+    if how != "fsdp":
+        pytest.importorskip("deepspeed")
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*run, SCRIPT, tmp_path, how]
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=850)
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads((tmp_path / "told.json").read_text())
-    assert told["groups"] == 2  # each layer by itself, beside the rest: not everything is gathered at once
+    assert told["groups"] == groups  # each layer by itself, beside the rest: not everything is gathered at once
+    assert (told["empty"] > 0) == (how == "zero3")
     alone = lab.tune(lab.make_model(), tmp_path / "alone", STAGE)
     weights = torch.load(tmp_path / "weights.pt")
     for name in ("whole", "again"):

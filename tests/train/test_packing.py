@@ -93,3 +93,20 @@ def test_different_prefixes_are_refused(tiny_model, features_of):
         pack([a, b])
     with pytest.raises(ValueError, match="nothing"):
         pack([])
+
+
+def test_gradients_come_in_the_same_order_whatever_the_media(tiny_model, features_of):
+    """Where processes add up gradients as they come, another order would mix up weights."""
+    loss, arrived = PackedLoss(tiny_model), []
+    for name, weight in loss.named_parameters():
+        weight.register_post_accumulate_grad_hook(lambda _, name=name: arrived.append(name))
+    orders = []
+    for turns, names in ((TURNS[0], ["3.mp4"]), ((("<image>\nWhat is it ?", "a"),), ["3.png"]), ((("What", "a"),), [])):
+        features = [features_of(name) for name in names]
+        arrived.clear()
+        loss(Batch(collate([pack([labelled(tiny_model, turns, *features)])]), tuple(features), 1, ()))[
+            "loss"
+        ].backward()
+        orders.append(tuple(arrived))
+    assert len(set(orders)) == 1
+    assert set(orders[0]) == {name for name, _ in loss.named_parameters()}

@@ -28,6 +28,7 @@ class SpatioTemporal(nn.Module):
 
     before_projector = True
     needs_cls = False
+    n_patches = 1  # the fewest of a frame
 
     def __init__(self, n_frames: int) -> None:
         super().__init__()
@@ -49,6 +50,7 @@ class Valley(nn.Module):
 
     before_projector = False
     needs_cls = True
+    n_patches = 1  # the fewest of a frame
 
     def runs(self, n_frames: int, n_tokens: int) -> tuple[int, ...]:
         """Lengths of the runs of visual tokens: (P, T), the places and the class tokens."""
@@ -73,6 +75,7 @@ class WeightedValley(Valley):
 
     def __init__(self, size: int, n_patches: int) -> None:
         super().__init__()
+        self.n_patches = n_patches
         self.pooling_layer = nn.Linear(size * n_patches, 1)
 
     def frame_weights(self, x: Tensor) -> Tensor:

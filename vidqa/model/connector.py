@@ -66,6 +66,11 @@ class Connector(nn.Module):
             raise ValueError(f"the connector {word} the class token of each frame")
         return self.compressor.runs(n_frames, n_tokens)
 
+    def least(self) -> Tensor:
+        """Zeros in the place of the smallest clip that the connector takes: float [1, P, D]."""
+        compressor = self.compressor
+        return torch.zeros(1, 1 if compressor is None else compressor.n_patches + compressor.needs_cls, self.in_size)
+
     def visual(self, clips: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
         """Visual tokens of several pictures or clips.
 

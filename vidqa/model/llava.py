@@ -73,9 +73,23 @@ class VideoLlava(nn.Module):
         Raises:
             ValueError: a width D that the connector does not take.
         """
-        weight = next(self.connector.parameters(), self.llm.get_input_embeddings().weight)  # an identity has none
+        weight = self._projecting()
         tokens = [torch.from_numpy(f.tokens).to(weight.device) for f in features]
         return self.connector.visual(tokens, weight.dtype)
+
+    def no_visual_tokens(self) -> Tensor:
+        """float [0, L], by way of every weight of the connector: their gradients are zero, and are there.
+
+        Processes that train together must run the same modules in the same order, also where one of them has text
+        only: DeepSpeed adds up gradients as they come (another order mixes up weights), and weights in pieces (FSDP,
+        ZeRO-3) are gathered by all processes at once.
+        """
+        weight = self._projecting()
+        return self.connector.visual([self.connector.least().to(weight.device)], weight.dtype)[0][:0]
+
+    def _projecting(self) -> Tensor:
+        """A weight with the device and type of the connector."""
+        return next(self.connector.parameters(), self.llm.get_input_embeddings().weight)  # an identity has none
 
     def embed(self, ids: Tensor, slots: Tensor, visual: Tensor) -> Tensor:
         """Look ids up and put the visual tokens in their slots.

@@ -32,7 +32,7 @@ def fill_slots(embeds: Tensor, slots: Tensor, visual: Tensor) -> Tensor:
         raise ValueError(f"visual tokens must be [V, {embeds.shape[-1]}], got {tuple(visual.shape)}")
     if (n := int(slots.sum())) != len(visual):
         raise ValueError(f"{n} slots in the prompts but {len(visual)} visual tokens")
-    if not n:
+    if not n and not visual.requires_grad:
         return embeds
     out = embeds.clone()
     out[slots] = visual.to(embeds.dtype)

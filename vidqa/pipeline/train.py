@@ -27,7 +27,7 @@ from vidqa.train.checkpoints import in_units
 from vidqa.train.data import Corpus, MediaRef, RejectLog, Source
 from vidqa.train.data.rejects import Rejected, plain, read_rejects, write_rejects
 from vidqa.train.metrics import MetricsFile, read_metrics
-from vidqa.train.needs import check_device, check_packages, check_space
+from vidqa.train.needs import check_deepspeed, check_device, check_packages, check_space
 from vidqa.train.output import Start, export_projector, write_bundle
 from vidqa.train.processes import Common, is_first, join, local_device, wait_for_all
 from vidqa.train.recipe import Evaluation, Recipe, Stage
@@ -94,6 +94,7 @@ def train(
     """
     words = read_recipe(recipe)
     check_packages(words)
+    check_deepspeed(words)
     check_device(words, local_device(device))
     target = Path(out or Path(recipe).stem)
     join(device)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PrinterCallback
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from vidqa.errors import TrainError
 from vidqa.generate.memory import is_out_of_memory
@@ -103,6 +104,8 @@ def run_stage(model: VideoLlava, data: Sequences, stage: Stage, around: Surround
     finally:
         around.metrics.flush()
     weights = trainer.weights()
+    if around.common.hardware.deepspeed:
+        unset_hf_deepspeed_config()  # as long as transformers knows it, the next model is loaded in pieces (ZeRO-3)
     model.eval().requires_grad_(False)
     totals = trainer.watch.totals
     return StageResult(

@@ -29,12 +29,8 @@ class PackedLoss(nn.Module):
         """Summed loss of one batch, float32; 0 where nothing is to be learned."""
         model = self.model
         packed = batch.packed.to(model.device)
-        table = model.llm.get_input_embeddings().weight
         visual = model.visual_tokens(batch.features)
-        joined = torch.cat(visual) if visual else torch.empty(0, table.shape[1], device=table.device)
-        embeds = model.embed(packed.ids, packed.slots, joined)
-        if not visual:
-            embeds = embeds + _touched(model.connector, embeds)
+        embeds = model.embed(packed.ids, packed.slots, torch.cat(visual) if visual else model.no_visual_tokens())
         states = model.llm.get_decoder()(
             inputs_embeds=embeds,
             attention_mask=attention_mask(packed.branch),
@@ -46,21 +42,3 @@ class PackedLoss(nn.Module):
         loss = F.cross_entropy(logits.float(), packed.labels[:, 1:][learn], reduction="sum")
         # Without tokens to learn there is no logit: the sum over the states keeps every weight in the graph.
         return {"loss": loss + 0.0 * states.float().sum() if not learn.any() else loss}
-
-
-def _touched(connector: nn.Module, like: Tensor) -> Tensor:
-    """Zero, by way of every weight of the connector.
-
-    A process whose batch holds text only must run what the others run: weights in pieces (FSDP, ZeRO-3) are gathered by
-    all processes together, and a process that stays away leaves the others waiting.
-    """
-    total = torch.zeros((), device=like.device, dtype=like.dtype)
-    first = next(connector.parameters(), None)
-    if first is None or not torch.is_grad_enabled():
-        return total
-    width = getattr(connector, "in_size", first.shape[-1])
-    total = total + 0.0 * connector(torch.zeros(1, width, device=first.device, dtype=first.dtype)).sum()
-    for parameter in connector.parameters():
-        if parameter.requires_grad:
-            total = total + 0.0 * parameter.sum()
-    return total

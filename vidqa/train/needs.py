@@ -38,6 +38,28 @@ def check_packages(recipe: Recipe) -> None:
         )
 
 
+def check_deepspeed(recipe: Recipe) -> None:
+    """See that DeepSpeed's settings can be read, and give the weights back when a stage ends.
+
+    Raises:
+        UsageError: they cannot, or do not.
+    """
+    if recipe.hardware.deepspeed is None:
+        return
+    path = Path(recipe.hardware.deepspeed)
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        zero = settings.get("zero_optimization", {})
+        in_pieces = zero.get("stage") == 3 and not zero.get("stage3_gather_16bit_weights_on_model_save")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UsageError(f"hardware.deepspeed: {path} cannot be read as DeepSpeed's settings: {error}") from error
+    if in_pieces:
+        raise UsageError(
+            f"hardware.deepspeed: {path}: with stage 3 the weights could not be put together when a stage ends",
+            hint='"stage3_gather_16bit_weights_on_model_save": true in "zero_optimization"',
+        )
+
+
 def check_device(recipe: Recipe, device: str) -> None:
     """See that the device can do what the recipe asks of it.
 

@@ -135,7 +135,8 @@ class StageTrainer(Trainer):
     def checkpoint_bytes(self) -> int:
         """What a checkpoint takes: the weights that learn and AdamW's two moments of them, with a little to spare."""
         learn = [p for p in self.model.parameters() if p.requires_grad]
-        return int(1.05 * sum(p.numel() * (p.element_size() + 8) for p in learn)) + (1 << 20)
+        # Under ZeRO-3 a weight itself is empty, and knows how large it is as a whole.
+        return int(1.05 * sum(getattr(p, "ds_numel", p.numel()) * (p.element_size() + 8) for p in learn)) + (1 << 20)
 
     def _check_weights(self) -> None:
         if bad := [n for n, p in self.model.named_parameters() if p.requires_grad and not torch.isfinite(p).all()]:
