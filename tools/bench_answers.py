@@ -99,8 +99,8 @@ class Sides:
             max_new_tokens=self.new_tokens,
             do_sample=False,
         )
-        texts = self.ours.llava.tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
-        return [text.strip() for text in texts]
+        decode = self.ours.llava.tokenizer.decode
+        return [decode(row, skip_special_tokens=True).strip() for row in out[:, ids.shape[1] :].tolist()]
 
     def one_by_one(self, clip: Path, n: int) -> list[str]:
         """Way a."""

@@ -4,7 +4,8 @@
     python tools/bench_llm.py                                     4 layers x 256, P = 2,056, Q = 8, 32 new tokens
     python tools/bench_llm.py --layers 8 --width 512 --threads 2
 
-Ways: transformers' generate one question at a time, the same in one batch padded on the left, and the shared beginning.
+Ways: transformers' generate one question at a time, the same in one batch padded on the left, the shared beginning with
+transformers' Llama, and the same with vidqa's own, which a bundle with a plain Llama gets.
 Random weights. Wall and CPU seconds; the ratios of CPU seconds hold on a busy machine, too. One JSON line comes last.
 """
 
@@ -22,20 +23,30 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+import transformers
 
 from vidqa.generate.batch import Batch
 from vidqa.generate.pool import Room
+from vidqa.model.llama import Llama, LlamaConfig
 from vidqa.model.llava import VideoLlava
 from vidqa.prompts.formats import get_format
 
 VOCABULARY = 1000
 
 
+def as_own(llm: Any) -> Llama:
+    """The same weights in vidqa's own Llama."""
+    c = llm.config
+    sizes = {name: getattr(c, name) for name in LlamaConfig.__dataclass_fields__ if hasattr(c, name)}
+    own = Llama(LlamaConfig(**sizes | {"rope_theta": c.rope_parameters["rope_theta"]}))
+    own.load_state_dict(llm.state_dict())
+    return own.eval()
+
+
 def random_llm(layers: int, width: int) -> Any:
     """A Llama without an end token; weights wide enough for answers to differ."""
     torch.manual_seed(0)
-    config = LlamaConfig(
+    config = transformers.LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=width,
         intermediate_size=width * 11 // 4,
@@ -45,7 +56,7 @@ def random_llm(layers: int, width: int) -> Any:
         initializer_range=1.5 / width**0.5,
         eos_token_id=None,
     )
-    llm = LlamaForCausalLM(config).eval()
+    llm = transformers.LlamaForCausalLM(config).eval()
     llm.generation_config.eos_token_id, llm.generation_config.pad_token_id = None, 0
     return llm
 
@@ -56,6 +67,7 @@ class Task:
     def __init__(self, args: argparse.Namespace) -> None:
         self.llm, self.n_new, width = random_llm(args.layers, args.width), args.new_tokens, args.width
         self.model = VideoLlava(torch.nn.Linear(8, width), self.llm, None, get_format("v1", ""), 4096)
+        self.own = VideoLlava(self.model.connector, as_own(self.llm), None, self.model.chat, 4096)
         self.begun = torch.randn(args.beginning, width) * 0.3
         rng, table = np.random.default_rng(0), self.llm.get_input_embeddings()
         ids = [torch.from_numpy(rng.integers(3, VOCABULARY, 12 + q)) for q in range(args.questions)]
@@ -83,9 +95,9 @@ class Task:
             embeds[i, longest - len(e) :], mask[i, longest - len(e) :] = e, 1
         return self._generate(embeds, mask)
 
-    def shared(self) -> list[list[int]]:
+    def shared(self, model: VideoLlava) -> list[list[int]]:
         n = len(self.tails)
-        batch = Batch(self.model, Room(n, 1, len(self.begun), max(map(len, self.tails)) + self.n_new))
+        batch = Batch(model, Room(n, 1, len(self.begun), max(map(len, self.tails)) + self.n_new))
         batch.ask(batch.begin([self.begun]) * n, self.tails)
         answers: list[list[int]] = [[] for _ in self.tails]
         for step in range(self.n_new):
@@ -109,12 +121,14 @@ def main() -> int:
     ways: dict[str, Callable[[], list[list[int]]]] = {
         "one by one": task.one_by_one,
         "one batch": task.batched,
-        "shared beginning": task.shared,
+        "shared beginning": lambda: task.shared(task.model),
+        "shared, own Llama": lambda: task.shared(task.own),
     }
     found: dict[str, dict[str, float]] = {}
     truth: list[list[int]] = []
     with torch.inference_mode():
-        task.shared()  # what is loaded at first use does not count
+        for model in (task.model, task.own):
+            task.shared(model)  # what is loaded at first use does not count
         for name, run in ways.items():
             start, cpu = time.perf_counter(), time.process_time()
             answers = run()

@@ -158,7 +158,7 @@ def make_bundle(name: str, folder: Path, dtype: str = "float32", fp16_encoder: b
 
 
 def to_transformers(model: LoadedModel, name: str, bundle: Path) -> Any:
-    """VideoLlavaForConditionalGeneration with the bundle's weights; LLM and projector are shared, not copied."""
+    """VideoLlavaForConditionalGeneration with the bundle's weights; LLM and projector share them, nothing is copied."""
     from transformers import CLIPVisionConfig, CLIPVisionModel, VideoLlavaConfig, VideoLlavaForConditionalGeneration
 
     shape, llava = SHAPES[name], model.llava
@@ -173,7 +173,7 @@ def to_transformers(model: LoadedModel, name: str, bundle: Path) -> Any:
         hidden_act="gelu",
     )
     ids = {f"{kind}_token_index": llava.tokenizer.convert_tokens_to_ids(f"<{kind}>") for kind in ("image", "video")}
-    config = VideoLlavaConfig(vision_config=vision, text_config=llava.llm.config, vision_feature_layer=-2, **ids)
+    config = VideoLlavaConfig(vision_config=vision, text_config=llm_config(shape), vision_feature_layer=-2, **ids)
     config.video_seq_length = 8 * ((shape.image_size // shape.patch_size) ** 2 + 1)
     with torch.device("meta"):
         theirs = VideoLlavaForConditionalGeneration(config)
@@ -185,7 +185,9 @@ def to_transformers(model: LoadedModel, name: str, bundle: Path) -> Any:
     video.load_state_dict({k: bare[k.removeprefix("vision_model.")] for k in wanted})
     theirs.model.video_tower = video.to(llava.device, llava.dtype)
     theirs.model.image_tower = video
-    theirs.model.language_model = llava.llm.model
+    decoder = theirs.model.language_model
+    decoder.load_state_dict(llava.llm.model.state_dict(), assign=True)
+    decoder.rotary_emb = type(decoder.rotary_emb)(decoder.config).to(llava.device)  # its buffers are not in the state
     theirs.lm_head = llava.llm.lm_head
     projector = theirs.model.multi_modal_projector
     projector.linear_1, projector.linear_2 = [m for m in llava.connector.modules() if isinstance(m, torch.nn.Linear)]

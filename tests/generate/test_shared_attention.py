@@ -20,11 +20,14 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from vidqa.generate.attention import Part, can_share, over_beginnings, over_own
+from vidqa.generate.attention import Part, over_beginnings, over_own
 from vidqa.generate.engine import Engine, GenerationSettings, Request, generate
 from vidqa.generate.jobs import Job, plan_job
+from vidqa.generate.kinds import can_share
 from vidqa.generate.pool import packed
+from vidqa.generate.session import ChatSession
 from vidqa.model.connector import build_connector
+from vidqa.model.llama import Llama, LlamaConfig
 from vidqa.model.llava import VideoLlava
 from vidqa.records import Features
 
@@ -89,6 +92,35 @@ def other_llm(model: VideoLlava, kind: str) -> VideoLlava:
     llm.generation_config.eos_token_id = None
     built = VideoLlava(build_connector("mlp2x_gelu", 24, 32), llm, model.tokenizer, model.chat, 256)
     return built.eval().requires_grad_(False)
+
+
+def as_own(llm: LlamaForCausalLM) -> Llama:
+    """The same weights in our own Llama."""
+    c = llm.config
+    sizes = LlamaConfig(
+        *(c.vocab_size, c.hidden_size, c.intermediate_size, c.num_hidden_layers, c.num_attention_heads),
+        *(c.num_key_value_heads, c.head_dim, c.rms_norm_eps, c.rope_parameters["rope_theta"], False),
+    )
+    own = Llama(sizes)
+    own.load_state_dict(llm.state_dict())
+    return own.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_our_own_llama_gives_the_tokens_of_transformers(
+    model: VideoLlava, requests: list[Request], static: bool
+) -> None:
+    """One by one by transformers' own generate, and all together by ours; a dialogue, too."""
+    truth = [reference(model, request) for request in requests]
+    own = VideoLlava(model.connector, as_own(model.llm), model.tokenizer, model.chat, model.context)
+    assert answers_of(own, requests, static=static) == truth
+    assert answers_of(own, requests, batch_size=3, static=static) == truth
+    first = requests[0]
+    said = [
+        [session.ask(text).text for text in (first.turns[0][0], "And then?")]
+        for session in (ChatSession(m, first.features, SHORT) for m in (model, own))
+    ]
+    assert said[0] == said[1] and said[0][0] == truth[0]
 
 
 @pytest.mark.parametrize("ratio", [1, 3])

@@ -1,6 +1,7 @@
-"""Attention of several questions over one shared beginning, as a function that transformers' models call.
+"""Attention of several questions over one shared beginning, as a function that LLMs call in their layers.
 
-Knows tensors and transformers' attention interface. Does not know clips, prompts or who keeps the keys and values.
+Knows tensors and the arguments of transformers' attention functions. Does not know clips, prompts or who keeps the
+keys and values.
 
 The keys of a line (one prompt that is being answered) lie in two places: those of its beginning, which all questions of
 a clip share and which is stored once, and its own. The queries of all lines of a clip are stacked, so that the shared
@@ -20,14 +21,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor
 
-#: The name under which models find `shared_attention`.
-NAME = "vidqa_shared"
+from vidqa.model.llama import plain_attention
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,7 @@ class Part:
     n_positions: int  # P
     where: Tensor  # int64 [n]: clip * Q + place among the clip's lines; C * Q for a line that does not count
     hidden: Tensor | None  # bool [C, 1, P], True behind the end of a shorter beginning; None where all are as long
+    in_order: bool = False  # known to have no gaps: `where` is 0, 1, 2, ... C * Q - 1
 
 
 @dataclass(frozen=True)
@@ -81,21 +81,19 @@ def shared_attention(
         attention_mask: bool [n, 1, S, T], True where a query may look at an own key.
         scaling: of the scores; None is 1 / sqrt(d).
         shared: None is ordinary attention.
-        rest: handed on to ordinary attention.
+        rest: not used.
 
     Returns:
         [n, S, H, d], and None for the weights.
     """
     if shared is None:
-        from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **rest)
+        return plain_attention(module, query, key, value, attention_mask, scaling)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     assert attention_mask is not None
     begun, l_begun = _over_parts(query, shared, module.layer_idx, scale)
     own, l_own = over_own(query, key, value, attention_mask, scale)
-    total = torch.logaddexp(l_begun, l_own)
-    out = begun * (l_begun - total).exp_()[..., None] + own * (l_own - total).exp_()[..., None]
+    # e^(l_s - l) is the logistic function of l_s - l_o, and the other factor is what is left of 1.
+    out = own.lerp(begun, (l_begun - l_own).sigmoid_()[..., None])
     return out.to(query.dtype).transpose(1, 2).contiguous(), None
 
 
@@ -126,17 +124,22 @@ def over_beginnings(query: Tensor, keys: Tensor, values: Tensor, part: Part, sca
     n_clips, n_places = part.n_clips, part.n_places
     n_groups = keys.shape[0] // n_clips
     ratio = n_heads // n_groups
-    # One row more than there are places: lines that do not count write there.
-    grid = query.new_zeros(n_clips * n_places + 1, n_heads, n_new, d).index_copy_(0, part.where, query * scale)
-    stacked = grid[:-1].view(n_clips, n_places, n_groups, ratio * n_new, d).transpose(1, 2)
+    grid = query * scale
+    if not part.in_order:
+        # One row more than there are places: lines that do not count write there.
+        places = query.new_zeros(n_clips * n_places + 1, n_heads, n_new, d)
+        grid = places.index_copy_(0, part.where, grid)[:-1]
+    stacked = grid.reshape(n_clips, n_places, n_groups, ratio * n_new, d).transpose(1, 2)
     scores = _product(stacked.reshape(n_clips * n_groups, n_places * ratio * n_new, d), keys.transpose(1, 2))
     if part.hidden is not None:
         by_clip = scores.view(n_clips, -1, scores.shape[-1])
         by_clip.masked_fill_(part.hidden, torch.finfo(scores.dtype).min)
     out, lse = _attend(scores, values)
-    back = part.where.clamp(max=n_clips * n_places - 1)
-    out = out.view(n_clips, n_groups, n_places, ratio * n_new, -1).transpose(1, 2).flatten(0, 1)[back]
-    lse = lse.view(n_clips, n_groups, n_places, ratio * n_new).transpose(1, 2).flatten(0, 1)[back]
+    out = out.view(n_clips, n_groups, n_places, ratio * n_new, -1).transpose(1, 2).flatten(0, 1)
+    lse = lse.view(n_clips, n_groups, n_places, ratio * n_new).transpose(1, 2).flatten(0, 1)
+    if not part.in_order:
+        back = part.where.clamp(max=n_clips * n_places - 1)
+        out, lse = out[back], lse[back]
     return out.reshape(n, n_heads, n_new, -1), lse.reshape(n, n_heads, n_new)
 
 
@@ -179,31 +182,3 @@ def _mixes(device: str, dtype: torch.dtype) -> bool:
         return bool(torch.bmm(one, one, out_dtype=torch.float32)[0, 0, 0] == 16)
     except (RuntimeError, TypeError):  # not on this device, or not in this version
         return False
-
-
-@functools.cache
-def register() -> None:
-    """Make the function known to transformers, without a mask function: a run without a mask of ours is causal."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(NAME, shared_attention)
-
-
-def can_share(llm: Any, context: int) -> bool:
-    """Whether a model's attention can be exchanged for this one: ordinary, over all of the sequence, by the interface.
-
-    Args:
-        llm: a causal LLM of transformers.
-        context: longest sequence; a window that is never reached does not matter.
-    """
-    config, takes = llm.config, signature(llm.forward).parameters
-    window = getattr(config, "sliding_window", None)
-    kinds = set(getattr(config, "layer_types", None) or ())
-    return (
-        bool(getattr(llm, "_supports_attention_backend", False))
-        and (not kinds or kinds == {"full_attention"})
-        and (not window or window >= context)
-        and getattr(config, "attn_logit_softcapping", None) is None
-        and "logits_to_keep" in takes
-        and any(p.kind is p.VAR_KEYWORD for p in takes.values())
-    )

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vidqa.generate.attention import NAME, register
 from vidqa.generate.graphs import StepGraphs
+from vidqa.generate.kinds import keys_only, new_cache, sharing
 from vidqa.generate.pool import Layers, Pool, Room
 from vidqa.model.llava import VideoLlava
 
@@ -76,11 +76,9 @@ class Batch:
         Returns:
             The clip number of each.
         """
-        from transformers import DynamicCache
-
         lengths = [len(e) for e in embeds]
-        with self._timed("prefill_s"), _attention(self.model.llm):
-            cache = DynamicCache()
+        with self._timed("prefill_s"), sharing(self.model.llm):
+            cache = new_cache(self.model.llm)
             # Padded on the right: causal attention keeps what comes later from being seen, so no mask is needed.
             padded = torch.nn.utils.rnn.pad_sequence(list(embeds), batch_first=True)
             positions = torch.arange(padded.shape[1], device=padded.device)[None].expand(len(embeds), -1)
@@ -89,7 +87,7 @@ class Batch:
                 position_ids=positions,
                 past_key_values=cache,
                 use_cache=True,
-                logits_to_keep=1,
+                **keys_only(self.model.llm),
             )
             layers: Layers = [(layer.keys, layer.values) for layer in cache.layers]
             if self.pool is None:
@@ -153,7 +151,7 @@ class Batch:
         return sum(t.shape[1] * t.shape[3] * t.element_size() for pair in self.pool.own for t in pair)
 
     def _run(self, mask: Tensor, positions: Tensor, shared: Any, **inputs: Tensor) -> Tensor:
-        with _attention(self.model.llm):
+        with sharing(self.model.llm):
             out = self.model.llm(
                 **inputs,
                 attention_mask=mask,
@@ -175,16 +173,3 @@ class Batch:
             if self.model.device.type == "cuda":
                 torch.cuda.synchronize(self.model.device)
             setattr(self.work, name, getattr(self.work, name) + time.perf_counter() - start)
-
-
-@contextmanager
-def _attention(llm: Any) -> Iterator[None]:
-    """The model attends by our function inside the block."""
-    register()
-    config = llm.config
-    before = config._attn_implementation
-    config._attn_implementation = NAME
-    try:
-        yield
-    finally:
-        config._attn_implementation = before

@@ -4,7 +4,7 @@ The seam for every way of answering: `Request` in, `Answer` or `ItemError` out, 
 is behind it may change; that a batch gives what one-by-one gives may not.
 
 Prompts at work leave when they are finished, and waiting ones take their places: a long answer keeps nobody waiting.
-Models whose attention cannot be exchanged (see `attention.can_share`) are answered batch by batch, see `alone`.
+Models whose attention cannot be exchanged (see `kinds.can_share`) are answered batch by batch, see `alone`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 from vidqa.errors import ItemError
 from vidqa.generate.alone import Alone
-from vidqa.generate.attention import can_share
 from vidqa.generate.batch import Work
 from vidqa.generate.jobs import GenerationSettings, Request, plan_job, to_answer
+from vidqa.generate.kinds import can_share
 from vidqa.generate.lines import Ends, Lines
 from vidqa.generate.memory import is_out_of_memory, most_lines
 from vidqa.generate.stop import Stopper, end_ids

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vidqa.generate.kinds import new_cache
 from vidqa.model.llava import VideoLlava
 from vidqa.records import Prompt
 
@@ -23,12 +24,10 @@ class Line:
     """Keys and values of one line of tokens, and which tokens these are; empty at first."""
 
     def __init__(self, model: VideoLlava) -> None:
-        from transformers import DynamicCache
-
         self._model = model
         # Logits of a whole prompt are larger than the model's activations; most LLMs can leave them out.
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in signature(model.llm.forward).parameters else {}
-        self._cache = DynamicCache()
+        self._cache = new_cache(model.llm)
         self._known = Prompt(np.empty(0, np.int64), np.empty(0, np.bool_))
 
     def n_common(self, prompt: Prompt) -> int:
@@ -65,7 +64,6 @@ class Line:
         with torch.inference_mode():
             out: Any = self._model.llm(
                 inputs_embeds=embeds[None],
-                attention_mask=torch.ones(1, n, dtype=torch.int64, device=device),
                 position_ids=torch.arange(n - len(embeds), n, device=device)[None],
                 past_key_values=self._cache,
                 use_cache=True,

@@ -66,6 +66,8 @@ class Pool:
         self._steps = torch.arange(max(room.n_own, room.n_prefix), device=self.device)
         self._hidden = torch.zeros(room.n_clips, 1, room.n_prefix, dtype=torch.bool, device=self.device)
         self._any_hidden = False
+        self._in_order = False  # see `Part`
+        self._column: int | None = None  # that all lines write, where it is one
         self._target: slice | None = None  # lines that a first run writes; None for a step
 
     def add_clip(self, layers: Layers, row: int, n: int) -> int:
@@ -132,7 +134,10 @@ class Pool:
         self._target = new
         steps = self._steps[:longest]
         mask = (steps >= pad[:, None, None]) & (steps <= steps[:, None])
-        places = [Part(clip, 1, n, self.lengths[clip], self._rows[:n], None) for clip, n in Counter(clips).items()]
+        places = [
+            Part(clip, 1, n, self.lengths[clip], self._rows[:n], None, in_order=True)
+            for clip, n in Counter(clips).items()
+        ]
         shared = Shared(self.prefixes, self.room.n_clips, tuple(places))
         return begun[:, None] + (steps - pad[:, None]).clamp(min=0), mask[:, None], shared
 
@@ -144,7 +149,9 @@ class Pool:
         mask = (steps >= self.start[:n, None]) & (steps <= self.now[:n, None])
         n_positions = self._n_positions()
         hidden = self._hidden[:n_clips, :, :n_positions] if self._any_hidden or self.static else None
-        part = Part(0, n_clips, n_places, n_positions, self._where[:n], hidden)
+        part = Part(0, n_clips, n_places, n_positions, self._where[:n], hidden, self._in_order)
+        # Lines that came together write one column; a graph, which is recorded once, must not rely on it.
+        self._column = None if self.static or len(set(self.ends)) > 1 else self.ends[0]
         return self.positions[:n, None], mask[:, None, None], Shared(self.prefixes, self.room.n_clips, (part,))
 
     def advance(self) -> None:
@@ -163,7 +170,10 @@ class Pool:
                 out.append(buffer[self._target, :, : new.shape[2]])
             else:
                 n = len(new)
-                buffer[self._rows[:n], :, self.now[:n]] = new[:, :, 0]
+                if self._column is not None:
+                    buffer[:n, :, self._column] = new[:, :, 0]
+                else:
+                    buffer[self._rows[:n], :, self.now[:n]] = new[:, :, 0]
                 out.append(buffer[:n, :, : self._n_columns()])
         return out[0], out[1]
 
@@ -203,6 +213,7 @@ class Pool:
         for clip in self.clip_of:
             where.append(clip * n_places + seen[clip])
             seen[clip] += 1
+        self._in_order = not self.static and where == list(range(n_clips * n_places))
         where += [n_clips * n_places] * (self.shape[0] - n)  # lines that fill up a rounded number do not count
         self._where[: len(where)] = torch.tensor(where, dtype=torch.int64, device=self.device)
         for values in (self.start, self.now, self.positions):

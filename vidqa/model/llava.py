@@ -146,7 +146,11 @@ class VideoLlava(nn.Module):
 
 
 def load_model(
-    bundle: Bundle, device: str = "auto", dtype: torch.dtype | None = None, quantise: Quantise | None = None
+    bundle: Bundle,
+    device: str = "auto",
+    dtype: torch.dtype | None = None,
+    quantise: Quantise | None = None,
+    answers_only: bool = False,
 ) -> VideoLlava:
     """Read connector, LLM and tokenizer of a bundle.
 
@@ -157,6 +161,7 @@ def load_model(
         device: `auto` (CUDA when there is one), `cpu`, `cuda`, `cuda:N`, or `map` (the LLM's layers over all devices).
         dtype: of all weights; None is float32 on the CPU and what the LLM was saved in on a GPU.
         quantise: linear layers of the LLM in 8 or 4 bits; None keeps them whole.
+        answers_only: see `load_llm`.
 
     Returns:
         The model in evaluation mode.
@@ -177,7 +182,7 @@ def load_model(
         raise BundleError(f"{bundle.connector_file} cannot be read: {e}") from e
     load_strictly(connector, weights, str(bundle.connector_file))
     place: torch.device | Literal["map"] | None = "map" if spread else where if quantise else None
-    llm, tokenizer = load_llm(bundle.llm_folder, kind, quantise=quantise, place=place)
+    llm, tokenizer = load_llm(bundle.llm_folder, kind, quantise=quantise, place=place, answers_only=answers_only)
     width = llm.get_input_embeddings().weight.shape[1]
     if width != spec.connector.out_size:
         raise BundleError(f"{bundle.folder}: connector.out_size is {spec.connector.out_size}, the LLM is {width} wide")

@@ -16,6 +16,7 @@ import torch
 from vidqa.encoders.faults import VERIFY_HINT
 from vidqa.errors import BundleError, DeviceError
 from vidqa.model.adapter import ADAPTER_FOLDER, apply_adapter
+from vidqa.model.plain import PlainTokenizer, load_plain
 
 Quantise = Literal["8bit", "4bit"]
 
@@ -26,6 +27,7 @@ def load_llm(
     *,
     quantise: Quantise | None = None,
     place: torch.device | Literal["map"] | None = None,
+    answers_only: bool = False,
 ) -> tuple[Any, Any]:
     """Read a causal LLM and its tokenizer.
 
@@ -36,6 +38,7 @@ def load_llm(
         dtype: of the weights; None keeps the saved one. Of a quantised LLM it is the type of its arithmetic.
         quantise: weights of linear layers in 8 or 4 bits while they are read, by bitsandbytes; None does not.
         place: a device, or `map` to spread the layers over all devices by their free memory; None is the CPU.
+        answers_only: the model will not be trained or written: a plain Llama is then read without transformers.
 
     Returns:
         The LLM and its tokenizer.
@@ -44,6 +47,8 @@ def load_llm(
         BundleError: a file cannot be read, or a weight is missing, unknown or of another shape; all are named.
         DeviceError: a package that `quantise` or `map` needs is not installed.
     """
+    if answers_only and quantise is None and place is None and (plain := load_plain(folder, dtype)) is not None:
+        return plain, PlainTokenizer.read(folder) or load_tokenizer(folder)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     how = _how(dtype, quantise, place)

@@ -80,7 +80,9 @@ class LoadedModel:
         from vidqa.model.llm import named_dtype
 
         wanted = self.precision
-        llava = load_llava(self.bundle, self._asked_device, named_dtype(wanted.dtype), wanted.quantize)
+        llava = load_llava(
+            self.bundle, self._asked_device, named_dtype(wanted.dtype), wanted.quantize, answers_only=True
+        )
         self.reporter.say_once(f"language model: {llava.device}")
         if self.bundle.spec.notice:
             self.reporter.say_once(f"note: {self.bundle.spec.notice}")

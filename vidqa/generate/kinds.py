@@ -1,0 +1,82 @@
+"""What differs between the kinds of LLM: our own Llama, and the models of transformers that take part by its interface.
+
+Knows how a model is told to attend by another function, and what stores its keys and values.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from inspect import signature
+from typing import Any
+
+from vidqa.generate.attention import shared_attention
+from vidqa.model.llama import GrowingCache, Llama
+
+#: The name under which transformers' models find `shared_attention`.
+_NAME = "vidqa_shared"
+
+
+def can_share(llm: Any, context: int) -> bool:
+    """Whether a model's attention can be exchanged for ours: ordinary, over all of the sequence, by the interface.
+
+    Args:
+        llm: a causal LLM.
+        context: longest sequence; a window that is never reached does not matter.
+    """
+    if isinstance(llm, Llama):
+        return True
+    config, takes = llm.config, signature(llm.forward).parameters
+    window = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or ())
+    return (
+        bool(getattr(llm, "_supports_attention_backend", False))
+        and (not kinds or kinds == {"full_attention"})
+        and (not window or window >= context)
+        and getattr(config, "attn_logit_softcapping", None) is None
+        and "logits_to_keep" in takes
+        and any(p.kind is p.VAR_KEYWORD for p in takes.values())
+    )
+
+
+@contextmanager
+def sharing(llm: Any) -> Iterator[None]:
+    """A model that `can_share` attends by `shared_attention` inside the block."""
+    if isinstance(llm, Llama):
+        usual, llm.attend = llm.attend, shared_attention
+        try:
+            yield
+        finally:
+            llm.attend = usual
+        return
+    _register()
+    config = llm.config
+    before = config._attn_implementation
+    config._attn_implementation = _NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def new_cache(llm: Any) -> Any:
+    """An empty store of keys and values, with `.layers[i].keys` and `.values` once the model has run."""
+    if isinstance(llm, Llama):
+        return GrowingCache()
+    from transformers import DynamicCache
+
+    return DynamicCache()
+
+
+def keys_only(llm: Any) -> dict[str, Any]:
+    """Arguments of a run that is for keys and values alone: as little else as the model can do."""
+    return {"keys_only": True} if isinstance(llm, Llama) else {"logits_to_keep": 1}
+
+
+@functools.cache
+def _register() -> None:
+    """Make the function known to transformers, without a mask function: a run without a mask of ours is causal."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(_NAME, shared_attention)

@@ -1,0 +1,167 @@
+"""A transformers folder of the plain kind -> a Llama, and its tokenizer, without importing transformers.
+
+Most of the time that `vidqa ask` takes on a cached clip is imports, and most of these were transformers'. An LLM is
+plain if its config asks for nothing but an ordinary Llama, a tokenizer if all of it is in `tokenizer.json`. Everything
+else (other models, scaled positions, quantised weights, adapters, chat templates, what is missing or does not fit) is
+not decided here: the answer is None, and transformers reads the folder, or says what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from vidqa.model.adapter import ADAPTER_FOLDER
+from vidqa.model.llama import Ends, Llama, LlamaConfig
+
+#: What a config may say beside the sizes; other values are not an ordinary Llama's.
+_ORDINARY: dict[str, Any] = {
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "rope_scaling": None,
+    "sliding_window": None,
+    "layer_types": None,
+    "quantization_config": None,
+}
+_NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
+#: Settings of a tokenizer that change nothing in what is asked of it here.
+_HARMLESS = {"backend", "is_local", "local_files_only", "model_max_length", "padding_side", "tokenizer_class"}
+#: Files of a folder whose tokenizer is more than its tokenizer.json.
+_MORE_FILES = ("chat_template.jinja", "special_tokens_map.json", "added_tokens.json")
+
+
+def load_plain(folder: Path, dtype: torch.dtype | None) -> Llama | None:
+    """Read a plain LLM.
+
+    Args:
+        folder: config and safetensors.
+        dtype: of the weights; None keeps the one that the config names.
+
+    Returns:
+        The LLM in evaluation mode, or None where transformers is needed.
+    """
+    config = _read_json(folder / "config.json")
+    if config is None or (sizes := _sizes(config)) is None or (folder / ADAPTER_FOLDER).exists():
+        return None
+    named = config.get("dtype") or config.get("torch_dtype")
+    kind = dtype or {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}.get(str(named))
+    said = _read_json(folder / "generation_config.json") or config
+    weights = _read_weights(folder)
+    if kind is None or weights is None:
+        return None
+    llm = Llama(sizes, Ends(said.get("eos_token_id")), device="meta")
+    wanted = llm.state_dict()
+    if sizes.tie_word_embeddings:
+        del wanted["lm_head.weight"]
+    if {k: v.shape for k, v in wanted.items()} != {k: v.shape for k, v in weights.items()}:
+        return None
+    llm.load_state_dict({k: v.to(kind) for k, v in weights.items()}, strict=False, assign=True)
+    if sizes.tie_word_embeddings:
+        llm.tie()
+    return llm.eval()
+
+
+class PlainTokenizer:
+    """What vidqa asks of a transformers tokenizer, by the same names.
+
+    Args:
+        backend: of the package tokenizers.
+        named: special tokens by their role: `bos_token`, `eos_token`, ...
+    """
+
+    chat_template = None
+
+    def __init__(self, backend: Tokenizer, named: dict[str, str]) -> None:
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend = backend
+        self.all_special_tokens = list(dict.fromkeys(named.values()))
+        self.bos_token_id, self.eos_token_id, self._unknown = (
+            backend.token_to_id(named[role]) if role in named else None
+            for role in ("bos_token", "eos_token", "unk_token")
+        )
+
+    @classmethod
+    def read(cls, folder: Path) -> PlainTokenizer | None:
+        """The tokenizer of a folder; None where its files say more than this class knows."""
+        settings = _read_json(folder / "tokenizer_config.json")
+        whole = _read_json(folder / "tokenizer.json")
+        if settings is None or whole is None or any((folder / name).exists() for name in _MORE_FILES):
+            return None
+        if settings.get("tokenizer_class") not in ("TokenizersBackend", "PreTrainedTokenizerFast"):
+            return None
+        named = {role: settings[role] for role in _NAMED_TOKENS if settings.get(role) is not None}
+        rest = {k: v for k, v in settings.items() if k not in _HARMLESS and k not in _NAMED_TOKENS}
+        special = {token["content"] for token in whole.get("added_tokens", ()) if token["special"]}
+        if rest.pop("clean_up_tokenization_spaces", False) or rest or not all(t in special for t in named.values()):
+            return None
+        return cls(Tokenizer.from_file(str(folder / "tokenizer.json")), named)
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Ids of a text."""
+        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        """Text of ids."""
+        text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        return text
+
+    def convert_tokens_to_ids(self, token: str) -> int | None:
+        """Id of a token; that of the unknown one, if there is any, for what is no token."""
+        known: int | None = self._backend.token_to_id(token)
+        return self._unknown if known is None else known
+
+
+def _sizes(config: dict[str, Any]) -> LlamaConfig | None:
+    """The sizes of an ordinary Llama; None for another model."""
+    rope = config.get("rope_parameters") or {"rope_type": "default", "rope_theta": config.get("rope_theta", 10000.0)}
+    ordinary = all(config.get(key, value) == value for key, value in _ORDINARY.items())
+    if config.get("model_type") != "llama" or not ordinary or not {"rope_type", "rope_theta"} >= set(rope):
+        return None
+    if rope.get("rope_type") != "default" or "rope_theta" not in rope:
+        return None
+    try:
+        heads = int(config["num_attention_heads"])
+        return LlamaConfig(
+            vocab_size=int(config["vocab_size"]),
+            hidden_size=int(config["hidden_size"]),
+            intermediate_size=int(config["intermediate_size"]),
+            num_hidden_layers=int(config["num_hidden_layers"]),
+            num_attention_heads=heads,
+            num_key_value_heads=int(config.get("num_key_value_heads") or heads),
+            head_dim=int(config.get("head_dim") or config["hidden_size"] // heads),
+            rms_norm_eps=float(config["rms_norm_eps"]),
+            rope_theta=float(rope["rope_theta"]),
+            tie_word_embeddings=bool(config["tie_word_embeddings"]),
+        )
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor] | None:
+    index = _read_json(folder / "model.safetensors.index.json")
+    weights: dict[str, Tensor] = {}
+    try:
+        for name in sorted(set(index["weight_map"].values())) if index else ["model.safetensors"]:
+            weights |= load_file(folder / name)
+    except (SafetensorError, OSError, KeyError, AttributeError, TypeError):
+        return None
+    return weights
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
