@@ -1,4 +1,4 @@
-"""An LLM in 4 or 8 bits for QLoRA: bitsandbytes does the work, and only on a GPU.
+"""An LLM in 4 or 8 bits for QLoRA: bitsandbytes does the work.
 
 The result of a run does not see it: adapters are put on the LLM as it was saved.
 """
@@ -21,14 +21,12 @@ def quantise(model: VideoLlava, base: Bundle, bits: str, device: str, dtype: tor
         model: on the CPU; changed in place, and on `device` afterwards.
         base: whose LLM.
         bits: `4bit` or `8bit`.
-        device: a GPU.
+        device: a GPU. A CPU works for the tests, with widths that are multiples of 64; `needs` refuses it to people.
         dtype: to compute in.
 
     Raises:
-        UsageError: no GPU, or the base has an adapter that is not merged.
+        UsageError: the base has an adapter that is not merged.
     """
-    if not device.startswith("cuda"):
-        raise UsageError(f"stage.lora.quantize: QLoRA needs a GPU, this run is on {device}", hint='quantize = "none"')
     if (base.llm_folder / ADAPTER_FOLDER).is_dir():
         raise UsageError(f"{base.folder} has an adapter; merge it before QLoRA", hint="output.merge_lora = true")
     import peft
