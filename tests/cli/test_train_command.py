@@ -1,5 +1,6 @@
 """`vidqa train`, from recipe to a model that answers; broken off, refused, and without a cache."""
 
+import errno
 import importlib.util
 import json
 import os
@@ -12,6 +13,8 @@ import polars as pl
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from vidqa.train.metrics import MetricsFile
 
 SMALL = Path(__file__).parents[2] / "examples" / "recipes" / "small.toml"
 
@@ -192,6 +195,26 @@ def test_a_changed_recipe_does_not_go_on_with_another_run(vidqa, recipe, tmp_pat
     assert anew.code == 0 and len(losses(out)) == 3
 
 
+def test_a_disk_that_fills_up_is_named_and_the_run_goes_on_afterwards(vidqa, recipe, tmp_path, monkeypatch):
+    path = recipe(more="[output]\nsave_every = 1\n[logging]\nevery = 1")
+    real, calls = MetricsFile.flush, []
+
+    def flush(self):
+        calls.append(self)
+        if len(calls) > 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(self)
+
+    monkeypatch.setattr(MetricsFile, "flush", flush)
+    stopped = vidqa("train", path, "--out", tmp_path / "o")
+    assert stopped.code == 1 and f"no room for the run in {tmp_path / 'o'}: No space left" in stopped.err
+    assert "run the same command again: it goes on from the last checkpoint" in stopped.err
+    monkeypatch.setattr(MetricsFile, "flush", real)
+    done = vidqa("train", path, "--out", tmp_path / "o")
+    assert done.code == 0 and "connector: going on from step 2" in done.err, done.err
+    assert [line[1] for line in losses(tmp_path / "o")] == [1, 2, 3]
+
+
 def test_bad_samples_are_left_out_counted_and_listed_until_they_are_too_many(vidqa, recipe, tmp_path, clips):
     (clips / "broken.mp4").write_bytes(b"\0\0\0\x18ftypmp42" + b"\0" * 64)
     records = [
@@ -257,6 +280,14 @@ def test_tensorboard_hears_what_the_screen_says(vidqa, recipe, tmp_path):
     assert {"train/loss", "train/lr", "train/padding", "train/tokens_per_s"} <= set(told)
     written = [(e.step, e.value) for e in events.Scalars("train/loss")]
     assert written == [(step, pytest.approx(loss)) for _, step, loss, _ in losses(tmp_path / "o")]
+
+
+def test_what_a_look_at_the_held_out_file_found_is_said_at_once(vidqa, recipe, tmp_path):
+    more = '[eval]\nfile = "data.json"\nmedia = "clips"\nevery = 2\nsamples = 0'
+    done = vidqa("train", recipe(more=f"{more}\n[logging]\nevery = 50"), "--out", tmp_path / "o")
+    assert done.code == 0, done.err
+    said = [line for line in done.err.splitlines() if "held-out loss" in line and line.startswith("connector: ")]
+    assert [line.split(",")[0] for line in said] == ["connector: step 2/3", "connector: step 3/3"]
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from vidqa.pipeline.loaded import LoadedModel
 from vidqa.pipeline.options import RunOptions, default_options
 from vidqa.pipeline.progress import QUIET, Reporter
 from vidqa.tables.lock import TableLock
-from vidqa.train.checkpoints import in_units
+from vidqa.train.checkpoints import in_units, room_needed
 from vidqa.train.data import Corpus, MediaRef, RejectLog, Source
 from vidqa.train.data.rejects import Rejected, plain, read_rejects, write_rejects
 from vidqa.train.metrics import MetricsFile, read_metrics
@@ -101,7 +101,8 @@ def train(
     reporter = reporter if is_first() else QUIET
     with TableLock(target) if is_first() else nullcontext():
         run = _Run(words, Path(recipe), target, options or default_options(), reporter, device)
-        return run.go(encode, resume)
+        with room_needed(target):
+            return run.go(encode, resume)
 
 
 def sources(words: Recipe | Evaluation, stage: Stage | None = None) -> list[Source]:

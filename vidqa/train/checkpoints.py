@@ -19,6 +19,7 @@ from vidqa.fsio import sync_folder
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 _PART = ".part"
+_AGAIN = "free some space and run the same command again: it goes on from the last checkpoint"
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -101,10 +102,22 @@ def explained(folder: Path, what: str) -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
         if not is_no_room(error):
             raise
-        raise TrainError(
-            f"no room for {what} in {folder.parent}: {error}",
-            hint="free some space and run the same command again: it goes on from the last checkpoint",
-        ) from error
+        raise TrainError(f"no room for {what} in {folder.parent}: {error}", hint=_AGAIN) from error
+
+
+@contextmanager
+def room_needed(folder: Path) -> Iterator[None]:
+    """Turn a full disk inside the block into a TrainError, whichever file of the run met it.
+
+    Args:
+        folder: of the run.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not is_no_room(error):
+            raise
+        raise TrainError(f"no room for the run in {folder}: {error.strerror or error}", hint=_AGAIN) from error
 
 
 def is_no_room(error: BaseException) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import resource
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,8 @@ def run_stage(model: VideoLlava, data: Sequences, stage: Stage, around: Surround
             raise
         raise TrainError(*_too_big(stage, trainer.args, error)) from error
     finally:
-        around.metrics.flush()
+        with suppress(OSError):  # a full disk: what ended the run says so
+            around.metrics.flush()
     weights = trainer.weights()
     if around.common.hardware.deepspeed:
         unset_hf_deepspeed_config()  # as long as transformers knows it, the next model is loaded in pieces (ZeRO-3)

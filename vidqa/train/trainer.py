@@ -21,7 +21,7 @@ from vidqa.train.metrics import Totals
 from vidqa.train.processes import wait_for_all
 from vidqa.train.recipe import Stage
 from vidqa.train.stages import load_weights, parameter_groups, save_weights, trained_weights
-from vidqa.train.watch import Watch
+from vidqa.train.watch import ANEW, Watch
 
 WEIGHTS = "trained.safetensors"
 _TOTALS = "totals.json"
@@ -145,7 +145,7 @@ class StageTrainer(Trainer):
             )
             raise TrainError(
                 f"{self.watch.title}: weights are no numbers any more ({', '.join(bad[:3])}); not saved, {kept}",
-                hint="a lower lr or more warmup; then run again",
+                hint=f"a lower lr or more warmup; {ANEW}",
             )
 
 

@@ -20,6 +20,8 @@ from vidqa.train.data import Rejected, RejectLog
 from vidqa.train.metrics import MetricsFile, StepTally, Totals, summed
 from vidqa.train.sequences import Batch
 
+ANEW = "with another recipe a run begins anew: --resume never, or another --out"
+
 
 class Listener(Protocol):
     """Who hears what a run has to say; the pipeline's Reporter is one."""
@@ -111,7 +113,7 @@ class Watch(TrainerCallback):
             kept = f"the last good checkpoint is {self.last_good}" if self.last_good else "there is no checkpoint yet"
             raise TrainError(
                 f"{self.title}: the loss of step {state.global_step + 1} is {self.tally.loss}; training stops, {kept}",
-                hint="a lower lr, more warmup, or precision bf16 in place of fp16; then run again",
+                hint=f"a lower lr, more warmup, or precision bf16 in place of fp16; {ANEW}",
             )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
@@ -129,7 +131,7 @@ class Watch(TrainerCallback):
             self.totals.since = Totals().since  # evaluation is no training
         self.metrics.add(line)
         self.listener.advance()
-        if is_last or step % self.rhythm.log == 0:
+        if is_last or step % self.rhythm.log == 0 or "eval_loss" in line:
             self.metrics.flush()
             self._say(line)
         if self.rhythm.save and step % self.rhythm.save == 0 and not is_last:
