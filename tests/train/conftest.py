@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +10,7 @@ import torch
 
 from vidqa.model.connector import build_connector
 from vidqa.model.llava import VideoLlava
+from vidqa.model.spec import CompressorSpec
 from vidqa.prompts.formats import get_format
 from vidqa.records import Features
 from vidqa.train.data import MediaRef, Sample
@@ -41,6 +42,8 @@ WORDS = [
     "clip",
     "<image>",
     "<video>",
+    "<vid_start>",
+    "<vid_end>",
 ]
 
 
@@ -66,7 +69,7 @@ def tiny_model() -> VideoLlava:
     return make_model()
 
 
-def make_model() -> VideoLlava:
+def make_model(connector: str = "mlp2x_gelu", compressor: CompressorSpec | None = None) -> VideoLlava:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -75,7 +78,8 @@ def make_model() -> VideoLlava:
         num_key_value_heads=2, max_position_embeddings=128, pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     llm = LlamaForCausalLM(config)
-    return VideoLlava(build_connector("mlp2x_gelu", 8, 24), llm, WordTokenizer(), get_format("vicuna_v1", None), 128)
+    built = build_connector(connector, 8, 24, compressor)
+    return VideoLlava(built, llm, WordTokenizer(), get_format("vicuna_v1", None), 128)
 
 
 def make_features(seed: int, t: int = 2, p: int = 3) -> Features:
@@ -131,6 +135,7 @@ def tune_samples(
     listener: Any = None,
     shuffled: bool = True,
     evaluate: Any = None,
+    features: Callable[[str], Features] = features_by_name,
 ) -> Ran:
     """Run a stage on samples in memory, with checkpoints in `folder`."""
     corpus = GivenSamples([(sample,) for sample in samples], seed=3)
@@ -139,7 +144,7 @@ def tune_samples(
     looked = survey(corpus)
     epochs = stage.epochs or (None if stage.steps else 1.0)
     plan = plan_run(order, stage.global_batch, epochs=epochs, steps=stage.steps, packing=packing, survey=looked)
-    data = Sequences(corpus, plan, ByPath(features_by_name), labeller(model, model.chat, model.context))
+    data = Sequences(corpus, plan, ByPath(features), labeller(model, model.chat, model.context))
     metrics = MetricsFile(folder / "metrics.jsonl", active=is_first())
     around = Surroundings(folder, listener or Silent(), metrics, common or Common(), evaluate=evaluate)
     result = run_stage(model, data, stage, around)
@@ -155,5 +160,10 @@ def with_checkpoints(every: int, keep: int = 2) -> Common:
 def lab() -> SimpleNamespace:
     """The helpers of this file, for tests that run stages."""
     return SimpleNamespace(
-        make_model=make_model, make_sample=make_sample, samples=SAMPLES, tune=tune_samples, saving=with_checkpoints
+        make_model=make_model,
+        make_features=make_features,
+        make_sample=make_sample,
+        samples=SAMPLES,
+        tune=tune_samples,
+        saving=with_checkpoints,
     )

@@ -1,12 +1,19 @@
 """What must change changes, and what must not is bit-equal, for every kind of stage."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
 from vidqa.errors import UsageError
 from vidqa.model.adapter import attach_lora
+from vidqa.model.spec import CompressorSpec
+from vidqa.train import recipe_file
 from vidqa.train.recipe import Lora, Stage
+from vidqa.train.recipe_file import read_recipe
 
+RECIPES = Path(__file__).parents[2] / "examples" / "recipes"
 BASE = {"batch_size": 4, "per_device": 4, "steps": 4, "lr": 1e-2, "warmup": 0.0}
 
 
@@ -68,11 +75,11 @@ def test_lora_changes_adapters_and_connector(lab, tiny_model, tmp_path):
 def test_a_part_that_the_model_lacks_is_named(lab, tiny_model, tmp_path):
     with pytest.raises(UsageError, match="no weights for temporal"):
         lab.tune(tiny_model, tmp_path, Stage(kind="instruct", train=("connector", "temporal"), **BASE))
-    with pytest.raises(UsageError, match="no token '<vid_start>'"):
+    with pytest.raises(UsageError, match="no token '<nowhere>'"):
         lab.tune(
             tiny_model,
             tmp_path,
-            Stage(kind="instruct", train=("embeddings",), embedding_tokens=("<vid_start>",), **BASE),
+            Stage(kind="instruct", train=("embeddings",), embedding_tokens=("<nowhere>",), **BASE),
         )
 
 
@@ -89,3 +96,42 @@ def test_the_connector_may_have_its_own_rate(lab, tiny_model, tmp_path):
     moved = {k: (after[k] - before[k]).abs().max().item() for k in after}
     assert max(v for k, v in moved.items() if k.startswith("connector.")) < 1e-5
     assert moved["llm.lm_head.weight"] > 1e-3
+
+
+def released(connector, compressor=None):
+    """Connector of a published model, in small."""
+    sizes = {"n_frames": 4, "n_patches": 2, "n_heads": 2, "inner_size": 16}
+    return {"connector": connector, "compressor": CompressorSpec(compressor, **sizes) if compressor else None}
+
+
+@pytest.mark.parametrize(
+    ("name", "released", "learns"),
+    [
+        ("video_llava_stage1", released("mlp2x_gelu"), ["connector."]),
+        ("video_llava_stage2", released("mlp2x_gelu"), ["connector.", "llm."]),
+        ("video_chatgpt", released("linear", "video_chatgpt"), ["connector.", "llm.model.embed_tokens"]),
+        ("valley_stage1", released("linear", "valley_v3"),
+         ["connector.weight", "connector.bias", "llm.model.embed_tokens"]),
+        ("valley_stage2", released("linear", "valley_v3"), ["connector.", "llm.model."]),
+    ],
+)  # fmt: skip
+def test_a_shipped_recipe_changes_what_the_publication_says(lab, tmp_path, monkeypatch, name, released, learns):
+    monkeypatch.setattr(recipe_file, "_missing", lambda *_: [])  # their data are hundreds of gigabytes
+    (stage,) = read_recipe(RECIPES / f"{name}.toml").stage
+    stage = stage.model_copy(update=BASE | {"epochs": None})
+    model, has_cls = lab.make_model(**released), name.startswith("valley")
+    model.connector.float()
+    question = "<vid_start> What <vid_end> ?"
+    samples = [lab.make_sample(n, f"{n + 1}.mp4", answer, question) for n, answer in enumerate(("a", "b c"))]
+
+    def features(path):
+        return replace(lab.make_features(int(path.split(".")[0])), keep_cls=has_cls)
+
+    changed, before, after = changed_weights(
+        lab, model, tmp_path, stage, samples=[*samples, lab.make_sample(5)], features=features
+    )
+    table = "connector.compressor.position_matrix"  # no weight: it stands still in every stage
+    assert changed == keys(model, *learns) - {table}
+    if name == "video_chatgpt":
+        rows = (after[learns[1] + ".weight"] != before[learns[1] + ".weight"]).any(dim=1).nonzero().flatten().tolist()
+        assert rows == [model.tokenizer.get_vocab()[token] for token in ("<vid_start>", "<vid_end>")]

@@ -6,6 +6,7 @@ Knows numbers and texts. Does not know models.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,9 @@ from vidqa.train.checkpoints import in_units
 
 _SIZE, _MARGIN = (960, 480), (70, 30, 30, 45)  # pixels; left, top, right, bottom
 _INK, _GRID, _COLOURS = (40, 40, 40), (225, 225, 225), ((31, 119, 180), (214, 39, 40))
-#: Least share of the latest value in the drawn mean: single steps of small batches hide the trend.
-_SMOOTH = 0.05
+#: Share of the latest value in the drawn mean: single steps of small batches hide the trend. Of a short stage, the mean
+#: goes over about a fifth of the steps.
+_SMOOTH, _FIFTH = 0.05, 5
 
 
 @dataclass(frozen=True)
@@ -141,8 +143,10 @@ def _smoothed(lines: Sequence[Mapping[str, Any]]) -> list[float]:
     """Mean of a stage so far, in which older steps count less and less."""
     out: list[float] = []
     n_before = 0
+    n_steps = Counter(line["stage"] for line in lines)
     for n, line in enumerate(lines):
         n_before = 0 if n == 0 or line["stage"] != lines[n - 1]["stage"] else n_before + 1
         mean = out[-1] if n_before else 0.0
-        out.append(mean + max(_SMOOTH, 1 / (n_before + 1)) * (float(line["loss"]) - mean))
+        share = max(_SMOOTH, _FIFTH / n_steps[line["stage"]], 1 / (n_before + 1))
+        out.append(mean + min(1.0, share) * (float(line["loss"]) - mean))
     return out
