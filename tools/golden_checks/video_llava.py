@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 
 import numpy as np
@@ -85,8 +85,15 @@ def check(fixture: Fixture) -> Report:
     compare_together(report, fixture, model, cases)
     for side in ("right", "left", "truncated"):
         if fixture.has(f"batch_{side}/labels"):
-            _compare_batch(report, fixture, model, side, [cases[case][0] for case in ("video", "image", "text")])
+            _compare_batch(report, fixture, model, side, _rows_of_batch(fixture, cases))
     return fixture.close(report)
+
+
+def _rows_of_batch(fixture: Fixture, cases: Mapping[str, Sequence[Row]]) -> list[Row]:
+    """The single cases that a batch is made of, told by their ids."""
+    by_ids = {tuple(fixture.tensors[f"in/{case}/input_ids"][0].tolist()): rows[0] for case, rows in cases.items()}
+    batch = zip(fixture.tensors["in/batch/input_ids"], fixture.tensors["in/batch/attention_mask"].bool(), strict=True)
+    return [by_ids[tuple(ids[mask].tolist())] for ids, mask in batch]
 
 
 def _compare_batch(report: Report, fixture: Fixture, model: VideoLlava, side: str, rows: Sequence[Row]) -> None:
