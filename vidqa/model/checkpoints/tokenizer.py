@@ -1,5 +1,9 @@
 """A published tokenizer, of whatever form -> `tokenizer.json` beside the LLM, which needs no further package to read.
 
+A `tokenizer.json` is taken as it is. A `tokenizer.model` of LLaMA gives the ids that the slow tokenizer of its time
+gave (checked against transformers 4.31): what transformers 5 makes of it leaves out the space before a text that begins
+with one, always takes what follows `</s>` for the middle of a word, and keeps the white space around added tokens.
+
 Knows the file names of tokenizers. No code of a checkpoint runs.
 """
 
@@ -14,6 +18,8 @@ from typing import Any
 from vidqa.errors import BundleError
 from vidqa.model.checkpoints.recipe import LlmPlan
 
+#: What sentencepiece writes for a space.
+_SPACE = "\u2581"
 _FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -34,7 +40,8 @@ def save_tokenizer(plan: LlmPlan, folder: Path) -> None:
         BundleError: it cannot be read, or has more tokens than the LLM has rows for.
     """
     tokenizer = _read(plan.tokenizer, plan.config.model_type)
-    if missing := [t for t in plan.new_tokens if t not in tokenizer.get_vocab()]:
+    words = tokenizer.get_vocab()
+    if missing := [_mark(t) for t in plan.new_tokens if t not in words]:
         tokenizer.add_tokens(missing, special_tokens=True)
     if len(tokenizer) > plan.config.vocab_size:
         raise BundleError(
@@ -44,7 +51,7 @@ def save_tokenizer(plan: LlmPlan, folder: Path) -> None:
 
 
 def _read(source: Path, model_type: str) -> Any:
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     with tempfile.TemporaryDirectory() as place:
         # Alone with the model's own kind: a config.json of LLaVA would make transformers look for another tokenizer.
@@ -52,10 +59,57 @@ def _read(source: Path, model_type: str) -> Any:
             if (source / name).is_file():
                 shutil.copyfile(source / name, Path(place) / name)
         (Path(place) / "config.json").write_text(json.dumps({"model_type": model_type}), encoding="utf-8")
+        whole = (source / "tokenizer.json").is_file()
+        kind = PreTrainedTokenizerFast if whole else AutoTokenizer  # the second would make the file's rules anew
         try:
-            return AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+            tokenizer = kind.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+            return tokenizer if whole or model_type != "llama" else _as_slow(tokenizer, source)
         except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError) as e:
             raise BundleError(
                 f"the tokenizer in {source} cannot be read: {e}",
                 hint='a tokenizer.model needs the package sentencepiece: pip install "vidqa[convert]"',
             ) from e
+
+
+def _as_slow(tokenizer: Any, source: Path) -> Any:
+    """LLaMA's tokenizer with the rules of its slow form.
+
+    Those rules depend on `legacy` in its configuration, which is true where nothing is said: then every piece between
+    special tokens begins with a space, else the first alone. A text begins with `<s>` unless `add_bos_token` says no.
+    Not followed: with `legacy` false 4.31 cut a word behind a mark as if the space were there and then dropped it.
+    """
+    from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    named = {k: v for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}
+    own = {"<unk>", *(named.get(f"{k}_token") for k in ("unk", "bos", "eos"))}
+    added = {"lstrip": True, "rstrip": True, "normalized": False}
+    rules["added_tokens"] = [t if t["content"] in own else t | added for t in rules["added_tokens"]]
+    backend = Tokenizer.from_str(json.dumps(rules))
+    file = source / "tokenizer_config.json"
+    said = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    bos = tokenizer.bos_token if said.get("add_bos_token", True) else None
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A" if bos else "$A", special_tokens=[(bos, tokenizer.bos_token_id)] if bos else []
+    )
+    if said.get("legacy", True):
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), normalizers.Replace(" ", _SPACE)])
+        backend.pre_tokenizer = None
+    else:
+        backend.normalizer = normalizers.Replace(Regex("^ "), "  ")  # a text's own space is kept beside the first one
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, "first", False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        **named,
+        model_max_length=tokenizer.model_max_length,
+        clean_up_tokenization_spaces=False,
+        **({"chat_template": tokenizer.chat_template} if tokenizer.chat_template else {}),
+    )
+
+
+def _mark(word: str) -> Any:
+    """A token that was added to a slow tokenizer: white space around it belongs to it."""
+    from tokenizers import AddedToken
+
+    return AddedToken(word, lstrip=True, rstrip=True, normalized=False, special=True)
