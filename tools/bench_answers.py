@@ -18,7 +18,9 @@ the transformers port, so that both sides compute the same. Pixels come from vid
 all four ways (transformers' video processor needs torchvision). vidqa keeps features in float16, transformers in
 float32; the share of equal answers is printed beside each speed. Models are loaded before the clock starts; in c and d
 the clock holds everything from the file to the row. CPU seconds stand beside wall seconds, because they hold on a busy
-machine, too. One JSON object comes last.
+machine, too. For c and d the time at the hardware's limit stands behind (`limit s`): operations of encoder and prompts
+at the measured rate of plain matrix products, and bytes of weights, keys and values that the steps of answering read at
+the measured rate of plain copies; see docs/performance.md. One JSON object comes last.
 """
 
 from __future__ import annotations
@@ -33,8 +35,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from importlib.metadata import version
+from contextlib import closing
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +47,16 @@ import torch
 from bench_model import SHAPES, make_bundle, make_clip, to_transformers
 
 from vidqa.encoders.preprocess import prepare
+from vidqa.generate.limits import Limits
+from vidqa.generate.limits import measure as measure_limits
 from vidqa.media.sampling import arange_indices
-from vidqa.pipeline.ask import ask
+from vidqa.pipeline.answer import answer_works
+from vidqa.pipeline.ask import as_questions
 from vidqa.pipeline.loaded import LoadedModel, load_model
-from vidqa.pipeline.options import RunOptions
+from vidqa.pipeline.meter import Meter
+from vidqa.pipeline.options import RunOptions, Work
+from vidqa.pipeline.progress import QUIET
+from vidqa.pipeline.run import Run
 from vidqa.prompts.build import build_prompt
 from vidqa.records import FrameBatch
 
@@ -66,6 +75,7 @@ class Sides:
     ours: LoadedModel
     theirs: Any
     new_tokens: int
+    meter: Meter = field(default_factory=Meter)  # of the last run of c or d
 
     def pixels(self, path: Path) -> torch.Tensor:
         """Eight frames by PyAV, as the model card reads them: float [8, 3, S, S]."""
@@ -119,14 +129,16 @@ class Sides:
         return self.generate(ids, mask, self.pixels(clip)[None].expand(n, -1, -1, -1, -1))
 
     def vidqa(self, clips: Sequence[Path], n: int, cache: Path) -> list[str]:
-        """Ways c and d."""
-        rows = ask(
-            [*map(str, clips)],
-            *questions(n),
-            model=self.ours,
-            options=RunOptions(cache, max_new_tokens=self.new_tokens),
-        )
-        return [row.answer or "" for row in rows]
+        """Ways c and d: what `vidqa.ask` does, with its counts kept in `meter`."""
+        run = Run.begin(self.ours, RunOptions(cache, max_new_tokens=self.new_tokens), QUIET)
+        asked, found = as_questions(questions(n)), run.find([*map(str, clips)])
+        answers: dict[str, list[str]] = {}
+        works = run.encoded(found.items, lambda item, media_id: Work(item, media_id, asked), asked)
+        with closing(works) as encoded:
+            for done in answer_works(encoded, run.model, run.options, run.clock):
+                answers[done.work.item.path] = [row.answer or "" for row in done.rows]
+        self.meter = run.clock.meter
+        return [answer for item in found.items for answer in answers[item.path]]
 
 
 def cpu_seconds() -> float:
@@ -141,7 +153,7 @@ def timed(run: Callable[[], list[str]]) -> tuple[list[str], float, float]:
     return answers, time.perf_counter() - start, cpu_seconds() - cpu
 
 
-def measure(sides: Sides, clips: Sequence[Path], n: int, ways: str, folder: Path) -> dict[str, Any]:
+def measure(sides: Sides, clips: Sequence[Path], n: int, ways: str, folder: Path, limits: Limits) -> dict[str, Any]:
     """All ways for one number of questions."""
     cache = folder / f"cache{n}"
     runs: dict[str, Callable[[], list[str]]] = {
@@ -157,9 +169,22 @@ def measure(sides: Sides, clips: Sequence[Path], n: int, ways: str, folder: Path
         truth = answers if truth is None else truth
         equal = sum(map(str.__eq__, answers, truth)) / len(truth)
         line[way] = {"wall_s": round(wall, 3), "cpu_s": round(cpu, 3), "equal": equal}
-        print(f"{n:>4}  {way}  {wall:>9.2f} {cpu:>9.2f} {line[way]['equal']:>7.0%}", flush=True)
+        least = ""
+        if way in "cd":
+            sides.meter.hold_against(limits.matrix_per_s, limits.copy_bytes_per_s)
+            line[way] |= {"roofline_s": round(sides.meter.roofline_s or 0.0, 4)}
+            least = f"{line[way]['roofline_s']:>9.2f} ({line[way]['roofline_s'] / wall:.0%} reached)"
+        print(f"{n:>4}  {way}  {wall:>9.2f} {cpu:>9.2f} {equal:>7.0%} {least}", flush=True)
     shutil.rmtree(cache, ignore_errors=True)
     return line
+
+
+def version_of(package: str) -> str | None:
+    """None where it is not installed: onnxruntime has two names."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def main() -> int:
@@ -186,14 +211,24 @@ def main() -> int:
         sides = Sides(ours, to_transformers(ours, args.shape, bundle), args.new_tokens)
         sides.vidqa(clips[:1], 1, folder / "warm")  # both sides have run once before the clock starts
         sides.theirs.eval()
-        print(f"{'Q':>4}  way {'wall s':>8} {'CPU s':>9}   equal to the first way")
-        lines = [measure(sides, clips, n, args.ways, folder) for n in numbers]
+        limits = measure_limits(ours.llava.device, ours.llava.dtype)
+        print(f"{'Q':>4}  way {'wall s':>8} {'CPU s':>9}   equal   limit s")
+        lines = [measure(sides, clips, n, args.ways, folder, limits) for n in numbers]
     for line in lines:
         if "a" in line:
             ratios = [f"{w} {line['a']['wall_s'] / line[w]['wall_s']:.1f}x" for w in args.ways if w != "a"]
             print(f"Q = {line['questions']}: against a, by wall clock: {', '.join(ratios)}")
-    versions = {p: version(p) for p in ("torch", "transformers", "onnxruntime-gpu", "av")}
+    first, last = lines[0], lines[-1]
+    if "c" in first and first["questions"] == 1 < last["questions"]:
+        further = (last["c"]["wall_s"] - first["c"]["wall_s"]) / (last["questions"] - 1) / first["c"]["wall_s"]
+        print(f"each question after the first costs {further:.1%} of the first (c, Q = {last['questions']} against 1)")
+        if "d" in first:
+            alone = first["d"]["wall_s"] / first["c"]["wall_s"]
+            print(f"a question asked alone in a later run costs {alone:.1%} of the first (d against c, Q = 1)")
+    packages = ("torch", "transformers", "onnxruntime-gpu", "onnxruntime", "av")
+    versions = {name: found for name in packages if (found := version_of(name))}
     machine = {"cores": os.cpu_count(), "machine": platform.machine(), "load": os.getloadavg()[0], **versions}
+    machine |= {"matrix_tflops": limits.matrix_per_s / 1e12, "copy_gb_per_s": limits.copy_bytes_per_s / 1e9}
     settings = {k: getattr(args, k) for k in ("shape", "device", "dtype", "new_tokens", "clips", "seconds", "threads")}
     print(json.dumps({"bench": "answers", **settings, "results": lines, **machine}))
     return 0

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Decoding speed: 8 frames of a short and of a long clip, by PyAV and by decord, against decoding the whole clip.
+"""Decoding speed: 8 frames of a short and of a long clip, by vidqa and by decord, PyAV and torchcodec alone.
 
     python tools/bench_decode.py                   10 s and 120 s, 640 x 360, H.264, HEVC, VP9; best of 3
     python tools/bench_decode.py --long 7200       a film of two hours (encoding it takes a while)
@@ -7,8 +7,10 @@
 The clips are made here, with B-frames and a keyframe every 10 s, as most encoders do. Every frame says its own
 number, so speed is reported beside the frames that really came: `right` is the share of wanted frames that were the
 wanted ones. Each figure holds opening, indexing and conversion to RGB; CPU seconds are given because they hold on a
-busy machine, too. `raw decord` is decord as it comes, without the checks that vidqa puts before it. The last line is
-one JSON object.
+busy machine, too. `auto`, `pyav` and `decord` are vidqa with its checks; `raw decord`, `raw pyav` and `torchcodec` are
+these libraries alone, as their manuals use them, with one thread: PyAV seeks to the keyframe before each frame and
+decodes up to it. torchcodec is no dependency; where it is not installed its line says so. `whole` decodes every frame.
+The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -98,6 +100,34 @@ def raw_decord(path: Path) -> list[int]:
     return [read(frame) for frame in frames]
 
 
+def raw_pyav(path: Path) -> list[int]:
+    """8 frames by PyAV as it comes: a seek for each, frames told by their time."""
+    import av
+
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        rate, base = stream.average_rate, stream.time_base
+        assert rate is not None and base is not None
+        n = stream.frames or round(float(container.duration or 0) / av.time_base * float(rate))
+        start, found = stream.start_time or 0, []
+        for wanted in np.linspace(0, n - 1, N_WANTED).astype(int):
+            tick = start + int(wanted / rate / base)
+            container.seek(tick, stream=stream)
+            frame = next(f for f in container.decode(stream) if f.pts is not None and f.pts + 1 / rate / base > tick)
+            found.append(read(frame.to_ndarray(format="rgb24")))
+    return found
+
+
+def torchcodec(path: Path) -> list[int]:
+    """8 frames by torchcodec as it comes, one thread."""
+    from torchcodec.decoders import VideoDecoder
+
+    decoder = VideoDecoder(str(path), dimension_order="NHWC", num_ffmpeg_threads=1)
+    wanted = np.linspace(0, len(decoder) - 1, N_WANTED).astype(int).tolist()
+    return [read(frame) for frame in decoder.get_frames_at(wanted).data.numpy()]
+
+
 def whole(path: Path) -> list[int]:
     """Every frame decoded by PyAV with one thread, 8 of them converted."""
     import av
@@ -116,6 +146,8 @@ WAYS: dict[str, Callable[[Path], list[int]]] = {
     "pyav": by_vidqa("pyav"),
     "decord": by_vidqa("decord"),
     "raw decord": raw_decord,
+    "raw pyav": raw_pyav,
+    "torchcodec": torchcodec,
     "whole": whole,
 }
 
@@ -145,7 +177,7 @@ def environment() -> dict[str, object]:
         "cores": os.cpu_count(),
         "machine": platform.machine(),
     }
-    for name in ("av", "decord", "numpy", "pillow"):
+    for name in ("av", "decord", "torchcodec", "numpy", "pillow"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -3,10 +3,15 @@
 
     python tools/bench_llm.py                                     4 layers x 256, P = 2,056, Q = 8, 32 new tokens
     python tools/bench_llm.py --layers 8 --width 512 --threads 2
+    python tools/bench_llm.py --layers 32 --width 4096 --new-tokens 64 --device cuda --dtype bfloat16       the 7B shape
 
 Ways: transformers' generate one question at a time, the same in one batch padded on the left, the shared beginning with
 transformers' Llama, and the same with vidqa's own, which a bundle with a plain Llama gets.
-Random weights. Wall and CPU seconds; the ratios of CPU seconds hold on a busy machine, too. One JSON line comes last.
+Random weights. Wall and CPU seconds; on a CPU the ratios are of CPU seconds, which hold on a busy machine, too. The
+parts of the shared ways (beginning, questions, steps) stand below, and the share of the hardware's limit: operations of
+the prompts at the measured rate of plain matrix products, and bytes that the steps read at that of plain copies. In
+float32 all answers must be equal to those one by one; in half precision the number that is, is reported. One JSON line
+comes last.
 """
 
 from __future__ import annotations
@@ -19,13 +24,15 @@ import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
 
-from vidqa.generate.batch import Batch
+from vidqa.generate.batch import Batch, Work
+from vidqa.generate.limits import decode_bytes, measure, prefill_operations
 from vidqa.generate.pool import Room
 from vidqa.model.llama import Llama, LlamaConfig
 from vidqa.model.llava import VideoLlava
@@ -38,12 +45,12 @@ def as_own(llm: Any) -> Llama:
     """The same weights in vidqa's own Llama."""
     c = llm.config
     sizes = {name: getattr(c, name) for name in LlamaConfig.__dataclass_fields__ if hasattr(c, name)}
-    own = Llama(LlamaConfig(**sizes | {"rope_theta": c.rope_parameters["rope_theta"]}))
-    own.load_state_dict(llm.state_dict())
-    return own.eval()
+    own = Llama(LlamaConfig(**sizes | {"rope_theta": c.rope_parameters["rope_theta"]}), device="meta")
+    own.load_state_dict(llm.state_dict(), assign=True)
+    return own.eval().to(llm.device)
 
 
-def random_llm(layers: int, width: int) -> Any:
+def random_llm(layers: int, width: int, device: str, dtype: str) -> Any:
     """A Llama without an end token; weights wide enough for answers to differ."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
@@ -56,7 +63,10 @@ def random_llm(layers: int, width: int) -> Any:
         initializer_range=1.5 / width**0.5,
         eos_token_id=None,
     )
-    llm = transformers.LlamaForCausalLM(config).eval()
+    torch.set_default_dtype(getattr(torch, dtype))
+    with torch.device(device):
+        llm = transformers.LlamaForCausalLM(config).eval()
+    torch.set_default_dtype(torch.float32)
     llm.generation_config.eos_token_id, llm.generation_config.pad_token_id = None, 0
     return llm
 
@@ -65,14 +75,18 @@ class Task:
     """One beginning and its questions."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.llm, self.n_new, width = random_llm(args.layers, args.width), args.new_tokens, args.width
-        self.model = VideoLlava(torch.nn.Linear(8, width), self.llm, None, get_format("v1", ""), 4096)
+        self.n_new, width = args.new_tokens, args.width
+        self.llm = random_llm(args.layers, width, args.device, args.dtype)
+        where: dict[str, Any] = {"device": self.llm.device, "dtype": self.llm.dtype}
+        self.model = VideoLlava(torch.nn.Linear(8, width, **where), self.llm, None, get_format("v1", ""), 4096)
         self.own = VideoLlava(self.model.connector, as_own(self.llm), None, self.model.chat, 4096)
-        self.begun = torch.randn(args.beginning, width) * 0.3
+        self.begun = (torch.randn(args.beginning, width) * 0.3).to(**where)
         rng, table = np.random.default_rng(0), self.llm.get_input_embeddings()
         ids = [torch.from_numpy(rng.integers(3, VOCABULARY, 12 + q)) for q in range(args.questions)]
         with torch.inference_mode():
-            self.tails = [table(one) for one in ids]
+            self.tails = [table(one.to(self.llm.device)) for one in ids]
+        self.work = Work()  # of the last shared run
+        self.parts: dict[str, float] = {}
 
     def _generate(self, embeds: torch.Tensor, mask: torch.Tensor) -> list[list[int]]:
         n = self.n_new
@@ -84,21 +98,26 @@ class Task:
 
     def one_by_one(self) -> list[list[int]]:
         whole = [torch.cat([self.begun, tail])[None] for tail in self.tails]
-        return [self._generate(e, torch.ones(e.shape[:2], dtype=torch.int64))[0] for e in whole]
+        return [self._generate(e, torch.ones(e.shape[:2], dtype=torch.int64, device=e.device))[0] for e in whole]
 
     def batched(self) -> list[list[int]]:
         whole = [torch.cat([self.begun, tail]) for tail in self.tails]
         longest = max(map(len, whole))
-        embeds = torch.zeros(len(whole), longest, whole[0].shape[1])
-        mask = torch.zeros(len(whole), longest, dtype=torch.int64)
+        embeds = whole[0].new_zeros(len(whole), longest, whole[0].shape[1])
+        mask = torch.zeros(len(whole), longest, dtype=torch.int64, device=embeds.device)
         for i, e in enumerate(whole):
             embeds[i, longest - len(e) :], mask[i, longest - len(e) :] = e, 1
         return self._generate(embeds, mask)
 
     def shared(self, model: VideoLlava) -> list[list[int]]:
-        n = len(self.tails)
-        batch = Batch(model, Room(n, 1, len(self.begun), max(map(len, self.tails)) + self.n_new))
-        batch.ask(batch.begin([self.begun]) * n, self.tails)
+        n, on_gpu = len(self.tails), self.llm.device.type == "cuda"
+        room = Room(n, 1, len(self.begun), max(map(len, self.tails)) + self.n_new)
+        batch = Batch(model, room, static=on_gpu)
+        times = [time.perf_counter()]
+        clips = batch.begin([self.begun]) * n
+        times.append(time.perf_counter())
+        batch.ask(clips, self.tails)
+        times.append(time.perf_counter())
         answers: list[list[int]] = [[] for _ in self.tails]
         for step in range(self.n_new):
             assert batch.logits is not None
@@ -107,6 +126,10 @@ class Task:
                 answer.append(token)
             if step + 1 < self.n_new:
                 batch.step(picked)
+        times.append(time.perf_counter())
+        parts = zip(("beginning_s", "questions_s", "steps_s"), pairwise(times), strict=True)
+        self.parts = {name: round(end - start, 4) for name, (start, end) in parts}
+        self.work = batch.work
         return answers
 
 
@@ -115,8 +138,11 @@ def main() -> int:
     for name, default in (("layers", 4), ("width", 256), ("beginning", 2056), ("questions", 8), ("new-tokens", 32)):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"[{default}]")
     parser.add_argument("--threads", type=int, default=1, help="of torch [1]")
+    parser.add_argument("--device", default="cpu", help="[cpu]")
+    parser.add_argument("--dtype", default="float32", help="[float32]")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    on_gpu = args.device != "cpu"
     task = Task(args)
     ways: dict[str, Callable[[], list[list[int]]]] = {
         "one by one": task.one_by_one,
@@ -127,8 +153,10 @@ def main() -> int:
     found: dict[str, dict[str, float]] = {}
     truth: list[list[int]] = []
     with torch.inference_mode():
-        for model in (task.model, task.own):
-            task.shared(model)  # what is loaded at first use does not count
+        limits = measure(task.llm.device, task.llm.dtype)
+        for _ in range(2 if on_gpu else 1):
+            for model in (task.model, task.own):
+                task.shared(model)  # what is loaded at first use does not count
         for name, run in ways.items():
             start, cpu = time.perf_counter(), time.process_time()
             answers = run()
@@ -136,12 +164,22 @@ def main() -> int:
             truth = truth or answers
             equal = sum(a == b for a, b in zip(answers, truth, strict=True))
             found[name] = {"wall_s": round(wall, 3), "cpu_s": round(used, 3), "equal": equal}
-            faster = found["one by one"]["cpu_s"] / used
+            clock = "wall_s" if on_gpu else "cpu_s"
+            faster = found["one by one"][clock] / found[name][clock]
             print(f"{name:<18}{wall:>9.2f} s {used:>9.2f} CPU s {faster:>7.1f}x   {equal} equal", flush=True)
+            if name.startswith("shared"):
+                prompts = prefill_operations(task.model, task.work.prefill_tokens) / limits.matrix_per_s
+                least = prompts + decode_bytes(task.model, task.work) / limits.copy_bytes_per_s
+                found[name] |= task.parts | {"roofline_s": round(least, 4)}
+                said = ", ".join(f"{part[:-2]} {seconds:.3f} s" for part, seconds in task.parts.items())
+                print(f"  {said}; at the hardware's limit {least:.3f} s, reached {least / wall:.0%}", flush=True)
     machine = {"cores": os.cpu_count(), "machine": platform.machine(), "load": os.getloadavg()[0]}
+    machine |= {"matrix_tflops": limits.matrix_per_s / 1e12, "copy_gb_per_s": limits.copy_bytes_per_s / 1e9}
+    if on_gpu:
+        machine["gpu"] = torch.cuda.get_device_name()
     versions = {name: version(name) for name in ("torch", "transformers")}
     print(json.dumps({"bench": "llm", **vars(args), "results": found, **versions, **machine}))
-    return 0 if all(one["equal"] == args.questions for one in found.values()) else 1
+    return 0 if args.dtype != "float32" or all(one["equal"] == args.questions for one in found.values()) else 1
 
 
 if __name__ == "__main__":

@@ -10,8 +10,11 @@ import pytest
 from vidqa.cli.main import run
 from vidqa.errors import UsageError
 from vidqa.generate.limits import decode_bytes, measure, prefill_operations
+from vidqa.pipeline.ask import ask
 from vidqa.pipeline.bench import BenchOptions
+from vidqa.pipeline.describe import describe
 from vidqa.pipeline.loaded import load_model
+from vidqa.pipeline.options import RunOptions
 
 SHORT = ("--seconds", "0.2", "--n-questions", "3", "--max-new-tokens", "4")
 
@@ -55,3 +58,18 @@ def test_limits_count_weights_once_a_step(tiny_bundle: Path) -> None:
     found = measure(llava.device, llava.dtype)
     assert found.matrix_per_s > 1e8
     assert found.copy_bytes_per_s > 1e7
+
+
+def test_only_a_run_that_tells_rates_measures_the_hardware(
+    clips: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vidqa.pipeline.limits._WORTH_S", 0.0)
+    monkeypatch.setattr("vidqa.generate.limits._SECONDS", 0.003)
+    model, measured = load_model(str(tiny_bundle)), []
+    monkeypatch.setattr("vidqa.pipeline.limits.measure", lambda *what: measured.append(what) or measure(*what))
+    options = RunOptions(tmp_path / "cache", max_new_tokens=4)
+    ask(str(clips), "What happens?", model=model, options=options)
+    assert not measured
+    summary = describe(str(clips), tmp_path / "table.csv", model=model, options=options)
+    assert len(measured) == 1
+    assert summary.meter.roofline_s

@@ -20,6 +20,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from vidqa.generate import attention
 from vidqa.generate.attention import Part, over_beginnings, over_own
 from vidqa.generate.engine import Engine, GenerationSettings, Request, generate
 from vidqa.generate.jobs import Job, plan_job
@@ -125,9 +126,15 @@ def test_our_own_llama_gives_the_tokens_of_transformers(
 
 @pytest.mark.parametrize("ratio", [1, 3])
 @pytest.mark.parametrize("n_new", [1, 5])
-def test_the_two_parts_join_to_ordinary_attention(ratio: int, n_new: int) -> None:
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_two_parts_join_to_ordinary_attention(
+    ratio: int, n_new: int, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Three clips of different lengths with 2, 1 and 0 lines, keys of several query heads shared."""
     torch.manual_seed(0)
+    assert attention._fuses("cpu", torch.float32), "torch's fused attention changed: its log-sum-exp is not had"
+    if not fused:
+        monkeypatch.setattr(attention, "_fuses", lambda device, dtype: False)
     n, groups, d, n_own, lengths = 3, 2, 8, 7, (11, 6, 4)
     keys, values = (torch.randn(len(lengths) * groups, 11, d) for _ in range(2))
     query = torch.randn(n, groups * ratio, n_new, d)
@@ -195,6 +202,17 @@ def test_half_precision_gives_mostly_the_same_answers(model: VideoLlava, request
     want = [reference(model, r) for r in requests]
     got = answers_of(model, requests)
     assert sum(a[:3] == b[:3] for a, b in zip(got, want, strict=True)) >= len(want) // 2
+
+
+def test_a_fused_attention_of_another_kind_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **rest: Any) -> tuple[torch.Tensor, ...]:
+        return query, query[..., 0]
+
+    for other in (None, wrong, lambda query: query):
+        monkeypatch.setattr(attention, "_FUSED", other)
+        attention._fuses.cache_clear()
+        assert not attention._fuses("cpu", torch.float32)
+    attention._fuses.cache_clear()
 
 
 def test_packing_moves_the_last_into_the_gaps() -> None:

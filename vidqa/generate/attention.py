@@ -129,12 +129,11 @@ def over_beginnings(query: Tensor, keys: Tensor, values: Tensor, part: Part, sca
         # One row more than there are places: lines that do not count write there.
         places = query.new_zeros(n_clips * n_places + 1, n_heads, n_new, d)
         grid = places.index_copy_(0, part.where, grid)[:-1]
-    stacked = grid.reshape(n_clips, n_places, n_groups, ratio * n_new, d).transpose(1, 2)
-    scores = _product(stacked.reshape(n_clips * n_groups, n_places * ratio * n_new, d), keys.transpose(1, 2))
-    if part.hidden is not None:
-        by_clip = scores.view(n_clips, -1, scores.shape[-1])
-        by_clip.masked_fill_(part.hidden, torch.finfo(scores.dtype).min)
-    out, lse = _attend(scores, values)
+    stacked = grid.reshape(n_clips, n_places, n_groups, ratio * n_new, d).transpose(1, 2).flatten(2, 3)
+    hidden = None if part.hidden is None else part.hidden[:, None]
+    out, lse = _attend(
+        stacked, keys.unflatten(0, (n_clips, n_groups)), values.unflatten(0, (n_clips, n_groups)), hidden
+    )
     out = out.view(n_clips, n_groups, n_places, ratio * n_new, -1).transpose(1, 2).flatten(0, 1)
     lse = lse.view(n_clips, n_groups, n_places, ratio * n_new).transpose(1, 2).flatten(0, 1)
     if not part.in_order:
@@ -146,22 +145,32 @@ def over_beginnings(query: Tensor, keys: Tensor, values: Tensor, part: Part, sca
 def over_own(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Attend to each line's own part. Arguments as of `shared_attention`, result as of `over_beginnings`."""
     n, n_heads, n_new, d = query.shape
-    n_groups, n_own = key.shape[1], key.shape[2]
+    n_groups = key.shape[1]
     ratio = n_heads // n_groups
-    scores = (query * scale).reshape(n, n_groups, ratio * n_new, d) @ key.transpose(2, 3)
-    scores = scores.view(n, n_groups, ratio, n_new, n_own).float()
-    # The least finite number, not -inf: a padded query sees nothing, and must not give NaN.
-    scores = scores.masked_fill(~mask[:, :, None], torch.finfo(scores.dtype).min)
-    out, lse = _attend(scores.view(n, n_groups, ratio * n_new, n_own), value)
+    stacked = (query * scale).reshape(n, n_groups, ratio * n_new, d)
+    hidden = ~mask if ratio == 1 or n_new == 1 else ~mask.repeat(1, 1, ratio, 1)
+    out, lse = _attend(stacked, key, value, hidden)
     return out.reshape(n, n_heads, n_new, -1), lse.reshape(n, n_heads, n_new)
 
 
-def _attend(scores: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Float32 scores [..., M, K] (overwritten) and values [..., K, d] -> float32 [..., M, d], log-sum-exp [..., M]."""
+def _attend(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Scaled queries [B, G, M, d], keys and values [B, G, K, d] -> float32 [B, G, M, d], log-sum-exp [B, G, M].
+
+    `hidden` is bool [B, 1, 1 or M, K], True where a query must not look. It is given the least finite number, not -inf:
+    a padded query sees nothing, and must not give NaN.
+    """
+    if _fuses(query.device.type, query.dtype):
+        least = torch.finfo(query.dtype).min
+        mask = None if hidden is None else query.new_zeros(hidden.shape).masked_fill_(hidden, least)
+        out, lse = _FUSED(query, key, value, attn_mask=mask, scale=1.0)
+        return out, lse
+    scores = _product(query.flatten(0, 1), key.flatten(0, 1).transpose(1, 2)).unflatten(0, query.shape[:2])
+    if hidden is not None:
+        scores.masked_fill_(hidden, torch.finfo(scores.dtype).min)
     highest = scores.amax(-1, keepdim=True)
     weights = scores.sub_(highest).exp_()
     total = weights.sum(-1, keepdim=True)
-    out = weights.to(values.dtype) @ values
+    out = weights.to(value.dtype) @ value
     return out.float() / total, (total.log() + highest)[..., 0]
 
 
@@ -182,3 +191,24 @@ def _mixes(device: str, dtype: torch.dtype) -> bool:
         return bool(torch.bmm(one, one, out_dtype=torch.float32)[0, 0, 0] == 16)
     except (RuntimeError, TypeError):  # not on this device, or not in this version
         return False
+
+
+#: One pass over keys and values that gives the log-sum-exp, too; what `scaled_dot_product_attention` calls on a CPU. It
+#: is not documented by itself, so it is used only where it proves right; see `_fuses`.
+_FUSED: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+
+
+@functools.cache
+def _fuses(device: str, dtype: torch.dtype) -> bool:
+    """Whether `_FUSED` is there and does what is asked of it; half precision would be rounded before the parts join."""
+    if device != "cpu" or dtype != torch.float32 or _FUSED is None:
+        return False
+    query, key = torch.arange(12.0).view(1, 2, 3, 2) / 10, torch.arange(16.0).view(1, 2, 4, 2) / 10
+    mask = torch.tensor([0.0, 0.0, 0.0, torch.finfo(dtype).min]).view(1, 1, 1, 4)
+    scores = query @ key.transpose(2, 3) + mask
+    try:
+        out, lse = _FUSED(query, key, key, attn_mask=mask, scale=1.0)
+    except (RuntimeError, TypeError):  # another signature in this version
+        return False
+    same = torch.allclose(out, scores.softmax(-1) @ key, atol=1e-5)
+    return same and lse.shape == (1, 2, 3) and torch.allclose(lse, scores.logsumexp(-1), atol=1e-5)

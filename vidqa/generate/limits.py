@@ -22,7 +22,8 @@ from vidqa.model.llava import VideoLlava
 
 _SECONDS = 0.15  # of each measurement, after a first run that does not count
 _SIDE = {"cpu": 1024, "cuda": 8192}
-_BYTES = {"cpu": 128 << 20, "cuda": 2 << 30}
+#: Copied in one go: more than caches hold. On a CPU it is no more, for a run must not need memory for being measured.
+_BYTES = {"cpu": 64 << 20, "cuda": 2 << 30}
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def measure(device: torch.device, dtype: torch.dtype) -> Limits:
     n = _SIDE.get(device.type, 1024)
     a, b = (torch.rand(n, n, device=device, dtype=dtype) for _ in range(2))
     products = _per_second(lambda: a @ b, device)
-    from_ = torch.zeros(_BYTES.get(device.type, 128 << 20), dtype=torch.uint8, device=device)
+    from_ = torch.zeros(_BYTES.get(device.type, 64 << 20), dtype=torch.uint8, device=device)
     to = torch.ones_like(from_)
     copies = _per_second(lambda: to.copy_(from_), device)
     return Limits(str(device), str(dtype).removeprefix("torch."), 2.0 * n**3 * products, 2.0 * len(from_) * copies)

@@ -147,9 +147,11 @@ class Llama(nn.Module):
             key, value = past_key_values.update(key, value, i)
             if keys_only and i == last:
                 return Logits(x.new_empty(len(x), 0, self.config.vocab_size))
+            if logits_to_keep and i == last:  # the other tokens have left their keys and values
+                x, query = x[:, -logits_to_keep:], query[:, :, -logits_to_keep:]
+                attention_mask = None if attention_mask is None else attention_mask[:, :, -logits_to_keep:]
             x = layer(x, query, key, value, attention_mask, self.attend, rest)
-        x = self.model.norm(x[:, -logits_to_keep:])
-        return Logits(self.lm_head(x))
+        return Logits(self.lm_head(self.model.norm(x)))
 
     def _turns(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosines and signed sines of the rotary embedding, [n, 1, S, d] each."""

@@ -17,7 +17,7 @@ from typing import cast
 
 from vidqa.errors import ItemError
 from vidqa.generate.engine import Engine, GenerationSettings, Request
-from vidqa.pipeline.limits import add_work, hold_against_hardware
+from vidqa.pipeline.limits import add_work
 from vidqa.pipeline.loaded import LoadedModel
 from vidqa.pipeline.options import Encoded, Identity, RunOptions, Work, settings_of
 from vidqa.pipeline.progress import StageClock
@@ -92,7 +92,6 @@ def answer_works(
                 yield from (_answered(done, who, options) for done in thread.finished())
     if stopped is not None:
         raise stopped
-    hold_against_hardware(clock.meter, model)
 
 
 class _Thread:

@@ -13,6 +13,7 @@ from vidqa.errors import TableError, UsageError
 from vidqa.media.files import show
 from vidqa.pipeline.answer import answer_works
 from vidqa.pipeline.ledger import Ledger
+from vidqa.pipeline.limits import hold_against_hardware
 from vidqa.pipeline.loaded import LoadedModel
 from vidqa.pipeline.missing import vanished
 from vidqa.pipeline.options import RunOptions, Work
@@ -80,6 +81,7 @@ def describe(
             finally:  # what is finished stays, whatever ended the run
                 ledger.close()
     run.summary.close(run.clock, time.perf_counter() - start)
+    hold_against_hardware(run.summary.meter, run.model)
     remember(run.options.cache_dir, run.model, run.summary)
     return run.summary
 
