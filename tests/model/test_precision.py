@@ -8,10 +8,12 @@ import pytest
 import torch
 from published_files import write_llm
 
+import vidqa
 from vidqa.errors import DeviceError
 from vidqa.model import llm as module
 from vidqa.model.llm import load_llm, named_dtype
 from vidqa.pipeline.loaded import Precision, load_model
+from vidqa.pipeline.options import RunOptions
 
 
 @pytest.mark.parametrize(("quantise", "place"), [("8bit", None), ("4bit", None), (None, "map")])
@@ -53,3 +55,17 @@ def test_fewer_bits_say_nearly_the_same(bits: str, kind: str, allowed: float, tm
         ours, theirs = small(ids).logits.float(), plain(ids).logits
     error = float((ours - theirs).norm() / theirs.norm())
     assert 0 < error < allowed
+
+
+@pytest.mark.parametrize("bits", ["8bit", "4bit"])
+def test_the_demo_model_in_fewer_bits(bits: str, tmp_path: Path) -> None:
+    """Its widths are no multiples of 64, for which bitsandbytes' own packing for CPUs with AVX-512 fails."""
+    pytest.importorskip("bitsandbytes")
+    pytest.importorskip("accelerate")
+    clip = Path(__file__).parents[2] / "examples" / "clips" / "clip01.mp4"
+    options = RunOptions(cache_dir=tmp_path)
+    plain, small = (
+        vidqa.ask(clip, "What happens?", model=load_model("demo", "cpu", precision=p), options=options)[0].answer
+        for p in (Precision(), Precision(quantize=bits))
+    )
+    assert small and set(small.split()) & set(plain.split()) >= {"A", "appears"}

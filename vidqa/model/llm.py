@@ -5,6 +5,7 @@ Knows transformers, its quantisation and its placing on several devices. Does no
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -66,6 +67,8 @@ def load_llm(
     problems += [f"{key}: shape {list(a)}, must be {list(b)}" for key, a, b in sorted(info["mismatched_keys"])]
     if problems:
         raise BundleError("\n".join(f"{folder}: {p}" for p in problems))
+    if quantise == "4bit":
+        _keep_odd_widths_unpacked(llm)
     if (adapter := folder / ADAPTER_FOLDER).is_dir():
         llm = apply_adapter(llm, adapter)
     return llm, tokenizer
@@ -86,6 +89,7 @@ def _how(
         how["device_map"] = "auto" if place == "map" else {"": place}
     if quantise:
         _need("bitsandbytes", f"{quantise} weights", "quantize")
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of every cast
         from transformers import BitsAndBytesConfig
 
         if quantise == "8bit":
@@ -100,6 +104,15 @@ def _how(
                 bnb_4bit_compute_dtype=kind,
             )
     return how
+
+
+def _keep_odd_widths_unpacked(llm: Any) -> None:
+    """bitsandbytes (0.50) packs 4-bit weights anew for CPUs with AVX-512, and fails at widths that are no multiples."""
+    for module in llm.modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False) and (
+            module.in_features % 64 or module.out_features % 32
+        ):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _need(package: str, what: str, extra: str) -> None:
@@ -130,14 +143,14 @@ def _unusable(folder: Path, what: str, error: Exception) -> BundleError:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """No bars and reports of transformers on stderr: what is wrong with a model is said by our own errors."""
-    from transformers.utils import logging
+    from transformers.utils import logging as theirs
 
-    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    level, bar = theirs.get_verbosity(), theirs.is_progress_bar_enabled()
+    theirs.set_verbosity_error()
+    theirs.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(level)
+        theirs.set_verbosity(level)
         if bar:
-            logging.enable_progress_bar()
+            theirs.enable_progress_bar()
