@@ -150,3 +150,20 @@ def test_search_in_a_converted_model(repositories: tuple[Bundle, list[Path]], ma
     assert [h.score for h in first.hits] == [h.score for h in again.hits]
     assert all(-1 <= h.score <= 1 for h in first.hits) and first.hits[0].score >= first.hits[1].score
     assert json.loads((bundle.folder / "bundle.json").read_text())["encoders"]["text"]["tokenizer"]
+
+
+def test_no_projector_at_all(tmp_path: Path) -> None:
+    """`identity`: towers as wide as the LLM, whose tokens go in as they are; converted, loaded, asked."""
+    towers = [write_repository(tmp_path / name, name) for name in ("languagebind_image", "languagebind_video")]
+    llm = write_llm(tmp_path / "llm")
+    config = json.loads((llm / "config.json").read_text())
+    write_json(llm / "config.json", config | {"mm_projector_type": "identity", "mm_hidden_size": 64})
+    assert run(["models", "convert", *map(str, [llm, *towers]), "--out", str(tmp_path / "bundle"), "-q"]) == 0
+    bundle = load_bundle(tmp_path / "bundle")
+    assert bundle.spec.connector.type == "identity" and bundle.verify() == []
+    tokens = torch.randn(2, 5, 64)
+    assert torch.equal(load_model(bundle, "cpu").connector(tokens), tokens)
+    clip = Path(__file__).parents[2] / "examples" / "clips" / "clip01.mp4"
+    options = RunOptions(cache_dir=tmp_path / "cache", max_new_tokens=3)
+    (row,) = vidqa.ask(clip, "why", model=str(bundle.folder), options=options)
+    assert row.error is None and row.n_visual_tokens == 8 * 17
