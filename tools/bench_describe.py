@@ -6,9 +6,10 @@
 
 Each run is a process of its own with an empty cache; the clips are a few pictures in motion, each file with a number
 at its end, so that all contents differ. `ms a clip more` is the time beyond that of the line above, divided by the
-clips that it has more: starting and loading are not in it. Peak memory is the largest sum of resident memory over vidqa
-and its decode processes that sampling (every 50 ms) sees; pages that processes share count once for each. On systems
-without /proc it is that of the main process alone. Prints a table for people and one JSON line last.
+clips that it has more: starting and loading are not in it; the CPU's time stands beside it, which holds on a busy
+machine, too. Peak memory is the largest sum of resident memory over vidqa and its decode processes that sampling (every
+50 ms) sees; pages that processes share count once for each. On systems without /proc it is that of the main process
+alone. Prints a table for people and one JSON line last.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import io
 import json
 import os
 import platform
+import resource
 import shutil
 import struct
 import subprocess
@@ -80,12 +82,17 @@ def resident_bytes(pid: int) -> int:
     return total
 
 
+def cpu_seconds() -> float:
+    """Of all processes that were started here and have ended."""
+    return sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
+
+
 def run(clips: Path, folder: Path, arguments: list[str]) -> dict[str, object]:
     """Describe one folder in a new process and watch it."""
     folder.mkdir()
     command = [sys.executable, "-m", "vidqa", "describe", str(clips), "--out", str(folder / "table.parquet"), "--json"]
     command += ["--cache-dir", str(folder / "cache"), "--quiet", *arguments]
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), cpu_seconds()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     peak = peak_main = 0
     while process.poll() is None:
@@ -103,6 +110,7 @@ def run(clips: Path, folder: Path, arguments: list[str]) -> dict[str, object]:
         "clips": summary["clips"]["done"],
         "rows": summary["rows"],
         "wall_s": round(wall_s, 2),
+        "cpu_s": round(cpu_seconds() - cpu, 2),
         "peak_mb": round(peak / 1e6, 1),
         "peak_main_mb": round(peak_main / 1e6, 1),
         "seconds": summary["seconds"],
@@ -119,8 +127,8 @@ def main() -> None:
     parser.add_argument("rest", nargs="*", metavar="OPTION", help="options for vidqa describe, after --")
     arguments = parser.parse_args()
     runs: list[dict[str, object]] = []
-    head = ("clips", "seconds", "ms a clip", "ms a clip more", "peak MB", "main MB")
-    print("{:>8} {:>9} {:>10} {:>15} {:>9} {:>9}  limited by".format(*head), flush=True)
+    head = ("clips", "seconds", "ms a clip", "ms a clip more", "CPU ms more", "peak MB", "main MB")
+    print("{:>8} {:>9} {:>10} {:>15} {:>12} {:>9} {:>9}  limited by".format(*head), flush=True)
     with tempfile.TemporaryDirectory() as name:
         rest = list(arguments.rest)
         if arguments.tiny:
@@ -131,13 +139,14 @@ def main() -> None:
             clips = Path(name, f"clips{n_clips}")
             make_clips(clips, n_clips, arguments.frames, arguments.size)
             done = run(clips, Path(name, f"run{n_clips}"), rest)
-            wall_s = float(str(done["wall_s"]))
-            more = ""
-            if runs and n_clips > int(str(runs[-1]["clips"])):
-                further = (wall_s - float(str(runs[-1]["wall_s"]))) / (n_clips - int(str(runs[-1]["clips"])))
-                done["ms_a_clip_more"], more = round(further * 1e3, 2), f"{further * 1e3:.1f}"
+            wall_s, more = float(str(done["wall_s"])), ["", ""]
+            if runs and (further := n_clips - int(str(runs[-1]["clips"]))) > 0:
+                for i, clock in enumerate(("wall", "cpu")):
+                    spent = float(str(done[f"{clock}_s"])) - float(str(runs[-1][f"{clock}_s"]))
+                    done[f"{clock}_ms_a_clip_more"] = round(spent / further * 1e3, 2)
+                    more[i] = f"{spent / further * 1e3:.1f}"
             runs.append(done)
-            line = f"{n_clips:>8} {wall_s:>9.2f} {wall_s / n_clips * 1e3:>10.1f} {more:>15}"
+            line = f"{n_clips:>8} {wall_s:>9.2f} {wall_s / n_clips * 1e3:>10.1f} {more[0]:>15} {more[1]:>12}"
             print(f"{line} {done['peak_mb']:>9} {done['peak_main_mb']:>9}  {done['limit']}", flush=True)
             shutil.rmtree(clips)
             shutil.rmtree(Path(name, f"run{n_clips}"))
