@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from vidqa.train.data.rejects import Rejected, write_rejects
 from vidqa.train.metrics import MetricsFile
 
 SMALL = Path(__file__).parents[2] / "examples" / "recipes" / "small.toml"
@@ -191,25 +192,75 @@ def test_a_changed_recipe_does_not_go_on_with_another_run(vidqa, recipe, tmp_pat
     refused = vidqa("train", changed, "--out", out)
     assert refused.code == 2
     assert "holds a run with another recipe" in refused.err and "--resume never" in refused.err
+    assert "\n  seed: was 0, is 5\n" in refused.err
     anew = vidqa("train", changed, "--out", out, "--resume", "never")
     assert anew.code == 0 and len(losses(out)) == 3
 
 
-def test_a_disk_that_fills_up_is_named_and_the_run_goes_on_afterwards(vidqa, recipe, tmp_path, monkeypatch):
-    path = recipe(more="[output]\nsave_every = 1\n[logging]\nevery = 1")
+def full_after(monkeypatch, n):
+    """Lets the n-th writing of metrics meet a full disk."""
     real, calls = MetricsFile.flush, []
 
     def flush(self):
         calls.append(self)
-        if len(calls) > 4:
+        if len(calls) > n:
             raise OSError(errno.ENOSPC, "No space left on device")
         real(self)
 
     monkeypatch.setattr(MetricsFile, "flush", flush)
-    stopped = vidqa("train", path, "--out", tmp_path / "o")
+
+
+def test_what_a_stopped_run_was_told_to_change_may_change_when_it_goes_on(vidqa, recipe, tmp_path, monkeypatch):
+    stages = '[[stage]]\nkind = "connector"\nbatch_size = 2\nper_device = 2\nlr = 1e-3\nepochs = 2'
+    more = "[output]\nsave_every = 1\n[logging]\nevery = 1"
+    assert vidqa("train", recipe(stages=stages, more=more), "--out", tmp_path / "whole").code == 0
+    with monkeypatch.context() as full:
+        full_after(full, 4)
+        assert vidqa("train", recipe(stages=stages, more=more), "--out", tmp_path / "o").code == 1
+    less = stages.replace("per_device = 2", "per_device = 1")
+    changed = (
+        f'{more}\n[hardware]\ngradient_checkpointing = true\n[eval]\nfile = "data.json"\nmedia = "clips"\nsamples = 0'
+    )
+    done = vidqa("train", recipe(stages=less, more=changed, top="max_reject_rate = 0.5"), "--out", tmp_path / "o")
+    assert done.code == 0 and "connector: going on from step 2" in done.err, done.err
+    for mine, theirs in zip(losses(tmp_path / "o"), losses(tmp_path / "whole"), strict=True):
+        assert mine[:2] == theirs[:2] and mine[2] == pytest.approx(theirs[2], abs=1e-4)
+
+
+def test_where_nothing_was_learned_another_recipe_may_take_the_place(vidqa, recipe, tmp_path, monkeypatch):
+    with monkeypatch.context() as full:
+        full_after(full, 0)
+        assert vidqa("train", recipe(more="[logging]\nevery = 1"), "--out", tmp_path / "o").code == 1
+    done = vidqa("train", recipe(top="seed = 5"), "--out", tmp_path / "o")
+    assert done.code == 0 and len(losses(tmp_path / "o")) == 3, done.err
+
+
+def test_a_run_that_goes_on_has_the_rejects_from_before_the_break_and_no_others(vidqa, recipe, tmp_path, monkeypatch):
+    records = [conversation(n, "a.mp4", answer=" " if n % 2 else "red") for n in range(6)]
+    stages = '[[stage]]\nkind = "connector"\nbatch_size = 2\nper_device = 2\nepochs = 1'
+    path = recipe(
+        records, stages=stages, top="max_reject_rate = 0.9", more="[output]\nsave_every = 1\n[logging]\nevery = 1"
+    )
+    with monkeypatch.context() as full:
+        full_after(full, 4)
+        assert vidqa("train", path, "--out", tmp_path / "o").code == 1
+    write_rejects(
+        tmp_path / "o/work/1-connector/rejects.parquet",
+        [Rejected(str(tmp_path / "data.json"), 4, "r4", "media_missing", "mended since")],
+    )
+    done = vidqa("train", path, "--out", tmp_path / "o")
+    assert done.code == 0 and "going on from step 2" in done.err, done.err
+    assert pl.read_parquet(tmp_path / "o/rejects.parquet")["id"].to_list() == ["r1", "r3", "r5"]
+    assert "- connector: 3 answerless" in (tmp_path / "o/report.md").read_text()
+
+
+def test_a_disk_that_fills_up_is_named_and_the_run_goes_on_afterwards(vidqa, recipe, tmp_path, monkeypatch):
+    path = recipe(more="[output]\nsave_every = 1\n[logging]\nevery = 1")
+    with monkeypatch.context() as full:
+        full_after(full, 4)
+        stopped = vidqa("train", path, "--out", tmp_path / "o")
     assert stopped.code == 1 and f"no room for the run in {tmp_path / 'o'}: No space left" in stopped.err
     assert "run the same command again: it goes on from the last checkpoint" in stopped.err
-    monkeypatch.setattr(MetricsFile, "flush", real)
     done = vidqa("train", path, "--out", tmp_path / "o")
     assert done.code == 0 and "connector: going on from step 2" in done.err, done.err
     assert [line[1] for line in losses(tmp_path / "o")] == [1, 2, 3]

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from vidqa import __version__
 from vidqa.errors import UsageError
-from vidqa.model.bundle import load_bundle
+from vidqa.model.bundle import BUNDLE_FILE, load_bundle
 from vidqa.pipeline.features import CachedFeatures, LiveFeatures, entry_bytes, fill_cache
 from vidqa.pipeline.loaded import LoadedModel
 from vidqa.pipeline.options import RunOptions, default_options
@@ -34,7 +34,7 @@ from vidqa.train.recipe import Evaluation, Recipe, Stage
 from vidqa.train.recipe_file import as_written, read_recipe
 from vidqa.train.report import StageFacts, draw_curves, write_report
 from vidqa.train.stage_run import StageRun
-from vidqa.train.stagefiles import finished, open_run, run_identity, stage_weights
+from vidqa.train.stagefiles import finished, has_learned, open_run, run_identity, stage_weights
 from vidqa.train.to_transformers import exportable, to_transformers
 
 Encode = Literal["cache", "on-the-fly"]
@@ -138,7 +138,7 @@ class _Run:
         held_out = self._held_out()
         identity = run_identity(self.recipe, self.start.base.model_id, [c.fingerprint for c in corpora])
         if is_first():
-            if not resume:
+            if not resume or self._came_to_nothing():
                 self._forget()
             open_run(self.work, identity, resume)
             check_space(self.recipe, self.start.base, self.out)
@@ -159,9 +159,13 @@ class _Run:
     def _held_out(self) -> Corpus | None:
         return self._corpus(sources(self.recipe.eval)) if self.recipe.eval else None
 
+    def _came_to_nothing(self) -> bool:
+        """Whether a run lies there that learned nothing: any recipe may take its place."""
+        return self.work.is_dir() and not has_learned(self.work) and not (self.out / BUNDLE_FILE).exists()
+
     def _forget(self) -> None:
         """Remove an earlier run and its results; the model goes first, so that no half of it is left."""
-        for name in ("bundle.json", "metrics.jsonl", "rejects.parquet", "samples.parquet", "report.md", "curves.png"):
+        for name in (BUNDLE_FILE, "metrics.jsonl", "rejects.parquet", "samples.parquet", "report.md", "curves.png"):
             (self.out / name).unlink(missing_ok=True)
         shutil.rmtree(self.work, ignore_errors=True)
 

@@ -31,7 +31,7 @@ from vidqa.train.processes import Common, arguments, is_first
 from vidqa.train.recipe import Stage
 from vidqa.train.sequences import Sequences, to_batch
 from vidqa.train.stages import choose
-from vidqa.train.trainer import StageTrainer
+from vidqa.train.trainer import REJECTS, StageTrainer
 from vidqa.train.watch import Listener, Rhythm, Watch
 
 #: Gives the held-out figures of a step; hears the model as it is wrapped, and as it is.
@@ -94,6 +94,8 @@ def run_stage(model: VideoLlava, data: Sequences, stage: Stage, around: Surround
     start = _resume(trainer, found[-1], around) if found else None
     if start is None:
         around.metrics.take_back(around.number, 0)
+        if around.rejects is not None:
+            around.rejects.take_back(None)
     model.train()
     try:
         with around.listener.progress(data.plan.n_steps, "step"):
@@ -172,6 +174,8 @@ def _resume(trainer: StageTrainer, found: tuple[int, Path], around: Surroundings
     trainer.resume_totals(checkpoint)
     trainer.watch.last_good = str(checkpoint)
     around.metrics.take_back(around.number, step)
+    if around.rejects is not None:
+        around.rejects.take_back(checkpoint / REJECTS)
     around.listener.say(f"{trainer.stage.title}: going on from step {step}")
     return str(checkpoint)
 

@@ -23,30 +23,37 @@ from vidqa.train.report import StageFacts
 from vidqa.train.stages import save_weights
 
 _RUN, _DONE, _WEIGHTS = "run.json", "done.json", "trained.safetensors"
-#: Settings that change neither weights nor losses.
-_IDLE = {"logging": True, "hardware": {"workers"}, "output": {"save_every", "keep", "mm_projector", "transformers"}}
+#: Settings that change neither weights nor losses, or (how a step is cut up) the losses by no more than rounding. A run
+#: that ran out of memory, or had more rejects than allowed, goes on with what its own message told people to change.
+_IDLE: dict[str, Any] = {
+    "logging": True,
+    "output": True,
+    "eval": True,
+    "max_reject_rate": True,
+    "model": {"base", "name"},  # the base counts by its content
+    "hardware": {"workers", "gradient_checkpointing"},
+    "data": {"__all__": {"file", "media"}},  # as the base
+    "stage": {"__all__": {"per_device"}},
+}
+_SHOWN = 6  # settings that differ
 
 
-def run_identity(recipe: Recipe, base_id: str, fingerprints: list[str]) -> dict[str, str]:
+def run_identity(recipe: Recipe, base_id: str, fingerprints: list[str]) -> dict[str, Any]:
     """What has to be the same for a run to go on.
 
     Args:
-        recipe: paths and what only says how things are shown do not count.
+        recipe: paths, and what only says how things are shown, kept or computed, do not count.
         base_id: model_id of the base.
         fingerprints: of the data of every stage.
     """
-    settings = recipe.model_dump(mode="json", exclude=_IDLE)  # type: ignore[arg-type]
-    for source in (*settings["data"], *([settings["eval"]] if settings["eval"] else [])):
-        source.pop("file"), source.pop("media")
-    text = json.dumps(settings, sort_keys=True)
     return {
-        "recipe": hashlib.sha256(text.encode()).hexdigest()[:16],
+        "recipe": recipe.model_dump(mode="json", exclude=_IDLE),
         "base": base_id,
         "data": hashlib.sha256("".join(fingerprints).encode()).hexdigest()[:16],
     }
 
 
-def open_run(work: Path, identity: dict[str, str], resume: bool) -> bool:
+def open_run(work: Path, identity: dict[str, Any], resume: bool) -> bool:
     """Get the folder of a run ready.
 
     Args:
@@ -58,7 +65,7 @@ def open_run(work: Path, identity: dict[str, str], resume: bool) -> bool:
         True when there is a run to go on with.
 
     Raises:
-        UsageError: what lies there is another run.
+        UsageError: what lies there is another run; says what differs.
     """
     file = work / _RUN
     if not resume:
@@ -66,8 +73,11 @@ def open_run(work: Path, identity: dict[str, str], resume: bool) -> bool:
     if file.exists():
         found = json.loads(file.read_text(encoding="utf-8"))
         if differs := [key for key, value in identity.items() if found.get(key) != value]:
+            changed = _changes(found.get("recipe"), identity["recipe"]) if "recipe" in differs else []
+            more = [*changed[:_SHOWN], f"and {len(changed) - _SHOWN} more"] if len(changed) > _SHOWN else changed
             raise UsageError(
-                f"{work.parent} holds a run with another {' and '.join(differs)}; it cannot go on with this recipe",
+                f"{work.parent} holds a run with another {' and '.join(differs)}; it cannot go on with this recipe"
+                + "".join(f"\n  {line}" for line in more),
                 hint="--resume never begins anew there, or give another --out",
             )
         return True
@@ -75,6 +85,24 @@ def open_run(work: Path, identity: dict[str, str], resume: bool) -> bool:
     with commit(file) as f:
         f.write(json.dumps(identity, indent=1).encode())
     return False
+
+
+def has_learned(work: Path) -> bool:
+    """Whether a run has anything to go on with: a checkpoint, or a finished stage."""
+    stages = [path for path in work.iterdir() if path.is_dir()] if work.is_dir() else []
+    return any(checkpoints.found_in(stage) or (stage / _DONE).exists() for stage in stages)
+
+
+def _changes(before: Any, now: Any, place: str = "") -> list[str]:
+    """What differs between two trees of settings, one line each."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        names = dict.fromkeys([*before, *now])
+        inner = [(f"{place}.{n}" if place else n, before.get(n), now.get(n)) for n in names]
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        inner = [(f"{place} {n}", *pair) for n, pair in enumerate(zip(before, now, strict=True), start=1)]
+    else:
+        return [] if before == now else [f"{place}: was {json.dumps(before):.60}, is {json.dumps(now):.60}"]
+    return [line for name, one, other in inner for line in _changes(one, other, name)]
 
 
 def save_stage(folder: Path, weights: dict[str, Tensor], facts: StageFacts) -> None:

@@ -24,6 +24,7 @@ from vidqa.train.stages import load_weights, parameter_groups, save_weights, tra
 from vidqa.train.watch import ANEW, Watch
 
 WEIGHTS = "trained.safetensors"
+REJECTS = "rejects.parquet"
 _TOTALS = "totals.json"
 
 
@@ -87,6 +88,8 @@ class StageTrainer(Trainer):
             if self.is_world_process_zero():
                 inside = self._part / f"checkpoint-{step}"
                 (inside / _TOTALS).write_text(json.dumps(self.watch.totals.as_dict()))
+                if self.watch.rejects is not None:
+                    self.watch.rejects.save(inside / REJECTS)
         wait_for_all()
         if self.is_world_process_zero():
             inside = self._part / f"checkpoint-{step}"

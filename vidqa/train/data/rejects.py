@@ -75,9 +75,23 @@ class RejectLog:
             self.save()
             raise TrainError(self._too_many(), hint="vidqa train --check-data RECIPE lists all of them before training")
 
-    def save(self) -> Path:
-        """Write the table, whole or not at all, in the order of the records."""
-        return write_rejects(self.path, self._found.values())
+    def save(self, path: Path | None = None) -> Path:
+        """Write the table, whole or not at all, in the order of the records; to another place for a checkpoint."""
+        return write_rejects(path or self.path, self._found.values())
+
+    def take_back(self, path: Path | None) -> None:
+        """Know what was known at a checkpoint, and no more: what came later comes again, or was mended since.
+
+        Args:
+            path: of the table that was saved with it; None begins with nothing. One that is not there changes nothing.
+
+        Raises:
+            UsageError: the table is not one of rejects.
+        """
+        if path is None:
+            self._found = {}
+        elif path.exists():
+            self._found = {(r.source, r.record): r for r in read_rejects(path)}
 
     def _too_many(self) -> str:
         share = f"{len(self)} of {self.n_records} records are bad, more than max_reject_rate {self.max_rate:g} allows"
