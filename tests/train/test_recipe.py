@@ -69,6 +69,31 @@ def test_contradictions_are_named_beside_unknown_keys(tmp_path):
     )
 
 
+def test_contradictions_are_named_beside_wrong_values(tmp_path):
+    text = GOOD.replace('"instruct"', '"instruct"\nlr = "2e-5"\nbetas = [0.9, 2.0]\nepochs = 1\nsteps = 2')
+    with pytest.raises(UsageError) as error:
+        read_recipe(write(tmp_path, text.replace('"demo"', '"demo"\nconnector = "new"')))
+    said = str(error.value).splitlines()
+    assert [line.split("`")[1] for line in said] == ["model.connector", "stage.lr", "stage.betas", "stage.steps"], said
+
+
+def test_what_hangs_on_a_wrong_value_is_not_named(tmp_path):
+    text = GOOD.replace('"instruct"', '"instruct"\ntrain = ["lorra"]\n[stage.lora]')
+    with pytest.raises(UsageError) as error:
+        read_recipe(write(tmp_path, text))
+    assert len(str(error.value).splitlines()) == 1 and "`stage.train`" in str(error.value)
+
+
+@pytest.mark.parametrize("base", ["demoo", "models/none", "x" * 5000])
+def test_a_base_that_is_not_there_is_named_with_the_rest(tmp_path, base):
+    text = GOOD.replace('"demo"', f'"{base}"').replace('"data.json"', '"gone.json"')
+    with pytest.raises(UsageError) as error:
+        read_recipe(write(tmp_path, text))
+    said = str(error.value).splitlines()
+    assert "recipe.toml:2: `model.base`: no model at " in said[0] and "a name of: demo" in said[0]
+    assert "`data.file`: no such file" in said[1]
+
+
 def test_missing_files_and_folders_are_named_together_with_the_rest(tmp_path):
     text = GOOD.replace('file = "data.json"', 'file = "gone.json"\nmedia = "nowhere"\nname = 3')
     with pytest.raises(UsageError) as error:

@@ -167,7 +167,7 @@ def _segment(ref: MediaRef) -> Segment:
 
 def _as_reject(path: str, error: ItemError) -> SampleError:
     kind = "media_missing" if error.kind == "missing" else "media_unreadable"
-    return SampleError(kind, f"{path}: {error.what}")
+    return SampleError(kind, error.what if path in error.what else f"{path}: {error.what}")
 
 
 @dataclass

@@ -15,12 +15,14 @@ from pydantic import BaseModel, ValidationError
 
 from vidqa.config.toml import TomlFile, meant, read_toml, shown, title
 from vidqa.errors import UsageError
-from vidqa.model.bundle import BUNDLE_FILE
+from vidqa.model.places import BUNDLE_FILE, built_in_bundles, find_bundle, pulled_models
 from vidqa.train.contradictions import Place, contradictions
 from vidqa.train.recipe import Recipe
 
 #: Keys that hold a path, by the table that they stand in.
 _FILES = {"data": ("file",), "eval": ("file",), "hardware": ("fsdp_config", "deepspeed")}
+#: Without these, what is said of other keys would not be true.
+_OTHERS_HANG_ON = {"kind", "train", "freeze", "lora", "name", "file", "data", "stage"}
 _LINE = re.compile(r":(\d+): ")
 _FOLDERS = {"data": ("media",), "eval": ("media",)}
 
@@ -43,8 +45,8 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
         problems = [_sentence(file, one) for one in error.errors(include_url=False)]
-        known = _without_unknown(values, error)
-        problems += _missing(file, values) + (_contradictory(file, known) if known else [])
+        rest = _without_wrong(file, values, error)
+        problems += _missing(file, values) + (_contradictory(file, rest) if rest else [])
         raise UsageError(_listed(problems)) from error
     if problems := _contradictory(file, recipe) + _missing(file, values):
         raise UsageError(_listed(problems))
@@ -58,16 +60,22 @@ def _contradictory(file: TomlFile, recipe: Recipe) -> list[str]:
     ]
 
 
-def _without_unknown(values: dict[str, Any], error: ValidationError) -> Recipe | None:
-    """The recipe as it is without keys that nobody knows; None where more than those is wrong."""
+def _without_wrong(file: TomlFile, values: dict[str, Any], error: ValidationError) -> Recipe | None:
+    """The recipe as it is without the settings that are wrong by themselves; None where others hang on one of them."""
     left = copy.deepcopy(values)
+    places = set()
     for one in error.errors(include_url=False):
-        if one["type"] != "extra_forbidden":
+        place = _known(file, tuple(one["loc"]))
+        while len(place) > 1 and isinstance(place[-1], int):  # one entry of a list: the list is wrong
+            place = place[:-1]
+        if one["type"] == "missing" or place[-1] in _OTHERS_HANG_ON:
             return None
+        places.add(place)
+    for place in places:
         table: Any = left
-        for part in one["loc"][:-1]:
+        for part in place[:-1]:
             table = table[part]
-        del table[one["loc"][-1]]
+        del table[place[-1]]
     try:
         return Recipe.model_validate(left)
     except ValidationError:
@@ -118,6 +126,13 @@ def _is_path(folder: Path, base: str) -> bool:
     return "/" in base or os.sep in base or (bool(base) and os.path.isfile(folder / base / BUNDLE_FILE))
 
 
+def _is_model(base: str) -> bool:
+    try:
+        return os.path.isfile(find_bundle(base) / BUNDLE_FILE)
+    except (OSError, ValueError):  # no name of this system
+        return False
+
+
 def _both() -> dict[str, tuple[str, ...]]:
     return {table: (*_FILES.get(table, ()), *_FOLDERS.get(table, ())) for table in (*_FILES, *_FOLDERS)}
 
@@ -125,6 +140,11 @@ def _both() -> dict[str, tuple[str, ...]]:
 def _missing(file: TomlFile, values: dict[str, Any]) -> list[str]:
     """Files and folders that are not there."""
     problems = []
+    model = values.get("model")
+    if isinstance(model, dict) and isinstance(base := model.get("base"), str) and not _is_model(base):
+        known = ", ".join([*built_in_bundles(), *pulled_models()])
+        where = f"{file.where('model', 'base')}: `model.base`"
+        problems.append(f"{where}: no model at {shown(base)}; give a folder with {BUNDLE_FILE}, or a name of: {known}")
     for table in _both():
         found = values.get(table)
         for number, one in enumerate(found if isinstance(found, list) else [found]):

@@ -71,7 +71,8 @@ def write_report(
     lines += ["", "## Left out", ""]
     rejected = [(stage.name, kind, n) for stage in stages for kind, n in stage.rejects.items()]
     lines += [f"- {name}: {n} {kind}" for name, kind, n in rejected] or ["Nothing."]
-    lines += ["", "All of them are in rejects.parquet.", "", "## Settings", "", "```json"]
+    lines += ["", "All of them are in rejects.parquet."] if rejected else []
+    lines += ["", "## Settings", "", "```json"]
     lines += [json.dumps(recipe, indent=1), "```", ""]
     with commit(path) as f:
         f.write("\n".join(lines).encode())

@@ -74,7 +74,9 @@ def _draw_bars(draw: ImageDraw.ImageDraw, font: _Font, tokens: np.ndarray, limit
         draw.text((x(mark), y(0) + 9), f"{mark}", _INK, font, anchor="mt")
     if limit:
         draw.line((x(limit), _TOP, x(limit), y(0)), _OVER, 2)
-        draw.text((x(limit) - 6, _TOP), f"limit {limit}", _OVER, font, anchor="rt")
+        # On the side that has more room: on the other it would stand over bars, or outside of the picture.
+        side, anchor = (6, "lt") if 2 * limit < most else (-6, "rt")
+        draw.text((x(limit) + side, _TOP), f"limit {limit}", _OVER, font, anchor=anchor)
 
 
 def _round_marks(most: int) -> range:
