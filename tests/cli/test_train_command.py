@@ -85,6 +85,7 @@ def test_two_stages_give_a_model_that_answers(vidqa, recipe, tmp_path, clips, ti
     ]
     assert samples["question"][0] == "What is it?" and samples["truth"][0] == "red"
     assert pl.read_parquet(out / "rejects.parquet").is_empty()
+    assert "All of them" not in (out / "report.md").read_text()
     report = (out / "report.md").read_text()
     assert "| connector | 3 | 6 |" in report and "| instruct | 4 | 8 |" in report and "Nothing." in report
     assert "| data.json | 5 | 1.0 |" in report and '"media": "clips"' in report  # as the recipe has it
@@ -183,6 +184,24 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_model(start, vidqa, recipe,
     assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
     for name in ("connector.safetensors", "llm/model.safetensors"):
         assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.timeout(900)
+def test_a_signal_ends_the_step_and_saves_it(start, vidqa, recipe, tmp_path):
+    stages = '[[stage]]\nkind = "connector"\nsteps = 40'
+    path = recipe(stages=stages, more="[logging]\nevery = 1")
+    process = start("train", path, "--out", tmp_path / "o")
+    until = time.monotonic() + 200
+    while not (tmp_path / "o/metrics.jsonl").exists() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGTERM)
+    _, said = process.communicate()
+    step = losses(tmp_path / "o")[-1][1]
+    assert process.returncode == 143 and f"connector: stopped after step {step}, " in said, said
+    assert [p.name for p in (tmp_path / "o/work/1-connector").glob("checkpoint-*")] == [f"checkpoint-{step}"]
+    done = vidqa("train", path, "--out", tmp_path / "o")
+    assert done.code == 0 and f"connector: going on from step {step}" in done.err, done.err
+    assert [line[1] for line in losses(tmp_path / "o")] == list(range(1, 41))
 
 
 def test_a_changed_recipe_does_not_go_on_with_another_run(vidqa, recipe, tmp_path):

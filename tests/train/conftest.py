@@ -136,6 +136,8 @@ def tune_samples(
     shuffled: bool = True,
     evaluate: Any = None,
     features: Callable[[str], Features] = features_by_name,
+    stopping: Callable[[], bool] = lambda: False,
+    eval_every: int | None = None,
 ) -> Ran:
     """Run a stage on samples in memory, with checkpoints in `folder`."""
     corpus = GivenSamples([(sample,) for sample in samples], seed=3)
@@ -146,7 +148,8 @@ def tune_samples(
     plan = plan_run(order, stage.global_batch, epochs=epochs, steps=stage.steps, packing=packing, survey=looked)
     data = Sequences(corpus, plan, ByPath(features), labeller(model, model.chat, model.context))
     metrics = MetricsFile(folder / "metrics.jsonl", active=is_first())
-    around = Surroundings(folder, listener or Silent(), metrics, common or Common(), evaluate=evaluate)
+    more = {"evaluate": evaluate, "eval_every": eval_every, "stopping": stopping}
+    around = Surroundings(folder, listener or Silent(), metrics, common or Common(), **more)
     result = run_stage(model, data, stage, around)
     return Ran(result, read_metrics(metrics.path) if is_first() else [])
 

@@ -1,6 +1,7 @@
 """A run that breaks and goes on is the run that never broke: losses and weights, bit for bit."""
 
 import errno
+import time
 
 import pytest
 import torch
@@ -13,15 +14,20 @@ from vidqa.train.checkpoints import found_in
 from vidqa.train.loop import Silent
 from vidqa.train.loss import PackedLoss
 from vidqa.train.recipe import Lora, Stage
+from vidqa.train.trainer import StageTrainer
+from vidqa.train.watch import Interrupted, in_time
 
 STAGE = Stage(kind="instruct", epochs=5, batch_size=4, per_device=2, lr=3e-3, packing=2)
 
 
 class Breaks(Silent):
-    """A listener that ends the run when so many steps are made."""
+    """A listener that ends the run when so many steps are made, before the last of them is saved."""
 
     def __init__(self, after):
-        self.left = after
+        self.left, self.said = after, []
+
+    def say(self, text, *, level=1):
+        self.said.append(text)
 
     def advance(self, n=1):
         self.left -= n
@@ -59,9 +65,11 @@ def test_a_broken_run_is_the_unbroken_run(lab, tmp_path, lora):
     stage = STAGE.model_copy(update={"lora": Lora(r=2, alpha=4.0, dropout=0.25)}) if lora else STAGE
     whole = lab.tune(fresh(lab, lora), tmp_path / "whole", stage, common=lab.saving(3))
     assert whole.result.n_steps > 6 and len({line["loss"] for line in whole.lines}) > 6
-    for after in (2, 3, 2):  # before the first checkpoint, at step 3 of the second run, and once more
+    for after, begins in ((2, None), (4, None), (2, 3)):  # before the first checkpoint, behind it, and once more
+        breaks = Breaks(after)
         with pytest.raises(KeyboardInterrupt):
-            lab.tune(fresh(lab, lora), tmp_path / "broken", stage, common=lab.saving(3), listener=Breaks(after))
+            lab.tune(fresh(lab, lora), tmp_path / "broken", stage, common=lab.saving(3), listener=breaks)
+        assert (f"instruct: going on from step {begins}" in breaks.said) == (begins is not None)
     ran = lab.tune(fresh(lab, lora), tmp_path / "broken", stage, common=lab.saving(3))
     assert found_in(tmp_path / "broken")[0][0] == 3  # it did go on from a checkpoint
     assert curve(ran) == curve(whole)
@@ -69,6 +77,52 @@ def test_a_broken_run_is_the_unbroken_run(lab, tmp_path, lora):
     assert ran.result.weights.keys() == whole.result.weights.keys()
     for name, weight in whole.result.weights.items():
         assert torch.equal(weight, ran.result.weights[name]), name
+
+
+def test_a_run_that_is_asked_to_stop_saves_the_step_and_goes_on_as_if_nothing_was(lab, tmp_path):
+    whole = lab.tune(fresh(lab), tmp_path / "whole", STAGE)
+    asked, heard = [], Breaks(-1)
+    with pytest.raises(Interrupted):
+        lab.tune(fresh(lab), tmp_path / "o", STAGE, listener=heard, stopping=lambda: asked.append(0) or len(asked) >= 4)
+    assert [step for step, _ in found_in(tmp_path / "o")] == [4]
+    assert heard.said[-1].startswith("instruct: stopped after step 4, ") and "goes on from there" in heard.said[-1]
+    ran = lab.tune(fresh(lab), tmp_path / "o", STAGE, stopping=lambda: len(found_in(tmp_path / "o")) > 1)
+    assert curve(ran) == curve(whole)
+    for name, weight in whole.result.weights.items():
+        assert torch.equal(weight, ran.result.weights[name]), name
+
+
+def test_a_wish_that_comes_in_the_last_step_lets_the_stage_end(lab, tmp_path):
+    stage = STAGE.model_copy(update={"epochs": None, "steps": 2})
+    asked = []
+    ran = lab.tune(fresh(lab), tmp_path, stage, stopping=lambda: asked.append(0) or len(asked) >= 2)
+    assert ran.result.n_steps == 2 and found_in(tmp_path) == []
+
+
+def test_a_gradient_that_is_no_number_stops_the_run_before_the_weights_take_it_in(lab, tmp_path, monkeypatch):
+    lines = lab.tune(fresh(lab), tmp_path / "whole", STAGE).lines
+    assert all(0 < line["grad_norm"] < 1e3 for line in lines) and len({line["grad_norm"] for line in lines}) == len(
+        lines
+    )
+    real, calls = StageTrainer._clip_grad_norm, []
+
+    def clip(self, model):
+        calls.append(model)
+        return torch.tensor(float("inf")) if len(calls) == 3 else real(self, model)
+
+    monkeypatch.setattr(StageTrainer, "_clip_grad_norm", clip)
+    with pytest.raises(TrainError, match=r"norm of the gradient of step 3 is inf; .* last good checkpoint is .*-2"):
+        lab.tune(fresh(lab), tmp_path / "o", STAGE, common=lab.saving(1))
+
+
+def test_time_left_counts_what_looks_and_checkpoints_take(lab, tmp_path):
+    heard = Breaks(-1)
+    slow = lambda wrapped, model, step: time.sleep(0.2) or {"eval_loss": 1.0}  # noqa: E731
+    stage = STAGE.model_copy(update={"epochs": None, "steps": 11})
+    lab.tune(fresh(lab), tmp_path, stage, listener=heard, common=lab.saving(100), evaluate=slow, eval_every=1)
+    left = [int(text.split()[-3]) for text in heard.said if text.endswith(" s left")]
+    assert len(left) == 10 and all(seconds >= 0.2 * (10 - n) - 1 for n, seconds in enumerate(left))
+    assert [in_time(s) for s in (40, 720, 11100, 187200)] == ["40 s", "12 min", "3 h 05 min", "2 d 4 h"]
 
 
 def test_accumulation_does_not_change_what_is_learned(lab, tmp_path):

@@ -44,7 +44,8 @@ def command(recipe: str, **flags: Any) -> int:
       vidqa ask examples/clips/clip01.mp4 "What happens?" --model tuned
       torchrun --nproc-per-node 8 -m vidqa train video_llava_stage2.toml --out tuned
 
-    The same command goes on where a broken run was. See docs/training.md.
+    The same command goes on where a broken run was. Ctrl-C and SIGTERM end the
+    step and save a checkpoint first. See docs/training.md.
     """
     from vidqa.cli.session import Session
 
@@ -52,17 +53,19 @@ def command(recipe: str, **flags: Any) -> int:
     if flags.get("check_data"):
         return _check(recipe, session, flags.get("out"))
     from vidqa.cli.shown import as_json
+    from vidqa.cli.watch import heard
     from vidqa.pipeline.train import train
 
-    summary = train(
-        recipe,
-        flags.get("out"),
-        encode=flags.get("encode") or "cache",
-        resume=flags.get("resume") != "never",
-        device=flags.get("device") or "auto",
-        options=session.options,
-        reporter=session.reporter,
-    )
+    with heard(session.reporter):
+        summary = train(
+            recipe,
+            flags.get("out"),
+            encode=flags.get("encode") or "cache",
+            resume=flags.get("resume") != "never",
+            device=flags.get("device") or "auto",
+            options=session.options,
+            reporter=session.reporter,
+        )
     if summary is None:  # one of several processes: the first one speaks
         return EXIT_OK
     session.reporter.say(summary.as_text())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TextIO
@@ -79,8 +79,7 @@ class Watch:
         self._began = time.perf_counter()
         if self._stream is not None:
             self._reporter.log = EventLog(self._stream, as_json=self._log_json)
-        kinds: Kinds = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
-        self._stack.enter_context(self._reporter.stop.heard(kinds, self._reporter.say))
+        self._stack.enter_context(heard(self._reporter))
         self._reporter.event("run", "started", note=self._table)
         return self
 
@@ -114,6 +113,12 @@ class Watch:
             raise UsageError(what, hint="a file in a folder that is there and may be written") from error
         self._stack.callback(_close, stream)
         return stream
+
+
+def heard(reporter: Reporter) -> AbstractContextManager[None]:
+    """Inside the block, Ctrl-C and SIGTERM end the work at a moment when nothing is lost."""
+    kinds: Kinds = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
+    return reporter.stop.heard(kinds, reporter.say)
 
 
 def _close(stream: TextIO) -> None:

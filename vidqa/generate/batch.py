@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vidqa.generate.graphs import StepGraphs
-from vidqa.generate.kinds import keys_only, new_cache, sharing
+from vidqa.generate.kinds import keys_only, new_cache, sharing, stored_in
 from vidqa.generate.pool import Layers, Pool, Room
 from vidqa.model.llava import VideoLlava
 
@@ -85,7 +85,7 @@ class Batch:
             self.model.llm(
                 inputs_embeds=padded,
                 position_ids=positions,
-                past_key_values=cache,
+                **stored_in(self.model.llm, cache),
                 use_cache=True,
                 **keys_only(self.model.llm),
             )
@@ -156,7 +156,7 @@ class Batch:
                 **inputs,
                 attention_mask=mask,
                 position_ids=positions,
-                past_key_values=self.pool,
+                **stored_in(self.model.llm, self.pool),
                 use_cache=True,
                 logits_to_keep=1,
                 shared=shared,

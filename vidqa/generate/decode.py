@@ -22,6 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from vidqa.generate.kinds import stored_in
 from vidqa.model.llava import VideoLlava
 from vidqa.records import Prompt
 
@@ -142,7 +143,7 @@ class _Batch:
             **self.last_only,
             attention_mask=self.mask,
             position_ids=positions,
-            past_key_values=self.cache,
+            **stored_in(self.llm, self.cache),
             use_cache=True,
         )
         self.logits = out.logits[:, -1].float()

@@ -6,7 +6,7 @@ Knows how a model is told to attend by another function, and what stores its key
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from inspect import signature
 from typing import Any
@@ -67,6 +67,16 @@ def new_cache(llm: Any) -> Any:
     from transformers import DynamicCache
 
     return DynamicCache()
+
+
+def stored_in(llm: Any, cache: Any) -> dict[str, Any]:
+    """The argument that hands a model its store of keys and values: later releases of transformers 5 renamed it."""
+    return {_store_name(type(llm).forward): cache}
+
+
+@functools.cache
+def _store_name(forward: Callable[..., Any]) -> str:
+    return "cache" if "cache" in signature(forward).parameters else "past_key_values"
 
 
 def keys_only(llm: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vidqa.generate.kinds import new_cache
+from vidqa.generate.kinds import new_cache, stored_in
 from vidqa.model.llava import VideoLlava
 from vidqa.records import Prompt
 
@@ -65,7 +65,7 @@ class Line:
             out: Any = self._model.llm(
                 inputs_embeds=embeds[None],
                 position_ids=torch.arange(n - len(embeds), n, device=device)[None],
-                past_key_values=self._cache,
+                **stored_in(self._model.llm, self._cache),
                 use_cache=True,
                 **self._last_only,
             )

@@ -75,15 +75,15 @@ class Reporter:
             self.say(f"warning: the log cannot be written any more: {getattr(error, 'strerror', None) or error}")
 
     @contextmanager
-    def progress(self, total: int, unit: str) -> Iterator[None]:
-        """Show a bar with rate and time left while the block runs."""
+    def progress(self, total: int, unit: str, done: int = 0) -> Iterator[None]:
+        """Show a bar with rate and time left while the block runs; `done` units were done by an earlier run."""
         wanted = sys.stderr.isatty() if self.bar is None else self.bar
         if not wanted or self.level == 0 or total == 0:
             yield
             return
         from tqdm import tqdm
 
-        self._bar = tqdm(total=total, unit=unit, file=sys.stderr, dynamic_ncols=True, leave=False)
+        self._bar = tqdm(total=total, initial=done, unit=unit, file=sys.stderr, dynamic_ncols=True, leave=False)
         try:
             yield
         finally:

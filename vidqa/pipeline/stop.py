@@ -27,6 +27,11 @@ class Stop:
         self._held = False
         self._open = False
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether a signal waits: for work that ends in its own way, inside `held`."""
+        return self._wish is not None
+
     @contextmanager
     def heard(self, kinds: Kinds, say: Callable[[str], None]) -> Iterator[None]:
         """Handle signals inside the block. One that whoever started us had ignored (nohup) stays ignored.
@@ -39,10 +44,14 @@ class Stop:
             yield  # Python hands signals to the main thread only
             return
 
+        owner = os.getpid()
+
         def handle(signum: int, frame: FrameType | None) -> None:
+            if os.getpid() != owner:  # a process that was forked inside the block: the end comes from us
+                return
             self._n_signals += 1
             if self._n_signals > 1:
-                os.write(2, b"vidqa: leaving at once; rows that were not yet in the table are lost\n")
+                os.write(2, b"vidqa: leaving at once; what was not yet saved is lost\n")
                 os._exit(128 + signum)  # no clean-up: a stuck batch or a stuck disk must not hold us
             self._wish = kinds[signum]()
             if self._open or not self._held:

@@ -10,7 +10,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +36,7 @@ from vidqa.train.report import StageFacts, draw_curves, write_report
 from vidqa.train.stage_run import StageRun
 from vidqa.train.stagefiles import finished, has_learned, open_run, run_identity, stage_weights
 from vidqa.train.to_transformers import exportable, to_transformers
+from vidqa.train.watch import Interrupted
 
 Encode = Literal["cache", "on-the-fly"]
 
@@ -90,6 +91,7 @@ def train(
         UsageError: the recipe, or what it names, is wrong; all problems at once.
         LockedError: another run writes `out`.
         TrainError: training cannot begin or go on; says why, and what is kept.
+        KeyboardInterrupt: or what `reporter.stop` was told to raise: it was asked to stop, and stands at a checkpoint.
         VidqaError: the base or the cache cannot be used.
     """
     words = read_recipe(recipe)
@@ -98,7 +100,7 @@ def train(
     check_device(words, local_device(device))
     target = Path(out or Path(recipe).stem)
     join(device)
-    reporter = reporter if is_first() else QUIET
+    reporter = reporter if is_first() else Reporter(level=0, bar=False, stop=reporter.stop)
     with TableLock(target) if is_first() else nullcontext():
         run = _Run(words, Path(recipe), target, options or default_options(), reporter, device)
         with room_needed(target):
@@ -218,9 +220,14 @@ class _Run:
             common=Common(self.recipe.hardware, self.recipe.output, self.recipe.logging, self.recipe.seed),
             metrics=self.metrics,
             listener=self.reporter,
+            stopping=lambda: self.reporter.stop.is_wanted,
         )
         rejects = RejectLog(folder / "rejects.parquet", len(corpus), self.recipe.max_reject_rate)
-        facts = run.go(corpus, held_out, features, rejects, self.out / "samples.parquet")
+        facts = None
+        with self.reporter.stop.held(), suppress(Interrupted):  # the first signal waits for a checkpoint
+            facts = run.go(corpus, held_out, features, rejects, self.out / "samples.parquet")
+        if facts is None:  # it was another process that heard the signal
+            raise KeyboardInterrupt
         wait_for_all()
         return facts
 

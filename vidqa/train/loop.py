@@ -32,7 +32,7 @@ from vidqa.train.recipe import Stage
 from vidqa.train.sequences import Sequences, to_batch
 from vidqa.train.stages import choose
 from vidqa.train.trainer import REJECTS, StageTrainer
-from vidqa.train.watch import Listener, Rhythm, Watch
+from vidqa.train.watch import GO_ON, Interrupted, Listener, Rhythm, Watch
 
 #: Gives the held-out figures of a step; hears the model as it is wrapped, and as it is.
 Evaluate = Callable[[Any, VideoLlava, int], dict[str, float]]
@@ -51,6 +51,7 @@ class Surroundings:
     eval_every: int | None = None
     report: Callable[[dict[str, Any]], None] | None = None  # hears the line of every `logging.every`-th step
     number: int = 1  # of the stage
+    stopping: Callable[[], bool] = lambda: False  # whether somebody wants the run to stop at a checkpoint
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def run_stage(model: VideoLlava, data: Sequences, stage: Stage, around: Surround
 
     Raises:
         TrainError: the loss is no number, there is no room or no memory, or too many samples are bad.
+        Interrupted: the run was asked to stop; a checkpoint of the last step is there.
         UsageError: the model lacks a part that the stage trains, or processes cannot share the batch.
     """
     if around.common.hardware.gradient_checkpointing:
@@ -98,7 +100,7 @@ def run_stage(model: VideoLlava, data: Sequences, stage: Stage, around: Surround
             around.rejects.take_back(None)
     model.train()
     try:
-        with around.listener.progress(data.plan.n_steps, "step"):
+        with around.listener.progress(data.plan.n_steps, "step", found[-1][0] if found else 0):
             trainer.train(resume_from_checkpoint=start)
     except RuntimeError as error:
         if not is_out_of_memory(error):
@@ -107,6 +109,10 @@ def run_stage(model: VideoLlava, data: Sequences, stage: Stage, around: Surround
     finally:
         with suppress(OSError):  # a full disk: what ended the run says so
             around.metrics.flush()
+    watch, step = trainer.watch, trainer.state.global_step
+    if watch.is_stopping and step < data.plan.n_steps:
+        around.listener.say(f"{stage.title}: stopped after step {step}, {watch.last_good}; {GO_ON}")
+        raise Interrupted
     weights = trainer.weights()
     if around.common.hardware.deepspeed:
         unset_hf_deepspeed_config()  # as long as transformers knows it, the next model is loaded in pieces (ZeRO-3)
@@ -148,6 +154,7 @@ def _trainer(
         around.metrics,
         around.rejects,
         around.listener,
+        around.stopping,
     )
     cpu = model.device.type == "cpu"
     trainer = StageTrainer(
@@ -207,7 +214,7 @@ class Silent:
     def say(self, text: str, *, level: int = 1) -> None:
         """Say nothing."""
 
-    def progress(self, total: int, unit: str) -> Any:
+    def progress(self, total: int, unit: str, done: int = 0) -> Any:
         """No bar."""
         from contextlib import nullcontext
 

@@ -5,6 +5,7 @@ Between `loop`, which tunes what it is given, and the pipeline, which knows wher
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +41,7 @@ class StageRun:
     common: Common
     metrics: MetricsFile
     listener: Listener
+    stopping: Callable[[], bool] = lambda: False  # whether somebody wants the run to stop at a checkpoint
 
     @property
     def stage(self) -> Stage:
@@ -60,6 +62,9 @@ class StageRun:
 
         Returns:
             The facts for the report; written beside the weights by the first process.
+
+        Raises:
+            Interrupted: the run was asked to stop, and stands at a checkpoint.
         """
         stage = self.stage
         plan = self._plan(corpus)
@@ -75,6 +80,7 @@ class StageRun:
             self._evaluator(held_out_corpus, features, samples, model),
             self.recipe.eval.every if self.recipe.eval else None,
             number=self.number,
+            stopping=self.stopping,
         )
         n = sum(len(s) for s in plan.sequences)
         self.listener.say(f"stage {self.number}, {stage.title}: {plan.n_steps} steps over {n} samples, {self.device}")

@@ -75,6 +75,11 @@ class StageTrainer(Trainer):
             self.optimizer = kind(parameter_groups(model or self.model, self.stage), **settings)
         return self.optimizer
 
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        norm = super()._get_grad_norm(*args, **kwargs)
+        self.watch.grad_norm = None if norm is None else float(norm)
+        return norm
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """The Trainer's own checkpoint, under a temporary name until it is whole."""
         folder, step = Path(self.args.output_dir), self.state.global_step

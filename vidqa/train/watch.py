@@ -6,6 +6,7 @@ Hears from the Trainer. Does not compute losses and does not write checkpoints.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -20,14 +21,19 @@ from vidqa.train.data import Rejected, RejectLog
 from vidqa.train.metrics import MetricsFile, StepTally, Totals, summed
 from vidqa.train.sequences import Batch
 
+GO_ON = "the same command goes on from there"
 ANEW = "with another recipe a run begins anew: --resume never, or another --out"
+
+
+class Interrupted(Exception):
+    """Somebody asked the run to stop; it stands at a checkpoint."""
 
 
 class Listener(Protocol):
     """Who hears what a run has to say; the pipeline's Reporter is one."""
 
     def say(self, text: str, *, level: int = 1) -> None: ...
-    def progress(self, total: int, unit: str) -> AbstractContextManager[None]: ...
+    def progress(self, total: int, unit: str, done: int = 0) -> AbstractContextManager[None]: ...
     def advance(self, n: int = 1) -> None: ...
 
 
@@ -52,6 +58,7 @@ class Watch(TrainerCallback):
         metrics: gets a line for every step.
         rejects: hears of samples that were left out, and stops the run when they are too many; None only counts.
         listener: hears what people want to know.
+        stopping: says whether somebody wants the run to stop; looked at once a step.
     """
 
     def __init__(
@@ -64,9 +71,10 @@ class Watch(TrainerCallback):
         metrics: MetricsFile,
         rejects: RejectLog | None,
         listener: Listener,
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         self.number, self.title, self.n_steps, self.epochs, self.rhythm = number, title, n_steps, epochs, rhythm
-        self.metrics, self.rejects, self.listener = metrics, rejects, listener
+        self.metrics, self.rejects, self.listener, self.stopping = metrics, rejects, listener, stopping
         self.evaluate: Callable[[int], dict[str, float]] | None = None
         self.log: Callable[[dict[str, float]], None] | None = None
         self.report: Callable[[dict[str, Any]], None] | None = None
@@ -77,7 +85,10 @@ class Watch(TrainerCallback):
         self._local = StepTally()
         self._lr = 0.0
         self._rejected: list[Rejected] = []
-        self._rate, self._since = Totals(), 0
+        self._rate = Totals()
+        self.grad_norm: float | None = None  # of the step, before it was cut to max_grad_norm
+        self.is_stopping = False  # agreed on by all processes
+        self._began, self._first = time.perf_counter(), 0
 
     def take(self, batch: Batch, loss: Tensor) -> None:
         """Count one micro-batch; its summed loss stays on the device until the step is made."""
@@ -93,26 +104,32 @@ class Watch(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start the clock."""
-        self.totals.since = Totals().since
-        self.listener.advance(state.global_step)
+        self.totals.since = self._began = time.perf_counter()
+        self._first = state.global_step
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Add up what all processes saw, and stop before a step that would spoil the weights."""
         self._lr = float(kwargs["optimizer"].param_groups[-1]["lr"])
-        values = torch.tensor(self._local.values(), dtype=torch.float64, device=args.device)
+        values = torch.tensor([*self._local.values(), self.stopping()], dtype=torch.float64, device=args.device)
         if self._loss is not None:
             values[0] = self._loss
         if args.world_size > 1:
             distributed.all_reduce(values)
-        self.tally = summed(values.tolist())
+        *sums, stopping = values.tolist()
+        self.tally, self.is_stopping = summed(sums), stopping > 0
         rejected, self._loss, self._local, self._rejected = self._rejected, None, StepTally(), []
         if self.tally.n_rejected:
             self._note(_of_all(rejected) if args.world_size > 1 else rejected)
-        if not self.tally.is_finite:
+        # With fp16 a norm without end is usual: the scaler lets such a step pass without effect.
+        bad_gradient = self.grad_norm is not None and not math.isfinite(self.grad_norm) and not args.fp16
+        if not self.tally.is_finite or bad_gradient:
+            found = f"the norm of the gradient of step {state.global_step + 1} is {self.grad_norm}"
+            if not self.tally.is_finite:
+                found = f"the loss of step {state.global_step + 1} is {self.tally.loss}"
             self.metrics.flush()
             kept = f"the last good checkpoint is {self.last_good}" if self.last_good else "there is no checkpoint yet"
             raise TrainError(
-                f"{self.title}: the loss of step {state.global_step + 1} is {self.tally.loss}; training stops, {kept}",
+                f"{self.title}: {found}; training stops, {kept}",
                 hint=f"a lower lr, more warmup, or precision bf16 in place of fp16; {ANEW}",
             )
 
@@ -122,6 +139,8 @@ class Watch(TrainerCallback):
         seconds = self.totals.add(tally)
         line: dict[str, Any] = {"stage": self.number, "name": self.title, "step": step}
         line |= {"loss": tally.mean_loss, "lr": self._lr}
+        if self.grad_norm is not None:
+            line["grad_norm"] = self.grad_norm if math.isfinite(self.grad_norm) else None
         line |= {"epoch": self.epochs * step / self.n_steps, "padding": round(tally.padding, 4)}
         line |= {"tokens_per_s": round(tally.n_filled / max(seconds, 1e-9), 1), "seconds": round(seconds, 4)}
         line["rejected"] = tally.n_rejected
@@ -131,11 +150,13 @@ class Watch(TrainerCallback):
             self.totals.since = Totals().since  # evaluation is no training
         self.metrics.add(line)
         self.listener.advance()
-        if is_last or step % self.rhythm.log == 0 or "eval_loss" in line:
+        stops_here = self.is_stopping and not is_last
+        if is_last or stops_here or step % self.rhythm.log == 0 or "eval_loss" in line:
             self.metrics.flush()
             self._say(line)
-        if self.rhythm.save and step % self.rhythm.save == 0 and not is_last:
+        if stops_here or (self.rhythm.save and step % self.rhythm.save == 0 and not is_last):
             control.should_save = True
+            control.should_training_stop = stops_here
         return control
 
     def _note(self, rejected: list[Rejected]) -> None:
@@ -153,12 +174,26 @@ class Watch(TrainerCallback):
         text += f", {rate:.0f} tokens/s, {padding:.0%} padding"
         if "eval_loss" in line:
             text += f", held-out loss {line['eval_loss']:.4f}"
+        if left := self.n_steps - line["step"]:  # with what evaluation and checkpoints take
+            each = (time.perf_counter() - self._began) / (line["step"] - self._first)
+            text += f", {in_time(left * each)} left"
         self.listener.say(text)
         if self.report is not None:
             self.report({**line, "of": self.n_steps})
         if self.log is not None:
             shown = {k: v for k, v in line.items() if isinstance(v, float) and k != "epoch" and math.isfinite(v)}
             self.log(shown | {"tokens_per_s": rate, "padding": padding})
+
+
+def in_time(seconds: float) -> str:
+    """`40 s`, `12 min`, `3 h 05 min`, `2 d 4 h`."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if minutes < 90:
+        return f"{minutes} min"
+    hours = round(minutes / 60)
+    return f"{minutes // 60} h {minutes % 60:02} min" if hours < 36 else f"{hours // 24} d {hours % 24} h"
 
 
 def _of_all(rejected: list[Rejected]) -> list[Rejected]:
