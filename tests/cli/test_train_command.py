@@ -376,8 +376,10 @@ def test_data_are_checked_without_training(vidqa, recipe, tmp_path):
     (found,) = [json.loads(line) for line in done.out.splitlines()]
     assert found["records"] == 3 and found["rejected"] == {"media_missing": 1} and not found["passes"]
     assert pl.read_parquet(found["rejects"])["id"].to_list() == ["r1"]
+    assert found["steps"] == 3 and found["cache_bytes"] > 0
     assert Path(found["histogram"]).read_bytes().startswith(b"\x89PNG")
     good = vidqa("train", recipe(), "--check-data", "--out", tmp_path / "o")
     assert good.code == 0, good.err
     assert "1-connector:" in good.out and "within max_reject_rate" in good.out
+    assert "  steps: 3 of 2 sequences, 1.2 epochs\n  features: up to " in good.out
     assert not (tmp_path / "o" / "bundle.json").exists()

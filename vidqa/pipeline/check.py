@@ -13,19 +13,24 @@ from vidqa.encoders.devices import cpu_threads
 from vidqa.errors import CacheError
 from vidqa.model.bundle import load_bundle
 from vidqa.model.llm import load_tokenizer
+from vidqa.pipeline.features import entry_bytes
 from vidqa.pipeline.options import RunOptions, default_options
 from vidqa.pipeline.progress import QUIET, Reporter
 from vidqa.pipeline.train import shown, sources
 from vidqa.prompts.formats import get_format
+from vidqa.train.checkpoints import in_units
 from vidqa.train.data import Corpus
 from vidqa.train.data.check import Checked, check_data
 from vidqa.train.data.look import Reader
 from vidqa.train.data.probe import Prober
 from vidqa.train.data.shapes import SpecShapes
+from vidqa.train.order import Plan
 from vidqa.train.recipe_file import read_recipe
-from vidqa.train.stage_run import chat_of
+from vidqa.train.stage_run import chat_of, plan_of
 
 log = logging.getLogger(__name__)
+
+_HELD_OUT = "held-out"  # stages have a number in front
 
 
 @dataclass(frozen=True)
@@ -36,10 +41,15 @@ class StageCheck:
     checked: Checked
     rejects: Path  # the table
     histogram: Path  # the picture
+    cache_bytes: int  # at most, of the features of all media
+    plan: Plan | None  # how the stage would go through the data; none for the held-out file
 
     def as_text(self) -> str:
         """For people."""
         lines = [f"{self.name}:", *(f"  {line}" for line in self.checked.lines())]
+        if plan := self.plan:
+            lines.append(f"  steps: {plan.n_steps} of {plan.batch} sequences, {plan.epochs:.4g} epochs")
+        lines.append(f"  features: up to {in_units(self.cache_bytes)} in the cache")
         return "\n".join([*lines, f"  {self.rejects}", f"  {self.histogram}"])
 
     def as_dict(self) -> dict[str, object]:
@@ -53,6 +63,8 @@ class StageCheck:
             "passes": checked.passes,
             "longest": int(checked.tokens.max(initial=0)),
             "fingerprint": checked.fingerprint,
+            "steps": self.plan.n_steps if self.plan else None,
+            "cache_bytes": self.cache_bytes,
             "rejects": str(self.rejects),
             "histogram": str(self.histogram),
         }
@@ -86,7 +98,7 @@ def check(
     folder = Path(out or Path(recipe).stem) / "check"
     wanted = [(name, sources(words, s), s) for name, s in zip(words.stage_names(), words.stage, strict=True)]
     if words.eval is not None:
-        wanted.append(("held-out", sources(words.eval), words.stage[-1]))
+        wanted.append((_HELD_OUT, sources(words.eval), words.stage[-1]))
     found = []
     with ExitStack() as stack:
         prober = Prober(options.n_workers, options.timeout_s, _index(options.cache_dir, stack))
@@ -106,7 +118,9 @@ def check(
                 n_processes=options.n_workers or cpu_threads(),
                 progress=shown(reporter),
             )
-            found.append(StageCheck(name, checked, *checked.save(folder / name)))
+            room = len(corpus.look().media) * entry_bytes(bundle)
+            plan = None if name == _HELD_OUT else plan_of(stage, corpus, words.seed)
+            found.append(StageCheck(name, checked, *checked.save(folder / name), room, plan))
     return found
 
 

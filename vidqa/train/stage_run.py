@@ -67,7 +67,7 @@ class StageRun:
             Interrupted: the run was asked to stop, and stands at a checkpoint.
         """
         stage = self.stage
-        plan = self._plan(corpus)
+        plan = plan_of(self.stage, corpus, self.recipe.seed)
         model = self._model()
         label = labeller(model, model.chat, model.context)
         data = Sequences(corpus, plan, features, label)
@@ -90,24 +90,6 @@ class StageRun:
             rejects.save()
             save_stage(self.folder, result.weights, facts)
         return facts
-
-    def _plan(self, corpus: Corpus) -> Plan:
-        stage = self.stage
-        packing = Packing(stage.packing, stage.visits, stage.order == "length")
-        looked = None
-        if packing.limit > 1 or packing.by_length:
-            found = corpus.look()
-            looked = Survey([group or None for group in found.groups.tolist()], found.lengths.tolist())
-        epochs = stage.epochs or (None if stage.steps else 1.0)
-        return plan_run(
-            corpus.epoch_order,
-            stage.global_batch,
-            epochs=epochs,
-            steps=stage.steps,
-            packing=packing,
-            survey=looked,
-            seed=self.recipe.seed,
-        )
 
     def _model(self) -> VideoLlava:
         """The base with what the stages before have learned, in the types that this stage wants."""
@@ -170,6 +152,24 @@ class StageRun:
             eval_loss=float(looks[-1]) if looks else None,
             rejects=rejects.counts(),
         )
+
+
+def plan_of(stage: Stage, corpus: Corpus, seed: int) -> Plan:
+    """How a stage goes through its data."""
+    packing = Packing(stage.packing, stage.visits, stage.order == "length")
+    looked = None
+    if packing.limit > 1 or packing.by_length:
+        found = corpus.look()
+        looked = Survey([group or None for group in found.groups.tolist()], found.lengths.tolist())
+    return plan_run(
+        corpus.epoch_order,
+        stage.global_batch,
+        epochs=stage.epochs or (None if stage.steps else 1.0),
+        steps=stage.steps,
+        packing=packing,
+        survey=looked,
+        seed=seed,
+    )
 
 
 def chat_of(stage: Stage, usual: ChatFormat) -> ChatFormat:
