@@ -27,8 +27,8 @@ class MediaItem:
     """
 
     path: str  # absolute; opened with this
-    root: str  # the folder or file named by the user, absolute
-    rel: str  # path relative to root, or the file's name when the file itself was named
+    root: str  # the folder named by the user, or the one that a file named by the user lies in; absolute
+    rel: str  # path relative to root
     size: int  # bytes
     mtime_ns: int
     named: bool = False  # True when the user named this very file (then it always gets rows)

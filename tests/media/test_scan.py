@@ -61,6 +61,7 @@ def test_named_files_always_get_an_item(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
     found = scan([str(tmp_path / "notes.txt"), str(tmp_path / "gone.mp4")])
     assert [(i.rel, i.named, i.size) for i in found.items] == [("gone.mp4", True, 0), ("notes.txt", True, 5)]
+    assert {(i.root, os.path.join(i.root, i.rel) == i.path) for i in found.items} == {(str(tmp_path), True)}
     assert found.left_out == ()
 
 

@@ -38,7 +38,7 @@ def test_scores_are_the_logits(name: str, tmp_path: Path) -> None:
         model.__dict__["text_encoder"] = SimpleNamespace(encode=lambda _, text=text: 3.0 * text[None])
         found = vidqa.search("any", files, model=model, options=RunOptions(cache_dir=tmp_path / "cache"))
         assert (found.n_encoded, len(found.hits)) == (0, len(seen))
-        order = [files.index(str(Path(hit.root))) for hit in found.hits]
+        order = [files.index(str(Path(hit.root, hit.path))) for hit in found.hits]
         wanted = data["out/logits_per_text"][number]
         np.testing.assert_allclose([hit.score * scale for hit in found.hits], wanted[order], atol=1e-4 * scale)
         assert order == np.argsort(-wanted, kind="stable").tolist()

@@ -194,11 +194,17 @@ def test_one_renamed_and_one_copied(tmp_path: Path, row: Make) -> None:
 
 
 def test_the_same_file_below_another_root_is_the_same_file(tmp_path: Path, row: Make) -> None:
-    new_table([row(path="sub/a.mp4"), row(media_id=B, path="b.mp4", root="/videos/b.mp4")], tmp_path / "t.parquet")
+    new_table([row(path="sub/a.mp4"), row(media_id=B, path="sub/b.mp4")], tmp_path / "t.parquet")
     table = Table(tmp_path / "t.parquet").load()
-    found = [(A, item("a.mp4", "/videos/sub")), (B, item("b.mp4"))]
+    found = [(A, item("a.mp4", "/videos/sub")), (B, item("videos/sub/b.mp4", "/"))]
     assert table.update_paths(found, exists=lambda p: False) == PathChanges(0, 0)
     assert not table.commit()
+
+
+def test_a_folder_named_like_the_file_in_it_is_not_the_file(tmp_path: Path, row: Make) -> None:
+    new_table([row(path="film.mp4", root="/videos/film.mp4")], tmp_path / "t.parquet")
+    table = Table(tmp_path / "t.parquet").load()
+    assert table.update_paths([(A, item("film.mp4", "/videos"))], exists=lambda p: False) == PathChanges(1, 0)
 
 
 def test_a_renamed_row_can_be_retried(tmp_path: Path, row: Make) -> None:

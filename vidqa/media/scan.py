@@ -107,14 +107,14 @@ class _Scan:
         self.left_out.append(LeftOut(path, reason))
 
     def add_named(self, path: str) -> None:
+        root, name = os.path.dirname(path), os.path.basename(path) or path
         try:
             found = os.stat(path)
         except (OSError, ValueError):  # missing or not reachable: the row will say so
-            self.items.append(MediaItem(path, path, os.path.basename(path) or path, 0, 0, named=True))
+            self.items.append(MediaItem(path, root, name, 0, 0, named=True))
             return
         if self.first_time(found, path):
-            name = os.path.basename(path) or path
-            self.items.append(MediaItem(path, path, name, found.st_size, found.st_mtime_ns, named=True))
+            self.items.append(MediaItem(path, root, name, found.st_size, found.st_mtime_ns, named=True))
 
     def search(self, path: str) -> None:
         if os.path.isdir(path):

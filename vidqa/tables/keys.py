@@ -35,8 +35,8 @@ KEY_COLUMNS = (*_FILE, *Cell._fields, "status")
 
 
 def location(root: str, path: str) -> str:
-    """Where a row's file lies. `root` is the folder that was scanned, or the file itself when that was named."""
-    return root if os.path.basename(root) == path else os.path.join(root, path)
+    """Where a row's file lies. `root` is the folder that was scanned, or the one of a file that was named."""
+    return os.path.join(root, path)
 
 
 class Keys:
