@@ -1,6 +1,6 @@
 """The import rules of the house, held over the syntax trees of every module.
 
-errors records config fsio <- media encoders cache prompts tables <- model generate train eval <- pipeline <- cli
+errors records config fsio <- media encoders cache prompts tables <- model generate train <- pipeline <- cli
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "vidqa"
 SHARED = {"errors", "records", "config", "fsio"}
 STAGES = {"media", "encoders", "cache", "prompts", "tables"}
-HEADS = {"model", "generate", "train", "eval"}
+HEADS = {"model", "generate", "train"}
 LAYERS = [SHARED, STAGES, HEADS, {"pipeline"}, {"cli"}]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 
@@ -30,7 +30,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     "onnxscript": ("vidqa.model.export",),
     "decord": ("vidqa.media.decord_backend",),
     "av": ("vidqa.media.pyav_backend", "vidqa.media.container", "vidqa.media.synthetic"),
-    "polars": ("vidqa.tables", "vidqa.eval", "vidqa.train"),  # train: its tables of rejects, samples in Parquet
+    "polars": ("vidqa.tables", "vidqa.train"),  # train: its tables of rejects, samples in Parquet
     "click": ("vidqa.cli",),
 }
 #: Never at the top of a package's __init__: whoever imports the package would pay for it.
