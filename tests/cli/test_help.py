@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from importlib import import_module
 
+import click
 import pytest
 
 from vidqa.cli.main import COMMANDS
+from vidqa.config.settings import OPTIONS
 
 HEAVY = ["torch", "transformers", "onnxruntime", "av", "decord", "polars", "numpy", "pydantic", "PIL", "safetensors"]
 
@@ -41,6 +45,30 @@ def test_every_command_has_help_with_an_example(command: str, flag: str) -> None
     assert done.returncode == 0
     assert "Example" in done.stdout and f"vidqa {command}" in done.stdout
     assert done.stderr == ""
+
+
+def commands() -> Iterator[tuple[str, click.Command]]:
+    """Those of groups, too: `cache stats`."""
+    for name, module in COMMANDS.items():
+        command = import_module(module).command
+        inner = command.commands.items() if isinstance(command, click.Group) else []
+        yield from [(name, command)] if not inner else ((f"{name} {word}", one) for word, one in inner)
+
+
+def test_commands_of_groups_have_an_example() -> None:
+    found = dict(commands())
+    assert len(found) == 15
+    assert [name for name, one in found.items() if f"vidqa {name}" not in (one.help or "")] == []
+
+
+def test_what_can_only_be_said_by_flag() -> None:
+    """All other options have a variable and a place in vidqa.toml; README and `vidqa --help` name the exceptions."""
+    for_the_call = {"ask": {"beside"}, "models list": {"published"}}
+    for_the_call["models convert"] = {"out", "name", "towers", "dtype", "replace"}
+    for_the_call["models pull"] = {"out", "revision", "dtype", "set_default", "replace"}
+    for name, command in commands():
+        options = {p.name for p in command.params if isinstance(p, click.Option)}
+        assert options == set(OPTIONS[name]) | for_the_call.get(name, set()), name
 
 
 def test_version() -> None:

@@ -68,7 +68,7 @@ class LazyGroup(click.Group):
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="Exit codes: 0 all done; 1 the run failed; 2 usage or settings; 3 finished, some items failed; "
-    "4 another run holds the lock; 130 interrupted.",
+    "4 another run holds the lock; 130 interrupted; 143 terminated.",
 )
 @click.version_option(__version__, "--version", prog_name="vidqa", message="%(prog)s %(version)s")
 def group() -> None:
@@ -79,8 +79,9 @@ def group() -> None:
       vidqa describe examples/clips --out captions.parquet
       vidqa ask clip.mp4 "What happens?"
 
-    Results go to stdout, progress and messages to stderr. Every option can also be set in vidqa.toml or as VIDQA_NAME;
-    an option beats the variable, the variable beats the file.
+    Results go to stdout, progress and messages to stderr. Options can also be set in vidqa.toml or as VIDQA_NAME (but
+    for those that say what one call makes, as `models convert --name`); an option beats the variable, the variable
+    beats the file.
     """
 
 
