@@ -31,12 +31,14 @@ _HOMES = {
     "read_table": "vidqa.tables.formats",
     "AnswerRow": "vidqa.records",
     "Question": "vidqa.records",
+    "RunOptions": "vidqa.pipeline.options",
     "VidqaError": "vidqa.errors",
 }
 
 __all__ = [
     "AnswerRow",
     "Question",
+    "RunOptions",
     "VidqaError",
     "__version__",
     "ask",
@@ -52,6 +54,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not see __getattr__
     from vidqa.pipeline.ask import ask
     from vidqa.pipeline.describe import describe
     from vidqa.pipeline.loaded import load_model
+    from vidqa.pipeline.options import RunOptions
     from vidqa.pipeline.search import search
     from vidqa.pipeline.together import chat
     from vidqa.records import AnswerRow, Question

@@ -15,7 +15,7 @@ EXIT_INTERRUPTED = 130
 
 #: Every value that the column `error_kind` can take, with what it means to a user.
 ERROR_KINDS: dict[str, str] = {
-    "missing": "the file vanished between scan and read",
+    "missing": "there is no such file, or it vanished between scan and read",
     "changed": "the file was written to while it was read",
     "empty_file": "the file has no bytes",
     "not_media": "the content is not a picture or a video, whatever the name says",

@@ -149,6 +149,16 @@ def test_max_new_tokens_truncates_and_is_a_setting(vidqa, clips, tmp_path):
     assert Counter(row["status"] for row in rows_of(table)) == {"truncated": 3, "ok": 3}
 
 
+def test_typed_questions_are_asked_as_text_and_said_to_be(vidqa, clips, tmp_path):
+    asked = '[[question]]\nid = "c"\ntext = "Colour?"\ntype = "choice"\nchoices = ["red", "blue"]\n'
+    (tmp_path / "typed.toml").write_text(asked)
+    done = vidqa("describe", clips / "a.mp4", "--out", tmp_path / "t.csv", "--questions", tmp_path / "typed.toml")
+    assert done.code == 0 and done.err.count("questions of type choice are asked as free text") == 1
+    (row,) = rows_of(tmp_path / "t.csv")
+    assert (row["answer"], row["value"], row["confidence"]) == ("red", None, None)
+    assert "free text" not in vidqa("describe", clips / "a.mp4", "--out", tmp_path / "u.csv").err
+
+
 def test_broken_files_cost_their_row_and_exit_3(vidqa, clips, tmp_path):
     whole = (clips / "a.mp4").read_bytes()
     (clips / "cut.mp4").write_bytes(whole[: len(whole) // 3])

@@ -13,15 +13,20 @@ def test_encode_fills_the_cache_once(vidqa, clips, surroundings):
     assert first["clips"] == {"done": 3, "cached": 0, "failed": 0}
     assert len(list(Path(surroundings["VIDQA_CACHE"]).rglob("*.safetensors"))) == 3
     second = vidqa("encode", clips)
-    assert second.code == 0 and "nothing to do" in second.err
+    assert second.code == 0 and "nothing to do: 3 files in the cache already" in second.err
+    assert second.err.splitlines()[-1].startswith("vidqa: cache: 0 clips encoded, 3 known, 0 failed; 3 files in ")
 
 
 def test_encode_counts_failures(vidqa, clips):
     (clips / "text.mp4").write_text("no film")
-    done = vidqa("encode", clips, "--json")
+    done = vidqa("encode", clips, "--json", "-v")
     assert done.code == 3
-    assert json.loads(done.out)["clips"]["failed"] == 1
-    assert "text.mp4" in done.err
+    told = json.loads(done.out)
+    assert told["clips"]["failed"] == 1 and told["errors"] == {"not_media": 1}
+    said = "failed: text.mp4: not_media: not a picture or a video but text (utf-8)"
+    assert done.err.splitlines().count(said) == 1
+    assert "3 clips encoded," in done.err and "failures: 1 not_media" in done.err
+    assert told["line"].startswith("vidqa: cache: 3 clips encoded, 1 failed; 4 files in ")
 
 
 def test_cache_stats_verify_prune(vidqa, clips, surroundings):
@@ -82,7 +87,7 @@ def test_doctor_works_where_packages_are_missing(surroundings):
 def test_doctor_says_what_is_wrong_with_the_model(vidqa, tmp_path):
     done = vidqa("doctor", "--model", tmp_path / "nowhere")
     assert done.code == 1
-    assert "FAIL  model" in done.out
+    assert "FAIL  model         no model at " in done.out
 
 
 def test_settings_file_variable_flag(vidqa, clips, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ import pytest
 from numbered_clips import write_video
 from PIL import Image
 
+from vidqa.errors import UsageError
 from vidqa.media.scan import scan
 from vidqa.media.signature import sniff
 
@@ -63,6 +64,12 @@ def test_named_files_always_get_an_item(tmp_path: Path) -> None:
     assert [(i.rel, i.named, i.size) for i in found.items] == [("gone.mp4", True, 0), ("notes.txt", True, 5)]
     assert {(i.root, os.path.join(i.root, i.rel) == i.path) for i in found.items} == {(str(tmp_path), True)}
     assert found.left_out == ()
+
+
+@pytest.mark.parametrize("paths", [[], [""], ["clip.mp4", ""]])
+def test_an_empty_path_is_no_folder(paths: list[str]) -> None:
+    with pytest.raises(UsageError, match=r"a path is missing|one of the paths is empty"):
+        scan(paths)
 
 
 def test_hidden_and_system_things_are_left_out(tmp_path: Path) -> None:

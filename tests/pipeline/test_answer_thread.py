@@ -157,6 +157,9 @@ class TestMeter:
         text = meter.as_text(8.0)
         assert "reached 50%" in text
         assert text.splitlines()[-1].endswith("limiting stage: generate")
+        assert text.startswith(meter.rates_as_text(8.0)) and "limiting" not in meter.rates_as_text(8.0)
+        meter.prefill.add(0, 9.0)  # at it, and nothing came out: a stage without a rate does not limit
+        assert meter.limiting == "generate"
 
     def test_nothing_done_says_nothing(self) -> None:
         assert Meter().as_text(1.0) == ""

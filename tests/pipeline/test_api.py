@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 
 import pytest
@@ -32,6 +33,31 @@ def test_own_questions_and_errors(tiny_bundle, clips, tmp_path):
         vidqa.describe([str(tmp_path / "cache")], tmp_path / "u.csv", model=str(tiny_bundle), options=options)
     with pytest.raises(vidqa.VidqaError, match="question is missing"):
         vidqa.ask(str(clips), model=str(tiny_bundle), options=options)
+
+
+def test_questions_in_every_form(tiny_bundle, clips, tmp_path):
+    (tmp_path / "mine.toml").write_text('[[question]]\nid = "a"\ntext = "What?"\n')
+    how = {"model": vidqa.load_model(str(tiny_bundle)), "options": vidqa.RunOptions(tmp_path / "cache")}
+    for number, given in enumerate([
+        "caption", str(tmp_path / "mine.toml"), tmp_path / "mine.toml", vidqa.Question("q", "Why?"),
+        ["caption", tmp_path / "mine.toml", vidqa.Question("q", "Why?")],
+    ]):  # fmt: skip
+        done = vidqa.describe(clips / "a.mp4", tmp_path / f"{number}.csv", questions=given, **how)
+        assert done.rows["ok"] == (3 if isinstance(given, list) else 1)
+    asked = vidqa.read_table(tmp_path / "4.csv")["question"].to_list()
+    assert sorted(asked) == ["Describe the video.", "What?", "Why?"]
+    for wrong, said in (
+        ([], "no questions"),
+        ("What happens?", "no question set 'What happens?'"),
+        ([vidqa.Question("q", "Why?"), vidqa.Question("q", "How?")], "question id `q`"),
+    ):
+        with pytest.raises(vidqa.VidqaError, match=re.escape(said)):
+            vidqa.describe(clips / "a.mp4", tmp_path / "wrong.csv", questions=wrong, **how)
+
+
+def test_options_take_the_cache_of_the_user(tmp_path, monkeypatch):
+    monkeypatch.setenv("VIDQA_CACHE", str(tmp_path / "mine"))
+    assert vidqa.RunOptions(segment_s=30).cache_dir == tmp_path / "mine"
 
 
 def test_names_and_flow():

@@ -232,7 +232,7 @@ def _read(path: str) -> tuple[os.stat_result, str, os.stat_result]:
                 n_left -= len(chunk)
             return before, h.hexdigest()[:32], os.fstat(fd)
     except FileNotFoundError:
-        raise MediaError("missing", "the file is gone") from None
+        raise MediaError("missing", "no such file") from None
     except PermissionError:
         raise MediaError("permission", "this user may not read the file") from None
     except OSError as error:

@@ -9,6 +9,7 @@ import click
 from vidqa.cli.options import HELP, cache_option, model_options, output_options, precision_options, work_options
 from vidqa.cli.shown import as_json, rows_as_json_lines, rows_as_table
 from vidqa.errors import EXIT_OK, EXIT_PARTIAL, UsageError
+from vidqa.media.files import show
 
 if TYPE_CHECKING:
     from vidqa.cli.session import Session
@@ -69,7 +70,7 @@ def command(media: str, questions: tuple[str, ...], out: str | None, beside: tup
         click.echo(rows_as_table(rows), nl=False)
     failed = [row for row in rows if row.status == "failed"]
     for row in failed if one_clip and not session.as_json else ():
-        click.echo(f"vidqa: {row.path}: {row.error_kind}: {row.error}", err=True)
+        click.echo(f"vidqa: {show(row.path)}: {row.error_kind}: {row.error}", err=True)
     return EXIT_PARTIAL if failed else EXIT_OK
 
 

@@ -106,7 +106,7 @@ def verify(model: str, as_json: bool, **_flags: Any) -> int:
     else:
         for problem in problems:
             click.echo(problem)
-        click.echo(f"{bundle.spec.name} ({bundle.folder}): " + ("ok" if not problems else f"{len(problems)} problems"))
+        click.echo(f"{bundle.spec.name} ({bundle.folder}): {'NOT ok' if problems else 'ok'}")
     return EXIT_FAILED if problems else EXIT_OK
 
 

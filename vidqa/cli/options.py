@@ -6,12 +6,9 @@ Does not know what a command does with them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
-
-if TYPE_CHECKING:  # these load numpy; the functions below import them when a command runs
-    pass
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

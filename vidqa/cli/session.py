@@ -63,9 +63,9 @@ class Session:
     @cached_property
     def questions(self) -> tuple[Question, ...]:
         """All questions of the sets that were asked for."""
-        from vidqa.prompts.questions import load_questions, merge_questions
+        from vidqa.prompts.questions import gather_questions
 
-        return merge_questions([load_questions(name) for name in self._flags.get("questions") or ("caption",)])
+        return gather_questions(self._flags.get("questions") or "caption")
 
     @cached_property
     def options(self) -> RunOptions:

@@ -9,6 +9,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vidqa.media.files import show
+
 if TYPE_CHECKING:  # numpy comes with it
     from vidqa.records import AnswerRow
 
@@ -29,7 +31,7 @@ def rows_as_table(rows: Sequence[AnswerRow]) -> str:
     segmented = len({(row.root, row.path) for row in rows}) < len({(row.root, row.path, row.start_s) for row in rows})
     lines = []
     for row in rows:
-        cells = [printable(row.path)]
+        cells = [show(row.path)]
         if segmented:
             cells.append("" if row.start_s is None else f"{row.start_s:.1f}-{row.end_s:.1f}")
         if several_questions:
@@ -59,12 +61,6 @@ def human_seconds(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def printable(text: str) -> str:
-    """A name as a terminal can show it: control characters and undecodable bytes as escapes."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return shown.encode(errors="backslashreplace").decode()
 
 
 def _plain(value: Any) -> Any:

@@ -10,7 +10,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from vidqa.errors import MediaError
+from vidqa.errors import ItemError, MediaError
 from vidqa.media.signature import SNIFF_BYTES, Signature, sniff
 
 #: A claim to be media, by name. Only decides whether a file that is not media gets a row saying so, or is left out.
@@ -27,8 +27,17 @@ AUDIO_SUFFIXES = frozenset(f".{name}" for name in _AUDIO.split())
 
 def show(path: str) -> str:
     """The path as one printable line: undecodable bytes and line breaks are written as escapes."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() else _escaped(c) for c in path)
+
+
+def without_name(error: ItemError, path: str) -> str:
+    """The sentence of an error, for a place where its file is named already: equal causes read equal."""
+    return error.what.removeprefix(f"{show(path)}: ")
+
+
+def _escaped(c: str) -> str:
+    byte = ord(c) - 0xDC00  # how Python keeps a byte of a name that is no UTF-8
+    return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else c.encode("unicode_escape").decode()
 
 
 def read_head(path: str) -> bytes:

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from vidqa.errors import MediaError
+from vidqa.errors import MediaError, UsageError
 from vidqa.media.files import AUDIO_SUFFIXES, MEDIA_SUFFIXES, read_head
 from vidqa.media.signature import sniff
 from vidqa.records import MediaItem
@@ -71,7 +71,12 @@ def scan(paths: Sequence[str]) -> ScanResult:
     Returns:
         Items sorted, each real file once (a named one wins, then a plain name over a link, then the first met), and
         what was left out with its reason.
+
+    Raises:
+        UsageError: no path at all, or an empty one.
     """
+    if not paths or not all(map(os.fspath, paths)):  # empty: a variable of a script that was not set
+        raise UsageError("a path is missing" if not paths else "one of the paths is empty", hint="a file or folder")
     state = _Scan()
     named: list[str] = []
     searched: list[str] = []

@@ -14,7 +14,7 @@ from vidqa.errors import CacheError
 from vidqa.model.bundle import load_bundle
 from vidqa.model.llm import load_tokenizer
 from vidqa.pipeline.features import entry_bytes
-from vidqa.pipeline.options import RunOptions, default_options
+from vidqa.pipeline.options import RunOptions
 from vidqa.pipeline.progress import QUIET, Reporter
 from vidqa.pipeline.train import shown, sources
 from vidqa.prompts.formats import get_format
@@ -92,7 +92,7 @@ def check(
         UsageError: the recipe, or what it names, is wrong.
         BundleError: the base cannot be read.
     """
-    words, options = read_recipe(recipe), options or default_options()
+    words, options = read_recipe(recipe), options or RunOptions()
     bundle = load_bundle(words.model.base)
     tokenizer = load_tokenizer(bundle.llm_folder)
     folder = Path(out or Path(recipe).stem) / "check"

@@ -22,7 +22,7 @@ from vidqa.pipeline.quarantine import Failures
 from vidqa.pipeline.rates import remember
 from vidqa.pipeline.run import Run
 from vidqa.pipeline.summary import Summary
-from vidqa.prompts.questions import load_questions
+from vidqa.prompts.questions import Sets, gather_questions
 from vidqa.records import MediaItem, Question
 from vidqa.tables.lock import TableLock
 from vidqa.tables.store import Table
@@ -32,7 +32,7 @@ def describe(
     paths: str | Sequence[str],
     out: str | Path,
     *,
-    questions: Sequence[Question] | None = None,
+    questions: Sets = "caption",
     model: LoadedModel | str = "demo",
     options: RunOptions | None = None,
     reporter: Reporter = QUIET,
@@ -44,7 +44,7 @@ def describe(
     Args:
         paths: files, folders and globs.
         out: the table; the suffix picks Parquet, CSV, JSONL or Arrow; a slash at the end makes a data set of Parquet.
-        questions: None for the built-in set `caption`.
+        questions: name of a set, a TOML file, a `Question`, or several of these.
         model: name or folder of a bundle, or an opened one.
         options: how the run is done.
         reporter: hears progress, messages and events.
@@ -53,13 +53,14 @@ def describe(
         What was done, in numbers.
 
     Raises:
-        UsageError: `out` has an unknown suffix or no folder.
+        UsageError: `out` has an unknown suffix or no folder, or something is wrong with paths or questions.
         LockedError: another run writes the same table.
         VidqaError: there is no media, or the model, the cache or the table cannot be used.
     """
     start = time.perf_counter()
     run = Run.begin(model, options, reporter)
-    asked = tuple(load_questions("caption") if questions is None else questions)
+    asked = gather_questions(questions)
+    _say_if_typed(asked, reporter)
     table = open_table(out)
     searched = [str(paths)] if isinstance(paths, str | Path) else list(paths)
     run.summary.table = str(out)
@@ -126,12 +127,12 @@ def encode(
     with (
         reporter.stop.held(),
         reporter.progress(len(found.items), "file"),
-        closing(run.encoded(found.items, owed, ())) as encoded,
+        closing(run.encoded(found.items, owed, (), say_failures=1)) as encoded,
     ):
         for one in encoded:
             reporter.advance()
             if one.error is not None:
-                reporter.say(f"failed: {one.work.item.rel}: {one.error.kind}: {one.error.what}")
+                run.summary.errors[one.error.kind] += 1
     run.summary.clips_done -= run.summary.clips_cached  # what was there already was not worked on
     run.summary.close(run.clock, time.perf_counter() - start)
     remember(run.options.cache_dir, run.model, run.summary)
@@ -151,6 +152,15 @@ def open_table(out: str | Path) -> Table:
     if not table.path.parent.is_dir():
         raise UsageError(f"{out}: the folder {table.path.parent} does not exist", hint=f"mkdir -p {table.path.parent}")
     return table
+
+
+def _say_if_typed(asked: Sequence[Question], reporter: Reporter) -> None:
+    """Who gives an answer a type must not think that it is bound by it."""
+    if kinds := sorted({question.type for question in asked} - {"text"}):
+        reporter.say_once(
+            f"note: questions of type {', '.join(kinds)} are asked as free text in this version: "
+            "`choices` are not shown to the model, and the columns value and confidence stay empty"
+        )
 
 
 def _recover(table: Table, reporter: Reporter) -> None:

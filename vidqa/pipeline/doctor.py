@@ -16,6 +16,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from vidqa.errors import VidqaError
 from vidqa.pipeline.room import describe_room, free_memory
 
 
@@ -27,6 +28,10 @@ class Check:
     ok: bool
     detail: str
     needed: bool = True
+
+
+class _Lacking(Exception):
+    """Looked at, and not as a run needs it: the sentence is the finding."""
 
 
 def examine(cache_dir: Path, model: str) -> list[Check]:
@@ -61,6 +66,8 @@ def _check(name: str, needed: bool, look: Callable[[], str]) -> Check:
         return Check(name, True, look(), needed)
     except PackageNotFoundError:
         return Check(name, False, "not installed", needed)
+    except (_Lacking, VidqaError) as error:
+        return Check(name, False, str(error).splitlines()[0], needed)
     except Exception as error:  # a broken package may raise anything on import; that is the finding
         first = (str(error).splitlines() or [""])[0]
         return Check(name, False, f"{type(error).__name__}: {first}", needed)
@@ -101,14 +108,14 @@ def _cuda() -> str:
     devices = [device for device in available_devices() if device.name != "cpu"]
     usable = [f"{device.name} {device.title}" for device in devices if device.usable]
     if not usable:
-        raise RuntimeError("; ".join(device.reason for device in devices) or "no device")
+        raise _Lacking("; ".join(device.reason for device in devices) or "no device")
     return ", ".join(usable)
 
 
 def _room(place: str, free: int) -> str:
     fits, says = describe_room(free)
     if not fits:
-        raise MemoryError(says)
+        raise _Lacking(says)
     return says
 
 
@@ -128,5 +135,5 @@ def _model(name: str) -> str:
     bundle = load_bundle(name)
     problems = bundle.verify()
     if problems:
-        raise RuntimeError(f"{bundle.folder}: {'; '.join(problems)}")
+        raise _Lacking(f"{bundle.folder}: {'; '.join(problems)}")
     return f"{bundle.spec.name} ({bundle.folder}), model {bundle.model_id}, encoder {bundle.encoder_id}"

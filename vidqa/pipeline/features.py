@@ -17,6 +17,7 @@ from vidqa.cache.store import FeatureStore
 from vidqa.encoders.devices import cpu_threads
 from vidqa.encoders.preprocess import prepare
 from vidqa.errors import ItemError, MediaError, TrainError
+from vidqa.media.files import show, without_name
 from vidqa.media.workers import DecodeJob, DecodePool
 from vidqa.model.bundle import Bundle
 from vidqa.pipeline.loaded import LoadedModel
@@ -107,7 +108,7 @@ def _item(path: str, features: CachedFeatures) -> MediaItem | None:
     except OSError as error:
         features.failed[path] = SampleError("media_missing", f"{path}: {error.strerror or error}")
         return None
-    return MediaItem(path, path, os.path.basename(path), facts.st_size, facts.st_mtime_ns, named=True)
+    return MediaItem(path, os.path.dirname(path), os.path.basename(path), facts.st_size, facts.st_mtime_ns, named=True)
 
 
 def _note(one: Encoded, features: CachedFeatures) -> None:
@@ -167,7 +168,7 @@ def _segment(ref: MediaRef) -> Segment:
 
 def _as_reject(path: str, error: ItemError) -> SampleError:
     kind = "media_missing" if error.kind == "missing" else "media_unreadable"
-    return SampleError(kind, error.what if path in error.what else f"{path}: {error.what}")
+    return SampleError(kind, f"{show(path)}: {without_name(error, path)}")
 
 
 @dataclass

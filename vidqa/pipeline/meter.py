@@ -73,9 +73,11 @@ class Meter:
 
     @property
     def limiting(self) -> str | None:
-        """The stage that was busy longest; None where nothing was done."""
-        name = max(self.stages, key=lambda s: self.stages[s].busy_s)
-        return name if self.stages[name].busy_s > 0 else None
+        """The stage that was busy longest; None where nothing was done. Of stages that ran one after another, that is
+        the one that limits; in a run, where they work side by side, it is what the run waited for: `StageClock.limit`.
+        """
+        done = {name: s.busy_s for name, s in self.stages.items() if s.rate is not None}
+        return max(done, key=lambda name: done[name]) if done else None
 
     def as_dict(self, wall_s: float) -> dict[str, object]:
         """For `--json`.
@@ -104,9 +106,12 @@ class Meter:
         }
 
     def as_text(self, wall_s: float) -> str:
-        """For people: a line a stage that did something, and what limits."""
-        if self.limiting is None:
-            return ""
+        """For people: the rates, and which stage limits."""
+        rates = self.rates_as_text(wall_s)
+        return rates and f"{rates}\n  limiting stage: {self.limiting}"
+
+    def rates_as_text(self, wall_s: float) -> str:
+        """For people: a line for each stage that did something; empty where none did."""
         lines = []
         for name, s in self.stages.items():
             if s.rate is None:
@@ -122,7 +127,6 @@ class Meter:
         if self.matrix_per_s and self.copy_bytes_per_s:
             products, copies = f"{self.matrix_per_s / 1e12:.3g}", f"{self.copy_bytes_per_s / 1e9:.3g}"
             lines.append(f"  measured on this machine: {products} TFLOP/s in products, {copies} GB/s in copies")
-        lines.append(f"  limiting stage: {self.limiting}")
         return "rates:\n" + "\n".join(lines)
 
 

@@ -6,7 +6,7 @@ Pure values; knows no stage.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -16,15 +16,22 @@ from vidqa.errors import ItemError, UsageError
 from vidqa.records import EncodedSegment, MediaItem, Question, Segment
 
 
+def _user_cache() -> Path:
+    return Path(os.environ.get("VIDQA_CACHE") or default_cache_dir())
+
+
 @dataclass(frozen=True)
 class RunOptions:
     """How a run is done.
 
     `segment_s` and `max_new_tokens` change answers and are part of `settings_id`; the rest changes speed and where
     things lie, never an answer.
+
+    Raises:
+        UsageError: lists every value that cannot be.
     """
 
-    cache_dir: Path
+    cache_dir: Path = field(default_factory=_user_cache)  # VIDQA_CACHE, else the user's cache
     segment_s: float | None = None  # None: the whole clip is one segment
     max_new_tokens: int | None = None  # None: what the bundle says
     batch_size: int | None = None  # None: chosen by the stage
@@ -32,7 +39,6 @@ class RunOptions:
     n_workers: int | None = None  # decode processes; None: by the number of cores
     memory_bytes: int = 4 << 30  # per decode process
     retry: Literal["failed", "all"] | None = None  # what failed is asked again; `failed`: but for quarantine
-
     prune_missing: bool = False  # rows of files that vanished go
 
     def __post_init__(self) -> None:
@@ -85,8 +91,3 @@ class Identity:
 def settings_of(options: RunOptions, question: Question) -> str:
     """The `settings_id` of a question: digest of what, outside the bundle, changes its answer."""
     return settings_id(options.segment_s, {"max_new_tokens": options.max_new_tokens}, question)
-
-
-def default_options() -> RunOptions:
-    """What holds for calls from Python that say nothing: the user's cache, and all else as it is above."""
-    return RunOptions(cache_dir=Path(os.environ.get("VIDQA_CACHE") or default_cache_dir()))

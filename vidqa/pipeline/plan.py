@@ -27,6 +27,7 @@ from vidqa.pipeline.progress import QUIET, Reporter
 from vidqa.pipeline.quarantine import Failures
 from vidqa.pipeline.rates import recall
 from vidqa.pipeline.run import Run
+from vidqa.pipeline.summary import length
 from vidqa.records import MediaFacts, MediaItem, Question
 
 #: Bytes of an entry beside its numbers (safetensors header with the facts), and of a row that nobody measured yet.
@@ -73,8 +74,8 @@ class Plan:
     def as_text(self) -> str:
         """For people."""
         lines = [
-            f"{self.files} files: {self.files_known} known, {self.files_to_do} to do "
-            f"({self.files_to_decode} to decode), {self.hours_of_video:.2f} hours of video",
+            f"{self.files} file{'' if self.files == 1 else 's'}: {self.files_known} known, {self.files_to_do} to do "
+            f"({self.files_to_decode} to decode), {length(3600 * self.hours_of_video)} of video",
             f"{self.new_rows} new rows, {self.known_rows} already in {self.table}",
         ]
         if self.files_unreadable:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from vidqa.errors import ItemError
+from vidqa.media.files import without_name
 from vidqa.pipeline.options import Identity, Work
 from vidqa.records import Answer, AnswerRow, EncodedSegment, MediaFacts, Question
 
@@ -29,7 +30,7 @@ def answered_row(
     values = _common(work, question, who, settings) | _facts(segment.facts)
     values |= {"start_s": segment.start_s, "end_s": segment.end_s, "frame_times_s": segment.frame_times_s}
     if isinstance(answer, ItemError):
-        return AnswerRow(**values | _failure(answer))
+        return AnswerRow(**values | _failure(answer, work))
     values |= {
         "answer": answer.text or None,
         "status": answer.status,
@@ -43,7 +44,7 @@ def answered_row(
 
 def failed_row(work: Work, question: Question, error: ItemError, who: Identity, settings: str) -> AnswerRow:
     """The row of a file that gave no segment at all."""
-    return AnswerRow(**_common(work, question, who, settings) | _failure(error))
+    return AnswerRow(**_common(work, question, who, settings) | _failure(error, work))
 
 
 def _common(work: Work, question: Question, who: Identity, settings: str) -> dict[str, Any]:
@@ -68,5 +69,5 @@ def _facts(facts: MediaFacts) -> dict[str, Any]:
     return {name: getattr(facts, name) for name in ("duration_s", "width", "height", "fps", "codec")}
 
 
-def _failure(error: ItemError) -> dict[str, Any]:
-    return {"status": "failed", "error_kind": error.kind, "error": error.what}
+def _failure(error: ItemError, work: Work) -> dict[str, Any]:
+    return {"status": "failed", "error_kind": error.kind, "error": without_name(error, work.item.path)}

@@ -6,6 +6,7 @@ more.
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -14,13 +15,14 @@ from dataclasses import dataclass, field
 from vidqa.cache.index import MediaIndex
 from vidqa.cache.store import FeatureStore
 from vidqa.errors import ItemError, VidqaError
+from vidqa.media.files import show, without_name
 from vidqa.media.scan import ScanResult, scan
 from vidqa.pipeline.answer import Answered
 from vidqa.pipeline.content import identify
 from vidqa.pipeline.encode import encode_works
 from vidqa.pipeline.feed import Feed
 from vidqa.pipeline.loaded import LoadedModel, load_model
-from vidqa.pipeline.options import Encoded, RunOptions, Work, default_options
+from vidqa.pipeline.options import Encoded, RunOptions, Work
 from vidqa.pipeline.progress import Reporter, StageClock
 from vidqa.pipeline.summary import Summary
 from vidqa.records import MediaItem, Question
@@ -44,37 +46,47 @@ class Run:
     def begin(cls, model: LoadedModel | str, options: RunOptions | None, reporter: Reporter) -> Run:
         """Open the model, if it is a name, and start the books."""
         loaded = model if isinstance(model, LoadedModel) else load_model(model, reporter=reporter)
-        return cls(loaded, options or default_options(), reporter, Summary(), StageClock(stop=reporter.stop))
+        return cls(loaded, options or RunOptions(), reporter, Summary(), StageClock(stop=reporter.stop))
 
     def find(self, paths: Sequence[str]) -> ScanResult:
         """Scan, count, and say what is left out.
 
         Raises:
+            UsageError: no path at all, or an empty one.
             VidqaError: there is no media at all.
         """
         began = time.perf_counter()
         with self.clock.stage("read"):
             found = scan(paths)
         for out in found.left_out:
-            self.reporter.say(f"left out: {out.path}: {out.reason}", level=2)
+            self.reporter.say(f"left out: {show(out.path)}: {out.reason}", level=2)
             self.reporter.event("scan", "left out", media=out.path, note=out.reason)
         self.reporter.event("scan", "ok", seconds=time.perf_counter() - began, note=f"{len(found.items)} files")
         self.summary.files, self.summary.left_out = len(found.items), found.counts()
         if not found.items:
             reasons = ", ".join(f"{number} {reason}" for reason, number in found.counts().items())
-            where = ", ".join(paths)
+            where = ", ".join(show(os.fspath(path)) for path in paths)
             what = f"no media found in {where}" + (f" (left out: {reasons})" if reasons else "")
             raise VidqaError(what, hint="another path; or is the archive not mounted?")
         return found
 
-    def encoded(self, items: Iterable[MediaItem], owed: Owed, questions: Sequence[Question]) -> Generator[Encoded]:
-        """Files with their features or their error, as they become ready; none for files that need nothing."""
+    def encoded(
+        self, items: Iterable[MediaItem], owed: Owed, questions: Sequence[Question], *, say_failures: int = 2
+    ) -> Generator[Encoded]:
+        """Files with their features or their error, as they become ready; none for files that need nothing.
+
+        Args:
+            items: the files.
+            owed: what each of them needs.
+            questions: of files that cannot be read.
+            say_failures: from which level on the reporter says each error. Where rows tell of them, few want to hear.
+        """
         store, index = FeatureStore(self.options.cache_dir), MediaIndex(self.options.cache_dir)
         works = self._works(items, index, owed, tuple(questions))
         try:
             with Feed(lambda: works, self.model.bundle, store, index, self.options) as feed:
                 for one in encode_works(feed, self.model, store, self.clock, self.options.batch_size):
-                    self._count(one)
+                    self._count(one, say_failures)
                     yield one
         finally:
             index.close()
@@ -104,14 +116,14 @@ class Run:
             else:
                 yield work
 
-    def _count(self, one: Encoded) -> None:
+    def _count(self, one: Encoded, say_failures: int) -> None:
         summary, path = self.summary, one.work.item.path
         summary.clips_done += 1
         summary.clips_cached += one.cached
         if one.error is not None:
             summary.clips_failed += 1
-            said = f"{one.error.kind}: {one.error.what}"
-            self.reporter.say(f"failed: {one.work.item.rel}: {said}", level=2)
+            said = f"{one.error.kind}: {without_name(one.error, path)}"
+            self.reporter.say(f"failed: {show(one.work.item.rel)}: {said}", level=say_failures)
             self.reporter.event("read" if one.work.media_id is None else "decode", "failed", media=path, note=said)
             return
         if one.segments:

@@ -25,11 +25,11 @@ class Summary:
     table: str | None = None
     files: int = 0  # found as media, or claiming to be
     clips_done: int = 0  # files that this run worked on
-    clips_cached: int = 0  # of these, no frame had to be decoded
+    clips_cached: int = 0  # of these, no frame had to be decoded; where nothing is asked, those beside them
     clips_failed: int = 0  # of these, nothing could be decoded
     rows: Counter[str] = field(default_factory=Counter)  # new rows by status
     known: Counter[str] = field(default_factory=Counter)  # rows of these files that were there before, by status
-    errors: Counter[str] = field(default_factory=Counter)  # new failed rows by error kind
+    errors: Counter[str] = field(default_factory=Counter)  # by kind: new failed rows, or files where nothing was asked
     left_out: dict[str, int] = field(default_factory=dict)  # files that are plainly no media, by reason
     failed_again: int = 0  # of the new failed rows, those whose file and question had failed in an earlier run
     renamed: int = 0  # files whose rows only needed a new path
@@ -85,12 +85,13 @@ class Summary:
 
     def as_line(self) -> str:
         """One line of ASCII, fit for the subject of a mail: `3 failed: 118 new rows, ...`."""
-        new = sum(self.rows.values())
-        said = [_n(new, "new row")]
-        if self.known:
-            said.append(f"{sum(self.known.values())} known")
+        known = sum(self.known.values()) if self.table else self.clips_cached
+        said = [_n(sum(self.rows.values()), "new row") if self.table else f"{_n(self._encoded, 'clip')} encoded"]
+        if known:
+            said.append(f"{known} known")
         first_time = self.rows["failed"] - self.failed_again
-        said.append(f"{self.n_failed} failed" + (f" ({first_time} of them new)" if self.n_failed else ""))
+        news = f" ({first_time} of them new)" if self.n_failed and self.table else ""
+        said.append(f"{self.n_failed} failed{news}")
         if self.quarantined:
             said.append(f"{len(self.quarantined)} in quarantine")
         last = os.path.basename((self.table or "").rstrip("/" + os.sep))  # a data set may end in a slash
@@ -99,14 +100,7 @@ class Summary:
 
     def as_text(self) -> str:
         """For people: a few lines."""
-        lines = []
-        if self.nothing_done:
-            lines.append(f"nothing to do: all rows of {_n(self.files, 'file')} are there already")
-        else:
-            cached = f", {self.clips_cached} from the cache" if self.clips_cached else ""
-            lines.append(
-                f"{_n(self.clips_done, 'clip')}{cached}, {_length(self.video_s)} of video in {self.wall_s:.1f} s"
-            )
+        lines = [self._first_line()]
         if self.rows:
             again = f"; {self.failed_again} of the failed ones had failed before" if self.failed_again else ""
             lines.append(f"new rows: {_counts(self.rows)}{again}")
@@ -133,10 +127,27 @@ class Summary:
         if self.limit:
             spent = ", ".join(f"{stage} {self.seconds[stage]:.1f}" for stage in STAGES)
             lines.append(f"seconds: {spent}; limited by {self.limit}")
-        if not self.nothing_done and (rates := self.meter.as_text(self.wall_s)):
+        if not self.nothing_done and (rates := self.meter.rates_as_text(self.wall_s)):
             lines.append(rates)
         lines.append(self.as_line())
         return "\n".join(lines)
+
+    @property
+    def _encoded(self) -> int:
+        return self.clips_done - self.clips_failed
+
+    def _first_line(self) -> str:
+        if self.nothing_done:
+            files = _n(self.files, "file")
+            return "nothing to do: " + (
+                f"all rows of {files} are there already" if self.table else f"{files} in the cache already"
+            )
+        if self.table:
+            clips, cached = _n(self.clips_done, "clip"), f", {self.clips_cached} from the cache"
+        else:
+            clips, cached = f"{_n(self._encoded, 'clip')} encoded", f", {self.clips_cached} in the cache already"
+        cached = cached if self.clips_cached else ""
+        return f"{clips}{cached}, {length(self.video_s)} of video in {self.wall_s:.1f} s"
 
 
 def _n(number: int, what: str) -> str:
@@ -156,5 +167,6 @@ def _took(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
 
 
-def _length(seconds: float) -> str:
+def length(seconds: float) -> str:
+    """How long clips are together, for people."""
     return f"{seconds:.1f} s" if seconds < 600 else f"{seconds / 3600:.2f} h"

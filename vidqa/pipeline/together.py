@@ -15,6 +15,7 @@ from pathlib import Path
 from vidqa.errors import ItemError, UsageError
 from vidqa.generate.engine import Request, generate
 from vidqa.generate.session import ChatSession
+from vidqa.media.files import show, without_name
 from vidqa.media.scan import scan
 from vidqa.model.bundle import Bundle
 from vidqa.pipeline.answer import generation_settings
@@ -140,7 +141,8 @@ def features_of(run: Run, media: Sequence[str | Path]) -> tuple[Features, ...]:
     with run.reporter.progress(len(items), "file"), closing(run.encoded(items, owed, _SOME)) as encoded:
         for one in encoded:
             if one.error is not None:
-                raise ItemError(one.error.kind, f"{one.work.item.path}: {one.error.what}", hint=one.error.hint)
+                path = one.work.item.path
+                raise ItemError(one.error.kind, f"{show(path)}: {without_name(one.error, path)}", hint=one.error.hint)
             found[id(one.work.item)] = one.segments[0].features
             run.reporter.advance()
     return tuple(found[id(item)] for item in items)

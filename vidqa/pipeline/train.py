@@ -20,7 +20,7 @@ from vidqa.errors import UsageError
 from vidqa.model.bundle import BUNDLE_FILE, load_bundle
 from vidqa.pipeline.features import CachedFeatures, LiveFeatures, entry_bytes, fill_cache
 from vidqa.pipeline.loaded import LoadedModel
-from vidqa.pipeline.options import RunOptions, default_options
+from vidqa.pipeline.options import RunOptions
 from vidqa.pipeline.progress import QUIET, Reporter
 from vidqa.tables.lock import TableLock
 from vidqa.train.checkpoints import in_units, room_needed
@@ -102,7 +102,7 @@ def train(
     join(device)
     reporter = reporter if is_first() else Reporter(level=0, bar=False, stop=reporter.stop)
     with TableLock(target) if is_first() else nullcontext():
-        run = _Run(words, Path(recipe), target, options or default_options(), reporter, device)
+        run = _Run(words, Path(recipe), target, options or RunOptions(), reporter, device)
         with room_needed(target):
             return run.go(encode, resume)
 

@@ -3,7 +3,7 @@
 [[question]]
 id = "people"                    # column question_id; unique in a run
 text = "How many people are there?"
-type = "number"                  # text (default), yes_no, choice, number
+type = "number"                  # text (default), yes_no, choice, number; so far all are asked as text
 # choices = ["none", "a few"]    # with type = "choice" only
 # max_new_tokens = 16            # instead of the model's
 """
@@ -11,7 +11,7 @@ type = "number"                  # text (default), yes_no, choice, number
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -22,6 +22,8 @@ from vidqa.records import Question
 _FOLDER = Path(__file__).parent / "sets"
 _TYPES: tuple[str, ...] = get_args(get_type_hints(Question)["type"])
 _LONGEST_ID = 64
+#: Questions as a caller may give them.
+Sets = str | os.PathLike[str] | Question | Sequence[str | os.PathLike[str] | Question]
 
 
 def question_sets() -> tuple[str, ...]:
@@ -54,6 +56,21 @@ def load_questions(name_or_file: str | os.PathLike[str]) -> tuple[Question, ...]
     if problems:
         raise UsageError("\n".join(problems))
     return questions
+
+
+def gather_questions(given: Sets) -> tuple[Question, ...]:
+    """What a caller wants to ask, in any of the forms in which it can be said.
+
+    Args:
+        given: the name of a set or a file, a question, or several of such.
+
+    Raises:
+        UsageError: none at all, no such set, or something is wrong with it; see `merge_questions`.
+    """
+    several = [given] if isinstance(given, str | os.PathLike | Question) else list(given)
+    if not several:
+        raise UsageError("no questions", hint=f"the name of a set: {', '.join(question_sets())}; or a file in TOML")
+    return merge_questions([one] if isinstance(one, Question) else load_questions(one) for one in several)
 
 
 def merge_questions(sets: Iterable[Iterable[Question]]) -> tuple[Question, ...]:
