@@ -59,7 +59,7 @@ def test_clock_names_the_stage_that_limits(monkeypatch):
 
 
 def test_summary_text_and_json():
-    summary = Summary(files=5, clips_done=3, clips_failed=1, video_s=7200.0)
+    summary = Summary(table="t.csv", files=5, clips_done=3, clips_failed=1, video_s=7200.0)
     summary.rows.update(ok=2, failed=1)
     summary.known.update(ok=2)
     summary.errors.update(timeout=1)
@@ -83,8 +83,16 @@ def test_summary_text_and_json():
 
 
 def test_summary_of_nothing():
-    summary = Summary(files=1)
+    summary = Summary(table="t.csv", files=1)
     summary.known.update(ok=1)
     summary.close(StageClock(), wall_s=0.1)
     assert summary.nothing_done and summary.limit is None and summary.n_failed == 0
     assert "nothing to do: all rows of 1 file are there already" in summary.as_text()
+
+
+def test_summary_without_a_table_speaks_of_clips():
+    summary = Summary(files=5, clips_done=3, clips_cached=2, clips_failed=1, video_s=60.0)
+    summary.close(StageClock(), wall_s=3.0)
+    assert summary.as_text().splitlines()[0] == "2 clips encoded, 2 in the cache already, 60.0 s of video in 3.0 s"
+    assert summary.as_line() == "vidqa: cache: 2 clips encoded, 2 known, 1 failed; 5 files in 3.0 s"
+    assert "row" not in summary.as_text()
