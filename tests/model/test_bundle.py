@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from vidqa.errors import BundleError
+from vidqa.errors import BundleError, UsageError
 from vidqa.fsio import digest_file
 from vidqa.model.bundle import BUNDLE_FILE, load_bundle, save_bundle
 
@@ -324,12 +324,32 @@ class TestSave:
         spec = load_bundle(tiny_bundle).spec
         target = tmp_path / "new"
         save_bundle(target, spec, fill)
-        with pytest.raises(BundleError, match="exists already"):
+        with pytest.raises(UsageError, match="exists already"):
             save_bundle(target, replace(spec, name="second"), fill)
         assert load_bundle(target).spec.name == "tiny"
         save_bundle(target, replace(spec, name="second"), fill, replace_old=True)
         assert load_bundle(target).spec.name == "second"
         assert [p.name for p in tmp_path.iterdir()] == ["new"]
+
+    def test_only_a_model_is_replaced(self, tiny_bundle: Path, tmp_path: Path, fill: Callable[[Path], None]) -> None:
+        """Whatever else stands there, a checkpoint or somebody's work, is not ours to remove."""
+        spec = load_bundle(tiny_bundle).spec
+        (work := tmp_path / "work").mkdir()
+        (work / "thesis.txt").write_text("x")
+        (file := tmp_path / "file").write_text("x")
+        for target in (work, file):
+            with pytest.raises(UsageError, match="is no model, so it is not replaced"):
+                save_bundle(target, spec, fill, replace_old=True)
+        save_bundle(model := tmp_path / "model", spec, fill)
+        (model / "report").mkdir()
+        with pytest.raises(UsageError, match=r"holds more than a model \(report\)"):
+            save_bundle(model, spec, fill, replace_old=True)
+        assert (work / "thesis.txt").exists() and file.exists() and (model / "report").is_dir()
+        (model / "report").rmdir()
+        (model / BUNDLE_FILE).write_text("damaged")
+        (tmp_path / "empty").mkdir()
+        for target in (model, tmp_path / "empty"):
+            assert not save_bundle(target, spec, fill, replace_old=True).verify()
 
     @pytest.mark.parametrize("spoil", ["raise", "missing", "pickle", "damaged"])
     def test_whole_or_absent(self, spoil: str, tiny_bundle: Path, tmp_path: Path, fill: Callable[[Path], None]) -> None:

@@ -25,8 +25,8 @@ from published_files import (
 )
 from torch import Tensor
 
-from vidqa.errors import BundleError
-from vidqa.model.checkpoints.convert import plan
+from vidqa.errors import BundleError, UsageError
+from vidqa.model.checkpoints.convert import convert, plan
 from vidqa.model.checkpoints.recipe import Recipe, check_recipe
 from vidqa.model.checkpoints.write import write_llm as write_llm_folder
 from vidqa.model.llm import load_llm
@@ -198,6 +198,18 @@ class TestRefused:
         write_json(original / "config.json", config | change)
         with pytest.raises(BundleError, match=says):
             check_recipe(plan([original]))
+
+    def test_a_part_is_not_written_over(self, original: Path, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="is no model, so it is not replaced"):
+            convert([original], original, replace_old=True)
+        (tmp_path / "bundle.json").write_text("{}")
+        with pytest.raises(UsageError, match="holds more than a model"):
+            convert([original], tmp_path, replace_old=True)
+        llm = write_llm(tmp_path / "model" / "llm")
+        (tmp_path / "model" / "bundle.json").write_text("{}")
+        with pytest.raises(UsageError, match=r"llm lies in .*, which would be replaced"):
+            convert([original, llm], tmp_path / "model", replace_old=True)
+        assert len([*original.glob("*.bin")]) == 2
 
     def test_no_tokenizer(self, original: Path) -> None:
         (original / "tokenizer.json").unlink()

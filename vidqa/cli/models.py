@@ -141,14 +141,13 @@ def convert(parts: tuple[Path, ...], out: Path, towers: tuple[Path, ...], **flag
       vidqa models convert valley-13b-v1-delta llama-13b --out valley
     """
     from vidqa.cli.session import Session
+    from vidqa.model.checkpoints.convert import check_out, plan
     from vidqa.model.checkpoints.convert import convert as convert_parts
-    from vidqa.model.checkpoints.convert import plan
     from vidqa.model.checkpoints.origin import n_bytes
 
     session = Session(flags)
     mode: Mode = flags["compat"] or "fixed"
-    if out.exists() and not flags["replace"]:
-        raise UsageError(f"{out} exists already", hint="--replace, or another --out")
+    check_out(out, (*parts, *towers), flags["replace"])
     total = n_bytes(plan(parts, mode, towers).origins())
 
     def written(what: str, n: int) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from vidqa.encoders.preprocess import PREPROCESSING_REVISION
-from vidqa.errors import BundleError
+from vidqa.errors import BundleError, UsageError
 from vidqa.fsio import digest_file, sync_folder
 from vidqa.model.parts import check_parts, digests, external_files, files_below, inside
 from vidqa.model.places import BUNDLE_FILE, DEMO, built_in_bundles, find_bundle, pulled_models
@@ -32,7 +32,7 @@ from vidqa.model.spec_reader import as_table, read_spec
 
 _Graph = TypeVar("_Graph", bound=EncoderSpec | TextEncoderSpec)
 
-__all__ = ["BUNDLE_FILE", "DEMO", "Bundle", "built_in_bundles", "load_bundle", "save_bundle"]
+__all__ = ["BUNDLE_FILE", "DEMO", "Bundle", "built_in_bundles", "check_target", "load_bundle", "save_bundle"]
 
 
 @dataclass(frozen=True)
@@ -149,6 +149,35 @@ def load_bundle(name_or_dir: str | os.PathLike[str]) -> Bundle:
     return Bundle(folder, spec)
 
 
+def check_target(folder: str | os.PathLike[str], replace_old: bool = False) -> None:
+    """Whether a model may be written to a folder: it is not there, or it is an old model and nothing else.
+
+    Raises:
+        UsageError: the place is taken, or replacing what is there would remove files that belong to no model.
+    """
+    target = Path(folder).absolute()
+    if not os.path.lexists(target):
+        return
+    if not replace_old:
+        raise UsageError(f"{target} exists already", hint="--replace, or another --out")
+    here = {path.name for path in target.iterdir()} if target.is_dir() else None
+    if here is None or (here and BUNDLE_FILE not in here):
+        raise UsageError(f"{target} is no model, so it is not replaced", hint="another --out")
+    if strange := sorted(here - _parts_of(target)) if here else []:
+        some = ", ".join(strange[:3]) + (" ..." if len(strange) > 3 else "")
+        raise UsageError(f"{target} holds more than a model ({some}), so it is not replaced", hint="another --out")
+
+
+def _parts_of(folder: Path) -> set[str]:
+    """Names in a model's folder that are the model's own, as its description says; in any case those of our layout."""
+    own = {BUNDLE_FILE, "encoders", "connector.safetensors", "llm"}
+    try:
+        spec, _ = read_spec(json.loads((folder / BUNDLE_FILE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError):  # damaged, which may be why it is replaced
+        return own
+    return own | {Path(name).parts[0] for name in digests(spec)} if spec else own
+
+
 def save_bundle(
     folder: str | os.PathLike[str], spec: BundleSpec, fill: Callable[[Path], None], replace_old: bool = False
 ) -> Bundle:
@@ -164,11 +193,11 @@ def save_bundle(
         The bundle, loaded and checked.
 
     Raises:
-        BundleError: `folder` is taken, or a part is missing or of a refused kind. Nothing is left behind.
+        UsageError: as `check_target`.
+        BundleError: a part is missing or of a refused kind. Nothing is left behind.
     """
     target = Path(folder).absolute()
-    if target.exists() and not replace_old:
-        raise BundleError(f"{target} exists already", hint="choose another folder, or ask to replace it")
+    check_target(target, replace_old)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
     try:

@@ -107,10 +107,11 @@ def pull(
         say: hears what is fetched.
 
     Raises:
-        UsageError: no such model, or a revision for a repository that is no part of it.
+        UsageError: no such model, a revision for a repository that is no part of it, or the bundle's folder is taken.
         VidqaError: it cannot be fetched.
         BundleError: as `convert`.
     """
+    from vidqa.model.bundle import check_target
     from vidqa.model.checkpoints.convert import convert
 
     if name not in PUBLISHED:
@@ -120,8 +121,7 @@ def pull(
     if strange := sorted(set(revisions or {}) - known):
         raise UsageError(f"{strange[0]} is no part of {name}", hint=f"one of {', '.join(sorted(known))}")
     target = out or models_folder() / name
-    if target.exists() and not replace_old:
-        raise UsageError(f"{target} exists already", hint="--replace, or another --out")
+    check_target(target, replace_old)
     parts, towers = ([_fetch(repo, revisions or {}, say) for repo in group] for group in (model.repos, model.towers))
     origins = tuple(snapshot.origin for snapshot in (*parts, *towers))
     made = convert(

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from vidqa.errors import UsageError
-from vidqa.model.bundle import Bundle
+from vidqa.model.bundle import Bundle, check_target
 from vidqa.model.checkpoints import valley, video_chatgpt, video_llava, video_llava_hf
 from vidqa.model.checkpoints.identify import Part, Parts, classify, find_layout
 from vidqa.model.checkpoints.recipe import Mode, Recipe
@@ -81,16 +81,29 @@ def convert(
 
     Raises:
         BundleError: as `plan` and `write_bundle`.
-        UsageError: unknown `dtype`.
+        UsageError: unknown `dtype`, or `out` is taken or holds a part.
     """
     if dtype not in DTYPES:
         raise UsageError(f"unknown type {dtype!r}; one of {', '.join(DTYPES)}")
     start = time.perf_counter()
+    check_out(out, (*paths, *towers), replace_old)
     recipe = plan(paths, mode, towers)
     bundle = write_bundle(
         recipe, out, name or out.name, origins, dtype=DTYPES[dtype], replace_old=replace_old, step=step
     )
     return Conversion(bundle, recipe, time.perf_counter() - start, peak_bytes())
+
+
+def check_out(out: Path, parts: Sequence[Path], replace_old: bool) -> None:
+    """Whether a bundle may be written there: the weights that it is made of must outlive it.
+
+    Raises:
+        UsageError: as `check_target`, or a part lies in the folder that would be replaced.
+    """
+    check_target(out, replace_old)
+    for part in parts:
+        if out.exists() and (out.resolve() in (part.resolve(), *part.resolve().parents)):
+            raise UsageError(f"{part} lies in {out}, which would be replaced", hint="another --out")
 
 
 def peak_bytes() -> int | None:

@@ -65,7 +65,8 @@ def write_bundle(
         step: progress.
 
     Raises:
-        BundleError: keys are missing, unknown or of another shape, or `out` is taken.
+        BundleError: keys are missing, unknown or of another shape.
+        UsageError: `out` is taken.
         VidqaError: the packages for export are not installed, or a graph differs from torch.
     """
     check_recipe(recipe)
