@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from vidqa.errors import BundleError
 from vidqa.model.checkpoints import source as module
+from vidqa.model.checkpoints.files import read_json
 from vidqa.model.checkpoints.source import WeightSource, open_sources
 
 WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "b.weight": torch.ones(4, dtype=torch.bfloat16), "c": torch.eye(2)}
@@ -83,17 +84,43 @@ class _Code:
 def test_code_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"a": _Code()}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(BundleError, match="holds more than tensors"):
+    with pytest.raises(BundleError, match=r"holds more than tensors \(.*open\)") as e:
         open_sources(tmp_path)
+    assert "weights_only" not in str(e.value), "torch's advice is to run the file's code"
     assert not (tmp_path / "must-not-appear").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"PK", b"no weights at all" * 9])
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
-def test_damaged_files(content: bytes, name: str, tmp_path: Path) -> None:
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9878000000\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "says", "hint"),
+    [
+        (b"", "an empty file", "fetch"),
+        (b"PK", "damaged|not a file of weights", "fetch"),
+        (b"PK\3\4" + bytes(99), "damaged|cannot be read", "fetch"),
+        (b"\x80\x02 and so on", "damaged", "fetch"),
+        (b"<html>429 Too Many Requests</html>", "damaged|not a file of weights", "fetch"),
+        (POINTER, "a pointer of Git LFS", "git lfs pull"),
+    ],
+)
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors", "config.json"])
+def test_damaged_files(content: bytes, says: str, hint: str, name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(BundleError, match=name):
+    with pytest.raises(BundleError, match=f"{name}.*({says if name != 'config.json' else ''})") as e:
+        read_json(tmp_path / name) if name == "config.json" else open_sources(tmp_path)
+    assert name == "config.json" or hint in (e.value.hint or "")
+    assert "weights_only" not in str(e.value)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.999])
+def test_half_a_shard(share: float, tmp_path: Path) -> None:
+    write_bin_shards(tmp_path, WEIGHTS, 3)
+    file = tmp_path / "pytorch_model-00002-of-00003.bin"
+    file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
+    with pytest.raises(BundleError, match=r"00002-of-00003\.bin: cannot be read") as e:
         open_sources(tmp_path)
+    assert "fetch the file again" in (e.value.hint or "") and len(e.value.what.splitlines()) == 1
 
 
 def test_not_tensors(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from published_files import (
 from torch import Tensor
 
 from vidqa.errors import BundleError, UsageError
+from vidqa.model.checkpoints import write
 from vidqa.model.checkpoints.convert import convert, plan
 from vidqa.model.checkpoints.recipe import Recipe, check_recipe
 from vidqa.model.checkpoints.write import write_llm as write_llm_folder
@@ -198,6 +199,15 @@ class TestRefused:
         write_json(original / "config.json", config | change)
         with pytest.raises(BundleError, match=says):
             check_recipe(plan([original]))
+
+    def test_a_tokenizer_is_read_before_the_weights(
+        self, original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (original / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n")
+        monkeypatch.setattr(write, "export_tower", None)  # would be called first
+        with pytest.raises(BundleError, match=r"tokenizer\.json: a pointer of Git LFS"):
+            convert([original], tmp_path / "out")
+        assert not (tmp_path / "out").exists()
 
     def test_a_part_is_not_written_over(self, original: Path, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="is no model, so it is not replaced"):

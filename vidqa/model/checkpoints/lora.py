@@ -11,8 +11,9 @@ import re
 from collections.abc import Mapping
 
 from vidqa.errors import BundleError
+from vidqa.model.checkpoints.files import read_json
 from vidqa.model.checkpoints.origin import Claim, LowRank, Origin
-from vidqa.model.checkpoints.source import WeightSource, read_json
+from vidqa.model.checkpoints.source import WeightSource
 
 _KEY = re.compile(r"(.+)\.lora_([AB])(?:\.default)?\.weight")
 #: Settings that change what a merge is, with the only value that is understood.

@@ -6,7 +6,6 @@ do not add up. Of a pickle only tensors are accepted (`weights_only`). Does not 
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vidqa.errors import BundleError
+from vidqa.model.checkpoints.files import AGAIN, read_json, refuse_pointer
 
 #: After this many bytes a memory map is closed and opened again: its pages count as memory of the process.
 _RENEW_BYTES = 256 << 20
@@ -28,6 +28,8 @@ _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 #: What training leaves beside the weights; optimiser states and arguments are no part of a model.
 _NO_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|rng_state.*|scaler|trainer_state)\.(bin|pt|pth)")
 _SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})(\.[a-z]+)")
+#: Beginnings of torch's files: an archive, or the bare pickle of its early versions.
+_TORCH_STARTS = (b"PK\x03\x04", b"\x80")
 
 _DTYPES = {
     "F64": torch.float64,
@@ -127,21 +129,6 @@ def open_sources(place: Path) -> list[WeightSource]:
     return sources
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        BundleError: it cannot be read, or is something else.
-    """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as e:
-        raise BundleError(f"{path} cannot be read: {e}") from e
-    if not isinstance(data, dict):
-        raise BundleError(f"{path}: must hold an object, got {type(data).__name__}")
-    return data
-
-
 def _groups(folder: Path) -> Iterator[list[Path]]:
     """Files that belong together."""
     files = sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES and not _NO_WEIGHTS.fullmatch(p.name))
@@ -213,6 +200,7 @@ class _SafetensorsFile(_File):
 
     def infos(self) -> Iterator[tuple[str, TensorInfo]]:
         try:
+            refuse_pointer(self.path)
             with safe_open(self.path, framework="pt") as f:
                 for key in f.keys():  # noqa: SIM118  (not a mapping)
                     part = f.get_slice(key)
@@ -220,7 +208,7 @@ class _SafetensorsFile(_File):
                         raise BundleError(f"{self.path}: {key} has the type {part.get_dtype()}, which is not supported")
                     yield key, TensorInfo(tuple(part.get_shape()), _DTYPES[part.get_dtype()], self.path)
         except (SafetensorError, OSError) as e:
-            raise BundleError(f"{self.path}: damaged safetensors file ({e})") from e
+            raise BundleError(f"{self.path}: damaged safetensors file ({e})", hint=AGAIN) from e
 
     def _mapped(self, key: str) -> Tensor:
         if self._handle is None:
@@ -254,17 +242,23 @@ class _TorchFile(_File):
         return self._map
 
     def _unpickled(self) -> Any:
+        # torch's own words advise to load such a file in the way that runs its code, so they are not passed on.
         try:
-            with open(self.path, "rb") as f:
-                zipped = f.read(2) == b"PK"
+            start = refuse_pointer(self.path)
+            if not start.startswith(_TORCH_STARTS):
+                raise BundleError(f"{self.path}: not a file of weights, whatever its name says", hint=AGAIN)
+            zipped = start.startswith(b"PK")
             # The form before torch 1.6 is no archive and cannot be mapped: it is read whole, once.
             self._renew = zipped
             return torch.load(self.path, map_location="cpu", weights_only=True, mmap=zipped)
         except pickle.UnpicklingError as e:
-            first = str(e).splitlines()[0]
-            raise BundleError(f"{self.path}: holds more than tensors, and only weights are read ({first})") from e
+            if named := re.search(r"GLOBAL (\S+)", str(e)):
+                what = f"holds more than tensors ({named[1]}), and only weights are read"
+                raise BundleError(f"{self.path}: {what}") from e
+            raise BundleError(f"{self.path}: damaged, or not a file of weights", hint=AGAIN) from e
         except (OSError, RuntimeError, EOFError, ValueError, KeyError) as e:
-            raise BundleError(f"{self.path}: cannot be read as a file of weights: {str(e)[:300]}") from e
+            why = str(e).partition(". ")[0][:200] or type(e).__name__
+            raise BundleError(f"{self.path}: cannot be read as a file of weights ({why})", hint=AGAIN) from e
 
     def _tensors(self, data: Any) -> Mapping[str, Tensor]:
         if isinstance(data, dict) and set(data) == {"state_dict"}:

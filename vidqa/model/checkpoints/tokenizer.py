@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vidqa.errors import BundleError
+from vidqa.model.checkpoints.files import refuse_pointer
 from vidqa.model.checkpoints.recipe import LlmPlan
 
 #: What sentencepiece writes for a space.
@@ -57,6 +58,7 @@ def _read(source: Path, model_type: str) -> Any:
         # Alone with the model's own kind: a config.json of LLaVA would make transformers look for another tokenizer.
         for name in _FILES:
             if (source / name).is_file():
+                refuse_pointer(source / name)
                 shutil.copyfile(source / name, Path(place) / name)
         (Path(place) / "config.json").write_text(json.dumps({"model_type": model_type}), encoding="utf-8")
         whole = (source / "tokenizer.json").is_file()

@@ -6,6 +6,7 @@ Knows ONNX export, safetensors and the LLM folder's layout. Does not know publis
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -70,6 +71,7 @@ def write_bundle(
         VidqaError: the packages for export are not installed, or a graph differs from torch.
     """
     check_recipe(recipe)
+    _try_tokenizers(recipe)
 
     def fill(folder: Path) -> None:
         (folder / "encoders").mkdir()
@@ -87,6 +89,14 @@ def write_bundle(
         write_llm(recipe.llm, folder / "llm", dtype, step)
 
     return save_bundle(out, _spec(recipe, name, origins), fill, replace_old)
+
+
+def _try_tokenizers(recipe: Recipe) -> None:
+    """Read them before the weights: what is wrong with a small file shall not be said after minutes of work."""
+    with tempfile.TemporaryDirectory() as place:
+        save_tokenizer(recipe.llm, Path(place))
+        if recipe.text:
+            _save_text_tokenizer(recipe.text, Path(place) / "text.json")
 
 
 def write_llm(
@@ -147,10 +157,14 @@ def _text_spec(plan: TextPlan) -> TextEncoderSpec:
 
 
 def _write_text(plan: TextPlan, folder: Path) -> None:
+    _save_text_tokenizer(plan, folder / _TEXT_TOKENIZER)
+    export_text(_load(TextTower, plan.config, plan.tensors), folder / _TEXT_GRAPH)
+
+
+def _save_text_tokenizer(plan: TextPlan, file: Path) -> None:
     if plan.tokenizer is None:
         raise BundleError("the plan of the text tower has no tokenizer")
-    export_text(_load(TextTower, plan.config, plan.tensors), folder / _TEXT_GRAPH)
-    save_clip_tokenizer(plan.tokenizer, folder / _TEXT_TOKENIZER, plan.config.vocab_size)
+    save_clip_tokenizer(plan.tokenizer, file, plan.config.vocab_size)
 
 
 def _spec(recipe: Recipe, name: str, origins: tuple[str, ...]) -> BundleSpec:
