@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+
+from vidqa.config.default_model import user_settings_file
+from vidqa.model.places import models_folder
 
 
 def test_encode_fills_the_cache_once(vidqa, clips, surroundings):
@@ -46,8 +51,6 @@ def test_cache_stats_verify_prune(vidqa, clips, surroundings):
 
 
 def test_models_list_and_verify(vidqa, tiny_bundle, tmp_path):
-    import shutil
-
     listed = json.loads(vidqa("models", "list", tiny_bundle.parent, "--json").out)
     assert "tiny" in [model["name"] for model in listed]
     assert str(tiny_bundle) in vidqa("models", "list", tiny_bundle.parent).out
@@ -59,6 +62,31 @@ def test_models_list_and_verify(vidqa, tiny_bundle, tmp_path):
     (altered / "connector.safetensors").write_bytes(content)
     done = vidqa("models", "verify", altered)
     assert done.code == 1 and "connector.safetensors" in done.out
+
+
+def test_default_is_set_for_a_model_that_was_pulled_before(vidqa, tiny_bundle, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    name = "video-llava-7b"
+    folder = models_folder() / name
+    shutil.copytree(tiny_bundle, folder)
+    about = json.loads((folder / "bundle.json").read_text())
+    (folder / "bundle.json").write_text(json.dumps(about | {"name": name}))
+    result = vidqa("models", "pull", name, "--set-default")
+    assert result.code == 0 and "the default model is now" in result.err
+    assert tomllib.loads(user_settings_file().read_text()) == {"model": str(folder)}
+    for more in (["--compat", "original"], ["--revision", "LanguageBind/Video-LLaVA-7B=v2"]):
+        result = vidqa("models", "pull", name, "--set-default", *more)  # another model than the one that is here
+        assert result.code == 2 and "exists already" in result.err
+
+
+def test_compat_is_listed(vidqa, tiny_bundle, tmp_path):
+    shutil.copytree(tiny_bundle, tmp_path / "model")
+    about = json.loads((tmp_path / "model" / "bundle.json").read_text())
+    about["compat"] = {"mode": "original", "variant": "Some model", "follows": [], "fixed": []}
+    (tmp_path / "model" / "bundle.json").write_text(json.dumps(about))
+    assert "Some model (compat original)" in vidqa("models", "list", tmp_path).out
 
 
 def test_doctor(vidqa):

@@ -65,7 +65,9 @@ def talk(session: ChatSession, *questions: str) -> list[Said]:
     return out
 
 
-@pytest.mark.parametrize("name", ["v1", "llava_v0", "hf", "chat_template", "video-chatgpt_v1", "valley"])
+@pytest.mark.parametrize(
+    "name", ["v1", "llava_v0", "hf", "chat_template", "video-chatgpt_v1", "vicuna_v1_1", "valley", "valley_tuned"]
+)
 def test_every_turn_equals_the_full_prompt(
     name: str, as_format: Callable[[str], VideoLlava], clips: dict[str, Features]
 ) -> None:

@@ -87,6 +87,12 @@ class TestVideoLlava:
         check_recipe(recipe)
         assert recipe.image.config.projection_dim and sum("given in its place" in x for x in recipe.left_out) == 2
 
+    def test_what_takes_a_place_is_said(self, original: Path, tmp_path: Path) -> None:
+        image = write_languagebind(tmp_path / "image", "image")
+        recipe = plan([original, write_projector(tmp_path / "stage1" / "p.bin")], towers=[image])
+        assert "image tower from LanguageBind's own files, video tower from inside" in recipe.compat.variant
+        assert any(line.startswith(f"projector of {original}") for line in recipe.left_out)
+
     @pytest.mark.parametrize("kind", ["linear", "identity"])
     def test_other_projectors(self, kind: str, tmp_path: Path) -> None:
         meta, weights = golden("video_llava_forward")
@@ -164,6 +170,13 @@ class TestRefused:
     def test_one_kind_twice(self, tmp_path: Path) -> None:
         with pytest.raises(BundleError, match="2 times"):
             plan([write_llm(tmp_path / "a"), write_llm(tmp_path / "b")])
+
+    def test_towers_are_towers_and_all_of_them_are_used(self, original: Path, tmp_path: Path) -> None:
+        with pytest.raises(BundleError, match=r"llm: a language model, not a tower"):
+            plan([original], towers=[write_llm(tmp_path / "llm")])
+        one, other = (write_languagebind(tmp_path / name, "image") for name in ("one", "other"))
+        with pytest.raises(BundleError, match=r"an image tower is there 2 times: .*one, .*other"):
+            plan([original, one], towers=[other])
 
     def test_unknown_keys_only(self, tmp_path: Path) -> None:
         write_safetensors(tmp_path, {"something.else": torch.zeros(2)})

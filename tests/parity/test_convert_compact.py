@@ -79,6 +79,12 @@ class TestVideoChatGPT:
         assert recipe.prompt.format == "vicuna_v1_1", "the prompt of tuning, unless the original is asked for"
         assert recipe.compat.mode == "fixed" and recipe.left_out
 
+    def test_without_its_tower(self, tmp_path: Path) -> None:
+        small, llm, _ = write_video_chatgpt(tmp_path, grown=True)
+        with pytest.raises(BundleError, match="Video-ChatGPT without its tower") as e:
+            plan([small, llm])
+        assert "CLIP ViT-L/14" in (e.value.hint or "")
+
     def test_an_llm_of_another_vocabulary(self, tmp_path: Path) -> None:
         parts = write_video_chatgpt(tmp_path, grown=True)
         file = parts[0] / "video_chatgpt-7B.bin"
@@ -211,6 +217,11 @@ class TestValley:
         )
         assert load_model(bundle, "cpu").media_shape(features[0]).lengths == (256, 1)
         assert encoder.session("image") is encoder.session("video"), "one graph is loaded once"
+
+    def test_no_other_tower(self, tmp_path: Path) -> None:
+        clip = write_video_chatgpt(tmp_path, grown=True)[2]
+        with pytest.raises(BundleError, match="no other can take its place"):
+            plan([write_valley(tmp_path / "valley", "v1")], towers=[clip])
 
     def test_a_difference_needs_its_base(self, tmp_path: Path) -> None:
         delta, base = write_valley_delta(tmp_path, "v1")

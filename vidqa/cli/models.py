@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,9 +70,14 @@ def list_models(folders: tuple[str, ...], published: bool, as_json: bool, **_fla
     if not found:
         click.echo("no models found", err=True)
     for model in found:
-        says = f"  NOT USABLE: {model.problem}" if model.problem else f"  {model.variant}" if model.variant else ""
-        click.echo(f"{model.name}  {model.folder}{says}")
+        says = f"NOT USABLE: {model.problem}" if model.problem else _variant(model.variant, model.compat)
+        click.echo(f"{model.name}  {model.folder}{'  ' if says else ''}{says}")
     return EXIT_OK
+
+
+def _variant(variant: str, mode: str) -> str:
+    """Which model it is; the same weights as the published programs use them are another one to those who compare."""
+    return f"{variant} (compat original)" if mode == "original" else variant
 
 
 def _list_published(as_json: bool) -> int:
@@ -182,7 +188,8 @@ def pull(name: str, out: Path | None, revision: tuple[str, ...], set_default: bo
     """Fetch a published model and convert it. The only command that uses the network.
 
     What was fetched stays in the hub's own cache, so that a broken download goes on where it was. The revision of every
-    repository is recorded in bundle.json. With HF_HUB_OFFLINE=1 only what was fetched before is used.
+    repository is recorded in bundle.json. With HF_HUB_OFFLINE=1 only what was fetched before is used. --set-default
+    with a model that was pulled before fetches nothing.
 
     \b
     Examples:
@@ -190,13 +197,17 @@ def pull(name: str, out: Path | None, revision: tuple[str, ...], set_default: bo
       vidqa models pull video-llava-7b --set-default
     """
     from vidqa.cli.session import Session
-    from vidqa.config.default_model import set_default_model
     from vidqa.pipeline.published import pull as pull_model
 
     session = Session(flags)
     say = session.reporter.say
     if wrong := [text for text in revision if not all(text.partition("="))]:
         raise UsageError(f"--revision {wrong[0]}: must be REPO=COMMIT")
+    if set_default and (folder := _here_already(name, out, {"revision": revision, **flags})):
+        if session.as_json:
+            click.echo(to_json({"model": name, "folder": folder}))
+        _make_default(folder, say)
+        return EXIT_OK
     got = pull_model(
         name,
         out,
@@ -209,13 +220,33 @@ def pull(name: str, out: Path | None, revision: tuple[str, ...], set_default: bo
     )
     _tell(got.conversion, session.as_json, say)
     if set_default:
-        path, beaten_by = set_default_model(got.folder)
-        say(f"{path}: the default model is now {got.folder}")
-        if beaten_by:
-            say(f"warning: {beaten_by} still names another model here")
+        _make_default(got.folder, say)
     else:
         say(f"the default model stays what it was; use --model {got.folder if out else name}, or --set-default")
     return EXIT_OK
+
+
+def _here_already(name: str, out: Path | None, flags: Mapping[str, Any]) -> Path | None:
+    """The folder of a model that was pulled before, where nothing is asked for that would make another one of it."""
+    from vidqa.model.bundle import load_bundle
+    from vidqa.model.places import models_folder
+    from vidqa.pipeline.published import PUBLISHED
+
+    folder = out or models_folder() / name
+    if name not in PUBLISHED or not folder.exists():
+        return None
+    if any(flags[key] for key in ("revision", "dtype", "compat", "replace")) or load_bundle(folder).spec.name != name:
+        return None
+    return folder
+
+
+def _make_default(folder: Path, say: Any) -> None:
+    from vidqa.config.default_model import set_default_model
+
+    path, beaten_by = set_default_model(folder)
+    say(f"{path}: the default model is now {folder}")
+    if beaten_by:
+        say(f"warning: {beaten_by} still names another model here")
 
 
 def _tell(made: Conversion, as_json: bool, say: Any) -> None:
@@ -237,7 +268,7 @@ def _tell(made: Conversion, as_json: bool, say: Any) -> None:
     for line in made.recipe.left_out:
         say(f"left out: {line}")
     if spec.compat:
-        click.echo(f"{spec.name} ({made.bundle.folder}): {spec.compat.variant}")
+        click.echo(f"{spec.name} ({made.bundle.folder}): {_variant(spec.compat.variant, spec.compat.mode)}")
         for line in spec.compat.fixed:
             say(f"  otherwise than published: {line}", level=2)
     peak = f", at most {human_bytes(made.peak_bytes)} of memory" if made.peak_bytes else ""

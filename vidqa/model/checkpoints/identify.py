@@ -34,6 +34,8 @@ KINDS: dict[str, tuple[str, Callable[[WeightSource], bool]]] = {
     ),
     "vision": ("an image tower", lambda s: s.has(r"vision_model\.encoder\.layers\.0\.")),
 }
+#: Kinds that may take the place of what is inside a checkpoint.
+TOWERS = frozenset({"vision", "vision_temporal"})
 
 
 def _mm(source: WeightSource) -> bool:
@@ -105,13 +107,20 @@ def find_layout(parts: Parts, layouts: Sequence[Layout]) -> Layout:
     """The layout that a collection of parts makes.
 
     Raises:
-        BundleError: two parts of one kind, or no layout takes this collection.
+        BundleError: two parts of one kind, something else in the place of a tower, or no layout takes this collection.
     """
-    for group in (parts.all, parts.towers):
-        for kind in {p.kind for p in group}:
-            same = [p.source.place for p in group if p.kind == kind]
-            if len(same) > 1:
-                raise BundleError(f"{KINDS[kind][0]} is there {len(same)} times: {', '.join(map(str, same))}")
+    for part in parts.towers:
+        if part.kind not in TOWERS:
+            raise BundleError(
+                f"{part.source.place}: {KINDS[part.kind][0]}, not a tower",
+                hint="give it among the parts",
+            )
+    # One among the parts and one asked for by name are two as well: neither was inside a checkpoint.
+    both = (*parts.all, *parts.towers)
+    for kind in dict.fromkeys(p.kind for p in both):
+        same = [p.source.place for p in both if p.kind == kind]
+        if len(same) > 1:
+            raise BundleError(f"{KINDS[kind][0]} is there {len(same)} times: {', '.join(map(str, same))}")
     for layout in layouts:
         if layout.takes(parts):
             return layout

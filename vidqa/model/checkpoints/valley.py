@@ -56,7 +56,6 @@ def takes(parts: Parts) -> bool:
         model is not None
         and model.has(r"model\.vision_tower\.vision_model\.")
         and parts.kinds <= {"llava", "llm", "lora"}
-        and not parts.towers
     )
 
 
@@ -64,10 +63,16 @@ def recipe(parts: Parts, mode: Mode) -> Recipe:
     """The plan of Valley.
 
     Raises:
-        BundleError: something is missing or contradicts itself; a difference without its base, or a base too many.
+        BundleError: something is missing or contradicts itself; a difference without its base, or a base too many;
+            a tower in place of its own.
     """
     source, base = parts.one("llava"), parts.one("llm")
     assert source is not None  # takes() has seen it
+    if parts.towers:
+        raise BundleError(
+            f"{source.place}: Valley was tuned with the CLIP tower inside, no other can take its place",
+            hint="leave out --towers",
+        )
     claim = Claim(source, (*HARMLESS, *UNUSED))
     _check_difference(source, base)
     tower = _tower(claim, source.config)

@@ -49,11 +49,10 @@ FIXED = (
 
 
 def takes(parts: Parts) -> bool:
-    """An LLM, a projector that brings an input embedding, and a tower without time."""
+    """An LLM, a projector that brings an input embedding, and a tower without time (or none, which is then said)."""
     projector = parts.one("projector")
     return (
-        parts.kinds | {p.kind for p in parts.towers}
-        in ({"llava", "projector", "vision"}, {"llm", "projector", "vision"})
+        (parts.kinds | {p.kind for p in parts.towers}) - {"vision"} in ({"llava", "projector"}, {"llm", "projector"})
         and projector is not None
         and projector.has(r"(model\.)?embed_tokens\.weight")
     )
@@ -66,7 +65,11 @@ def recipe(parts: Parts, mode: Mode) -> Recipe:
         BundleError: the parts do not fit each other.
     """
     base, small, tower = parts.one("llava") or parts.one("llm"), parts.one("projector"), parts.tower("vision")
-    assert base and small and tower  # takes() has seen them
+    assert base and small  # takes() has seen them
+    if tower is None:
+        raise BundleError(
+            f"{small.place}: Video-ChatGPT without its tower", hint="add the folder of CLIP ViT-L/14 (224 pixels)"
+        )
     own, beside = Claim(base), Claim(small)
     replaced = own.take("model.mm_projector.")
     tensors = below(own.take("model.").items(), "model.") | below(own.take("lm_head.").items(), "lm_head.")

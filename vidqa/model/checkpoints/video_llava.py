@@ -74,7 +74,7 @@ def recipe(parts: Parts, mode: Mode) -> Recipe:
     if mode == "original":  # the demos do not pad pictures, though tuning did
         config = {k: v for k, v in config.items() if k != "image_aspect_ratio"}
     towers = find_towers(parts, claim, config)
-    projector, extra = _projector(parts, claim)
+    projector, extra, replaced = _projector(parts, claim)
     tensors = below(claim.take("model.").items(), "model.") | below(claim.take("lm_head.").items(), "lm_head.") | extra
     surplus = [*claim.rest(), *towers.surplus]
     if adapter := parts.one("lora"):
@@ -92,7 +92,7 @@ def recipe(parts: Parts, mode: Mode) -> Recipe:
         prompt=PromptSpec("llava_v1" if mode == "original" else "vicuna_v1"),
         compat=_compat(mode, towers, bool(adapter), pad=towers.image.preprocess.pad),
         surplus=surplus,
-        left_out=towers.left_out,
+        left_out=(*replaced, *towers.left_out),
     )
 
 
@@ -105,7 +105,7 @@ class Towers:
     text: TextPlan | None
     surplus: tuple[str, ...]
     left_out: tuple[str, ...]
-    inside: bool  # taken from the checkpoint itself
+    inside: tuple[str, ...]  # which of "image" and "video" were taken from the checkpoint itself
 
 
 def find_towers(parts: Parts, claim: Claim, settings: Mapping[str, Any]) -> Towers:
@@ -124,16 +124,17 @@ def find_towers(parts: Parts, claim: Claim, settings: Mapping[str, Any]) -> Towe
     left_out: list[str] = []
     plans: dict[str, TowerPlan] = {}
     text: TextPlan | None = None
-    inside = False
+    inside: list[str] = []
     for kind, role in _ROLES.items():
         source = parts.tower(role)
         if source is None and not own[kind]:
             raise BundleError(
                 f"{claim.source.place}: no {kind} tower inside, and none was given",
-                hint="add the folders of LanguageBind_Image and LanguageBind_Video_merge",
+                hint="add the folders of LanguageBind_Image and LanguageBind_Video_merge; "
+                "for Video-ChatGPT its small .bin and CLIP ViT-L/14",
             )
         if source is None:
-            inside = True
+            inside.append(kind)
             tensors = below(own[kind].items(), "vision_model.")
             hints = settings.get("vision_config")
             hints = hints.get(f"{kind}_tower", hints) if isinstance(hints, dict) else None
@@ -151,7 +152,7 @@ def find_towers(parts: Parts, claim: Claim, settings: Mapping[str, Any]) -> Towe
             text = text or found  # both repositories hold the same one
         plans[kind] = tower_plan(kind, tensors, source.config.get("vision_config"), settings)
         surplus += tower.rest()
-    return Towers(plans["image"], plans["video"], text, tuple(surplus), tuple(left_out), inside)
+    return Towers(plans["image"], plans["video"], text, tuple(surplus), tuple(left_out), tuple(inside))
 
 
 def tower_plan(
@@ -218,24 +219,27 @@ def _settings(parts: Parts) -> dict[str, Any]:
     return found
 
 
-def _projector(parts: Parts, claim: Claim) -> tuple[dict[str, Origin], dict[str, Origin]]:
-    """The projector's tensors, and those of the LLM that lie beside it because tuning changed them."""
+def _projector(parts: Parts, claim: Claim) -> tuple[dict[str, Origin], dict[str, Origin], list[str]]:
+    """The projector's tensors, tensors of the LLM that tuning changed and that lie beside it, and what it replaces."""
     own = claim.take("model.mm_projector.")
     source = parts.one("projector")
     if source is None:
-        return own, {}
+        return own, {}, []
     beside = Claim(source)
     found = beside.take("base_model.model.model.mm_projector.", "model.mm_projector.", "mm_projector.")
     extra = beside.take("base_model.model.")
     if rest := beside.rest():
         raise BundleError("\n".join(rest))
-    return found, extra
+    replaced = [f"projector of {claim.source.place}: that of {source.place} takes its place"] if own else []
+    return found, extra, replaced
 
 
 def _compat(mode: Mode, towers: Towers, lora: bool, pad: bool) -> CompatSpec:
     timed = towers.video.config.temporal_length
     variant = "Video-LLaVA" + (" with a LoRA merged in" if lora else "")
-    variant += ", towers from inside the checkpoint" if towers.inside else ", towers from LanguageBind's own files"
+    places = {True: "from inside the checkpoint", False: "from LanguageBind's own files"}
+    image, video = (places[kind in towers.inside] for kind in _ROLES)
+    variant += f", towers {image}" if image == video else f", image tower {image}, video tower {video}"
     variant += f", temporal attention over {timed} frames" if timed else ", without temporal attention"
     if mode == "original":
         return CompatSpec(mode, variant, (*FOLLOWS, *AS_DEMOS), FIXED)
