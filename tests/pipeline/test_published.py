@@ -84,6 +84,21 @@ def test_the_default_is_one_line(before: str | None, tmp_path: Path, monkeypatch
     assert set_default_model(folder)[1] == str(tmp_path / "vidqa.toml")
 
 
+def test_comments_line_ends_and_links_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    kept = tmp_path / "dotfiles.toml"
+    kept.write_bytes(b"# mine\r\nmodel = 'old'  # a = \"b\"\r\n\r\n[ask] # x\r\nquiet = true # y\r\n")
+    path = user_settings_file()
+    path.parent.mkdir(parents=True)
+    path.symlink_to(kept)
+    set_default_model(Path("/new"))
+    assert path.is_symlink()
+    assert kept.read_bytes() == (b'# mine\r\nmodel = "/new"  # a = "b"\r\n\r\n[ask] # x\r\nquiet = true # y\r\n')
+    kept.write_bytes(b"# \xff\n")
+    with pytest.raises(UsageError, match="was not changed"):
+        set_default_model(Path("/new"))
+
+
 def test_unsound_settings_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     path = user_settings_file()

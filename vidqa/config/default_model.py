@@ -16,6 +16,8 @@ from vidqa.errors import UsageError
 from vidqa.fsio import commit
 
 _MODEL = re.compile(r"\s*(model|\"model\"|'model')\s*=")
+#: A plain text as the value, and what stands behind it.
+_COMMENT = re.compile(r"[^=]*=\s*(?:\"[^\"\\]*\"|'[^']*')(\s*#.*)")
 _TABLE = re.compile(r"\s*\[")
 
 
@@ -36,11 +38,20 @@ def set_default_model(folder: Path) -> tuple[Path, str | None]:
         UsageError: the file is no sound TOML, before or after.
     """
     path = user_settings_file()
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    content = path.read_bytes() if path.is_file() else b""
+    newline = "\r\n" if b"\r\n" in content else "\n"
+    try:
+        lines = content.decode().replace("\r\n", "\n").removesuffix("\n").split("\n") if content else []
+    except UnicodeDecodeError as e:
+        raise UsageError(f"{path} is not sound TOML ({e}), so it was not changed") from e
     line = f"model = {json.dumps(str(folder.absolute()), ensure_ascii=False)}"  # JSON's texts are TOML's
     end = next((i for i, text in enumerate(lines) if _TABLE.match(text)), len(lines))
     at = next((i for i in range(end) if _MODEL.match(lines[i])), None)
-    changed = [*lines[:at], line, *lines[at + 1 :]] if at is not None else [line, *lines]
+    if at is None:
+        changed = [line, *lines]
+    else:
+        behind = _COMMENT.fullmatch(lines[at])
+        changed = [*lines[:at], line + (behind[1] if behind else ""), *lines[at + 1 :]]
     text = "\n".join(changed) + "\n"
     try:
         before, after = tomllib.loads("\n".join(lines)), tomllib.loads(text)
@@ -49,8 +60,8 @@ def set_default_model(folder: Path) -> tuple[Path, str | None]:
     if before | {"model": str(folder.absolute())} != after:
         raise UsageError(f"{path}: the line of `model` could not be found, so it was not changed", hint=line)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with commit(path) as f:
-        f.write(text.encode())
+    with commit(path.resolve()) as f:  # a link into a folder of settings stays one
+        f.write(text.replace("\n", newline).encode())
     return path, _what_beats(path)
 
 
