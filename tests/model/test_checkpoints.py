@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -221,6 +222,12 @@ class TestRefused:
         with pytest.raises(BundleError, match=r"tokenizer\.json: a pointer of Git LFS"):
             convert([original], tmp_path / "out")
         assert not (tmp_path / "out").exists()
+
+    def test_a_full_disk_is_found_first(self, original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(write, "export_tower", None)
+        monkeypatch.setattr(write.shutil, "disk_usage", lambda place: SimpleNamespace(free=200_000))
+        with pytest.raises(BundleError, match=r"takes 0\.0 GB, on the disk of .* are 0\.0 GB free"):
+            convert([original], tmp_path / "not" / "there" / "yet")
 
     def test_a_part_is_not_written_over(self, original: Path, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="is no model, so it is not replaced"):

@@ -6,6 +6,7 @@ Knows ONNX export, safetensors and the LLM folder's layout. Does not know publis
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -66,11 +67,12 @@ def write_bundle(
         step: progress.
 
     Raises:
-        BundleError: keys are missing, unknown or of another shape.
+        BundleError: keys are missing, unknown or of another shape, or the disk has no room for the model.
         UsageError: `out` is taken.
         VidqaError: the packages for export are not installed, or a graph differs from torch.
     """
     check_recipe(recipe)
+    _need_room(recipe, out, dtype)
     _try_tokenizers(recipe)
 
     def fill(folder: Path) -> None:
@@ -89,6 +91,20 @@ def write_bundle(
         write_llm(recipe.llm, folder / "llm", dtype, step)
 
     return save_bundle(out, _spec(recipe, name, origins), fill, replace_old)
+
+
+def _need_room(recipe: Recipe, out: Path, dtype: torch.dtype | None) -> None:
+    """A disk that is too small is found first. It must hold an old model beside the new one for a while."""
+    towers: dict[str, Any] = {_graph(recipe, kind): getattr(recipe, kind) for kind in ("image", "video")}
+    if recipe.text:
+        towers["text"] = recipe.text
+    needed = sum(_size(o, torch.float32) for plan in towers.values() for o in plan.tensors.values())
+    needed += sum(_size(o, dtype) for plan in (recipe.connector, recipe.llm) for o in plan.tensors.values())
+    place = next(folder for folder in out.absolute().parents if folder.is_dir())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        what = f"the model takes {needed / 1e9:.1f} GB, on the disk of {place} are {free / 1e9:.1f} GB free"
+        raise BundleError(what, hint="another --out, or --dtype float16 if the weights are larger")
 
 
 def _try_tokenizers(recipe: Recipe) -> None:
