@@ -1,8 +1,10 @@
 """How long merging into a table of N rows takes, and how much memory it needs: `python tools/bench_merge.py`.
 
 Makes a table of so many rows, and a night's run beside it (new rows, renamed files, retried failures, copies). Then a
-process of its own reads what the table has and merges. Memory that does not grow with the table shows in the last
-column: it is the highest resident size of the merge alone, less what the process and its index had before.
+process of its own reads what the table has and merges. Seconds are those of the processor. `keys MB` is what the
+process holds of the table after reading it, `load MB` the most that it took meanwhile, `merge MB` the most that merging
+took on top of the keys: resident sizes, less what the process had at its start. Memory that does not grow with the
+table shows in the last column.
 """
 
 from __future__ import annotations
@@ -27,7 +29,6 @@ from vidqa.tables import formats
 from vidqa.tables.schema import SCHEMA, rows_to_frame
 from vidqa.tables.store import Table
 
-ROWS_PER_FILE = 10  # segments and questions of a clip
 STEP = 50_000
 
 
@@ -51,11 +52,11 @@ def row(file: int, k: int, **changes: object) -> AnswerRow:
     return AnswerRow(**(values | changes))  # type: ignore[arg-type]
 
 
-def frames(n_rows: int) -> Iterator[pl.DataFrame]:
+def frames(n_rows: int, per_file: int) -> Iterator[pl.DataFrame]:
     """The rows of a table, made from one frame by arithmetic."""
-    base = rows_to_frame(row(0, k) for k in range(ROWS_PER_FILE))
+    base = rows_to_frame(row(0, k) for k in range(per_file))
     for start in range(0, n_rows, STEP):
-        files = range(start // ROWS_PER_FILE, min(start + STEP, n_rows) // ROWS_PER_FILE)
+        files = range(start // per_file, min(start + STEP, n_rows) // per_file)
         ids = pl.DataFrame({"media_id": [media_id(f) for f in files]})
         names = pl.Series("path", [f"shelf{f % 1000:03d}/clip{f:08d}.mp4" for f in files])
         answers = pl.Series("scene", [str(f) for f in files])
@@ -64,7 +65,7 @@ def frames(n_rows: int) -> Iterator[pl.DataFrame]:
         yield new.with_columns(answer).select(*SCHEMA)
 
 
-def night(table: Table, n_files: int) -> None:
+def night(table: Table, n_files: int, per_file: int) -> None:
     """What a run brings, part by part: of 10 files 7 are new, and one each was renamed, asked again and copied."""
     for k in range(n_files):
         old, new = k * 7, 1_000_000_000 + k
@@ -72,11 +73,11 @@ def night(table: Table, n_files: int) -> None:
         if k % 10 == 7:
             table.update_paths([(media_id(old), item)], exists=lambda place: False)
         elif k % 10 == 8:
-            table.add(row(old, i, answer="Asked again.") for i in range(ROWS_PER_FILE))
+            table.add(row(old, i, answer="Asked again.") for i in range(per_file))
         elif k % 10 == 9:
             table.update_paths([(media_id(old), item)], exists=lambda place: True)
         else:
-            table.add(row(new, i) for i in range(ROWS_PER_FILE))
+            table.add(row(new, i) for i in range(per_file))
         if k % 50 == 49:
             table.checkpoint()
     table.checkpoint()
@@ -88,26 +89,37 @@ def resident_mb() -> float:
         return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
+class Peak:
+    """The highest resident size inside a block, and the processor's seconds of the block."""
+
+    def __enter__(self) -> Peak:
+        self.mb, self._done, self._begin = resident_mb(), threading.Event(), time.process_time()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.seconds = time.process_time() - self._begin
+        self._done.set()
+        self._thread.join()
+        self.mb = max(self.mb, resident_mb())
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.02):
+            self.mb = max(self.mb, resident_mb())
+
+
 def measure(path: str) -> dict[str, float]:
     """Load the table and merge; in the process that was started for it."""
-    start, peak, done = time.perf_counter(), 0.0, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(0.02):
-            peak = max(peak, resident_mb())
-
     begin_mb = resident_mb()
-    table = Table(path).load()
-    load_s, index_mb = time.perf_counter() - start, resident_mb()
-    threading.Thread(target=watch, daemon=True).start()
-    start = time.perf_counter()
-    table.recover()
-    merge_s = time.perf_counter() - start
-    done.set()
+    with Peak() as load:
+        table = Table(path).load()
+    keys_mb = resident_mb()
+    with Peak() as merge:
+        table.recover()
     return {
-        "load_s": load_s, "merge_s": merge_s, "start_mb": begin_mb, "index_mb": index_mb - begin_mb,
-        "merge_mb": peak - index_mb,
+        "load_s": load.seconds, "merge_s": merge.seconds, "start_mb": begin_mb, "keys_mb": keys_mb - begin_mb,
+        "load_mb": load.mb - begin_mb, "merge_mb": merge.mb - keys_mb,
     }  # fmt: skip
 
 
@@ -115,6 +127,7 @@ def main() -> None:
     """Parse, make, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 2_000_000], help="sizes of the table")
+    parser.add_argument("--per-file", type=int, default=10, help="rows of a file: segments and questions [10]")
     parser.add_argument("--new", type=int, default=2_000, help="files that the night brings [2000]")
     parser.add_argument("--out", default="t.parquet", help="name of the table; `set/` for a data set [t.parquet]")
     parser.add_argument("--work", type=Path, help="folder for the tables [a temporary one]")
@@ -124,21 +137,22 @@ def main() -> None:
         print(json.dumps(measure(args.measure)))
         return
     results = []
-    print(f"{'rows':>10} {'table MB':>9} {'load s':>7} {'merge s':>8} {'index MB':>9} {'merge MB':>9}")
+    print(f"{'rows':>10} {'table MB':>9} {'load s':>7} {'merge s':>8} {'keys MB':>8} {'load MB':>8} {'merge MB':>9}")
     for n_rows in args.rows:
         with tempfile.TemporaryDirectory(dir=args.work) as folder:
             out = f"{folder}/{args.out}"
             first = f"{folder}/set/part-000001.parquet" if out.endswith("/") else out
             Path(first).parent.mkdir(exist_ok=True)
-            formats.write_batches(frames(n_rows), first)
-            night(Table(out).load(), args.new)
+            formats.write_batches(frames(n_rows, args.per_file), first)
+            night(Table(out).load(), args.new, args.per_file)
             said = subprocess.run([sys.executable, __file__, "--measure", out], capture_output=True, check=True).stdout
             found = json.loads(said) | {"rows": n_rows, "table_mb": os.path.getsize(first) / 1e6}
         results.append(found)
-        columns = (found[k] for k in ("table_mb", "load_s", "merge_s", "index_mb", "merge_mb"))
-        print(f"{n_rows:>10} " + " ".join(f"{v:>{w}.1f}" for v, w in zip(columns, (9, 7, 8, 9, 9), strict=True)))
+        columns = (found[k] for k in ("table_mb", "load_s", "merge_s", "keys_mb", "load_mb", "merge_mb"))
+        print(f"{n_rows:>10} " + " ".join(f"{v:>{w}.1f}" for v, w in zip(columns, (9, 7, 8, 8, 8, 9), strict=True)))
     where = {"python": platform.python_version(), "polars": pl.__version__, "cpus": os.cpu_count()}
-    print(json.dumps({"bench": "merge", "out": args.out, "new_files": args.new, "results": results} | where))
+    asked = {"out": args.out, "per_file": args.per_file, "new_files": args.new}
+    print(json.dumps({"bench": "merge"} | asked | {"results": results} | where))
 
 
 if __name__ == "__main__":

@@ -1,25 +1,30 @@
 """What a written table has, by keys: which file has rows for what was asked, and how they ended.
 
-Only the columns that say what a row is about are looked at, piece by piece, and they are kept as numbers: about 15
-bytes a row, and the place of each file once. So ten million rows are known without being loaded. Knows no format.
+Only the columns that say what a row is about are looked at, piece by piece, and they are kept as numbers: 13 bytes a
+row, and for each file once its id, its place and 24 bytes more. So ten million rows are known without being loaded.
+Knows no format.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple, cast, get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 import polars as pl
 
 from vidqa.records import Status
+from vidqa.tables.compact import Numbering, Texts
 from vidqa.tables.names import unescape
 
 STATUSES: tuple[Status, ...] = get_args(Status)
 _FILE = ["media_id", "root", "path"]
 _MASK = (1 << 64) - 1
-_MIX = 0x9E3779B97F4A7C15  # an odd number without pattern, so that both halves of an id tell
+_ID_BYTES = 32
+# Odd numbers without pattern, so that every part of an id tells.
+_MIX = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0xD6E8FEB86659FD93)
+_OTHER_SEED = 1 << 32
 
 
 class Cell(NamedTuple):
@@ -47,58 +52,73 @@ class Keys:
     """
 
     def __init__(self, frames: Callable[[], Iterable[pl.DataFrame]]) -> None:
-        self.cells: dict[Cell, int] = {}
         seed = 0
         while not self._collect(frames(), seed):
-            self.cells, seed = {}, seed + 1
+            seed += 1
 
     def _collect(self, frames: Iterable[pl.DataFrame], seed: int) -> bool:
         """Read everything; False when the hashes of two files are equal."""
-        hashes, files, cells, statuses = [], [], [], []
+        self.cells: dict[Cell, int] = {}
+        self._media_ids, self._paths, self._roots = Texts(), Texts(), Texts()
+        self._without_id: dict[int, None] = {}  # files that could not be read, in order
+        numbering, files, cells, statuses = Numbering(), [], [], []
+        root_of, checks = [], np.empty(0, np.uint64)
         for frame in frames:
-            keyed = frame.with_columns(pl.struct(_FILE).hash(seed).alias("hash"))
-            hashes.append(keyed["hash"].to_numpy())
-            files.append(keyed.select("hash", *_FILE).unique(maintain_order=True))
+            file = pl.struct(_FILE)
+            hashed = frame.select(file.hash(seed).alias("hash"), file.hash(seed + _OTHER_SEED).alias("check"))
+            n_files = len(numbering)
+            numbers, new = numbering.number(hashed["hash"].to_numpy())
+            if len(numbering) > len(checks):
+                checks = np.concatenate([checks, np.empty(len(numbering), np.uint64)])  # at least twice as many
+            check = hashed["check"].to_numpy()
+            checks[n_files : len(numbering)] = check[new]
+            if (checks[numbers] != check).any():
+                return False
+            root_of.append(self._add_files(frame.select(_FILE)[new], n_files))
+            files.append(numbers.astype(np.uint32))
             cells.append(self._cell_numbers(frame))
             statuses.append(frame["status"].cast(pl.Enum(STATUSES)).to_physical().to_numpy().astype(np.uint8))
-        schema = {"hash": pl.UInt64, **dict.fromkeys(_FILE, pl.String)}
-        self._files = pl.concat(files).unique(maintain_order=True) if files else pl.DataFrame(schema=schema)
-        names = self._files["hash"].to_numpy()
-        if len(np.unique(names)) < len(names):
-            return False
-        order = np.argsort(names)
-        row_hashes = np.concatenate([*hashes, np.empty(0, np.uint64)])
-        #: uint32 [rows]: file, question with model and settings, status.
-        self.file_of = order[np.searchsorted(names, row_hashes, sorter=order)].astype(np.uint32)
+        #: uint32, uint32, uint8 [rows]: file, question with model and settings, status.
+        self.file_of = np.concatenate([*files, np.empty(0, np.uint32)])
         self.cell_of = np.concatenate([*cells, np.empty(0, np.uint32)])
         self.status_of = np.concatenate([*statuses, np.empty(0, np.uint8)])
-        self._files = self._files.drop("hash")
+        self._root_of = np.concatenate([*root_of, np.empty(0, np.uint32)])
         self._arrange()
         return True
+
+    def _add_files(self, new: pl.DataFrame, number: int) -> np.ndarray:
+        """Keep the names of files from `number` on. Returns where the root of each of them stands."""
+        self._media_ids.extend(new["media_id"])
+        self._paths.extend(new["path"])
+        self._without_id |= dict.fromkeys((number + np.flatnonzero(new["media_id"].is_null().to_numpy())).tolist())
+        # Mostly the root of the file before: kept once.
+        last = self._roots[len(self._roots) - 1] if len(self._roots) else None
+        other = (new["root"] != new["root"].shift(1, fill_value=last)).fill_null(True)
+        n_before = len(self._roots)
+        self._roots.extend(new["root"].filter(other))
+        found: np.ndarray = (n_before - 1 + np.cumsum(other.to_numpy())).astype(np.uint32)
+        return found
 
     def _cell_numbers(self, frame: pl.DataFrame) -> np.ndarray:
         kinds = frame.select(Cell._fields).unique(maintain_order=True)
         numbers = [self.cells.setdefault(Cell(*values), len(self.cells)) for values in kinds.iter_rows()]
         kinds = kinds.with_columns(pl.Series("number", numbers, dtype=pl.UInt32))
         joined = frame.select(Cell._fields).join(kinds, on=list(Cell._fields), how="left", maintain_order="left")
-        return cast(np.ndarray, joined["number"].to_numpy())
+        return joined["number"].to_numpy().copy()  # a view would keep the frame
 
     def _arrange(self) -> None:
         """Rows by file, and files by content."""
         n = self.n_files
         small = np.uint32 if len(self) < 1 << 32 else np.uint64
         self._by_file = np.argsort(self.file_of, kind="stable").astype(small)
-        self._start = np.zeros(n + 1, np.int64)
+        self._start = np.zeros(n + 1, small)
         np.cumsum(np.bincount(self.file_of, minlength=n), out=self._start[1:])
-        known = self._files["media_id"].is_not_null().to_numpy()
-        codes = np.zeros(n, np.uint64)
-        for a in range(0, n, 100_000):  # in pieces: Python's texts are large
-            codes[a : a + 100_000] = [_code(m) if m else 0 for m in self._files["media_id"][a : a + 100_000]]
-        known_files = np.flatnonzero(known)
-        order = np.argsort(codes[known_files], kind="stable")
-        self._sorted_files, self._sorted_codes = known_files[order].astype(np.uint32), codes[known_files][order]
+        codes = np.concatenate([*map(_codes, self._media_ids.pieces()), np.empty(0, np.uint64)])
+        with_id = np.delete(np.arange(n, dtype=np.uint32), list(self._without_id))
+        order = np.argsort(codes[with_id], kind="stable")
+        self._sorted_files, self._sorted_codes = with_id[order], codes[with_id][order]
         self._unread: dict[str, list[int]] = {}
-        for file in np.flatnonzero(~known).tolist():
+        for file in self._without_id:
             self._unread.setdefault(location(*self.place(file)), []).append(file)
 
     def __len__(self) -> int:
@@ -107,18 +127,18 @@ class Keys:
     @property
     def n_files(self) -> int:
         """Different files, by content and place."""
-        return self._files.height
+        return len(self._paths)
 
     def files(self, media_id: str | None, place: str) -> list[int]:
         """Numbers of the files with a content; of None, of those at `place` that could not be read."""
         if media_id is None:
             return self._unread.get(place, [])
-        code, ids = np.uint64(_code(media_id)), self._files["media_id"]
+        code = np.uint64(_code(media_id))
         a = int(np.searchsorted(self._sorted_codes, code))
         found = []
         while a < len(self._sorted_codes) and self._sorted_codes[a] == code:
             file = int(self._sorted_files[a])
-            if ids[file] == media_id:
+            if self._media_ids[file] == media_id:
                 found.append(file)
             a += 1
         return sorted(found)
@@ -135,16 +155,29 @@ class Keys:
 
     def media_id(self, file: int) -> str | None:
         """Content of a file."""
-        found: str | None = self._files["media_id"][file]
-        return found
+        # Only who could not be read has no name; a table made by hand may name a content by an empty text.
+        return self._media_ids[file] or (None if file in self._without_id else "")
 
     def place(self, file: int) -> tuple[str, str]:
         """root and path of a file, as the system knows them."""
-        return unescape(self._files["root"][file]), unescape(self._files["path"][file])
+        return unescape(self._roots[int(self._root_of[file])]), unescape(self._paths[file])
 
 
 def _code(media_id: str) -> int:
     """64 bits of a content's digest; who finds by them compares the whole."""
-    data = media_id.encode("utf-8", "surrogatepass")[:32].ljust(16, b"\0")
-    halves = int.from_bytes(data[:8], "little") * _MIX + int.from_bytes(data[8:16], "little")
-    return (halves ^ (halves >> 64)) & _MASK
+    data = media_id.encode("utf-8", "surrogatepass")[:_ID_BYTES].ljust(_ID_BYTES, b"\0")
+    words = (int.from_bytes(data[a : a + 8], "little") for a in range(0, _ID_BYTES, 8))
+    mixed = sum(word * factor for word, factor in zip(words, _MIX, strict=True)) & _MASK
+    return mixed ^ (mixed >> 32)
+
+
+def _codes(piece: tuple[bytes, np.ndarray]) -> np.ndarray:
+    """uint64 [n]: `_code` of many."""
+    data, ends = piece
+    starts = np.concatenate([np.zeros(1, ends.dtype), ends[:-1]])
+    if (ends - starts == _ID_BYTES).all():
+        words = np.frombuffer(data, "<u8").reshape(len(ends), -1)
+        mixed: np.ndarray = (words * np.array(_MIX, np.uint64)).sum(axis=1, dtype=np.uint64)
+        return mixed ^ (mixed >> np.uint64(32))
+    texts = (data[a:b].decode() for a, b in zip(starts.tolist(), ends.tolist(), strict=True))
+    return np.array([_code(text) for text in texts], np.uint64)
