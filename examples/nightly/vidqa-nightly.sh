@@ -54,8 +54,13 @@ esac
 host=$(uname -n)
 last=$(tail -n 1 "$said")
 case $code in
-0) ;;                                                 # all rows are there: silence
-3) tell "$last ($host)" ;;                            # done, some items failed: the summary line says how many
+0) ;; # all rows are there: silence
+3) # done, some items failed: the summary line says how many. Those that failed in earlier nights, too, are no news
+    case $last in
+    *"(0 of them new)"*) ;;
+    *) tell "$last ($host)" ;;
+    esac
+    ;;
 1) tell "vidqa on $host: the run failed" ;;           # no room, no rights, no media: the text says what to do
 2) tell "vidqa on $host: settings or command line" ;; # nothing was done, and tomorrow will be the same: mend it
 4)                                                    # the run of last night is not done yet: fine, unless for long

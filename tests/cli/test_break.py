@@ -180,3 +180,19 @@ def test_reader_that_goes_away(start, clips):
     stderr = process.stderr.read()
     assert process.wait(timeout=PATIENCE_S) == 141
     assert "Traceback" not in stderr and "BrokenPipe" not in stderr
+
+
+@POSIX
+@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", "2>&-", ">&-"])
+def test_started_without_standard_streams(clips, tmp_path, surroundings, closed):
+    """Some services start their processes so. Nothing may then be written into whatever got the number of stderr."""
+    table = tmp_path / "t.csv"
+    command = f'exec "$0" -m vidqa describe "$1" --out "$2" {closed}'
+    done = subprocess.run(
+        ["sh", "-c", command, sys.executable, str(clips), str(table)],
+        capture_output=True,
+        timeout=PATIENCE_S,
+        env=os.environ | surroundings,
+    )
+    assert done.returncode == 0, done.stderr
+    assert read_table(table)["status"].to_list() == ["ok"] * 3

@@ -23,7 +23,7 @@ printf '%s\\n' "$@" > "$0.arguments"
 echo run >> "$0.runs"
 echo results
 echo "some message" >&2
-echo "vidqa: t.parquet: 2 new rows, 1 failed" >&2
+echo "vidqa: t.parquet: 2 new rows, 1 failed (${FAKE_NEW:-1} of them new)" >&2
 code=$(head -n 1 "$0.codes")
 sed -i 1d "$0.codes"
 exit "$code"
@@ -77,6 +77,15 @@ def test_news_have_a_subject_and_what_was_said(night, tmp_path, code, first):
     assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
     flag, subject, to, *body = (tmp_path / "mail.sent").read_text().splitlines()
     assert flag == "-s" and subject.startswith(first) and to == "ops@example.org" and "some message" in body
+
+
+def test_what_failed_last_night_too_is_no_news(night, tmp_path):
+    for settings in ({}, {"NIGHTLY_MAIL": "ops@example.org"}):
+        done = night(3, FAKE_NEW="0", **settings)
+        assert (done.returncode, done.stdout, done.stderr) == (3, "", "")
+        assert not (tmp_path / "mail.sent").exists()
+        assert night(3, FAKE_NEW="10", **settings).stderr.startswith("" if settings else "vidqa: t.parquet: 2 new")
+        assert (tmp_path / "mail.sent").exists() == bool(settings)
 
 
 def test_a_killed_run_is_tried_once_more(night, tmp_path):

@@ -41,6 +41,29 @@ def test_what_was_not_searched_stays(archive, tmp_path):
     assert not vanished([str(tmp_path / "not there")])(str(tmp_path / "not there" / "x.mp4")) or os.listdir(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "gone_ones", "others"),
+    [
+        ("*/*.mp4", ["2024/x.mp4"], ["2024/x.mkv", "2024/deep/x.mp4", "x.mp4"]),
+        ("**/*.mp4", ["2024/x.mp4", "2024/deep/x.mp4", "x.mp4"], ["2024/x.mkv"]),
+        ("202?", ["2024/x.mp4", "2024/deep/x.mkv"], ["x.mp4", "203/x.mp4"]),
+        ("[2]024/**", ["2024/x.mp4", "2024/deep/x.mp4"], ["2023/x.mp4"]),
+    ],
+)
+def test_what_a_glob_searched(archive, pattern, gone_ones, others):
+    """What it would have found, and no other file that lies there."""
+    gone = vanished([str(archive / pattern)])
+    assert [name for name in (*gone_ones, *others) if gone(str(archive / name))] == gone_ones
+    assert not gone(str(archive / "2024" / "b.mp4")) and not gone(str(archive.parent / "x.mp4"))
+
+
+def test_a_name_that_looks_like_a_glob_is_a_name(archive):
+    (archive / "20[24]").mkdir()
+    (archive / "20[24]" / "a.mp4").write_text("film")
+    gone = vanished([str(archive / "20[24]")])
+    assert gone(str(archive / "20[24]" / "x.mp4")) and not gone(str(archive / "202" / "x.mp4"))
+
+
 def test_a_link_that_leads_nowhere_is_there(archive):
     (archive / "2024" / "link.mp4").symlink_to(archive / "nowhere")
     assert not vanished([str(archive)])(str(archive / "2024" / "link.mp4"))

@@ -121,6 +121,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def entry() -> NoReturn:
     """The console script."""
+    _open_streams()
     signal.signal(signal.SIGTERM, _on_terminate)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # Libraries that would talk, or ask the network, between our own messages. One command is there to do both.
@@ -128,6 +129,18 @@ def entry() -> NoReturn:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     sys.exit(run())
+
+
+def _open_streams() -> None:
+    """Give a process that was started without standard streams (`>&-`, some services) ones that lead nowhere.
+
+    Python has None for them; and the next file to be opened, perhaps a table, would get the number of stderr, to which
+    any library may write.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, os.O_RDWR)  # the lowest that is free: the one that is missing
+            setattr(sys, name, open(descriptor, mode, encoding="utf-8"))  # noqa: SIM115 - lives as long as the process
 
 
 def _on_terminate(signum: int, frame: object) -> NoReturn:

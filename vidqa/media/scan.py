@@ -91,7 +91,12 @@ def scan(paths: Sequence[str]) -> ScanResult:
 
 
 def _is_search(path: str) -> bool:
-    return os.path.isdir(path) or (not os.path.lexists(path) and glob.has_magic(path))
+    return os.path.isdir(path) or is_pattern(path)
+
+
+def is_pattern(path: str) -> bool:
+    """Whether a path of the user stands for what it matches: a name that exists stands for itself."""
+    return not os.path.lexists(path) and glob.has_magic(path)
 
 
 @dataclass
@@ -125,7 +130,7 @@ class _Scan:
         if os.path.isdir(path):
             self.walk(os.path.abspath(path), os.path.abspath(path))
             return
-        root = os.path.abspath(_fixed_part(path))
+        root = os.path.abspath(fixed_part(path))
         matches = sorted(glob.glob(path, recursive=True), key=os.fsencode)
         if not matches:
             self.leave(path, "no file matches")
@@ -239,7 +244,7 @@ def _is_hidden(name: str, is_folder: bool) -> bool:
     return name.startswith(".") or name.lower() in (_SYSTEM_FOLDERS if is_folder else _SYSTEM_FILES)
 
 
-def _fixed_part(pattern: str) -> str:
+def fixed_part(pattern: str) -> str:
     """The folder of a glob above its first wildcard."""
     folder = pattern
     while glob.has_magic(folder):

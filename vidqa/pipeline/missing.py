@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from fnmatch import fnmatch
+
+from vidqa.media.scan import fixed_part, is_pattern
 
 
 def vanished(searched: Sequence[str]) -> Callable[[str], bool]:
@@ -19,10 +22,10 @@ def vanished(searched: Sequence[str]) -> Callable[[str], bool]:
     Args:
         searched: files, folders and globs of the run.
     """
-    roots = tuple(os.path.abspath(path) for path in searched)
+    roots = tuple(_search(path) for path in searched)
 
     def gone(place: str) -> bool:
-        root = next((root for root in roots if place == root or place.startswith(root.rstrip(os.sep) + os.sep)), None)
+        root = next((root for root, pattern in roots if _below(place, root, pattern)), None)
         if root is None or not _absent(place):
             return False
         if place == root:  # the file itself was named
@@ -33,6 +36,33 @@ def vanished(searched: Sequence[str]) -> Callable[[str], bool]:
         return _holds_something(folder)
 
     return gone
+
+
+def _search(path: str) -> tuple[str, list[str]]:
+    """The folder (or file) that a path of the user searches, and the names that a glob asks for below it."""
+    if not is_pattern(path):
+        return os.path.abspath(path), []
+    root = os.path.abspath(fixed_part(path))
+    return root, _names(os.path.abspath(path), root)
+
+
+def _below(place: str, root: str, pattern: list[str]) -> bool:
+    if place != root and not place.startswith(root.rstrip(os.sep) + os.sep):
+        return False
+    return _matches(_names(place, root), pattern)
+
+
+def _names(place: str, root: str) -> list[str]:
+    return [name for name in place[len(root) :].split(os.sep) if name]
+
+
+def _matches(names: list[str], pattern: list[str]) -> bool:
+    """Whether a glob finds a file, or a folder above it, which is searched with all below it."""
+    if not pattern:
+        return True
+    if pattern[0] == "**":
+        return _matches(names, pattern[1:]) or (bool(names) and _matches(names[1:], pattern))
+    return bool(names) and fnmatch(names[0], pattern[0]) and _matches(names[1:], pattern[1:])
 
 
 def _absent(path: str) -> bool:
