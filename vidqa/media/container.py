@@ -9,13 +9,14 @@ from __future__ import annotations
 import errno
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import av
 from av.container import InputContainer
+from av.packet import Packet
 from av.sidedata.sidedata import Type as SideType
 from av.stream import Discard, Disposition
 from av.video.frame import VideoFrame
@@ -104,8 +105,12 @@ def choose_stream(path: str, container: InputContainer) -> VideoStream:
     return stream
 
 
-def first_frame(opened: Opened) -> VideoFrame:
+def first_frame(opened: Opened, seen: Callable[[Packet], None] | None = None) -> VideoFrame:
     """Decode up to the first picture.
+
+    Args:
+        opened: at its first packet; behind the first picture's packets afterwards.
+        seen: hears of every packet of the stream that was read on the way.
 
     Raises:
         MediaError: encrypted, too_large, unreadable.
@@ -113,6 +118,8 @@ def first_frame(opened: Opened) -> VideoFrame:
     n_failed, why = 0, None
     try:
         for packet in opened.container.demux(opened.stream):
+            if seen is not None:
+                seen(packet)
             if packet.has_sidedata("encryption_info"):
                 raise MediaError("encrypted", f"{show(opened.path)}: the video stream is encrypted")
             try:
