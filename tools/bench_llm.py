@@ -35,6 +35,7 @@ from vidqa.generate.batch import Batch, Work
 from vidqa.generate.limits import decode_bytes, measure, prefill_operations
 from vidqa.generate.pool import Room
 from vidqa.model.llama import Llama, LlamaConfig
+from vidqa.model.llama_weights import load_published
 from vidqa.model.llava import VideoLlava
 from vidqa.prompts.formats import get_format
 
@@ -46,8 +47,9 @@ def as_own(llm: Any) -> Llama:
     c = llm.config
     sizes = {name: getattr(c, name) for name in LlamaConfig.__dataclass_fields__ if hasattr(c, name)}
     own = Llama(LlamaConfig(**sizes | {"rope_theta": c.rope_parameters["rope_theta"]}), device="meta")
-    own.load_state_dict(llm.state_dict(), assign=True)
-    return own.eval().to(llm.device)
+    load_published(own, llm.state_dict())
+    own.to(llm.device).pack()
+    return own.eval()
 
 
 def random_llm(layers: int, width: int, device: str, dtype: str) -> Any:

@@ -10,11 +10,14 @@ from typing import Any
 import av
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
 from vidqa.encoders.preprocess import PreprocessSpec
 from vidqa.model.bundle import save_bundle
 from vidqa.model.connector import build_connector
 from vidqa.model.export import export_tower
+from vidqa.model.llama import Llama
+from vidqa.model.llama_weights import published_weights
 from vidqa.model.llava import VideoLlava, save_parts
 from vidqa.model.spec import (
     BundleSpec,
@@ -115,8 +118,10 @@ def llm_config(shape: Shape) -> Any:
     )
 
 
-def make_bundle(name: str, folder: Path, dtype: str = "float32", fp16_encoder: bool = False) -> Path:
-    """Write a bundle of a named shape."""
+def make_bundle(
+    name: str, folder: Path, dtype: str = "float32", fp16_encoder: bool = False, device: str = "cpu"
+) -> Path:
+    """Write a bundle of a named shape; the LLM's numbers are drawn on `device`, which for 7B takes a CPU minutes."""
     from transformers import LlamaForCausalLM
 
     shape = SHAPES[name]
@@ -147,7 +152,8 @@ def make_bundle(name: str, folder: Path, dtype: str = "float32", fp16_encoder: b
         torch.manual_seed(3)
         kind = getattr(torch, dtype)
         torch.set_default_dtype(kind)
-        llm = LlamaForCausalLM(llm_config(shape))
+        with torch.device(device):
+            llm = LlamaForCausalLM(llm_config(shape))
         connector = build_connector("mlp2x_gelu", shape.width, shape.llm_width)
         torch.set_default_dtype(torch.float32)
         model = VideoLlava(connector, llm, tokenizer(shape.vocabulary), get_format("hf"), shape.context)
@@ -157,8 +163,21 @@ def make_bundle(name: str, folder: Path, dtype: str = "float32", fp16_encoder: b
     return folder
 
 
+def llm_weights(llm: Any, bundle: Path) -> dict[str, torch.Tensor]:
+    """By their published names; from the bundle again where they were packed for a CPU."""
+    if not isinstance(llm, Llama):
+        return dict(llm.state_dict())
+    if not llm.packed:
+        return published_weights(llm)
+    return {
+        name: value
+        for file in sorted((bundle / "llm").glob("*.safetensors"))
+        for name, value in load_file(file).items()
+    }
+
+
 def to_transformers(model: LoadedModel, name: str, bundle: Path) -> Any:
-    """VideoLlavaForConditionalGeneration with the bundle's weights; LLM and projector share them, nothing is copied."""
+    """VideoLlavaForConditionalGeneration with the bundle's weights; projector and, on a GPU, LLM share them."""
     from transformers import CLIPVisionConfig, CLIPVisionModel, VideoLlavaConfig, VideoLlavaForConditionalGeneration
 
     shape, llava = SHAPES[name], model.llava
@@ -186,9 +205,11 @@ def to_transformers(model: LoadedModel, name: str, bundle: Path) -> Any:
     theirs.model.video_tower = video.to(llava.device, llava.dtype)
     theirs.model.image_tower = video
     decoder = theirs.model.language_model
-    decoder.load_state_dict(llava.llm.model.state_dict(), assign=True)
+    weights = llm_weights(llava.llm, bundle)
+    head = weights.pop("lm_head.weight")
+    decoder.load_state_dict({name.removeprefix("model."): value for name, value in weights.items()}, assign=True)
     decoder.rotary_emb = type(decoder.rotary_emb)(decoder.config).to(llava.device)  # its buffers are not in the state
-    theirs.lm_head = llava.llm.lm_head
+    theirs.lm_head.weight = torch.nn.Parameter(head, requires_grad=False)
     projector = theirs.model.multi_modal_projector
     projector.linear_1, projector.linear_2 = [m for m in llava.connector.modules() if isinstance(m, torch.nn.Linear)]
     theirs.generation_config.eos_token_id = 2

@@ -29,6 +29,7 @@ from vidqa.generate.pool import packed
 from vidqa.generate.session import ChatSession
 from vidqa.model.connector import build_connector
 from vidqa.model.llama import Llama, LlamaConfig
+from vidqa.model.llama_weights import load_published
 from vidqa.model.llava import VideoLlava
 from vidqa.records import Features
 
@@ -103,7 +104,7 @@ def as_own(llm: LlamaForCausalLM) -> Llama:
         *(c.num_key_value_heads, c.head_dim, c.rms_norm_eps, c.rope_parameters["rope_theta"], False),
     )
     own = Llama(sizes)
-    own.load_state_dict(llm.state_dict())
+    assert load_published(own, llm.state_dict())
     return own.eval().requires_grad_(False)
 
 

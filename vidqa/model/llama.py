@@ -1,8 +1,9 @@
 """A Llama that only answers, for the plain kind of bundle: no more than tensors, so nothing heavy is imported for it.
 
 Stands in for transformers' LlamaForCausalLM: the same names of weights, the same arguments and results where vidqa uses
-them, the same logits. A run of it has less around its products, and the beginnings of clips pass its last layer only as
-far as their keys and values are made. Does not know files, prompts or shared beginnings.
+them, the same logits. A run of it has less around its products, fewer and larger products (query, key and value are
+one, gate and up another; `llama_weights` knows the published names), and the beginnings of clips pass its last layer
+only as far as their keys and values are made. Does not know files, prompts or shared beginnings.
 
 Letters: n lines, S new tokens, T keys, H query heads, G key heads, d width of a head, L width, N vocabulary.
 """
@@ -16,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from vidqa.model.packed import Linear, packs
 
 #: (layer, query [n, H, S, d], key [n, G, T, d], value, mask, scaling=, ...) -> ([n, S, H, d], None), as transformers'
 #: attention functions.
@@ -91,8 +94,9 @@ class Llama(nn.Module):
         super().__init__()
         self.config, self.generation_config = config, ends or Ends()
         self.attend: Attend = plain_attention
+        self.packed = False
         self.model = _Decoder(config, device)
-        self.lm_head = _Linear(config.hidden_size, config.vocab_size, bias=False, device=device)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, device)
         # Not stored with the weights: made here even where these are given later.
         steps = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu") / config.head_dim
         self.register_buffer("inv_freq", 1.0 / config.rope_theta**steps, persistent=False)
@@ -102,6 +106,19 @@ class Llama(nn.Module):
     def tie(self) -> None:
         """The head reads the table of embeddings."""
         self.lm_head.weight = self.model.embed_tokens.weight
+
+    def pack(self) -> None:
+        """Bring the weights into the order in which a CPU reads them, if they are float32 there and that can be had.
+
+        They can then be multiplied with and nothing else: not moved, not written. The model answers all the same.
+        """
+        table = self.model.embed_tokens.weight
+        if table.device.type != "cpu" or table.dtype != torch.float32 or not packs():
+            return
+        self.packed = True
+        for module in self.modules():
+            if isinstance(module, Linear) and module.weight is not table:
+                module.pack()
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The table of embeddings [N, L]."""
@@ -160,15 +177,8 @@ class Llama(nn.Module):
         return torch.cat([cos, cos], -1).to(dtype), torch.cat([-sin, sin], -1).to(dtype)
 
 
-class _Linear(nn.Linear):
-    """Without numbers until they are given: drawing them on `meta` would import torch's compiler, a second's work."""
-
-    def reset_parameters(self) -> None:
-        """Leave them be."""
-
-
 class _Embedding(nn.Embedding):
-    """As `_Linear`."""
+    """Without numbers until they are given, as `Linear`."""
 
     def reset_parameters(self) -> None:
         """Leave them be."""
@@ -186,29 +196,27 @@ class _Attention(nn.Module):
     def __init__(self, c: LlamaConfig, layer_idx: int, device: str | None) -> None:
         super().__init__()
         self.layer_idx, self.width = layer_idx, c.head_dim
-        self.q_proj = _Linear(c.hidden_size, c.num_attention_heads * c.head_dim, bias=False, device=device)
-        self.k_proj = _Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=False, device=device)
-        self.v_proj = _Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=False, device=device)
-        self.o_proj = _Linear(c.num_attention_heads * c.head_dim, c.hidden_size, bias=False, device=device)
+        self.n_heads, self.n_groups = c.num_attention_heads, c.num_key_value_heads
+        self.qkv_proj = Linear(c.hidden_size, (self.n_heads + 2 * self.n_groups) * c.head_dim, device)
+        self.o_proj = Linear(self.n_heads * c.head_dim, c.hidden_size, device)
 
     def project(self, x: Tensor, turn: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """[n, S, L] -> query [n, H, S, d], key and value [n, G, S, d], the first two at their positions."""
         n, n_new, _ = x.shape
-        query, key, value = (
-            part(x).view(n, n_new, -1, self.width).transpose(1, 2) for part in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        return _turned(query, turn), _turned(key, turn), value
+        heads = self.qkv_proj(x).view(n, n_new, -1, self.width).transpose(1, 2)
+        query, key = _turned(heads[:, : -self.n_groups], turn).split([self.n_heads, self.n_groups], 1)
+        return query, key, heads[:, -self.n_groups :]
 
 
 class _Mlp(nn.Module):
     def __init__(self, c: LlamaConfig, device: str | None) -> None:
         super().__init__()
-        self.gate_proj = _Linear(c.hidden_size, c.intermediate_size, bias=False, device=device)
-        self.up_proj = _Linear(c.hidden_size, c.intermediate_size, bias=False, device=device)
-        self.down_proj = _Linear(c.intermediate_size, c.hidden_size, bias=False, device=device)
+        self.gate_up_proj = Linear(c.hidden_size, 2 * c.intermediate_size, device)
+        self.down_proj = Linear(c.intermediate_size, c.hidden_size, device)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = self.gate_up_proj(x).chunk(2, -1)
+        return self.down_proj(functional.silu(gate).mul_(up))
 
 
 class _Layer(nn.Module):

@@ -182,7 +182,9 @@ def load_model(
         raise BundleError(f"{bundle.connector_file} cannot be read: {e}") from e
     load_strictly(connector, weights, str(bundle.connector_file))
     place: torch.device | Literal["map"] | None = "map" if spread else where if quantise else None
-    llm, tokenizer = load_llm(bundle.llm_folder, kind, quantise=quantise, place=place, answers_only=answers_only)
+    llm, tokenizer = load_llm(
+        bundle.llm_folder, kind, quantise=quantise, place=place, answers_only=answers_only, device=where
+    )
     width = llm.get_input_embeddings().weight.shape[1]
     if width != spec.connector.out_size:
         raise BundleError(f"{bundle.folder}: connector.out_size is {spec.connector.out_size}, the LLM is {width} wide")

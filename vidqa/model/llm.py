@@ -29,6 +29,7 @@ def load_llm(
     quantise: Quantise | None = None,
     place: torch.device | Literal["map"] | None = None,
     answers_only: bool = False,
+    device: torch.device | None = None,
 ) -> tuple[Any, Any]:
     """Read a causal LLM and its tokenizer.
 
@@ -40,6 +41,7 @@ def load_llm(
         quantise: weights of linear layers in 8 or 4 bits while they are read, by bitsandbytes; None does not.
         place: a device, or `map` to spread the layers over all devices by their free memory; None is the CPU.
         answers_only: the model will not be trained or written: a plain Llama is then read without transformers.
+        device: that such a plain Llama is read onto; None is the CPU. Others are moved there by the caller.
 
     Returns:
         The LLM and its tokenizer.
@@ -48,7 +50,7 @@ def load_llm(
         BundleError: a file cannot be read, or a weight is missing, unknown or of another shape; all are named.
         DeviceError: a package that `quantise` or `map` needs is not installed.
     """
-    if answers_only and quantise is None and place is None and (plain := load_plain(folder, dtype)) is not None:
+    if answers_only and quantise is None and place is None and (plain := load_plain(folder, dtype, device)) is not None:
         return plain, PlainTokenizer.read(folder) or load_tokenizer(folder)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

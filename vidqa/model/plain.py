@@ -21,6 +21,7 @@ from torch import Tensor
 
 from vidqa.model.adapter import ADAPTER_FOLDER
 from vidqa.model.llama import Ends, Llama, LlamaConfig
+from vidqa.model.llama_weights import load_published
 
 #: What a config may say beside the sizes; other values are not an ordinary Llama's.
 _ORDINARY: dict[str, Any] = {
@@ -39,12 +40,13 @@ _HARMLESS = {"backend", "is_local", "local_files_only", "model_max_length", "pad
 _MORE_FILES = ("chat_template.jinja", "special_tokens_map.json", "added_tokens.json")
 
 
-def load_plain(folder: Path, dtype: torch.dtype | None) -> Llama | None:
+def load_plain(folder: Path, dtype: torch.dtype | None, device: torch.device | None = None) -> Llama | None:
     """Read a plain LLM.
 
     Args:
         folder: config and safetensors.
         dtype: of the weights; None keeps the one that the config names.
+        device: that the weights are put on; None is the CPU.
 
     Returns:
         The LLM in evaluation mode, or None where transformers is needed.
@@ -59,14 +61,9 @@ def load_plain(folder: Path, dtype: torch.dtype | None) -> Llama | None:
     if kind is None or weights is None:
         return None
     llm = Llama(sizes, Ends(said.get("eos_token_id")), device="meta")
-    wanted = llm.state_dict()
-    if sizes.tie_word_embeddings:
-        del wanted["lm_head.weight"]
-    if {k: v.shape for k, v in wanted.items()} != {k: v.shape for k, v in weights.items()}:
+    if not load_published(llm, weights, kind, device):
         return None
-    llm.load_state_dict({k: v.to(kind) for k, v in weights.items()}, strict=False, assign=True)
-    if sizes.tie_word_embeddings:
-        llm.tie()
+    llm.pack()
     return llm.eval()
 
 
