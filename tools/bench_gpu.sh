@@ -1,8 +1,8 @@
 #!/bin/sh
-# All that needs a GPU: the tests that are skipped without one, and every benchmark on it, in parts of some minutes each.
+# All that needs a GPU: the tests that are skipped without one, and every benchmark on it, in parts of at most ten minutes.
 #
 #   tools/bench_gpu.sh                     all parts, about half an hour on a large GPU
-#   tools/bench_gpu.sh llm tests           some parts; each is meant to stay below ten minutes
+#   tools/bench_gpu.sh llm tests           some parts
 #
 # Parts:
 #   llm      the LLM's part alone: the tests of the engine on the GPU, float32 and bfloat16, the 7B shape (needs torch,
@@ -12,8 +12,12 @@
 #   answers  the usual loop against vidqa: a tiny model, and ViT-L/14 encoders with a small LLM
 #   full     the same with the whole 7B shape in bfloat16: Q = 1 and 8, 64 new tokens, then 16 clips
 #
-# Tables are printed; whole logs, each with a JSON line last, lie in $OUT, or in build/bench_gpu. The 7B shape needs about
-# 40 GB of GPU memory and 30 GB of disk for random weights. Exit code 1 when a step failed.
+# A part gets PART_SECONDS (570); a step that would take longer is ended and counts as failed, and so does what comes
+# after it, but what was printed until then is kept. The ends of the steps are printed as they come, and last all that
+# was measured: one JSON line a step. The same lines lie in results.jsonl, and the whole output in PART.log, one file a
+# part, in the folder $OUT, or in build/bench_gpu. PYTHON names the interpreter; else it is the first of python and
+# python3 that has torch. The 7B shape needs about 60 GB of GPU memory and 30 GB of disk (TMPDIR) for random weights.
+# Exit code 1 when a step failed.
 set -u
 cd "$(dirname "$0")/.."
 case "${1:-}" in
@@ -22,60 +26,104 @@ case "${1:-}" in
     exit 0
     ;;
 esac
-python=${PYTHON:-python}
+for one in "$@"; do
+    case "$one" in
+    all | llm | tests | stages | answers | full) ;;
+    *)
+        echo "no part $one: llm, tests, stages, answers, full" >&2
+        exit 2
+        ;;
+    esac
+done
+python=${PYTHON:-}
+for one in python python3; do
+    [ -z "$python" ] && "$one" -c 'import torch' 2>/dev/null && python=$one
+done
+if [ -z "$python" ]; then
+    echo "neither python nor python3 has torch; PYTHON names one that has" >&2
+    exit 1
+fi
 logs=${OUT:-build/bench_gpu}
 mkdir -p "$logs"
 PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
-export PYTHONPATH
+PYTHONUNBUFFERED=1
+export PYTHONPATH PYTHONUNBUFFERED
+results=$logs/results.jsonl
+: >"$results"
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
 failed=0
+begin() { # name of the part
+    log=$logs/$1.log
+    : >"$log"
+    ends=$(($(date +%s) + ${PART_SECONDS:-570}))
+}
 step() { # name, command...
     name=$1
     shift
-    echo "== $name: $*"
-    if "$@" >"$logs/$name.log" 2>&1; then tail -n 25 "$logs/$name.log"; else
+    echo "== $name: $*" | tee -a "$log"
+    began=$(date +%s)
+    left=$((ends - began))
+    if [ "$left" -le 5 ]; then
+        echo "FAILED: no time is left for it" | tee -a "$log"
         failed=$((failed + 1))
-        echo "FAILED, see $logs/$name.log"
-        tail -n 25 "$logs/$name.log"
+        return
+    fi
+    timeout -k 5 "$left" "$@" >"$scratch/out" 2>&1
+    code=$?
+    cat "$scratch/out" >>"$log"
+    grep -v '^{.*}$' "$scratch/out" | tail -n 25
+    grep '^{.*}$' "$scratch/out" | tail -n 1 |
+        sed "s/^{/{\"step\": \"$name\", \"seconds\": $(($(date +%s) - began)), \"exit\": $code, /" >>"$results"
+    if [ "$code" -ne 0 ]; then
+        echo "FAILED with exit code $code (124: its time was over)" | tee -a "$log"
+        failed=$((failed + 1))
     fi
 }
+answers() { # name, arguments...
+    name=$1
+    shift
+    step "$name" "$python" tools/bench_answers.py --device cuda --new-tokens 64 "$@"
+}
 part() {
+    begin "$1"
     case "$1" in
     llm)
         step llm_tests env VIDQA_REQUIRE_GPU=1 "$python" -m pytest -q -p no:cacheprovider tests/generate/test_on_gpu.py
         step llm_small "$python" tools/bench_llm.py --device cuda
         step llm_small_bf16 "$python" tools/bench_llm.py --device cuda --dtype bfloat16
-        step llm_7b_bf16 "$python" tools/bench_llm.py --layers 32 --width 4096 --new-tokens 64 --device cuda --dtype bfloat16
+        step llm_7b_bf16 "$python" tools/bench_llm.py --layers 32 --width 4096 --new-tokens 64 --device cuda \
+            --dtype bfloat16
         ;;
-    tests) step tests env VIDQA_REQUIRE_GPU=1 "$python" -m pytest -q -m gpu ;;
+    tests) step tests env VIDQA_REQUIRE_GPU=1 "$python" -m pytest -q -p no:cacheprovider -m gpu ;;
     stages)
         step doctor "$python" -m vidqa doctor
-        step bench_demo "$python" -m vidqa bench --device cuda --json
+        step bench_demo "$python" -m vidqa bench --device cuda --json -q
         step encode "$python" tools/bench_encode.py --shape vit-l-14 --device cuda --fp16 --batches 1 8 32
         step train "$python" tools/bench_train.py --device cuda
         ;;
     answers)
-        step answers_tiny "$python" tools/bench_answers.py --device cuda --new-tokens 64
-        step answers_vit "$python" tools/bench_answers.py --shape vit-l-14 --device cuda --new-tokens 64
+        answers answers_tiny
+        answers answers_vit --shape vit-l-14
         ;;
     full)
-        step answers_7b "$python" tools/bench_answers.py --shape 7b --device cuda --dtype bfloat16 --questions 1,8 \
-            --new-tokens 64
-        step answers_7b_many "$python" tools/bench_answers.py --shape 7b --device cuda --dtype bfloat16 --questions 8 \
-            --new-tokens 64 --clips 16 --ways cd
-        ;;
-    *)
-        echo "no part $1: llm, tests, stages, answers, full" >&2
-        exit 2
+        answers answers_7b --shape 7b --dtype bfloat16 --questions 1,8 --bundle "$scratch/7b"
+        answers answers_7b_many --shape 7b --dtype bfloat16 --questions 8 --clips 16 --ways cd --bundle "$scratch/7b"
         ;;
     esac
 }
-step environment "$python" -c 'import torch; print(torch.__version__, torch.cuda.get_device_name(), torch.version.cuda)'
-for one in "${@:-all}"; do
+begin environment
+step environment "$python" -c 'import json, torch
+print(json.dumps({"torch": torch.__version__, "cuda": torch.version.cuda, "gpu": torch.cuda.get_device_name()}))'
+[ $# -eq 0 ] && set -- all
+for one in "$@"; do
     if [ "$one" = all ]; then
         for each in llm tests stages answers full; do part "$each"; done
     else
         part "$one"
     fi
 done
+echo "== measured"
+cat "$results"
 echo "$failed steps failed"
 [ "$failed" -eq 0 ]

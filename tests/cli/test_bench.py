@@ -73,3 +73,20 @@ def test_only_a_run_that_tells_rates_measures_the_hardware(
     summary = describe(str(clips), tmp_path / "table.csv", model=model, options=options)
     assert len(measured) == 1
     assert summary.meter.roofline_s
+
+
+def test_a_device_without_room_is_not_measured(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run has gone well: it must not fail for want of a figure at its end."""
+    import torch
+
+    from vidqa.pipeline.limits import hold_against_hardware
+    from vidqa.pipeline.meter import Meter
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("vidqa.pipeline.limits.measure", full)
+    meter = Meter()
+    meter.step.add(10, 1.0)
+    hold_against_hardware(meter, load_model(str(tiny_bundle), "cpu"), always=True)
+    assert meter.roofline_s is None

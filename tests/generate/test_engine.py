@@ -209,10 +209,20 @@ class TestMemory:
         assert generate(model, mixed, SHORT, batch_size=12) == wanted
         assert max(seen) > 3
 
-    def test_one_that_does_not_fit_alone_is_an_error(self, model: VideoLlava, clips: dict[str, Features]) -> None:
+    @pytest.mark.parametrize(
+        "said",
+        [
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory",
+            "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+            "CUDA error: out of memory",
+        ],
+    )
+    def test_one_that_does_not_fit_alone_is_an_error(
+        self, said: str, model: VideoLlava, clips: dict[str, Features]
+    ) -> None:
         def full(_: Any, args: Any, kwargs: Any) -> None:
             if int(kwargs["position_ids"].max()) > 70:
-                raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+                raise RuntimeError(said)
 
         model.llm.register_forward_pre_hook(full, with_kwargs=True)
         error, answer = generate(model, [ask("Why?", clips["long"]), ask("Why?", clips["small"])], SHORT)
@@ -231,6 +241,13 @@ class TestMemory:
     def test_longer_prompts_make_smaller_batches(self, model: VideoLlava) -> None:
         assert rows_that_fit(model, 10) == most_lines(model)
         assert rows_that_fit(model, 10**9) == 1
+
+    def test_memory_that_torch_holds_unused_is_free(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Buffers of a batch that is gone stay with torch: the next batch must not be smaller for it."""
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 9000))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 5000)
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2000)
+        assert memory.free_bytes(torch.device("cuda")) == 2800
 
     def test_room_by_memory(self, model: VideoLlava, monkeypatch: pytest.MonkeyPatch) -> None:
         position = 2 * 3 * 2 * 8 * 4  # keys and values, layers, key heads, width, bytes

@@ -5,12 +5,16 @@ VIDQA_REQUIRE_GPU=1 says that there must be one.
 from __future__ import annotations
 
 import logging
+import threading
+from typing import Any
 
 import pytest
 import torch
 
 from vidqa.generate.engine import Engine, GenerationSettings, Request
 from vidqa.generate.limits import measure
+from vidqa.model.llama import Llama, LlamaConfig
+from vidqa.model.llama_weights import load_published
 from vidqa.model.llava import VideoLlava
 from vidqa.records import Features
 
@@ -31,6 +35,15 @@ def answers(model: VideoLlava, requests: list[Request], static: bool) -> list[st
     return [got[i] for i in range(len(requests))]
 
 
+def as_own(llm: Any) -> Llama:
+    """The same weights in our own Llama."""
+    c = llm.config
+    sizes = {name: getattr(c, name) for name in LlamaConfig.__dataclass_fields__ if hasattr(c, name)}
+    own = Llama(LlamaConfig(**sizes | {"rope_theta": c.rope_parameters["rope_theta"]}))
+    assert load_published(own, llm.state_dict())
+    return own.eval().requires_grad_(False)
+
+
 @pytest.fixture
 def requests(clips: dict[str, Features]) -> list[Request]:
     questions = ("What happens?", "Why?", "What colour is the ball? And what is behind it?")
@@ -47,6 +60,38 @@ def test_recorded_steps_give_the_tokens_of_the_cpu(
     with caplog.at_level(logging.WARNING, logger="vidqa"):
         assert answers(model, requests, static=True) == want
     assert not caplog.records, "steps were not recorded"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_our_own_llama_recorded_while_others_use_the_device(
+    dtype: torch.dtype, model: VideoLlava, requests: list[Request], caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in a run: another thread takes memory, multiplies and waits for results while steps are recorded."""
+    model.to("cuda", dtype)
+    own = VideoLlava(model.connector, as_own(model.llm).to("cuda"), model.tokenizer, model.chat, model.context)
+    want = answers(own, requests, static=False)
+    ended, errors = threading.Event(), []
+
+    def others() -> None:
+        stream, n = torch.cuda.Stream(), 0
+        try:
+            while not ended.is_set():
+                with torch.cuda.stream(stream):
+                    n += 1
+                    kept = torch.ones(1024 + n % 7 * 4096, 1024, device="cuda")
+                    assert float((kept @ kept.T)[0, 0]) == 1024
+        except (RuntimeError, AssertionError) as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=others)
+    thread.start()
+    with caplog.at_level(logging.WARNING, logger="vidqa"):
+        got = answers(own, requests, static=True)
+    ended.set()
+    thread.join()
+    assert not errors and not caplog.records
+    equal = sum(one == other for one, other in zip(got, want, strict=True))
+    assert equal == len(requests) if dtype == torch.float32 else equal >= len(requests) // 2
 
 
 def test_half_precision_agrees_with_itself_recorded_or_not(model: VideoLlava, requests: list[Request]) -> None:

@@ -12,11 +12,15 @@ import importlib.util
 import os
 import re
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 from vidqa.errors import DeviceError
 
+#: Held while a CUDA device does what another thread must not disturb: the recording of a graph on one side, calls of
+#: onnxruntime, which wait for the whole device when a session opens, on the other.
+UNDISTURBED = threading.RLock()
 _CUDA_HINT = (
     "--device cpu, or install a driver and the CUDA and cuDNN wheels that onnxruntime-gpu names: "
     'pip install "onnxruntime-gpu[cuda,cudnn]"'

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from vidqa.encoders.devices import available_devices, cpu_threads, cuda_error, find_cuda, parse_device
+from vidqa.encoders.devices import UNDISTURBED, available_devices, cpu_threads, cuda_error, find_cuda, parse_device
 from vidqa.encoders.faults import VERIFY_HINT, check_file, first_line, is_out_of_memory, memory_errors
 from vidqa.errors import BundleError, DeviceError
 
@@ -150,7 +150,7 @@ class OnnxSession:
 
         self._check_shape(tuple(values.shape if isinstance(values, np.ndarray) else values.shape()))
         where, index = _ort_device(self.device)
-        with memory_errors():
+        with memory_errors(), UNDISTURBED:
             if isinstance(values, np.ndarray):
                 values = OrtValue.ortvalue_from_numpy(np.ascontiguousarray(values), where, index)
             binding = self._session.io_binding()
@@ -171,7 +171,8 @@ def open_graph(path: Path, device: str, threads: int | None = None) -> Any:
     """An InferenceSession that really runs on `device`; BundleError or DeviceError where there is none."""
     runtime = _runtime()
     try:
-        session = runtime.InferenceSession(str(path), _options(threads), providers=_providers(device))
+        with UNDISTURBED if device != "cpu" else contextlib.nullcontext():
+            session = runtime.InferenceSession(str(path), _options(threads), providers=_providers(device))
     except Exception as e:  # onnxruntime's exceptions share no base class of their own
         if is_out_of_memory(e):
             raise DeviceError(f"{path.name} does not fit into the memory of {device}", hint="--device cpu") from e

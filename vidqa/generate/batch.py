@@ -128,7 +128,7 @@ class Batch:
                 positions, mask, shared = pool.step()
                 return self._run(mask, positions, shared, input_ids=ids[:, None])
 
-            logits = self._graphs.run(pool.shape, run, padded) if self._graphs else run(padded)
+            logits = self._graphs.run((pool.shape, pool.in_order), run, padded) if self._graphs else run(padded)
             self.logits = logits[:n]
             pool.advance()
         work = self.work

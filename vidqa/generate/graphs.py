@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vidqa.encoders.devices import UNDISTURBED
+
 log = logging.getLogger(__name__)
 
 #: A shape is recorded when it has come so often; recording costs about as much as a few steps.
@@ -58,9 +60,10 @@ class StepGraphs:
         self._seen[shape] += 1
         if self._given_up or self._seen[shape] < _RECORD_AFTER or len(self._graphs) >= _MOST_GRAPHS:
             return step(given)
-        wanted = step(given)
+        wanted, usual = step(given), torch.cuda.current_stream(given.device)
         try:
-            recorded = self._record(step, given)
+            with UNDISTURBED:
+                recorded = self._record(step, given)
             recorded.graph.replay()
             torch.cuda.synchronize(given.device)
         except torch.OutOfMemoryError:
@@ -68,6 +71,8 @@ class StepGraphs:
         except RuntimeError as error:  # an operation that cannot be recorded; CUDA says so in many words
             self._give_up(str(error).splitlines()[0])
             return wanted
+        finally:
+            torch.cuda.set_stream(usual)  # torch leaves its block on another one where the end of a recording fails
         far = (recorded.result - wanted).abs().max().item()
         scale = wanted.abs().max().item()
         # Same kernels on the same numbers; matrix products may pick another algorithm, hence not 0.
@@ -89,7 +94,8 @@ class StepGraphs:
         if self._memory is None:
             self._memory = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._memory):
+        # Others use the device meanwhile: what they call must neither fail nor end the recording.
+        with torch.cuda.graph(graph, pool=self._memory, stream=stream, capture_error_mode="thread_local"):
             result = step(mine)
         return _Graph(graph, mine, result)
 

@@ -20,6 +20,13 @@ _GPU_SHARE = 0.7  # of what is free now; the rest is for activations
 _MOST_LINES = {"cpu": 32, "cuda": 256}
 #: Tokens of beginnings that are computed together: enough to keep a device busy.
 _PREFILL_TOKENS = {"cpu": 1024, "cuda": 8192}
+#: What the CPU's allocator, CUDA itself and its libraries say; the last ones take memory that torch does not manage.
+_FULL = (
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 #: Buffers are sized in steps of so many positions, so that a slightly longer prompt does not ask for new ones.
 _STEP = 64
 
@@ -78,7 +85,9 @@ def rows_that_fit(model: VideoLlava, n_positions: int) -> int:
 def free_bytes(device: torch.device) -> int:
     """What keys and values may take on a device now."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0] * _GPU_SHARE)
+        # What torch holds without using it is free for the buffers, too: those of an earlier batch, say.
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int((torch.cuda.mem_get_info(device)[0] + held) * _GPU_SHARE)
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
@@ -88,8 +97,8 @@ def free_bytes(device: torch.device) -> int:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """True for torch's errors of a full device; on the CPU they are told by their text only."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """True for errors of a full device: torch's own, and those that are told by their text only."""
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _FULL)
 
 
 def _cache_bytes_per_position(model: VideoLlava) -> int:

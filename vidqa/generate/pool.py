@@ -57,6 +57,7 @@ class Pool:
         self.ends: list[int] = []  # of each line: the column that its next token goes into, as `now`
         #: Lines, clips and lines a clip that a step runs over.
         self.shape = (0, 0, 0)
+        self.in_order = False  # see `Part`; steps of one shape differ in what they do by this alone
         zeros = torch.zeros(room.n_lines, dtype=torch.int64, device=self.device)
         self.start = zeros.clone()  # first own column of a line
         self.now = zeros.clone()  # the column that its next token goes into
@@ -66,7 +67,6 @@ class Pool:
         self._steps = torch.arange(max(room.n_own, room.n_prefix), device=self.device)
         self._hidden = torch.zeros(room.n_clips, 1, room.n_prefix, dtype=torch.bool, device=self.device)
         self._any_hidden = False
-        self._in_order = False  # see `Part`
         self._column: int | None = None  # that all lines write, where it is one
         self._target: slice | None = None  # lines that a first run writes; None for a step
 
@@ -149,7 +149,7 @@ class Pool:
         mask = (steps >= self.start[:n, None]) & (steps <= self.now[:n, None])
         n_positions = self._n_positions()
         hidden = self._hidden[:n_clips, :, :n_positions] if self._any_hidden or self.static else None
-        part = Part(0, n_clips, n_places, n_positions, self._where[:n], hidden, self._in_order)
+        part = Part(0, n_clips, n_places, n_positions, self._where[:n], hidden, self.in_order)
         # Lines that came together write one column; a graph, which is recorded once, must not rely on it.
         self._column = None if self.static or len(set(self.ends)) > 1 else self.ends[0]
         return self.positions[:n, None], mask[:, None, None], Shared(self.prefixes, self.room.n_clips, (part,))
@@ -213,7 +213,7 @@ class Pool:
         for clip in self.clip_of:
             where.append(clip * n_places + seen[clip])
             seen[clip] += 1
-        self._in_order = not self.static and where == list(range(n_clips * n_places))
+        self.in_order = where == list(range(n_clips * n_places)) and n == self.shape[0]
         where += [n_clips * n_places] * (self.shape[0] - n)  # lines that fill up a rounded number do not count
         self._where[: len(where)] = torch.tensor(where, dtype=torch.int64, device=self.device)
         for values in (self.start, self.now, self.positions):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from vidqa.generate.batch import Work
 from vidqa.generate.limits import decode_bytes, measure, prefill_operations
+from vidqa.generate.memory import is_out_of_memory
 from vidqa.pipeline.loaded import LoadedModel
 from vidqa.pipeline.meter import Meter
 
@@ -24,8 +25,16 @@ def add_work(meter: Meter, model: LoadedModel, work: Work) -> None:
 
 
 def hold_against_hardware(meter: Meter, model: LoadedModel, *, always: bool = False) -> None:
-    """Measure the LLM's device, where the LLM was used and the run was long enough to ask."""
+    """Measure the LLM's device, where the LLM was used and the run was long enough to ask.
+
+    A device without room for it is not measured: the run itself has gone well.
+    """
     busy_s = sum(stage.busy_s for stage in meter.stages.values())
     if meter.step.n and (always or busy_s > _WORTH_S):
-        found = measure(model.llava.device, model.llava.dtype)
+        try:
+            found = measure(model.llava.device, model.llava.dtype)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return
         meter.hold_against(found.matrix_per_s, found.copy_bytes_per_s)
