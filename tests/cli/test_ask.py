@@ -17,6 +17,40 @@ def test_one_clip_several_questions_are_lines(vidqa, clips):
     assert vidqa("ask", clips / "a.mp4", "What?", "Why?").out == "red\nred\n"
 
 
+def test_a_repeated_question_is_answered_again_and_computed_once(vidqa, clips, tmp_path, monkeypatch):
+    from vidqa.pipeline import ask, together
+
+    computed: list[str] = []
+    answer_works, generate = ask.answer_works, together.generate
+
+    def counted(*arguments):
+        for answered in answer_works(*arguments):
+            computed.extend(row.question for row in answered.rows)
+            yield answered
+
+    def counted_together(llava, requests, *arguments, **more):
+        computed.extend(request.turns[-1][0] for request in requests)
+        return generate(llava, requests, *arguments, **more)
+
+    monkeypatch.setattr(ask, "answer_works", counted)
+    monkeypatch.setattr(together, "generate", counted_together)
+    asked = ["What?", "Why?", "What?"]
+    assert vidqa("ask", clips / "a.mp4", *asked).out == "red\n" * 3
+    assert vidqa("ask", clips, *asked).out.count("red") == 9
+    assert vidqa("ask", clips / "none.mp4", *asked).out == "\n" * 3, "a failure has a line, too"
+    for media in ([clips / "a.mp4"], [clips / "a.mp4", "--with", clips / "b.mp4"]):
+        computed.clear()
+        lines = vidqa("ask", *media, *asked, "--json").out.splitlines()
+        assert [json.loads(line)["question"] for line in lines] == asked
+        assert computed == ["What?", "Why?"]
+    rows = [json.loads(line) for line in vidqa("ask", clips, *asked, "--json", "--segment", "0.5").out.splitlines()]
+    of_a = [(row["question"], row["start_s"]) for row in rows if row["path"] == "a.mp4"]
+    times = sorted({start for _, start in of_a})
+    assert len(times) > 1 and of_a == [(text, start) for text in asked for start in times]
+    vidqa("ask", clips, *asked, "--out", tmp_path / "t.csv")
+    assert read_table(tmp_path / "t.csv").height == 6, "one row for each clip and question"
+
+
 def test_several_clips_are_a_table(vidqa, clips):
     done = vidqa("ask", clips, "What?")
     assert done.code == 0

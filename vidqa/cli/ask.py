@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 def command(media: str, questions: tuple[str, ...], out: str | None, beside: tuple[str, ...], **flags: Any) -> int:
     """Ask questions about MEDIA: a clip, a picture, or a folder of them.
 
-    One clip: the answers as plain text, one a line. Several clips: a table. With --json one object a line.
+    One clip: the answers as plain text, one a line. Several clips: a table. With --json one object a line. A
+    question that is repeated has its answer again; only a table of --out has one row for it.
+
     The clips of a folder are asked about one by one; those named by --with stand in one prompt with MEDIA.
 
     \b

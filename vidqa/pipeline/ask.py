@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
+from itertools import groupby
 from pathlib import Path
 
 from vidqa.errors import UsageError
@@ -33,8 +34,8 @@ def ask(
         reporter: hears progress and messages.
 
     Returns:
-        One row for each file, question and segment: by file, then question as given, then time. A row that failed has
-        `answer` None and says why.
+        One row for each file, question and segment: by file, then question as given, then time. A question that is
+        given twice is computed once and has its rows twice. A row that failed has `answer` None and says why.
 
     Raises:
         UsageError: no question.
@@ -57,7 +58,17 @@ def ask(
             reporter.advance()
     place = {(item.root, item.rel): number for number, item in enumerate(found.items)}
     rows.sort(key=lambda row: place[row.root, row.path])  # stable: questions and segments keep their order
-    return rows
+    return list(_as_asked(rows, questions))
+
+
+def _as_asked(rows: Iterable[AnswerRow], texts: Sequence[str]) -> Iterator[AnswerRow]:
+    """The rows of each file in the order of the questions; a question that was asked twice has its rows twice."""
+    for _, of_file in groupby(rows, key=lambda row: (row.root, row.path)):
+        found: dict[str, list[AnswerRow]] = {}
+        for row in of_file:
+            found.setdefault(row.question, []).append(row)
+        for text in texts:
+            yield from found.get(text, ())
 
 
 def ask_to_table(
@@ -68,7 +79,10 @@ def ask_to_table(
     options: RunOptions | None = None,
     reporter: Reporter = QUIET,
 ) -> Summary:
-    """As `ask`, into a table; what the table has already is not asked again. See `describe` for errors."""
+    """As `ask`, into a table, which has one row for each question; what it has already is not asked again.
+
+    See `describe` for errors.
+    """
     from vidqa.pipeline.describe import describe  # polars comes with it, which answers on stdout do not need
 
     paths = [str(media)] if isinstance(media, str | Path) else media

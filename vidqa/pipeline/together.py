@@ -65,7 +65,8 @@ def ask_together(
         reporter: hears progress and messages.
 
     Returns:
-        One reply a question. One that failed has `answer` None and says why.
+        One reply for each question given; one that is given twice is computed once. A reply that failed has `answer`
+        None and says why.
 
     Raises:
         UsageError: no question, a folder in the place of a file, a segment length, or more media than the model knows.
@@ -80,14 +81,15 @@ def ask_together(
         run.model.llava, requests, generation_settings(run.model, run.options), batch_size=run.options.batch_size
     )
     names = tuple(map(str, media))
-    replies = []
+    replies: dict[str, Reply] = {}
     for question, a in zip(asked, answers, strict=True):
         if isinstance(a, ItemError):
-            replies.append(Reply(names, question.text, None, "failed", error_kind=a.kind, error=a.what))
+            replies[question.text] = Reply(names, question.text, None, "failed", error_kind=a.kind, error=a.what)
             continue
         counts = (a.n_visual_tokens, a.n_prompt_tokens, a.n_answer_tokens)
-        replies.append(Reply(names, question.text, a.text or None, a.status, a.finish_reason, None, None, *counts))
-    return replies
+        said = (a.text or None, a.status, a.finish_reason, None, None)
+        replies[question.text] = Reply(names, question.text, *said, *counts)
+    return [replies[text] for text in questions]
 
 
 def chat(
