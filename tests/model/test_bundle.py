@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import pickle
 import shutil
@@ -16,9 +17,10 @@ from typing import Any
 
 import pytest
 
-from vidqa.errors import BundleError, UsageError
+from vidqa.errors import BundleError, LockedError, UsageError
 from vidqa.fsio import digest_file
 from vidqa.model.bundle import BUNDLE_FILE, load_bundle, save_bundle
+from vidqa.model.unfinished import growing
 
 Json = dict[str, Any]
 
@@ -371,6 +373,64 @@ class TestSave:
                 save_bundle(target, spec, broken, replace_old=True)
         assert [p.name for p in tmp_path.iterdir()] == ["old"]
         assert old.verify() == []
+
+
+class TestLeftovers:
+    """What `kill -9` leaves beside a model that was being written."""
+
+    @pytest.fixture
+    def killed(self, tmp_path: Path) -> Path:
+        """The hidden folder of a process that was killed while it wrote `model`."""
+        code = (
+            "import sys, os, signal; from pathlib import Path; from vidqa.model.unfinished import growing\n"
+            "with growing(Path(sys.argv[1])) as part:\n"
+            "    (part / 'llm').mkdir(); (part / 'llm' / 'model.safetensors').write_bytes(bytes(1000))\n"
+            "    os.kill(os.getpid(), signal.SIGKILL)"
+        )
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / "model")], check=False)
+        (left,) = tmp_path.iterdir()
+        assert left.name.startswith(".model.") and left.suffix == ".part"
+        return left
+
+    @pytest.fixture
+    def save(self, tiny_bundle: Path, tmp_path: Path) -> Callable[[], object]:
+        def fill(to: Path) -> None:
+            shutil.copytree(tiny_bundle, to, dirs_exist_ok=True, ignore=shutil.ignore_patterns(BUNDLE_FILE))
+
+        return lambda: save_bundle(tmp_path / "model", load_bundle(tiny_bundle).spec, fill)
+
+    def test_the_next_one_removes_it_and_says_so(
+        self, killed: Path, save: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        others = [tmp_path / ".models.abcdefgh.part", tmp_path / ".model.more.abcdefgh.part", tmp_path / ".model.part"]
+        for other in others:
+            other.mkdir()
+        (aside := tmp_path / ".model.abcdefgh.old").mkdir()  # killed between two renames: the model that was there
+        save()
+        assert {p.name for p in tmp_path.iterdir()} == {"model", *(p.name for p in others)}
+        said = [record.getMessage() for record in caplog.records]
+        assert [line.split(" (")[0] for line in said] == [f"removed {killed}", f"removed {aside}"]
+        assert all("left by a process that was killed" in line for line in said)
+
+    def test_not_while_its_process_lives(self, save: Callable, tmp_path: Path) -> None:
+        with growing(tmp_path / "model") as part:
+            with pytest.raises(LockedError, match="is being written by another process"):
+                save()
+            assert part.is_dir()
+        save()
+        assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+    def test_without_locks_nothing_is_removed(
+        self, killed: Path, save: Callable, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fcntl = pytest.importorskip("fcntl")
+
+        def no_locks(*_: object) -> None:
+            raise OSError(errno.ENOLCK, "no locks here")
+
+        monkeypatch.setattr(fcntl, "flock", no_locks)
+        save()
+        assert killed.is_dir()
 
 
 def test_a_description_is_read_without_torch(folder: Path) -> None:

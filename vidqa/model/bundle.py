@@ -29,6 +29,7 @@ from vidqa.model.parts import check_parts, digests, external_files, files_below,
 from vidqa.model.places import BUNDLE_FILE, DEMO, built_in_bundles, find_bundle, pulled_models
 from vidqa.model.spec import BundleSpec, EncoderSpec, TextEncoderSpec
 from vidqa.model.spec_reader import as_table, read_spec
+from vidqa.model.unfinished import growing, remove_leftovers
 
 _Graph = TypeVar("_Graph", bound=EncoderSpec | TextEncoderSpec)
 
@@ -194,13 +195,14 @@ def save_bundle(
 
     Raises:
         UsageError: as `check_target`.
+        LockedError: another process is writing the same folder.
         BundleError: a part is missing or of a refused kind. Nothing is left behind.
     """
     target = Path(folder).absolute()
     check_target(target, replace_old)
+    remove_leftovers(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
-    try:
+    with growing(target) as part:
         fill(part)
         full = _with_digests(part, spec)
         text = json.dumps(as_table(full), indent=2, ensure_ascii=False) + "\n"
@@ -208,8 +210,7 @@ def save_bundle(
         load_bundle(part)
         _settle(part)
         _swap(part, target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    remove_leftovers(target, ".old")  # models that were moved aside by a process that was killed before it removed them
     return load_bundle(target)
 
 
