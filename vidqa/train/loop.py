@@ -32,7 +32,7 @@ from vidqa.train.recipe import Stage
 from vidqa.train.sequences import Sequences, to_batch
 from vidqa.train.stages import choose
 from vidqa.train.trainer import REJECTS, StageTrainer
-from vidqa.train.watch import GO_ON, Interrupted, Listener, Rhythm, Watch
+from vidqa.train.watch import GO_ON, Course, Interrupted, Listener, Rhythm, Watch
 
 #: Gives the held-out figures of a step; hears the model as it is wrapped, and as it is.
 Evaluate = Callable[[Any, VideoLlava, int], dict[str, float]]
@@ -145,17 +145,8 @@ def _trainer(
 ) -> StageTrainer:
     common = around.common
     rhythm = Rhythm(common.logging.every, common.output.save_every, around.eval_every)
-    watch = Watch(
-        around.number,
-        stage.title,
-        data.plan.n_steps,
-        data.plan.epochs,
-        rhythm,
-        around.metrics,
-        around.rejects,
-        around.listener,
-        around.stopping,
-    )
+    course = Course(around.number, stage.title, data.plan.n_steps, data.plan.epochs)
+    watch = Watch(course, rhythm, around.metrics, around.rejects, around.listener, around.stopping)
     cpu = model.device.type == "cpu"
     trainer = StageTrainer(
         stage=stage,

@@ -152,7 +152,7 @@ class StageTrainer(Trainer):
                 f"the last good checkpoint is {self.watch.last_good}" if self.watch.last_good else "none is there yet"
             )
             raise TrainError(
-                f"{self.watch.title}: weights are no numbers any more ({', '.join(bad[:3])}); not saved, {kept}",
+                f"{self.watch.course.title}: weights are no numbers any more ({', '.join(bad[:3])}); not saved, {kept}",
                 hint=f"a lower lr or more warmup; {ANEW}",
             )
 

@@ -46,14 +46,21 @@ class Rhythm:
     evaluate: int | None = None
 
 
+@dataclass(frozen=True)
+class Course:
+    """Which stage is under way, and how long it is."""
+
+    number: int  # from 1
+    title: str  # for messages
+    n_steps: int
+    epochs: float  # that these steps cover
+
+
 class Watch(TrainerCallback):
     """One stage under way.
 
     Args:
-        number: of the stage, from 1.
-        title: of the stage, for messages.
-        n_steps: of the whole stage.
-        epochs: that these steps cover.
+        course: which stage.
         rhythm: when to log, save and evaluate.
         metrics: gets a line for every step.
         rejects: hears of samples that were left out, and stops the run when they are too many; None only counts.
@@ -63,17 +70,14 @@ class Watch(TrainerCallback):
 
     def __init__(
         self,
-        number: int,
-        title: str,
-        n_steps: int,
-        epochs: float,
+        course: Course,
         rhythm: Rhythm,
         metrics: MetricsFile,
         rejects: RejectLog | None,
         listener: Listener,
         stopping: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.number, self.title, self.n_steps, self.epochs, self.rhythm = number, title, n_steps, epochs, rhythm
+        self.course, self.rhythm = course, rhythm
         self.metrics, self.rejects, self.listener, self.stopping = metrics, rejects, listener, stopping
         self.evaluate: Callable[[int], dict[str, float]] | None = None
         self.log: Callable[[dict[str, float]], None] | None = None
@@ -129,7 +133,7 @@ class Watch(TrainerCallback):
             self.metrics.flush()
             kept = f"the last good checkpoint is {self.last_good}" if self.last_good else "there is no checkpoint yet"
             raise TrainError(
-                f"{self.title}: {found}; training stops, {kept}",
+                f"{self.course.title}: {found}; training stops, {kept}",
                 hint=f"a lower lr, more warmup, or precision bf16 in place of fp16; {ANEW}",
             )
 
@@ -137,14 +141,14 @@ class Watch(TrainerCallback):
         """Write down the step; every so often say it, evaluate, save."""
         step, tally = state.global_step, self.tally
         seconds = self.totals.add(tally)
-        line: dict[str, Any] = {"stage": self.number, "name": self.title, "step": step}
+        line: dict[str, Any] = {"stage": self.course.number, "name": self.course.title, "step": step}
         line |= {"loss": tally.mean_loss, "lr": self._lr}
         if self.grad_norm is not None:
             line["grad_norm"] = self.grad_norm if math.isfinite(self.grad_norm) else None
-        line |= {"epoch": self.epochs * step / self.n_steps, "padding": round(tally.padding, 4)}
+        line |= {"epoch": self.course.epochs * step / self.course.n_steps, "padding": round(tally.padding, 4)}
         line |= {"tokens_per_s": round(tally.n_filled / max(seconds, 1e-9), 1), "seconds": round(seconds, 4)}
         line["rejected"] = tally.n_rejected
-        is_last = step >= self.n_steps
+        is_last = step >= self.course.n_steps
         if self.evaluate and (is_last or (self.rhythm.evaluate and step % self.rhythm.evaluate == 0)):
             line |= self.evaluate(step)
             self.totals.since = Totals().since  # evaluation is no training
@@ -170,16 +174,17 @@ class Watch(TrainerCallback):
         padding = 1 - n / max(1, self.totals.n_positions - self._rate.n_positions)
         self._rate = Totals(**self.totals.as_dict())
         rate = n / max(seconds, 1e-9)
-        text = f"{self.title}: step {line['step']}/{self.n_steps}, loss {line['loss']:.4f}, lr {line['lr']:.2e}"
+        course = self.course
+        text = f"{course.title}: step {line['step']}/{course.n_steps}, loss {line['loss']:.4f}, lr {line['lr']:.2e}"
         text += f", {rate:.0f} tokens/s, {padding:.0%} padding"
         if "eval_loss" in line:
             text += f", held-out loss {line['eval_loss']:.4f}"
-        if left := self.n_steps - line["step"]:  # with what evaluation and checkpoints take
+        if left := course.n_steps - line["step"]:  # with what evaluation and checkpoints take
             each = (time.perf_counter() - self._began) / (line["step"] - self._first)
             text += f", {in_time(left * each)} left"
         self.listener.say(text)
         if self.report is not None:
-            self.report({**line, "of": self.n_steps})
+            self.report({**line, "of": self.course.n_steps})
         if self.log is not None:
             shown = {k: v for k, v in line.items() if isinstance(v, float) and k != "epoch" and math.isfinite(v)}
             self.log(shown | {"tokens_per_s": rate, "padding": padding})
