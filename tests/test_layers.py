@@ -123,6 +123,9 @@ def test_modules_functions_and_signatures_stay_small(module: str) -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             lines = (node.end_lineno or node.lineno) - node.lineno + 1
             assert lines <= 60, f"{module}.{node.name}: {lines} lines"
+            named = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+            n_named = len(named) - (named[:1] in (["self"], ["cls"]))
+            assert n_named <= 8, f"{module}.{node.name}: {n_named} parameters; some of them are a value of their own"
 
 
 def test_nothing_unfinished_and_no_prints() -> None:

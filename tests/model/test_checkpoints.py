@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +32,7 @@ from vidqa.errors import BundleError, UsageError
 from vidqa.model.checkpoints import write
 from vidqa.model.checkpoints.convert import convert, plan
 from vidqa.model.checkpoints.recipe import Recipe, check_recipe
+from vidqa.model.checkpoints.target import Target
 from vidqa.model.checkpoints.write import write_llm as write_llm_folder
 from vidqa.model.llm import load_llm
 
@@ -93,6 +96,29 @@ class TestVideoLlava:
         recipe = plan([original, write_projector(tmp_path / "stage1" / "p.bin")], towers=[image])
         assert "image tower from LanguageBind's own files, video tower from inside" in recipe.compat.variant
         assert any(line.startswith(f"projector of {original}") for line in recipe.left_out)
+
+    def test_clip_is_not_languagebind_s_image_tower(self, original: Path, tmp_path: Path) -> None:
+        """Same keys, same shapes: the configurations tell them apart."""
+        image = write_languagebind(tmp_path / "image", "image")
+        assert plan([original], towers=[image]).notes == ()
+        config = json.loads((image / "config.json").read_text())
+        clip = config | {"model_type": "clip", "vision_config": config["vision_config"] | {"hidden_act": "quick_gelu"}}
+        vision = {k: v for k, v in clip["vision_config"].items() if k != "hidden_act"}  # the default of CLIP's class
+        for said in (
+            clip,
+            clip | {"vision_config": vision},
+            {**clip["vision_config"], "model_type": "clip_vision_model"},
+        ):
+            write_json(image / "config.json", said)
+            with pytest.raises(BundleError, match=r"image: OpenAI's CLIP by its config.json, not LanguageBind's"):
+                plan([original], towers=[image])
+        write_json(image / "config.json", config | {"model_type": "clip"})
+        (note,) = plan([original], towers=[image]).notes
+        assert "is taken for LanguageBind's image tower: its config.json has the type 'clip'" in note
+        own = json.loads((original / "config.json").read_text())
+        write_json(original / "config.json", own | {"mm_image_tower": "openai/clip-vit-large-patch14"})
+        write_json(image / "config.json", clip)  # such a model can be made with the published code
+        assert plan([original], towers=[image]).image.config.hidden_act == "quick_gelu"
 
     @pytest.mark.parametrize("kind", ["linear", "identity"])
     def test_other_projectors(self, kind: str, tmp_path: Path) -> None:
@@ -220,26 +246,55 @@ class TestRefused:
         (original / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n")
         monkeypatch.setattr(write, "export_tower", None)  # would be called first
         with pytest.raises(BundleError, match=r"tokenizer\.json: a pointer of Git LFS"):
-            convert([original], tmp_path / "out")
+            convert([original], Target(tmp_path / "out"))
         assert not (tmp_path / "out").exists()
 
     def test_a_full_disk_is_found_first(self, original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(write, "export_tower", None)
         monkeypatch.setattr(write.shutil, "disk_usage", lambda place: SimpleNamespace(free=200_000))
         with pytest.raises(BundleError, match=r"takes 0\.0 GB, on the disk of .* are 0\.0 GB free"):
-            convert([original], tmp_path / "not" / "there" / "yet")
+            convert([original], Target(tmp_path / "not" / "there" / "yet"))
 
     def test_a_part_is_not_written_over(self, original: Path, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="is no model, so it is not replaced"):
-            convert([original], original, replace_old=True)
+            convert([original], Target(original, replace_old=True))
         (tmp_path / "bundle.json").write_text("{}")
         with pytest.raises(UsageError, match="holds more than a model"):
-            convert([original], tmp_path, replace_old=True)
+            convert([original], Target(tmp_path, replace_old=True))
         llm = write_llm(tmp_path / "model" / "llm")
         (tmp_path / "model" / "bundle.json").write_text("{}")
         with pytest.raises(UsageError, match=r"llm lies in .*, which would be replaced"):
-            convert([original, llm], tmp_path / "model", replace_old=True)
+            convert([original, llm], Target(tmp_path / "model", replace_old=True))
         assert len([*original.glob("*.bin")]) == 2
+
+    @pytest.mark.parametrize(
+        ("key", "bad", "dtype", "says"),
+        [
+            ("model.layers.1.mlp.up_proj.weight", math.nan, "keep", "1 of [0-9]+ numbers are NaN or infinite"),
+            ("lm_head.weight", -math.inf, "float16", "1 of [0-9]+ numbers are NaN or infinite"),
+            ("lm_head.weight", 1e5, "float16", "1 of [0-9]+ numbers are too large for float16"),
+            ("model.mm_projector.2.bias", math.inf, "keep", "1 of [0-9]+ numbers are NaN or infinite"),
+            (
+                "model.image_tower.image_tower.encoder.layers.0.mlp.fc1.bias",
+                math.nan,
+                "keep",
+                "1 of 96 numbers are NaN",
+            ),
+        ],
+    )
+    def test_numbers_that_are_none(
+        self, key: str, bad: float, dtype: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Found on the way to the disk, tower or not, and nothing is left behind."""
+        monkeypatch.setattr(write, "export_tower", lambda *_: None)
+        folder = write_original(tmp_path / "checkpoint")
+        weights = golden("video_llava_forward")[1]
+        weights[key] = weights[key].clone()
+        weights[key].view(-1)[-1] = bad
+        write_bin_shards(folder, weights)
+        with pytest.raises(BundleError, match=rf"\.bin: {re.escape(key)}: {says}"):
+            convert([folder], Target(tmp_path / "out", dtype=dtype))
+        assert [p.name for p in tmp_path.iterdir()] == ["checkpoint"]
 
     def test_no_tokenizer(self, original: Path) -> None:
         (original / "tokenizer.json").unlink()

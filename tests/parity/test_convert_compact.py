@@ -3,6 +3,7 @@ a clip run. Logits and greedy tokens are those that the originals recorded."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -21,7 +22,9 @@ import vidqa
 from vidqa.encoders.encoder import Encoder
 from vidqa.errors import BundleError
 from vidqa.model.bundle import Bundle, load_bundle
+from vidqa.model.checkpoints import write
 from vidqa.model.checkpoints.convert import convert, plan
+from vidqa.model.checkpoints.target import Target
 from vidqa.model.llava import load_model
 from vidqa.pipeline.options import RunOptions
 from vidqa.records import EncoderInput
@@ -33,7 +36,7 @@ pytestmark = pytest.mark.parity
 def chatgpt(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, list[Path]]:
     folder = tmp_path_factory.mktemp("chatgpt")
     parts = write_video_chatgpt(folder / "parts", grown=False)
-    return convert(parts, folder / "bundle", mode="original").bundle, parts
+    return convert(parts, Target(folder / "bundle"), mode="original").bundle, parts
 
 
 class TestVideoChatGPT:
@@ -84,6 +87,18 @@ class TestVideoChatGPT:
         with pytest.raises(BundleError, match="Video-ChatGPT without its tower") as e:
             plan([small, llm])
         assert "CLIP ViT-L/14" in (e.value.hint or "")
+
+    def test_languagebind_is_not_clip(self, tmp_path: Path) -> None:
+        parts = write_video_chatgpt(tmp_path, grown=True)
+        assert plan(parts).notes == ()
+        config = json.loads((parts[2] / "config.json").read_text())
+        (parts[2] / "config.json").write_text(json.dumps(config | {"model_type": "LanguageBindImage"}))
+        with pytest.raises(BundleError, match=r"clip: LanguageBind's tower by its config.json, not OpenAI's CLIP"):
+            plan(parts)
+        del config["model_type"]
+        (parts[2] / "config.json").write_text(json.dumps(config))
+        (note,) = plan(parts).notes
+        assert "is taken for OpenAI's CLIP: no config.json beside it says whose it is" in note
 
     def test_an_llm_of_another_vocabulary(self, tmp_path: Path) -> None:
         parts = write_video_chatgpt(tmp_path, grown=True)
@@ -176,7 +191,7 @@ def convert_valley(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bu
     def call(version: str, delta: bool = False) -> Bundle:
         folder = tmp_path_factory.mktemp("valley")
         parts = write_valley_delta(folder, version) if delta else [write_valley(folder / "whole", version)]
-        return convert(parts, folder / "bundle", mode="original").bundle
+        return convert(parts, Target(folder / "bundle"), mode="original").bundle
 
     return call
 
@@ -250,8 +265,28 @@ class TestValley:
         spoil(weights)
         save_file(weights, folder / "model.safetensors")
         with pytest.raises(BundleError, match=problem):
-            convert([folder], tmp_path / "bundle")
+            convert([folder], Target(tmp_path / "bundle"))
         assert not (tmp_path / "bundle").exists()
+
+    def test_numbers_of_a_difference_that_are_none(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(write, "export_tower", lambda *_: None)
+        delta, base = write_valley_delta(tmp_path, "v1")
+        weights = load_file(base / "model.safetensors")
+        weights["model.layers.0.mlp.up_proj.weight"][0, 0] = torch.inf
+        save_file(weights, base / "model.safetensors")
+        named = r"delta.*: model\.layers\.0\.mlp\.up_proj\.weight \+ .*llama.*up_proj\.weight: 1 of"
+        with pytest.raises(BundleError, match=named):
+            convert([delta, base], Target(tmp_path / "bundle"))
+        assert not (tmp_path / "bundle").exists()
+
+    def test_modules_that_the_configuration_turns_off_are_said(self, tmp_path: Path) -> None:
+        assert not plan([write_valley(tmp_path / "v3", "v3")]).notes
+        assert not plan([write_valley(tmp_path / "v1", "v1")]).notes
+        (note,) = plan([folder := write_valley(tmp_path / "off", "v1", valley_weights("v3"))]).notes
+        assert note == f"{folder}: config.json says use_delta_transformer is off; its weights are there, so v3 counts"
+        both = valley_weights("v3") | valley_weights("v2")
+        recipe = plan([folder := write_valley(tmp_path / "both", "v3", both)])
+        assert recipe.left_out == (f"temporal module v2 of {folder}: v3 is there, too, and counts",)
 
     def test_a_module_that_the_configuration_names_must_be_there(self, tmp_path: Path) -> None:
         folder = write_valley(tmp_path / "valley", "v3", valley_weights("v1"))

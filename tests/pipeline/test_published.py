@@ -11,6 +11,7 @@ import pytest
 
 from vidqa.config.default_model import set_default_model, user_settings_file
 from vidqa.errors import UsageError
+from vidqa.model.checkpoints.target import Target
 from vidqa.model.places import models_folder
 from vidqa.pipeline.hub import Snapshot
 from vidqa.pipeline.published import PUBLISHED, pull
@@ -33,8 +34,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         place.mkdir(parents=True, exist_ok=True)
         return Snapshot(place, f"{repo}@{commit}")
 
-    def converted(parts: list[Path], out: Path, **how: Any) -> SimpleNamespace:
-        calls.append((parts, out, how))
+    def converted(parts: list[Path], target: Target, **how: Any) -> SimpleNamespace:
+        calls.append((parts, target, how))
         return SimpleNamespace()
 
     monkeypatch.setattr(published, "fetch", fetch)
@@ -48,8 +49,8 @@ def test_revisions_are_recorded(hub: list[Any]) -> None:
     done = pull(name, revisions={"LanguageBind/LanguageBind_Image": wanted})
     ids = [repo.id for repo in (*PUBLISHED[name].repos, *PUBLISHED[name].towers)]
     assert [call[0] for call in hub[:-1]] == ids
-    parts, out, how = hub[-1]
-    assert out == done.folder == models_folder() / name
+    parts, target, how = hub[-1]
+    assert target.folder == done.folder == models_folder() / name and target.name == name
     assert len(parts) == 1 and len(how["towers"]) == 2
     commits = COMMITS | {"LanguageBind/LanguageBind_Image": wanted}
     assert how["origins"] == done.origins == tuple(f"{i}@{commits[i]}" for i in ids)

@@ -147,13 +147,15 @@ def convert(parts: tuple[Path, ...], out: Path, towers: tuple[Path, ...], **flag
       vidqa models convert valley-13b-v1-delta llama-13b --out valley
     """
     from vidqa.cli.session import Session
-    from vidqa.model.checkpoints.convert import check_out, plan
     from vidqa.model.checkpoints.convert import convert as convert_parts
+    from vidqa.model.checkpoints.convert import plan
     from vidqa.model.checkpoints.origin import n_bytes
+    from vidqa.model.checkpoints.target import Target
 
     session = Session(flags)
     mode: Mode = flags["compat"] or "fixed"
-    check_out(out, (*parts, *towers), flags["replace"])
+    target = Target(out, flags["name"], flags["dtype"] or "keep", flags["replace"])
+    target.check((*parts, *towers))
     total = n_bytes(plan(parts, mode, towers).origins())
 
     def written(what: str, n: int) -> None:
@@ -161,16 +163,7 @@ def convert(parts: tuple[Path, ...], out: Path, towers: tuple[Path, ...], **flag
         session.reporter.say(f"written: {what}", level=2)
 
     with session.reporter.progress(total, "B"):
-        made = convert_parts(
-            parts,
-            out,
-            name=flags["name"],
-            towers=towers,
-            mode=mode,
-            dtype=flags["dtype"] or "keep",
-            replace_old=flags["replace"],
-            step=written,
-        )
+        made = convert_parts(parts, target, towers=towers, mode=mode, step=written)
     _tell(made, session.as_json, session.reporter.say)
     return EXIT_OK
 
@@ -259,6 +252,7 @@ def _tell(made: Conversion, as_json: bool, say: Any) -> None:
         "compat": spec.compat,
         "origins": spec.source.origins if spec.source else (),
         "left_out": list(made.recipe.left_out),
+        "notes": list(made.recipe.notes),
         "seconds": round(made.seconds, 3),
         "peak_bytes": made.peak_bytes,
     }
@@ -267,6 +261,8 @@ def _tell(made: Conversion, as_json: bool, say: Any) -> None:
         return
     for line in made.recipe.left_out:
         say(f"left out: {line}")
+    for line in made.recipe.notes:
+        say(f"note: {line}")
     if spec.compat:
         click.echo(f"{spec.name} ({made.bundle.folder}): {_variant(spec.compat.variant, spec.compat.mode)}")
         for line in spec.compat.fixed:

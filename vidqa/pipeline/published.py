@@ -103,7 +103,8 @@ def pull(
         name: a key of `PUBLISHED`.
         out: the bundle's folder; None puts it under its name into `models_folder()`.
         revisions: commit by repository, for those that shall not be the newest.
-        mode, dtype, replace_old, step: as in `vidqa.model.checkpoints.convert.convert`.
+        mode, step: as in `vidqa.model.checkpoints.convert.convert`.
+        dtype, replace_old: as in `vidqa.model.checkpoints.target.Target`.
         say: hears what is fetched.
 
     Raises:
@@ -113,6 +114,8 @@ def pull(
     """
     from vidqa.model.bundle import check_target
     from vidqa.model.checkpoints.convert import convert
+    from vidqa.model.checkpoints.target import Target
+    from vidqa.model.unfinished import remove_leftovers
 
     if name not in PUBLISHED:
         raise UsageError(f"no published model is called {name!r}", hint=f"one of {', '.join(PUBLISHED)}")
@@ -120,22 +123,20 @@ def pull(
     known = {repo.id for repo in (*model.repos, *model.towers)}
     if strange := sorted(set(revisions or {}) - known):
         raise UsageError(f"{strange[0]} is no part of {name}", hint=f"one of {', '.join(sorted(known))}")
-    target = out or models_folder() / name
-    check_target(target, replace_old)
+    target = Target(out or models_folder() / name, name, dtype, replace_old)
+    check_target(target.folder, replace_old)
+    remove_leftovers(target.folder.absolute())  # they take room that the download may need
     parts, towers = ([_fetch(repo, revisions or {}, say) for repo in group] for group in (model.repos, model.towers))
     origins = tuple(snapshot.origin for snapshot in (*parts, *towers))
     made = convert(
         [snapshot.folder for snapshot in parts],
         target,
-        name=name,
         towers=[snapshot.folder for snapshot in towers],
         mode="original" if mode == "original" else "fixed",
-        dtype=dtype,
-        replace_old=replace_old,
         step=step,
         origins=origins,
     )
-    return Pulled(name, target, origins, made)
+    return Pulled(name, target.folder, origins, made)
 
 
 def _fetch(repo: Repo, revisions: Mapping[str, str], say: Callable[[str], None]) -> Snapshot:

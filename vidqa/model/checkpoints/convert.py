@@ -13,20 +13,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
-
-from vidqa.errors import UsageError
-from vidqa.model.bundle import Bundle, check_target
+from vidqa.model.bundle import Bundle
 from vidqa.model.checkpoints import valley, video_chatgpt, video_llava, video_llava_hf
 from vidqa.model.checkpoints.identify import Part, Parts, classify, find_layout
 from vidqa.model.checkpoints.recipe import Mode, Recipe
 from vidqa.model.checkpoints.source import open_sources
+from vidqa.model.checkpoints.target import Target
 from vidqa.model.checkpoints.write import Step, write_bundle
 
 #: Every layout; the first that takes the parts is asked.
 LAYOUTS: tuple[ModuleType, ...] = (video_llava_hf, valley, video_chatgpt, video_llava)
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "keep": None}
 
 
 @dataclass(frozen=True)
@@ -58,13 +54,10 @@ def plan(paths: Sequence[Path], mode: Mode = "fixed", towers: Sequence[Path] = (
 
 def convert(
     paths: Sequence[Path],
-    out: Path,
+    target: Target,
     *,
-    name: str | None = None,
     towers: Sequence[Path] = (),
     mode: Mode = "fixed",
-    dtype: str = "keep",
-    replace_old: bool = False,
     step: Step = lambda what, n: None,
     origins: tuple[str, ...] = ("local",),
 ) -> Conversion:
@@ -72,38 +65,20 @@ def convert(
 
     Args:
         paths, towers, mode: as in `plan`.
-        out: folder of the bundle.
-        name: of the model; None takes the name of `out`.
-        dtype: of LLM and connector: a key of `DTYPES`.
-        replace_old: put it in the place of an older bundle.
+        target: where it goes, and in which form.
         step: progress, as in `write_bundle`.
         origins: where the parts come from.
 
     Raises:
         BundleError: as `plan` and `write_bundle`.
-        UsageError: unknown `dtype`, or `out` is taken or holds a part.
+        UsageError: the target is taken or holds a part.
+        LockedError: another process is writing the same target.
     """
-    if dtype not in DTYPES:
-        raise UsageError(f"unknown type {dtype!r}; one of {', '.join(DTYPES)}")
     start = time.perf_counter()
-    check_out(out, (*paths, *towers), replace_old)
+    target.check((*paths, *towers))
     recipe = plan(paths, mode, towers)
-    bundle = write_bundle(
-        recipe, out, name or out.name, origins, dtype=DTYPES[dtype], replace_old=replace_old, step=step
-    )
+    bundle = write_bundle(recipe, target, origins, step)
     return Conversion(bundle, recipe, time.perf_counter() - start, peak_bytes())
-
-
-def check_out(out: Path, parts: Sequence[Path], replace_old: bool) -> None:
-    """Whether a bundle may be written there: the weights that it is made of must outlive it.
-
-    Raises:
-        UsageError: as `check_target`, or a part lies in the folder that would be replaced.
-    """
-    check_target(out, replace_old)
-    for part in parts:
-        if out.exists() and (out.resolve() in (part.resolve(), *part.resolve().parents)):
-            raise UsageError(f"{part} lies in {out}, which would be replaced", hint="another --out")
 
 
 def peak_bytes() -> int | None:

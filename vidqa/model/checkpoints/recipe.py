@@ -87,6 +87,7 @@ class Recipe:
     surplus: Sequence[str] = ()
     architecture: Any = BundleSpec.architecture
     left_out: Sequence[str] = field(default=())  # parts that the user chose not to take, for the report
+    notes: Sequence[str] = field(default=())  # how weights were read where they could be read in another way
 
     def origins(self) -> Iterator[Origin]:
         """Every tensor that will be written."""

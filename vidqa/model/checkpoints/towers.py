@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from vidqa.errors import BundleError
 from vidqa.model.checkpoints.origin import Claim, Origin
 from vidqa.model.checkpoints.recipe import TextPlan
+from vidqa.model.checkpoints.source import WeightSource
 from vidqa.model.text import TextConfig
 from vidqa.model.vit import HiddenAct, VisionConfig
 
@@ -23,6 +24,8 @@ _HEAD = 64
 _CLASS_ACT = "quick_gelu"
 #: Where a repository of towers holds more than towers: scale of the contrastive loss.
 LANGUAGEBIND_HARMLESS = (r"logit_scale",)
+#: Why the one must not stand for the other, though it fits.
+OTHER_FEATURES = "the shapes are the same, but the projector was tuned on other features"
 
 
 def vision_config(tensors: Mapping[str, Origin], config: Mapping[str, Any] | None, act: HiddenAct) -> VisionConfig:
@@ -102,6 +105,28 @@ def text_plan(claim: Claim, config: Mapping[str, Any] | None, act: HiddenAct) ->
     folder = claim.source.folder
     has_words = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json"))
     return TextPlan(shape, tensors, folder if has_words else None)
+
+
+def whose(source: WeightSource) -> Literal["LanguageBind", "OpenAI"] | None:
+    """Who published a tower, by its configuration; None where that does not say.
+
+    CLIP ViT-L/14 and LanguageBind_Image have the same keys and shapes. The configurations of the latter's class are of
+    the type LanguageBind..., its activation is gelu; OpenAI's is a `clip` with quick_gelu.
+    """
+    config = source.config
+    kind = config.get("model_type")
+    if isinstance(kind, str) and kind.startswith("LanguageBind"):
+        return "LanguageBind"
+    vision = config.get("vision_config", config)
+    act = vision.get("hidden_act", _CLASS_ACT) if isinstance(vision, dict) else None
+    return "OpenAI" if kind in ("clip", "clip_vision_model") and act == "quick_gelu" else None
+
+
+def taken_for(source: WeightSource, owner: str, other: str) -> str:
+    """One line about a tower whose configuration does not say whose it is."""
+    kind = source.config.get("model_type")
+    says = f"its config.json has the type {kind!r}" if kind else "no config.json beside it says whose it is"
+    return f"{source.place} is taken for {owner}: {says}, and {other} has the same keys and shapes"
 
 
 def _shape(tensors: Mapping[str, Origin], key: str, rank: int) -> tuple[int, ...]:

@@ -30,6 +30,8 @@ N_FRAMES = 8
 N_HEADS = 8
 #: A copy of a layer that the original never uses, its name spelled so there.
 UNUSED = (r"model\.transforemr_adding_layer\..*",)
+#: Settings that name the temporal modules.
+_V2, _V3 = "use_patch_importance_pooling", "use_delta_transformer"
 _NORM = "model.norm.weight"
 #: Mean of the last norm's weights: about 1 and more in a LLaMA, next to nothing in a difference of two.
 _DIFFERENCE_BELOW = 0.25
@@ -103,6 +105,8 @@ def recipe(parts: Parts, mode: Mode) -> Recipe:
         compat=_compat(mode, connector, base is not None, adapter is not None),
         surplus=surplus,
         architecture="valley",
+        left_out=modules.left_out(source),
+        notes=modules.notes(source),
     )
 
 
@@ -170,14 +174,30 @@ class _Modules:
         v3 |= below(claim.take("model.position_matrix").items(), "compressor.position_matrix")
         return cls(claim.take("model.mm_projector."), v2, v3)
 
+    @property
+    def version(self) -> str:
+        """Which temporal module counts."""
+        return "v3" if self.v3 else "v2" if self.v2 else "v1"
+
+    def left_out(self, source: WeightSource) -> tuple[str, ...]:
+        """A module that is there and does not count."""
+        return (f"temporal module v2 of {source.place}: v3 is there, too, and counts",) if self.v2 and self.v3 else ()
+
+    def notes(self, source: WeightSource) -> tuple[str, ...]:
+        """A line where the configuration turns off what the weights hold."""
+        flag = {"v3": _V3, "v2": _V2}.get(self.version, "")
+        if source.config.get(flag, True):
+            return ()
+        return (f"{source.place}: config.json says {flag} is off; its weights are there, so {self.version} counts",)
+
     def plan(self, source: WeightSource, tower: VisionConfig, out_size: int) -> ConnectorPlan:
         """The connector; where both v2 and v3 are there, v3 counts, as in the published code.
 
         Raises:
             BundleError: the configuration names a module that is not there, or one is of an odd size.
         """
-        version = "v3" if self.v3 else "v2" if self.v2 else "v1"
-        for flag, module in (("use_patch_importance_pooling", self.v2), ("use_delta_transformer", self.v3)):
+        version = self.version
+        for flag, module in ((_V2, self.v2), (_V3, self.v3)):
             if source.config.get(flag) and not module:
                 raise BundleError(f"{source.place}: config.json says {flag}, but the weights have no such module")
         tensors = self.projector | {"v1": {}, "v2": self.v2, "v3": self.v3}[version]

@@ -19,7 +19,14 @@ from vidqa.model.checkpoints.origin import HARMLESS, Claim, Origin, below
 from vidqa.model.checkpoints.recipe import ConnectorPlan, LlmPlan, Mode, Recipe, TextPlan, TowerPlan
 from vidqa.model.checkpoints.source import WeightSource
 from vidqa.model.checkpoints.sums import Grown
-from vidqa.model.checkpoints.towers import LANGUAGEBIND_HARMLESS, text_plan, vision_config
+from vidqa.model.checkpoints.towers import (
+    LANGUAGEBIND_HARMLESS,
+    OTHER_FEATURES,
+    taken_for,
+    text_plan,
+    vision_config,
+    whose,
+)
 from vidqa.model.spec import CompatSpec, CompressorSpec, ConnectorSpec, PromptSpec
 from vidqa.records import SamplingSpec
 
@@ -102,12 +109,20 @@ def recipe(parts: Parts, mode: Mode) -> Recipe:
         compat=_compat(mode),
         surplus=[*own.rest(), *beside.rest(), *surplus],
         left_out=left_out,
+        notes=() if whose(tower) else [taken_for(tower, "OpenAI's CLIP", "LanguageBind_Image")],
         architecture="video_chatgpt",
     )
 
 
 def clip_tower(source: WeightSource) -> tuple[TowerPlan, TextPlan | None, list[str]]:
-    """OpenAI's CLIP for single frames, its text tower, and the keys that found no place."""
+    """OpenAI's CLIP for single frames, its text tower, and the keys that found no place.
+
+    Raises:
+        BundleError: it is LanguageBind's.
+    """
+    if whose(source) == "LanguageBind":
+        what = f"{source.place}: LanguageBind's tower by its config.json, not OpenAI's CLIP"
+        raise BundleError(f"{what}; {OTHER_FEATURES}", hint="the folder of CLIP ViT-L/14 (224 pixels)")
     claim = Claim(source, (*HARMLESS, *LANGUAGEBIND_HARMLESS))
     tensors = below(claim.take("vision_model.").items(), "vision_model.")
     tensors |= below(claim.take("visual_projection.").items(), "visual_projection.")

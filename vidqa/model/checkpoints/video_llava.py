@@ -12,23 +12,19 @@ The configuration of a whole model says nothing of its towers. Where heads are n
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from vidqa.encoders.preprocess import PreprocessSpec
 from vidqa.errors import BundleError
 from vidqa.model.checkpoints.identify import Parts
 from vidqa.model.checkpoints.language import llm_plan
+from vidqa.model.checkpoints.languagebind import Towers, find_towers
 from vidqa.model.checkpoints.lora import merge_lora
-from vidqa.model.checkpoints.origin import HARMLESS, Claim, Origin, below
-from vidqa.model.checkpoints.recipe import ConnectorPlan, Mode, Recipe, TextPlan, TowerPlan
-from vidqa.model.checkpoints.towers import LANGUAGEBIND_HARMLESS, text_plan, vision_config
+from vidqa.model.checkpoints.origin import Claim, Origin, below
+from vidqa.model.checkpoints.recipe import ConnectorPlan, Mode, Recipe
 from vidqa.model.spec import CompatSpec, ConnectorSpec, PromptSpec
-from vidqa.records import SamplingSpec
 
 NAME = "video_llava"
 _KINDS = frozenset({"llava", "llm", "projector", "lora", "vision", "vision_temporal"})
-_ROLES = {"image": "vision", "video": "vision_temporal"}
 
 FOLLOWS = (
     "frames: numpy's linspace over all frames of the segment, both ends included",
@@ -93,91 +89,7 @@ def recipe(parts: Parts, mode: Mode) -> Recipe:
         compat=_compat(mode, towers, bool(adapter), pad=towers.image.preprocess.pad),
         surplus=surplus,
         left_out=(*replaced, *towers.left_out),
-    )
-
-
-@dataclass(frozen=True)
-class Towers:
-    """Both towers as plans, and what became of the keys beside them."""
-
-    image: TowerPlan
-    video: TowerPlan
-    text: TextPlan | None
-    surplus: tuple[str, ...]
-    left_out: tuple[str, ...]
-    inside: tuple[str, ...]  # which of "image" and "video" were taken from the checkpoint itself
-
-
-def find_towers(parts: Parts, claim: Claim, settings: Mapping[str, Any]) -> Towers:
-    """LanguageBind towers: given as parts of their own, else those inside a whole model.
-
-    Args:
-        parts: all that was given.
-        claim: of the model; tower keys inside are taken either way.
-        settings: configuration with the `mm_` keys.
-
-    Raises:
-        BundleError: a tower is missing.
-    """
-    own = {kind: claim.take(f"model.{kind}_tower.{kind}_tower.", f"model.{kind}_tower.") for kind in _ROLES}
-    surplus: list[str] = []
-    left_out: list[str] = []
-    plans: dict[str, TowerPlan] = {}
-    text: TextPlan | None = None
-    inside: list[str] = []
-    for kind, role in _ROLES.items():
-        source = parts.tower(role)
-        if source is None and not own[kind]:
-            raise BundleError(
-                f"{claim.source.place}: no {kind} tower inside, and none was given",
-                hint="add the folders of LanguageBind_Image and LanguageBind_Video_merge; "
-                "for Video-ChatGPT its small .bin and CLIP ViT-L/14",
-            )
-        if source is None:
-            inside.append(kind)
-            tensors = below(own[kind].items(), "vision_model.")
-            hints = settings.get("vision_config")
-            hints = hints.get(f"{kind}_tower", hints) if isinstance(hints, dict) else None
-            plans[kind] = tower_plan(kind, tensors, hints, settings)
-            continue
-        if own[kind]:
-            left_out.append(f"{kind} tower of {claim.source.place}: {source.place} was given in its place")
-        tower = Claim(source, (*HARMLESS, *LANGUAGEBIND_HARMLESS))
-        tensors = below(tower.take("vision_model.").items(), "vision_model.")
-        tensors |= below(tower.take("visual_projection.").items(), "visual_projection.")
-        found = text_plan(tower, source.config.get("text_config"), "gelu")
-        if found and found.tokenizer is None:
-            left_out.append(f"text tower of {source.place}: no tokenizer beside it, so it cannot be used for search")
-        elif found:
-            text = text or found  # both repositories hold the same one
-        plans[kind] = tower_plan(kind, tensors, source.config.get("vision_config"), settings)
-        surplus += tower.rest()
-    return Towers(plans["image"], plans["video"], text, tuple(surplus), tuple(left_out), tuple(inside))
-
-
-def tower_plan(
-    kind: str, tensors: Mapping[str, Origin], hints: Mapping[str, Any] | None, settings: Mapping[str, Any]
-) -> TowerPlan:
-    """One LanguageBind tower in the use that Video-LLaVA makes of it."""
-    config = vision_config(tensors, hints, "gelu")
-    layer = settings.get("mm_vision_select_layer", -2)
-    if not isinstance(layer, int) or not -config.n_layers - 1 <= layer <= config.n_layers:
-        raise BundleError(f"mm_vision_select_layer is {layer!r}; the tower has {config.n_layers} blocks")
-    if kind == "image":
-        feature = settings.get("mm_vision_select_feature", "patch")
-        pad = settings.get("image_aspect_ratio") == "pad"
-        return TowerPlan(
-            config, tensors, layer, feature == "cls_patch", PreprocessSpec("original", config.image_size, pad=pad)
-        )
-    n_frames = config.temporal_length or 8
-    return TowerPlan(
-        config,
-        tensors,
-        layer,
-        True,
-        PreprocessSpec("original", config.image_size),
-        n_frames,
-        SamplingSpec("linspace", n_frames),
+        notes=towers.notes,
     )
 
 
@@ -238,7 +150,7 @@ def _compat(mode: Mode, towers: Towers, lora: bool, pad: bool) -> CompatSpec:
     timed = towers.video.config.temporal_length
     variant = "Video-LLaVA" + (" with a LoRA merged in" if lora else "")
     places = {True: "from inside the checkpoint", False: "from LanguageBind's own files"}
-    image, video = (places[kind in towers.inside] for kind in _ROLES)
+    image, video = (places[kind in towers.inside] for kind in ("image", "video"))
     variant += f", towers {image}" if image == video else f", image tower {image}, video tower {video}"
     variant += f", temporal attention over {timed} frames" if timed else ", without temporal attention"
     if mode == "original":

@@ -16,10 +16,11 @@ from vidqa.encoders.preprocess import PreprocessSpec
 from vidqa.errors import BundleError
 from vidqa.model.checkpoints.identify import Parts
 from vidqa.model.checkpoints.language import llm_plan
+from vidqa.model.checkpoints.languagebind import Towers, find_towers
 from vidqa.model.checkpoints.origin import Claim, Origin, below
 from vidqa.model.checkpoints.recipe import ConnectorPlan, LlmPlan, Mode, Recipe, TowerPlan
 from vidqa.model.checkpoints.towers import vision_config
-from vidqa.model.checkpoints.video_llava import AS_DEMOS, FIXED, FOLLOWS, ONE_PROMPT, PADDED, Towers, find_towers
+from vidqa.model.checkpoints.video_llava import AS_DEMOS, FIXED, FOLLOWS, ONE_PROMPT, PADDED
 from vidqa.model.spec import CompatSpec, ConnectorSpec, PromptSpec
 from vidqa.records import SamplingSpec
 
@@ -78,6 +79,7 @@ def recipe(parts: Parts, mode: Mode) -> Recipe:
         surplus=[*claim.rest(), *(true.surplus if true else ())],
         left_out=(f"both towers of {source.place}: others were given in their place",) if true else (),
         notice=None if true else _NOTICE,
+        notes=true.notes if true else (),
     )
 
 

@@ -15,13 +15,15 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from vidqa import __version__
 from vidqa.errors import BundleError
 from vidqa.model.bundle import Bundle, save_bundle
+from vidqa.model.checkpoints.finite import read_finite
 from vidqa.model.checkpoints.origin import Origin, n_bytes
 from vidqa.model.checkpoints.recipe import LlmPlan, Recipe, TextPlan, TowerPlan, check_recipe
+from vidqa.model.checkpoints.target import Target
 from vidqa.model.checkpoints.tokenizer import save_tokenizer
 from vidqa.model.clip_tokenizer import END, START, save_clip_tokenizer
 from vidqa.model.export import export_text, export_tower
@@ -35,6 +37,7 @@ from vidqa.model.spec import (
     VideoEncoderSpec,
 )
 from vidqa.model.text import TextTower
+from vidqa.model.unfinished import remove_leftovers
 from vidqa.model.vit import VisionTower
 
 #: Largest shard of the LLM. A shard is in memory, twice for a moment, while it is written.
@@ -45,34 +48,26 @@ Step = Callable[[str, int], None]
 """Called with what was written and how many bytes of the checkpoint that was."""
 
 
-def write_bundle(
-    recipe: Recipe,
-    out: Path,
-    name: str,
-    origins: tuple[str, ...],
-    *,
-    dtype: torch.dtype | None = None,
-    replace_old: bool = False,
-    step: Step = lambda what, n: None,
-) -> Bundle:
+def write_bundle(recipe: Recipe, target: Target, origins: tuple[str, ...], step: Step = lambda what, n: None) -> Bundle:
     """Write a model, whole or not at all.
 
     Args:
         recipe: from a layout module; checked here.
-        out: folder of the bundle.
-        name: of the model.
+        target: where it goes, and in which form.
         origins: where its parts come from, for `SourceSpec`.
-        dtype: of the LLM and the connector; None keeps what the checkpoint has. The encoders are float32.
-        replace_old: put it in the place of an older bundle.
         step: progress.
 
     Raises:
-        BundleError: keys are missing, unknown or of another shape, or the disk has no room for the model.
-        UsageError: `out` is taken.
+        BundleError: keys are missing, unknown or of another shape, numbers are not finite, or the disk has no room for
+            the model.
+        UsageError: the target is taken.
+        LockedError: another process is writing the same target.
         VidqaError: the packages for export are not installed, or a graph differs from torch.
     """
+    dtype = target.torch_dtype
     check_recipe(recipe)
-    _need_room(recipe, out, dtype)
+    remove_leftovers(target.folder.absolute())  # first, for they take room
+    _need_room(recipe, target.folder, dtype)
     _try_tokenizers(recipe)
 
     def fill(folder: Path) -> None:
@@ -85,12 +80,12 @@ def write_bundle(
         if recipe.text:
             _write_text(recipe.text, folder)
             step("text encoder", n_bytes(recipe.text.tensors.values()))
-        connector = {key: _as(origin.read(), dtype) for key, origin in recipe.connector.tensors.items()}
+        connector = {key: read_finite(origin, dtype) for key, origin in recipe.connector.tensors.items()}
         save_file(connector, folder / recipe.connector.spec.file)
         step("connector", n_bytes(recipe.connector.tensors.values()))
         write_llm(recipe.llm, folder / "llm", dtype, step)
 
-    return save_bundle(out, _spec(recipe, name, origins), fill, replace_old)
+    return save_bundle(target.folder, _spec(recipe, target.title, origins), fill, target.replace_old)
 
 
 def _need_room(recipe: Recipe, out: Path, dtype: torch.dtype | None) -> None:
@@ -125,7 +120,7 @@ def write_llm(
     if len(shards) == 1:
         names = ["model.safetensors"]
     for name, keys in zip(names, shards, strict=True):
-        tensors = {key: _as(plan.tensors[key].read(), dtype) for key in keys}
+        tensors = {key: read_finite(plan.tensors[key], dtype) for key in keys}
         save_file(tensors, folder / name, metadata={"format": "pt"})
         del tensors
         step("language model", n_bytes(plan.tensors[key] for key in keys))
@@ -161,7 +156,7 @@ def _load(kind: type[Any], config: Any, tensors: Mapping[str, Origin]) -> Any:
     """A tower in float32; its weights are in memory once."""
     with torch.device("meta"):
         module: nn.Module = kind(config)
-    module.load_state_dict({key: origin.read().float() for key, origin in tensors.items()}, assign=True)
+    module.load_state_dict({key: read_finite(origin, torch.float32) for key, origin in tensors.items()}, assign=True)
     return module.eval().requires_grad_(False)
 
 
@@ -224,10 +219,6 @@ def _encoder(recipe: Recipe, kind: str) -> dict[str, Any]:
         "n_patches": plan.config.n_patches,
         "preprocess": plan.preprocess,
     }
-
-
-def _as(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    return tensor.to(dtype or tensor.dtype).contiguous()
 
 
 def _size(origin: Origin, dtype: torch.dtype | None) -> int:

@@ -1,0 +1,59 @@
+"""Where a converted model goes, and in which form. Knows nothing of the weights that it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vidqa.errors import UsageError
+from vidqa.model.bundle import check_target
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "keep": None}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model to be written.
+
+    Args:
+        folder: of the bundle.
+        name: of the model; None takes the name of `folder`.
+        dtype: of LLM and connector: a key of `DTYPES`; "keep" is that of the checkpoint. The encoders are float32.
+        replace_old: put it in the place of an older bundle.
+
+    Raises:
+        UsageError: unknown `dtype`.
+    """
+
+    folder: Path
+    name: str | None = None
+    dtype: str = "keep"
+    replace_old: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise UsageError(f"unknown type {self.dtype!r}; one of {', '.join(DTYPES)}")
+
+    @property
+    def title(self) -> str:
+        """Name of the model."""
+        return self.name or self.folder.name
+
+    @property
+    def torch_dtype(self) -> torch.dtype | None:
+        """`dtype` in torch's words; None keeps what the checkpoint has."""
+        return DTYPES[self.dtype]
+
+    def check(self, parts: Iterable[Path]) -> None:
+        """Whether a bundle may be written there: the weights that it is made of must outlive it.
+
+        Raises:
+            UsageError: as `check_target`, or one of `parts` lies in the folder that would be replaced.
+        """
+        check_target(self.folder, self.replace_old)
+        for part in parts:
+            if self.folder.exists() and (self.folder.resolve() in (part.resolve(), *part.resolve().parents)):
+                raise UsageError(f"{part} lies in {self.folder}, which would be replaced", hint="another --out")
