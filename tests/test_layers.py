@@ -1,6 +1,6 @@
 """The import rules of the house, held over the syntax trees of every module.
 
-errors records config fsio <- media encoders cache prompts tables <- model generate train <- pipeline <- cli
+errors records config fsio terminal <- media encoders cache prompts tables <- model generate train <- pipeline <- cli
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "vidqa"
-SHARED = {"errors", "records", "config", "fsio"}
+SHARED = {"errors", "records", "config", "fsio", "terminal"}
 STAGES = {"media", "encoders", "cache", "prompts", "tables"}
 HEADS = {"model", "generate", "train"}
 LAYERS = [SHARED, STAGES, HEADS, {"pipeline"}, {"cli"}]

@@ -35,6 +35,31 @@ def test_bar_shows_rate_and_time_left_on_stderr_only(capsys):
     assert "4/4" in err and "<" in err and "file/s" in err.replace("s/file", "file/s")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no pty")
+@pytest.mark.parametrize("size", [(0, 0), (0, 80), (24, 0)])
+def test_bar_on_a_terminal_that_does_not_tell_its_size(size, monkeypatch):
+    import fcntl
+    import os
+    import pty
+    import select
+    import struct
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
+    with open(theirs, "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        reporter = Reporter()
+        with reporter.progress(4, "file"):
+            for _ in range(4):
+                reporter.advance()
+                time.sleep(0.12)
+        assert select.select([ours], [], [], 0)[0], "nothing was drawn"
+        shown = os.read(ours, 100_000).decode()
+    os.close(ours)
+    assert "4/4" in shown and "file" in shown and len(max(shown.split("\r"), key=len)) > 60
+
+
 def test_no_bar_where_nobody_looks(monkeypatch):
     monkeypatch.setattr(sys, "stderr", io.StringIO())  # not a terminal
     reporter = Reporter(level=1)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from vidqa.pipeline.log import EventLog
 from vidqa.pipeline.meter import Meter
 from vidqa.pipeline.stop import Stop
+from vidqa.terminal import bar_size
 
 if TYPE_CHECKING:  # tqdm is needed only where a terminal looks on
     from tqdm import tqdm
@@ -83,7 +84,8 @@ class Reporter:
             return
         from tqdm import tqdm
 
-        self._bar = tqdm(total=total, initial=done, unit=unit, file=sys.stderr, dynamic_ncols=True, leave=False)
+        size = bar_size(sys.stderr)
+        self._bar = tqdm(total=total, initial=done, unit=unit, file=sys.stderr, leave=False, **size)
         try:
             yield
         finally:

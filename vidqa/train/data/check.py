@@ -5,6 +5,7 @@ Reads and tokenises every record, decodes a frame of every medium. Knows decoder
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 
 from vidqa.errors import MediaError
 from vidqa.records import MediaFacts
+from vidqa.terminal import bar_size
 from vidqa.train.data.corpus import Corpus, FileFacts
 from vidqa.train.data.look import Look, Reader, look_at
 from vidqa.train.data.picture import save_histogram
@@ -108,8 +110,9 @@ def check_data(
     """
     from tqdm import tqdm
 
+    size = bar_size(sys.stderr)
     whole = Look()
-    with tqdm(total=len(corpus), desc="records", unit="record", disable=not progress, leave=False) as bar:
+    with tqdm(total=len(corpus), desc="records", unit="record", disable=not progress, leave=False, **size) as bar:
         for look in look_at(corpus, reader, n_processes):
             bar.update(len(set(look.numbers) | look.rejected.keys()))
             whole.numbers += look.numbers
@@ -120,7 +123,7 @@ def check_data(
             whole.rejected |= look.rejected
     paths = list(dict.fromkeys(ref.path for refs in whole.media for ref in refs))
     facts: dict[str, MediaFacts | MediaError] = {}
-    with tqdm(total=len(paths), desc="media", unit="file", disable=not progress, leave=False) as bar:
+    with tqdm(total=len(paths), desc="media", unit="file", disable=not progress, leave=False, **size) as bar:
         for path, found in (prober or Prober())(paths):
             facts[path] = found
             bar.update()

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from vidqa import fsio
 from vidqa.cache.key import RECORDS
 from vidqa.cache.store import note_use
 from vidqa.errors import TrainError, UsageError
+from vidqa.terminal import bar_size
 from vidqa.train.data.sample import SampleError
 from vidqa.train.data.scan import Scanned, layout_of, scan_json
 
@@ -117,9 +119,8 @@ def _bar(path: Path, size: int, progress: bool) -> Iterator[Callable[[int], obje
     """A bar on stderr; gives what is to be called with the bytes read."""
     from tqdm import tqdm
 
-    with tqdm(
-        total=size, unit="B", unit_scale=True, desc=f"records of {path.name}", leave=False, disable=not progress
-    ) as bar:
+    how: dict[str, Any] = {"unit": "B", "unit_scale": True, "leave": False, "disable": not progress}
+    with tqdm(total=size, desc=f"records of {path.name}", **how, **bar_size(sys.stderr)) as bar:
         yield bar.update
 
 
