@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+
+import pytest
 
 from vidqa.config.default_model import user_settings_file
 from vidqa.model.places import models_folder
@@ -87,6 +90,33 @@ def test_compat_is_listed(vidqa, tiny_bundle, tmp_path):
     about["compat"] = {"mode": "original", "variant": "Some model", "follows": [], "fixed": []}
     (tmp_path / "model" / "bundle.json").write_text(json.dumps(about))
     assert "Some model (compat original)" in vidqa("models", "list", tmp_path).out
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="file systems that take any bytes")
+def test_names_that_are_no_text_are_written_in_one_way(start, clips, tiny_bundle, tmp_path):
+    """Tables, JSON and messages; on real streams, which cannot take what Python makes of such a byte."""
+    odd = clips / os.fsdecode(b"\xff\\.mp4")
+    (clips / "a.mp4").rename(odd)
+    for rest in ("b.mp4", "deeper/c.mp4"):
+        (clips / rest).unlink()
+    (clips / os.fsdecode(b"no\xfe.mp4")).write_text("no film")
+    shutil.copytree(tiny_bundle, bundle := tmp_path / os.fsdecode(b"b\xfd"))
+
+    def call(*arguments):
+        out, err = (process := start(*arguments)).communicate()
+        assert process.returncode in (0, 3), err
+        return out, err
+
+    out, err = call("ask", clips, "What?", "--json", "-v")
+    rows = [json.loads(line) for line in out.splitlines()]
+    call("describe", clips, "--out", tmp_path / "t.jsonl", "--log", tmp_path / "log")
+    table = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert {row["path"] for row in rows} == {row["path"] for row in table} == {r"no\xfe.mp4", r"\xff\\.mp4"}
+    assert r"\xff" in (tmp_path / "log").read_text(encoding="utf-8")
+    said = [out, err, (tmp_path / "log").read_text(), call("ask", clips, "What?")[0], *call("models", "list", bundle)]
+    assert r"\xfd" in said[4] and not any("udcf" in text for text in said)
+    (found,) = [m for m in json.loads(call("models", "list", bundle, "--json")[0]) if m["name"] == "tiny"]
+    assert found["folder"].endswith(r"b\xfd")
 
 
 def test_doctor(vidqa):

@@ -5,6 +5,8 @@ Does not know what the commands do.
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
 import signal
 import sys
@@ -16,6 +18,7 @@ import click
 
 from vidqa import __version__
 from vidqa.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, VidqaError
+from vidqa.tables.names import encode_visibly
 
 #: Exit codes of a process that SIGTERM ended, and of one whose reader went away (`vidqa ask ... | head -1`).
 EXIT_TERMINATED = 143
@@ -123,6 +126,10 @@ def entry() -> NoReturn:
     """The console script."""
     _open_streams()
     signal.signal(signal.SIGTERM, _on_terminate)
+    codecs.register_error("visible", encode_visibly)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None in a service without a terminal
+            stream.reconfigure(errors="visible")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # Libraries that would talk, or ask the network, between our own messages. One command is there to do both.
     if [word for word in sys.argv[1:] if not word.startswith("-")][:2] != ["models", "pull"]:

@@ -10,14 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidqa.media.files import show
+from vidqa.tables.names import escape, visible
 
 if TYPE_CHECKING:  # numpy comes with it
     from vidqa.records import AnswerRow
 
 
+#: Keys whose values are names of files.
+_NAMES = frozenset({"path", "root", "media"})
+
+
 def as_json(value: Any) -> str:
-    """One line of JSON: records as objects, paths and times as text, undecodable bytes of names as escapes."""
-    return json.dumps(_plain(value), ensure_ascii=False, allow_nan=False).encode(errors="backslashreplace").decode()
+    """One line of JSON: records as objects, paths and times as text, undecodable bytes of names as in tables."""
+    return json.dumps(_plain(value), ensure_ascii=False, allow_nan=False)
 
 
 def rows_as_json_lines(rows: Iterable[AnswerRow]) -> str:
@@ -63,15 +68,18 @@ def human_seconds(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, is_name: bool = False) -> Any:
+    """What `json` can write. Names of files are escaped so that they can be found again, other text for show."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {key: _plain(inner) for key, inner in asdict(value).items()}
+        value = asdict(value)
     if isinstance(value, dict):
-        return {str(key): _plain(inner) for key, inner in value.items()}
+        return {visible(str(key)): _plain(inner, key in _NAMES) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
+        return [_plain(inner, is_name) for inner in value]
     if isinstance(value, datetime):
         return value.isoformat()
     if isinstance(value, Path):
-        return str(value)
+        return escape(str(value))
+    if isinstance(value, str):
+        return escape(value) if is_name else visible(value)
     return value

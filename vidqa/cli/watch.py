@@ -107,7 +107,7 @@ class Watch:
         if log is None:
             return sys.stderr if log_json else None
         try:
-            stream = open(log, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115 - closed by the stack
+            stream = open(log, "a", encoding="utf-8")  # noqa: SIM115 - closed by the stack
         except OSError as error:
             what = f"--log {log}: {error.strerror or error}"
             raise UsageError(what, hint="a file in a folder that is there and may be written") from error

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import TextIO
 
 from vidqa.media.files import show
+from vidqa.tables.names import visible
 
 
 class EventLog:
@@ -43,7 +44,8 @@ class EventLog:
         time = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         name = None if media is None else show(media)
         if self._as_json:
-            fields = {"time": time, "stage": stage, "outcome": outcome, "seconds": None, "media": name, "note": note}
+            fields = {"time": time, "stage": stage, "outcome": outcome, "seconds": None, "media": name}
+            fields["note"] = visible(note)
             if seconds is not None:
                 fields["seconds"] = round(seconds, 3)  # type: ignore[assignment]
             line = json.dumps(fields)  # ASCII: any reader of lines can take it

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from vidqa import __version__, fsio
 from vidqa.pipeline.summary import Summary
+from vidqa.tables.names import visible
 
 #: Name -> what it says. All are gauges of the last run: the numbers start anew with each.
 METRICS = {
@@ -116,7 +117,7 @@ def _labels(labels: dict[str, str]) -> str:
 
 def _escaped(value: str) -> str:
     """A label: UTF-8, with the three escapes of the format."""
-    text = os.fsencode(value).decode(errors="replace")
+    text = visible(value)
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 

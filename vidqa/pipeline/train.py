@@ -23,9 +23,10 @@ from vidqa.pipeline.loaded import LoadedModel
 from vidqa.pipeline.options import RunOptions
 from vidqa.pipeline.progress import QUIET, Reporter
 from vidqa.tables.lock import TableLock
+from vidqa.tables.names import visible
 from vidqa.train.checkpoints import in_units, room_needed
 from vidqa.train.data import Corpus, MediaRef, RejectLog, Source
-from vidqa.train.data.rejects import Rejected, plain, read_rejects, write_rejects
+from vidqa.train.data.rejects import Rejected, read_rejects, write_rejects
 from vidqa.train.metrics import MetricsFile, read_metrics
 from vidqa.train.needs import check_deepspeed, check_device, check_packages, check_space
 from vidqa.train.output import Start, export_projector, write_bundle
@@ -248,7 +249,7 @@ class _Run:
         write_rejects(self.out / "rejects.parquet", rejected.values())
         draw_curves(read_metrics(self.metrics.path), self.out / "curves.png")
         files = {f.path: f for corpus in corpora for f in corpus.files}
-        names = {plain(d.file): told["file"] for d, told in zip(self.recipe.data, self.written["data"], strict=True)}
+        names = {visible(d.file): told["file"] for d, told in zip(self.recipe.data, self.written["data"], strict=True)}
         write_report(
             self.out / "report.md",
             title=self.name,

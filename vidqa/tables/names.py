@@ -1,9 +1,9 @@
 r"""File names of any bytes <-> text that every table format can hold.
 
 Python keeps an undecodable byte of a name as a lone surrogate, which is no text: neither Parquet nor JSON may hold it.
-In the columns `path` and `root` such a byte is written `\xff`, and the backslashes of that name are doubled. A name
-that only looks as if it were written so (it really contains `\x41`) is treated the same way; all others stay as they
-are. So two names never become one, and `unescape` finds every file again.
+In the columns `path` and `root`, and wherever a name is printed, such a byte is written `\xff`; in columns and JSON the
+backslashes of that name are doubled. A name that only looks as if it were written so (it really contains `\x41`) is
+treated the same way; all others stay as they are. So two names never become one, and `unescape` finds every file again.
 """
 
 from __future__ import annotations
@@ -34,6 +34,17 @@ def unescape(text: str) -> str:
 def visible(text: str) -> str:
     """Any other text with lone surrogates made visible, as in the sentence of an error; not to be undone."""
     return _SURROGATE.sub(_shown, text)
+
+
+def encode_visibly(error: UnicodeError) -> tuple[str, int]:
+    """An error handler for `codecs.register_error`: writes what a stream cannot take as `visible` does.
+
+    What is no surrogate (an ASCII terminal) is written with backslashes, as Python would.
+    """
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = visible(error.object[error.start : error.end])
+    return text.encode(error.encoding, "backslashreplace").decode(error.encoding), error.end
 
 
 def _shown(match: re.Match[str]) -> str:

@@ -15,10 +15,11 @@ import numpy as np
 
 from vidqa.cache.key import default_cache_dir
 from vidqa.errors import UsageError
+from vidqa.tables.names import visible
 from vidqa.train.data.formats import FORMATS, Format, to_sample
 from vidqa.train.data.locate import MediaFolder
 from vidqa.train.data.recordfile import RecordFile, digest
-from vidqa.train.data.rejects import Rejected, plain
+from vidqa.train.data.rejects import Rejected
 from vidqa.train.data.sample import Sample, SampleError
 from vidqa.train.data.survey import Looked, joined, look
 
@@ -148,7 +149,7 @@ class Corpus:
         """The line for the table of rejects."""
         which, number = self.place(index)
         source, name = self.sources[which].path, id or self._id(which, number)
-        return Rejected(plain(source), number, plain(name), error.kind, plain(error.what))
+        return Rejected(visible(source), number, visible(name), error.kind, visible(error.what))
 
     def _id(self, which: int, number: int) -> str:
         try:
@@ -178,7 +179,7 @@ class Corpus:
     def files(self) -> tuple[FileFacts, ...]:
         """The sources as a report names them."""
         return tuple(
-            FileFacts(plain(source.path), len(file), file.size, file.sha256, source.weight)
+            FileFacts(visible(source.path), len(file), file.size, file.sha256, source.weight)
             for source, (file, _) in zip(self.sources, self._opened, strict=True)
         )
 

@@ -26,11 +26,6 @@ class Rejected:
     message: str
 
 
-def plain(text: str) -> str:
-    """A text that a table can hold: undecodable bytes of a path, and halves of characters, are written as escapes."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
 class RejectLog:
     """The rejects of one run, each record once, however often an epoch meets it.
 
