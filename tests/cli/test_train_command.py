@@ -204,6 +204,24 @@ def test_a_signal_ends_the_step_and_saves_it(start, vidqa, recipe, tmp_path):
     assert [line[1] for line in losses(tmp_path / "o")] == list(range(1, 41))
 
 
+@pytest.mark.parametrize(("rank", "says"), [("0", "vidqa: terminated\n"), ("1", "")])
+def test_of_several_processes_the_first_one_speaks(vidqa, monkeypatch, rank, says):
+    """All of them get the signal of a terminal or of torchrun."""
+    from vidqa.pipeline import train
+
+    def stopped(*_, reporter, **__):
+        with reporter.stop.held():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.05)
+
+    monkeypatch.setattr(train, "train", stopped)
+    monkeypatch.setenv("RANK", rank)
+    done = vidqa("train", "recipe.toml")
+    assert done.code == 143 and done.out == ""
+    first = "stopping after the current batch; once more leaves at once\n"
+    assert done.err == (first + says if rank == "0" else "")
+
+
 def test_a_changed_recipe_does_not_go_on_with_another_run(vidqa, recipe, tmp_path):
     out = tmp_path / "out"
     assert vidqa("train", recipe(), "--out", out).code == 0

@@ -49,6 +49,15 @@ def test_held_back_until_the_batch_is_done(signum):
     assert len(said) == 1 and "once more" in said[0]
 
 
+def test_a_process_for_which_another_one_speaks_is_silent(monkeypatch, capfd):
+    stop, ends = Stop(), []
+    monkeypatch.setattr(os, "_exit", ends.append)
+    with pytest.raises(KeyboardInterrupt), stop.heard(KINDS, None), stop.held():
+        send(signal.SIGINT)
+        send(signal.SIGINT)
+    assert ends == [130] and capfd.readouterr() == ("", "")
+
+
 def test_at_once_where_nothing_is_lost():
     stop, clock = Stop(), []
     with pytest.raises(Ended), stop.heard(KINDS, clock.append), stop.held(), stop.opened():

@@ -53,19 +53,25 @@ def command(recipe: str, **flags: Any) -> int:
     if flags.get("check_data"):
         return _check(recipe, session, flags.get("out"))
     from vidqa.cli.shown import as_json
-    from vidqa.cli.watch import heard
+    from vidqa.cli.watch import code_of, heard
     from vidqa.pipeline.train import train
+    from vidqa.train.processes import is_first
 
-    with heard(session.reporter):
-        summary = train(
-            recipe,
-            flags.get("out"),
-            encode=flags.get("encode") or "cache",
-            resume=flags.get("resume") != "never",
-            device=flags.get("device") or "auto",
-            options=session.options,
-            reporter=session.reporter,
-        )
+    try:
+        with heard(session.reporter, speaks=is_first()):
+            summary = train(
+                recipe,
+                flags.get("out"),
+                encode=flags.get("encode") or "cache",
+                resume=flags.get("resume") != "never",
+                device=flags.get("device") or "auto",
+                options=session.options,
+                reporter=session.reporter,
+            )
+    except KeyboardInterrupt as asked:
+        if is_first():
+            raise
+        return code_of(asked)  # all processes of torchrun get the signal; the first one says so
     if summary is None:  # one of several processes: the first one speaks
         return EXIT_OK
     session.reporter.say(summary.as_text())

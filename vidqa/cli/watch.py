@@ -86,7 +86,7 @@ class Watch:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         wall_s = time.perf_counter() - self._began
         if error is not None:
-            self._code = _code_of(error)
+            self._code = code_of(error)
         outcome = _OUTCOMES.get(self._code, f"failed ({self._code})")
         said = self._summary.as_line() if self._summary else f"{type(error).__name__}: {error}".rstrip(": ")
         self._reporter.event("run", outcome, seconds=wall_s, note=said)
@@ -115,10 +115,15 @@ class Watch:
         return stream
 
 
-def heard(reporter: Reporter) -> AbstractContextManager[None]:
-    """Inside the block, Ctrl-C and SIGTERM end the work at a moment when nothing is lost."""
+def heard(reporter: Reporter, speaks: bool = True) -> AbstractContextManager[None]:
+    """Inside the block, Ctrl-C and SIGTERM end the work at a moment when nothing is lost.
+
+    Args:
+        reporter: says so, and has the wish to stop.
+        speaks: False where one of several processes speaks for all.
+    """
     kinds: Kinds = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
-    return reporter.stop.heard(kinds, reporter.say)
+    return reporter.stop.heard(kinds, reporter.say if speaks else None)
 
 
 def _close(stream: TextIO) -> None:
@@ -126,7 +131,8 @@ def _close(stream: TextIO) -> None:
         stream.close()
 
 
-def _code_of(error: BaseException) -> int:
+def code_of(error: BaseException) -> int:
+    """The exit code of a command that an error ends."""
     if isinstance(error, VidqaError):
         return error.exit_code
     if isinstance(error, Terminated):

@@ -33,12 +33,13 @@ class Stop:
         return self._wish is not None
 
     @contextmanager
-    def heard(self, kinds: Kinds, say: Callable[[str], None]) -> Iterator[None]:
+    def heard(self, kinds: Kinds, say: Callable[[str], None] | None) -> Iterator[None]:
         """Handle signals inside the block. One that whoever started us had ignored (nohup) stays ignored.
 
         Args:
             kinds: the signals, and the exception of each.
-            say: hears what the first signal does. Called between two steps of the main thread.
+            say: hears what the first signal does. Called between two steps of the main thread. None where another
+                process, which got the same signal, speaks for this one.
         """
         if threading.current_thread() is not threading.main_thread():
             yield  # Python hands signals to the main thread only
@@ -51,12 +52,14 @@ class Stop:
                 return
             self._n_signals += 1
             if self._n_signals > 1:
-                os.write(2, b"vidqa: leaving at once; what was not yet saved is lost\n")
+                if say is not None:
+                    os.write(2, b"vidqa: leaving at once; what was not yet saved is lost\n")
                 os._exit(128 + signum)  # no clean-up: a stuck batch or a stuck disk must not hold us
             self._wish = kinds[signum]()
             if self._open or not self._held:
                 raise self._wish
-            say("stopping after the current batch; once more leaves at once")
+            if say is not None:
+                say("stopping after the current batch; once more leaves at once")
 
         before = {s: signal.signal(s, handle) for s in kinds if signal.getsignal(s) is not signal.SIG_IGN}
         try:
