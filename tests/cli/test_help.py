@@ -20,6 +20,15 @@ def vidqa(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "vidqa", *arguments], capture_output=True, text=True, timeout=280)
 
 
+def test_help_names_the_sets_of_questions() -> None:
+    from vidqa.cli.describe import command
+    from vidqa.prompts.questions import question_sets
+
+    (option,) = [p for p in command.params if p.name == "questions"]
+    assert isinstance(option, click.Option) and option.help
+    assert all(name in option.help for name in question_sets())
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["describe", "--help"], ["ask", "-h"], ["cache", "stats", "-h"]])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (

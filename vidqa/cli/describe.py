@@ -19,7 +19,12 @@ from vidqa.errors import EXIT_OK
     type=click.Path(),
     help="Ends in .parquet, .csv, .jsonl or .arrow; DIR/ is a data set of Parquet files, for very large tables.",
 )
-@click.option("--questions", multiple=True, metavar="NAME|FILE", help="Question set; may be given again. [caption]")
+@click.option(
+    "--questions",
+    multiple=True,
+    metavar="NAME|FILE",
+    help="A set of questions: caption, detail, scene or demo, or a TOML file; repeatable. [caption]",
+)
 @click.option("--max-new-tokens", type=click.IntRange(min=1), metavar="N", help="Longest answer. [what the model says]")
 @click.option(
     "--retry",

@@ -61,7 +61,7 @@ def _with(*options: Callable[[Command], Command]) -> Callable[[Command], Command
 
 #: Which model, and where it computes.
 model_options = _with(
-    click.option("--model", metavar="NAME|DIR", help="A bundled model by name, or a model folder. [demo]"),
+    click.option("--model", metavar="NAME|DIR", help="A bundled or pulled model by name, or a model folder. [demo]"),
     click.option(
         "--device",
         metavar="DEVICE",
@@ -104,7 +104,7 @@ work_options = _with(
         "--segment",
         type=SegmentType(),
         metavar="whole|SECONDS",
-        help="One row for the whole clip, or one for every SECONDS. [whole]",
+        help="Each clip whole, or in windows of SECONDS, every one with its own row or rank. [whole]",
     ),
     click.option(
         "--batch-size",
