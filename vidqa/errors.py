@@ -81,7 +81,7 @@ class TrainError(VidqaError):
 
 
 class LockedError(VidqaError):
-    """Another run holds the lock of the table."""
+    """Another run holds the lock of the table, or writes the same model."""
 
     exit_code = EXIT_LOCKED
 
