@@ -6,16 +6,14 @@ do the same run together, and the first of them writes and speaks.
 
 from __future__ import annotations
 
-import platform
 import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from vidqa import __version__
 from vidqa.errors import UsageError
 from vidqa.model.bundle import BUNDLE_FILE, load_bundle
 from vidqa.pipeline.features import CachedFeatures, LiveFeatures, entry_bytes, fill_cache
@@ -23,20 +21,19 @@ from vidqa.pipeline.loaded import LoadedModel
 from vidqa.pipeline.options import RunOptions
 from vidqa.pipeline.progress import QUIET, Reporter
 from vidqa.tables.lock import TableLock
-from vidqa.tables.names import visible
 from vidqa.train.checkpoints import in_units, room_needed
 from vidqa.train.data import Corpus, MediaRef, RejectLog, Source
-from vidqa.train.data.rejects import Rejected, read_rejects, write_rejects
-from vidqa.train.metrics import MetricsFile, read_metrics
+from vidqa.train.metrics import MetricsFile
 from vidqa.train.needs import check_deepspeed, check_device, check_packages, check_space
-from vidqa.train.output import Start, export_projector, write_bundle
+from vidqa.train.output import Start
 from vidqa.train.processes import Common, is_first, join, local_device, wait_for_all
 from vidqa.train.recipe import Evaluation, Recipe, Stage
 from vidqa.train.recipe_file import as_written, read_recipe
-from vidqa.train.report import StageFacts, draw_curves, write_report
+from vidqa.train.report import StageFacts
+from vidqa.train.results import Told, write_results
 from vidqa.train.stage_run import StageRun
-from vidqa.train.stagefiles import finished, has_learned, open_run, run_identity, stage_weights
-from vidqa.train.to_transformers import exportable, to_transformers
+from vidqa.train.stagefiles import finished, has_learned, open_run, run_identity
+from vidqa.train.to_transformers import exportable
 from vidqa.train.watch import Interrupted
 
 Encode = Literal["cache", "on-the-fly"]
@@ -233,43 +230,11 @@ class _Run:
         return facts
 
     def _finish(self, stages: Sequence[StageFacts], corpora: Sequence[Corpus], fingerprint: str) -> TrainSummary:
-        """Bundle, exports, tables, picture and page."""
-        weights: dict[str, Any] = {}
-        rejected: dict[tuple[str, int], Rejected] = {}
-        for name in self.recipe.stage_names():
-            weights |= stage_weights(self.work / name)
-            table = self.work / name / "rejects.parquet"
-            rejected |= {(r.source, r.record): r for r in (read_rejects(table) if table.exists() else [])}
-        lora = next((stage.lora for stage in self.recipe.stage if "lora" in stage.parts), None)
-        bundle = write_bundle(self.start, weights, self.recipe, self.name, self.out, lora)
-        if self.recipe.output.mm_projector:
-            export_projector(bundle, self.out / "export")
-        if self.recipe.output.transformers:
-            to_transformers(bundle, self.out / "export" / "transformers")
-        write_rejects(self.out / "rejects.parquet", rejected.values())
-        draw_curves(read_metrics(self.metrics.path), self.out / "curves.png")
-        files = {f.path: f for corpus in corpora for f in corpus.files}
-        names = {visible(d.file): told["file"] for d, told in zip(self.recipe.data, self.written["data"], strict=True)}
-        write_report(
-            self.out / "report.md",
-            title=self.name,
-            recipe=self.written,
-            data=[
-                {"file": names[f.path], "records": f.n_records, "weight": f.weight, "sha256": f.sha256[:16]}
-                for f in files.values()
-            ],
-            stages=stages,
-            facts={
-                "base": f"{self.start.base.spec.name} ({self.start.base.model_id})",
-                "result": f"{bundle.spec.name} ({bundle.model_id})",
-                "data fingerprint": fingerprint,
-                "device": f"{self.device}, {platform.machine()} {platform.system()}",
-                "vidqa": __version__,
-            },
-        )
-        n_rejected, last = len(rejected), stages[-1]
+        """Model, exports, tables, picture and page; then what there is to say."""
+        told = Told(self.written, fingerprint, self.device)
+        bundle, n_rejected = write_results(self.recipe, self.start, self.name, self.out, stages, corpora, told)
         n_steps, n_samples = sum(s.n_steps for s in stages), sum(s.n_samples for s in stages)
-        seconds = sum(s.seconds for s in stages)
+        seconds, last = sum(s.seconds for s in stages), stages[-1]
         return TrainSummary(
             str(self.out), bundle.model_id, n_steps, n_samples, n_rejected, seconds, last.final_loss, last.eval_loss
         )
