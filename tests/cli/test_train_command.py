@@ -234,6 +234,38 @@ def test_a_changed_recipe_does_not_go_on_with_another_run(vidqa, recipe, tmp_pat
     assert anew.code == 0 and len(losses(out)) == 3
 
 
+def test_a_sweep_over_seeds_leaves_runs_that_differ_and_say_by_what(vidqa, recipe, tmp_path):
+    path = recipe(top="seed = 9", more="[output]\nmm_projector = false")
+    written = path.read_text()
+    ends = {}
+    for seed in (1, 2):
+        done = vidqa("train", path, "--set", f"seed={seed}", "--set", "stage.1.lr=5e-3", "--out", tmp_path / str(seed))
+        assert done.code == 0, done.err
+        report = (tmp_path / str(seed) / "report.md").read_text()
+        assert f"- set on the command line: `seed={seed}`, `stage.1.lr=5e-3`" in report
+        assert f'"seed": {seed}' in report and '"lr": 0.005' in report
+        ends[seed] = losses(tmp_path / str(seed))
+    assert path.read_text() == written
+    assert ends[1] != ends[2]  # the order of the data is another
+    assert max(lr for *_, lr in ends[1]) == 5e-3
+    same = vidqa("train", path, "--set", "seed=1", "--set", "stage.1.lr=5e-3", "--out", tmp_path / "1")
+    assert same.code == 0 and "1-connector: done already" in same.err
+    path.write_text(written.replace("seed = 9", "seed = 1").replace("lr = 1e-3", "lr = 5e-3"))
+    assert vidqa("train", path, "--out", tmp_path / "again").code == 0
+    assert losses(tmp_path / "again") == ends[1]  # an override is what the file would be
+    path.write_text(written)
+    for others, is_now in ((["--set", "seed=2", "--set", "stage.1.lr=5e-3"], "seed: was 1, is 2"), ([], "no --set")):
+        refused = vidqa("train", path, *others, "--out", tmp_path / "1")
+        assert refused.code == 2 and "holds a run with another recipe" in refused.err, refused.err
+        assert is_now in refused.err and "was begun with --set seed=1 --set stage.1.lr=5e-3; this is " in refused.err
+        assert "stage.1.lr: was 0.005, is 0.001" in refused.err or others
+    checked = vidqa("train", path, "--check-data", "--set", "stage.1.steps=7", "--out", tmp_path / "o")
+    assert checked.code == 0 and "steps: 7 of 2 sequences" in checked.out
+    wrong = vidqa("train", path, "--set", "stage.1.lr=fast", "--set", "stage.2.lr=1", "--out", tmp_path / "w")
+    assert wrong.code == 2 and "--set stage.1.lr=fast: `stage.lr`" in wrong.err and "no stage `2`" in wrong.err
+    assert not (tmp_path / "w").exists()
+
+
 def full_after(monkeypatch, n):
     """Lets the n-th writing of metrics meet a full disk."""
     real, calls = MetricsFile.flush, []

@@ -31,6 +31,13 @@ if TYPE_CHECKING:  # it loads what a help text does not need
     is_flag=True,
     help="Train nothing: read every record, open every medium, count every token, and say what would be left out.",
 )
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="PATH=VALUE",
+    help="A setting in place of the recipe's, for sweeps: stage.2.lr=2e-5, data.NAME.weight=2. May be given again.",
+)
 @click.option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N. [auto]")
 @cache_option
 @output_options
@@ -42,6 +49,7 @@ def command(recipe: str, **flags: Any) -> int:
       vidqa train examples/recipes/small.toml --check-data
       vidqa train examples/recipes/small.toml --out tuned
       vidqa ask examples/clips/clip01.mp4 "What happens?" --model tuned
+      vidqa train recipe.toml --set stage.2.lr=1e-4 --set seed=1 --out lr1e-4-seed1
       torchrun --nproc-per-node 8 -m vidqa train video_llava_stage2.toml --out tuned
 
     The same command goes on where a broken run was. Ctrl-C and SIGTERM end the
@@ -51,7 +59,7 @@ def command(recipe: str, **flags: Any) -> int:
 
     session = Session(flags)
     if flags.get("check_data"):
-        return _check(recipe, session, flags.get("out"))
+        return _check(recipe, session, flags)
     from vidqa.cli.shown import as_json
     from vidqa.cli.watch import code_of, heard
     from vidqa.pipeline.train import train
@@ -66,6 +74,7 @@ def command(recipe: str, **flags: Any) -> int:
                 resume=flags.get("resume") != "never",
                 device=flags.get("device") or "auto",
                 options=session.options,
+                overrides=flags.get("overrides") or (),
                 reporter=session.reporter,
             )
     except KeyboardInterrupt as asked:
@@ -80,12 +89,13 @@ def command(recipe: str, **flags: Any) -> int:
     return EXIT_OK
 
 
-def _check(recipe: str, session: Session, out: str | None) -> int:
+def _check(recipe: str, session: Session, flags: dict[str, Any]) -> int:
     """Print what the data hold; exit code 1 where training would stop over them."""
     from vidqa.cli.shown import as_json
     from vidqa.pipeline.check import check
 
-    found = check(recipe, out, options=session.options, reporter=session.reporter)
+    overrides = flags.get("overrides") or ()
+    found = check(recipe, flags.get("out"), options=session.options, overrides=overrides, reporter=session.reporter)
     for one in found:
         click.echo(as_json(one.as_dict()) if session.as_json else one.as_text())
     return EXIT_OK if all(one.checked.passes for one in found) else EXIT_FAILED

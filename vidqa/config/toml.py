@@ -11,7 +11,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,13 @@ class TomlFile:
     path: Path
     values: dict[str, Any]
     lines: dict[Place, int]
+    options: dict[Place, str] = field(default_factory=dict)  # what options of the command put there, as they were given
 
     def where(self, *place: str | int) -> str:
-        """`FILE:LINE` of a place, or of what it stands in when it is not there itself."""
-        while place and place not in self.lines:
+        """`FILE:LINE` of a place, or the option that set it; of what it stands in when it is not there itself."""
+        while place and place not in self.lines and place not in self.options:
             place = place[:-1]
-        return f"{self.path}:{self.lines.get(place, 1)}"
+        return self.options.get(place) or f"{self.path}:{self.lines.get(place, 1)}"
 
 
 def read_toml(path: Path) -> TomlFile:
@@ -69,7 +70,7 @@ def read_toml(path: Path) -> TomlFile:
         line = text.count("\n", 0, long.start()) + 1 if long else 1
         raise UsageError(f"{path}:{line}: not TOML: a number of thousands of digits") from error
     file = TomlFile(path, values, _lines(text))
-    for place, fault in _unusable(values):
+    for place, fault in unusable(values):
         raise UsageError(f"{file.where(*place)}: `{title(place)}`: {fault}")
     return file
 
@@ -90,13 +91,13 @@ def meant(wrong: str, right: Iterable[str]) -> str:
     return f"; did you mean `{near[0]}`?" if near else ""
 
 
-def _unusable(value: Any, place: Place = ()) -> Iterator[tuple[Place, str]]:
+def unusable(value: Any, place: Place = ()) -> Iterator[tuple[Place, str]]:
     """What the standard library's reader lets through, but no setting can be: (place, sentence)."""
     if len(place) > _DEEPEST:
         yield place[:3], "nested too deeply"
     elif isinstance(value, dict | list):
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _unusable(inner, (*place, key))
+            yield from unusable(inner, (*place, key))
     elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
         yield place, "a whole number that does not fit 64 bits"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,7 @@ def check(
     out: str | Path | None = None,
     *,
     options: RunOptions | None = None,
+    overrides: Sequence[str] = (),
     reporter: Reporter = QUIET,
 ) -> list[StageCheck]:
     """Read every record, find and open every medium, count every token.
@@ -83,6 +85,7 @@ def check(
         recipe: a TOML file.
         out: gets a folder `check` with tables and pictures; None is a folder named like the recipe.
         options: cache folder, time limit of decoding.
+        overrides: as `train` takes them.
         reporter: hears progress.
 
     Returns:
@@ -92,7 +95,7 @@ def check(
         UsageError: the recipe, or what it names, is wrong.
         BundleError: the base cannot be read.
     """
-    words, options = read_recipe(recipe), options or RunOptions()
+    words, options = read_recipe(recipe, overrides), options or RunOptions()
     bundle = load_bundle(words.model.base)
     tokenizer = load_tokenizer(bundle.llm_folder)
     folder = Path(out or Path(recipe).stem) / "check"

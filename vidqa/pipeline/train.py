@@ -69,6 +69,7 @@ def train(
     resume: bool = True,
     device: str = "auto",
     options: RunOptions | None = None,
+    overrides: Sequence[str] = (),
     reporter: Reporter = QUIET,
 ) -> TrainSummary | None:
     """Do what a recipe says.
@@ -80,6 +81,7 @@ def train(
         resume: go on with a run that lies in `out`; False begins anew.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         options: cache folder, time limit and batch size of encoding.
+        overrides: `PATH=VALUE`: settings to be read as if the recipe had them, `stage.2.lr=2e-5`.
         reporter: hears progress and messages.
 
     Returns:
@@ -92,7 +94,7 @@ def train(
         KeyboardInterrupt: or what `reporter.stop` was told to raise: it was asked to stop, and stands at a checkpoint.
         VidqaError: the base or the cache cannot be used.
     """
-    words = read_recipe(recipe)
+    words = read_recipe(recipe, overrides)
     check_packages(words)
     check_deepspeed(words)
     check_device(words, local_device(device))
@@ -100,7 +102,7 @@ def train(
     join(device)
     reporter = reporter if is_first() else Reporter(level=0, bar=False, stop=reporter.stop)
     with TableLock(target) if is_first() else nullcontext():
-        run = _Run(words, Path(recipe), target, options or RunOptions(), reporter, device)
+        run = _Run(words, Path(recipe), overrides, target, options or RunOptions(), reporter, device)
         with room_needed(target):
             return run.go(encode, resume)
 
@@ -120,11 +122,19 @@ def shown(reporter: Reporter) -> bool:
 
 class _Run:
     def __init__(
-        self, recipe: Recipe, file: Path, out: Path, options: RunOptions, reporter: Reporter, device: str
+        self,
+        recipe: Recipe,
+        file: Path,
+        overrides: Sequence[str],
+        out: Path,
+        options: RunOptions,
+        reporter: Reporter,
+        device: str,
     ) -> None:
         self.recipe, self.file, self.out, self.options, self.reporter = recipe, file, out, options, reporter
         self.name = recipe.model.name or file.stem
-        self.written = as_written(recipe, file)  # now: the file may be another one when the run ends
+        self.overrides = tuple(overrides)
+        self.written = as_written(recipe, file, overrides)  # now: the file may be another one when the run ends
         bundle = load_bundle(recipe.model.base)
         self.loaded = LoadedModel(bundle, device, batch_size=options.batch_size, reporter=reporter)
         self.start = Start(bundle, recipe.model.connector == "fresh", recipe.seed)
@@ -140,7 +150,7 @@ class _Run:
         if is_first():
             if not resume or self._came_to_nothing():
                 self._forget()
-            open_run(self.work, identity, resume)
+            open_run(self.work, identity, resume, self.overrides)
             check_space(self.recipe, self.start.base, self.out)
             if self.recipe.output.transformers:
                 exportable(self.start.base)  # what cannot be written is said now, not after days
@@ -231,7 +241,7 @@ class _Run:
 
     def _finish(self, stages: Sequence[StageFacts], corpora: Sequence[Corpus], fingerprint: str) -> TrainSummary:
         """Model, exports, tables, picture and page; then what there is to say."""
-        told = Told(self.written, fingerprint, self.device)
+        told = Told(self.written, self.overrides, fingerprint, self.device)
         bundle, n_rejected = write_results(self.recipe, self.start, self.name, self.out, stages, corpora, told)
         n_steps, n_samples = sum(s.n_steps for s in stages), sum(s.n_samples for s in stages)
         seconds, last = sum(s.seconds for s in stages), stages[-1]

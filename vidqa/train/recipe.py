@@ -8,7 +8,7 @@ not know files, nor what contradicts what: `vidqa.train.recipe_file` reads, `vid
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -183,3 +183,28 @@ class Recipe(Words):
     def stage_names(self) -> tuple[str, ...]:
         """A folder name for each stage: `1-connector`."""
         return tuple(f"{n}-{stage.title}" for n, stage in enumerate(self.stage, start=1))
+
+
+def keys_at(place: tuple[str | int, ...]) -> list[str]:
+    """The keys that a table of the recipe may have; none where no table can be."""
+    kind: Any = Recipe
+    for part in place:
+        if isinstance(part, int):
+            continue
+        field = kind.model_fields.get(part)
+        if field is None:
+            return []
+        kind = _record(field.annotation)
+        if kind is None:
+            return []
+    return list(kind.model_fields)
+
+
+def _record(annotation: Any) -> Any:
+    """The record inside `tuple[Record, ...]`, `Record | None` or `Record`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        if (found := _record(inner)) is not None:
+            return found
+    return None

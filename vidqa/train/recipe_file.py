@@ -6,18 +6,21 @@ Knows TOML and paths. Does not open data or models: it only looks whether they a
 from __future__ import annotations
 
 import copy
+import math
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from vidqa.config.toml import TomlFile, meant, read_toml, shown, title
 from vidqa.errors import UsageError
 from vidqa.model.places import BUNDLE_FILE, built_in_bundles, find_bundle, pulled_models
 from vidqa.train.contradictions import Place, contradictions
-from vidqa.train.recipe import Recipe
+from vidqa.train.overrides import FLAG, overridden
+from vidqa.train.recipe import Recipe, keys_at
 
 #: Keys that hold a path, by the table that they stand in.
 _FILES = {"data": ("file",), "eval": ("file",), "hardware": ("fsdp_config", "deepspeed")}
@@ -27,37 +30,60 @@ _LINE = re.compile(r":(\d+): ")
 _FOLDERS = {"data": ("media",), "eval": ("media",)}
 
 
-def read_recipe(path: str | os.PathLike[str]) -> Recipe:
+def read_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
     """Read and check a recipe; paths in it start from its own folder and come out absolute.
 
     Args:
         path: a TOML file.
+        overrides: `PATH=VALUE`: settings to be read as if the file had them (`vidqa.train.overrides`).
 
     Returns:
         The recipe, free of contradictions, whose files and folders exist.
 
     Raises:
-        UsageError: names every problem with file, line and key.
+        UsageError: names every problem with file, line and key, or with the override as it was given.
     """
-    file = read_toml(Path(path))
+    original = read_toml(Path(path))
+    file, problems = overridden(original, overrides)
     values = _beside(file)
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        problems = [_sentence(file, one) for one in error.errors(include_url=False)]
+        problems += [_sentence(file, one) for one in error.errors(include_url=False)]
         rest = _without_wrong(file, values, error)
-        problems += _missing(file, values) + (_contradictory(file, rest) if rest else [])
+        problems += _missing(file, values) + (_contradictory(file, rest, original, overrides) if rest else [])
         raise UsageError(_listed(problems)) from error
-    if problems := _contradictory(file, recipe) + _missing(file, values):
+    if problems := problems + _contradictory(file, recipe, original, overrides) + _missing(file, values):
         raise UsageError(_listed(problems))
     return recipe
 
 
-def _contradictory(file: TomlFile, recipe: Recipe) -> list[str]:
-    return [
-        f"{file.where(*_known(file, place))}: `{title(place)}`: {sentence}"
-        for place, sentence in contradictions(recipe)
-    ]
+def _contradictory(file: TomlFile, recipe: Recipe, original: TomlFile, overrides: Sequence[str]) -> list[str]:
+    problems = []
+    for place, sentence in contradictions(recipe):
+        where = file.where(*_known(file, place))
+        owed = [o for o in _owed_to(original, overrides, (place, sentence)) if o != where] if overrides else []
+        with_them = f" (with {', '.join(owed)})" if owed else ""
+        problems.append(f"{where}: `{title(place)}`: {sentence}{with_them}")
+    return problems
+
+
+def _owed_to(original: TomlFile, overrides: Sequence[str], problem: tuple[Place, str]) -> list[str]:
+    """The overrides, as given, without which a contradiction would not be there: those of which each alone would
+    end it, or all where it takes more than one of them away."""
+
+    def there(chosen: Sequence[str]) -> bool:
+        file, _ = overridden(original, chosen)
+        values = _beside(file)
+        recipe: Recipe | None
+        try:
+            recipe = Recipe.model_validate(values)
+        except ValidationError as error:
+            recipe = _without_wrong(file, values, error)
+        return recipe is None or problem in contradictions(recipe)  # None: it cannot be known
+
+    alone = [o for n, o in enumerate(overrides) if not there([*overrides[:n], *overrides[n + 1 :]])]
+    return [f"{FLAG} {shown(o)}" for o in alone or ([] if there([]) else overrides)]
 
 
 def _without_wrong(file: TomlFile, values: dict[str, Any], error: ValidationError) -> Recipe | None:
@@ -82,10 +108,11 @@ def _without_wrong(file: TomlFile, values: dict[str, Any], error: ValidationErro
         return None
 
 
-def as_written(recipe: Recipe, path: str | os.PathLike[str]) -> dict[str, Any]:
-    """All settings of a recipe, defaults included, with the paths as its file has them: a report names no machine."""
+def as_written(recipe: Recipe, path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """All settings of a recipe, defaults included, with the paths as its file has them, or the overrides: a report
+    names no machine."""
     settings: dict[str, Any] = recipe.model_dump(mode="json")
-    written = read_toml(Path(path)).values
+    written = overridden(read_toml(Path(path)), overrides)[0].values
     for table, keys in (_both() | {"model": ("base",)}).items():
         given, told = written.get(table), settings[table]
         pairs = zip(given, told, strict=True) if isinstance(given, list) else [(given, told)] if given else []
@@ -95,8 +122,13 @@ def as_written(recipe: Recipe, path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _listed(problems: list[str]) -> str:
-    """One a line, in the order of the file."""
-    return "\n".join(sorted(dict.fromkeys(problems), key=lambda said: int(_LINE.search(said)[1])))  # type: ignore[index]
+    """One a line, in the order of the file; then what options got wrong."""
+
+    def line(said: str) -> float:
+        found = None if said.startswith(f"{FLAG} ") else _LINE.search(said)
+        return int(found[1]) if found else math.inf
+
+    return "\n".join(sorted(dict.fromkeys(problems), key=line))
 
 
 def _beside(file: TomlFile) -> dict[str, Any]:
@@ -170,7 +202,7 @@ def _sentence(file: TomlFile, error: Any) -> str:
     where = file.where(*known)
     kind, given = error["type"], error["input"]
     if kind == "extra_forbidden":
-        return f"{where}: unknown key `{title(known)}`{meant(str(place[-1]), _keys_at(place[:-1]))}"
+        return f"{where}: unknown key `{title(known)}`{meant(str(place[-1]), keys_at(place[:-1]))}"
     if kind == "missing":
         return f"{where}: `{title(place)}` is missing"
     text = str(error["msg"])
@@ -188,28 +220,3 @@ def _known(file: TomlFile, place: Place) -> Place:
             break
         kept.append(part)
     return tuple(kept) if kept else place[:1]
-
-
-def _keys_at(place: Place) -> list[str]:
-    """The keys that a table of the recipe may have."""
-    kind: Any = Recipe
-    for part in place:
-        if isinstance(part, int):
-            continue
-        field = kind.model_fields.get(part)
-        if field is None:
-            return []
-        kind = _record(field.annotation)
-        if kind is None:
-            return []
-    return list(kind.model_fields)
-
-
-def _record(annotation: Any) -> Any:
-    """The record inside `tuple[Record, ...]`, `Record | None` or `Record`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for inner in getattr(annotation, "__args__", ()):
-        if (found := _record(inner)) is not None:
-            return found
-    return None

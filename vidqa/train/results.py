@@ -31,6 +31,7 @@ class Told:
     """What the page says of a run beside its stages."""
 
     settings: Mapping[str, Any]  # of the recipe, defaults included, paths as its file has them
+    overrides: Sequence[str]  # `PATH=VALUE`, by which the settings are others than the file's
     fingerprint: str  # of all data
     device: str
 
@@ -84,6 +85,7 @@ def write_results(
             "base": f"{start.base.spec.name} ({start.base.model_id})",
             "result": f"{bundle.spec.name} ({bundle.model_id})",
             "data fingerprint": told.fingerprint,
+            **({"set on the command line": ", ".join(f"`{o}`" for o in told.overrides)} if told.overrides else {}),
             "device": f"{told.device}, {platform.machine()} {platform.system()}",
             "vidqa": __version__,
         },

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
+from vidqa.config.toml import shown
 from vidqa.errors import UsageError
 from vidqa.fsio import commit, sync_folder
 from vidqa.train import checkpoints
@@ -22,6 +24,7 @@ from vidqa.train.recipe import Recipe
 from vidqa.train.report import StageFacts
 from vidqa.train.stages import save_weights
 
+_SET = "set"  # in run.json: what was set on the command line
 _RUN, _DONE, _WEIGHTS = "run.json", "done.json", "trained.safetensors"
 #: Settings that change neither weights nor losses, or (how a step is cut up) the losses by no more than rounding. A run
 #: that ran out of memory, or had more rejects than allowed, goes on with what its own message told people to change.
@@ -53,13 +56,15 @@ def run_identity(recipe: Recipe, base_id: str, fingerprints: list[str]) -> dict[
     }
 
 
-def open_run(work: Path, identity: dict[str, Any], resume: bool) -> bool:
+def open_run(work: Path, identity: dict[str, Any], resume: bool, overrides: Sequence[str] = ()) -> bool:
     """Get the folder of a run ready.
 
     Args:
         work: the folder.
         identity: of this run.
         resume: go on with what lies there; otherwise it is removed.
+        overrides: `PATH=VALUE` of the command line; what they set counts as part of the recipe, and they are kept so
+            that a refusal can name them.
 
     Returns:
         True when there is a run to go on with.
@@ -77,14 +82,22 @@ def open_run(work: Path, identity: dict[str, Any], resume: bool) -> bool:
             more = [*changed[:_SHOWN], f"and {len(changed) - _SHOWN} more"] if len(changed) > _SHOWN else changed
             raise UsageError(
                 f"{work.parent} holds a run with another {' and '.join(differs)}; it cannot go on with this recipe"
-                + "".join(f"\n  {line}" for line in more),
+                + "".join(f"\n  {line}" for line in [*more, *_told(found.get(_SET, []), overrides)]),
                 hint="--resume never begins anew there, or give another --out",
             )
         return True
     work.mkdir(parents=True, exist_ok=True)
     with commit(file) as f:
-        f.write(json.dumps(identity, indent=1).encode())
+        f.write(json.dumps(identity | {_SET: list(overrides)}, indent=1).encode())
     return False
+
+
+def _told(before: Sequence[str], now: Sequence[str]) -> list[str]:
+    """What was set on the command line, then and now, where it differs."""
+    if list(before) == list(now):
+        return []
+    then, here = (" ".join(f"--set {shown(one)}" for one in given) or "no --set" for given in (before, now))
+    return [f"it was begun with {then}; this is {here}"]
 
 
 def has_learned(work: Path) -> bool:
@@ -99,7 +112,7 @@ def _changes(before: Any, now: Any, place: str = "") -> list[str]:
         names = dict.fromkeys([*before, *now])
         inner = [(f"{place}.{n}" if place else n, before.get(n), now.get(n)) for n in names]
     elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        inner = [(f"{place} {n}", *pair) for n, pair in enumerate(zip(before, now, strict=True), start=1)]
+        inner = [(f"{place}.{n}", *pair) for n, pair in enumerate(zip(before, now, strict=True), start=1)]
     else:
         return [] if before == now else [f"{place}: was {json.dumps(before):.60}, is {json.dumps(now):.60}"]
     return [line for name, one, other in inner for line in _changes(one, other, name)]
