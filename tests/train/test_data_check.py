@@ -167,11 +167,44 @@ def test_several_processes_find_the_same(corpus, tmp_path, monkeypatch):
 def test_bins_count_every_sample_and_none_reaches_over_the_limit(most, limit):
     tokens = np.random.default_rng(0).integers(1, most + 1, 500)
     tokens[0] = most
-    counts, edges = bins(tokens, limit)
-    assert counts.sum() == 500
+    counts, edges, n_beyond = bins(tokens, limit)
+    assert counts.sum() == 500 and n_beyond == 0
     assert len(counts) <= 61
     if limit:
         assert counts[edges[:-1] >= limit].sum() == (tokens > limit).sum()
+
+
+@pytest.mark.parametrize("limit", [None, 300])
+@pytest.mark.parametrize("n", [60, 5000])
+def test_one_extreme_sample_does_not_take_the_others_their_resolution(tmp_path, n, limit):
+    tokens = np.random.default_rng(0).integers(100, 281, n)
+    tokens[n // 2] = 1_000_000
+    counts, edges, n_beyond = bins(tokens, limit)
+    assert counts.sum() + n_beyond == n and n_beyond == (tokens > edges[-1]).sum()
+    assert n_beyond <= max(1, n // 100) and len(counts) <= 61
+    assert (counts > 0).sum() > 25  # all others would share one bar
+    assert limit is None or limit in edges
+    picture = np.asarray(Image.open(save_histogram(tmp_path / "a.png", tokens, limit)).convert("RGB"))
+    bar = (196, 78, 82) if limit else (86, 128, 178)
+    assert (picture[:, -60:] == bar).all(-1).any()  # what is longer has a bar of its own at the end,
+    assert (picture[-30:, -200:].min(-1) < 100).any()  # and words below it
+    without = np.asarray(
+        Image.open(save_histogram(tmp_path / "b.png", np.delete(tokens, n // 2), limit)).convert("RGB")
+    )
+    assert not (without[-30:, -200:].min(-1) < 100).any()
+
+
+@pytest.mark.parametrize(("limit", "is_right"), [(2000, False), (1600, False), (1400, True), (60, True)])
+def test_the_label_of_the_limit_stands_inside_the_picture_beside_the_line(tmp_path, limit, is_right):
+    """Red in the uppermost rows is the line and its label: 40 pixels or more, on the side with more room."""
+    tokens = np.append(np.full(2000, 20), np.arange(20, 3001, 10))  # tall bars on the left only
+    picture = np.asarray(Image.open(save_histogram(tmp_path / "a.png", tokens, limit)).convert("RGB"))
+    red = (picture[48:64] == (196, 78, 82)).all(-1)
+    line = np.flatnonzero(red.all(0))
+    columns = np.flatnonzero(red.any(0))
+    before, after = line[0] - columns[0], columns[-1] - line[-1]
+    assert len(line) in (2, 3) and columns[0] > 2 and columns[-1] < 957
+    assert (before == 0 and after > 40) if is_right else (before > 40 and after == 0), (before, after)
 
 
 def test_the_picture_shows_samples_beyond_the_limit_in_red(tmp_path):
