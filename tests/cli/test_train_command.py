@@ -4,10 +4,12 @@ import errno
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
@@ -432,4 +434,31 @@ def test_data_are_checked_without_training(vidqa, recipe, tmp_path):
     assert good.code == 0, good.err
     assert "1-connector:" in good.out and "within max_reject_rate" in good.out
     assert "  steps: 3 of 2 sequences, 1.2 epochs\n  features: up to " in good.out
+    assert " free on the disk of the cache\n  checkpoints and model: up to " in good.out
+    assert found["cache_free_bytes"] > 1e6 and found["disk_free_bytes"] > 1e6
     assert not (tmp_path / "o" / "bundle.json").exists()
+
+
+def test_what_a_check_says_of_the_disk_is_what_training_wants_of_it(vidqa, recipe, tmp_path, monkeypatch):
+    path = recipe(stages=TWO_STAGES, more='[eval]\nfile = "data.json"\nmedia = "clips"')
+    done = vidqa("train", path, "--check-data", "--out", tmp_path / "o", "--json")
+    connector, both, held_out = (json.loads(line)["disk_bytes"] for line in done.out.splitlines())
+    assert 0 < connector < both and held_out is None
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=both - 1))
+    told = vidqa("train", path, "--check-data", "--out", tmp_path / "o")
+    assert told.code == 0 and told.out.count("free on the disk of the run: TOO LITTLE") == 1, told.out
+    stopped = vidqa("train", path, "--out", tmp_path / "run")
+    assert stopped.code == 1 and "no room for 2 checkpoints and the model" in stopped.err, stopped.err
+
+
+@pytest.mark.parametrize("as_option", [False, True])
+def test_an_export_that_the_base_cannot_be_written_as_names_the_key_before_anything_is_made(
+    vidqa, recipe, tmp_path, as_option
+):
+    pytest.importorskip("onnx")
+    path = recipe(more="" if as_option else "[output]\ntransformers = true")
+    options = ["--set", "output.transformers=true"] if as_option else []
+    refused = vidqa("train", path, *options, "--set", "model.base=demo", "--out", tmp_path / "o")
+    where = "--set output.transformers=true: " if as_option else f"{path}:14: "
+    assert refused.code == 2 and f"{where}`output.transformers`: video.onnx: this encoder has temporal" in refused.err
+    assert "try: transformers = false" in refused.err and not (tmp_path / "o").exists()

@@ -60,6 +60,18 @@ def test_bar_on_a_terminal_that_does_not_tell_its_size(size, monkeypatch):
     assert "4/4" in shown and "file" in shown and len(max(shown.split("\r"), key=len)) > 60
 
 
+def test_a_bar_that_goes_on_begins_where_the_earlier_run_ended(capsys):
+    reporter = Reporter(level=1, bar=True)
+    with reporter.progress(40, "step", done=15):
+        assert "15/40" in capsys.readouterr().err
+        time.sleep(0.12)
+        reporter.advance()
+        assert reporter._bar is not None and (reporter._bar.n, reporter._bar.initial) == (16, 15)
+        assert (
+            reporter._bar.format_dict["rate"] is None or reporter._bar.format_dict["rate"] < 10
+        )  # of one step, not 16
+
+
 def test_no_bar_where_nobody_looks(monkeypatch):
     monkeypatch.setattr(sys, "stderr", io.StringIO())  # not a terminal
     reporter = Reporter(level=1)

@@ -24,7 +24,11 @@ class Breaks(Silent):
     """A listener that ends the run when so many steps are made, before the last of them is saved."""
 
     def __init__(self, after):
-        self.left, self.said = after, []
+        self.left, self.said, self.bars = after, [], []
+
+    def progress(self, total, unit, done=0):
+        self.bars.append((total, unit, done))
+        return super().progress(total, unit, done)
 
     def say(self, text, *, level=1):
         self.said.append(text)
@@ -70,6 +74,7 @@ def test_a_broken_run_is_the_unbroken_run(lab, tmp_path, lora):
         with pytest.raises(KeyboardInterrupt):
             lab.tune(fresh(lab, lora), tmp_path / "broken", stage, common=lab.saving(3), listener=breaks)
         assert (f"instruct: going on from step {begins}" in breaks.said) == (begins is not None)
+        assert breaks.bars == [(whole.result.n_steps, "step", begins or 0)]
     ran = lab.tune(fresh(lab, lora), tmp_path / "broken", stage, common=lab.saving(3))
     assert found_in(tmp_path / "broken")[0][0] == 3  # it did go on from a checkpoint
     assert curve(ran) == curve(whole)

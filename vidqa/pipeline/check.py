@@ -19,12 +19,13 @@ from vidqa.pipeline.options import RunOptions
 from vidqa.pipeline.progress import QUIET, Reporter
 from vidqa.pipeline.train import shown, sources
 from vidqa.prompts.formats import get_format
-from vidqa.train.checkpoints import in_units
+from vidqa.train.checkpoints import free_in, in_units
 from vidqa.train.data import Corpus
 from vidqa.train.data.check import Checked, check_data
 from vidqa.train.data.look import Reader
 from vidqa.train.data.probe import Prober
 from vidqa.train.data.shapes import SpecShapes
+from vidqa.train.needs import disk_bytes
 from vidqa.train.order import Plan
 from vidqa.train.recipe_file import read_recipe
 from vidqa.train.stage_run import chat_of, plan_of
@@ -35,6 +36,27 @@ _HELD_OUT = "held-out"  # stages have a number in front
 
 
 @dataclass(frozen=True)
+class Room:
+    """What a stage takes on disk, in bytes, and what is free there."""
+
+    features: int  # at most, of all media
+    cache_free: int  # on the disk of the cache
+    checkpoints: int | None  # at most, with the model; none for the held-out file
+    disk_free: int  # on the disk of the run
+
+    def lines(self) -> list[str]:
+        """For people."""
+        wanted = [("features", self.features, self.cache_free, "cache")]
+        if self.checkpoints is not None:
+            wanted.append(("checkpoints and model", self.checkpoints, self.disk_free, "run"))
+        return [
+            f"  {what}: up to {in_units(need)}, {in_units(free)} free on the disk of the {place}"
+            + (": TOO LITTLE" if free < need else "")
+            for what, need, free, place in wanted
+        ]
+
+
+@dataclass(frozen=True)
 class StageCheck:
     """What was found for the data of one stage, or of the held-out file."""
 
@@ -42,16 +64,15 @@ class StageCheck:
     checked: Checked
     rejects: Path  # the table
     histogram: Path  # the picture
-    cache_bytes: int  # at most, of the features of all media
     plan: Plan | None  # how the stage would go through the data; none for the held-out file
+    room: Room
 
     def as_text(self) -> str:
         """For people."""
         lines = [f"{self.name}:", *(f"  {line}" for line in self.checked.lines())]
         if plan := self.plan:
             lines.append(f"  steps: {plan.n_steps} of {plan.batch} sequences, {plan.epochs:.4g} epochs")
-        lines.append(f"  features: up to {in_units(self.cache_bytes)} in the cache")
-        return "\n".join([*lines, f"  {self.rejects}", f"  {self.histogram}"])
+        return "\n".join([*lines, *self.room.lines(), f"  {self.rejects}", f"  {self.histogram}"])
 
     def as_dict(self) -> dict[str, object]:
         """For machines."""
@@ -65,7 +86,10 @@ class StageCheck:
             "longest": int(checked.tokens.max(initial=0)),
             "fingerprint": checked.fingerprint,
             "steps": self.plan.n_steps if self.plan else None,
-            "cache_bytes": self.cache_bytes,
+            "cache_bytes": self.room.features,
+            "cache_free_bytes": self.room.cache_free,
+            "disk_bytes": self.room.checkpoints,
+            "disk_free_bytes": self.room.disk_free,
             "rejects": str(self.rejects),
             "histogram": str(self.histogram),
         }
@@ -121,9 +145,12 @@ def check(
                 n_processes=options.n_workers or cpu_threads(),
                 progress=shown(reporter),
             )
-            room = len(corpus.look().media) * entry_bytes(bundle)
-            plan = None if name == _HELD_OUT else plan_of(stage, corpus, words.seed)
-            found.append(StageCheck(name, checked, *checked.save(folder / name), room, plan))
+            trained = None if name == _HELD_OUT else stage
+            plan = plan_of(trained, corpus, words.seed) if trained else None
+            features = len(corpus.look().media) * entry_bytes(bundle)
+            disk = disk_bytes(words, trained, bundle) if trained else None
+            room = Room(features, free_in(Path(options.cache_dir)), disk, free_in(folder))
+            found.append(StageCheck(name, checked, *checked.save(folder / name), plan, room))
     return found
 
 

@@ -24,16 +24,15 @@ from vidqa.tables.lock import TableLock
 from vidqa.train.checkpoints import in_units, room_needed
 from vidqa.train.data import Corpus, MediaRef, RejectLog, Source
 from vidqa.train.metrics import MetricsFile
-from vidqa.train.needs import check_deepspeed, check_device, check_packages, check_space
+from vidqa.train.needs import check_deepspeed, check_device, check_exports, check_packages, check_space
 from vidqa.train.output import Start
 from vidqa.train.processes import Common, is_first, join, local_device, wait_for_all
 from vidqa.train.recipe import Evaluation, Recipe, Stage
-from vidqa.train.recipe_file import as_written, read_recipe
+from vidqa.train.recipe_file import as_written, read_recipe, where_set
 from vidqa.train.report import StageFacts
 from vidqa.train.results import Told, write_results
 from vidqa.train.stage_run import StageRun
 from vidqa.train.stagefiles import finished, has_learned, open_run, run_identity
-from vidqa.train.to_transformers import exportable
 from vidqa.train.watch import Interrupted
 
 Encode = Literal["cache", "on-the-fly"]
@@ -136,6 +135,7 @@ class _Run:
         self.overrides = tuple(overrides)
         self.written = as_written(recipe, file, overrides)  # now: the file may be another one when the run ends
         bundle = load_bundle(recipe.model.base)
+        check_exports(recipe, bundle, where_set(file, overrides, "output", "transformers"))
         self.loaded = LoadedModel(bundle, device, batch_size=options.batch_size, reporter=reporter)
         self.start = Start(bundle, recipe.model.connector == "fresh", recipe.seed)
         self.device = local_device(device)
@@ -152,8 +152,6 @@ class _Run:
                 self._forget()
             open_run(self.work, identity, resume, self.overrides)
             check_space(self.recipe, self.start.base, self.out)
-            if self.recipe.output.transformers:
-                exportable(self.start.base)  # what cannot be written is said now, not after days
         wait_for_all()
         with ExitStack() as stack:
             everything = [*corpora, *([held_out] if held_out else [])]

@@ -65,6 +65,14 @@ def settle(part: Path, folder: Path, step: int, keep: int) -> Path:
     return target
 
 
+def free_in(folder: Path) -> int:
+    """Bytes that are free on the disk of a folder, which need not exist yet."""
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
 def need_room(folder: Path, n_bytes: int, what: str, hint: str | None = None) -> None:
     """See whether a disk has room.
 
@@ -77,10 +85,7 @@ def need_room(folder: Path, n_bytes: int, what: str, hint: str | None = None) ->
     Raises:
         TrainError: it has not; says how much is wanted and there.
     """
-    place = folder
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    free = free_in(folder)
     if free < n_bytes:
         raise TrainError(
             f"no room for {what} in {folder}: {in_units(n_bytes)} needed, {in_units(free)} free",

@@ -1,4 +1,4 @@
-"""What a recipe needs of the machine: packages and room on the disk, looked for before anything begins."""
+"""What a recipe needs of machine and base: packages, devices, room on the disk; looked for before anything begins."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import json
 import math
 from pathlib import Path
 
-from vidqa.errors import UsageError
+from vidqa.errors import UsageError, VidqaError
 from vidqa.model.bundle import Bundle
 from vidqa.train.checkpoints import folder_bytes, need_room
-from vidqa.train.recipe import Recipe
+from vidqa.train.recipe import Recipe, Stage
+from vidqa.train.to_transformers import exportable
 
 
 def check_packages(recipe: Recipe) -> None:
@@ -87,22 +88,44 @@ def check_device(recipe: Recipe, device: str) -> None:
 def check_space(recipe: Recipe, base: Bundle, out: Path) -> None:
     """See that the disk holds the checkpoints of the largest stage and the bundle.
 
-    Weights that learn are counted as four bytes, with eight for the optimizer's moments.
-
     Raises:
         TrainError: it does not; says how much is needed and there.
+    """
+    need = max(disk_bytes(recipe, stage, base) for stage in recipe.stage)
+    need_room(out, need, f"{recipe.output.keep} checkpoints and the model")
+
+
+def disk_bytes(recipe: Recipe, stage: Stage, base: Bundle) -> int:
+    """What a stage's checkpoints take at most, the one that is being written among them, and the model.
+
+    Weights that learn are counted as four bytes, with eight for the optimizer's moments.
     """
     config = json.loads((base.llm_folder / "config.json").read_text(encoding="utf-8"))
     width = 2 if str(config.get("dtype") or config.get("torch_dtype")) in ("bfloat16", "float16") else 4
     llm = sum(p.stat().st_size for p in base.llm_folder.glob("*.safetensors")) // width
-    connector = base.connector_file.stat().st_size // 4
-    largest = 0
-    for stage in recipe.stage:
-        learn = connector
-        if "llm" in stage.parts:
-            learn += llm
-        elif stage.lora:  # rank x (in + out) of each layer, at most about this share of a square one
-            learn += math.ceil(llm * 2 * stage.lora.r / max(1, int(config.get("hidden_size", 1))))
-        largest = max(largest, 12 * learn)
-    kept = largest * (recipe.output.keep + 1)
-    need_room(out, kept + folder_bytes(base.folder), f"{recipe.output.keep} checkpoints and the model")
+    learn = base.connector_file.stat().st_size // 4
+    if "llm" in stage.parts:
+        learn += llm
+    elif stage.lora:  # rank x (in + out) of each layer, at most about this share of a square one
+        learn += math.ceil(llm * 2 * stage.lora.r / max(1, int(config.get("hidden_size", 1))))
+    return 12 * learn * (recipe.output.keep + 1) + folder_bytes(base.folder)
+
+
+def check_exports(recipe: Recipe, base: Bundle, where: str) -> None:
+    """See that the model can be written in every form that the recipe asks for; said now, not after days.
+
+    Args:
+        recipe: of the run.
+        base: where it starts.
+        where: of `output.transformers`: file and line, or the option that set it.
+
+    Raises:
+        UsageError: it cannot, and why.
+    """
+    if not recipe.output.transformers:
+        return
+    try:
+        exportable(base)
+    except VidqaError as error:
+        instead = "transformers = false; the model for --model and export/mm_projector.bin are written all the same"
+        raise UsageError(f"{where}: `output.transformers`: {error.what}", hint=error.hint or instead) from error

@@ -121,6 +121,11 @@ def as_written(recipe: Recipe, path: str | os.PathLike[str], overrides: Sequence
     return settings
 
 
+def where_set(path: str | os.PathLike[str], overrides: Sequence[str], *place: str | int) -> str:
+    """Where a setting of a recipe stands, for messages: `FILE:LINE`, or the override that set it."""
+    return overridden(read_toml(Path(path)), overrides)[0].where(*place)
+
+
 def _listed(problems: list[str]) -> str:
     """One a line, in the order of the file; then what options got wrong."""
 
