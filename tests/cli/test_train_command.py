@@ -4,6 +4,7 @@ import errno
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -14,6 +15,7 @@ from types import SimpleNamespace
 import polars as pl
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from vidqa.train.data.rejects import Rejected, write_rejects
@@ -462,3 +464,83 @@ def test_an_export_that_the_base_cannot_be_written_as_names_the_key_before_anyth
     where = "--set output.transformers=true: " if as_option else f"{path}:14: "
     assert refused.code == 2 and f"{where}`output.transformers`: video.onnx: this encoder has temporal" in refused.err
     assert "try: transformers = false" in refused.err and not (tmp_path / "o").exists()
+
+
+def nasty(clips):
+    """Records of each published layout, and why each is left out; None where it is trained on."""
+    two = {"video": ["a.mp4", "b.mp4"], "image": "p.png"}
+    span = {"source": "VATEX", "video": "abcdefghijk.mp4"}
+    (clips / "VATEX").mkdir()
+    shutil.copy(clips / "a.mp4", clips / "VATEX/abcdefghijk.mp4")
+    Image.new("RGB", (32, 32), "red").save(clips / "p.png")
+    (clips / "text.mp4").write_text("no clip\n" * 99)
+    llava = [
+        ({"id": None, "video": "a.mp4", **said("What <video> is it?")}, None),
+        (two | said("<video>\nand <image> or <video>?"), None),
+        (two | said("<video>\n<video>?"), "placeholder_mismatch"),
+        ({"id": None, "video": "a.mp4", **said("<VIDEO> What?")}, "placeholder_mismatch"),
+        ({"id": "same", **said("Only text")}, None),
+        ({"id": "same", **said("Only text", " ")}, "answerless"),
+        ({"video": "p.png", **said("<video>")}, "media_unreadable"),
+        ({"image": "a.mp4", **said("<image>")}, "media_unreadable"),
+        (said("a </s> b"), "reserved_text"),
+        (said("a", "b " * 3000), "too_long"),
+    ]
+    valley = [
+        (span | {"v_id": "abcdefghijk_000000_000001"} | said("<video>\nWhat?"), None),
+        (span | {"v_id": "abcdefghijk_000002_000001"} | said("<video>\nWhat?"), "bad_span"),
+        (span | {"v_id": "abcdefghijk_000900_000901"} | said("<video>\nWhat?"), "bad_span"),
+        (span | {"v_id": "abcdefghijk"} | said("<video>\nWhat?"), None),
+    ]
+    instruct = [
+        ({"q": "What?", "a": "red", "video_id": "v_c", "id": None}, None),
+        ({"q": "<video> What?", "a": "red", "video_id": "a"}, "placeholder_mismatch"),
+        ({"q": "What?", "a": 3, "video_id": "a"}, "bad_record"),
+        ({"q": "What?", "a": "red", "video_id": "text"}, "media_unreadable"),
+        ({"q": "What?", "a": "red", "video_id": "gone"}, "media_missing"),
+    ]
+    return llava, valley, instruct
+
+
+def said(question, answer="red"):
+    return {"conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]}
+
+
+def test_check_and_training_leave_out_the_same_records_of_every_format(vidqa, tmp_path, clips, tiny_bundle):
+    llava, valley, instruct = nasty(clips)
+    (tmp_path / "llava.json").write_text(json.dumps([record for record, _ in llava]))
+    lines = [json.dumps(record) for record, _ in (*valley, *instruct)] + ['{"id": 1, "conv']
+    (tmp_path / "mixed.jsonl").write_bytes(b"\xef\xbb\xbf\n\n" + "\r\n \n".join(lines).encode())
+    listed = [
+        {k: [v] if k in ("image", "video") and isinstance(v, str) else v for k, v in record.items()}
+        for record, _ in (*llava, *valley)
+    ]
+    kinds = {"image": pl.List(pl.String), "video": pl.List(pl.String)}
+    pl.DataFrame(listed, schema_overrides=kinds, infer_schema_length=None).write_parquet(tmp_path / "nested.parquet")
+    wanted = {("llava.json", n): why for n, (_, why) in enumerate(llava)}
+    wanted |= {("nested.parquet", n): why for n, (_, why) in enumerate((*llava, *valley))}
+    wanted |= {("mixed.jsonl", n): why for n, (_, why) in enumerate((*valley, *instruct, (None, "bad_json")))}
+    sources = (("llava.json", 0.5), ("llava.json", 2.0), ("mixed.jsonl", 1.0), ("nested.parquet", 0.5))
+    path = tmp_path / "nasty.toml"
+    path.write_text(
+        f'max_reject_rate = 0.9\n[model]\nbase = "{tiny_bundle}"\n'
+        + "".join(
+            f'[[data]]\nname = "s{n}"\nfile = "{name}"\nmedia = "clips"\nweight = {weight}\n'
+            for n, (name, weight) in enumerate(sources)
+        )
+        + '[[stage]]\nkind = "connector"\nbatch_size = 8\nper_device = 8\nepochs = 2'
+    )
+    checked = vidqa("train", path, "--check-data", "--out", tmp_path / "o", "--json")
+    assert checked.code == 0, checked.err
+    found = json.loads(checked.out)
+    trained = vidqa("train", path, "--out", tmp_path / "o")
+    assert trained.code == 0, trained.err
+    before, after = (pl.read_parquet(p) for p in (found["rejects"], tmp_path / "o/rejects.parquet"))
+    kinds = {(Path(source).name, n): kind for source, n, kind in before.select("source", "record", "kind").rows()}
+    assert kinds == {place: why for place, why in wanted.items() if why}
+    assert after.select("source", "record", "id", "kind").equals(before.select("source", "record", "id", "kind"))
+    assert "None" not in before["id"].to_list()
+    assert found["records"] == len(wanted) and sum(found["rejected"].values()) == before.height
+    report = (tmp_path / "o/report.md").read_text()
+    assert "| llava.json | 10 | 0.5 |" in report and "| llava.json | 10 | 2.0 |" in report
+    assert {kind: int(n) for n, kind in re.findall(r"- connector: (\d+) (\w+)", report)} == found["rejected"]

@@ -13,7 +13,7 @@ from vidqa.cache.index import MediaIndex
 from vidqa.media.workers import DecodePool
 from vidqa.prompts.build import MediaShape
 from vidqa.prompts.formats import FORMATS
-from vidqa.train.data import Corpus, Source
+from vidqa.train.data import Corpus, Rejected, RejectLog, Source
 from vidqa.train.data.check import check_data
 from vidqa.train.data.look import Reader, look_at
 from vidqa.train.data.picture import bins, save_histogram
@@ -141,6 +141,21 @@ def test_good_data_pass(corpus, tmp_path):
     assert checked.passes
     assert checked.rejected == ()
     assert checked.lines()[-1] == "rejected: 0.00% of 3, within max_reject_rate 1.00%"
+
+
+def test_a_file_in_two_sources_has_each_reject_once_as_in_training(corpus, tmp_path):
+    twice = Corpus(
+        [Source(s.path, s.media_root, weight) for s in corpus.sources for weight in (0.5, 2.0)],
+        cache_dir=tmp_path / "cache",
+    )
+    reader = Reader(Words(), FORMATS["v1"], room, 200)
+    once, both = check_data(corpus, reader), check_data(twice, reader)
+    assert both.rejected == once.rejected and both.n_records == once.n_records == twice.n_records == len(RECORDS)
+    assert both.lines()[-1] == once.lines()[-1]
+    log = RejectLog(tmp_path / "r.parquet", twice.n_records, 1.0)
+    for _ in range(2):
+        log.add(*(found for n in range(len(twice)) if isinstance(found := twice.get(n), Rejected)))
+    assert len(log) == sum(isinstance(corpus.get(n), Rejected) for n in range(len(corpus)))
 
 
 @pytest.mark.slow

@@ -82,6 +82,13 @@ def test_a_bad_record_is_an_error_or_a_value(write, corpus_of):
     assert (moved.kind, moved.what) == ("answerless", "answer 1 is empty")
 
 
+def test_the_name_of_a_bad_record_is_its_id_or_else_its_number(write, corpus_of):
+    bad = {"conversations": []}
+    records = [bad | {"id": 7}, bad | {"id": None}, bad | {"id": None, "video_id": "v"}, bad, bad | {"id": 0}]
+    corpus = corpus_of(Source(write("a.json", records)))
+    assert [corpus.get(n).id for n in range(5)] == ["7", "1", "v", "3", "0"]
+
+
 def test_a_corpus_crosses_process_borders(write, corpus_of):
     corpus = corpus_of(Source(write("a.json", [told(answer="é")] * 3)))
     copy = pickle.loads(pickle.dumps(corpus))

@@ -48,6 +48,16 @@ def test_records_on_lines_are_found_over_the_borders_of_chunks(scratch, records,
     assert found(scratch, "lines", chunk) == records
 
 
+@pytest.mark.parametrize("before", [b"\xef\xbb\xbf", b"\xef\xbb\xbf\n\n", b"\xef\xbb\xbf \r\n", b"\n\n", b""])
+def test_empty_lines_behind_a_byte_order_mark_are_no_records(tmp_path, before):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(before + b'{"a": 1}\n\n{"a": 2}')
+    for chunk in (1, 2, 3, 4, 100):
+        assert len(scan_json(path, "lines", chunk=chunk).spans) == 2
+    file = RecordFile(path, tmp_path / "cache")
+    assert [file.record(n) for n in range(len(file))] == [{"a": 1}, {"a": 2}]
+
+
 @pytest.mark.parametrize("n", range(1, 6))
 def test_runs_of_backslashes_before_a_quote(scratch, n):
     records = [{"a": "\\" * n + '"', "b": "],["}, {"a": "\\" * n}]

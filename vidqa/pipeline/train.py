@@ -228,7 +228,7 @@ class _Run:
             listener=self.reporter,
             stopping=lambda: self.reporter.stop.is_wanted,
         )
-        rejects = RejectLog(folder / "rejects.parquet", len(corpus), self.recipe.max_reject_rate)
+        rejects = RejectLog(folder / "rejects.parquet", corpus.n_records, self.recipe.max_reject_rate)
         facts = None
         with self.reporter.stop.held(), suppress(Interrupted):  # the first signal waits for a checkpoint
             facts = run.go(corpus, held_out, features, rejects, self.out / "samples.parquet")

@@ -103,10 +103,7 @@ def _rejected(recipe: Recipe, out: Path) -> list[Rejected]:
 
 
 def _sources(recipe: Recipe, corpora: Sequence[Corpus], told: Told) -> list[dict[str, object]]:
-    """A line of the page for each file that a stage learned from."""
-    files = {f.path: f for corpus in corpora for f in corpus.files}
+    """A line of the page for each file that a stage learned from, and each weight that it had."""
+    files = dict.fromkeys(f for corpus in corpora for f in corpus.files)
     names = {visible(d.file): said["file"] for d, said in zip(recipe.data, told.settings["data"], strict=True)}
-    return [
-        {"file": names[f.path], "records": f.n_records, "weight": f.weight, "sha256": f.sha256[:16]}
-        for f in files.values()
-    ]
+    return [{"file": names[f.path], "records": f.n_records, "weight": f.weight, "sha256": f.sha256[:16]} for f in files]

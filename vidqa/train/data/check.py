@@ -15,7 +15,7 @@ import numpy as np
 from vidqa.errors import MediaError
 from vidqa.records import MediaFacts
 from vidqa.terminal import bar_size
-from vidqa.train.data.corpus import Corpus, FileFacts
+from vidqa.train.data.corpus import Corpus, FileFacts, distinct_records
 from vidqa.train.data.look import Look, Reader, look_at
 from vidqa.train.data.picture import save_histogram
 from vidqa.train.data.probe import Prober
@@ -43,8 +43,8 @@ class Checked:
 
     @property
     def n_records(self) -> int:
-        """All records."""
-        return sum(f.n_records for f in self.files)
+        """All records; those of a file that is in two sources once."""
+        return distinct_records(self.files)
 
     @property
     def passes(self) -> bool:
@@ -167,11 +167,15 @@ def _sum_up(
             n_videos = sum(ref.kind == "video" for ref in refs)
             key = (len(refs) - n_videos, n_videos)
             placeholders[key] = placeholders.get(key, 0) + 1
+    rejected: dict[tuple[str, int], Rejected] = {}
+    for number in sorted(look.rejected):
+        one = look.rejected[number]
+        rejected.setdefault((one.source, one.record), one)  # as in training: a file may be in two sources
     readable = [found for found in facts.values() if isinstance(found, MediaFacts)]
     return Checked(
         files=corpus.files,
         fingerprint=corpus.fingerprint,
-        rejected=tuple(look.rejected[number] for number in sorted(look.rejected)),
+        rejected=tuple(rejected.values()),
         tokens=np.array(look.tokens, np.int64),
         n_visual=int(np.array(look.visual, np.int64)[good].sum()),
         n_learned=int(np.array(look.learned, np.int64)[good].sum()),

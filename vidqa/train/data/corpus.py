@@ -89,6 +89,11 @@ class Corpus:
     def __len__(self) -> int:
         return int(self._first[-1])
 
+    @property
+    def n_records(self) -> int:
+        """Records of all files, of which rejects are a share; a file that is in two sources counts once."""
+        return distinct_records(self.files)
+
     def place(self, index: int) -> tuple[int, int]:
         """(source, record in its file) of a number.
 
@@ -156,7 +161,8 @@ class Corpus:
             record = self._opened[which][0].record(number)
         except SampleError:
             return str(number)
-        return str(record.get("id", record.get("video_id", number)))
+        known = (record.get(key) for key in ("id", "video_id"))  # tables fill absent keys with null
+        return str(next((value for value in known if value is not None), number))
 
     def epoch_order(self, epoch: int) -> np.ndarray:
         """int64 [M]: the numbers of the samples that an epoch sees, shuffled; the same on every machine.
@@ -188,6 +194,11 @@ class Corpus:
         """Digest of the contents of all files, with their weights and in the order of the sources; not of paths."""
         parts = [(f.sha256, f.weight, s.format) for f, s in zip(self.files, self.sources, strict=True)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def distinct_records(files: Sequence[FileFacts]) -> int:
+    """Records of some files, each file once."""
+    return sum({f.path: f.n_records for f in files}.values())
 
 
 def _open(source: Source, cache_dir: Path, progress: bool) -> tuple[RecordFile, MediaFolder]:

@@ -31,7 +31,7 @@ from vidqa.train.data.scan import Scanned, layout_of, scan_json
 log = logging.getLogger(__name__)
 
 #: The form of what lies in the cache; raised by one when that changes.
-INDEX_FORMAT = 1
+INDEX_FORMAT = 2
 #: Two changes within one tick of a file system's clock give the same time; FAT ticks every two seconds.
 _TICK_NS = 2_000_000_000
 _BLOCK_ROWS = 4096

@@ -83,10 +83,11 @@ def scan_json(
                 if tell:
                     tell(len(data))
             spans = scanner.spans(size)
-            if layout == "array" and len(spans) == 1:  # `[ ]` looks like one record of nothing
+            # `[ ]`, and a mark of UTF-8 before an empty line, look like one record of nothing.
+            if len(spans) and (layout == "lines" or len(spans) == 1):
                 f.seek(int(spans[0, 0]))
-                if not f.read(int(spans[0, 1] - spans[0, 0])).strip():
-                    spans = spans[:0]
+                if not f.read(int(spans[0, 1] - spans[0, 0])).removeprefix(_BOM).strip():
+                    spans = spans[1:]
     except OSError as e:
         raise UsageError(f"{path}: cannot be read: {e.strerror or e}") from e
     return Scanned(spans, digest.hexdigest(), size)
