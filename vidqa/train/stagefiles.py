@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -96,8 +97,11 @@ def _told(before: Sequence[str], now: Sequence[str]) -> list[str]:
     """What was set on the command line, then and now, where it differs."""
     if list(before) == list(now):
         return []
-    then, here = (" ".join(f"--set {shown(one)}" for one in given) or "no --set" for given in (before, now))
-    return [f"it was begun with {then}; this is {here}"]
+
+    def words(given: Sequence[str]) -> str:
+        return " ".join(f"--set {shlex.quote(shown(one))}" for one in given) or "no --set"
+
+    return [f"it was begun with {words(before)}; this is {words(now)}"]
 
 
 def has_learned(work: Path) -> bool:
