@@ -23,7 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
-from demo_model import encoders, package, tuning, words
+from demo_model import encoders, package, seen, tuning, words
 from demo_model.plan import Plan, device, log
 
 #: Step -> what runs, the result that says it is done, and whether several processes share the work.
@@ -41,6 +41,7 @@ STEPS: dict[str, tuple[Callable[[Plan, Path], None], str, bool]] = {
     "more_instruct": (tuning.step_more_instruct, "more_instruct.pt", True),
     "variety": (encoders.step_variety, "variety.pt", True),
     "encoders": (encoders.step_encoders, "encoders/text.onnx", False),
+    "seen": (seen.step_seen, "seen.json", False),
     "words": (words.step_words, "words.pt", False),
     "base": (package.step_base, "base/bundle.json", False),
     "conversations": (tuning.step_conversations, "world/texts.jsonl", False),

@@ -10,10 +10,24 @@ import pytest
 
 pytest.importorskip("av")
 
-from demo_world.language import NUMBERS, SAYINGS, caption, claims, detail, lookups, pairs, truth
+from demo_world.alignment import GROUPS, patch_truth
+from demo_world.language import (
+    NUMBERS,
+    PLACES,
+    SAYINGS,
+    caption,
+    checks,
+    claims,
+    detail,
+    lookups,
+    pairs,
+    place,
+    share_a_colour,
+    truth,
+)
 from demo_world.render import cover, render
 from demo_world.scene import COLOURS, HELD_OUT, MOTIONS, SHAPES, SIZE, make_scene, path_of
-from demo_world.write import all_records, looked_at, media_bytes, write_lookups, write_world
+from demo_world.write import all_records, looked_at, media_bytes, write_alike, write_lookups, write_world
 
 
 def test_the_world_is_as_rich_as_promised():
@@ -99,6 +113,60 @@ def test_as_many_no_as_yes_and_counts_are_right():
     assert answers["Yes."] == answers["No."] == 200
 
 
+def test_claims_to_check_are_true_or_false_of_the_thing_that_they_name():
+    answers, borrowed = Counter(), 0
+    for seed in range(300):
+        scene = make_scene(seed)
+        names = {t.name: t for t in scene.things}
+        for pair in checks(scene, np.random.default_rng(seed)):
+            if pair.question.startswith(("Which", "What")):
+                assert pair.answer == f"The {first_of(scene, pair.question).name}.", pair
+                continue
+            (name,) = re.findall(f"(?:{'|'.join(COLOURS)}) (?:{'|'.join(SHAPES)})", pair.question)
+            if pair.question.startswith("Is it true"):
+                said = pair.question.removeprefix(f"Is it true that the {name} ").removesuffix("?")
+                (motion,) = [m for m, sayings in SAYINGS.items() if said in sayings]
+                assert pair.answer == ("Yes." if names[name].motion == motion else "No."), pair
+                borrowed += pair.answer == "No." and motion in {t.motion for t in scene.things}
+            else:
+                assert pair.answer == ("Yes." if name in names else "No."), pair
+            answers[pair.answer] += 1
+    assert 0.4 < answers["No."] / answers.total() < 0.55
+    assert borrowed > 100  # false of this thing, true of another one
+
+
+def first_of(scene, question):
+    """Of two things that are named, the one that comes or goes first."""
+    timed = [t for t in scene.things if t.name in question and t.motion in ("appears", "disappears")]
+    assert len(timed) == 2
+    return min(timed, key=lambda t: t.at)
+
+
+def test_patches_know_where_a_thing_that_stays_is():
+    seen = Counter()
+    for seed in range(120):
+        scene = make_scene(seed, still=True)
+        known = patch_truth(scene, np.zeros(1, int), 4)[0]
+        for k, t in enumerate(scene.things):
+            own = cover(scene, np.zeros(1, int), 4)[0].reshape(len(scene.things), -1)
+            patches = known[(own.argmax(0) == k) & (own.max(0) >= 0.1)]
+            where = place(t)
+            assert set(patches[:, GROUPS.index("place")]) == {PLACES.index(where) if where else -1}
+            if where in ("top left", "bottom right"):
+                assert (t.start[0] < SIZE / 2) == (t.start[1] < SIZE / 2) == (where == "top left")
+            seen[where] += 1
+    assert set(seen) == {*PLACES, None}
+
+
+def test_alike_has_scenes_with_two_things_of_one_colour(tmp_path):
+    write_world(tmp_path, range(40))
+    write_alike(tmp_path, 3)
+    made = json.loads((tmp_path / "alike.json").read_text())
+    seeds = {int((r.get("video") or r["image"])[:6]) for r in made}
+    assert 1 <= len(seeds) <= 3 and all(share_a_colour(make_scene(s)) for s in seeds)
+    assert {r["topic"] for r in made} == {"caption", "detail"}
+
+
 def test_lookups_point_at_one_thing_and_are_true():
     said = Counter()
     for seed in range(300):
@@ -126,7 +194,7 @@ def test_lookups_are_written_for_scenes_with_several_things(tmp_path):
     several = [s for s in range(12) if len(make_scene(s).things) > 1][:3]
     made = json.loads((tmp_path / "lookups.json").read_text())
     assert {int(r["id"].split("-")[0]) for r in made} == set(several)
-    assert {r["topic"] for r in made} == {"lookup"}
+    assert {r["topic"] for r in made} == {"lookup", "check", "position"}
 
 
 def test_written_clips_are_what_was_rendered(tmp_path):

@@ -10,10 +10,10 @@ import torch
 
 pytest.importorskip("av")
 
-from demo_world.alignment import GROUPS, Arrays, Phrasebook, build_arrays
+from demo_world.alignment import GROUPS, PHRASES, Arrays, Phrasebook, build_arrays, told_apart
 from demo_world.language import caption
 from demo_world.scene import COLOURS, HELD_OUT, MOTIONS, SHAPES, make_scene
-from demo_world.variety import Variety, backwards, played_backwards, shows_held_out, turn
+from demo_world.variety import Variety, backwards, never_shown, played_backwards, turn
 from demo_world.write import write_world
 from transformers import AutoTokenizer
 
@@ -55,14 +55,32 @@ def test_a_scene_played_backwards_says_so() -> None:
 
 
 def test_no_turn_shows_a_held_out_pair() -> None:
-    assert shows_held_out({("orange", "star")}, -33)  # an orange star that turns red
-    assert not shows_held_out({("orange", "circle")}, -33)
-    assert not any(shows_held_out({("white", shape)}, d) for shape in SHAPES for d in range(0, 360, 10))
+    def never(colour: str, shape: str, degrees: float) -> bool:
+        return bool(never_shown(degrees)[list(COLOURS).index(colour), SHAPES.index(shape)])
+
+    assert never("orange", "star", -33)  # an orange star that turns red
+    assert not never("orange", "circle", -33)
+    assert not any(never("white", shape, d) for shape in SHAPES for d in range(0, 360, 10))
     for colour, shape in HELD_OUT:
-        assert shows_held_out({(colour, shape)}, 0)
-        assert not shows_held_out({(colour, shape)}, 120)
+        assert never(colour, shape, 0)
+        assert not never(colour, shape, 120)
     grey = np.array(COLOURS["red"]) @ turn(90, 0.0)
     assert np.ptp(grey) < 1e-9
+
+
+def test_what_training_never_shows_is_no_wrong_answer() -> None:
+    phrases = [(group, p) for group, ps in PHRASES.items() for p in ps]
+    truth = torch.full((len(COLOURS), len(SHAPES), len(GROUPS)), IGNORE)
+    truth[..., GROUPS.index("colour")] = torch.arange(len(COLOURS))[:, None]
+    truth[..., GROUPS.index("shape")] = torch.arange(len(SHAPES))
+    closed = ~told_apart(truth)
+    for i, colour in enumerate(COLOURS):
+        for j, shape in enumerate(SHAPES):
+            found = {phrases[k] for k in closed[i, j].nonzero()[:, 0].tolist()}
+            assert found == {("shape", s) for c, s in HELD_OUT if c == colour} | {
+                ("colour", c) for c, s in HELD_OUT if s == shape
+            }
+    assert told_apart(torch.full((2, len(GROUPS)), IGNORE)).all()
 
 
 def test_clips_come_with_themselves_backwards(arrays: Arrays) -> None:

@@ -29,7 +29,12 @@ def toy_batches(n_frames: int = 1):
         truth[:, :, 0] = IGNORE
         yield (
             AlignBatch(
-                pixels, phrases[dark.long()], torch.ones(8, 2, dtype=torch.bool), truth, torch.ones(8, dtype=torch.bool)
+                pixels,
+                phrases[dark.long()],
+                torch.ones(8, 2, dtype=torch.bool),
+                truth,
+                torch.ones(8, dtype=torch.bool),
+                torch.ones(8, n_frames, 4, 2, dtype=torch.bool),
             ),
         )
 
@@ -87,3 +92,14 @@ def test_phrases_unknown_for_a_whole_batch_are_left_out(towers):
     loss, figures = aligner_of(*towers)(batch)
     assert torch.isfinite(loss)
     assert "group0" not in figures
+
+
+def test_a_phrase_that_is_not_told_apart_is_not_pushed_away(towers):
+    (batch,) = next(toy_batches())
+    aligner = aligner_of(*towers)
+    batch.told_apart[..., 1] = False
+    batch.truth[:] = torch.where(batch.truth == 1, IGNORE, batch.truth)
+    loss, figures = aligner(batch)
+    assert loss.item() == pytest.approx(figures["clip_loss"])  # one phrase alone: nothing to tell apart
+    loss.backward()
+    assert aligner.patch_projection.weight.grad.abs().max() == 0

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from demo_world.language import NUMBERS, SAYINGS, caption
+from demo_world.language import NUMBERS, PLACES, SAYINGS, caption, place
 from demo_world.render import cover, times
-from demo_world.scene import COLOURS, MOTIONS, SHAPES, SIZE, SIZES, Scene, make_scene, path_of
+from demo_world.scene import COLOURS, HELD_OUT, MOTIONS, SHAPES, SIZE, SIZES, Scene, make_scene, path_of
 from demo_world.tokens import END_OF_TEXT
 from demo_world.write import N_LOOKED_AT, looked_at, media_name, parallel
 from vidqa.train.align import IGNORE, AlignBatch
@@ -25,10 +25,18 @@ PHRASES: dict[str, tuple[str, ...]] = {
     "colour": tuple(COLOURS),
     "shape": SHAPES,
     "size": tuple(SIZES),
+    "place": tuple(f"at the {p}" for p in PLACES),  # of a thing that stays there
     "motion": tuple(f"it {SAYINGS[m][0]}" for m in MOTIONS),
     "when": tuple(f"in frame {w}" for w in ORDINALS),  # frame in which it appears or is gone
 }
 GROUPS = list(PHRASES)
+#: bool [colours, shapes]: pairs that training never shows.
+NEVER_SHOWN = np.array([[(c, s) in HELD_OUT for s in SHAPES] for c in COLOURS])
+_N_PHRASES = sum(map(len, PHRASES.values()))
+_AT = {
+    g: slice(n - len(ps), n)
+    for (g, ps), n in zip(PHRASES.items(), np.cumsum([*map(len, PHRASES.values())]), strict=True)
+}
 
 
 def patch_truth(scene: Scene, index: np.ndarray, grid: int) -> np.ndarray:
@@ -40,17 +48,40 @@ def patch_truth(scene: Scene, index: np.ndarray, grid: int) -> np.ndarray:
     u = times(scene, index)
     for k, t in enumerate(scene.things):
         here = (best == k) & (top >= 0.1)
-        values = [list(COLOURS).index(t.colour), SHAPES.index(t.shape), IGNORE, IGNORE, IGNORE]
+        values = {"colour": list(COLOURS).index(t.colour), "shape": SHAPES.index(t.shape)}
         if t.size:
-            values[2] = list(SIZES).index(t.size)
+            values["size"] = list(SIZES).index(t.size)
+        if where := place(t):
+            values["place"] = PLACES.index(where)
         if not scene.still:
-            values[3] = MOTIONS.index(t.motion)
+            values["motion"] = MOTIONS.index(t.motion)
             if t.motion in ("appears", "disappears"):
                 seen = path_of(t, u)[4]
                 change = int(np.argmax(seen if t.motion == "appears" else ~seen))
-                values[4] = change - 1
-        truth[here, 1:] = values
+                values["when"] = change - 1
+        for group, value in values.items():
+            truth[here, GROUPS.index(group)] = value
     return truth
+
+
+def told_apart(truth: torch.Tensor, never: np.ndarray = NEVER_SHOWN) -> torch.Tensor:
+    """Which phrases each patch is to be told apart from: bool [..., all phrases] for truths [..., groups].
+
+    A shape that training never shows in some colour is not among the answers for things of that colour, nor the colour
+    among those for things of that shape. Otherwise every red thing would teach "red, so it is no star", and a red star
+    would be taken for something else however clearly it is seen: balanced softmax (Ren et al. 2020, "Balanced
+    Meta-Softmax for Long-Tailed Visual Recognition"), where the prior of an answer that cannot occur is nought.
+
+    Args:
+        truth: int64 [..., groups].
+        never: bool [colours, shapes], pairs that do not occur.
+    """
+    found = torch.ones(*truth.shape[:-1], _N_PHRASES, dtype=torch.bool)
+    table = torch.from_numpy(never)
+    colour, shape = truth[..., GROUPS.index("colour")], truth[..., GROUPS.index("shape")]
+    found[..., _AT["shape"]] &= ~(table[colour] & (colour != IGNORE)[..., None])
+    found[..., _AT["colour"]] &= ~(table.T[shape] & (shape != IGNORE)[..., None])
+    return found
 
 
 def build_arrays(world: Path, seeds: range, folder: Path, grid: int) -> None:
@@ -138,6 +169,7 @@ class Arrays:
             torch.cat([torch.nn.functional.pad(b.caption_mask, (0, n)) for b, n in pad]),
             torch.cat([stills.truth, clips.truth]),
             torch.cat([stills.captioned, clips.captioned]),
+            torch.cat([stills.told_apart, clips.told_apart]),
         )
 
     def make(self, pixels: np.ndarray, truth: np.ndarray, captions: list[str]) -> AlignBatch:
@@ -145,7 +177,7 @@ class Arrays:
         ids, mask = self.book.ids(captions)
         values = (torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 1, 4, 2, 3).float() - self.mean) / self.std
         known = torch.from_numpy(truth.astype(np.int64))
-        return AlignBatch(values, ids, mask, known, torch.ones(len(known), dtype=torch.bool))
+        return AlignBatch(values, ids, mask, known, torch.ones(len(known), dtype=torch.bool), told_apart(known))
 
 
 def _seen(truth: np.ndarray) -> str:

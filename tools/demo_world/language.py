@@ -31,6 +31,7 @@ SAYINGS: dict[str, tuple[str, ...]] = {
     "leaves": ("leaves the frame", "moves out of the frame"),
 }
 NUMBERS = ("zero", "one", "two", "three")
+PLACES = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right")
 #: By "is it a picture". One question set is asked of a whole folder, so pictures are asked about "the video", too.
 CAPTION_QUESTIONS = {
     False: (
@@ -139,11 +140,39 @@ def lookups(scene: Scene, rng: np.random.Generator) -> list[Pair]:
     return found
 
 
+def checks(scene: Scene, rng: np.random.Generator) -> list[Pair]:
+    """Claims to be checked, the false ones made of what is true of another thing; and which of two came first.
+
+    A false claim drawn at random mostly speaks of something that is nowhere in the scene. Who has learned from such
+    claims alone says yes as soon as anything does what is asked of this thing.
+    """
+    found = []
+    for t in scene.things:
+        others = [x for x in scene.things if x is not t]
+        if not scene.still:
+            motions = [x.motion for x in others if x.motion != t.motion]
+            if not motions or rng.random() < 0.3:
+                motions = [m for m in MOTIONS if m != t.motion]
+            for motion, answer in ((t.motion, "Yes."), (str(rng.choice(motions)), "No.")):
+                ask = f"Is it true that the {t.name} {_choice(rng, SAYINGS[motion])}?"
+                found.append(Pair("check", ask, answer))
+        mixed = {f"{t.colour} {x.shape}" for x in others} - {x.name for x in scene.things}
+        for name, answer in ((t.name, "Yes."), *((n, "No.") for n in sorted(mixed)[:1])):
+            ask = _choice(rng, ("Is there a {0}?", "Do you see a {0}?", "Does a {0} occur?")).format(name)
+            found.append(Pair("check", ask.replace("a orange", "an orange"), answer))
+    return found + [Pair("check", p.question, p.answer) for p in _first(scene, rng)]
+
+
 def _doings(scene: Scene, t: Thing, name: str, rng: np.random.Generator) -> list[Pair]:
     """One question about a thing that is called `name`: what it does, or how large it is."""
     if not scene.still and (not t.size or rng.random() < 0.6):
         return [Pair("lookup", _choice(rng, _ASK_MOTION).format(name), f"It {SAYINGS[t.motion][0]}.")]
     return [Pair("lookup", _choice(rng, _ASK_SIZE).format(name), f"It is {t.size}.")] if t.size else []
+
+
+def share_a_colour(scene: Scene) -> bool:
+    """Whether two things have the same colour, so that a caption names the one right after the other."""
+    return len({t.colour for t in scene.things}) < len(scene.things)
 
 
 def summary(scene: Scene, rng: np.random.Generator) -> str:
@@ -155,8 +184,8 @@ def summary(scene: Scene, rng: np.random.Generator) -> str:
         words = [*([t.size] if t.size else []), t.name, *([SAYINGS[t.motion][0]] if not scene.still else [])]
         if t.name in rank and len(rank) > 1:
             words.append(("first", "second", "third")[rank[t.name]])
-        if (place := _place(t)) and _stays(t):
-            words.append(f"at the {place}")
+        if where := place(t):
+            words.append(f"at the {where}")
         items.append(" ".join(words))
     return "; ".join(items)
 
@@ -227,12 +256,12 @@ def _direction(scene: Scene, rng: np.random.Generator) -> list[Pair]:
 
 
 def _position(scene: Scene, rng: np.random.Generator) -> list[Pair]:
-    placed = [(t, place) for t in scene.things if _stays(t) and (place := _place(t))]
+    placed = [(t, where) for t in scene.things if (where := place(t))]
     if not placed:
         return []
-    t, place = placed[int(rng.integers(len(placed)))]
+    t, where = placed[int(rng.integers(len(placed)))]
     ask = _choice(rng, ("Where is the {0}?", "In which part of the frame is the {0}?"))
-    return [Pair("position", ask.format(t.name), f"At the {place}.")]
+    return [Pair("position", ask.format(t.name), f"At the {where}.")]
 
 
 def _yes_no(scene: Scene, rng: np.random.Generator) -> list[Pair]:
@@ -302,12 +331,10 @@ def _sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
-def _stays(t: Thing) -> bool:
-    return t.motion not in ("left", "right", "up", "down", "bounces", "leaves")
-
-
-def _place(t: Thing) -> str | None:
-    """`top left`, `centre`, ...; None where a person would hesitate."""
+def place(t: Thing) -> str | None:
+    """One of PLACES; None where a person would hesitate, and of a thing that travels."""
+    if t.motion in ("left", "right", "up", "down", "bounces", "leaves"):
+        return None
     x, y = t.start
     across = "left" if x < 0.40 * SIZE else "right" if x > 0.60 * SIZE else "centre" if 0.46 < x / SIZE < 0.54 else None
     along = "top" if y < 0.40 * SIZE else "bottom" if y > 0.60 * SIZE else "centre" if 0.46 < y / SIZE < 0.54 else None

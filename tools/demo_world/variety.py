@@ -16,7 +16,7 @@ from itertools import count, islice
 import numpy as np
 import torch
 
-from demo_world.alignment import GROUPS, Arrays
+from demo_world.alignment import GROUPS, Arrays, told_apart
 from demo_world.language import caption
 from demo_world.scene import COLOURS, HELD_OUT, MOTIONS, SHAPES, Scene, is_still, make_scene
 from vidqa.train.align import IGNORE, AlignBatch
@@ -60,14 +60,17 @@ def turn(degrees: float, strength: float = 1.0) -> np.ndarray:
     return grey + strength * (math.cos(a) * (np.eye(3) - grey) + math.sin(a) * cross)
 
 
-def shows_held_out(pairs: set[tuple[str, str]], degrees: float) -> bool:
-    """Whether a thing among (colour, shape) pairs would pass for a held-out pair after the turn."""
-    for colour, shape in pairs - {p for p in pairs if p[0] in _GREY}:
+def never_shown(degrees: float) -> np.ndarray:
+    """bool [colours, shapes]: things that would pass for a held-out pair after the turn."""
+    found = np.zeros((len(COLOURS), len(SHAPES)), bool)
+    for i, colour in enumerate(COLOURS):
+        if colour in _GREY:
+            continue
         red, green, blue = np.clip(np.array(COLOURS[colour]) @ turn(degrees), 0, 255) / 255
         hue = 360 * colorsys.rgb_to_hsv(red, green, blue)[0]
-        if any(s == shape and abs((hue - _HUES[c] + 180) % 360 - 180) < NEAR for c, s in HELD_OUT):
-            return True
-    return False
+        for c, s in HELD_OUT:
+            found[i, SHAPES.index(s)] |= abs((hue - _HUES[c] + 180) % 360 - 180) < NEAR
+    return found
 
 
 class Variety:
@@ -105,21 +108,28 @@ class Variety:
         pixels, truth, captioned = batch.pixels.clone(), batch.truth.clone(), batch.captioned.clone()
         n = len(pixels) // copies
         low, high = (0 - self.arrays.mean) / self.arrays.std, (255 - self.arrays.mean) / self.arrays.std
+        apart = batch.told_apart.clone()
         for i in np.flatnonzero(self.rng.random(n) < 0.5):
-            degrees, strength = self.rng.uniform(20, 340), self.rng.choice([0.0, 1.0], p=[0.15, 0.85])
-            if strength and shows_held_out(_pairs(truth[i]), degrees):
+            strength = self.rng.choice([0.0, 0.5, 1.0], p=[0.2, 0.2, 0.6])
+            drawn = ((d, never_shown(d)) for d in self.rng.uniform(20, 340, 8))
+            found = next(((d, never) for d, never in drawn if not never[_pairs(truth[i])].any()), None)
+            if strength and found is None:
                 continue
+            degrees, never = found if strength and found else (0.0, np.zeros((len(COLOURS), len(SHAPES)), bool))
             matrix = torch.tensor(turn(degrees, strength), dtype=torch.float32)
             for k in range(int(i), len(pixels), n):
                 grey_levels = pixels[k] * self.arrays.std + self.arrays.mean
                 turned = torch.einsum("tchw,cd->tdhw", grey_levels, matrix)
                 pixels[k] = ((turned - self.arrays.mean) / self.arrays.std).clamp(low, high)
+                apart[k] = told_apart(truth[k], never)
                 truth[k, ..., _COLOUR], captioned[k] = IGNORE, False
         if int(captioned.sum()) < 2:  # a contrast needs two
             captioned = batch.captioned
-        return replace(batch, pixels=pixels, truth=truth, captioned=captioned)
+        return replace(batch, pixels=pixels, truth=truth, captioned=captioned, told_apart=apart)
 
 
-def _pairs(truth: torch.Tensor) -> set[tuple[str, str]]:
-    there = truth[..., [_COLOUR, _SHAPE]].reshape(-1, 2).unique(dim=0).tolist()
-    return {(list(COLOURS)[c], SHAPES[s]) for c, s in there if c != IGNORE and s != IGNORE}
+def _pairs(truth: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the colours and of the shapes of the things that are there."""
+    there = truth[..., [_COLOUR, _SHAPE]].reshape(-1, 2).unique(dim=0).numpy()
+    there = there[(there != IGNORE).all(axis=1)]
+    return there[:, 0], there[:, 1]

@@ -26,10 +26,12 @@ from demo_world.language import (
     DETAIL_QUESTIONS,
     Pair,
     caption,
+    checks,
     detail,
     dialogue,
     lookups,
     pairs,
+    share_a_colour,
     summary,
 )
 from demo_world.render import render
@@ -82,6 +84,7 @@ def turns(scene: Scene, seed: int = 0) -> list[list[Pair]]:
     found += [[pair] for pair in pairs(scene, rng)]
     found.append(dialogue(scene, rng))
     found += [[pair] for pair in lookups(scene, rng)]
+    found += [[pair] for pair in checks(scene, rng)]
     return found
 
 
@@ -110,8 +113,8 @@ def _values(lead: str, conversation: Sequence[Pair]) -> list[dict[str, str]]:
 
 
 def all_records(scene: Scene) -> list[dict[str, Any]]:
-    """Three draws of every kind of conversation; of the many look-ups one."""
-    return [r for seed in range(3) for r in records(scene, seed) if seed == 0 or r["topic"] != "lookup"]
+    """Three draws of every kind of conversation; of the many look-ups and checks one."""
+    return [r for seed in range(3) for r in records(scene, seed) if seed == 0 or r["topic"] not in ("lookup", "check")]
 
 
 def write_world(folder: Path, seeds: Sequence[int], *, held_out: bool = False, still: bool | None = None) -> None:
@@ -130,8 +133,13 @@ def write_captions(folder: Path, n_media: int) -> None:
 
 
 def write_lookups(folder: Path, n_media: int) -> None:
-    """lookups.json: what conversations.json asks about one of several things, pointed at by shape or colour alone."""
-    _write_chosen(folder, "lookups.json", n_media, lambda scene: len(scene.things) > 1, ("lookup",))
+    """lookups.json: what conversations.json asks about one of several things that can be taken for another."""
+    _write_chosen(folder, "lookups.json", n_media, lambda scene: len(scene.things) > 1, ("lookup", "check", "position"))
+
+
+def write_alike(folder: Path, n_media: int) -> None:
+    """alike.json: captions and descriptions in conversations.json of scenes where two things share a colour."""
+    _write_chosen(folder, "alike.json", n_media, share_a_colour, ("caption", "detail"))
 
 
 def _write_chosen(folder: Path, name: str, n_media: int, fits: Callable[[Scene], bool], topics: Container[str]) -> None:

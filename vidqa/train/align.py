@@ -34,7 +34,8 @@ class AlignBatch:
     """One batch of clips (or pictures, T = 1) with their captions.
 
     `truth[b, t, p, g]` is the number of the phrase of group g that is true of patch p in frame t (class token not
-    counted among the patches), or IGNORE. Where `captioned` is False, the caption has no part in the contrast.
+    counted among the patches), or IGNORE. Where `captioned` is False, the caption has no part in the contrast. Where
+    `told_apart` is False, the phrase is not among those that the patch's true one is told apart from.
     """
 
     pixels: Tensor  # float32 [B, T, 3, H, W]
@@ -42,6 +43,7 @@ class AlignBatch:
     caption_mask: Tensor  # bool [B, S]
     truth: Tensor  # int64 [B, T, patches, G]
     captioned: Tensor  # bool [B]
+    told_apart: Tensor  # bool [B, T, patches, phrases of all groups]
 
     def to(self, device: torch.device) -> AlignBatch:
         """The same batch on another device."""
@@ -85,6 +87,7 @@ class Aligner(nn.Module):
         patches = F.normalize(self.patch_projection(self.patch_norm(tokens[:, :, 1:])), dim=-1)
         phrase = F.normalize(self.text(self.phrase_ids, self.phrase_mask), dim=-1)
         close = self.patch_scale.exp().clamp(max=100) * patches @ phrase.T  # [B, T, patches, all phrases]
+        close = close.masked_fill(~batch.told_apart, -torch.inf)
         for g, part in enumerate(close.split(self.group_sizes, dim=-1)):
             truth = batch.truth[..., g]
             known = truth != IGNORE
@@ -165,8 +168,9 @@ def align(
         aligner: one aligner, or several that share weights; each step adds up their losses on their batches.
         batches: one batch for each aligner, for ever.
         seconds: wall-clock budget.
-        lr: peak learning rate of AdamW (weight decay 0.05 on matrices, as usual for ViTs; betas 0.9, 0.98 as in CLIP),
-            for all parameters or by name: new parts may learn faster than parts that know something.
+        lr: peak learning rate of AdamW (weight decay 0.05 on matrices, none on embeddings, as usual for ViTs; betas
+            0.9, 0.98 as in CLIP), for all parameters or by name: new parts may learn faster than parts that know
+            something.
         report: called every 25 steps with step, share of the budget and figures.
         should_stop: asked after each step.
 
@@ -176,7 +180,9 @@ def align(
     parts = list(aligner) if isinstance(aligner, nn.ModuleList) else [aligner]
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, p in aligner.named_parameters():
-        key = (lr(name) if callable(lr) else lr, 0.05 if p.ndim >= 2 else 0.0)
+        table = any(f"{kind}_embedding" in name for kind in ("position", "temporal", "token"))
+        decay = 0.05 if p.ndim >= 2 and not table else 0.0
+        key = (lr(name) if callable(lr) else lr, decay)
         groups.setdefault(key, []).append(p)
     optimizer = torch.optim.AdamW(
         [{"params": ps, "peak": peak, "weight_decay": decay} for (peak, decay), ps in groups.items()],

@@ -1,0 +1,83 @@
+"""Towers -> what they alone tell of the things in an unseen world, without language model or bundle.
+
+Of each thing, the patches that show it vote by their distance to the phrases of an attribute. What is wrong here no
+language model can mend; what is right here and wrong in the scores is the language model's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from demo_world.alignment import GROUPS, NEVER_SHOWN, Arrays, patch_truth
+from demo_world.scene import make_scene
+from demo_world.write import looked_at, media_bytes, parallel
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from demo_model.encoders import make_aligners
+from demo_model.plan import Plan, device
+from vidqa.encoders.preprocess import CLIP_MEAN, CLIP_STD
+from vidqa.train.align import IGNORE, Aligner
+
+FIRST_SEED = 70_000_000  # far from every training seed and from those of tools/eval_demo.py
+N_MEDIA = {"clips": 500, "stills": 400}
+ATTRIBUTES = ("colour", "shape", "size", "place", "motion", "when")
+
+
+def step_seen(plan: Plan, work: Path) -> None:
+    """What the towers of the third round alone tell of things in an unseen world."""
+    pictures, clips, book = make_aligners(plan, work)
+    both = nn.ModuleList([pictures, clips])
+    both.load_state_dict(torch.load(work / "variety.pt", weights_only=True, map_location=device()))
+    arrays = Arrays(work / "arrays", book, list(CLIP_MEAN), list(CLIP_STD))
+    grid = plan.image_size // plan.patch_size
+    found = {}
+    for name, aligner in (("clips", clips.eval()), ("stills", pictures.eval())):
+        right: dict[tuple[str, bool], list[bool]] = defaultdict(list)
+        seeds = range(FIRST_SEED, FIRST_SEED + N_MEDIA[name])
+        drawn = list(parallel(partial(_draw, name == "stills", grid), seeds))
+        for i in range(0, len(drawn), 25):
+            pixels, truths = zip(*drawn[i : i + 25], strict=True)
+            batch = arrays.make(np.stack(pixels), np.stack(truths), ["."] * len(pixels))
+            for parts, truth in zip(_closeness(aligner, batch.pixels.to(device())), batch.truth, strict=True):
+                _count(parts, truth, right)
+        found[name] = {
+            f"{group}, {'unseen' if unseen else 'seen'} pairs": [round(100 * sum(r) / len(r), 1), len(r)]
+            for (group, unseen), r in sorted(right.items())
+        }
+    (work / "seen.json").write_text(json.dumps(found, indent=1))
+
+
+def _draw(still: bool, grid: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Frames uint8 [T, SIZE, SIZE, 3] and patch truth [T, patches, groups] of a scene that may hold unseen pairs."""
+    scene = make_scene(seed, still=still, held_out=True)
+    frames, index = looked_at(media_bytes(scene), still)
+    return frames, patch_truth(scene, index, grid)
+
+
+@torch.no_grad()
+def _closeness(aligner: Aligner, pixels: Tensor) -> list[tuple[Tensor, ...]]:
+    """For each clip and group: logits [T, patches, phrases of the group]."""
+    tokens, _ = aligner.vision(pixels, aligner.layer)
+    patches = F.normalize(aligner.patch_projection(aligner.patch_norm(tokens[:, :, 1:])), dim=-1)
+    phrases = F.normalize(aligner.text(aligner.phrase_ids, aligner.phrase_mask), dim=-1)
+    close = aligner.patch_scale.exp().clamp(max=100) * patches @ phrases.T
+    return [c.cpu().split(aligner.group_sizes, dim=-1) for c in close]
+
+
+def _count(parts: tuple[Tensor, ...], truth: Tensor, right: dict[tuple[str, bool], list[bool]]) -> None:
+    """Add to `right`, by attribute and whether the thing is a pair that training never shows."""
+    colour, shape = truth[..., GROUPS.index("colour")], truth[..., GROUPS.index("shape")]
+    things = torch.stack([colour, shape], -1).reshape(-1, 2).unique(dim=0)
+    for c, s in things[things[:, 0] != IGNORE].tolist():
+        for name in ATTRIBUTES:
+            group = GROUPS.index(name)
+            shown = (colour == c) & (shape == s) & (truth[..., group] != IGNORE)
+            if shown.any():
+                votes = parts[group][shown].log_softmax(-1).sum(0)
+                right[name, bool(NEVER_SHOWN[c, s])].append(int(votes.argmax()) == int(truth[..., group][shown][-1]))
