@@ -35,7 +35,7 @@ from vidqa.records import SamplingSpec
 
 NOTICE = (
     "The demo model knows only its demo world: one to three coloured shapes that move over a plain ground. On other "
-    "videos its answers mean nothing. For a real model, put a converted checkpoint in a folder and use --model DIR."
+    "videos its answers mean nothing. A real one: vidqa models pull video-llava-7b --set-default, or --model DIR."
 )
 
 
@@ -96,6 +96,10 @@ def step_scores(plan: Plan, work: Path) -> None:
     os.replace(part, work / "scores.json")
 
 
+def _of(score: list[float] | None) -> str:
+    return "| |" if score is None else f"{score[0]} | {score[1]}"
+
+
 ROOT = Path(__file__).parents[2]
 EVAL = ROOT / "tools" / "eval_demo.py"
 
@@ -116,6 +120,7 @@ def report(plan: Plan, work: Path) -> str:
 
     scores = json.loads((work / "scores.json").read_text()) | {"model": "demo"}
     seconds = json.loads((work / "seconds.json").read_text())
+    seen = json.loads((work / "seen.json").read_text())
     size = sum(p.stat().st_size for p in (work / "bundle").rglob("*") if p.is_file()) / 1e6
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "without a GPU"
     lines = [
@@ -129,23 +134,14 @@ def report(plan: Plan, work: Path) -> str:
         f"Bundle: {size:.1f} MB. Trained on {plan.n_scenes} scenes. The scored world has other seeds, and colour-shape",
         "pairs that no training clip or picture shows (scenes told in words do).",
         "",
-        "The shipped weights differ from those of a fresh run in one thing: they went through the last step, `tune`,",
-        "three times. The first time without look-ups (and before `words` through 3,000 steps of a run that was",
-        "stopped there), the second time with captions that name things in a drawn order and 2,600 steps at the end,",
-        "the third time as `tools/demo_model/recipe.toml` says.",
+        "What the encoders alone tell of the things in another unseen world, without the language model, and how many",
+        "things that were (`tools/make_demo.py --steps seen`):",
         "",
-        "Learned on the way, scores of the same world before and after:",
+        "| | clips, right % | things | pictures, right % | things |",
+        "| --- | --- | --- | --- | --- |",
+        *(f"| {told} | {p} | {n} | {_of(seen['stills'].get(told))} |" for told, (p, n) in seen["clips"].items()),
         "",
-        '- "What colour is the circle?" among several things stayed at chance (clip colour 66.4 %): a thing that is',
-        "  named in full can be found by its colour, so nothing taught the model to look for a shape. Questions that",
-        "  name things by shape alone, first by themselves and then among all others: 97.0 %.",
-        "- Captions that name things in a drawn order make a greedy speaker leave one out or name one twice. Named by",
-        "  colour and then by shape, and with 1,000 steps more: whole captions of trained pairs 79.9 -> 85.6 %, motion",
-        "  94.0 -> 97.5 %.",
-        "",
-        "Known to be weak: shapes in a colour that no training clip showed them in (the encoder tells about two of",
-        "three of them, and a caption is right only where every thing in it is), and positions.",
-        "",
+        Path(__file__).with_name("learned.md").read_text(),
         f"Made on {os.cpu_count()} cores ({platform.machine()}), {gpu}:",
         "",
         "| step | minutes |",

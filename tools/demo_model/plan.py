@@ -53,6 +53,7 @@ class Plan:
     more_instruct_lr: float = 7e-4
     n_captioned: int = 4000  # media that the last first stage sees
     n_looked_up: int = 8000  # media with several things, for the stage before the last
+    n_alike: int = 4000  # media with two things of one colour, which the last stage sees more often
     n_told: int = 4000  # scenes told in words beside the seen ones
     conversations: int = 8  # about one medium in one packed sequence
     seed: int = 0

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from demo_world.language import CAPTION_QUESTIONS, DETAIL_QUESTIONS, summary
 from demo_world.scene import make_scene
-from demo_world.write import turns, write_captions, write_lookups, write_texts
+from demo_world.write import turns, write_alike, write_captions, write_lookups, write_texts
 
 from demo_model.plan import Plan, device, log, save
 from vidqa.model.connector import build_connector
@@ -150,6 +150,7 @@ def step_conversations(plan: Plan, work: Path) -> None:
     """Captions and look-ups for the first stages of `vidqa train`, and scenes that are only told for the last."""
     write_captions(work / "world", plan.n_captioned)
     write_lookups(work / "world", plan.n_looked_up)
+    write_alike(work / "world", plan.n_alike)
     write_texts(work / "world" / "texts.jsonl", plan.n_told, held_out=True)
 
 

@@ -1,9 +1,9 @@
 """Connector + what is true of each patch -> a connector that says it in the language model's own words.
 
 A visual token becomes a small copy of what the connector said before, plus the embeddings of the words for what the
-patch shows (colour, shape, size, motion). Two things are mended by that: visual tokens come out as large as words (left
-alone they grow twenty times as large, and what the layers of the language model add to them is lost), and "square" in a
-question stands near the squares of a picture, as it stands near the squares of a text.
+patch shows (colour, shape, size, place, motion). Two things are mended by that: visual tokens come out as large as
+words (left alone they grow twenty times as large, and what the layers of the language model add to them is lost), and
+"square" in a question stands near the squares of a picture, as it stands near the squares of a text.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from demo_world.alignment import GROUPS
+from demo_world.language import PLACES
 from demo_world.scene import COLOURS, MOTIONS, SHAPES, SIZES
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,7 +26,7 @@ from vidqa.encoders.preprocess import PreprocessSpec, prepare
 from vidqa.model.llava import VideoLlava
 from vidqa.records import FrameBatch, MediaKind
 
-WORDS = {"colour": tuple(COLOURS), "shape": SHAPES, "size": tuple(SIZES), "motion": MOTIONS}
+WORDS = {"colour": tuple(COLOURS), "shape": SHAPES, "size": tuple(SIZES), "place": PLACES, "motion": MOTIONS}
 OLD_SIZE = 3.0  # mean length of what stays of the old tokens; about that of a word
 STEPS, TOKENS, PEAK_LR = 3000, (1024, 512), 3e-3  # tokens of a step: of things, of background
 
@@ -48,10 +49,16 @@ def step_words(plan: Plan, work: Path) -> None:
 
 
 def word_tables(model: VideoLlava) -> dict[int, Tensor]:
-    """Number of the group in the truth arrays -> embeddings [words, width]."""
+    """Number of the group in the truth arrays -> embeddings [sayings, width], sums over words (`top left`)."""
     embeddings = model.llm.get_input_embeddings().weight.detach()
-    ids = {g: [model.tokenizer(f" {w}", add_special_tokens=False).input_ids[-1] for w in ws] for g, ws in WORDS.items()}
-    return {GROUPS.index(group): embeddings[numbers] for group, numbers in ids.items()}
+
+    def saying(words: str) -> Tensor:
+        return sum(
+            (embeddings[model.tokenizer(f" {w}", add_special_tokens=False).input_ids[-1]] for w in words.split()),
+            torch.zeros(embeddings.shape[1]),
+        )
+
+    return {GROUPS.index(group): torch.stack([saying(w) for w in words]) for group, words in WORDS.items()}
 
 
 def seen(plan: Plan, work: Path, tables: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
