@@ -97,7 +97,7 @@ def step_scores(plan: Plan, work: Path) -> None:
 
 
 def _of(score: list[float] | None) -> str:
-    return "| |" if score is None else f"{score[0]} | {score[1]}"
+    return " | " if score is None else f"{score[0]} | {score[1]}"
 
 
 ROOT = Path(__file__).parents[2]
