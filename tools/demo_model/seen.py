@@ -17,7 +17,6 @@ from demo_world.alignment import GROUPS, NEVER_SHOWN, Arrays, patch_truth
 from demo_world.scene import make_scene
 from demo_world.write import looked_at, media_bytes, parallel
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from demo_model.encoders import make_aligners
 from demo_model.plan import Plan, device
@@ -64,9 +63,7 @@ def _draw(still: bool, grid: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def _closeness(aligner: Aligner, pixels: Tensor) -> list[tuple[Tensor, ...]]:
     """For each clip and group: logits [T, patches, phrases of the group]."""
     tokens, _ = aligner.vision(pixels, aligner.layer)
-    patches = F.normalize(aligner.patch_projection(aligner.patch_norm(tokens[:, :, 1:])), dim=-1)
-    phrases = F.normalize(aligner.text(aligner.phrase_ids, aligner.phrase_mask), dim=-1)
-    close = aligner.patch_scale.exp().clamp(max=100) * patches @ phrases.T
+    close = aligner.closeness(tokens)
     return [c.cpu().split(aligner.group_sizes, dim=-1) for c in close]
 
 

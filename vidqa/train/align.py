@@ -84,10 +84,7 @@ class Aligner(nn.Module):
         target = torch.arange(len(logits), device=logits.device)
         loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
         figures = {"clip": (logits.argmax(1) == target).float().mean().item(), "clip_loss": loss.item()}
-        patches = F.normalize(self.patch_projection(self.patch_norm(tokens[:, :, 1:])), dim=-1)
-        phrase = F.normalize(self.text(self.phrase_ids, self.phrase_mask), dim=-1)
-        close = self.patch_scale.exp().clamp(max=100) * patches @ phrase.T  # [B, T, patches, all phrases]
-        close = close.masked_fill(~batch.told_apart, -torch.inf)
+        close = self.closeness(tokens).masked_fill(~batch.told_apart, -torch.inf)
         for g, part in enumerate(close.split(self.group_sizes, dim=-1)):
             truth = batch.truth[..., g]
             known = truth != IGNORE
@@ -97,6 +94,12 @@ class Aligner(nn.Module):
             loss = loss + F.cross_entropy(chosen, right)
             figures[f"group{g}"] = (chosen.argmax(-1) == right).float().mean().item()
         return loss, figures
+
+    def closeness(self, tokens: Tensor) -> Tensor:
+        """Patch tokens against all phrases: float32 [B, T, 1 + patches, D] -> logits [B, T, patches, phrases]."""
+        patches = F.normalize(self.patch_projection(self.patch_norm(tokens[:, :, 1:])), dim=-1)
+        phrases = F.normalize(self.text(self.phrase_ids, self.phrase_mask), dim=-1)
+        return self.patch_scale.exp().clamp(max=100) * patches @ phrases.T
 
 
 @torch.no_grad()
