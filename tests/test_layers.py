@@ -123,6 +123,8 @@ def test_modules_functions_and_signatures_stay_small(module: str) -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             lines = (node.end_lineno or node.lineno) - node.lineno + 1
             assert lines <= 60, f"{module}.{node.name}: {lines} lines"
+            if any(ast.unparse(decorator).startswith("triton.jit") for decorator in node.decorator_list):
+                continue  # a kernel takes addresses and numbers, one by one
             named = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
             n_named = len(named) - (named[:1] in (["self"], ["cls"]))
             assert n_named <= 8, f"{module}.{node.name}: {n_named} parameters; some of them are a value of their own"

@@ -10,7 +10,8 @@
 #   tests    all tests marked gpu, a skipped one counting as failed
 #   stages   vidqa doctor and vidqa bench, ONNX Runtime against torch for a ViT-L/14 in float16, tuning steps
 #   answers  the usual loop against vidqa: a tiny model, and ViT-L/14 encoders with a small LLM
-#   full     the same with the whole 7B shape in bfloat16: Q = 1 and 8, 64 new tokens, then 16 clips
+#   full     the same with the whole 7B shape in bfloat16, 64 new tokens: Q = 8 for 64 clips (the usual loop for one of
+#            them), then one clip, Q = 1 and 8
 #
 # A part gets PART_SECONDS (570); a step that would take longer is ended and counts as failed, and so does what comes
 # after it, but what was printed until then is kept. The ends of the steps are printed as they come, and last all that
@@ -90,10 +91,13 @@ part() {
     case "$1" in
     llm)
         step llm_tests env VIDQA_REQUIRE_GPU=1 "$python" -m pytest -q -p no:cacheprovider tests/generate/test_on_gpu.py
+        step attention "$python" tools/bench_attention.py
         step llm_small "$python" tools/bench_llm.py --device cuda
         step llm_small_bf16 "$python" tools/bench_llm.py --device cuda --dtype bfloat16
         step llm_7b_bf16 "$python" tools/bench_llm.py --layers 32 --width 4096 --new-tokens 64 --device cuda \
             --dtype bfloat16
+        step llm_7b_16_clips "$python" tools/bench_llm.py --layers 32 --width 4096 --new-tokens 64 --device cuda \
+            --dtype bfloat16 --clips 16 --profile
         ;;
     tests) step tests env VIDQA_REQUIRE_GPU=1 "$python" -m pytest -q -p no:cacheprovider -m gpu ;;
     stages)
@@ -107,8 +111,9 @@ part() {
         answers answers_vit --shape vit-l-14
         ;;
     full)
+        answers answers_7b_many --shape 7b --dtype bfloat16 --questions 8 --clips 64 --usual-clips 1 \
+            --bundle "$scratch/7b"
         answers answers_7b --shape 7b --dtype bfloat16 --questions 1,8 --bundle "$scratch/7b"
-        answers answers_7b_many --shape 7b --dtype bfloat16 --questions 8 --clips 16 --ways cd --bundle "$scratch/7b"
         ;;
     esac
 }

@@ -10,8 +10,10 @@ transformers' Llama, and the same with vidqa's own, which a bundle with a plain 
 Random weights. Wall and CPU seconds; on a CPU the ratios are of CPU seconds, which hold on a busy machine, too. The
 parts of the shared ways (beginning, questions, steps) stand below, and the share of the hardware's limit: operations of
 the prompts at the measured rate of plain matrix products, and bytes that the steps read at that of plain copies. In
-float32 all answers must be equal to those one by one; in half precision the number that is, is reported. One JSON line
-comes last.
+float32 all answers must be equal to those one by one; in half precision the number that is, is reported. With --clips
+the shared ways answer the questions of so many clips at once (one beginning, computed and stored for each), and are
+compared by answers a second. With --profile the longest operations of a step and of a beginning are listed. One JSON
+line comes last.
 """
 
 from __future__ import annotations
@@ -77,7 +79,7 @@ class Task:
     """One beginning and its questions."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.n_new, width = args.new_tokens, args.width
+        self.n_new, self.n_clips, width = args.new_tokens, args.clips, args.width
         self.llm = random_llm(args.layers, width, args.device, args.dtype)
         where: dict[str, Any] = {"device": self.llm.device, "dtype": self.llm.dtype}
         self.model = VideoLlava(torch.nn.Linear(8, width, **where), self.llm, None, get_format("v1", ""), 4096)
@@ -111,16 +113,45 @@ class Task:
             embeds[i, longest - len(e) :], mask[i, longest - len(e) :] = e, 1
         return self._generate(embeds, mask)
 
+    def batch(self, model: VideoLlava) -> Batch:
+        """With room for all clips and questions."""
+        own = max(map(len, self.tails)) + self.n_new
+        room = Room(len(self.tails) * self.n_clips, self.n_clips, len(self.begun), own)
+        return Batch(model, room, static=self.llm.device.type == "cuda")
+
+    def profile(self) -> None:
+        """Print the longest operations of one step (not recorded) and of one beginning."""
+        from torch.profiler import ProfilerActivity, profile
+
+        on_gpu = self.llm.device.type == "cuda"
+        kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+        batch = self.batch(self.own)
+        clips = [batch.begin([self.begun])[0] for _ in range(self.n_clips)]
+        batch.ask([clip for clip in clips for _ in self.tails], self.tails * self.n_clips)
+        assert batch.logits is not None
+        picked = batch.logits.argmax(-1)
+        for name, run in (("a step", lambda: batch.step(picked)), ("a beginning", self._one_beginning)):
+            run()
+            with profile(activities=kinds) as seen:
+                run()
+                if on_gpu:
+                    torch.cuda.synchronize()
+            print(f"{name}:")
+            by = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
+            print(seen.key_averages().table(sort_by=by, row_limit=16, max_name_column_width=70))
+
+    def _one_beginning(self) -> None:
+        self.batch(self.own).begin([self.begun])
+
     def shared(self, model: VideoLlava) -> list[list[int]]:
-        n, on_gpu = len(self.tails), self.llm.device.type == "cuda"
-        room = Room(n, 1, len(self.begun), max(map(len, self.tails)) + self.n_new)
-        batch = Batch(model, room, static=on_gpu)
+        n = len(self.tails)
+        batch = self.batch(model)
         times = [time.perf_counter()]
-        clips = batch.begin([self.begun]) * n
+        clips = [batch.begin([self.begun])[0] for _ in range(self.n_clips)]
         times.append(time.perf_counter())
-        batch.ask(clips, self.tails)
+        batch.ask([clip for clip in clips for _ in range(n)], self.tails * self.n_clips)
         times.append(time.perf_counter())
-        answers: list[list[int]] = [[] for _ in self.tails]
+        answers: list[list[int]] = [[] for _ in range(n * self.n_clips)]
         for step in range(self.n_new):
             assert batch.logits is not None
             picked = batch.logits.argmax(-1)
@@ -139,6 +170,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("layers", 4), ("width", 256), ("beginning", 2056), ("questions", 8), ("new-tokens", 32)):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"[{default}]")
+    parser.add_argument("--clips", type=int, default=1, help="that the shared ways answer about at once [1]")
+    parser.add_argument("--profile", action="store_true", help="list the longest operations, too")
     parser.add_argument("--threads", type=int, default=1, help="of torch [1]")
     parser.add_argument("--device", default="cpu", help="[cpu]")
     parser.add_argument("--dtype", default="float32", help="[float32]")
@@ -164,17 +197,20 @@ def main() -> int:
             answers = run()
             wall, used = time.perf_counter() - start, time.process_time() - cpu
             truth = truth or answers
-            equal = sum(a == b for a, b in zip(answers, truth, strict=True))
-            found[name] = {"wall_s": round(wall, 3), "cpu_s": round(used, 3), "equal": equal}
+            equal = sum(a == truth[i % len(truth)] for i, a in enumerate(answers)) / (len(answers) / len(truth))
+            found[name] = {"wall_s": round(wall, 3), "cpu_s": round(used, 3), "equal": equal, "answers": len(answers)}
             clock = "wall_s" if on_gpu else "cpu_s"
-            faster = found["one by one"][clock] / found[name][clock]
-            print(f"{name:<18}{wall:>9.2f} s {used:>9.2f} CPU s {faster:>7.1f}x   {equal} equal", flush=True)
+            rates = [found[which]["answers"] / found[which][clock] for which in ("one by one", name)]
+            faster = rates[1] / rates[0]
+            print(f"{name:<18}{wall:>9.2f} s {used:>9.2f} CPU s {faster:>7.1f}x   {equal:g} equal", flush=True)
             if name.startswith("shared"):
                 prompts = prefill_operations(task.model, task.work.prefill_tokens) / limits.matrix_per_s
                 least = prompts + decode_bytes(task.model, task.work) / limits.copy_bytes_per_s
                 found[name] |= task.parts | {"roofline_s": round(least, 4)}
                 said = ", ".join(f"{part[:-2]} {seconds:.3f} s" for part, seconds in task.parts.items())
                 print(f"  {said}; at the hardware's limit {least:.3f} s, reached {least / wall:.0%}", flush=True)
+        if args.profile:
+            task.profile()
     machine = {"cores": os.cpu_count(), "machine": platform.machine(), "load": os.getloadavg()[0]}
     machine |= {"matrix_tflops": limits.matrix_per_s / 1e12, "copy_gb_per_s": limits.copy_bytes_per_s / 1e9}
     if on_gpu:

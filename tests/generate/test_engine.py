@@ -124,6 +124,28 @@ def test_waiting_rows_enter_where_others_left(model: VideoLlava, clips: dict[str
     assert len(n_lines) <= 30, "lines stood empty"
 
 
+def test_steps_of_fixed_shapes_that_run_ahead_of_the_tokens(
+    model: VideoLlava, mixed: list[Request], clips: dict[str, Features]
+) -> None:
+    """As on a GPU: the next step runs while tokens are looked at; answers and counts are those without."""
+    requests = [*mixed, *(ask("Why?", clips["video"], n=n) for n in (1, 2, 7))]
+    alone = [generate(model, [r], SHORT, batch_size=1)[0] for r in requests]
+    engine, got = Engine(model, SHORT, batch_size=5, static=True), {}
+    for i, request in enumerate(requests):
+        engine.submit(i, request)
+    while engine.busy:
+        got |= dict(engine.advance())
+    assert [got[i] for i in range(len(requests))] == alone
+    plain = Engine(model, SHORT, batch_size=5)
+    for i, request in enumerate(requests):
+        plain.submit(i, request)
+    while plain.busy:
+        plain.advance()
+    counts = ("decode_tokens", "decode_steps", "decode_kv_bytes", "prefill_tokens", "answers")
+    assert [getattr(engine.work, name) for name in counts] == [getattr(plain.work, name) for name in counts]
+    assert engine.work.decode_s > 0
+
+
 def test_requests_may_come_while_others_are_at_work(model: VideoLlava, mixed: list[Request]) -> None:
     alone = [generate(model, [r], SHORT, batch_size=1)[0] for r in mixed]
     engine, got = Engine(model, SHORT, batch_size=3), {}

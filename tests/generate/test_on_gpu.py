@@ -6,16 +6,24 @@ from __future__ import annotations
 
 import logging
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaConfig as LlamaConfigOfTransformers
+from transformers import LlamaForCausalLM, LlamaTokenizer
 
+from vidqa.generate import attention, pool
 from vidqa.generate.engine import Engine, GenerationSettings, Request
 from vidqa.generate.limits import measure
+from vidqa.model import llama
+from vidqa.model.connector import build_connector
 from vidqa.model.llama import Llama, LlamaConfig
 from vidqa.model.llama_weights import load_published
 from vidqa.model.llava import VideoLlava
+from vidqa.model.proof import proven
+from vidqa.prompts.formats import get_format
 from vidqa.records import Features
 
 pytestmark = [
@@ -104,3 +112,34 @@ def test_limits_of_the_device() -> None:
     found = measure(torch.device("cuda"), torch.bfloat16)
     assert found.matrix_per_s > 1e12
     assert found.copy_bytes_per_s > 1e10
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_kernels_are_right_and_used(dtype: torch.dtype, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("triton")
+    device = torch.device("cuda", 0)
+    for width in (16, 64, 128):
+        assert proven("vidqa.model.kernels", device, dtype, width) is not None, caplog.text
+        assert proven(attention.KERNELS, device, dtype, width) is not None, caplog.text
+
+
+def test_answers_by_kernels_are_those_without(
+    tokenizer_folder: Path, clips: dict[str, Features], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half precision: equal but for ties, with heads wide enough for the kernels."""
+    torch.manual_seed(3)
+    tokenizer = LlamaTokenizer.from_pretrained(tokenizer_folder, add_bos_token=True)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
+    config = LlamaConfigOfTransformers(
+        vocab_size=len(tokenizer), num_key_value_heads=2, initializer_range=0.3, eos_token_id=None, **sizes
+    )
+    llm = as_own(LlamaForCausalLM(config)).to("cuda", torch.bfloat16)
+    connector = build_connector("mlp2x_gelu", 24, 64).to("cuda", torch.bfloat16)
+    model = VideoLlava(connector, llm, tokenizer, get_format("v1", ""), 256).eval().requires_grad_(False)
+    questions = ("What happens?", "Why?", "What colour is the ball? And what is behind it?")
+    asked = [Request((clips[c],), ((q, None),)) for c in ("video", "long", "image", "other") for q in questions]
+    by_kernels = answers(model, asked, static=True)
+    for module in (attention, pool, llama):
+        monkeypatch.setattr(module, "proven", lambda *which: None)
+    without = answers(model, asked, static=True)
+    assert sum(a[:8] == b[:8] for a, b in zip(by_kernels, without, strict=True)) >= len(asked) // 2

@@ -27,6 +27,10 @@ import torch
 from torch import Tensor
 
 from vidqa.model.llama import plain_attention
+from vidqa.model.proof import proven
+
+#: Does all this in two kernels on a GPU.
+KERNELS = "vidqa.generate.kernels"
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,17 @@ class Part:
     where: Tensor  # int64 [n]: clip * Q + place among the clip's lines; C * Q for a line that does not count
     hidden: Tensor | None  # bool [C, 1, P], True behind the end of a shorter beginning; None where all are as long
     in_order: bool = False  # known to have no gaps: `where` is 0, 1, 2, ... C * Q - 1
+    lines: Tensor | None = None  # int64 [C * Q], the line at each place, -1 for none; None where they are in order
+    lengths: Tensor | None = None  # int64 [C], of the beginnings; None where all are as long
+
+
+@dataclass(frozen=True)
+class Own:
+    """Which columns of its own part a line looks at: from `start` to that of the token which looks."""
+
+    start: Tensor  # int64 [n]
+    now: Tensor  # int64 [n]
+    opening: bool  # the new tokens end before the column `now`; else the only one stands there
 
 
 @dataclass(frozen=True)
@@ -52,6 +67,7 @@ class Shared:
     prefixes: Sequence[tuple[Tensor, Tensor]]
     n_clips: int  # that the buffers have room for
     parts: tuple[Part, ...]
+    own: Own | None = None  # what the mask says, for kernels that read no mask
 
     def of(self, part: Part, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values of the part's clips, [C * G, P, d] each; nothing is copied."""
@@ -89,12 +105,22 @@ def shared_attention(
     if shared is None:
         return plain_attention(module, query, key, value, attention_mask, scaling)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    kernels = proven(KERNELS, query.device, query.dtype, query.shape[-1])
+    if kernels is not None and shared.own is not None:
+        return kernels.attend(query, key, value, shared, shared.own, module.layer_idx, scale), None
     assert attention_mask is not None
-    begun, l_begun = _over_parts(query, shared, module.layer_idx, scale)
-    own, l_own = over_own(query, key, value, attention_mask, scale)
+    return plainly(query, key, value, attention_mask, shared, module.layer_idx, scale), None
+
+
+def plainly(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, shared: Shared, layer: int, scale: float
+) -> Tensor:
+    """`shared_attention` by torch's own functions, on any device and in any precision."""
+    begun, l_begun = _over_parts(query, shared, layer, scale)
+    own, l_own = over_own(query, key, value, mask, scale)
     # e^(l_s - l) is the logistic function of l_s - l_o, and the other factor is what is left of 1.
     out = own.lerp(begun, (l_begun - l_own).sigmoid_()[..., None])
-    return out.to(query.dtype).transpose(1, 2).contiguous(), None
+    return out.to(query.dtype).transpose(1, 2).contiguous()
 
 
 def _over_parts(query: Tensor, shared: Shared, layer: int, scale: float) -> tuple[Tensor, Tensor]:

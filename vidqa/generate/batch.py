@@ -6,7 +6,7 @@ Knows a causal LLM and the pool. Does not know requests, text, memory limits or 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,6 +56,7 @@ class Batch:
     pool: Pool | None = None
     logits: Tensor | None = None  # float32 [n, N] of the lines' next tokens
     _graphs: StepGraphs | None = None
+    _since: float | None = None  # steps that run on the device are counted from here on
 
     @property
     def n_lines(self) -> int:
@@ -116,25 +117,52 @@ class Batch:
             self.logits = new if self.logits is None else torch.cat([self.logits, new])
         self.work.prefill_tokens += sum(len(e) for e in embeds)
 
-    def step(self, ids: Tensor) -> None:
-        """Take in one token a line, int64 [n], and learn what may follow."""
+    def step(self, ids: Tensor, counted: bool = True) -> None:
+        """Take in one token a line, int64 [n], and learn what may follow; `counted` False leaves it to `count`."""
         assert self.pool is not None
         pool, n = self.pool, len(ids)
-        with self._timed("decode_s"):
-            padded = torch.zeros(pool.shape[0], dtype=torch.int64, device=pool.device)
-            padded[:n] = ids
+        if self._since is None:
+            self._since = time.perf_counter()
+        padded = torch.zeros(pool.shape[0], dtype=torch.int64, device=pool.device)
+        padded[:n] = ids
 
-            def run(ids: Tensor) -> Tensor:
-                positions, mask, shared = pool.step()
-                return self._run(mask, positions, shared, input_ids=ids[:, None])
+        def run(ids: Tensor) -> Tensor:
+            positions, mask, shared = pool.step()
+            return self._run(mask, positions, shared, input_ids=ids[:, None])
 
-            logits = self._graphs.run((pool.shape, pool.in_order), run, padded) if self._graphs else run(padded)
-            self.logits = logits[:n]
-            pool.advance()
-        work = self.work
-        work.decode_tokens += n
-        work.decode_steps += 1
-        work.decode_kv_bytes += (sum(pool.lengths) + sum(pool.ends)) * self.bytes_per_position
+        logits = self._graphs.run((pool.shape, pool.in_order), run, padded) if self._graphs else run(padded)
+        self.logits = logits[:n]
+        pool.advance()
+        if not self.static:
+            self._settle()
+        if counted:
+            self.count(range(n))
+
+    def count(self, lines: Sequence[int]) -> None:
+        """Count the last step as work for some lines."""
+        assert self.pool is not None
+        pool, work = self.pool, self.work
+        work.decode_tokens += len(lines)
+        work.decode_steps += bool(lines)
+        begun = sum(pool.lengths[clip] for clip in {pool.clip_of[i] for i in lines})
+        work.decode_kv_bytes += (begun + sum(pool.ends[i] for i in lines)) * self.bytes_per_position
+
+    def look(self, picked: Tensor) -> Callable[[], list[int]]:
+        """Have picked tokens copied, int64 [n]; the function waits for them, not for what is asked for later."""
+        if not picked.is_cuda:
+            return picked.tolist
+        copied = torch.empty(picked.shape, dtype=picked.dtype, pin_memory=True)
+        copied.copy_(picked, non_blocking=True)
+        there = torch.cuda.Event()
+        there.record()
+
+        def tokens() -> list[int]:
+            there.synchronize()
+            self._count(goes_on=True)
+            numbers: list[int] = copied.tolist()
+            return numbers
+
+        return tokens
 
     def keep(self, lines: Sequence[int], clips: Collection[int] = ()) -> dict[int, int]:
         """See `Pool.keep`; the logits go with the lines."""
@@ -166,10 +194,26 @@ class Batch:
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
+        self._settle()
         start = time.perf_counter()
         try:
             yield
         finally:
-            if self.model.device.type == "cuda":
-                torch.cuda.synchronize(self.model.device)
+            self._wait()
             setattr(self.work, name, getattr(self.work, name) + time.perf_counter() - start)
+
+    def _settle(self) -> None:
+        """Wait for the steps that run, and count their time."""
+        if self._since is not None:
+            self._wait()
+            self._count(goes_on=False)
+
+    def _count(self, goes_on: bool) -> None:
+        if self._since is not None:
+            now = time.perf_counter()
+            self.work.decode_s += now - self._since
+            self._since = now if goes_on else None
+
+    def _wait(self) -> None:
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)

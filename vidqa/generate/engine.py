@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from vidqa.errors import ItemError
 from vidqa.generate.alone import Alone
 from vidqa.generate.batch import Work
@@ -66,7 +68,7 @@ class Engine:
     """Answers requests that may come while others are at work.
 
     Args:
-        model: in evaluation mode; used by nobody else while `advance` runs.
+        model: in evaluation mode; used by nobody else while `advance` runs; both in one thread.
         settings: for all requests.
         batch_size: as for `generate`.
         static: steps of few fixed shapes, recorded as CUDA graphs; None does so on a CUDA device.
@@ -85,6 +87,8 @@ class Engine:
         self._stopper = Stopper(model.tokenizer, stops, model.chat.leads)
         ends = Ends(end_ids(model.llm, model.tokenizer, stops), self._stopper.stops)
         on_gpu = model.device.type == "cuda"
+        if on_gpu:
+            torch.cuda.set_device(model.device)  # each thread has a current one of its own, where kernels start
         self._lines: Lines | Alone = (
             Lines(model, settings, ends, batch_size, on_gpu if static is None else static)
             if can_share(model.llm, model.context)

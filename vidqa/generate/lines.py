@@ -101,8 +101,14 @@ class Lines:
         batch = self._batch
         assert batch is not None and batch.logits is not None
         picked = self._choose(batch.logits)
-        for line, token in zip(self._lines, picked.tolist(), strict=True):
+        tokens = batch.look(picked)
+        if batch.static:
+            # The device goes on while the tokens are looked at here; for a line that ends, it is one step too many.
+            batch.step(picked, counted=False)
+        for line, token in zip(self._lines, tokens(), strict=True):
             self._take(line, token)
+        if batch.static:
+            batch.count([i for i, line in enumerate(self._lines) if line.said.reason is None])
         done = [(line.job, line.said) for line in self._lines if line.said.reason is not None]
         self._done += done
         self.work.answers += len(done)
@@ -110,7 +116,7 @@ class Lines:
             order = packed([line.said.reason is None for line in self._lines])
             picked = picked[torch.tensor(order, dtype=torch.int64, device=picked.device)]
             self._keep(batch, order)
-        if self._lines:
+        if self._lines and not batch.static:
             batch.step(picked)
 
     def back_off(self) -> Job | None:

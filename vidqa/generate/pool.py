@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vidqa.generate.attention import Part, Shared
+from vidqa.generate.attention import KERNELS, Own, Part, Shared
+from vidqa.model.proof import proven
 
 Layers = Sequence[tuple[Tensor, Tensor]]
 
@@ -63,6 +64,9 @@ class Pool:
         self.now = zeros.clone()  # the column that its next token goes into
         self.positions = zeros.clone()  # of that token in the whole sequence
         self._where = zeros.clone()
+        #: The same the other way round, and the lengths of the beginnings, for kernels that find their own way.
+        self._lines = torch.full((room.n_lines * room.n_clips,), -1, dtype=torch.int64, device=self.device)
+        self._lengths = torch.zeros(room.n_clips, dtype=torch.int64, device=self.device)
         self._rows = torch.arange(room.n_lines, device=self.device)
         self._steps = torch.arange(max(room.n_own, room.n_prefix), device=self.device)
         self._hidden = torch.zeros(room.n_clips, 1, room.n_prefix, dtype=torch.bool, device=self.device)
@@ -138,7 +142,8 @@ class Pool:
             Part(clip, 1, n, self.lengths[clip], self._rows[:n], None, in_order=True)
             for clip, n in Counter(clips).items()
         ]
-        shared = Shared(self.prefixes, self.room.n_clips, tuple(places))
+        own = Own(self.start[new], self.now[new], opening=True)
+        shared = Shared(self.prefixes, self.room.n_clips, tuple(places), own)
         return begun[:, None] + (steps - pad[:, None]).clamp(min=0), mask[:, None], shared
 
     def step(self) -> tuple[Tensor, Tensor, Shared]:
@@ -149,10 +154,21 @@ class Pool:
         mask = (steps >= self.start[:n, None]) & (steps <= self.now[:n, None])
         n_positions = self._n_positions()
         hidden = self._hidden[:n_clips, :, :n_positions] if self._any_hidden or self.static else None
-        part = Part(0, n_clips, n_places, n_positions, self._where[:n], hidden, self.in_order)
+        part = Part(
+            0,
+            n_clips,
+            n_places,
+            n_positions,
+            self._where[:n],
+            hidden,
+            self.in_order,
+            None if self.in_order else self._lines[: n_clips * n_places],
+            None if hidden is None else self._lengths[:n_clips],
+        )
         # Lines that came together write one column; a graph, which is recorded once, must not rely on it.
         self._column = None if self.static or len(set(self.ends)) > 1 else self.ends[0]
-        return self.positions[:n, None], mask[:, None, None], Shared(self.prefixes, self.room.n_clips, (part,))
+        shared = Shared(self.prefixes, self.room.n_clips, (part,), Own(self.start[:n], self.now[:n], opening=False))
+        return self.positions[:n, None], mask[:, None, None], shared
 
     def advance(self) -> None:
         """One token of every line has been stored."""
@@ -163,6 +179,12 @@ class Pool:
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Store new keys and values [n, G, S, d] of a layer; gives those of the own columns that the mask is about."""
+        kernels = proven(KERNELS, self.device, key.dtype, key.shape[-1])
+        if kernels is not None and self._target is None and self._column is None:
+            keys, values = self.own[layer_idx]
+            kernels.store(keys, values, (key, value), self.now)
+            n, columns = len(key), self._n_columns()
+            return keys[:n, :, :columns], values[:n, :, :columns]
         out = []
         for buffer, new in zip(self.own[layer_idx], (key, value), strict=True):
             if self._target is not None:
@@ -216,9 +238,14 @@ class Pool:
         self.in_order = where == list(range(n_clips * n_places)) and n == self.shape[0]
         where += [n_clips * n_places] * (self.shape[0] - n)  # lines that fill up a rounded number do not count
         self._where[: len(where)] = torch.tensor(where, dtype=torch.int64, device=self.device)
+        lines = [-1] * (n_clips * n_places)
+        for line, place in enumerate(where[:n]):
+            lines[place] = line
+        self._lines[: len(lines)] = torch.tensor(lines, dtype=torch.int64, device=self.device)
         for values in (self.start, self.now, self.positions):
             values[n:] = 0
         lengths = torch.tensor(self.lengths + [0] * (n_clips - len(self.lengths)), device=self.device)
+        self._lengths[:n_clips] = lengths
         self._hidden[:n_clips] = (self._steps[: self.room.n_prefix] >= lengths[:, None])[:, None]
         self._any_hidden = len(set(self.lengths)) > 1
 

@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vidqa.model.packed import Linear, packs
+from vidqa.model.proof import proven
 
 #: (layer, query [n, H, S, d], key [n, G, T, d], value, mask, scaling=, ...) -> ([n, S, H, d], None), as transformers'
 #: attention functions.
 Attend = Callable[..., tuple[Tensor, None]]
+_KERNELS = "vidqa.model.kernels"
 
 
 @dataclass(frozen=True)
@@ -203,7 +205,12 @@ class _Attention(nn.Module):
     def project(self, x: Tensor, turn: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """[n, S, L] -> query [n, H, S, d], key and value [n, G, S, d], the first two at their positions."""
         n, n_new, _ = x.shape
-        heads = self.qkv_proj(x).view(n, n_new, -1, self.width).transpose(1, 2)
+        heads = self.qkv_proj(x).view(n, n_new, -1, self.width)
+        if (kernels := proven(_KERNELS, x.device, x.dtype, self.width)) is not None:
+            kernels.turn_(heads, self.n_heads + self.n_groups, *turn)
+            query, key, value = heads.transpose(1, 2).split([self.n_heads, self.n_groups, self.n_groups], 1)
+            return query, key, value
+        heads = heads.transpose(1, 2)
         query, key = _turned(heads[:, : -self.n_groups], turn).split([self.n_heads, self.n_groups], 1)
         return query, key, heads[:, -self.n_groups :]
 
@@ -211,11 +218,15 @@ class _Attention(nn.Module):
 class _Mlp(nn.Module):
     def __init__(self, c: LlamaConfig, device: str | None) -> None:
         super().__init__()
+        self.width = c.head_dim
         self.gate_up_proj = Linear(c.hidden_size, 2 * c.intermediate_size, device)
         self.down_proj = Linear(c.intermediate_size, c.hidden_size, device)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up_proj(x).chunk(2, -1)
+        both = self.gate_up_proj(x)
+        if (kernels := proven(_KERNELS, x.device, x.dtype, self.width)) is not None:
+            return self.down_proj(kernels.gated(both))
+        gate, up = both.chunk(2, -1)
         return self.down_proj(functional.silu(gate).mul_(up))
 
 

@@ -1,0 +1,68 @@
+"""Kernels are used where they are right, and nowhere else. The device only claims to be one: nothing is computed."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import types
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+from vidqa.model import proof
+from vidqa.model.proof import proven
+
+CUDA = torch.device("cuda", 0)
+
+
+@pytest.fixture(autouse=True)
+def anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    proof._proven.cache_clear()
+    yield
+    proof._proven.cache_clear()
+
+
+def kernels(monkeypatch: pytest.MonkeyPatch, difference: Callable[..., float]) -> str:
+    """A module with a difference of its own."""
+    module = types.ModuleType("played_kernels")
+    module.difference = difference  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return module.__name__
+
+
+def test_right_ones_are_used_and_proved_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, ...]] = []
+    name = kernels(monkeypatch, lambda *what: asked.append(what) or 0.01)  # type: ignore[func-returns-value]
+    assert proven(name, CUDA, torch.bfloat16, 64) is sys.modules[name]
+    assert proven(name, CUDA, torch.bfloat16, 64) is sys.modules[name]
+    assert asked == [(CUDA, torch.bfloat16, 64)]
+
+
+@pytest.mark.parametrize("far", [0.5, float("nan"), float("inf")])
+def test_wrong_ones_are_not(far: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    name = kernels(monkeypatch, lambda *what: far)
+    with caplog.at_level(logging.WARNING, logger="vidqa"):
+        assert proven(name, CUDA, torch.float16, 64) is None
+        assert proven(name, CUDA, torch.float16, 64) is None
+    assert [r.getMessage() for r in caplog.records] == [f"{name} is not used: its results differ by {far:.2g}"]
+
+
+def test_nor_those_that_do_not_compile(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def fails(*what: object) -> float:
+        raise RuntimeError("no compiler\nat all")
+
+    with caplog.at_level(logging.WARNING, logger="vidqa"):
+        assert proven(kernels(monkeypatch, fails), CUDA, torch.float16, 64) is None
+        assert proven("vidqa.no_such_kernels", CUDA, torch.float16, 64) is None
+    assert "played_kernels is not used: no compiler" in caplog.text
+    assert "vidqa.no_such_kernels is not used: No module named" in caplog.text
+
+
+def test_exact_numbers_odd_heads_and_other_devices_do_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = kernels(monkeypatch, lambda *what: 0.0)
+    assert proven(name, CUDA, torch.float32, 64) is None
+    assert proven(name, CUDA, torch.bfloat16, 80) is None
+    assert proven(name, torch.device("cpu"), torch.bfloat16, 64) is None
+    assert proven(name, torch.device("cuda", 1), torch.bfloat16, 64) is None, "another device than the thread's"

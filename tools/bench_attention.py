@@ -1,0 +1,138 @@
+#!/usr/bin/env python3
+"""Attention of a step by the GPU's own kernels against torch's functions: C clips with Q questions each, one layer.
+
+    python tools/bench_attention.py                       the 7B shape: 32 heads of 128, 2,056 positions, bfloat16
+    python tools/bench_attention.py --clips 1 --groups 8  fewer key heads, as in newer models
+    python tools/bench_attention.py --sweep               other sizes of the kernels' blocks, too
+
+Microseconds a layer, replayed as a CUDA graph over four layers' worth of keys, so that caches do not hold them. Beside
+them the time in which the measured copy rate of the device would have read the keys and values once. The largest
+difference of the two results stands behind. One JSON line comes last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+from collections.abc import Callable
+
+import torch
+
+from vidqa.generate.attention import KERNELS, Own, Part, Shared, plainly
+from vidqa.generate.limits import measure
+from vidqa.model.proof import proven
+
+LAYERS = 4
+
+
+def seconds(run: Callable[[int], object]) -> float:
+    """Of one call, in a graph of all layers, the best of five replays."""
+    for layer in range(LAYERS):
+        run(layer)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for layer in range(LAYERS):
+            run(layer)
+    best = float("inf")
+    for _ in range(6):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        best = min(best, start.elapsed_time(end) / 1e3 / LAYERS)
+    return best
+
+
+class Case:
+    """A step half way through answers of 64 tokens."""
+
+    def __init__(self, args: argparse.Namespace, n_clips: int) -> None:
+        device, n, d, g = torch.device("cuda", 0), n_clips * args.questions, args.width, args.groups
+        dtype, p, t = getattr(torch, args.dtype), -(-args.positions // 64) * 64, 128
+        torch.manual_seed(0)
+
+        def some(*shape: int) -> torch.Tensor:
+            return torch.randn(*shape, device=device, dtype=dtype)
+
+        self.begun = [(some(n_clips * g, p, d), some(n_clips * g, p, d)) for _ in range(LAYERS)]
+        self.own = [(some(n, g, t, d), some(n, g, t, d)) for _ in range(LAYERS)]
+        self.query, self.scale = some(n, 1, args.heads, d).transpose(1, 2), d**-0.5
+        start, now = torch.zeros(n, dtype=torch.int64, device=device), torch.full((n,), 50, device=device)
+        lengths, steps = torch.full((n_clips,), args.positions, device=device), torch.arange(p, device=device)
+        hidden, where = (steps >= lengths[:, None])[:, None], torch.arange(n, device=device)
+        part = Part(0, n_clips, args.questions, p, where, hidden, True, None, lengths)
+        self.columns = Own(start, now, opening=False)
+        self.shared = Shared(self.begun, n_clips, (part,), self.columns)
+        self.mask = (steps[:t] <= now[:, None])[:, None, None]
+        self.n_bytes = 2 * g * d * (n_clips * args.positions + n * 51) * dtype.itemsize
+
+    def by_torch(self, layer: int) -> torch.Tensor:
+        return plainly(self.query, *self.own[layer], self.mask, self.shared, layer, self.scale)
+
+    def by_kernels(self, layer: int) -> torch.Tensor:
+        kernels = proven(KERNELS, self.query.device, self.query.dtype, self.query.shape[-1])
+        out: torch.Tensor = kernels.attend(self.query, *self.own[layer], self.shared, self.columns, layer, self.scale)
+        return out
+
+
+def sweep(case: Case) -> list[tuple[float, dict[str, int]]]:
+    """Seconds with other sizes, the fastest first."""
+    from vidqa.generate import kernels
+
+    names = ("_COLUMNS", "_PROGRAMS", "_WARPS", "_STAGES")
+    usual, found = {name: getattr(kernels, name) for name in names}, []
+    for values in itertools.product((32, 64, 128), (512, 1024, 2048), (4, 8), (2, 3, 4)):
+        for name, value in zip(names, values, strict=True):
+            setattr(kernels, name, value)
+        try:
+            found.append((seconds(case.by_kernels), dict(zip(names, values, strict=True))))
+        except RuntimeError as error:  # too large for the device
+            print(f"{values}: {str(error).splitlines()[0]}", file=sys.stderr)
+    for name, value in usual.items():
+        setattr(kernels, name, value)
+    return sorted(found, key=lambda one: one[0])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", type=int, nargs="+", default=[1, 16, 32], help="[1 16 32]")
+    sizes = {"questions": 8, "heads": 32, "groups": 32, "width": 128, "positions": 2056}
+    for name, default in sizes.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"[{default}]")
+    parser.add_argument("--dtype", default="bfloat16", help="[bfloat16]")
+    parser.add_argument("--sweep", action="store_true", help="try other sizes of blocks")
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("needs a CUDA device", file=sys.stderr)
+        return 2
+    device, dtype = torch.device("cuda", 0), getattr(torch, args.dtype)
+    if proven(KERNELS, device, dtype, args.width) is None:
+        print("the kernels cannot be used here: the log says why", file=sys.stderr)
+        return 1
+    copied = measure(device, dtype).copy_bytes_per_s
+    print(f"{'clips':>5} {'torch us':>10} {'kernels us':>11} {'limit us':>9} {'reached':>8} {'difference':>11}")
+    lines = []
+    for n_clips in args.clips:
+        case = Case(args, n_clips)
+        by_torch, by_kernels = seconds(case.by_torch), seconds(case.by_kernels)
+        least = case.n_bytes / copied
+        far = float((case.by_torch(0).float() - case.by_kernels(0).float()).abs().max())
+        us = [round(1e6 * s, 1) for s in (by_torch, by_kernels, least)]
+        print(f"{n_clips:>5} {us[0]:>10} {us[1]:>11} {us[2]:>9} {least / by_kernels:>8.0%} {far:>11.2g}", flush=True)
+        line = {"clips": n_clips, "torch_us": us[0], "kernels_us": us[1], "limit_us": us[2], "difference": far}
+        if args.sweep:
+            best = [{"us": round(1e6 * s, 1), **with_} for s, with_ in sweep(case)[:5]]
+            line["best"] = best
+            for one in best:
+                print(f"      {one}", flush=True)
+        lines.append(line)
+    facts = {"torch": torch.__version__, "gpu": torch.cuda.get_device_name(), "copy_gb_per_s": copied / 1e9}
+    print(json.dumps({"bench": "attention", **vars(args), "results": lines, **facts}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
