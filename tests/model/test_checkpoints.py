@@ -285,8 +285,9 @@ class TestRefused:
     def test_numbers_that_are_none(
         self, key: str, bad: float, dtype: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Found on the way to the disk, tower or not, and nothing is left behind."""
-        monkeypatch.setattr(write, "export_tower", lambda *_: None)
+        """Found on the way to the disk, tower or not, before anything is exported; nothing is left behind."""
+        exported: list[object] = []
+        monkeypatch.setattr(write, "export_tower", lambda *what: exported.append(what))
         folder = write_original(tmp_path / "checkpoint")
         weights = golden("video_llava_forward")[1]
         weights[key] = weights[key].clone()
@@ -295,6 +296,7 @@ class TestRefused:
         with pytest.raises(BundleError, match=rf"\.bin: {re.escape(key)}: {says}"):
             convert([folder], Target(tmp_path / "out", dtype=dtype))
         assert [p.name for p in tmp_path.iterdir()] == ["checkpoint"]
+        assert not exported
 
     def test_no_tokenizer(self, original: Path) -> None:
         (original / "tokenizer.json").unlink()

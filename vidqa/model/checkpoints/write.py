@@ -71,6 +71,11 @@ def write_bundle(recipe: Recipe, target: Target, origins: tuple[str, ...], step:
     _try_tokenizers(recipe)
 
     def fill(folder: Path) -> None:
+        # What is only copied goes first: a number that is not finite is found there before minutes of export.
+        connector = {key: read_finite(origin, dtype) for key, origin in recipe.connector.tensors.items()}
+        save_file(connector, folder / recipe.connector.spec.file)
+        step("connector", n_bytes(recipe.connector.tensors.values()))
+        write_llm(recipe.llm, folder / "llm", dtype, step)
         (folder / "encoders").mkdir()
         for kind in ("image", "video"):
             plan: TowerPlan = getattr(recipe, kind)
@@ -80,10 +85,6 @@ def write_bundle(recipe: Recipe, target: Target, origins: tuple[str, ...], step:
         if recipe.text:
             _write_text(recipe.text, folder)
             step("text encoder", n_bytes(recipe.text.tensors.values()))
-        connector = {key: read_finite(origin, dtype) for key, origin in recipe.connector.tensors.items()}
-        save_file(connector, folder / recipe.connector.spec.file)
-        step("connector", n_bytes(recipe.connector.tensors.values()))
-        write_llm(recipe.llm, folder / "llm", dtype, step)
 
     return save_bundle(target.folder, _spec(recipe, target.title, origins), fill, target.replace_old)
 
