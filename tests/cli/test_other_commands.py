@@ -124,7 +124,7 @@ def test_doctor(vidqa):
     names = [line.split()[1] for line in done.out.splitlines()]
     assert done.code == 0, done.out
     wanted = ["python", "torch", "transformers", "onnxruntime", "av", "decord", "polars", "cuda"]
-    assert names == [*wanted, "bitsandbytes", "7B", "cache", "model"]
+    assert names == [*wanted, "kernels", "bitsandbytes", "7B", "cache", "model"]
     assert "FFmpeg" in done.out and "GB free" in done.out and "CPUExecutionProvider" in done.out
 
 
@@ -138,7 +138,7 @@ def test_doctor_works_where_packages_are_missing(surroundings):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=280)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
-    assert len(done.stdout.splitlines()) == 12
+    assert len(done.stdout.splitlines()) == 13
     assert "FAIL  torch" in done.stdout and "no    decord" in done.stdout
 
 

@@ -40,18 +40,23 @@ def proven(name: str, device: torch.device, dtype: torch.dtype, width: int) -> A
         return None
     if device.index is not None and device.index != torch.cuda.current_device():
         return None
-    return _proven(name, device, dtype, width)
+    return prove(name, device, dtype, width)[0]
 
 
 @functools.cache
-def _proven(name: str, device: torch.device, dtype: torch.dtype, width: int) -> Any:
+def prove(name: str, device: torch.device, dtype: torch.dtype, width: int) -> tuple[Any, str]:
+    """The module of `proven`, or None and the reason; once for each device, type and width."""
     try:
         module = importlib.import_module(name)
         far = module.difference(device, dtype, width)
+    except ImportError as error:
+        log.info("%s is not used: %s", name, error)
+        return None, str(error)
     except Exception as error:  # a compiler and a driver stand behind it: whatever they say, there is another way
-        log.warning("%s is not used: %s", name, (str(error).splitlines() or [repr(error)])[0])
-        return None
-    if not far <= _MOST_DIFFERENCE:
-        log.warning("%s is not used: its results differ by %.2g", name, far)
-        return None
-    return module
+        why = (str(error).splitlines() or [repr(error)])[0]
+    else:
+        if far <= _MOST_DIFFERENCE:
+            return module, ""
+        why = f"its results differ by {far:.2g}"
+    log.warning("%s is not used, so answers take longer: %s", name, why)
+    return None, why

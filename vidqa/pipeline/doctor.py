@@ -53,6 +53,7 @@ def examine(cache_dir: Path, model: str) -> list[Check]:
         ("decord", False, lambda: _imported("decord")),
         ("polars", True, lambda: _imported("polars")),
         ("cuda", False, _cuda),
+        ("kernels", False, _kernels),
         ("bitsandbytes", False, lambda: _imported("bitsandbytes")),
         *((f"7B on {place}", False, partial(_room, place, free)) for place, free in free_memory().items()),
         ("cache", True, lambda: _cache(cache_dir)),
@@ -110,6 +111,19 @@ def _cuda() -> str:
     if not usable:
         raise _Lacking("; ".join(device.reason for device in devices) or "no device")
     return ", ".join(usable)
+
+
+def _kernels() -> str:
+    torch = import_module("torch")
+    if not torch.cuda.is_available():
+        raise _Lacking("there are none but for a CUDA device")
+    from vidqa.generate.attention import KERNELS
+    from vidqa.model.proof import prove
+
+    for name in (KERNELS, "vidqa.model.kernels"):
+        if why := prove(name, torch.device("cuda", 0), torch.bfloat16, 128)[1]:
+            raise _Lacking(f"{name}: {why}")
+    return f"right on cuda:0, by Triton {version('triton')}"
 
 
 def _room(place: str, free: int) -> str:
