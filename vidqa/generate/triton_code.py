@@ -9,8 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# `do_not_specialize` names numbers that change from call to call: a kernel is not compiled anew for their being 1 or a
-# multiple of 16.
+# `do_not_specialize` names what changes from call to call: a kernel is not compiled anew for a number's being 1 or a
+# multiple of 16, nor for where a slice of line numbers begins.
 
 
 @triton.jit
@@ -29,7 +29,7 @@ def store_kernel(  # type: ignore[no-untyped-def]
     tl.store(values + to, tl.load(value, mask=counts, other=0.0), mask=counts)
 
 
-@triton.jit(do_not_specialize=["n", "n_places", "n_positions", "first"])
+@triton.jit(do_not_specialize=["lines", "n", "n_places", "n_positions", "first"])
 def over_beginnings_kernel(  # type: ignore[no-untyped-def]
     query, keys, values, means, lse, lines, lengths, scale, by_line, by_head, by_token, by_group, by_position,
     n, n_heads, n_new, n_places, n_positions, first,
@@ -80,7 +80,7 @@ def over_beginnings_kernel(  # type: ignore[no-untyped-def]
     tl.store(means + at_out[:, None] * d + column[None, :], sums / total[:, None], mask=counts[:, None])
 
 
-@triton.jit(do_not_specialize=["n", "n_before", "n_counted", "n_stretches"])
+@triton.jit(do_not_specialize=["where", "start", "now", "n", "n_before", "n_counted", "n_stretches"])
 def join_kernel(  # type: ignore[no-untyped-def]
     query, keys, values, means, lse, result, where, start, now, n_before, scale, by_line, by_head, by_token,
     by_own_line, by_own_group, by_own_column, n, n_heads, n_new, n_counted, n_stretches,
