@@ -60,6 +60,9 @@ class WordTokenizer:
     def convert_tokens_to_ids(self, tokens: str) -> int:
         return 2 if tokens == "</s>" else 3 + WORDS.index(tokens)
 
+    def convert_ids_to_tokens(self, ids: int) -> str:
+        return f"▁{WORDS[ids - 3]}" if 3 <= ids < 3 + len(WORDS) else f"<{ids}>"
+
     def get_vocab(self) -> dict[str, int]:
         return {word: 3 + n for n, word in enumerate(WORDS)}
 

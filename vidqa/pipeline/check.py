@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vidqa.cache.index import MediaIndex
 from vidqa.encoders.devices import cpu_threads
@@ -27,8 +28,10 @@ from vidqa.train.data.probe import Prober
 from vidqa.train.data.shapes import SpecShapes
 from vidqa.train.needs import disk_bytes
 from vidqa.train.order import Plan
+from vidqa.train.recipe import Stage
 from vidqa.train.recipe_file import read_recipe
 from vidqa.train.stage_run import chat_of, plan_of
+from vidqa.train.unseen import LeftOut, read_unseen
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +86,7 @@ class StageCheck:
             "records": checked.n_records,
             "rejected": {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)},
             "passes": checked.passes,
+            "unseen_pairs_said": dict(sorted(checked.said.items())),
             "longest": int(checked.tokens.max(initial=0)),
             "fingerprint": checked.fingerprint,
             "steps": self.plan.n_steps if self.plan else None,
@@ -136,6 +140,7 @@ def check(
                 chat_of(stage, get_format(bundle.spec.prompt.format, bundle.spec.prompt.system)),
                 SpecShapes(bundle.spec),
                 bundle.spec.llm.context,
+                _left_out(stage, tokenizer) if name != _HELD_OUT else None,
             )
             checked = check_data(
                 corpus,
@@ -152,6 +157,10 @@ def check(
             room = Room(features, free_in(Path(options.cache_dir)), disk, free_in(folder))
             found.append(StageCheck(name, checked, *checked.save(folder / name), plan, room))
     return found
+
+
+def _left_out(stage: Stage, tokenizer: Any) -> LeftOut | None:
+    return LeftOut(read_unseen(Path(stage.unseen_pairs)), tokenizer) if stage.unseen_pairs else None
 
 
 def _index(cache_dir: str | os.PathLike[str], stack: ExitStack) -> MediaIndex | None:

@@ -33,6 +33,7 @@ from vidqa.train.report import StageFacts
 from vidqa.train.results import Told, write_results
 from vidqa.train.stage_run import StageRun
 from vidqa.train.stagefiles import finished, has_learned, open_run, run_identity
+from vidqa.train.unseen import read_unseen
 from vidqa.train.watch import Interrupted
 
 Encode = Literal["cache", "on-the-fly"]
@@ -133,6 +134,7 @@ class _Run:
         self.recipe, self.file, self.out, self.options, self.reporter = recipe, file, out, options, reporter
         self.name = recipe.model.name or file.stem
         self.overrides = tuple(overrides)
+        self.unseen = [read_unseen(Path(s.unseen_pairs)) if s.unseen_pairs else None for s in recipe.stage]
         self.written = as_written(recipe, file, overrides)  # now: the file may be another one when the run ends
         bundle = load_bundle(recipe.model.base)
         check_exports(recipe, bundle, where_set(file, overrides, "output", "transformers"))
@@ -146,7 +148,7 @@ class _Run:
         """All of it."""
         corpora = [self._corpus(sources(self.recipe, stage)) for stage in self.recipe.stage]
         held_out = self._held_out()
-        identity = run_identity(self.recipe, self.start.base.model_id, [c.fingerprint for c in corpora])
+        identity = run_identity(self.recipe, self.start.base.model_id, [c.fingerprint for c in corpora], self.unseen)
         if is_first():
             if not resume or self._came_to_nothing():
                 self._forget()
@@ -220,6 +222,7 @@ class _Run:
         run = StageRun(
             recipe=self.recipe,
             number=number,
+            unseen=self.unseen[number - 1],
             folder=folder,
             start=self.start,
             device=self.device,

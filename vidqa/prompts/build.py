@@ -70,6 +70,7 @@ class LabelledPrompt:
     prompt: Prompt
     labels: np.ndarray  # int64 [S]
     problem: str | None = None
+    left_out: np.ndarray | None = None  # int64 [S]: which answers the loss leaves out there, 0 for none
 
 
 def build_prompt(

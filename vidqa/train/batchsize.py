@@ -6,6 +6,7 @@ optimizer's moments.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ def find_per_device(model: VideoLlava, data: Sequences, stage: Stage, listener: 
     @find_executable_batch_size(starting_batch_size=each, reduce_batch_size_fn=lambda: tried[-1] // 2)
     def search(n: int) -> int:
         tried.append(n)
-        _try(model, longest, n)
+        _try(model, longest, n, data.left_out)
         return n
 
     try:
@@ -69,13 +70,13 @@ def find_per_device(model: VideoLlava, data: Sequences, stage: Stage, listener: 
     return found
 
 
-def _try(model: VideoLlava, item: Item, n: int) -> None:
+def _try(model: VideoLlava, item: Item, n: int, left_out: Sequence[Sequence[int]]) -> None:
     """One pass over `n` sequences, beside room for the gradients' companions."""
     learn = [p for p in model.parameters() if p.requires_grad]
     moments: list[Any] = [torch.empty_like(p, dtype=torch.float32) for p in learn for _ in range(2)]
     state = torch.random.get_rng_state()  # dropout draws; the run must not notice
     try:
-        PackedLoss(model)(to_batch([item] * n)["batch"])["loss"].backward()
+        PackedLoss(model, left_out)(to_batch([item] * n)["batch"])["loss"].backward()
     finally:
         model.zero_grad(set_to_none=True)
         torch.random.set_rng_state(state)

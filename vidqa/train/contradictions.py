@@ -63,6 +63,8 @@ def _of_stage(stage: Stage, titles: list[str], hardware: Hardware) -> Iterator[t
         yield "train", 'a `connector` stage leaves the LLM alone; kind = "instruct" trains both'
     if stage.kind == "language" and {"connector", "projector", "temporal"} & stage.parts:
         yield "train", "a `language` stage learns from text alone and cannot train the connector"
+    if stage.kind == "language" and stage.unseen_pairs:
+        yield "unseen_pairs", "a `language` stage learns from text alone, where every pair may be said"
     if stage.connector_lr and not {"connector", "projector", "temporal"} & stage.parts:
         yield "connector_lr", "`connector_lr`, but the connector is not trained"
     if isinstance(stage.per_device, int) and stage.batch_size and stage.batch_size % stage.per_device:

@@ -153,7 +153,7 @@ def _trainer(
         names=names,
         watch=watch,
         keep=common.output.keep,
-        model=PackedLoss(model),
+        model=PackedLoss(model, data.left_out),
         args=arguments(stage, common, data.plan.n_steps, per_device, around.folder, cpu),
         train_dataset=data,
         data_collator=to_batch,

@@ -6,6 +6,8 @@ lie in, so that batch size, accumulation and number of processes do not change w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,14 +16,22 @@ from vidqa.model.llava import VideoLlava
 from vidqa.prompts.build import IGNORED
 from vidqa.train.packing import attention_mask
 from vidqa.train.sequences import Batch
+from vidqa.train.unseen import rows_mask
 
 
 class PackedLoss(nn.Module):
-    """A model with its loss."""
+    """A model with its loss.
 
-    def __init__(self, model: VideoLlava) -> None:
+    Args:
+        model: connector and LLM.
+        left_out: token ids that take no part in the softmax, by the row that a position of the batch names; row 0 is
+            empty. Without rows the loss is the ordinary one everywhere.
+    """
+
+    def __init__(self, model: VideoLlava, left_out: Sequence[Sequence[int]] = ()) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.left_out = model, left_out
+        self._rows: Tensor | None = None
         #: Layers that are cut into pieces one by one: accelerate looks for their names here.
         self._no_split_modules = getattr(model.llm, "_no_split_modules", None)
 
@@ -38,7 +48,15 @@ class PackedLoss(nn.Module):
             use_cache=False,
         ).last_hidden_state
         learn = packed.labels[:, 1:] != IGNORED  # position i says what stands at i + 1
-        logits = model.llm.get_output_embeddings()(states[:, :-1][learn])
-        loss = F.cross_entropy(logits.float(), packed.labels[:, 1:][learn], reduction="sum")
+        logits = model.llm.get_output_embeddings()(states[:, :-1][learn]).float()
+        if self.left_out:
+            logits = logits.masked_fill(self._mask(logits)[packed.left_out[:, 1:][learn]], -torch.inf)
+        loss = F.cross_entropy(logits, packed.labels[:, 1:][learn], reduction="sum")
         # Without tokens to learn there is no logit: the sum over the states keeps every weight in the graph.
         return {"loss": loss + 0.0 * states.float().sum() if not learn.any() else loss}
+
+    def _mask(self, logits: Tensor) -> Tensor:
+        """Rows that `left_out` names, bool [R, vocabulary], beside the logits; made once."""
+        if self._rows is None or self._rows.device != logits.device:
+            self._rows = torch.from_numpy(rows_mask(self.left_out, logits.shape[-1])).to(logits.device)
+        return self._rows

@@ -28,6 +28,7 @@ class Packed:
     labels: np.ndarray  # int64 [S], IGNORED where there is no loss
     positions: np.ndarray  # int64 [S]
     branch: np.ndarray  # int64 [S]
+    left_out: np.ndarray  # int64 [S], row of what the loss leaves out at a label (`vidqa.train.unseen`)
 
 
 def pack(conversations: Sequence[LabelledPrompt]) -> Packed:
@@ -53,7 +54,12 @@ def pack(conversations: Sequence[LabelledPrompt]) -> Packed:
         labels=np.concatenate([np.full(cut, IGNORED), *(c.labels[cut:] for c in conversations)]),
         positions=np.concatenate([np.arange(cut), *(np.arange(cut, cut + n) for n in sizes)]),
         branch=np.concatenate([np.zeros(cut, np.int64), *(np.full(n, k + 1) for k, n in enumerate(sizes))]),
+        left_out=np.concatenate([np.zeros(cut, np.int64), *(_left_out(c)[cut:] for c in conversations)]),
     )
+
+
+def _left_out(made: LabelledPrompt) -> np.ndarray:
+    return np.zeros(len(made.labels), np.int64) if made.left_out is None else made.left_out
 
 
 def _shared(head: Prompt, other: LabelledPrompt) -> int:
@@ -77,6 +83,7 @@ class PackedBatch:
     labels: Tensor  # int64 [B, S]
     positions: Tensor  # int64 [B, S]
     branch: Tensor  # int64 [B, S]
+    left_out: Tensor  # int64 [B, S]
 
     def to(self, device: torch.device) -> PackedBatch:
         """The same batch on another device."""
@@ -92,7 +99,12 @@ def collate(packed: Sequence[Packed]) -> PackedBatch:
         return torch.from_numpy(np.stack([np.pad(r, (0, width - len(r)), constant_values=fill) for r in rows]))
 
     return PackedBatch(
-        stack("ids", 0), stack("slots", False), stack("labels", IGNORED), stack("positions", 0), stack("branch", -1)
+        stack("ids", 0),
+        stack("slots", False),
+        stack("labels", IGNORED),
+        stack("positions", 0),
+        stack("branch", -1),
+        stack("left_out", 0),
     )
 
 

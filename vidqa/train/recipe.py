@@ -97,6 +97,7 @@ class Stage(Words):
     packing: Count = 1  # most conversations about one medium that share its visual tokens in one sequence
     visits: Literal["all", "draw"] = "all"  # draw: of a medium with more than fit one sequence, that many an epoch
     order: Literal["random", "length"] = "random"  # length: sequences of like length meet in a batch
+    unseen_pairs: str | None = None  # a file of word pairs that no medium shows: left out of the loss where they answer
     lora: Lora | None = None
 
     @property

@@ -21,9 +21,10 @@ from vidqa.model.places import BUNDLE_FILE, built_in_bundles, find_bundle, pulle
 from vidqa.train.contradictions import Place, contradictions
 from vidqa.train.overrides import FLAG, overridden
 from vidqa.train.recipe import Recipe, keys_at
+from vidqa.train.unseen import read_unseen
 
 #: Keys that hold a path, by the table that they stand in.
-_FILES = {"data": ("file",), "eval": ("file",), "hardware": ("fsdp_config", "deepspeed")}
+_FILES = {"data": ("file",), "eval": ("file",), "hardware": ("fsdp_config", "deepspeed"), "stage": ("unseen_pairs",)}
 #: Without these, what is said of other keys would not be true.
 _OTHERS_HANG_ON = {"kind", "train", "freeze", "lora", "name", "file", "data", "stage"}
 _LINE = re.compile(r":(\d+): ")
@@ -46,14 +47,19 @@ def read_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     original = read_toml(Path(path))
     file, problems = overridden(original, overrides)
     values = _beside(file)
+    files = _missing(file, values) + _wrong_inside(values)
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
         problems += [_sentence(file, one) for one in error.errors(include_url=False)]
         rest = _without_wrong(file, values, error)
-        problems += _missing(file, values) + (_contradictory(file, rest, original, overrides) if rest else [])
+        problems += (
+            _missing(file, values)
+            + _wrong_inside(values)
+            + (_contradictory(file, rest, original, overrides) if rest else [])
+        )
         raise UsageError(_listed(problems)) from error
-    if problems := problems + _contradictory(file, recipe, original, overrides) + _missing(file, values):
+    if problems := problems + _contradictory(file, recipe, original, overrides) + files:
         raise UsageError(_listed(problems))
     return recipe
 
@@ -197,6 +203,20 @@ def _missing(file: TomlFile, values: dict[str, Any]) -> list[str]:
                     problems.append(f"{where}: no such file: {shown(value)}")
                 if key in _FOLDERS.get(table, ()) and not os.path.isdir(value):
                     problems.append(f"{where}: no such folder: {shown(value)}")
+    return problems
+
+
+def _wrong_inside(values: dict[str, Any]) -> list[str]:
+    """What is wrong with files of pairs that are there."""
+    problems: list[str] = []
+    stages = values.get("stage")
+    for stage in stages if isinstance(stages, list) else []:
+        path = stage.get("unseen_pairs") if isinstance(stage, dict) else None
+        if isinstance(path, str) and os.path.isfile(path):
+            try:
+                read_unseen(Path(path))
+            except UsageError as error:
+                problems += error.what.splitlines()
     return problems
 
 

@@ -7,7 +7,7 @@ never a cut. Knows samples and chat formats; does not know where features come f
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +22,7 @@ from vidqa.train.data import MediaRef, Rejected, Sample, SampleError, labelled
 from vidqa.train.data.survey import group_of, length_of
 from vidqa.train.order import Plan, Survey
 from vidqa.train.packing import Packed, PackedBatch, collate, pack
+from vidqa.train.unseen import LeftOut
 
 _ANEW = "remove the folder `records` in the cache folder: it is made anew; then run again"
 
@@ -84,6 +85,7 @@ class Sequences(torch.utils.data.Dataset[Item]):
         plan: which samples each sequence holds.
         features: reads the features of a medium.
         label: sample and shapes of its media -> token ids and labels; raises SampleError.
+        left_out: token ids that the loss leaves out, by the rows that the labels name.
     """
 
     def __init__(
@@ -92,8 +94,10 @@ class Sequences(torch.utils.data.Dataset[Item]):
         plan: Plan,
         features: FeatureSource,
         label: Callable[[Sample, Sequence[Features]], LabelledPrompt],
+        left_out: Sequence[Sequence[int]] = (),
     ) -> None:
         self.corpus, self.plan, self.features, self.label = corpus, plan, features, label
+        self.left_out = left_out
 
     def __len__(self) -> int:
         return len(self.plan.sequences)
@@ -137,11 +141,12 @@ EMPTY = Packed(
     np.full(1, IGNORED, np.int64),
     np.zeros(1, np.int64),
     np.zeros(1, np.int64),
+    np.zeros(1, np.int64),
 )
 
 
 def labeller(
-    model: VideoLlava, chat: ChatFormat, max_tokens: int
+    model: VideoLlava, chat: ChatFormat, max_tokens: int, left_out: LeftOut | None = None
 ) -> Callable[[Sample, Sequence[Features]], LabelledPrompt]:
     """How a model's samples become tokens.
 
@@ -149,11 +154,14 @@ def labeller(
         model: gives the tokenizer, and how much room a medium takes.
         chat: format to tune with.
         max_tokens: longest sample, visual tokens included; a longer one is rejected.
+        left_out: answers about media that the loss leaves out.
     """
     tokenizer, shape = model.tokenizer, model.media_shape
 
     def label(sample: Sample, features: Sequence[Features]) -> LabelledPrompt:
-        return labelled(sample, tokenizer, chat, [shape(f) for f in features], max_tokens)
+        made = labelled(sample, tokenizer, chat, [shape(f) for f in features], max_tokens)
+        # Text may speak of anything: what media never show counts for answers about media alone.
+        return replace(made, left_out=left_out.where(made)) if left_out and sample.media else made
 
     return label
 

@@ -26,6 +26,7 @@ from vidqa.train.recipe import Recipe, Stage
 from vidqa.train.report import StageFacts
 from vidqa.train.sequences import FeatureSource, Sequences, labeller
 from vidqa.train.stagefiles import save_stage, stage_weights
+from vidqa.train.unseen import LeftOut, UnseenPairs
 from vidqa.train.watch import Listener
 
 
@@ -41,6 +42,7 @@ class StageRun:
     common: Common
     metrics: MetricsFile
     listener: Listener
+    unseen: UnseenPairs | None = None  # what the stage's `unseen_pairs` says
     stopping: Callable[[], bool] = lambda: False  # whether somebody wants the run to stop at a checkpoint
 
     @property
@@ -69,8 +71,9 @@ class StageRun:
         stage = self.stage
         plan = plan_of(self.stage, corpus, self.recipe.seed)
         model = self._model()
-        label = labeller(model, model.chat, model.context)
-        data = Sequences(corpus, plan, features, label)
+        left_out = LeftOut(self.unseen, model.tokenizer) if self.unseen else None
+        label = labeller(model, model.chat, model.context, left_out)
+        data = Sequences(corpus, plan, features, label, left_out.rows if left_out else ())
         around = Surroundings(
             self.folder,
             self.listener,

@@ -24,6 +24,7 @@ from vidqa.train import checkpoints
 from vidqa.train.recipe import Recipe
 from vidqa.train.report import StageFacts
 from vidqa.train.stages import save_weights
+from vidqa.train.unseen import UnseenPairs
 
 _SET = "set"  # in run.json: what was set on the command line
 _RUN, _DONE, _WEIGHTS = "run.json", "done.json", "trained.safetensors"
@@ -37,21 +38,28 @@ _IDLE: dict[str, Any] = {
     "model": {"base", "name"},  # the base counts by its content
     "hardware": {"workers", "gradient_checkpointing"},
     "data": {"__all__": {"file", "media"}},  # as the base
-    "stage": {"__all__": {"per_device"}},
+    "stage": {"__all__": {"per_device", "unseen_pairs"}},  # pairs count by what the file says
 }
 _SHOWN = 6  # settings that differ
 
 
-def run_identity(recipe: Recipe, base_id: str, fingerprints: list[str]) -> dict[str, Any]:
+def run_identity(
+    recipe: Recipe, base_id: str, fingerprints: list[str], unseen: Sequence[UnseenPairs | None] = ()
+) -> dict[str, Any]:
     """What has to be the same for a run to go on.
 
     Args:
         recipe: paths, and what only says how things are shown, kept or computed, do not count.
         base_id: model_id of the base.
         fingerprints: of the data of every stage.
+        unseen: what the `unseen_pairs` of every stage says.
     """
+    words = recipe.model_dump(mode="json", exclude=_IDLE)
+    for stage, pairs in zip(words["stage"], unseen, strict=False):
+        if pairs is not None:
+            stage["unseen_pairs"] = pairs.model_dump(mode="json")
     return {
-        "recipe": recipe.model_dump(mode="json", exclude=_IDLE),
+        "recipe": words,
         "base": base_id,
         "data": hashlib.sha256("".join(fingerprints).encode()).hexdigest()[:16],
     }

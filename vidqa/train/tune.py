@@ -24,6 +24,7 @@ from vidqa.train.order import Packing, Survey, plan_run
 from vidqa.train.processes import Common, processes
 from vidqa.train.recipe import Logging, Stage, StageKind
 from vidqa.train.sequences import Sequences, labeller
+from vidqa.train.unseen import LeftOut, UnseenPairs
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class TuneSettings:
     max_conversations: int = 10  # of one medium in one sequence; drawn anew each time the medium comes up
     seed: int = 0
     weight_decay: float = 0.0
+    unseen_pairs: UnseenPairs | None = None  # left out of the loss where they would answer
 
 
 class GivenSamples:
@@ -128,7 +130,9 @@ def tune(
     plan = plan_run(
         corpus.epoch_order, batch, epochs=settings.epochs, packing=packing, survey=corpus.survey(), seed=settings.seed
     )
-    data = Sequences(corpus, plan, ByPath(features), labeller(model, model.chat, model.context))
+    left_out = LeftOut(settings.unseen_pairs, model.tokenizer) if settings.unseen_pairs else None
+    label = labeller(model, model.chat, model.context, left_out)
+    data = Sequences(corpus, plan, ByPath(features), label, left_out.rows if left_out else ())
     never = plan.n_steps + 1
     output = Common().output.model_copy(update={"save_every": never})
     common = Common(output=output, logging=Logging(every=50), seed=settings.seed)

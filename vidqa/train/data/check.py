@@ -6,6 +6,7 @@ Reads and tokenises every record, decodes a frame of every medium. Knows decoder
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,8 @@ class Checked:
     n_learned: int  # tokens of the good samples with a loss
     n_media: Mapping[str, int]  # pictures, clips: files that can be read
     video_s: float  # seconds of all clips that can be read, as far as known
+    n_narrowed: int  # words in answers of the good samples where the loss leaves out those of unseen pairs
+    said: Mapping[str, int]  # unseen pair -> how often answers about media say it nevertheless
     placeholders: Mapping[tuple[int, int], int]  # (pictures, clips) of a sample -> samples
     max_tokens: int | None
     max_reject_rate: float
@@ -78,6 +81,10 @@ class Checked:
             limit = f", the limit is {self.max_tokens}" if self.max_tokens else ""
             out.append(f"tokens of a sample: median {half}, 95 % have at most {most}, longest {last}{limit}")
             out.append(f"tokens in all: {self.n_visual} visual, {self.n_learned} with a loss")
+        if self.n_narrowed or self.said:
+            out.append(f"unseen pairs: in answers, {self.n_narrowed} words whose loss leaves out others")
+        for pair, n in sorted(self.said.items()):
+            out.append(f"  {pair}: {n} answers about media say it; not unseen? The loss is the ordinary one there")
         kinds = [r.kind for r in self.rejected]
         out += [f"  {kinds.count(k)} rejected, {k}: {why}" for k, why in REJECT_KINDS.items() if k in kinds]
         share = len(self.rejected) / self.n_records
@@ -120,6 +127,8 @@ def check_data(
             whole.visual += look.visual
             whole.learned += look.learned
             whole.media += look.media
+            whole.narrowed += look.narrowed
+            whole.said += look.said
             whole.rejected |= look.rejected
     paths = list(dict.fromkeys(ref.path for refs in whole.media for ref in refs))
     facts: dict[str, MediaFacts | MediaError] = {}
@@ -172,6 +181,7 @@ def _sum_up(
         one = look.rejected[number]
         rejected.setdefault((one.source, one.record), one)  # as in training: a file may be in two sources
     readable = [found for found in facts.values() if isinstance(found, MediaFacts)]
+    said = sum((one for one, fine in zip(look.said, good, strict=True) if fine), Counter[str]())
     return Checked(
         files=corpus.files,
         fingerprint=corpus.fingerprint,
@@ -181,6 +191,8 @@ def _sum_up(
         n_learned=int(np.array(look.learned, np.int64)[good].sum()),
         n_media={kind: sum(found.kind == kind for found in readable) for kind in ("image", "video")},
         video_s=sum(found.duration_s or 0.0 for found in readable if found.kind == "video"),
+        n_narrowed=int(np.array(look.narrowed, np.int64)[good].sum()),
+        said=said,
         placeholders=placeholders,
         max_tokens=max_tokens,
         max_reject_rate=max_reject_rate,

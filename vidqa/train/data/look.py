@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
 
-from vidqa.prompts.build import IGNORED, MediaShape, Tokenizer
+from vidqa.prompts.build import IGNORED, LabelledPrompt, MediaShape, Tokenizer
 from vidqa.prompts.formats import ChatFormat
 from vidqa.train.data.corpus import Corpus
 from vidqa.train.data.labels import check_length, labelled
 from vidqa.train.data.rejects import Rejected
 from vidqa.train.data.sample import MediaRef, SampleError
+from vidqa.train.unseen import LeftOut
 
 _CHUNK = 128  # records that go to a process together
 _WORTH = 4096  # records that pay for the start of a process
@@ -27,6 +29,7 @@ class Reader:
     chat: ChatFormat
     shape_of: Callable[[MediaRef], MediaShape]  # room for the visual tokens of a medium
     max_tokens: int | None = None
+    left_out: LeftOut | None = None  # answers about media that the loss leaves out
 
 
 @dataclass
@@ -38,6 +41,8 @@ class Look:
     visual: list[int] = field(default_factory=list)  # those that hold visual tokens
     learned: list[int] = field(default_factory=list)  # those with a loss
     media: list[tuple[MediaRef, ...]] = field(default_factory=list)
+    narrowed: list[int] = field(default_factory=list)  # answer words whose loss leaves some words out
+    said: list[Counter[str]] = field(default_factory=list)  # pairs that were not to be there -> how often answers do
     rejected: dict[int, Rejected] = field(default_factory=dict)  # by number of the sample
 
 
@@ -85,7 +90,20 @@ def _look(corpus: Corpus, reader: Reader, numbers: range) -> Look:
             look.visual.append(int(made.prompt.slots.sum()))
             look.learned.append(int((made.labels != IGNORED).sum()))
             look.media.append(sample.media)
+            n_narrowed, said = _left_out(reader.left_out if sample.media else None, made)
+            look.narrowed.append(n_narrowed)
+            look.said.append(said)
             check_length(made, reader.max_tokens)
         except SampleError as e:
             look.rejected[number] = corpus.rejected(number, e, name)
     return look
+
+
+def _left_out(left_out: LeftOut | None, made: LabelledPrompt) -> tuple[int, Counter[str]]:
+    """Positions of a conversation where the loss leaves words out, and the pairs that it says nevertheless."""
+    if left_out is None:
+        return 0, Counter()
+    words = left_out.unseen.words
+    said = [s for s in left_out.answers(made) if left_out.is_unseen(s)]
+    names = (" ".join(words[n] for n in sorted((s.word, s.partner))) for s in said)
+    return int((left_out.where(made) > 0).sum()), Counter(names)
