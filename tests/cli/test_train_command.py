@@ -238,6 +238,28 @@ def test_a_changed_recipe_does_not_go_on_with_another_run(vidqa, recipe, tmp_pat
     assert anew.code == 0 and len(losses(out)) == 3
 
 
+def test_pairs_that_are_never_shown_are_left_out_and_belong_to_the_run(vidqa, recipe, tmp_path):
+    pairs = tmp_path / "pairs.toml"
+    pairs.write_text('pairs = [["red", "star"]]\n[groups]\ncolour = ["red", "blue"]\nshape = ["star", "ring"]\n')
+    records = [conversation(n, "a.mp4", "What colour is the star?", "It is blue") for n in range(4)]
+    stage = '[[stage]]\nkind = "instruct"\nsteps = 2'
+    file = recipe(records, stages=stage)
+    assert vidqa("train", file, "--out", tmp_path / "plain").code == 0
+    file = recipe(records, stages=f'{stage}\nunseen_pairs = "pairs.toml"')
+    assert vidqa("train", file, "--out", tmp_path / "out").code == 0
+    (_, _, plain, _), (_, _, without, _) = losses(tmp_path / "plain")[0], losses(tmp_path / "out")[0]
+    assert without < plain  # the tiny model would say `red`
+    assert '"unseen_pairs": "pairs.toml"' in (tmp_path / "out" / "report.md").read_text()
+    checked = vidqa("train", file, "--check-data", "--out", tmp_path / "check")
+    assert "unseen pairs: in answers, 4 words whose loss leaves out others" in checked.err + checked.out
+    pairs.write_text(pairs.read_text().replace("star", "ring", 1))
+    refused = vidqa("train", file, "--out", tmp_path / "out")
+    assert refused.code == 2 and "stage.1.unseen_pairs" in refused.err
+    pairs.write_text("pairs = 3\n")
+    refused = vidqa("train", file, "--out", tmp_path / "out")
+    assert refused.code == 2 and f"{pairs}:1: `pairs`: input should be a valid tuple" in refused.err
+
+
 def test_a_sweep_over_seeds_leaves_runs_that_differ_and_say_by_what(vidqa, recipe, tmp_path):
     path = recipe(top="seed = 9", more="[output]\nmm_projector = false")
     written = path.read_text()

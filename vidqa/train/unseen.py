@@ -100,9 +100,6 @@ class LeftOut:
     Args:
         unseen: words and pairs.
         tokenizer: the LLM's own, with `convert_ids_to_tokens` as those of transformers have it.
-
-    Raises:
-        UsageError: a word that is to be left out begins with the same token as one that is not.
     """
 
     def __init__(self, unseen: UnseenPairs, tokenizer: Any) -> None:
@@ -121,12 +118,16 @@ class LeftOut:
         self._never = {n: self._partners(n) for n in range(len(unseen.words))}
         #: Token ids that each row leaves out; row 0 leaves out nothing.
         self.rows: list[tuple[int, ...]] = [()]
-        self._row_of: dict[tuple[int, int], int] = {}  # (partner, form) -> row
-        for partner in self._never:
-            for form in range(len(_FORMS)):
-                if ids := self._first_tokens(partner, form):
-                    self._row_of[partner, form] = len(self.rows)
-                    self.rows.append(ids)
+        self._rows_of: dict[Said, tuple[int, ...]] = {}  # a word, as if at 0 -> row of each of its tokens
+        numbers: dict[tuple[int, ...], int] = {(): 0}
+        for partner, never in self._never.items():
+            for word in (n for n in self._others(partner) if never and n not in never):
+                for form in range(len(_FORMS)):
+                    left_out = self._left_out(partner, word, form)
+                    for ids in left_out:
+                        if numbers.setdefault(ids, len(self.rows)) == len(self.rows):
+                            self.rows.append(ids)
+                    self._rows_of[Said(0, word, form, partner)] = tuple(numbers[ids] for ids in left_out)
 
     def _partners(self, number: int) -> frozenset[int]:
         """Words that never go with this one."""
@@ -134,30 +135,34 @@ class LeftOut:
         pairs = [(words.index(a), words.index(b)) for a, b in self.unseen.pairs]
         return frozenset(b if a == number else a for a, b in pairs if number in (a, b))
 
-    def _first_tokens(self, partner: int, form: int) -> tuple[int, ...]:
-        """Tokens that begin a word that never goes with this one, and none that may."""
-        words, never = self.unseen.words, self._never[partner]
-        others = [n for n in range(len(words)) if self._group_of[n] != self._group_of[partner] and n not in never]
-        kept = {self._ids[n][form][0]: n for n in others if self._ids[n][form]}
-        gone = {self._ids[n][form][0]: n for n in sorted(never) if self._ids[n][form]}
-        if form == 0 and (both := kept.keys() & gone.keys()):
-            one = min(both)
-            raise UsageError(
-                f"unseen pairs: {words[gone[one]]!r} never goes with {words[partner]!r}, but begins with the same "
-                f"token of this model as {words[kept[one]]!r}, which does",
-                hint="take the pair out of the file: the loss leaves out single tokens",
-            )
-        return tuple(sorted(gone.keys() - kept.keys()))
+    def _others(self, number: int) -> list[int]:
+        """Words of the other group."""
+        return [n for n, group in enumerate(self._group_of) if group != self._group_of[number]]
+
+    def _left_out(self, partner: int, word: int, form: int) -> list[tuple[int, ...]]:
+        """Token ids to leave out at each token of a word: they would go on with a word that never goes with the
+        partner, and with none that may."""
+        ids, never = self._ids[word][form], self._never[partner]
+        found = []
+        for n in range(len(ids)):
+            next_of: dict[bool, set[int]] = {True: set(), False: set()}  # by whether it never goes with the partner
+            for other in self._others(partner):
+                its = self._ids[other][form]
+                if len(its) > n and its[:n] == ids[:n]:
+                    next_of[other in never].add(its[n])
+            found.append(tuple(sorted(next_of[True] - next_of[False])))
+        return found
 
     def where(self, made: LabelledPrompt) -> np.ndarray:
         """Row of `rows` for each position of a conversation, int64 [S]; 0 where nothing is left out.
 
-        A target is never left out: where an answer says one of the pairs after all, the loss is the ordinary one.
+        A word of several tokens has a row for each: rivals are left out where they part from it. A target is never left
+        out: where an answer says one of the pairs after all, the loss is the ordinary one.
         """
         found = np.zeros(len(made.labels), np.int64)
         for said in self.answers(made):
-            if said.word not in self._never[said.partner]:
-                found[said.at] = self._row_of.get((said.partner, said.form), 0)
+            rows = self._rows_of.get(said._replace(at=0), ())
+            found[said.at : said.at + len(rows)] = rows
         return found
 
     def answers(self, made: LabelledPrompt) -> Iterator[Said]:
