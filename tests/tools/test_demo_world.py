@@ -27,7 +27,7 @@ from demo_world.language import (
 )
 from demo_world.render import cover, render
 from demo_world.scene import COLOURS, HELD_OUT, MOTIONS, SHAPES, SIZE, make_scene, path_of
-from demo_world.write import all_records, looked_at, media_bytes, write_alike, write_lookups, write_world
+from demo_world.write import all_records, looked_at, media_bytes, write_alike, write_lookups, write_unseen, write_world
 
 
 def test_the_world_is_as_rich_as_promised():
@@ -45,6 +45,30 @@ def test_the_world_is_as_rich_as_promised():
 def test_training_never_shows_a_held_out_pair_and_evaluation_does():
     assert not any((t.colour, t.shape) in HELD_OUT for s in range(600) for t in make_scene(s).things)
     assert any((t.colour, t.shape) in HELD_OUT for s in range(100) for t in make_scene(s, held_out=True).things)
+
+
+def test_no_answer_about_training_media_says_a_held_out_pair(tmp_path):
+    """As `vidqa train` pairs words: what its file of pairs says of the conversations is true."""
+    from vidqa.model.llm import load_tokenizer
+    from vidqa.model.places import find_bundle
+    from vidqa.prompts.build import build_labels
+    from vidqa.prompts.formats import FORMATS
+    from vidqa.train.unseen import LeftOut, read_unseen
+
+    write_unseen(tmp_path / "unseen.toml")
+    unseen = read_unseen(tmp_path / "unseen.toml")
+    assert set(unseen.pairs) == HELD_OUT
+    tokenizer = load_tokenizer(find_bundle("demo") / "llm")
+    found, n_narrowed = LeftOut(unseen, tokenizer), 0
+    for record in (r for seed in range(20) for r in all_records(make_scene(seed))):
+        values = [turn["value"] for turn in record["conversations"]]
+        kind = "image" if "image" in record else "video"
+        made = build_labels(
+            tokenizer, FORMATS["vicuna_v1"], list(zip(values[::2], values[1::2], strict=True)), [(kind, 1, 2)]
+        )
+        assert not any(found.is_unseen(said) for said in found.answers(made)), values
+        n_narrowed += int((found.where(made) > 0).sum())
+    assert n_narrowed > 100
 
 
 def test_same_seed_same_picture():

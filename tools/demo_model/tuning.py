@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from demo_world.language import CAPTION_QUESTIONS, DETAIL_QUESTIONS, summary
-from demo_world.scene import make_scene
-from demo_world.write import turns, write_alike, write_captions, write_lookups, write_texts
+from demo_world.scene import COLOURS, HELD_OUT, SHAPES, make_scene
+from demo_world.write import turns, write_alike, write_captions, write_lookups, write_texts, write_unseen
 
 from demo_model.plan import Plan, device, log, save
 from vidqa.model.connector import build_connector
@@ -23,8 +23,11 @@ from vidqa.prompts.formats import get_format
 from vidqa.records import Features
 from vidqa.train.data import Sample, by_media, read_conversations
 from vidqa.train.tune import TuneSettings, tune
+from vidqa.train.unseen import UnseenPairs
 
 CAPTIONING = {q for asked in (CAPTION_QUESTIONS, DETAIL_QUESTIONS) for still in asked.values() for q in still}
+
+UNSEEN = UnseenPairs(groups={"colour": tuple(COLOURS), "shape": SHAPES}, pairs=tuple(sorted(HELD_OUT)))
 
 
 class FeatureArrays:
@@ -121,14 +124,19 @@ def step_connector(plan: Plan, work: Path) -> None:
     captions = [
         tuple(s for s in group if s.turns[0][0].split("\n", 1)[1] in CAPTIONING) for group in read_world(plan, work)
     ]
-    settings = TuneSettings("connector", plan.connector_epochs, plan.tune_batch, plan.connector_lr)
+    settings = TuneSettings("connector", plan.connector_epochs, plan.tune_batch, plan.connector_lr, unseen_pairs=UNSEEN)
     run_stage(plan, work, [c for c in captions if c], settings, "language")
 
 
 def step_instruct(plan: Plan, work: Path) -> None:
     """Second stage: connector and language model, on all conversations."""
     settings = TuneSettings(
-        "instruct", plan.instruct_epochs, plan.tune_batch, plan.instruct_lr, max_conversations=plan.conversations
+        "instruct",
+        plan.instruct_epochs,
+        plan.tune_batch,
+        plan.instruct_lr,
+        max_conversations=plan.conversations,
+        unseen_pairs=UNSEEN,
     )
     run_stage(plan, work, read_world(plan, work), settings, "connector")
 
@@ -142,6 +150,7 @@ def step_more_instruct(plan: Plan, work: Path) -> None:
         plan.more_instruct_lr,
         max_conversations=plan.conversations,
         seed=plan.seed + 1,
+        unseen_pairs=UNSEEN,
     )
     run_stage(plan, work, read_world(plan, work), settings, "instruct", "more_instruct")
 
@@ -151,6 +160,7 @@ def step_conversations(plan: Plan, work: Path) -> None:
     write_captions(work / "world", plan.n_captioned)
     write_lookups(work / "world", plan.n_looked_up)
     write_alike(work / "world", plan.n_alike)
+    write_unseen(work / "world" / "unseen.toml")
     write_texts(work / "world" / "texts.jsonl", plan.n_told, held_out=True)
 
 

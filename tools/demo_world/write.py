@@ -35,7 +35,7 @@ from demo_world.language import (
     summary,
 )
 from demo_world.render import render
-from demo_world.scene import FPS, SIZE, Scene, make_scene
+from demo_world.scene import COLOURS, FPS, HELD_OUT, SHAPES, SIZE, Scene, make_scene
 
 N_LOOKED_AT = 8  # frames per clip that the video encoder is given
 FIRST_TEXT = 1_000_000  # seeds of scenes that are only told
@@ -173,6 +173,20 @@ def _text_of(held_out: bool, seed: int) -> str:
     for k, conversation in enumerate(turns(scene, 1)):
         found.append(json.dumps({"id": f"{seed}-{k}", "conversations": _values(told, conversation)}) + "\n")
     return "".join(found)
+
+
+def write_unseen(path: Path) -> None:
+    """The colour-shape pairs that no picture shows, as `unseen_pairs` of `vidqa train` takes them."""
+    lines = [
+        "# Pairs that no training clip or picture shows: the loss leaves them out as answers about one.",
+        f"pairs = {json.dumps(sorted(HELD_OUT))}",
+        "",
+        "[groups]",
+        f"colour = {json.dumps(list(COLOURS))}",
+        f"shape = {json.dumps(SHAPES)}",
+        "",
+    ]
+    path.write_text("\n".join(lines))
 
 
 def parallel(work: Any, seeds: Iterable[int], n_workers: int = 2) -> Iterator[Any]:
