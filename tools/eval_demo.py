@@ -24,7 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
-from demo_world.language import CAPTION_QUESTIONS, Pair, caption, claims, pairs, truth
+from demo_world.language import CAPTION_QUESTIONS, Pair, caption, claims, pairs, plain, truth
 from demo_world.scene import HELD_OUT, Scene, make_scene
 from demo_world.write import media_bytes, media_name, parallel
 
@@ -100,7 +100,7 @@ def ask_about(scene: Scene) -> list[Pair]:
     rng = np.random.default_rng([scene.seed, 81])
     asked = CAPTION_QUESTIONS[scene.still]
     ask = asked[int(rng.integers(len(asked)))]
-    return [Pair("caption", ask, caption(scene)), *pairs(scene, rng)]
+    return [Pair("caption", ask, caption(scene)), *pairs(scene, rng), *plain(scene, rng)]
 
 
 def answer_all(

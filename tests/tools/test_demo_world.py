@@ -20,8 +20,10 @@ from demo_world.language import (
     claims,
     detail,
     lookups,
+    names,
     pairs,
     place,
+    plain,
     share_a_colour,
     truth,
 )
@@ -210,6 +212,37 @@ def test_lookups_point_at_one_thing_and_are_true():
             else:
                 assert pair.answer in (f"It is a {t.shape}.", f"It is {t.size}.", f"It {SAYINGS[t.motion][0]}.")
     assert 0.3 < said[2, "Yes."] / (said[2, "Yes."] + said[2, "No."]) < 0.7
+
+
+def test_plain_questions_have_one_true_answer():
+    """`it` is said of the only thing; what and which colours there are, of all."""
+    asked = Counter()
+    for seed in range(300):
+        scene = make_scene(seed)
+        for pair in plain(scene, np.random.default_rng(seed)):
+            words = re.findall(r"[a-z]+", pair.question.lower())
+            asked[" ".join(words[:2]), len(scene.things) > 1] += 1
+            if "it" in words or "this" in words:
+                (t,) = scene.things
+                true = {f"It is a {t.shape}.", f"It is {t.colour}.", f"It is {t.size}.", f"It {SAYINGS[t.motion][0]}."}
+                assert pair.answer in true or claims(pair.answer) == {(t.size, t.colour, t.shape, None)}, pair
+            elif "colours" in words or "colors" in words:
+                assert set(re.findall("|".join(COLOURS), pair.answer.lower())) == {t.colour for t in scene.things}
+            else:
+                assert claims(pair.answer) == {(t.size, t.colour, t.shape, None) for t in scene.things}, pair
+    assert asked["what is", False] > 20 and asked["what is", True] == 0
+    assert min(asked["which objects", True], asked["what shapes", True], asked["which colours", True]) > 20
+
+
+def test_training_asks_about_no_pair_that_it_never_shows():
+    """Always answered with no, the question would teach the answer."""
+    n = 0
+    for seed in range(400):
+        for record in all_records(make_scene(seed)):
+            for turn in record["conversations"]:
+                assert not names(turn["value"]) & HELD_OUT, turn
+                n += len(names(turn["value"]))
+    assert n > 1000
 
 
 def test_lookups_are_written_for_scenes_with_several_things(tmp_path):

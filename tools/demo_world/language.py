@@ -89,6 +89,11 @@ def caption(scene: Scene, rng: np.random.Generator | None = None) -> str:
     return _sentence(" ".join(_join([_phrase(t, scene.still, rng) for t in _in_order(scene)])))
 
 
+def names(text: str) -> set[tuple[str, str]]:
+    """The colours and shapes of all things that a text names."""
+    return {(colour, shape) for _, colour, shape, _ in claims(text)}
+
+
 def detail(scene: Scene) -> str:
     """A sentence for the number of things and one for each of them."""
     n = len(scene.things)
@@ -140,6 +145,29 @@ def lookups(scene: Scene, rng: np.random.Generator) -> list[Pair]:
     return found
 
 
+def plain(scene: Scene, rng: np.random.Generator) -> list[Pair]:
+    """What people ask who see one thing and call it `it`; and what, and which colours, there are."""
+    found = []
+    if len(scene.things) == 1:
+        t = scene.things[0]
+        found.append(Pair("plain", _choice(rng, ("What shape is it?", "Which shape is it?")), f"It is a {t.shape}."))
+        ask = _choice(rng, ("What colour is it?", "What color is it?", "Which colour is it?"))
+        found.append(Pair("plain", ask, f"It is {t.colour}."))
+        found.append(Pair("plain", _choice(rng, ("What is it?", "What is this?")), _things(scene)))
+        if t.size:
+            ask = _choice(rng, ("Is it small or large?", "How big is it?", "What size is it?"))
+            found.append(Pair("plain", ask, f"It is {t.size}."))
+        if not scene.still:
+            ask = _choice(rng, ("What does it do?", "How does it move?", "What happens to it?"))
+            found.append(Pair("plain", ask, f"It {SAYINGS[t.motion][0]}."))
+    ask = _choice(rng, ("What shapes are there?", "What objects are there?", "Which objects do you see?"))
+    found.append(Pair("plain", ask, _things(scene)))
+    colours = [c for c in COLOURS if any(t.colour == c for t in scene.things)]
+    ask = _choice(rng, ("What colours are there?", "What colors are there?", "Which colours do you see?"))
+    found.append(Pair("plain", ask, _sentence(" ".join(_join(colours)))))
+    return found
+
+
 def checks(scene: Scene, rng: np.random.Generator) -> list[Pair]:
     """Claims to be checked, the false ones made of what is true of another thing; and which of two came first.
 
@@ -161,6 +189,11 @@ def checks(scene: Scene, rng: np.random.Generator) -> list[Pair]:
             ask = _choice(rng, ("Is there a {0}?", "Do you see a {0}?", "Does a {0} occur?")).format(name)
             found.append(Pair("check", ask.replace("a orange", "an orange"), answer))
     return found + [Pair("check", p.question, p.answer) for p in _first(scene, rng)]
+
+
+def _things(scene: Scene) -> str:
+    """All things, and nothing of what they do."""
+    return _sentence(" ".join(_join([_phrase(t, True, None) for t in _in_order(scene)])))
 
 
 def _doings(scene: Scene, t: Thing, name: str, rng: np.random.Generator) -> list[Pair]:

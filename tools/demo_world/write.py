@@ -30,7 +30,9 @@ from demo_world.language import (
     detail,
     dialogue,
     lookups,
+    names,
     pairs,
+    plain,
     share_a_colour,
     summary,
 )
@@ -85,6 +87,7 @@ def turns(scene: Scene, seed: int = 0) -> list[list[Pair]]:
     found.append(dialogue(scene, rng))
     found += [[pair] for pair in lookups(scene, rng)]
     found += [[pair] for pair in checks(scene, rng)]
+    found += [[pair] for pair in plain(scene, rng)]
     return found
 
 
@@ -93,10 +96,16 @@ def _drawn(questions: dict[bool, tuple[str, ...]], scene: Scene, rng: np.random.
 
 
 def records(scene: Scene, seed: int = 0) -> list[dict[str, Any]]:
-    """The conversations of a scene in the LLaVA format, one record each."""
+    """The conversations of a scene in the LLaVA format, one record each.
+
+    None asks about a pair that no picture shows: "is there a red star?" would always be answered with no.
+    """
     kind = "image" if scene.still else "video"
     made = []
+    shown = {(t.colour, t.shape) for t in scene.things}
     for k, conversation in enumerate(turns(scene, seed)):
+        if any(names(pair.question) & HELD_OUT - shown for pair in conversation):
+            continue
         values = _values(f"<{kind}>", conversation)
         record = {"id": f"{scene.seed}-{seed}-{k}", kind: media_name(scene), "conversations": values}
         made.append(record | {"topic": conversation[0].topic})
@@ -113,8 +122,13 @@ def _values(lead: str, conversation: Sequence[Pair]) -> list[dict[str, str]]:
 
 
 def all_records(scene: Scene) -> list[dict[str, Any]]:
-    """Three draws of every kind of conversation; of the many look-ups and checks one."""
-    return [r for seed in range(3) for r in records(scene, seed) if seed == 0 or r["topic"] not in ("lookup", "check")]
+    """Three draws of every kind of conversation; of the many look-ups, checks and plain questions one."""
+    return [
+        r
+        for seed in range(3)
+        for r in records(scene, seed)
+        if seed == 0 or r["topic"] not in ("lookup", "check", "plain")
+    ]
 
 
 def write_world(folder: Path, seeds: Sequence[int], *, held_out: bool = False, still: bool | None = None) -> None:
