@@ -67,6 +67,11 @@ def _stretches(part: Part, n_groups: int, n_rows: int) -> int:
     return n
 
 
+def _rows(n_rows: int) -> int:
+    """Rows of one program, of so many in all: a power of two."""
+    return min(_MOST_ROWS, max(_LEAST_ROWS, 1 << (n_rows - 1).bit_length()))
+
+
 def _over_beginnings(
     query: Tensor, part: Part, keys: Tensor, values: Tensor, into: tuple[Tensor, Tensor], first: int, scale: float
 ) -> None:
@@ -75,7 +80,7 @@ def _over_beginnings(
     n_heads, n_new, d = query.shape[1:]
     n_groups = keys.shape[0] // n_clips
     n_rows = part.n_places * (n_heads // n_groups) * n_new
-    rows = min(_MOST_ROWS, max(_LEAST_ROWS, 1 << (n_rows - 1).bit_length()))
+    rows = _rows(n_rows)
     nothing = part.where  # of the right type, not read
     over_beginnings_kernel[-(-n_rows // rows), n_clips * n_groups, len(out)](
         query,
@@ -114,7 +119,7 @@ def _join(
     n, n_heads, n_new, d = query.shape
     n_groups = key.shape[1]
     n_rows = n_heads // n_groups * n_new
-    rows = min(_MOST_ROWS, max(_LEAST_ROWS, 1 << (n_rows - 1).bit_length()))
+    rows = _rows(n_rows)
     result = query.new_empty(n, n_new, n_heads, d)
     where, one = shared.parts[0].where, len(shared.parts) == 1
     join_kernel[n * n_groups, -(-n_rows // rows)](

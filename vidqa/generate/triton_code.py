@@ -29,6 +29,19 @@ def store_kernel(  # type: ignore[no-untyped-def]
     tl.store(values + to, tl.load(value, mask=counts, other=0.0), mask=counts)
 
 
+@triton.jit
+def add_block(q, keys, values, at_position, inside, seen, scale, column, highest, total, sums):  # type: ignore[no-untyped-def]
+    k = tl.load(keys + column[:, None] + at_position[None, :], mask=inside[None, :], other=0.0)
+    scores = tl.where(seen, tl.dot(q, k) * scale, float("-inf"))
+    higher = tl.maximum(highest, tl.max(scores, 1))
+    zero = tl.where(higher == float("-inf"), 0.0, higher)  # a padded token sees nothing of a line's own part
+    weights = tl.exp2(scores - zero[:, None])
+    fade = tl.exp2(highest - zero)
+    v = tl.load(values + at_position[:, None] + column[None, :], mask=inside[:, None], other=0.0)
+    sums = sums * fade[:, None] + tl.dot(weights.to(v.dtype), v)
+    return higher, total * fade + tl.sum(weights, 1), sums
+
+
 @triton.jit(do_not_specialize=["lines", "n", "n_places", "n_positions", "first"])
 def over_beginnings_kernel(  # type: ignore[no-untyped-def]
     query, keys, values, means, lse, lines, lengths, scale, by_line, by_head, by_token, by_group, by_position,
@@ -64,15 +77,10 @@ def over_beginnings_kernel(  # type: ignore[no-untyped-def]
     for at in range(begin, end, n_columns):
         position = at + tl.arange(0, n_columns)
         inside = position < end
-        k = tl.load(keys + base + column[:, None] + position[None, :] * by_position, mask=inside[None, :], other=0.0)
-        scores = tl.where(inside[None, :], tl.dot(q, k) * scale, float("-inf"))
-        higher = tl.maximum(highest, tl.max(scores, 1))  # finite: the first position of a round is inside
-        weights = tl.exp2(scores - higher[:, None])
-        fade = tl.exp2(highest - higher)
-        v = tl.load(values + base + position[:, None] * by_position + column[None, :], mask=inside[:, None], other=0.0)
-        sums = sums * fade[:, None] + tl.dot(weights.to(v.dtype), v)
-        total = total * fade + tl.sum(weights, 1)
-        highest = higher
+        highest, total, sums = add_block(
+            q, keys + base, values + base, position * by_position, inside, inside[None, :], scale, column,
+            highest, total, sums,
+        )  # fmt: skip
     some = total > 0
     at_out = ((stretch * n + line).to(tl.int64) * n_heads + head) * n_new + token
     total = tl.where(some, total, 1.0)
@@ -105,19 +113,11 @@ def join_kernel(  # type: ignore[no-untyped-def]
     for at in range(begin, end, n_columns):
         position = at + tl.arange(0, n_columns)
         inside = position < end
-        k = tl.load(keys + base + column[:, None] + position[None, :] * by_own_column, mask=inside[None, :], other=0.0)
         seen = inside[None, :] & (position[None, :] <= (last + token)[:, None])
-        scores = tl.where(seen, tl.dot(q, k) * scale, float("-inf"))
-        higher = tl.maximum(highest, tl.max(scores, 1))
-        zero = tl.where(higher == float("-inf"), 0.0, higher)  # a padded token sees nothing here
-        weights = tl.exp2(scores - zero[:, None])
-        fade = tl.exp2(highest - zero)
-        v = tl.load(
-            values + base + position[:, None] * by_own_column + column[None, :], mask=inside[:, None], other=0.0
-        )
-        sums = sums * fade[:, None] + tl.dot(weights.to(v.dtype), v)
-        total = total * fade + tl.sum(weights, 1)
-        highest = higher
+        highest, total, sums = add_block(
+            q, keys + base, values + base, position * by_own_column, inside, seen, scale, column,
+            highest, total, sums,
+        )  # fmt: skip
     begun = counts
     if some_do_not_count:
         begun = counts & (tl.load(where + line + 0 * row) < n_counted)

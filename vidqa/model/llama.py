@@ -24,7 +24,8 @@ from vidqa.model.proof import proven
 #: (layer, query [n, H, S, d], key [n, G, T, d], value, mask, scaling=, ...) -> ([n, S, H, d], None), as transformers'
 #: attention functions.
 Attend = Callable[..., tuple[Tensor, None]]
-_KERNELS = "vidqa.model.kernels"
+#: Does some of this in fewer steps on a GPU.
+KERNELS = "vidqa.model.kernels"
 
 
 @dataclass(frozen=True)
@@ -206,10 +207,9 @@ class _Attention(nn.Module):
         """[n, S, L] -> query [n, H, S, d], key and value [n, G, S, d], the first two at their positions."""
         n, n_new, _ = x.shape
         heads = self.qkv_proj(x).view(n, n_new, -1, self.width)
-        if (kernels := proven(_KERNELS, x.device, x.dtype, self.width)) is not None:
+        if (kernels := proven(KERNELS, x.device, x.dtype, self.width)) is not None:
             kernels.turn_(heads, self.n_heads + self.n_groups, *turn)
-            query, key, value = heads.transpose(1, 2).split([self.n_heads, self.n_groups, self.n_groups], 1)
-            return query, key, value
+            return heads.transpose(1, 2).split([self.n_heads, self.n_groups, self.n_groups], 1)
         heads = heads.transpose(1, 2)
         query, key = _turned(heads[:, : -self.n_groups], turn).split([self.n_heads, self.n_groups], 1)
         return query, key, heads[:, -self.n_groups :]
@@ -224,7 +224,7 @@ class _Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         both = self.gate_up_proj(x)
-        if (kernels := proven(_KERNELS, x.device, x.dtype, self.width)) is not None:
+        if (kernels := proven(KERNELS, x.device, x.dtype, self.width)) is not None:
             return self.down_proj(kernels.gated(both))
         gate, up = both.chunk(2, -1)
         return self.down_proj(functional.silu(gate).mul_(up))

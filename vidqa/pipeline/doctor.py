@@ -117,10 +117,11 @@ def _kernels() -> str:
     torch = import_module("torch")
     if not torch.cuda.is_available():
         raise _Lacking("there are none but for a CUDA device")
-    from vidqa.generate.attention import KERNELS
+    from vidqa.generate import attention
+    from vidqa.model import llama
     from vidqa.model.proof import prove
 
-    for name in (KERNELS, "vidqa.model.kernels"):
+    for name in (attention.KERNELS, llama.KERNELS):
         if why := prove(name, torch.device("cuda", 0), torch.bfloat16, 128)[1]:
             raise _Lacking(f"{name}: {why}")
     return f"right on cuda:0, by Triton {version('triton')}"
