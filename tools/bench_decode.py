@@ -3,6 +3,7 @@
 
     python tools/bench_decode.py                   10 s and 120 s, 640 x 360, H.264, HEVC, VP9; best of 3
     python tools/bench_decode.py --long 7200       a film of two hours (encoding it takes a while)
+    python tools/bench_decode.py --codec h264.ts --codec h264.avi        containers without a list of their frames
 
 The clips are made here, with B-frames and a keyframe every 10 s, as most encoders do. Every frame says its own
 number, so speed is reported beside the frames that really came: `right` is the share of wanted frames that were the
@@ -36,7 +37,13 @@ ENCODERS = {
     "h264": ("libx264", ".mp4", {"preset": "veryfast", "bf": "3"}),
     "hevc": ("libx265", ".mp4", {"preset": "ultrafast", "x265-params": "log-level=none:bframes=3:open-gop=0"}),
     "vp9": ("libvpx-vp9", ".webm", {"deadline": "realtime", "cpu-used": "8", "b": "2M"}),
+    "h264.ts": ("libx264", ".ts", {"preset": "veryfast", "bf": "3"}),
+    "hevc.ts": ("libx265", ".ts", {"preset": "ultrafast", "x265-params": "log-level=none:bframes=3:open-gop=0"}),
+    "h264.avi": ("libx264", ".avi", {"preset": "veryfast", "bf": "3"}),
+    "mpeg2.vob": ("mpeg2video", ".vob", {"g": "15", "bf": "2", "b": "4M"}),
 }
+#: What is measured where nothing is asked for.
+USUAL = ("h264", "hevc", "vp9")
 _BITS = 20  # of the frame number, drawn as blocks along the top
 
 
@@ -201,7 +208,7 @@ def main() -> int:
     parser.add_argument("--short", type=int, default=10, help="seconds of the short clip (10)")
     parser.add_argument("--long", type=int, default=120, help="seconds of the long clip (120)")
     parser.add_argument("--size", default="640x360", help="WIDTHxHEIGHT (640x360)")
-    parser.add_argument("--codec", choices=sorted(ENCODERS), action="append", help="repeatable; all by default")
+    parser.add_argument("--codec", choices=sorted(ENCODERS), action="append", help="repeatable; h264, hevc, vp9")
     parser.add_argument("--way", choices=list(WAYS), action="append", help="repeatable; all by default")
     parser.add_argument("--repeat", type=int, default=3, help="runs of each measurement (3)")
     parser.add_argument("--clips", type=Path, help="keep the clips in this folder and use those that are there")
@@ -212,7 +219,7 @@ def main() -> int:
         folder = asked.clips or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         print(f"{'clip':16}{'way':12}{'best s':>9}{'median s':>10}{'CPU s':>8}{'right':>7}")
-        for codec in asked.codec or ENCODERS:
+        for codec in asked.codec or USUAL:
             for seconds in (asked.short, asked.long):
                 print(f"making {codec} {seconds} s ...", end="\r", file=sys.stderr, flush=True)
                 path = make_clip(folder, codec, seconds, width, height)

@@ -94,6 +94,37 @@ def write_video(
     return path
 
 
+def pack_as_divx(source: Path, path: Path) -> Path:
+    """Copy an MPEG-4 AVI with single B-frames the way DivX and Xvid stored them: each in the packet of the picture that
+    it refers to, and an empty one where it had been."""
+    with av.open(str(source)) as old, av.open(str(path), "w") as new:
+        template = old.streams.video[0]
+        stream = new.add_stream_from_template(template)
+        packets = [(bytes(p), p.is_keyframe) for p in old.demux(template) if p.size]
+        is_b = [data[data.index(b"\0\0\1\xb6") + 4] >> 6 == 2 for data, _ in packets]
+        stored: list[tuple[bytes, bool]] = []
+        for i, (data, is_key) in enumerate(packets):
+            if is_b[i]:
+                stored[-1] = (stored[-1][0] + data, stored[-1][1])
+                stored.append((b"\0\0\1\xb6\x50\0\x7f", False))
+            else:
+                stored.append((_signed_as_divx(data), is_key))
+        for n, (data, is_key) in enumerate(stored):
+            packet = av.Packet(data)
+            packet.stream, packet.pts, packet.dts, packet.time_base = stream, n, n, template.time_base
+            packet.is_keyframe = is_key
+            new.mux(packet)
+    return path
+
+
+def _signed_as_divx(data: bytes) -> bytes:
+    """The encoder's name tells decoders that pictures are packed."""
+    at = data.find(b"\0\0\1\xb2")
+    if at < 0:
+        return data
+    return data[: at + 4] + b"DivX503b1393p" + data[data.index(b"\0\0\1", at + 4) :]
+
+
 @contextmanager
 def _ordinary_priority() -> Iterator[None]:
     """What an encoder does to the priority of this thread ends with it.

@@ -15,6 +15,7 @@ from numbered_clips import draw, numbers, write_video
 from vidqa.errors import MediaError
 from vidqa.media import decode as decode_module
 from vidqa.media.decode import decode
+from vidqa.media.groups import GroupReader
 from vidqa.media.index import FramesDifferError, IndexBuilder
 from vidqa.media.probe import probe
 from vidqa.media.pyav_backend import PyavReader
@@ -227,21 +228,43 @@ def test_frames_beyond_the_limit_are_refused_before_decoding(clip: Path, monkeyp
     assert caught.value.kind == "too_large" and "96 x 64" in caught.value.what
 
 
-def test_sparse_frames_of_a_long_clip_do_not_decode_it_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_video(tmp_path / "long.mp4", n=960, bf="2")
+@pytest.mark.parametrize(
+    ("name", "codec", "settings", "n_groups"),
+    [
+        ("long.mp4", "libx264", {"bf": "2"}, 1),
+        ("long.mkv", "libx264", {"bf": "2"}, 1),
+        ("long.ts", "libx264", {"bf": "2"}, 1),  # a seek must aim at the time of decoding
+        ("long.ts", "libx265", {"x265-params": "log-level=none:bframes=3:keyint=12:open-gop=0"}, 1),
+        ("long.flv", "libx264", {"bf": "2"}, 1),
+        ("long.vob", "mpeg2video", {"bf": "2", "b": "4M", "sc_threshold": "1000000000"}, 2),  # seeks fail
+        ("long.mpg", "mpeg2video", {"bf": "2", "b": "4M", "sc_threshold": "1000000000"}, 5),  # no times, open groups
+        ("long.avi", "libx264", {"bf": "2"}, 2),  # no times: each group is decoded twice, to see that it is one
+        ("long.h264", "libx264", {"bf": "2"}, 2),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_sparse_frames_of_a_long_clip_do_not_decode_it_all(
+    name: str, codec: str, settings: dict[str, str], n_groups: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_video(tmp_path / name, codec, n=960, fps=25, **settings)
     n_decoded = 0
-    decoded = PyavReader._decoded
 
-    def counting(self: PyavReader, wanted: set[int] | None = None):
-        nonlocal n_decoded
-        for frame in decoded(self, wanted):
-            n_decoded += 1
-            yield frame
+    def count(where: type, method: str) -> None:
+        decoded = getattr(where, method)
 
-    monkeypatch.setattr(PyavReader, "_decoded", counting)
+        def counting(*args: object):
+            nonlocal n_decoded
+            for frame in decoded(*args):
+                n_decoded += 1
+                yield frame
+
+        monkeypatch.setattr(where, method, counting)
+
+    count(PyavReader, "_decoded")
+    count(GroupReader, "_decoded")
     media = decode(str(path))
     assert numbers(media.segments[0].frames.pixels) == [0, 137, 274, 411, 548, 685, 822, 959]  # type: ignore[union-attr]
-    assert n_decoded <= 8 * 13
+    assert n_decoded <= 8 * 13 * n_groups + 24  # 24: those that confirm an index
 
 
 def test_the_other_backend_steps_in(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,7 +285,7 @@ def test_the_other_backend_steps_in(clip: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_the_index_leaves_out_what_is_never_shown() -> None:
     class Packet(bytes):
-        pts, duration, is_keyframe, is_discard, is_corrupt = 0, 1, True, False, False
+        pts, dts, duration, is_keyframe, is_discard, is_corrupt = 0, 0, 1, True, False, False
 
         @property
         def size(self) -> int:

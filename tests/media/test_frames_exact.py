@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numbered_clips import MATRICES, draw, numbers, set_orientation, start_at_frame, write_video
+from numbered_clips import MATRICES, draw, numbers, pack_as_divx, set_orientation, start_at_frame, write_video
 
 from vidqa.errors import MediaError
 from vidqa.media import pyav_backend
-from vidqa.media.decode import Reader, open_reader
+from vidqa.media.decode import Reader, decode, open_reader
+from vidqa.media.groups import GroupReader
+from vidqa.media.index import FramesDifferError
+from vidqa.records import SamplingSpec
 
 N = 40
 SPARSE = [0, 5, 11, 12, 13, 24, 37, 39]
@@ -87,6 +90,59 @@ def test_where_seeking_fails_the_file_is_read_once(tmp_path: Path, monkeypatch: 
         monkeypatch.setattr(reader, "_restart", lambda: (starts.append(1), restart()))
         assert numbers(list(reader.frames(range(13, N)))) == list(range(13, N))
         assert len(starts) <= 1
+
+
+def test_frames_between_two_keyframes_stand_for_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """AVI tells no times of H.264: groups are found by their packets, and none is decoded that nobody wants."""
+    path = write_video(tmp_path / "a.avi", n=120, bf="2", sc_threshold="0")
+    taken = []
+    take = GroupReader._take
+    monkeypatch.setattr(GroupReader, "_take", lambda self, group: (taken.append(group), take(self, group))[1])
+    with open_reader(str(path), "pyav") as reader:
+        assert numbers(list(reader.frames([0, 11, 12, 100, 107]))) == [0, 11, 12, 100, 107]
+        assert taken == [0, 1, 8]
+        assert numbers(list(reader.frames([105, 104, 3]))) == [105, 104, 3]
+        assert taken == [0, 1, 8, 0], "a frame of the group at hand"
+        assert numbers(list(reader.frames(range(120)))) == list(range(120))
+
+
+def test_pictures_packed_as_divx_did(tmp_path: Path) -> None:
+    """Its B-frames in front of a keyframe are stored behind it: the group before is needed, too."""
+    source = write_video(tmp_path / "a.avi", "mpeg4", 120, bf="1", q="2", b="4M", sc_threshold="1000000000")
+    path = pack_as_divx(source, tmp_path / "packed.avi")
+    with open_reader(str(path), "pyav") as reader:
+        assert reader.index.group_starts is not None  # type: ignore[attr-defined]
+        assert numbers(list(reader.frames([0, 22, 23, 24, 25, 59, 119]))) == [0, 22, 23, 24, 25, 59, 119]
+        assert numbers(list(reader.frames(range(120)))) == list(range(120))
+        assert numbers(list(reader.frames([70, 23]))) == [70, 23]
+
+
+def test_a_group_that_lacks_a_frame_is_counted_by_decoding(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.avi", n=60, bf="2", sc_threshold="0")
+    whole = path.read_bytes()
+    at = [i for i in range(len(whole)) if whole.startswith(b"00dc", i)][30] + 8  # the 31st packet
+    path.write_bytes(whole[:at] + b"\xff" * 12 + whole[at + 12 :])
+    with open_reader(str(path), "pyav") as reader:
+        assert len(reader.pts_s) == 60
+        assert numbers(list(reader.frames([0, 23, 59]))) == [0, 23, 59], "whole groups"
+        with pytest.raises(FramesDifferError):
+            list(reader.frames([33]))
+    with open_reader(str(path), "pyav", count_by_decoding=True) as slow:
+        n = len(slow.pts_s)
+        assert n < 60
+    frames = decode(str(path), video=SamplingSpec("linspace", 60)).segments[0].frames
+    found = numbers(frames.pixels)  # type: ignore[union-attr]
+    assert len(set(found)) == n and sorted(found) == found
+
+
+def test_gaps_of_an_avi_show_in_its_times(tmp_path: Path) -> None:
+    """Pictures that were left out in recording leave empty packets: what follows is late by them."""
+    pts = [*range(0, 2000, 100), *range(3000, 5000, 100)]
+    path = write_video(tmp_path / "a.avi", n=N, fps=10, pts=pts, bf="2")
+    with open_reader(str(path), "pyav") as reader:
+        assert numbers(list(reader.frames([0, 19, 20, 39]))) == [0, 19, 20, 39]
+        assert reader.pts_s[0] == 0 and abs(reader.pts_s[19] - 1.9) < 0.25
+        assert reader.pts_s[-1] == pytest.approx(4.9, abs=0.05)
 
 
 @pytest.mark.parametrize(("name", "encoder"), [("a.mp4", "libx264"), ("a.webm", "libvpx-vp9")])

@@ -1,5 +1,5 @@
 """Packets of one stream -> which frame is shown when, without decoding. Does not know libraries: packets are only asked
-for `pts`, `duration`, `size`, `is_keyframe`, `is_discard`, `is_corrupt` and their first bytes.
+for `pts`, `dts`, `duration`, `size`, `is_keyframe`, `is_discard`, `is_corrupt` and their first bytes.
 
 Words: tick = unit of the stream's clock; frame i = the i-th picture a viewer sees.
 """
@@ -14,6 +14,11 @@ from typing import Any
 
 import numpy as np
 
+#: Frames a second of streams that do not tell.
+_USUAL_RATE = Fraction(25)
+#: Bytes of the packets between two keyframes that may be held in memory.
+_GROUP_LIMIT = 1 << 26
+
 
 class FramesDifferError(Exception):
     """The packets promised a frame that the decoder does not give: count by decoding instead."""
@@ -24,15 +29,17 @@ class FrameIndex:
     """When every frame is shown.
 
     Where `by_order` is True the clock of the stream cannot name frames (raw streams, H.264 in AVI): frames are then
-    found by counting decoded pictures from the start.
+    found by counting decoded pictures, from the start or from the group that a frame is in.
     """
 
     pts: np.ndarray  # int64 [N], ticks, ascending: frame i begins at pts[i]
     keys: np.ndarray  # int64 [K], ticks, ascending: frames where decoding can begin
     time_base: Fraction  # seconds in a tick
     last_duration: int = 0  # ticks; 0 = not known
+    key_seeks: np.ndarray | None = None  # int64 [K], ticks: where a seek to each of `keys` aims; None = at `keys`
     sizes: np.ndarray | None = None  # int64 [N], bytes of the packets
     by_order: bool = False
+    group_starts: np.ndarray | None = None  # int64 [G], frames at which decoding can begin, where frames go by order
     one_packet_one_frame: bool = True  # False for field pairs: there a packet may hold half a frame
     open_groups: bool = False  # True where pictures stored after a keyframe are shown before it
     doubtful: bool = False  # True where a look at the first decoded frames should confirm the index
@@ -80,6 +87,11 @@ class IndexBuilder:
     sizes: array[int] = field(default_factory=lambda: array("q"))
     durations: array[int] = field(default_factory=lambda: array("q"))
     keys: array[int] = field(default_factory=lambda: array("q"))
+    key_seeks: array[int] = field(default_factory=lambda: array("q"))
+    dts: array[int] = field(default_factory=lambda: array("q"))
+    group_starts: array[int] = field(default_factory=lambda: array("q"))
+    group_sizes: array[int] = field(default_factory=lambda: array("q"))
+    n_shown: int = 0
     n_untimed: int = 0
     n_field_pairs: int = 0
     n_leading: int = 0
@@ -87,8 +99,9 @@ class IndexBuilder:
 
     def add(self, packet: Any) -> None:
         """Take note of a packet; hidden, discarded and damaged ones are no frames."""
-        if not packet.size or packet.is_discard or packet.is_corrupt or _is_hidden(self.codec, packet):
+        if not self.is_shown(packet):
             return
+        self._add_to_group(packet)
         if packet.pts is None:
             self.n_untimed += 1
             return
@@ -100,8 +113,31 @@ class IndexBuilder:
         self.durations.append(packet.duration or 0)
         if packet.is_keyframe:
             self.keys.append(packet.pts)
+            self.key_seeks.append(self._seek_for(packet))
         elif self.keys and packet.pts < self.keys[-1]:
             self.n_leading += 1
+
+    def is_shown(self, packet: Any) -> bool:
+        """False for packets that are no frames: hidden, discarded and damaged ones."""
+        return bool(packet.size) and not (packet.is_discard or packet.is_corrupt or _is_hidden(self.codec, packet))
+
+    def _add_to_group(self, packet: Any) -> None:
+        if packet.is_keyframe or not self.n_shown:
+            self.group_starts.append(self.n_shown)
+            self.group_sizes.append(0)
+        self.n_shown += 1
+        self.group_sizes[-1] += packet.size
+        if packet.dts is not None:
+            self.dts.append(packet.dts)
+
+    def _seek_for(self, packet: Any) -> int:
+        """Where a seek must aim to land on a keyframe's packet.
+
+        Containers with a list of their keyframes find it by the time when it is shown. Streams without one (MPEG's) are
+        searched for the last packet that is decoded by then, whichever it is: with pictures that are shown in another
+        order, one behind the keyframe, from where decoding could begin at the next keyframe only.
+        """
+        return packet.pts if self.trusted_container or packet.dts is None else packet.dts
 
     def _is_second_field(self, packet: Any) -> bool:
         """Interlaced H.264 in transport streams comes as two packets a frame, each half a frame long."""
@@ -122,11 +158,12 @@ class IndexBuilder:
         pts, order = np.unique(np.asarray(self.pts, np.int64), return_index=True)
         if not self.pts or self.n_untimed or len(pts) != len(self.pts):
             return None
-        keys = np.unique(np.asarray(self.keys or self.pts[:1], np.int64))
+        keys, at = np.unique(np.asarray(self.keys or self.pts[:1], np.int64), return_index=True)
         starts_clean = self.pts[0] == pts[0] == keys[0]
         return FrameIndex(
             pts=pts,
             keys=keys,
+            key_seeks=np.asarray(self.key_seeks, np.int64)[at] if self.keys else None,
             time_base=self.time_base,
             last_duration=self.durations[int(order[-1])],
             sizes=np.asarray(self.sizes, np.int64)[order],
@@ -134,6 +171,22 @@ class IndexBuilder:
             open_groups=self.n_leading > 0,
             doubtful=not (self.trusted_container and starts_clean),
         )
+
+    def build_by_groups(self, rate: Fraction | None) -> FrameIndex | None:
+        """The index of a stream whose clock cannot name frames, one a packet; None where that is not worth a try.
+
+        It is a guess that whoever reads the frames must confirm, group by group.
+
+        Args:
+            rate: as for `counted_index`; used where packets do not say when they are decoded.
+        """
+        if self.n_field_pairs or len(self.group_starts) < 2 or max(self.group_sizes) > _GROUP_LIMIT:
+            return None
+        times, base = np.asarray(self.dts, np.int64), self.time_base
+        if len(times) != self.n_shown or (np.diff(times) <= 0).any():
+            times, base = np.arange(self.n_shown, dtype=np.int64), 1 / (rate or _USUAL_RATE)
+        starts = np.asarray(self.group_starts, np.int64)
+        return FrameIndex(pts=times, keys=times[:1], time_base=base, by_order=True, group_starts=starts)
 
 
 def counted_index(pts: list[int | None], time_base: Fraction, rate: Fraction | None) -> FrameIndex:
@@ -148,7 +201,7 @@ def counted_index(pts: list[int | None], time_base: Fraction, rate: Fraction | N
     if len(known) == len(pts) and all(a < b for a, b in pairwise(known)):
         times, base = np.asarray(known, np.int64), time_base
     else:
-        times, base = np.arange(len(pts), dtype=np.int64), 1 / (rate or Fraction(25))
+        times, base = np.arange(len(pts), dtype=np.int64), 1 / (rate or _USUAL_RATE)
     return FrameIndex(pts=times, keys=times[:1], time_base=base, by_order=True)
 
 

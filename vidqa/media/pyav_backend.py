@@ -11,10 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from fractions import Fraction
+from itertools import chain
+from typing import Literal
 
 import av
 import numpy as np
 from av.packet import Packet
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation
 
@@ -30,6 +33,7 @@ from vidqa.media.container import (
     orientation,
 )
 from vidqa.media.files import show
+from vidqa.media.groups import GroupReader
 from vidqa.media.index import FrameIndex, FramesDifferError, IndexBuilder, counted_index
 from vidqa.media.signature import Signature
 
@@ -63,9 +67,11 @@ class PyavReader:
         self._exit = ExitStack()
         self._packets: Iterator[Packet] = iter(())
         self._ahead: list[VideoFrame] = []  # decoded, not yet asked for
-        self._seeks_fail = False
+        self._way: Literal["seek", "pass", "decode"] = "seek"  # how far ahead is gone; a way that failed is left
         self._sought = False  # True after a seek, until the next start from the first packet
         self._position: int | None = None  # last frame given: ticks, or its number where frames go by order
+        self._groups: GroupReader | None = None
+        self._begun_at: int | None = None  # last keyframe that the decoder was given: ticks
         try:
             self._opened = self._open()
             builder = self._index_builder()
@@ -74,6 +80,8 @@ class PyavReader:
             self._turn, self._mirrored = orientation(frame)
             index = None if count_by_decoding else self._index_from_packets(builder)
             self.index = index or self._index_from_decoding()
+            if self.index.group_starts is not None:
+                self._groups = GroupReader(self.index.group_starts, len(self.index), builder.is_shown, self._from_start)
         except BaseException:
             self.close()
             raise
@@ -128,7 +136,11 @@ class PyavReader:
         """Back to the first packet, the sure way: seeking to the start is not exact in every container."""
         self._opened = self._open()
         self._packets = self._opened.container.demux(self._opened.stream)
-        self._ahead, self._position, self._sought = [], None, False
+        self._ahead, self._position, self._begun_at, self._sought = [], None, None, False
+
+    def _from_start(self) -> tuple[Iterator[Packet], VideoCodecContext]:
+        self._restart()
+        return self._packets, self._opened.stream.codec_context
 
     def _index_builder(self) -> IndexBuilder:
         stream = self._opened.stream
@@ -150,7 +162,9 @@ class PyavReader:
         except av.error.FFmpegError:
             pass  # a broken tail: what came before it counts
         index = builder.build()
-        return None if index is None or (index.doubtful and not self._starts_as(index)) else index
+        if index is None or (index.doubtful and not self._starts_as(index)):
+            return builder.build_by_groups(self._opened.stream.average_rate)
+        return index
 
     def _starts_as(self, index: FrameIndex) -> bool:
         """Whether the first frames that the decoder gives are the first frames of the index."""
@@ -178,6 +192,8 @@ class PyavReader:
                 return
             if wanted is not None:
                 codec.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in wanted else "NONREF"
+            if packet.is_keyframe and packet.pts is not None:
+                self._begun_at = packet.pts
             try:
                 self._ahead.extend(packet.decode())
             except av.error.InvalidDataError:
@@ -186,6 +202,8 @@ class PyavReader:
                 yield self._ahead.pop(0)
 
     def _by_order(self, number: int) -> VideoFrame:
+        if self._groups is not None:
+            return self._groups.frame(number)
         if self._position is None or number <= self._position:
             self._restart()
         at = -1 if self._position is None else self._position
@@ -197,29 +215,54 @@ class PyavReader:
         raise MediaError("unreadable", f"{show(self.path)}: frame {number} was decoded once and not again")
 
     def _by_time(self, pts: int, wanted: set[int]) -> VideoFrame:
-        key = int(np.searchsorted(self.index.keys, pts, side="right")) - 1
-        at = self._position
-        begun = self._seeks_fail or key < 0 or (at is not None and self.index.keys[key] <= at)
-        if begun and at is not None and at < pts and (frame := self._decode_to(pts, wanted)):
-            return frame  # it lay ahead in the stretch already begun
-        for earlier in range(key, -1 if not self._seeks_fail else key, -1)[:_N_EARLIER_KEYS]:
-            if self._seek(int(self.index.keys[earlier])) and (frame := self._decode_to(pts, wanted)):
+        """The frame at `pts`, by the first way that gives it: on from here, by a seek, front to back.
+
+        Front to back, packets before the keyframe are read and not decoded, unless that fails, too.
+        """
+        keys, at = self.index.keys, self._position
+        key = int(np.searchsorted(keys, pts, side="right")) - 1
+        ahead = at is not None and at < pts
+        begun = self._way == "decode" or key < 0 or keys[key] in (at, self._begun_at) or (ahead and keys[key] <= at)
+        if ahead and begun and (frame := self._decode_to(pts, wanted)):
+            return frame
+        if self._way == "seek":
+            for earlier in range(key, -1, -1)[:_N_EARLIER_KEYS]:
+                if self._seek(earlier) and (frame := self._decode_to(pts, wanted)):
+                    return frame
+            self._way = "pass"
+        if self._way == "pass":
+            if self._pass_over(key) and (frame := self._decode_to(pts, wanted)):
                 return frame
-        self._seeks_fail = True  # from here on the file is read from front to back, once
+            self._way = "decode"
         self._restart()
         if frame := self._decode_to(pts, wanted):
             return frame
         raise FramesDifferError(f"{show(self.path)}: no frame at tick {pts}")
 
     def _seek(self, key: int) -> bool:
-        """Go to a keyframe; False where the container cannot."""
+        """Go to a keyframe, by its number; False where the container cannot."""
+        aims = self.index.keys if self.index.key_seeks is None else self.index.key_seeks
         try:
-            self._opened.container.seek(key, stream=self._opened.stream, backward=True, any_frame=False)
+            self._opened.container.seek(int(aims[key]), stream=self._opened.stream, backward=True, any_frame=False)
         except av.error.FFmpegError:
             return False
         self._packets = self._opened.container.demux(self._opened.stream)
-        self._ahead, self._position, self._sought = [], None, True
+        self._ahead, self._position, self._begun_at, self._sought = [], None, None, True
         return True
+
+    def _pass_over(self, key: int) -> bool:
+        """Read on to a keyframe, by its number, and decode nothing before it; False where it does not come."""
+        pts = int(self.index.keys[max(key, 0)])
+        last = max((p for p in (self._position, self._begun_at) if p is not None), default=None)
+        if last is None or self._sought or pts <= last:
+            self._restart()
+        for packet in self._packets:
+            if packet.is_keyframe and packet.pts == pts:
+                self._opened.stream.codec_context.flush_buffers()
+                self._packets = chain((packet,), self._packets)
+                self._ahead, self._position = [], None
+                return True
+        return False
 
     def _decode_to(self, pts: int, wanted: set[int]) -> VideoFrame | None:
         """Decode until the frame at `pts`; None where it does not come."""
