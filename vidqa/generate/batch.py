@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from vidqa.generate.graphs import StepGraphs
-from vidqa.generate.kinds import keys_only, new_cache, sharing, stored_in
-from vidqa.generate.pool import Layers, Pool, Room
+from vidqa.generate.kinds import handing_on, keys_only, sharing, stored_in
+from vidqa.generate.pool import Pool, Room, numbers
 from vidqa.model.llava import VideoLlava
 
 
@@ -79,23 +79,21 @@ class Batch:
         """
         lengths = [len(e) for e in embeds]
         with self._timed("prefill_s"), sharing(self.model.llm):
-            cache = new_cache(self.model.llm)
             # Padded on the right: causal attention keeps what comes later from being seen, so no mask is needed.
             padded = torch.nn.utils.rnn.pad_sequence(list(embeds), batch_first=True)
+            if self.pool is None:
+                self.pool = Pool(self.room, self.model.llm.config.num_hidden_layers, padded.device, self.static)
+                if self.static and padded.is_cuda:
+                    self._graphs = StepGraphs()
+            clips = self.pool.begin(lengths)
             positions = torch.arange(padded.shape[1], device=padded.device)[None].expand(len(embeds), -1)
             self.model.llm(
                 inputs_embeds=padded,
                 position_ids=positions,
-                **stored_in(self.model.llm, cache),
+                **stored_in(self.model.llm, handing_on(self.model.llm, self.pool.hold)),
                 use_cache=True,
                 **keys_only(self.model.llm),
             )
-            layers: Layers = [(layer.keys, layer.values) for layer in cache.layers]
-            if self.pool is None:
-                self.pool = Pool(layers, self.room, self.static)
-                if self.static and padded.is_cuda:
-                    self._graphs = StepGraphs()
-            clips = [self.pool.add_clip(layers, row, n) for row, n in enumerate(lengths)]
         self.work.prefill_tokens += sum(lengths)
         return clips
 
@@ -168,7 +166,7 @@ class Batch:
         """See `Pool.keep`; the logits go with the lines."""
         assert self.pool is not None
         if self.logits is not None:
-            self.logits = self.logits[torch.tensor(lines, dtype=torch.int64, device=self.logits.device)]
+            self.logits = self.logits[numbers(lines, self.logits.device)]
         return self.pool.keep(lines, clips)
 
     @property

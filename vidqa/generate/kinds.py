@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from inspect import signature
 from typing import Any
 
+from torch import Tensor
+
 from vidqa.generate.attention import shared_attention
 from vidqa.model.llama import GrowingCache, Llama
 
@@ -67,6 +69,23 @@ def new_cache(llm: Any) -> Any:
     from transformers import DynamicCache
 
     return DynamicCache()
+
+
+def handing_on(llm: Any, hold: Callable[[Tensor, Tensor, int], None]) -> Any:
+    """An empty store for a first run: it keeps nothing, and hands on what each layer would have it keep.
+
+    Args:
+        llm: that runs.
+        hold: gets keys and values [n, G, S, d] of a layer, and its number.
+    """
+    cache = new_cache(llm)
+
+    def update(key: Tensor, value: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        hold(key, value, layer_idx)
+        return key, value
+
+    cache.update = update
+    return cache
 
 
 def stored_in(llm: Any, cache: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from vidqa.generate.batch import Batch, Work
 from vidqa.generate.decode import Continuation
 from vidqa.generate.jobs import GenerationSettings, Job
 from vidqa.generate.memory import prefill_tokens, room_for
-from vidqa.generate.pool import packed
+from vidqa.generate.pool import numbers, packed
 from vidqa.generate.sampling import Draws, pick_greedy, pick_sampled
 from vidqa.model.llava import VideoLlava
 
@@ -114,7 +114,7 @@ class Lines:
         self.work.answers += len(done)
         if done:
             order = packed([line.said.reason is None for line in self._lines])
-            picked = picked[torch.tensor(order, dtype=torch.int64, device=picked.device)]
+            picked = picked[numbers(order, picked.device)]
             self._keep(batch, order)
         if self._lines and not batch.static:
             batch.step(picked)

@@ -20,10 +20,13 @@ _GPU_SHARE = 0.7  # of what is free now; the rest is for activations
 _MOST_LINES = {"cpu": 32, "cuda": 256}
 #: Tokens of beginnings that are computed together: enough to keep a device busy.
 _PREFILL_TOKENS = {"cpu": 1024, "cuda": 8192}
-#: What the CPU's allocator, CUDA itself and its libraries say; the last ones take memory that torch does not manage.
+#: What the CPU's allocator, CUDA, its driver, Triton and libraries say; the last ones take memory that torch does not
+#: manage.
 _FULL = (
     "can't allocate memory",
     "CUDA error: out of memory",
+    "CUDA driver error: out of memory",
+    "Triton Error [CUDA]: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
 )
@@ -58,10 +61,9 @@ def room_for(model: VideoLlava, n_prefix: int, n_own: int, n_questions: int, lim
     position = _cache_bytes_per_position(model)
     lines = limit or most_lines(model)
     free = free_bytes(model.device)
-    # While it is computed, a beginning lies beside the buffers once more.
-    clips = (free // position - n_prefix) // (n_prefix + min(n_questions, lines) * n_own)
+    clips = free // position // (n_prefix + min(n_questions, lines) * n_own)
     if clips < 1:
-        fit = (free // position - 2 * n_prefix) // n_own
+        fit = (free // position - n_prefix) // n_own
         return Room(limit or max(1, min(lines, fit)), 1, n_prefix, n_own)
     clips = min(clips, lines)
     return Room(limit or min(lines, clips * n_questions), clips, n_prefix, n_own)

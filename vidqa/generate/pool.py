@@ -6,7 +6,8 @@ Knows tensors and which line belongs to which clip. Does not know tokens, prompt
     own        [B, G, T, d] a layer: what follows it in each line; questions that come in together are padded on the
                left to one length, so a line's part lies in the columns from `start` up to `now`
 
-Lines and clips are kept without gaps: when some leave, the last ones take their places.
+Lines and clips are kept without gaps: when some leave, the last ones take their places. The buffers of all layers lie
+in one block, so that a line or a clip moves in one go.
 
 Letters: B lines at most, n lines now, C clips at most, P longest beginning, T longest own part, G key heads, d width.
 """
@@ -24,8 +25,6 @@ from torch import Tensor
 from vidqa.generate.attention import KERNELS, Own, Part, Shared
 from vidqa.model.proof import proven
 
-Layers = Sequence[tuple[Tensor, Tensor]]
-
 
 @dataclass(frozen=True)
 class Room:
@@ -41,18 +40,23 @@ class Pool:
     """Buffers of one model on one device, with the method of a transformers cache that attention layers call.
 
     Args:
-        like: keys and values of a first beginning, [*, G, *, d] a layer: heads, widths, type and device.
-        room: how much is kept.
+        room: how much is kept; buffers are made when the first keys and values tell heads, widths and type.
+        n_layers: of the model.
+        device: of all of it.
         static: run every step over whole buffers and rounded numbers of lines and clips, so that few different shapes
             occur and every tensor keeps its address, which is what CUDA graphs ask for.
     """
 
-    def __init__(self, like: Layers, room: Room, static: bool = False) -> None:
-        self.room, self.static = room, static
-        self.prefixes = [(_prefixes(k, room), _prefixes(v, room)) for k, v in like]
-        self.own = [(_own(k, room), _own(v, room)) for k, v in like]
-        self.device = like[0][0].device
+    def __init__(self, room: Room, n_layers: int, device: torch.device, static: bool = False) -> None:
+        self.room, self.static, self.device = room, static, device
+        self.prefixes: list[tuple[Tensor, Tensor]] = []
+        self.own: list[tuple[Tensor, Tensor]] = []
+        self._n_layers = n_layers
+        #: The same for all layers, [layers, C * G, P, d] and [layers, B, G, T, d].
+        self._all_prefixes: list[Tensor] = []
+        self._all_own: list[Tensor] = []
         self.lengths: list[int] = []  # of the beginnings
+        self._arriving = range(0)  # clips whose keys and values come now
         self._clean: list[int] = []  # of each beginning: positions that hold finite numbers
         self.clip_of: list[int] = []  # of each line
         self.ends: list[int] = []  # of each line: the column that its next token goes into, as `now`
@@ -74,16 +78,46 @@ class Pool:
         self._column: int | None = None  # that all lines write, where it is one
         self._target: slice | None = None  # lines that a first run writes; None for a step
 
-    def add_clip(self, layers: Layers, row: int, n: int) -> int:
-        """Store a beginning of `n` positions, from row `row` of [*, G, >= n, d]; gives the clip's number."""
-        clip = len(self.lengths)
-        for buffers, pair in zip(self.prefixes, layers, strict=True):
-            for buffer, new in zip(buffers, pair, strict=True):
-                groups = new.shape[1]
+    def begin(self, lengths: Sequence[int]) -> list[int]:
+        """Take in new beginnings, of so many positions; gives their clips. `hold` gets their keys and values."""
+        self._arriving = range(len(self.lengths), len(self.lengths) + len(lengths))
+        self.lengths += lengths
+        self._clean += lengths
+        return list(self._arriving)
+
+    def hold(self, key: Tensor, value: Tensor, layer_idx: int) -> None:
+        """Store keys and values of the new beginnings in one layer, [*, G, longest, d]: layer after layer, so that no
+        more than one of them lies beside the buffers.
+        """
+        if layer_idx == len(self.prefixes):
+            self._make_buffers(key, value)
+        for buffer, new in zip(self.prefixes[layer_idx], (key, value), strict=True):
+            groups = new.shape[1]
+            for row, clip in enumerate(self._arriving):
+                n = self.lengths[clip]
                 buffer[clip * groups : (clip + 1) * groups, :n] = new[row, :, :n]
-        self.lengths.append(n)
-        self._clean.append(n)
-        return clip
+
+    def _make_buffers(self, *like: Tensor) -> None:
+        """Buffers of the next layer for keys and values like these."""
+        layer, room = len(self.prefixes), self.room
+        prefixes, own = [], []
+        for i, one in enumerate(like):
+            _, groups, _, width = one.shape
+            shape = (room.n_clips * groups, room.n_prefix, width)
+            if not layer or self._all_prefixes[i].shape[1:] != shape:  # all layers of the usual models are alike
+                n = self._n_layers if not layer else 1
+                # Not written otherwise: on a CPU the system gives a page when it is first written, so room costs
+                # nothing by itself. Steps of fixed shapes read what nothing was written to, which must be numbers.
+                new = one.new_zeros if self.static else one.new_empty
+                self._all_prefixes.append(new(n, *shape))
+                self._all_own.append(one.new_zeros(n, room.n_lines, groups, room.n_own, width))
+                at, row = -1, 0
+            else:
+                at, row = i, layer
+            prefixes.append(self._all_prefixes[at][row])
+            own.append(self._all_own[at][row])
+        self.prefixes.append((prefixes[0], prefixes[1]))
+        self.own.append((own[0], own[1]))
 
     def keep(self, lines: Sequence[int], clips: Collection[int] = ()) -> dict[int, int]:
         """Drop all lines but some, and the clips that have no line left.
@@ -95,12 +129,11 @@ class Pool:
         Returns:
             New number of each clip that stays.
         """
-        for buffers in self.own:
-            for buffer in buffers:
-                for new, old in enumerate(lines):
-                    if old != new:
-                        buffer[new, :, : self.ends[old]] = buffer[old, :, : self.ends[old]]
-        index = torch.tensor(lines, dtype=torch.int64, device=self.device)
+        for new, old in enumerate(lines):
+            if old != new:
+                for buffer in self._all_own:
+                    buffer[:, new, :, : self.ends[old]] = buffer[:, old, :, : self.ends[old]]
+        index = numbers(lines, self.device)
         for values in (self.start, self.now, self.positions):
             values[: len(lines)] = values[index]
         self.clip_of = [self.clip_of[old] for old in lines]
@@ -128,8 +161,8 @@ class Pool:
         """
         first, longest = len(self.clip_of), max(n_tokens)
         new = slice(first, first + len(clips))
-        begun = torch.tensor([self.lengths[clip] for clip in clips], device=self.device)
-        pad = longest - torch.tensor(n_tokens, device=self.device)
+        begun = numbers([self.lengths[clip] for clip in clips], self.device)
+        pad = longest - numbers(n_tokens, self.device)
         self.start[new], self.now[new], self.positions[new] = pad, longest, begun + longest - pad
         self._clean_up()
         self.clip_of += clips
@@ -210,18 +243,16 @@ class Pool:
         n = self._n_positions()
         for clip, clean in enumerate(self._clean):
             if clean < n:
-                for buffers in self.prefixes:
-                    for buffer in buffers:
-                        groups = buffer.shape[0] // self.room.n_clips
-                        buffer[clip * groups : (clip + 1) * groups, clean:n] = 0
+                for buffer in self._all_prefixes:
+                    groups = buffer.shape[1] // self.room.n_clips
+                    buffer[:, clip * groups : (clip + 1) * groups, clean:n] = 0
                 self._clean[clip] = n
 
     def _move_clip(self, old: int, new: int) -> None:
-        for buffers in self.prefixes:
-            for buffer in buffers:
-                groups = buffer.shape[0] // self.room.n_clips
-                from_, to = slice(old * groups, (old + 1) * groups), slice(new * groups, (new + 1) * groups)
-                buffer[to, : self.lengths[old]] = buffer[from_, : self.lengths[old]]
+        for buffer in self._all_prefixes:
+            groups = buffer.shape[1] // self.room.n_clips
+            from_, to = slice(old * groups, (old + 1) * groups), slice(new * groups, (new + 1) * groups)
+            buffer[:, to, : self.lengths[old]] = buffer[:, from_, : self.lengths[old]]
 
     def _arrange(self) -> None:
         """Learn the shape of the next steps, and tell the device where each line stands."""
@@ -237,14 +268,14 @@ class Pool:
             seen[clip] += 1
         self.in_order = where == list(range(n_clips * n_places)) and n == self.shape[0]
         where += [n_clips * n_places] * (self.shape[0] - n)  # lines that fill up a rounded number do not count
-        self._where[: len(where)] = torch.tensor(where, dtype=torch.int64, device=self.device)
+        self._where[: len(where)] = numbers(where, self.device)
         lines = [-1] * (n_clips * n_places)
         for line, place in enumerate(where[:n]):
             lines[place] = line
-        self._lines[: len(lines)] = torch.tensor(lines, dtype=torch.int64, device=self.device)
+        self._lines[: len(lines)] = numbers(lines, self.device)
         for values in (self.start, self.now, self.positions):
             values[n:] = 0
-        lengths = torch.tensor(self.lengths + [0] * (n_clips - len(self.lengths)), device=self.device)
+        lengths = numbers(self.lengths + [0] * (n_clips - len(self.lengths)), self.device)
         self._lengths[:n_clips] = lengths
         self._hidden[:n_clips] = (self._steps[: self.room.n_prefix] >= lengths[:, None])[:, None]
         self._any_hidden = len(set(self.lengths)) > 1
@@ -258,15 +289,13 @@ def packed(staying: Sequence[bool]) -> list[int]:
     return [i if staying[i] else late.pop() for i in range(n)]
 
 
+def numbers(values: Sequence[int], device: torch.device) -> Tensor:
+    """Whole numbers on a device, int64 [n]. A GPU gets them when its turn comes: Python does not wait for its steps."""
+    if device.type != "cuda":
+        return torch.tensor(values, dtype=torch.int64, device=device)
+    return torch.tensor(values, dtype=torch.int64, pin_memory=True).to(device, non_blocking=True)
+
+
 def _rounded(n: int, most: int) -> int:
     """The next power of two, so that few different shapes occur."""
     return min(most, 1 << max(0, n - 1).bit_length())
-
-
-def _prefixes(like: Tensor, room: Room) -> Tensor:
-    # Not written here: on a CPU the system gives a page when it is first written, so room costs nothing by itself.
-    return like.new_empty(room.n_clips * like.shape[1], room.n_prefix, like.shape[3])
-
-
-def _own(like: Tensor, room: Room) -> Tensor:
-    return like.new_zeros(room.n_lines, like.shape[1], room.n_own, like.shape[3])

@@ -1,0 +1,179 @@
+"""A batch on a CUDA device that is not there: tensors have shapes, types and devices, but no numbers.
+
+Whatever mixes devices fails here, and so does what cannot be recorded as a CUDA graph: to wait for the device, or to
+copy from the CPU's memory. What kernels compute is tested elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import LlamaConfig as LlamaConfigOfTransformers
+from transformers import LlamaForCausalLM
+
+from vidqa.generate import attention
+from vidqa.generate.batch import Batch
+from vidqa.generate.graphs import StepGraphs
+from vidqa.generate.pool import Room
+from vidqa.model.connector import build_connector
+from vidqa.model.llama import Llama, LlamaConfig
+from vidqa.model.llava import VideoLlava
+from vidqa.prompts.formats import get_format
+
+CUDA = torch.device("cuda", 0)
+SIZES: dict[str, Any] = {
+    "vocab_size": 100,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+}
+
+
+class Recording(TorchDispatchMode):
+    """Refuses what the recording of a CUDA graph refuses."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function.name()
+        assert name not in ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select"), f"{name} waits"
+        if name == "aten::index.Tensor":
+            assert all(i is None or i.dtype != torch.bool for i in args[1]), "a mask as an index waits"
+        out = function(*args, **kwargs or {})
+        if name in ("aten::_to_copy", "aten::copy_"):
+            from_ = args[-1] if name == "aten::copy_" else args[0]
+            assert from_.device == out.device, f"{name} between devices waits"
+        return out
+
+
+class Reached(TorchFunctionMode):
+    """Some functions by others that do the same and ask for no CUDA in torch itself."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        ops, kwargs = torch.ops.aten, dict(kwargs or {})
+        if function is Tensor.__getitem__:
+            view, index = _viewed(*args)
+            return ops.index(view, index) if index else view
+        if function is Tensor.__setitem__:
+            view, index = _viewed(*args[:2])
+            if index:
+                ops.index_put_(view, index, args[2])
+            elif isinstance(args[2], Tensor):
+                ops.copy_(view, args[2])
+            else:
+                view.fill_(args[2])
+            return None
+        if function is torch.tensor:
+            return torch.zeros(np.shape(args[0]), dtype=kwargs.get("dtype"), device=kwargs.get("device"))
+        if function is Tensor.contiguous:
+            whole = args[0]
+            return whole if whole.is_contiguous() else whole.clone(memory_format=torch.contiguous_format)
+        others = {Tensor.copy_: ops.copy_, Tensor.__invert__: torch.bitwise_not}
+        return others.get(function, function)(*args, **kwargs)
+
+
+def _viewed(tensor: Tensor, index: Any) -> tuple[Tensor, list[Tensor | None]]:
+    """What numbers and slices leave, and the tensors among the indices."""
+    parts = list(index) if isinstance(index, tuple) else [index]
+    if any(part is Ellipsis for part in parts):
+        at = next(i for i, part in enumerate(parts) if part is Ellipsis)
+        n_rest = tensor.dim() - sum(part is not None for part in parts) + 1
+        parts[at : at + 1] = [slice(None)] * n_rest
+    tensors: dict[int, Tensor] = {}
+    dim = 0
+    for part in parts:
+        if isinstance(part, int):
+            tensor = tensor.select(dim, part)
+            continue
+        if part is None:
+            tensor = tensor.unsqueeze(dim)
+        elif isinstance(part, Tensor):
+            tensors[dim] = part
+        else:
+            tensor = torch.ops.aten.slice(tensor, dim, part.start, part.stop, part.step or 1)
+        dim += 1
+    return tensor, [tensors.get(i) for i in range(max(tensors, default=-1) + 1)]
+
+
+@contextmanager
+def played_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Tensors without numbers, and steps that are watched as if they were recorded; their shapes are listed."""
+    steps: list[str] = []
+
+    def run(_: StepGraphs, shape: object, step: Callable[[Tensor], Tensor], given: Tensor) -> Tensor:
+        steps.append(str(shape))
+        with Recording():
+            return step(given)
+
+    monkeypatch.setattr(StepGraphs, "run", run)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)  # kernels belong to the thread's device: none here
+    monkeypatch.setattr(attention, "_mixes", lambda device, dtype: True)
+    with FakeTensorMode(), Reached(), torch.inference_mode():
+        yield steps
+
+
+def an_llm(own: bool, dtype: torch.dtype) -> Any:
+    llm: Any = Llama(LlamaConfig(**SIZES, head_dim=16, rope_theta=10000.0)) if own else None
+    llm = (llm or LlamaForCausalLM(LlamaConfigOfTransformers(**SIZES))).eval()
+    for module in llm.modules():  # not by `to`, which asks for CUDA in torch itself
+        for name, weight in list(module.named_parameters(recurse=False)):
+            setattr(module, name, torch.nn.Parameter(weight.to(CUDA, dtype), requires_grad=False))
+        for name, values in list(module.named_buffers(recurse=False)):
+            setattr(module, name, values.to(CUDA))
+    return llm
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("own", [True, False])
+def test_steps_can_be_recorded_and_stay_on_the_device(
+    own: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with played_device(monkeypatch) as steps:
+        connector = build_connector("linear", 8, 64)
+        model = VideoLlava(connector, an_llm(own, dtype), None, get_format("v1", ""), 256)
+        batch = Batch(model, Room(8, 4, 64, 32), static=True)
+
+        def embedded(*lengths: int) -> list[Tensor]:
+            return [torch.empty(n, 64, device=CUDA, dtype=dtype) for n in lengths]
+
+        clips = batch.begin(embedded(20, 33))
+        batch.ask([clips[0], clips[0], clips[1]], embedded(4, 7, 5))
+        for _ in range(2):
+            assert batch.logits is not None
+            assert batch.logits.device == CUDA and batch.logits.dtype == torch.float32
+            batch.step(batch.logits.argmax(-1))
+        batch.keep([0, 2])
+        more = batch.begin(embedded(12))
+        batch.ask(more * 2, embedded(3, 3))
+        batch.step(batch.logits.argmax(-1))
+        batch.keep([3], clips=more)
+        batch.step(batch.logits[:1].argmax(-1))
+        assert batch.pool is not None
+        assert {t.device for pair in (*batch.pool.prefixes, *batch.pool.own) for t in pair} == {CUDA}
+        assert {t.dtype for pair in (*batch.pool.prefixes, *batch.pool.own) for t in pair} == {dtype}
+    assert len(steps) == 4
+
+
+def test_what_cannot_be_recorded_is_found() -> None:
+    with FakeTensorMode(), Recording(), Reached():
+        there = torch.zeros(3, device=CUDA)
+        for forbidden in (
+            lambda: torch.zeros(3).to(CUDA),
+            lambda: there.copy_(torch.zeros(3)),
+            lambda: there[there > 0],
+            lambda: torch.ops.aten.nonzero(there),
+        ):
+            with pytest.raises(AssertionError):
+                forbidden()
