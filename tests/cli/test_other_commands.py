@@ -128,6 +128,31 @@ def test_doctor(vidqa):
     assert "FFmpeg" in done.out and "GB free" in done.out and "CPUExecutionProvider" in done.out
 
 
+def test_doctor_starts_what_it_finds(monkeypatch):
+    """A driver and a build for CUDA are not enough: without cuDNN, say, the encoders would run on the CPU."""
+    from vidqa.encoders import devices, session
+    from vidqa.pipeline import doctor
+
+    monkeypatch.setattr(devices, "_cuda_names", lambda: (("Test GPU",), ""))
+    monkeypatch.setattr(devices, "has_cuda_build", lambda: True)
+    monkeypatch.setattr(session, "_runtime", _WithoutLibraries)
+    session._check_cuda.cache_clear()
+    assert "does not start" in doctor._check("cuda", False, doctor._cuda).detail
+
+
+class _WithoutLibraries:
+    """onnxruntime whose provider does not start: it falls back to the CPU and says nothing."""
+
+    class SessionOptions:
+        def add_session_config_entry(self, key, value): ...
+
+    class InferenceSession:
+        def __init__(self, graph, options, providers): ...
+
+        def get_providers(self):
+            return ["CPUExecutionProvider"]
+
+
 def test_doctor_works_where_packages_are_missing(surroundings):
     code = (
         "import sys\n"

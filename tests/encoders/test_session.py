@@ -217,11 +217,41 @@ def test_onnxruntime_without_cuda(one_gpu, monkeypatch) -> None:
     assert not available_devices()[1].usable
 
 
-def test_silent_fall_back_to_the_cpu_is_found(one_gpu, monkeypatch) -> None:
+def test_silent_fall_back_to_the_cpu_is_found(one_gpu, monkeypatch, caplog) -> None:
     monkeypatch.setattr(session, "_runtime", lambda: FakeRuntime(["CPUExecutionProvider"]))
     with pytest.raises(DeviceError, match="CUDA provider does not start"):
         resolve_device("cuda:0")
-    assert resolve_device("auto") == "cpu"
+    with caplog.at_level(logging.WARNING, logger="vidqa"):
+        assert resolve_device("auto") == "cpu"
+    assert "encoders run on the CPU" in caplog.text and "CUDA provider does not start" in caplog.text
+
+
+def test_no_gpu_is_nothing_to_warn_of(no_cuda, caplog) -> None:
+    with caplog.at_level(logging.WARNING, logger="vidqa"):
+        assert resolve_device("auto") == "cpu"
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("room_after", [True, False])
+def test_others_give_back_memory_before_a_device_is_full(one_gpu, video, monkeypatch, room_after) -> None:
+    """torch keeps what it freed; onnxruntime cannot take it from there, and a run must not end for it."""
+    given = []
+
+    class Crowded(FakeRuntime):
+        def InferenceSession(self, graph, options, providers):
+            if not isinstance(graph, bytes) and not (given and room_after):
+                raise RuntimeError("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0")
+            return super().InferenceSession(graph, options, providers)
+
+    runtime = Crowded(["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(session, "_runtime", lambda: runtime)
+    monkeypatch.setattr(session, "GIVE_BACK", [lambda: given.append(1)])
+    if room_after:
+        session.open_graph(video.path, "cuda:0")
+    else:
+        with pytest.raises(DeviceError, match="does not fit"):
+            session.open_graph(video.path, "cuda:0")
+    assert given == [1]
 
 
 def test_working_cuda_is_taken_and_checked_again_with_the_real_graph(one_gpu, video, monkeypatch) -> None:
@@ -261,6 +291,7 @@ def test_asking_for_devices_imports_nothing_heavy() -> None:
         ("BFCArena::AllocateRawInternal Available memory of 1 is smaller than requested bytes of 2", True),
         ("Failed to allocate memory for requested buffer of size 123", True),
         ("CUDA error: out of memory", True),
+        ("CUDNN failure 4: CUDNN_STATUS_ALLOC_FAILED ; GPU=0", True),
         ("std::bad_alloc", True),
         ("Got invalid dimensions for input", False),
     ],

@@ -99,6 +99,17 @@ def test_questions_of_one_clip_share_its_tokens(model: VideoLlava, clips: dict[s
     assert not any(size[1] for size in sizes[2:] if len(size) > 1), "and then single tokens"
 
 
+def test_questions_that_come_together_are_looked_up_together(
+    model: VideoLlava, clips: dict[str, Features], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look-up waits for a GPU: of hundreds of questions that would be the time of many steps."""
+    looked_up: list[int] = []
+    embed = model.embed_prompt
+    monkeypatch.setattr(model, "embed_prompt", lambda p, *rest: looked_up.append(len(p.ids)) or embed(p, *rest))
+    generate(model, [ask(f"What happens {'then ' * i}?", clips["video"]) for i in range(6)], SHORT)
+    assert len(looked_up) == 2, "the beginning, and all that follows it"
+
+
 def test_finished_rows_leave_the_batch(model: VideoLlava, clips: dict[str, Features]) -> None:
     sizes: list[int] = []
     model.llm.register_forward_pre_hook(

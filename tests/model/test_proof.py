@@ -63,6 +63,21 @@ def test_nor_those_that_do_not_compile(monkeypatch: pytest.MonkeyPatch, caplog: 
     assert "No module named" in proof.prove("vidqa.no_such_kernels", CUDA, torch.float16, 64)[1]
 
 
+def test_a_full_device_is_no_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are tried again when there is room: a run must not do without them to its end."""
+    full = [True]
+
+    def difference(*what: object) -> float:
+        if full.pop() if full else False:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 0.0
+
+    name = kernels(monkeypatch, difference)
+    with pytest.raises(torch.OutOfMemoryError):
+        proven(name, CUDA, torch.bfloat16, 64)
+    assert proven(name, CUDA, torch.bfloat16, 64) is sys.modules[name]
+
+
 def test_exact_numbers_odd_heads_and_other_devices_do_without(monkeypatch: pytest.MonkeyPatch) -> None:
     name = kernels(monkeypatch, lambda *what: 0.0)
     assert proven(name, CUDA, torch.float32, 64) is None

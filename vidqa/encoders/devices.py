@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,9 @@ from vidqa.errors import DeviceError
 #: Held while a CUDA device does what another thread must not disturb: the recording of a graph on one side, calls of
 #: onnxruntime, which wait for the whole device when a session opens, on the other.
 UNDISTURBED = threading.RLock()
+#: How others give back memory of CUDA devices that they hold and do not use (torch keeps what it freed): onnxruntime
+#: asks for it, holding `UNDISTURBED`, before it says that a device is full.
+GIVE_BACK: list[Callable[[], None]] = []
 _CUDA_HINT = (
     "--device cpu, or install a driver and the CUDA and cuDNN wheels that onnxruntime-gpu names: "
     'pip install "onnxruntime-gpu[cuda,cudnn]"'

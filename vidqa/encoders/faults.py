@@ -15,7 +15,14 @@ from vidqa.fsio import digest_file
 VERIFY_HINT = "vidqa models verify, then install the model again"
 
 # What its arenas, the CUDA runtime and the C++ library say when memory runs out.
-_OUT_OF_MEMORY = ("failed to allocate memory", "bad_alloc", "bad allocation", "out of memory", "smaller than requested")
+_OUT_OF_MEMORY = (
+    "failed to allocate memory",
+    "bad_alloc",
+    "bad allocation",
+    "out of memory",
+    "smaller than requested",
+    "_status_alloc_failed",  # cuBLAS and cuDNN
+)
 
 
 def check_file(path: Path, sha256: str | None) -> None:

@@ -12,18 +12,28 @@ import io
 import logging
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from vidqa.encoders.devices import UNDISTURBED, available_devices, cpu_threads, cuda_error, find_cuda, parse_device
+from vidqa.encoders.devices import (
+    GIVE_BACK,
+    UNDISTURBED,
+    available_devices,
+    cpu_threads,
+    cuda_error,
+    find_cuda,
+    parse_device,
+)
 from vidqa.encoders.faults import VERIFY_HINT, check_file, first_line, is_out_of_memory, memory_errors
 from vidqa.errors import BundleError, DeviceError
 
 __all__ = ["OnnxSession", "available_devices", "open_graph", "resolve_device"]
 
 log = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 _INPUT, _OUTPUTS = "pixel_values", ("tokens", "embedding")
 # The smallest graph there is (opset 13, Identity of a float), written out because building it would need `onnx`.
@@ -56,7 +66,10 @@ def resolve_device(device: str) -> str:
     except DeviceError as e:
         if kind == "cuda":
             raise
-        log.info("device auto: cpu (%s)", e.what)
+        if any(d.name.startswith("cuda:") for d in available_devices()):  # whoever has a GPU must hear that it is idle
+            log.warning("encoders run on the CPU, so a run takes longer: %s (vidqa doctor)", e)
+        else:
+            log.info("device auto: cpu (%s)", e.what)
         return "cpu"
     return name
 
@@ -150,16 +163,20 @@ class OnnxSession:
 
         self._check_shape(tuple(values.shape if isinstance(values, np.ndarray) else values.shape()))
         where, index = _ort_device(self.device)
-        with memory_errors(), UNDISTURBED:
+
+        def run() -> tuple[Any, Any]:
+            given = values
             if isinstance(values, np.ndarray):
-                values = OrtValue.ortvalue_from_numpy(np.ascontiguousarray(values), where, index)
+                given = OrtValue.ortvalue_from_numpy(np.ascontiguousarray(values), where, index)
             binding = self._session.io_binding()
-            binding.bind_ortvalue_input(_INPUT, values)
+            binding.bind_ortvalue_input(_INPUT, given)
             for name in _OUTPUTS:
                 binding.bind_output(name, where, index)
             self._session.run_with_iobinding(binding)
             tokens, embedding = binding.get_outputs()
-        return tokens, embedding
+            return tokens, embedding
+
+        return _on_device(run)
 
     def _check_shape(self, shape: tuple[int, ...]) -> None:
         want = (self.n_frames, 3, self.image_size, self.image_size)
@@ -167,12 +184,34 @@ class OnnxSession:
             raise ValueError(f"{self.path.name} takes [B, {', '.join(map(str, want))}], got {list(shape)}")
 
 
+def _on_device(run: Callable[[], Result]) -> Result:
+    """Run something on a CUDA device; where it is full, once more after others have given back what they do not use.
+
+    Raises:
+        MemoryError: there is no room all the same.
+    """
+    with UNDISTURBED:
+        try:
+            with memory_errors():
+                return run()
+        except MemoryError:
+            if not GIVE_BACK:
+                raise
+        for give_back in GIVE_BACK:
+            give_back()
+        with memory_errors():
+            return run()
+
+
 def open_graph(path: Path, device: str, threads: int | None = None) -> Any:
     """An InferenceSession that really runs on `device`; BundleError or DeviceError where there is none."""
     runtime = _runtime()
+
+    def opened() -> Any:
+        return runtime.InferenceSession(str(path), _options(threads), providers=_providers(device))
+
     try:
-        with UNDISTURBED if device != "cpu" else contextlib.nullcontext():
-            session = runtime.InferenceSession(str(path), _options(threads), providers=_providers(device))
+        session = opened() if device == "cpu" else _on_device(opened)
     except Exception as e:  # onnxruntime's exceptions share no base class of their own
         if is_out_of_memory(e):
             raise DeviceError(f"{path.name} does not fit into the memory of {device}", hint="--device cpu") from e

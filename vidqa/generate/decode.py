@@ -120,7 +120,7 @@ class _Batch:
 
     def keep(self, lines: Sequence[int]) -> None:
         """Go on with some of the lines (repeats allowed), in the order given."""
-        index = torch.tensor(lines, device=self.mask.device)
+        index = torch.tensor(lines)  # of the CPU: layers may lie on several devices
         self.cache.batch_select_indices(index)
         self.mask, self.positions = self.mask[index], self.positions[index]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from vidqa.errors import ItemError, PromptTooLongError, UsageError
 from vidqa.generate.decode import Continuation
@@ -74,9 +75,9 @@ class Job:
         last = int(p.slots.nonzero()[0][-1]) + 1 if p.n_slots else 1
         object.__setattr__(self, "n_shared", min(last, len(p.ids) - 1))
 
-    @property
+    @cached_property
     def key(self) -> Hashable:
-        """Equal for jobs that have the same beginning."""
+        """Equal for jobs that have the same beginning. Asked for in every step, and some 20 KB to copy and hash."""
         p, n = self.prompt, self.n_shared
         return p.ids[:n].tobytes(), p.slots[:n].tobytes(), tuple(id(f) for f in self.request.features)
 

@@ -21,7 +21,8 @@ _NAME = "vidqa_shared"
 
 
 def can_share(llm: Any, context: int) -> bool:
-    """Whether a model's attention can be exchanged for ours: ordinary, over all of the sequence, by the interface.
+    """Whether a model's attention can be exchanged for ours: ordinary, over all of the sequence, by the interface, and
+    on one device.
 
     Args:
         llm: a causal LLM.
@@ -29,6 +30,9 @@ def can_share(llm: Any, context: int) -> bool:
     """
     if isinstance(llm, Llama):
         return True
+    # Layers on several devices: beginnings lie on one. The CPU's and the disk's are computed where the others are.
+    if len({str(place) for place in (getattr(llm, "hf_device_map", None) or {}).values()} - {"cpu", "disk"}) > 1:
+        return False
     config, takes = llm.config, signature(llm.forward).parameters
     window = getattr(config, "sliding_window", None)
     kinds = set(getattr(config, "layer_types", None) or ())

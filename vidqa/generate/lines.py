@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from vidqa.generate.memory import prefill_tokens, room_for
 from vidqa.generate.pool import numbers, packed
 from vidqa.generate.sampling import Draws, pick_greedy, pick_sampled
 from vidqa.model.llava import VideoLlava
+from vidqa.records import Prompt
 
 
 @dataclass(frozen=True)
@@ -213,9 +215,15 @@ class Lines:
                 group.clip = clip
             fresh = fresh[n:]
         pairs = [(group.clip, job) for group, jobs in chosen for job in jobs]
-        batch.ask([clip for clip, _ in pairs if clip is not None], [self._model.embed_prompt(j.tail) for _, j in pairs])
+        batch.ask([clip for clip, _ in pairs if clip is not None], self._tails([job for _, job in pairs]))
         self._lines += [_Line(job, job.draws(self._settings)) for _, job in pairs]
         self._entering = []
+
+    def _tails(self, jobs: Sequence[Job]) -> list[Tensor]:
+        """What follows the beginnings, embedded [S_i, L] each: looked up together, for each look-up waits for a GPU."""
+        tails = [job.tail for job in jobs]
+        joined = Prompt(np.concatenate([t.ids for t in tails]), np.concatenate([t.slots for t in tails]))
+        return list(self._model.embed_prompt(joined).split([len(t.ids) for t in tails]))
 
     def _ready_batch(self) -> Batch:
         """The batch; a new one where nobody is at work and the next job does not fit into the old."""

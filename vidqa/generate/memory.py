@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from vidqa.encoders.devices import GIVE_BACK
 from vidqa.generate.pool import Room
 from vidqa.model.llava import VideoLlava
 
@@ -32,6 +33,15 @@ _FULL = (
 )
 #: Buffers are sized in steps of so many positions, so that a slightly longer prompt does not ask for new ones.
 _STEP = 64
+
+
+def give_back() -> None:
+    """Have torch give back memory of CUDA devices that it holds for later: onnxruntime cannot take it from there."""
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+GIVE_BACK.append(give_back)
 
 
 def most_lines(model: VideoLlava) -> int:

@@ -61,9 +61,11 @@ def load_published(
     for name in llm.state_dict():
         if name == "lm_head.weight" and tied:
             continue
-        parts = [weights[part].to(dtype=dtype or weights[part].dtype) for part in _parts(name)]
-        whole = parts[0] if len(parts) == 1 else torch.cat(parts)
-        state[name] = whole.to(device) if device else whole
+        # Changed and joined where they will be: a GPU does it at once, and its memory is where they are to go anyway.
+        parts = [
+            weights[part].to(device or weights[part].device, dtype or weights[part].dtype) for part in _parts(name)
+        ]
+        state[name] = parts[0] if len(parts) == 1 else torch.cat(parts)
     llm.load_state_dict(state, strict=False, assign=True)
     if tied:
         llm.tie()

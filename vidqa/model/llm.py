@@ -62,6 +62,8 @@ def load_llm(
         with _quiet():
             llm, info = AutoModelForCausalLM.from_pretrained(folder, **how, **strict, **local)
             tokenizer = AutoTokenizer.from_pretrained(folder, **local)
+    except torch.OutOfMemoryError:  # nothing is wrong with the folder
+        raise
     except Exception as e:  # transformers lets through whatever its many parsers raise over a strange file
         raise _unusable(folder, "cannot be loaded", e) from e
     problems = [f"{key}: missing" for key in sorted(info["missing_keys"])]

@@ -52,6 +52,8 @@ def prove(name: str, device: torch.device, dtype: torch.dtype, width: int) -> tu
     except ImportError as error:
         log.info("%s is not used: %s", name, error)
         return None, str(error)
+    except torch.OutOfMemoryError:  # says nothing about the kernels: whoever runs steps backs off and comes again
+        raise
     except Exception as error:  # a compiler and a driver stand behind it: whatever they say, there is another way
         why = (str(error).splitlines() or [repr(error)])[0]
     else:

@@ -105,12 +105,15 @@ def _av() -> str:
 
 def _cuda() -> str:
     from vidqa.encoders.devices import available_devices
+    from vidqa.encoders.session import resolve_device
 
     devices = [device for device in available_devices() if device.name != "cpu"]
-    usable = [f"{device.name} {device.title}" for device in devices if device.usable]
+    usable = [device for device in devices if device.usable]
     if not usable:
         raise _Lacking("; ".join(device.reason for device in devices) or "no device")
-    return ", ".join(usable)
+    for device in usable:  # libraries may be missing although driver and build are there: only a start shows it
+        resolve_device(device.name)
+    return ", ".join(f"{device.name} {device.title}" for device in usable)
 
 
 def _kernels() -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from vidqa import __version__
 from vidqa.encoders.session import resolve_device
+from vidqa.errors import DeviceError
 from vidqa.model.bundle import Bundle, load_bundle
 from vidqa.pipeline.options import Identity
 from vidqa.pipeline.progress import QUIET, Reporter
@@ -75,14 +76,25 @@ class LoadedModel:
 
     @cached_property
     def llava(self) -> VideoLlava:
-        """Connector, LLM and tokenizer, loaded on first use."""
+        """Connector, LLM and tokenizer, loaded on first use.
+
+        Raises:
+            DeviceError: they do not fit into the memory of the device.
+        """
+        from vidqa.generate.memory import is_out_of_memory
         from vidqa.model.llava import load_model as load_llava
         from vidqa.model.llm import named_dtype
 
         wanted = self.precision
-        llava = load_llava(
-            self.bundle, self._asked_device, named_dtype(wanted.dtype), wanted.quantize, answers_only=True
-        )
+        try:
+            llava = load_llava(
+                self.bundle, self._asked_device, named_dtype(wanted.dtype), wanted.quantize, answers_only=True
+            )
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            what = f"the language model of {self.bundle.spec.name} does not fit into the memory of {self._asked_device}"
+            raise DeviceError(what, hint="--quantize 4bit, or --device cpu; vidqa doctor says what fits") from error
         self.reporter.say_once(f"language model: {llava.device}")
         if self.bundle.spec.notice:
             self.reporter.say_once(f"note: {self.bundle.spec.notice}")
