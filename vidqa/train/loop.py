@@ -52,6 +52,7 @@ class Surroundings:
     report: Callable[[dict[str, Any]], None] | None = None  # hears the line of every `logging.every`-th step
     number: int = 1  # of the stage
     stopping: Callable[[], bool] = lambda: False  # whether somebody wants the run to stop at a checkpoint
+    device: str | None = None  # to compute on, where the model does not lie yet if it is cut up; None: where it lies
 
 
 @dataclass(frozen=True)
@@ -147,14 +148,14 @@ def _trainer(
     rhythm = Rhythm(common.logging.every, common.output.save_every, around.eval_every)
     course = Course(around.number, stage.title, data.plan.n_steps, data.plan.epochs)
     watch = Watch(course, rhythm, around.metrics, around.rejects, around.listener, around.stopping)
-    cpu = model.device.type == "cpu"
+    device = torch.device(around.device) if around.device else model.device
     trainer = StageTrainer(
         stage=stage,
         names=names,
         watch=watch,
         keep=common.output.keep,
         model=PackedLoss(model, data.left_out),
-        args=arguments(stage, common, data.plan.n_steps, per_device, around.folder, cpu),
+        args=arguments(stage, common, data.plan.n_steps, per_device, around.folder, device),
         train_dataset=data,
         data_collator=to_batch,
     )

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import distributed
 from transformers import TrainingArguments
+from transformers.utils import is_torch_tf32_available
 
 from vidqa.errors import UsageError
 from vidqa.model.llava import pick_device
@@ -77,19 +78,25 @@ def shares(stage: Stage, per_device: int) -> tuple[int, int]:
     return fit, each // fit
 
 
-def arguments(stage: Stage, common: Common, n_steps: int, per_device: int, folder: Path, cpu: bool) -> Any:
-    """The Trainer's own settings for a stage."""
+def precision_on(device: torch.device, hardware: Hardware) -> str:
+    """What `auto` means on a device: `fp32`, `bf16` or `fp16`. GPUs before Ampere emulate bf16, which is slow."""
+    if hardware.precision != "auto":
+        return hardware.precision
+    if device.type == "cpu":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def arguments(stage: Stage, common: Common, n_steps: int, per_device: int, folder: Path, device: torch.device) -> Any:
+    """The Trainer's own settings for a stage that is computed on `device`."""
     at_once, accumulation = shares(stage, per_device)
-    hardware = common.hardware
-    if hardware.precision == "auto":
-        precision = "fp32" if cpu else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    else:
-        precision = hardware.precision
+    hardware, cpu = common.hardware, device.type == "cpu"
+    precision = precision_on(device, hardware)
     more: dict[str, Any] = {"fsdp": hardware.fsdp, "fsdp_config": hardware.fsdp_config} if hardware.fsdp else {}
     if hardware.deepspeed:
         more["deepspeed"] = hardware.deepspeed
     if not cpu:
-        more["tf32"] = hardware.tf32
+        more["tf32"] = hardware.tf32 and is_torch_tf32_available()  # a GPU before Ampere has none, which is no error
     asked = (("tensorboard", common.logging.tensorboard), ("wandb", common.logging.wandb))
     if common.logging.tensorboard:
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
@@ -122,4 +129,13 @@ def arguments(stage: Stage, common: Common, n_steps: int, per_device: int, folde
     )
     if made.n_gpu > 1:  # several GPUs in one process would cut our batches up: torchrun gives each its own process
         made._n_gpu = 1
+    if not cpu and processes() == 1:
+        _stay_on(made, device)
     return made
+
+
+def _stay_on(made: Any, device: torch.device) -> None:
+    """Have the Trainer and accelerate leave the model where it is: a single process would go to the first GPU."""
+    torch.cuda.set_device(device)
+    made.__dict__["_setup_devices"] = device  # what `made.device` gives, found once
+    made.distributed_state.device = device

@@ -20,7 +20,7 @@ from vidqa.train.loop import StageResult, Surroundings, run_stage
 from vidqa.train.metrics import MetricsFile, read_metrics
 from vidqa.train.order import Packing, Plan, Survey, plan_run
 from vidqa.train.output import Start
-from vidqa.train.processes import Common, is_first, processes
+from vidqa.train.processes import Common, is_first, precision_on, processes
 from vidqa.train.quantised import quantise
 from vidqa.train.recipe import Recipe, Stage
 from vidqa.train.report import StageFacts
@@ -84,6 +84,7 @@ class StageRun:
             self.recipe.eval.every if self.recipe.eval else None,
             number=self.number,
             stopping=self.stopping,
+            device=self.device,
         )
         n = sum(len(s) for s in plan.sequences)
         self.listener.say(f"stage {self.number}, {stage.title}: {plan.n_steps} steps over {n} samples, {self.device}")
@@ -99,8 +100,9 @@ class StageRun:
         stage, hardware = self.stage, self.common.hardware
         on_cpu = self.device == "cpu"
         in_pieces = bool(hardware.fsdp or hardware.deepspeed)
-        full = on_cpu or in_pieces or {"llm", "embeddings", "lm_head"} & stage.parts or hardware.precision == "fp32"
-        half = torch.float16 if hardware.precision == "fp16" else torch.bfloat16
+        precision = precision_on(torch.device(self.device), hardware)
+        full = on_cpu or in_pieces or {"llm", "embeddings", "lm_head"} & stage.parts or precision == "fp32"
+        half = torch.float16 if precision == "fp16" else torch.bfloat16
         # What learns is kept in float32 and computed in less; what stands still need not be.
         bits = stage.lora.quantize if stage.lora else "none"
         place = "cpu" if in_pieces or bits != "none" else self.device
