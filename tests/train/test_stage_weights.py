@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vidqa.errors import UsageError
-from vidqa.model.adapter import attach_lora
+from vidqa.model.adapter import attach_lora, merge_lora
 from vidqa.model.spec import CompressorSpec
 from vidqa.train import recipe_file
 from vidqa.train.recipe import Lora, Stage
@@ -135,3 +135,20 @@ def test_a_shipped_recipe_changes_what_the_publication_says(lab, tmp_path, monke
     if name == "video_chatgpt":
         rows = (after[learns[1] + ".weight"] != before[learns[1] + ".weight"]).any(dim=1).nonzero().flatten().tolist()
         assert rows == [model.tokenizer.get_vocab()[token] for token in ("<vid_start>", "<vid_end>")]
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_adapters_of_a_model_in_half_precision_learn_in_float32(tiny_model, half):
+    """As on a GPU. In half precision small steps vanish, and float16's scaled gradients are refused."""
+    llm = tiny_model.llm.to(half)
+    attach_lora(llm, 2, 4.0, 0.0)
+    learn = [p for name, p in llm.named_parameters() if ".lora_" in name]
+    assert learn and {p.dtype for p in learn} == {torch.float32}
+    for p in learn:
+        p.data += 0.01
+    ids = torch.tensor([[3, 4, 5]])
+    with torch.no_grad():
+        before = llm(input_ids=ids).logits
+        merged = merge_lora(llm)
+        assert {p.dtype for p in merged.parameters()} == {half}
+        torch.testing.assert_close(merged(input_ids=ids).logits, before, atol=0.02, rtol=0.02)

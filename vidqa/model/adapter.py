@@ -32,7 +32,7 @@ _SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 def attach_lora(llm: Any, r: int, alpha: float, dropout: float, targets: Sequence[str] | None = None) -> None:
-    """Put fresh adapters on layers of an LLM, in place; its class and its way of being called stay.
+    """Put fresh adapters on layers of an LLM, in place, float32; its class and its way of being called stay.
 
     Args:
         llm: a causal LLM of transformers.
@@ -51,6 +51,9 @@ def attach_lora(llm: Any, r: int, alpha: float, dropout: float, targets: Sequenc
         peft.inject_adapter_in_model(settings, llm)
     except ValueError as error:
         raise VidqaError(f"LoRA: no layer is named {', '.join(names)}: {error}") from error
+    for name, weight in llm.named_parameters():
+        if ".lora_" in name:  # peft gives them the type of a half-precision LLM, in which small steps of learning vanish
+            weight.data = weight.data.float()
 
 
 def linear_layers(llm: Any) -> list[str]:
