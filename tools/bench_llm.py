@@ -34,8 +34,8 @@ import torch
 import transformers
 
 from vidqa.generate.batch import Batch, Work
+from vidqa.generate.buffers import Room
 from vidqa.generate.limits import decode_bytes, measure, prefill_operations
-from vidqa.generate.pool import Room
 from vidqa.model.llama import Llama, LlamaConfig
 from vidqa.model.llama_weights import load_published
 from vidqa.model.llava import VideoLlava

@@ -22,8 +22,8 @@ from transformers import LlamaForCausalLM
 
 from vidqa.generate import attention
 from vidqa.generate.batch import Batch
+from vidqa.generate.buffers import Room
 from vidqa.generate.graphs import StepGraphs
-from vidqa.generate.pool import Room
 from vidqa.model.connector import build_connector
 from vidqa.model.llama import Llama, LlamaConfig
 from vidqa.model.llava import VideoLlava

@@ -12,10 +12,10 @@ import torch
 
 from vidqa.errors import ItemError, PromptTooLongError, UsageError
 from vidqa.generate import memory
+from vidqa.generate.buffers import Room
 from vidqa.generate.engine import Engine, GenerationSettings, Request, generate
 from vidqa.generate.jobs import Job, plan_job
 from vidqa.generate.memory import most_lines, room_for, rows_that_fit
-from vidqa.generate.pool import Room
 from vidqa.model.llava import VideoLlava
 from vidqa.records import Answer, Features
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from vidqa.generate.batch import Batch
-from vidqa.generate.pool import Pool, Room
+from vidqa.generate.buffers import Room
+from vidqa.generate.pool import Pool
 from vidqa.model.connector import build_connector
 from vidqa.model.llama import Llama, LlamaConfig
 from vidqa.model.llava import VideoLlava

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vidqa.generate.buffers import Room, numbers
 from vidqa.generate.graphs import StepGraphs
 from vidqa.generate.kinds import handing_on, keys_only, sharing, stored_in
-from vidqa.generate.pool import Pool, Room, numbers
+from vidqa.generate.pool import Pool
 from vidqa.model.llava import VideoLlava
 
 

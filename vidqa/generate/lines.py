@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from vidqa.generate.batch import Batch, Work
+from vidqa.generate.buffers import numbers
 from vidqa.generate.decode import Continuation
 from vidqa.generate.jobs import GenerationSettings, Job
 from vidqa.generate.memory import prefill_tokens, room_for
-from vidqa.generate.pool import numbers, packed
+from vidqa.generate.pool import packed
 from vidqa.generate.sampling import Draws, pick_greedy, pick_sampled
 from vidqa.model.llava import VideoLlava
 from vidqa.records import Prompt
@@ -157,8 +158,8 @@ class Lines:
         if self._settings.temperature == 0:
             return pick_greedy(logits)
         drawn = [line.draws.next() if line.draws else 0.0 for line in self._lines]
-        numbers = torch.tensor(drawn, dtype=torch.float64, device=logits.device)
-        return pick_sampled(logits, self._settings.temperature, self._settings.top_p, numbers)
+        draws = numbers(drawn, logits.device, torch.float64)
+        return pick_sampled(logits, self._settings.temperature, self._settings.top_p, draws)
 
     def _keep(self, batch: Batch, order: Sequence[int]) -> None:
         """Go on with some lines; clips stay while jobs about them wait."""

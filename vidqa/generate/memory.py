@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from vidqa.encoders.devices import GIVE_BACK
-from vidqa.generate.pool import Room
+from vidqa.generate.buffers import Room
 from vidqa.model.llava import VideoLlava
 
 _CPU_SHARE = 0.25  # of what is available: decoders, encoder and the disk cache of the system want the rest

@@ -6,8 +6,7 @@ Knows tensors and which line belongs to which clip. Does not know tokens, prompt
     own        [B, G, T, d] a layer: what follows it in each line; questions that come in together are padded on the
                left to one length, so a line's part lies in the columns from `start` up to `now`
 
-Lines and clips are kept without gaps: when some leave, the last ones take their places. The buffers of all layers lie
-in one block, so that a line or a clip moves in one go.
+Lines and clips are kept without gaps: when some leave, the last ones take their places.
 
 Letters: B lines at most, n lines now, C clips at most, P longest beginning, T longest own part, G key heads, d width.
 """
@@ -16,24 +15,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vidqa.generate.attention import KERNELS, Own, Part, Shared
+from vidqa.generate.buffers import Buffers, Room, numbers
 from vidqa.model.proof import proven
-
-
-@dataclass(frozen=True)
-class Room:
-    """What a pool has room for."""
-
-    n_lines: int  # B
-    n_clips: int  # C
-    n_prefix: int  # P
-    n_own: int  # T
 
 
 class Pool:
@@ -49,12 +38,9 @@ class Pool:
 
     def __init__(self, room: Room, n_layers: int, device: torch.device, static: bool = False) -> None:
         self.room, self.static, self.device = room, static, device
-        self.prefixes: list[tuple[Tensor, Tensor]] = []
-        self.own: list[tuple[Tensor, Tensor]] = []
-        self._n_layers = n_layers
-        #: The same for all layers, [layers, C * G, P, d] and [layers, B, G, T, d].
-        self._all_prefixes: list[Tensor] = []
-        self._all_own: list[Tensor] = []
+        # Steps of fixed shapes read what nothing was stored in.
+        self._buffers = Buffers(room, n_layers, cleared=static)
+        self.prefixes, self.own = self._buffers.prefixes, self._buffers.own
         self.lengths: list[int] = []  # of the beginnings
         self._arriving = range(0)  # clips whose keys and values come now
         self._clean: list[int] = []  # of each beginning: positions that hold finite numbers
@@ -90,34 +76,10 @@ class Pool:
         more than one of them lies beside the buffers.
         """
         if layer_idx == len(self.prefixes):
-            self._make_buffers(key, value)
-        for buffer, new in zip(self.prefixes[layer_idx], (key, value), strict=True):
-            groups = new.shape[1]
-            for row, clip in enumerate(self._arriving):
-                n = self.lengths[clip]
-                buffer[clip * groups : (clip + 1) * groups, :n] = new[row, :, :n]
-
-    def _make_buffers(self, *like: Tensor) -> None:
-        """Buffers of the next layer for keys and values like these."""
-        layer, room = len(self.prefixes), self.room
-        prefixes, own = [], []
-        for i, one in enumerate(like):
-            _, groups, _, width = one.shape
-            shape = (room.n_clips * groups, room.n_prefix, width)
-            if not layer or self._all_prefixes[i].shape[1:] != shape:  # all layers of the usual models are alike
-                n = self._n_layers if not layer else 1
-                # Not written otherwise: on a CPU the system gives a page when it is first written, so room costs
-                # nothing by itself. Steps of fixed shapes read what nothing was written to, which must be numbers.
-                new = one.new_zeros if self.static else one.new_empty
-                self._all_prefixes.append(new(n, *shape))
-                self._all_own.append(one.new_zeros(n, room.n_lines, groups, room.n_own, width))
-                at, row = -1, 0
-            else:
-                at, row = i, layer
-            prefixes.append(self._all_prefixes[at][row])
-            own.append(self._all_own[at][row])
-        self.prefixes.append((prefixes[0], prefixes[1]))
-        self.own.append((own[0], own[1]))
+            self._buffers.add_layer(key, value)
+        for row, clip in enumerate(self._arriving):
+            n = self.lengths[clip]
+            self._buffers.store_beginning(layer_idx, clip, key[row, :, :n], value[row, :, :n])
 
     def keep(self, lines: Sequence[int], clips: Collection[int] = ()) -> dict[int, int]:
         """Drop all lines but some, and the clips that have no line left.
@@ -131,8 +93,7 @@ class Pool:
         """
         for new, old in enumerate(lines):
             if old != new:
-                for buffer in self._all_own:
-                    buffer[:, new, :, : self.ends[old]] = buffer[:, old, :, : self.ends[old]]
+                self._buffers.move_line(old, new, self.ends[old])
         index = numbers(lines, self.device)
         for values in (self.start, self.now, self.positions):
             values[: len(lines)] = values[index]
@@ -141,7 +102,7 @@ class Pool:
         order = packed([clip in self.clip_of or clip in clips for clip in range(len(self.lengths))])
         for new, old in enumerate(order):
             if old != new:
-                self._move_clip(old, new)
+                self._buffers.move_clip(old, new, self.lengths[old])
         self.lengths = [self.lengths[old] for old in order]
         self._clean = list(self.lengths)
         moved = {old: new for new, old in enumerate(order)}
@@ -243,16 +204,8 @@ class Pool:
         n = self._n_positions()
         for clip, clean in enumerate(self._clean):
             if clean < n:
-                for buffer in self._all_prefixes:
-                    groups = buffer.shape[1] // self.room.n_clips
-                    buffer[:, clip * groups : (clip + 1) * groups, clean:n] = 0
+                self._buffers.clear(clip, clean, n)
                 self._clean[clip] = n
-
-    def _move_clip(self, old: int, new: int) -> None:
-        for buffer in self._all_prefixes:
-            groups = buffer.shape[1] // self.room.n_clips
-            from_, to = slice(old * groups, (old + 1) * groups), slice(new * groups, (new + 1) * groups)
-            buffer[:, to, : self.lengths[old]] = buffer[:, from_, : self.lengths[old]]
 
     def _arrange(self) -> None:
         """Learn the shape of the next steps, and tell the device where each line stands."""
@@ -287,13 +240,6 @@ def packed(staying: Sequence[bool]) -> list[int]:
     n = len(order)
     late = [i for i in order if i >= n]
     return [i if staying[i] else late.pop() for i in range(n)]
-
-
-def numbers(values: Sequence[int], device: torch.device) -> Tensor:
-    """Whole numbers on a device, int64 [n]. A GPU gets them when its turn comes: Python does not wait for its steps."""
-    if device.type != "cuda":
-        return torch.tensor(values, dtype=torch.int64, device=device)
-    return torch.tensor(values, dtype=torch.int64, pin_memory=True).to(device, non_blocking=True)
 
 
 def _rounded(n: int, most: int) -> int:

@@ -52,7 +52,9 @@ def attach_lora(llm: Any, r: int, alpha: float, dropout: float, targets: Sequenc
     except ValueError as error:
         raise VidqaError(f"LoRA: no layer is named {', '.join(names)}: {error}") from error
     for name, weight in llm.named_parameters():
-        if ".lora_" in name:  # peft gives them the type of a half-precision LLM, in which small steps of learning vanish
+        if (
+            ".lora_" in name
+        ):  # peft gives them the type of a half-precision LLM, in which small steps of learning vanish
             weight.data = weight.data.float()
 
 
