@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from vidqa.generate.graphs import _RECORD_AFTER, StepGraphs, _side_stream
+from vidqa.generate.graphs import _FAILED, _RECORD_AFTER, StepGraphs, _side_stream
 
 
 class Played:
@@ -102,10 +102,12 @@ def test_the_allocator_hears_of_a_recording_that_failed(monkeypatch: pytest.Monk
             raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
 
     monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
+    _FAILED.clear()
     monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda *which: told.append(("release", *which)), raising=False)
     Played(monkeypatch, RuntimeError("CUDA error: operation failed due to a previous error during capture"))
     run(StepGraphs(), _RECORD_AFTER)
     assert told == [("end", 1, 0), ("release", 1, 0)][: 1 if knew else 2]
+    assert len(_FAILED) == (0 if knew else 1), "a recording that knew gives its memory back at once"
 
 
 def test_a_recording_that_went_wrong_in_one_line_is_not_believed(

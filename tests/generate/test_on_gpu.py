@@ -15,7 +15,10 @@ from transformers import LlamaConfig as LlamaConfigOfTransformers
 from transformers import LlamaForCausalLM, LlamaTokenizer
 
 from vidqa.generate import attention, pool
+from vidqa.generate.batch import Batch
+from vidqa.generate.buffers import Room
 from vidqa.generate.engine import Engine, GenerationSettings, Request
+from vidqa.generate.graphs import StepGraphs
 from vidqa.generate.limits import measure
 from vidqa.model import llama
 from vidqa.model.connector import build_connector
@@ -106,6 +109,44 @@ def test_half_precision_agrees_with_itself_recorded_or_not(model: VideoLlava, re
     model.to("cuda", torch.bfloat16)
     plain, recorded = answers(model, requests, static=False), answers(model, requests, static=True)
     assert sum(a[:4] == b[:4] for a, b in zip(plain, recorded, strict=True)) >= len(requests) // 2
+
+
+def test_a_recording_that_fails_leaves_torch_in_order(caplog: pytest.LogCaptureFixture) -> None:
+    """Where the allocator is not told, `empty_cache` fails or frees nothing, and a device that was full stays full."""
+
+    def waits(ids: torch.Tensor) -> torch.Tensor:
+        return (ids * ids.sum().item()).float()[:, None]
+
+    graphs, ids = StepGraphs(), torch.arange(4, device="cuda")
+    with caplog.at_level(logging.WARNING, logger="vidqa"):
+        for _ in range(6):
+            assert graphs.run("shape", waits, ids).flatten().tolist() == [0, 6, 12, 18]
+    assert len(caplog.records) == 1, "not recorded, and said once"
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    taken = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+    assert torch.cuda.memory_reserved() >= before + (1 << 30)
+    del taken
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() <= before
+
+
+def test_a_beginning_lies_in_memory_once(tokenizer_folder: Path) -> None:
+    """Beside the buffers there is one layer's keys and values, not those of all 16."""
+    torch.manual_seed(3)
+    tokenizer = LlamaTokenizer.from_pretrained(tokenizer_folder, add_bos_token=True)
+    sizes = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 16, "num_attention_heads": 4}
+    llm = as_own(LlamaForCausalLM(LlamaConfigOfTransformers(vocab_size=len(tokenizer), **sizes))).to("cuda")
+    connector = build_connector("linear", 24, 256).to("cuda")
+    model = VideoLlava(connector, llm, tokenizer, get_format("v1", ""), 4096).eval().requires_grad_(False)
+    batch, one = Batch(model, Room(2, 4, 2048, 64), static=True), torch.randn(2048, 256, device="cuda")
+    with torch.inference_mode():
+        batch.begin([one])  # the buffers are made
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        batch.begin([one, one])
+    of_all_layers = 16 * 2 * 2 * 2048 * 256 * 4
+    assert torch.cuda.max_memory_allocated() - before < of_all_layers / 2
 
 
 def test_limits_of_the_device() -> None:

@@ -28,6 +28,8 @@ _MOST_GRAPHS = 12
 #: Of a line's logits, as a share of their size. Same kernels on the same numbers give 0; products of matrices may pick
 #: another algorithm, whose rounding a deep model in half precision makes visible. A wrong step is far above.
 _MOST_DIFFERENCE = 0.05
+#: What recorded when CUDA ended it with an error: torch's allocator of pinned memory goes on asking it.
+_FAILED: list[Any] = []
 
 
 @dataclass
@@ -45,7 +47,6 @@ class StepGraphs:
     _seen: Counter[Hashable] = field(default_factory=Counter)
     _memory: Any = None
     _given_up: bool = False
-    _failed: Any = None
 
     def run(self, shape: Hashable, step: Callable[[Tensor], Tensor], given: Tensor) -> Tensor:
         """Run a step, by its recording where there is one.
@@ -100,8 +101,7 @@ class StepGraphs:
             with torch.cuda.graph(graph, pool=self._memory, stream=stream, capture_error_mode="thread_local"):
                 result = step(mine)
         except RuntimeError:
-            self._failed = graph  # torch's allocators ask it whether it records
-            _end_recording(given.device, self._memory)
+            _end_recording(given.device, self._memory, graph)
             raise
         return _Graph(graph, mine, result)
 
@@ -116,7 +116,7 @@ def _side_stream(device: torch.device) -> Any:
     return torch.cuda.Stream(device)
 
 
-def _end_recording(device: torch.device, memory: Any) -> None:
+def _end_recording(device: torch.device, memory: Any, graph: Any) -> None:
     """Have torch's allocator know that a recording is over which ended with an error.
 
     torch (2.13) tells it only where CUDA ends the recording without one. An allocator that believes in a recording
@@ -129,3 +129,4 @@ def _end_recording(device: torch.device, memory: Any) -> None:
     except (RuntimeError, AttributeError):  # it knew
         return
     torch._C._cuda_releasePool(index, memory)
+    _FAILED.append(graph)
