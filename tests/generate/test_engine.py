@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from vidqa.errors import ItemError, PromptTooLongError, UsageError
-from vidqa.generate import memory
+from vidqa.generate import lines, memory
 from vidqa.generate.buffers import Room
 from vidqa.generate.engine import Engine, GenerationSettings, Request, generate
 from vidqa.generate.jobs import Job, plan_job
@@ -241,6 +241,45 @@ class TestMemory:
         model.llm.register_forward_pre_hook(full, with_kwargs=True)
         assert generate(model, mixed, SHORT, batch_size=12) == wanted
         assert max(seen) > 3
+
+    def test_a_batch_grows_again_when_the_device_has_room(
+        self, model: VideoLlava, clips: dict[str, Features], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Another program's moment must not slow the rest of a night down."""
+        monkeypatch.setattr(lines, "_TRY_AGAIN", 2)
+        asked = [ask(f"What happens {'then ' * (i % 7)}?", clips["video"], n=3 + i % 5) for i in range(60)]
+        wanted = generate(model, asked, SHORT, batch_size=8)
+        seen: list[int] = []
+
+        def full(_: Any, args: Any, kwargs: Any) -> None:
+            seen.append(len(kwargs["position_ids"]))
+            if len(seen) in (3, 4, 5):  # 8 lines, then 4, then 2
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+        model.llm.register_forward_pre_hook(full, with_kwargs=True)
+        assert generate(model, asked, SHORT, batch_size=8) == wanted
+        assert max(seen[6:12]) < 8, "at first it is smaller"
+        assert max(seen[12:]) == 8
+
+    def test_one_alone_in_large_buffers_is_tried_in_small_ones(
+        self, model: VideoLlava, clips: dict[str, Features]
+    ) -> None:
+        """Buffers for many lines may be what filled the device."""
+        n_runs: list[int] = []
+
+        def full(_: Any, args: Any, kwargs: Any) -> None:
+            n_runs.append(1)
+            if len(n_runs) == 1:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+        request = ask("Why?", clips["video"])
+        (wanted,) = generate(model, [request], SHORT)
+        engine, answers = Engine(model, SHORT), []
+        engine.submit(0, request)
+        model.llm.register_forward_pre_hook(full, with_kwargs=True)
+        while engine.busy:
+            answers += engine.advance()
+        assert answers == [(0, wanted)]
 
     @pytest.mark.parametrize(
         "said",

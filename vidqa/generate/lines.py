@@ -18,11 +18,14 @@ from vidqa.generate.batch import Batch, Work
 from vidqa.generate.buffers import numbers
 from vidqa.generate.decode import Continuation
 from vidqa.generate.jobs import GenerationSettings, Job
-from vidqa.generate.memory import prefill_tokens, room_for
+from vidqa.generate.memory import most_lines, prefill_tokens, room_for
 from vidqa.generate.pool import packed
 from vidqa.generate.sampling import Draws, pick_greedy, pick_sampled
 from vidqa.model.llava import VideoLlava
 from vidqa.records import Prompt
+
+#: A batch that ran out of memory is tried with twice as many lines after so many full batches without that.
+_TRY_AGAIN = 16
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,9 @@ class Lines:
         self.work = Work()
         self.n_waiting = 0
         self._model, self._settings, self._ends = model, settings, ends
-        self._limit, self._static = limit, static
+        self._asked, self._static = limit, static
+        self._limit = limit  # less than was asked for after running out of memory
+        self._n_since = 0  # answers since then
         self._groups: dict[Hashable, _Group] = {}  # in the order in which they came
         self._lines: list[_Line] = []
         self._entering: list[Job] = []  # on their way from waiting to a line
@@ -115,6 +120,7 @@ class Lines:
         done = [(line.job, line.said) for line in self._lines if line.said.reason is not None]
         self._done += done
         self.work.answers += len(done)
+        self._n_since += len(done)
         if done:
             order = packed([line.said.reason is None for line in self._lines])
             picked = picked[numbers(order, picked.device)]
@@ -126,16 +132,17 @@ class Lines:
         """After running out of memory: begin again with half as many lines. What was finished before stays finished.
 
         Returns:
-            The job that does not fit even on its own, which is given up.
+            The job that does not fit even on its own, in buffers for no other, which is given up.
         """
         again = [*(line.job for line in self._lines), *self._entering]
+        had = self._batch.room if self._batch else None
         self._lines, self._entering, self._batch = [], [], None
         for group in self._groups.values():
             group.clip = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        self._limit = max(1, len(again) // 2)
-        lost = again.pop() if len(again) == 1 else None
+        self._limit, self._n_since = max(1, len(again) // 2), 0
+        lost = again.pop() if len(again) == 1 and had is not None and had.n_lines == had.n_clips == 1 else None
         for job in reversed(again):
             self._groups.setdefault(job.key, _Group()).waiting.appendleft(job)
         self.n_waiting += len(again)
@@ -176,7 +183,7 @@ class Lines:
 
     def _admit(self) -> None:
         """Let waiting jobs in where there is room. Not for every single line: their questions go better together."""
-        if not self.n_waiting:
+        if not self.n_waiting or (self._lines and self._may_grow()):  # the batch empties, and is made anew
             return
         batch = self._ready_batch()
         free = batch.room.n_lines - len(self._lines)
@@ -226,11 +233,19 @@ class Lines:
         joined = Prompt(np.concatenate([t.ids for t in tails]), np.concatenate([t.slots for t in tails]))
         return list(self._model.embed_prompt(joined).split([len(t.ids) for t in tails]))
 
+    def _may_grow(self) -> bool:
+        """Whether a batch that ran out of memory is to be larger again: others may have used the device, too."""
+        return self._limit is not None and self._limit != self._asked and self._n_since >= _TRY_AGAIN * self._limit
+
     def _ready_batch(self) -> Batch:
-        """The batch; a new one where nobody is at work and the next job does not fit into the old."""
+        """The batch; a new one where nobody is at work and the next job does not fit into the old, or it may grow."""
         groups = [group for group in self._groups.values() if group.waiting]
         first = min(groups, key=lambda g: g.clip is None)
-        if self._batch is None or (not self._lines and not _fits(first, self._batch)):
+        grows = not self._lines and self._may_grow()
+        if grows and self._limit is not None:
+            most = self._asked or most_lines(self._model)
+            self._limit, self._n_since = (2 * self._limit if 2 * self._limit < most else self._asked), 0
+        if self._batch is None or grows or (not self._lines and not _fits(first, self._batch)):
             jobs = [job for group in groups for job in group.waiting]
             n_prefix, n_own = max(job.n_shared for job in jobs), max(job.n_own for job in jobs)
             most = max(len(group.waiting) for group in groups)
