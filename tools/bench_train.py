@@ -31,6 +31,8 @@ RECIPES = Path(__file__).resolve().parent.parent / "examples" / "recipes"
 WAYS = ("cache", "on-the-fly")
 #: Steps of each stage that do not count: sessions open, buffers grow.
 WARM = 2
+#: Of the losses of the two ways, in all steps.
+MOST_DIFFERENT = {"cpu": 1e-3, "cuda": 0.1}
 
 
 def recipe(folder: Path, model: str, batch: int, steps: int) -> Path:
@@ -104,7 +106,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
     print(json.dumps({"bench": "train", "batch": args.batch, "steps": args.steps, "rows": rows, **facts}))
-    return 0 if all(float(str(row["loss_difference"])) < 1e-3 for row in rows) else 1
+    # A GPU computes in bfloat16, where features that differ in their last bit round some sums the other way.
+    on_gpu = args.device != "cpu" and torch.cuda.is_available()
+    most = MOST_DIFFERENT["cuda" if on_gpu else "cpu"]
+    return 0 if all(float(str(row["loss_difference"])) < most for row in rows) else 1
 
 
 if __name__ == "__main__":

@@ -73,8 +73,8 @@ def test_commands_of_groups_have_an_example() -> None:
 def test_what_can_only_be_said_by_flag() -> None:
     """All other options have a variable and a place in vidqa.toml; README and `vidqa --help` name the exceptions."""
     for_the_call = {"ask": {"beside"}, "train": {"overrides"}, "models list": {"published"}}
-    for_the_call["models convert"] = {"out", "name", "towers", "dtype", "replace"}
-    for_the_call["models pull"] = {"out", "revision", "dtype", "set_default", "replace"}
+    for_the_call["models convert"] = {"out", "name", "towers", "dtype", "encoders", "replace"}
+    for_the_call["models pull"] = {"out", "revision", "dtype", "encoders", "set_default", "replace"}
     for name, command in commands():
         options = {p.name for p in command.params if isinstance(p, click.Option)}
         assert options == set(OPTIONS[name]) | for_the_call.get(name, set()), name

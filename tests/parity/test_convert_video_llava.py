@@ -19,6 +19,7 @@ from published_files import GOLDEN, write_hf, write_original
 from torch import Tensor
 
 from vidqa.cli.main import run
+from vidqa.encoders.session import OnnxSession
 from vidqa.model.bundle import Bundle, load_bundle
 from vidqa.model.llava import VideoLlava, load_model
 
@@ -90,6 +91,24 @@ def test_port(convert: Callable[..., Bundle]) -> None:
         check_case(report, fixture, case, model, video_llava_hf.rows_of(fixture, case, visual))
     assert report.ok, report.misses
     assert report.max_error < 1e-4
+
+
+def test_encoders_in_half_precision(tmp_path: Path) -> None:
+    """For GPUs: others than those in float32 to the cache, near them in what they see."""
+    checkpoint, made = write_original(tmp_path / "checkpoint"), {}
+    for kind in ("float32", "float16"):
+        out = tmp_path / kind
+        assert run(["models", "convert", str(checkpoint), "--out", str(out), "--encoders", kind, "-q"]) == 0
+        made[kind] = load_bundle(out)
+    assert made["float16"].verify() == []
+    assert made["float16"].encoder_id != made["float32"].encoder_id
+    for name in ("image", "video"):
+        sessions = [OnnxSession(getattr(bundle, f"{name}_graph"), "cpu") for bundle in made.values()]
+        assert [session.bytes_per_weight for session in sessions] == [4, 2]
+        size = (1, sessions[0].n_frames, 3, sessions[0].image_size, sessions[0].image_size)
+        values = torch.randn(size, generator=torch.Generator().manual_seed(0)).numpy()
+        exact, half = (torch.from_numpy(session.run(values)[0]).float() for session in sessions)
+        assert 0 < float((half - exact).norm() / exact.norm()) < 0.02
 
 
 @torch.no_grad()

@@ -22,7 +22,13 @@ _conversion_options = _with(
     click.option(
         "--dtype",
         type=click.Choice(["keep", "float32", "float16", "bfloat16"]),
-        help="Type of the language model and connector; the encoders are float32. [keep]",
+        help="Type of the language model and connector. [keep]",
+    ),
+    click.option(
+        "--encoders",
+        type=click.Choice(["float32", "float16"]),
+        help="Type of the image and video encoder. float16 is for GPUs, whose matrix units do not take float32; a CPU "
+        "is slower with it. Features differ in the third digit. [float32]",
     ),
     click.option(
         "--compat",
@@ -154,7 +160,7 @@ def convert(parts: tuple[Path, ...], out: Path, towers: tuple[Path, ...], **flag
 
     session = Session(flags)
     mode: Mode = flags["compat"] or "fixed"
-    target = Target(out, flags["name"], flags["dtype"] or "keep", flags["replace"])
+    target = Target(out, flags["name"], flags["dtype"] or "keep", flags["replace"], flags["encoders"] or "float32")
     target.check((*parts, *towers))
     total = n_bytes(plan(parts, mode, towers).origins())
 
@@ -207,6 +213,7 @@ def pull(name: str, out: Path | None, revision: tuple[str, ...], set_default: bo
         revisions=dict(text.split("=", 1) for text in revision),
         mode=flags["compat"] or "fixed",
         dtype=flags["dtype"] or "keep",
+        encoders=flags["encoders"] or "float32",
         replace_old=flags["replace"],
         say=say,
         step=lambda what, n: say(f"written: {what} ({human_bytes(n)})"),
@@ -228,7 +235,10 @@ def _here_already(name: str, out: Path | None, flags: Mapping[str, Any]) -> Path
     folder = out or models_folder() / name
     if name not in PUBLISHED or not folder.exists():
         return None
-    if any(flags[key] for key in ("revision", "dtype", "compat", "replace")) or load_bundle(folder).spec.name != name:
+    if (
+        any(flags[key] for key in ("revision", "dtype", "encoders", "compat", "replace"))
+        or load_bundle(folder).spec.name != name
+    ):
         return None
     return folder
 

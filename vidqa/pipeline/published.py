@@ -93,6 +93,7 @@ def pull(
     revisions: Mapping[str, str] | None = None,
     mode: str = "fixed",
     dtype: str = "keep",
+    encoders: str = "float32",
     replace_old: bool = False,
     say: Callable[[str], None] = lambda text: None,
     step: Callable[[str, int], None] = lambda what, n: None,
@@ -104,7 +105,7 @@ def pull(
         out: the bundle's folder; None puts it under its name into `models_folder()`.
         revisions: commit by repository, for those that shall not be the newest.
         mode, step: as in `vidqa.model.checkpoints.convert.convert`.
-        dtype, replace_old: as in `vidqa.model.checkpoints.target.Target`.
+        dtype, encoders, replace_old: as in `vidqa.model.checkpoints.target.Target`.
         say: hears what is fetched.
 
     Raises:
@@ -123,7 +124,7 @@ def pull(
     known = {repo.id for repo in (*model.repos, *model.towers)}
     if strange := sorted(set(revisions or {}) - known):
         raise UsageError(f"{strange[0]} is no part of {name}", hint=f"one of {', '.join(sorted(known))}")
-    target = Target(out or models_folder() / name, name, dtype, replace_old)
+    target = Target(out or models_folder() / name, name, dtype, replace_old, encoders)
     check_target(target.folder, replace_old)
     remove_leftovers(target.folder.absolute())  # they take room that the download may need
     parts, towers = ([_fetch(repo, revisions or {}, say) for repo in group] for group in (model.repos, model.towers))

@@ -12,6 +12,7 @@ from vidqa.errors import UsageError
 from vidqa.model.bundle import check_target
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "keep": None}
+ENCODERS = ("float32", "float16")
 
 
 @dataclass(frozen=True)
@@ -21,19 +22,24 @@ class Target:
     Args:
         folder: of the bundle.
         name: of the model; None takes the name of `folder`.
-        dtype: of LLM and connector: a key of `DTYPES`; "keep" is that of the checkpoint. The encoders are float32.
+        dtype: of LLM and connector: a key of `DTYPES`; "keep" is that of the checkpoint.
         replace_old: put it in the place of an older bundle.
+        encoders: type of the image and video encoder, of `ENCODERS`: float16 is for GPUs. Its features are others,
+            and so are the encoders' id and what the cache keeps.
 
     Raises:
-        UsageError: unknown `dtype`.
+        UsageError: unknown `dtype` or `encoders`.
     """
 
     folder: Path
     name: str | None = None
     dtype: str = "keep"
     replace_old: bool = False
+    encoders: str = "float32"
 
     def __post_init__(self) -> None:
+        if self.encoders not in ENCODERS:
+            raise UsageError(f"encoders cannot be {self.encoders!r}; one of {', '.join(ENCODERS)}")
         if self.dtype not in DTYPES:
             raise UsageError(f"unknown type {self.dtype!r}; one of {', '.join(DTYPES)}")
 

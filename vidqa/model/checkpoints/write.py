@@ -80,7 +80,7 @@ def write_bundle(recipe: Recipe, target: Target, origins: tuple[str, ...], step:
         for kind in ("image", "video"):
             plan: TowerPlan = getattr(recipe, kind)
             if not (folder / _graph(recipe, kind)).exists():
-                _write_tower(plan, folder / _graph(recipe, kind))
+                _write_tower(plan, folder / _graph(recipe, kind), target.encoders == "float16")
             step(f"{kind} encoder", n_bytes(plan.tensors.values()))
         if recipe.text:
             _write_text(recipe.text, folder)
@@ -149,8 +149,8 @@ def _shards(tensors: Mapping[str, Origin], dtype: torch.dtype | None, limit: int
     yield shard
 
 
-def _write_tower(plan: TowerPlan, path: Path) -> None:
-    export_tower(_load(VisionTower, plan.config, plan.tensors), path, plan.n_frames, plan.layer)
+def _write_tower(plan: TowerPlan, path: Path, half: bool) -> None:
+    export_tower(_load(VisionTower, plan.config, plan.tensors), path, plan.n_frames, plan.layer, half)
 
 
 def _load(kind: type[Any], config: Any, tensors: Mapping[str, Origin]) -> Any:
