@@ -24,6 +24,7 @@ from vidqa.generate import attention
 from vidqa.generate.batch import Batch
 from vidqa.generate.buffers import Room
 from vidqa.generate.graphs import StepGraphs
+from vidqa.generate.sampling import pick_greedy, pick_sampled
 from vidqa.model.connector import build_connector
 from vidqa.model.llama import Llama, LlamaConfig
 from vidqa.model.llava import VideoLlava
@@ -164,6 +165,14 @@ def test_steps_can_be_recorded_and_stay_on_the_device(
         assert {t.device for pair in (*batch.pool.prefixes, *batch.pool.own) for t in pair} == {CUDA}
         assert {t.dtype for pair in (*batch.pool.prefixes, *batch.pool.own) for t in pair} == {dtype}
     assert len(steps) == 4
+
+
+def test_tokens_are_chosen_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next step starts before anybody looks at them."""
+    with played_device(monkeypatch), Recording():
+        logits, draws = torch.zeros(4, 100, device=CUDA), torch.zeros(4, dtype=torch.float64, device=CUDA)
+        for picked in (pick_greedy(logits), pick_sampled(logits, 0.7, 0.9, draws)):
+            assert (picked.device, picked.dtype, picked.shape) == (CUDA, torch.int64, (4,))
 
 
 def test_what_cannot_be_recorded_is_found() -> None:
