@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from vidqa.cli.main import run
 from vidqa.errors import UsageError
 from vidqa.generate.limits import decode_bytes, measure, prefill_operations
 from vidqa.pipeline.ask import ask
-from vidqa.pipeline.bench import BenchOptions
+from vidqa.pipeline.bench import BenchOptions, bench
 from vidqa.pipeline.describe import describe
 from vidqa.pipeline.loaded import load_model
 from vidqa.pipeline.options import RunOptions
@@ -37,6 +38,44 @@ def test_without_media_a_clip_is_made(tiny_bundle: Path, capsys: pytest.CaptureF
     out = capsys.readouterr().out
     assert "a clip made for it" in out
     assert "limiting stage:" in out
+
+
+def test_the_limiting_stage_is_the_one_that_a_clip_is_in_longest(clips: Path, tiny_bundle: Path) -> None:
+    """And not the one that was measured longest: that is what the user asked for."""
+    asked = bench(load_model(str(tiny_bundle)), [str(clips)], BenchOptions(0.2, 200, 4))
+    assert asked.limiting in ("prefill", "generate")  # 200 questions: the LLM, whatever the machine
+    assert asked.clip_s["prefill"] * asked.meter.n_answers / 200 == pytest.approx(asked.meter.prefill.busy_s)
+    told, text = asked.as_dict(), asked.as_text()
+    assert told["limiting"] == asked.limiting and set(told["clip_s"]) == set(told["stages"])  # type: ignore[call-overload]
+    assert "milliseconds for a clip and its 200 questions" in text and "with cached features" in text
+    slow_disk = replace(asked, clip_s=asked.clip_s | {"decode": 9.0})  # measured as long as before
+    assert slow_disk.limiting == "decode" and slow_disk.as_text().endswith("limiting stage: decode")
+
+
+def test_files_that_cannot_be_decoded_are_left_out(
+    clips: Path, tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "some"
+    folder.mkdir()
+    whole = sorted(clips.iterdir())[0]
+    (folder / "whole.mp4").write_bytes(whole.read_bytes())
+    (folder / "a_cut.mp4").write_bytes(whole.read_bytes()[:200])
+    assert run(["bench", str(folder), "--model", str(tiny_bundle), *SHORT]) == 0
+    out, err = capsys.readouterr()
+    assert "(1 file)" in out
+    assert err.count("left out:") == 1 and "a_cut.mp4" in err
+    (folder / "whole.mp4").unlink()
+    assert run(["bench", str(folder), "--model", str(tiny_bundle), *SHORT]) == 1
+    assert "cannot be" in capsys.readouterr().err
+
+
+@pytest.mark.timeout(60)
+def test_answers_longer_than_the_context_are_an_error_and_not_for_ever(
+    clips: Path, tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["bench", str(clips), "--model", str(tiny_bundle), *SHORT[:4], "--max-new-tokens", "100000"]
+    assert run(arguments) == 1
+    assert "more than the context" in capsys.readouterr().err
 
 
 def test_bad_input_is_said(tmp_path: Path, tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

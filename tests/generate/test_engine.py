@@ -368,3 +368,16 @@ def test_features_of_another_width_are_refused(model: VideoLlava) -> None:
     wide = Features(np.zeros((1, 4, 7), np.float16), np.zeros(3, np.float32), False, "image")
     with pytest.raises(ValueError, match="width"):
         generate(model, [ask("Why?", wide)], SHORT)
+
+
+def test_requests_that_fail_at_once_fill_the_next_batch_too(model: VideoLlava) -> None:
+    """Who submits as long as more is wanted must come to the errors, also where all of them fail."""
+    engine, n = Engine(model, SHORT, batch_size=3), 0
+    while engine.wants_more and n < 100:
+        engine.submit(n, ask("What happens?", n=10**6))
+        n += 1
+    assert n == 3
+    assert [(tag, error.kind) for tag, error in engine.advance() if isinstance(error, ItemError)] == [
+        (i, "prompt_too_long") for i in range(3)
+    ]
+    assert engine.wants_more and not engine.busy

@@ -115,6 +115,7 @@ def test_summary_text_and_json():
         assert part in text
     assert summary.n_failed == 1
     plain = json.loads(json.dumps(summary.as_dict()))
+    assert plain["limit"] == "generate" and "limiting" not in plain["rates"]  # one verdict, not two that could differ
     assert set(plain["seconds"]) == set(STAGES)
     assert plain["hours_of_video"] == 2.0
 

@@ -108,8 +108,11 @@ class Engine:
 
     @property
     def wants_more(self) -> bool:
-        """True while the next batch is not full: another request would not have to wait for long."""
-        return self._lines.n_waiting < self._most
+        """True while the next batch is not full: another request would not have to wait for long.
+
+        Requests that failed at once count until `advance` has told them: who asks for more in a loop comes to its end.
+        """
+        return self._lines.n_waiting + len(self._finished) < self._most
 
     def submit(self, tag: object, request: Request) -> None:
         """Put a request behind the others; its answer comes out of some later `advance`, with the tag.

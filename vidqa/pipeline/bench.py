@@ -18,6 +18,7 @@ from typing import cast
 from vidqa.encoders.devices import cpu_threads
 from vidqa.encoders.preprocess import prepare
 from vidqa.errors import ItemError, UsageError
+from vidqa.media.files import show, without_name
 from vidqa.media.scan import scan
 from vidqa.media.synthetic import write_clip
 from vidqa.media.workers import DecodeJob, DecodePool
@@ -52,18 +53,33 @@ class BenchResult:
 
     meter: Meter
     answer_s: float
+    clip_s: dict[str, float]  # by stage: what one clip, or picture, takes there with all its questions
+    n_questions: int
     media: str
     device: str
     model: str
 
+    @property
+    def limiting(self) -> str:
+        """The stage that a clip is in longest. How long each was measured says nothing: the user chose that."""
+        return max(self.clip_s, key=lambda stage: self.clip_s[stage])
+
     def as_dict(self) -> dict[str, object]:
         """For `--json`."""
-        who = {"model": self.model, "device": self.device, "media": self.media}
-        return who | self.meter.as_dict(self.answer_s)
+        who = {"model": self.model, "device": self.device, "media": self.media, "n_questions": self.n_questions}
+        clip_s = {stage: float(f"{seconds:.4g}") for stage, seconds in self.clip_s.items()}
+        return who | self.meter.as_dict(self.answer_s) | {"clip_s": clip_s, "limiting": self.limiting}
 
     def as_text(self) -> str:
         """For people."""
-        return f"{self.model} on {self.device}, {self.media}\n{self.meter.as_text(self.answer_s)}"
+        asked = f"{self.n_questions} question{'' if self.n_questions == 1 else 's'}"
+        spent = ", ".join(f"{stage} {1000 * seconds:,.1f}" for stage, seconds in self.clip_s.items())
+        return (
+            f"{self.model} on {self.device}, {self.media}\n"
+            f"{self.meter.as_text(self.answer_s, 'with cached features')}\n"
+            f"  milliseconds for a clip and its {asked}: {spent}\n"
+            f"  limiting stage: {self.limiting}"
+        )
 
 
 def bench(
@@ -78,21 +94,29 @@ def bench(
         reporter: hears what is being measured.
 
     Raises:
-        ItemError: a clip cannot be decoded.
+        ItemError: none of the clips can be decoded, or the model cannot answer about them.
         UsageError: there is no media.
     """
     how, meter = options or BenchOptions(), Meter()
     with TemporaryDirectory(prefix="vidqa-bench-") as folder:
         files = _files(paths, Path(folder))
         reporter.say(f"decode: {how.seconds:g} s")
-        inputs = _decode(files, model, how, meter)
+        inputs, decode_s = _decode(files, model, how, meter, reporter)
     reporter.say(f"encode: {how.seconds:g} s")
     features = _encode(inputs, model, how, meter)
     reporter.say(f"answer: {how.seconds:g} s")
     answer_s = _answer(features, model, how, meter)
     hold_against_hardware(meter, model, always=True)
-    name = ", ".join(paths) if paths else "a clip made for it (640 x 360, 10 s)"
-    return BenchResult(meter, answer_s, name, str(model.llava.device), model.identity.model)
+    files_of = f" ({len(inputs)} file{'' if len(inputs) == 1 else 's'})"  # the first of them stand for all
+    name = ", ".join(map(show, paths)) + files_of if paths else "a clip made for it (640 x 360, 10 s)"
+    n_asked = meter.n_answers / how.n_questions
+    clip_s = {
+        "decode": decode_s,
+        "encode": meter.encode.busy_s / meter.encode.n,
+        "prefill": meter.prefill.busy_s / n_asked,
+        "generate": meter.step.busy_s / n_asked,
+    }
+    return BenchResult(meter, answer_s, clip_s, how.n_questions, name, str(model.llava.device), model.identity.model)
 
 
 def _files(paths: Sequence[str], folder: Path) -> list[str]:
@@ -105,33 +129,47 @@ def _files(paths: Sequence[str], folder: Path) -> list[str]:
     return found
 
 
-def _decode(files: Sequence[str], model: LoadedModel, how: BenchOptions, meter: Meter) -> list[EncoderInput]:
-    """The same files again and again; gives the encoder's inputs of each once."""
+def _decode(
+    files: Sequence[str], model: LoadedModel, how: BenchOptions, meter: Meter, reporter: Reporter
+) -> tuple[list[EncoderInput], float]:
+    """The same files again and again; gives the encoder's inputs of each once, and the seconds that a file takes.
+
+    One that cannot be decoded is left out: an archive has such files, and its rates are those of the others.
+    """
     encoders = model.bundle.spec.encoders
     transform = partial(prepare, image=encoders.image.preprocess, video=encoders.video.preprocess)
     inputs: dict[str, EncoderInput] = {}
-    end = float("inf")
+    broken: dict[str, ItemError] = {}
+    end, n_done = float("inf"), 0
 
     def jobs() -> Iterator[DecodeJob]:
         for path in cycle(files):
-            if time.perf_counter() > end and inputs:
+            if (time.perf_counter() > end and n_done) or len(broken) == len(files):
                 return
+            if path in broken:
+                continue
             yield DecodeJob(path=path, sampling=encoders.video.sampling)
 
     with DecodePool(cpu_threads(), transform=transform) as pool:
         start = 0.0
         for job, result in pool.run(jobs()):
             if isinstance(result, ItemError):
-                raise result
+                if job.path not in broken:
+                    reporter.say(f"left out: {show(job.path)}: {without_name(result, job.path)}")
+                broken[job.path] = result
+                continue
             first = cast(EncoderInput, result.segments[0].frames)
             if not start:  # the processes have started
                 start = time.perf_counter()
                 end = start + how.seconds
             else:
                 meter.decode.n += len(first.pts_s)
+                n_done += 1
             inputs.setdefault(job.path, first)
+        if not inputs:
+            raise broken[files[0]]
         meter.decode.busy_s = time.perf_counter() - start
-    return list(inputs.values())
+    return list(inputs.values()), meter.decode.busy_s / n_done
 
 
 def _encode(inputs: Sequence[EncoderInput], model: LoadedModel, how: BenchOptions, meter: Meter) -> list[Features]:

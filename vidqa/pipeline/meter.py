@@ -1,6 +1,7 @@
-"""How much each stage did and how long it was at it: rates, the stage that limits, and the share of what is possible.
+"""How much each stage did and how long it was at it: rates, and the share of what is possible.
 
-Counted by the stages while they work, side by side; `StageClock` has what the run waited for. Knows numbers only.
+Counted by the stages while they work, side by side. Which of them limits does not follow from that: in a run it is what
+the run waited for (`StageClock.limit`), in a benchmark what takes longest for a clip. Knows numbers only.
 """
 
 from __future__ import annotations
@@ -71,14 +72,6 @@ class Meter:
         """By name, in the order of the data's way."""
         return {"decode": self.decode, "encode": self.encode, "prefill": self.prefill, "generate": self.step}
 
-    @property
-    def limiting(self) -> str | None:
-        """The stage that was busy longest; None where nothing was done. Of stages that ran one after another, that is
-        the one that limits; in a run, where they work side by side, it is what the run waited for: `StageClock.limit`.
-        """
-        done = {name: s.busy_s for name, s in self.stages.items() if s.rate is not None}
-        return max(done, key=lambda name: done[name]) if done else None
-
     def as_dict(self, wall_s: float) -> dict[str, object]:
         """For `--json`.
 
@@ -99,19 +92,18 @@ class Meter:
         return {
             "stages": stages,
             "answers_per_s": _rounded(self.n_answers / wall_s if wall_s > 0 else None),
-            "limiting": self.limiting,
             "matrix_tflops": _rounded(None if self.matrix_per_s is None else self.matrix_per_s / 1e12),
             "roofline_s": _rounded(self.roofline_s),
             "copy_gb_per_s": _rounded(None if self.copy_bytes_per_s is None else self.copy_bytes_per_s / 1e9),
         }
 
-    def as_text(self, wall_s: float) -> str:
-        """For people: the rates, and which stage limits."""
-        rates = self.rates_as_text(wall_s)
-        return rates and f"{rates}\n  limiting stage: {self.limiting}"
+    def as_text(self, wall_s: float, of: str = "over all") -> str:
+        """For people: a line for each stage that did something; empty where none did.
 
-    def rates_as_text(self, wall_s: float) -> str:
-        """For people: a line for each stage that did something; empty where none did."""
+        Args:
+            wall_s: in which the answers were given.
+            of: what that time is.
+        """
         lines = []
         for name, s in self.stages.items():
             if s.rate is None:
@@ -123,7 +115,7 @@ class Meter:
         if not lines:  # files that failed, and nothing else
             return ""
         if self.n_answers and wall_s > 0:
-            lines.append(f"  {'answers':<9}{self.n_answers / wall_s:>12,.2f} a second over all")
+            lines.append(f"  {'answers':<9}{self.n_answers / wall_s:>12,.2f} a second {of}")
         if self.matrix_per_s and self.copy_bytes_per_s:
             products, copies = f"{self.matrix_per_s / 1e12:.3g}", f"{self.copy_bytes_per_s / 1e9:.3g}"
             lines.append(f"  measured on this machine: {products} TFLOP/s in products, {copies} GB/s in copies")

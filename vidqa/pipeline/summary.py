@@ -127,7 +127,7 @@ class Summary:
         if self.limit:
             spent = ", ".join(f"{stage} {self.seconds[stage]:.1f}" for stage in STAGES)
             lines.append(f"seconds: {spent}; limited by {self.limit}")
-        if not self.nothing_done and (rates := self.meter.rates_as_text(self.wall_s)):
+        if not self.nothing_done and (rates := self.meter.as_text(self.wall_s)):
             lines.append(rates)
         lines.append(self.as_line())
         return "\n".join(lines)
