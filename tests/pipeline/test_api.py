@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 
+import numpy as np
 import pytest
 
 import vidqa
@@ -86,6 +87,61 @@ def test_options_name_all_problems_at_once(tmp_path):
     with pytest.raises(vidqa.VidqaError) as caught:
         RunOptions(tmp_path, segment_s=0, batch_size=0, timeout_s=-1)
     assert len(str(caught.value).splitlines()) == 3
+    wrong = {
+        "cache_dir": None, "segment_s": "30", "timeout_s": None, "max_new_tokens": 5.0, "batch_size": "2",
+        "n_workers": 1.5, "memory_bytes": "4GB", "retry": True,
+    }  # fmt: skip
+    with pytest.raises(vidqa.VidqaError) as caught:
+        RunOptions(**wrong)
+    for line, (name, value) in zip(sorted(str(caught.value).splitlines()), sorted(wrong.items()), strict=True):
+        assert line.split()[0] in name and line.endswith(repr(value))
+
+
+def test_options_are_kept_in_one_form(tiny_bundle, clips, tmp_path, monkeypatch):
+    for home in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(home, str(tmp_path))
+    monkeypatch.setenv("VIDQA_CACHE", "~/there")
+    assert RunOptions().cache_dir == tmp_path / "there"  # as for the command
+    same = RunOptions(str(tmp_path / "c"), segment_s=np.float32(1.5), max_new_tokens=np.int64(4), timeout_s=9)
+    plain = RunOptions(tmp_path / "c", segment_s=1.5, max_new_tokens=4, timeout_s=9.0)
+    assert same == plain
+    question = vidqa.Question("a", "What?")
+    assert settings_of(same, question) == settings_of(plain, question)
+    summary = vidqa.describe(clips, tmp_path / "t.csv", model=str(tiny_bundle), options=same)
+    assert sum(summary.rows.values()) == 3
+    assert (tmp_path / "c" / "rates.json").exists()
+
+
+def test_paths_in_every_form(tiny_bundle, clips, tmp_path):
+    how = {"model": vidqa.load_model(str(tiny_bundle)), "options": RunOptions(tmp_path / "cache", max_new_tokens=2)}
+    one = clips / "a.mp4"
+    for number, given in enumerate([one, str(one), [one], iter([one]), clips.glob("a.*"), {str(one)}]):
+        assert vidqa.describe(given, tmp_path / f"{number}.csv", **how).files == 1
+    for make in (lambda: one, lambda: [str(one)], lambda: clips.glob("a.*")):
+        assert [row.path for row in vidqa.ask(make(), "What?", **how)] == ["a.mp4"]
+        assert vidqa.chat(make(), **how).ask("What?").question == "What?"
+    demo = {"options": how["options"], "model": "demo"}  # the only one with a text tower
+    assert [hit.path for hit in vidqa.search("a red cross", clips.glob("a.*"), **demo).hits] == ["a.mp4"]
+
+
+def test_questions_made_by_hand_are_held_to_what_a_file_may_say(tiny_bundle, clips, tmp_path):
+    how = {"model": vidqa.load_model(str(tiny_bundle)), "options": RunOptions(tmp_path / "cache")}
+    for question, said in (
+        (vidqa.Question("", "What?"), "`id` must be a word"),
+        (vidqa.Question("a", " "), "question 'a': `text` must be a text"),
+        (vidqa.Question("a", "What?", max_new_tokens=0), "`max_new_tokens` must be a whole number"),
+        (vidqa.Question("a", "What?", type="choice"), "`choices` is missing"),
+        (vidqa.Question("a", "What?", choices=("x", "y")), "`choices` goes with type"),
+    ):
+        with pytest.raises(vidqa.VidqaError, match=re.escape(said)):
+            vidqa.describe(clips, tmp_path / "t.csv", questions=question, **how)
+    assert not (tmp_path / "t.csv").exists()
+    (tmp_path / "mine.toml").write_text('[[question]]\nid = "a"\ntext = " What? "\n')
+    vidqa.describe(clips, tmp_path / "t.csv", questions=tmp_path / "mine.toml", **how)
+    again = vidqa.describe(clips, tmp_path / "t.csv", questions=vidqa.Question("a", " What? "), **how)
+    assert again.nothing_done  # the same question, in whichever form
+    with pytest.raises(vidqa.VidqaError, match="a question is a text, not list"):
+        vidqa.ask(clips, ["What?", "Why?"], **how)
 
 
 def test_memory_error_of_one_clip_is_its_row(tiny_bundle, clips, tmp_path, monkeypatch):

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from vidqa.errors import ItemError, MediaError
 from vidqa.media.signature import SNIFF_BYTES, Signature, sniff
 
+#: What a caller may name files, folders and globs by.
+Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 #: A claim to be media, by name. Only decides whether a file that is not media gets a row saying so, or is left out.
 _MEDIA = (
     "3g2 3gp amv apng asf avi avif avifs bmp divx dv f4v flv gif h264 h265 heic heics heif heifs hevc ivf jfif jp2 "
@@ -28,6 +30,11 @@ AUDIO_SUFFIXES = frozenset(f".{name}" for name in _AUDIO.split())
 def show(path: str) -> str:
     """The path as one printable line: undecodable bytes and line breaks are written as escapes."""
     return "".join(c if c.isprintable() else _escaped(c) for c in path)
+
+
+def listed(paths: Paths) -> list[str]:
+    """One path, or several in any form that a caller may give them, as a list."""
+    return [os.fspath(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
 
 
 def without_name(error: ItemError, path: str) -> str:

@@ -8,6 +8,7 @@ from itertools import groupby
 from pathlib import Path
 
 from vidqa.errors import UsageError
+from vidqa.media.files import Paths, listed
 from vidqa.pipeline.answer import answer_works
 from vidqa.pipeline.loaded import LoadedModel
 from vidqa.pipeline.options import RunOptions, Work
@@ -18,7 +19,7 @@ from vidqa.records import AnswerRow, MediaItem, Question
 
 
 def ask(
-    media: str | Path | Sequence[str],
+    media: Paths,
     *questions: str,
     model: LoadedModel | str = "demo",
     options: RunOptions | None = None,
@@ -43,7 +44,7 @@ def ask(
     """
     run = Run.begin(model, options, reporter)
     asked = as_questions(questions)
-    found = run.find([str(media)] if isinstance(media, str | Path) else media)
+    found = run.find(listed(media))
 
     def owed(item: MediaItem, media_id: str) -> Work:
         return Work(item, media_id, asked)
@@ -72,7 +73,7 @@ def _as_asked(rows: Iterable[AnswerRow], texts: Sequence[str]) -> Iterator[Answe
 
 
 def ask_to_table(
-    media: str | Path | Sequence[str],
+    media: Paths,
     *questions: str,
     out: str | Path,
     model: LoadedModel | str = "demo",
@@ -85,16 +86,18 @@ def ask_to_table(
     """
     from vidqa.pipeline.describe import describe  # polars comes with it, which answers on stdout do not need
 
-    paths = [str(media)] if isinstance(media, str | Path) else media
-    return describe(paths, out, questions=as_questions(questions), model=model, options=options, reporter=reporter)
+    return describe(media, out, questions=as_questions(questions), model=model, options=options, reporter=reporter)
 
 
 def as_questions(texts: Sequence[str]) -> tuple[Question, ...]:
     """Questions with ids q1, q2, ...; the same text twice is one question.
 
     Raises:
-        UsageError: none at all, or an empty one.
+        UsageError: none at all, an empty one, or something that is no text.
     """
+    if wrong := [text for text in texts if not isinstance(text, str)]:
+        hint = 'one by one: ask("clip.mp4", "What happens?", "Who is there?"); describe takes Question values'
+        raise UsageError(f"a question is a text, not {type(wrong[0]).__name__}", hint=hint)
     if not texts or not all(text.strip() for text in texts):
         raise UsageError("a question is missing", hint='vidqa ask clip.mp4 "What happens?"')
     return tuple(Question(f"q{number}", text) for number, text in enumerate(dict.fromkeys(texts), start=1))

@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 from vidqa.errors import TableError, UsageError
-from vidqa.media.files import show
+from vidqa.media.files import Paths, listed, show
 from vidqa.pipeline.answer import answer_works
 from vidqa.pipeline.ledger import Ledger
 from vidqa.pipeline.limits import hold_against_hardware
@@ -29,7 +29,7 @@ from vidqa.tables.store import Table
 
 
 def describe(
-    paths: str | Sequence[str],
+    paths: Paths,
     out: str | Path,
     *,
     questions: Sets = "caption",
@@ -42,7 +42,7 @@ def describe(
     What the table has already is kept and not asked again.
 
     Args:
-        paths: files, folders and globs.
+        paths: a file, folder or glob, or several.
         out: the table; the suffix picks Parquet, CSV, JSONL or Arrow; a slash at the end makes a data set of Parquet.
         questions: name of a set, a TOML file, a `Question`, or several of these.
         model: name or folder of a bundle, or an opened one.
@@ -62,7 +62,7 @@ def describe(
     asked = gather_questions(questions)
     _say_if_typed(asked, reporter)
     table = open_table(out)
-    searched = [str(paths)] if isinstance(paths, str | Path) else list(paths)
+    searched = listed(paths)
     run.summary.table = str(out)
     with TableLock(table.path) as lock:
         if lock.taken_over is not None:
@@ -101,7 +101,7 @@ def _work(run: Run, ledger: Ledger, items: Sequence[MediaItem], asked: Sequence[
 
 
 def encode(
-    paths: str | Sequence[str],
+    paths: Paths,
     *,
     model: LoadedModel | str = "demo",
     options: RunOptions | None = None,
@@ -116,7 +116,7 @@ def encode(
     """
     start = time.perf_counter()
     run = Run.begin(model, options, reporter)
-    found = run.find([paths] if isinstance(paths, str | Path) else paths)
+    found = run.find(listed(paths))
     seen: set[str] = set()
 
     def owed(item: MediaItem, media_id: str) -> Work | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +26,8 @@ class RunOptions:
     """How a run is done.
 
     `segment_s` and `max_new_tokens` change answers and are part of `settings_id`; the rest changes speed and where
-    things lie, never an answer.
+    things lie, never an answer. Equal values are kept in one form: a path as text becomes a `Path`, `~` the home
+    folder, numbers of numpy Python's own.
 
     Raises:
         UsageError: lists every value that cannot be.
@@ -43,14 +45,28 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         wrong = []
-        if self.segment_s is not None and not 0 < self.segment_s < float("inf"):
-            wrong.append(f"segment length must be a positive number of seconds, got {self.segment_s}")
-        for name in ("max_new_tokens", "batch_size", "n_workers"):
+        for name, what in (("segment_s", "segment length"), ("timeout_s", "timeout")):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                wrong.append(f"{name} must be at least 1, got {value}")
-        if not 0 < self.timeout_s < float("inf"):
-            wrong.append(f"timeout must be a positive number of seconds, got {self.timeout_s}")
+            if name == "segment_s" and value is None:
+                continue
+            seconds = float(value) if isinstance(value, Real) else 0.0
+            if 0 < seconds < float("inf"):
+                object.__setattr__(self, name, seconds)
+            else:
+                wrong.append(f"{what} must be a positive number of seconds, got {value!r}")
+        for name in ("max_new_tokens", "batch_size", "n_workers", "memory_bytes"):
+            value = getattr(self, name)
+            if name != "memory_bytes" and value is None:
+                continue
+            number = int(value) if isinstance(value, Integral) else 0
+            if number >= 1:
+                object.__setattr__(self, name, number)
+            else:
+                wrong.append(f"{name} must be a whole number of at least 1, got {value!r}")
+        if isinstance(self.cache_dir, str | os.PathLike):
+            object.__setattr__(self, "cache_dir", Path(self.cache_dir).expanduser())
+        else:
+            wrong.append(f"cache_dir must be a folder, got {self.cache_dir!r}")
         if self.retry not in (None, "failed", "all"):
             wrong.append(f"retry must be 'failed' or 'all', got {self.retry!r}")
         if wrong:

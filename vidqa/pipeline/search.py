@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from vidqa.cache.index import MediaIndex
 from vidqa.cache.key import CacheKey
 from vidqa.cache.store import FeatureStore
 from vidqa.errors import ItemError, UsageError
-from vidqa.media.files import without_name
+from vidqa.media.files import Paths, listed, without_name
 from vidqa.media.segments import plan_segments
 from vidqa.pipeline.loaded import LoadedModel
 from vidqa.pipeline.options import Encoded, RunOptions, Work
@@ -60,7 +59,7 @@ class Found:
 
 def search(
     text: str,
-    paths: str | Sequence[str],
+    paths: Paths,
     *,
     top: int | None = None,
     model: LoadedModel | str = "demo",
@@ -71,7 +70,7 @@ def search(
 
     Args:
         text: what is looked for, in a few words or a sentence.
-        paths: files, folders and globs.
+        paths: a file, folder or glob, or several.
         top: how many hits are wanted; None for all.
         model: name or folder of a bundle, or an opened one; it must have a text tower.
         options: how it is done; `segment_s` ranks windows of clips. None takes the user's cache and the defaults.
@@ -88,7 +87,7 @@ def search(
         raise UsageError(f"top must be at least 1, got {top}")
     run = Run.begin(model, options, reporter)
     wanted = _normal(run.model.text_encoder.encode([text]))[0]
-    items = run.find([paths] if isinstance(paths, str | Path) else paths).items
+    items = run.find(listed(paths)).items
     shelf = _Shelf(run)
     with reporter.progress(len(items), "file"), closing(shelf):
         missing = [item for item in items if not shelf.take(item)]

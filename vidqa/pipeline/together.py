@@ -15,7 +15,7 @@ from pathlib import Path
 from vidqa.errors import ItemError, UsageError
 from vidqa.generate.engine import Request, generate
 from vidqa.generate.session import ChatSession
-from vidqa.media.files import show, without_name
+from vidqa.media.files import Paths, listed, show, without_name
 from vidqa.media.scan import scan
 from vidqa.model.bundle import Bundle
 from vidqa.pipeline.answer import generation_settings
@@ -93,7 +93,7 @@ def ask_together(
 
 
 def chat(
-    media: str | Path | Sequence[str | Path],
+    media: Paths,
     *,
     model: LoadedModel | str = "demo",
     options: RunOptions | None = None,
@@ -117,7 +117,7 @@ def chat(
         VidqaError: the model or the cache cannot be used.
     """
     run = Run.begin(model, options, reporter)
-    features = features_of(run, [media] if isinstance(media, str | Path) else media)
+    features = features_of(run, listed(media))
     session = ChatSession(run.model.llava, features, generation_settings(run.model, run.options))
     session.warm()
     return session

@@ -11,7 +11,8 @@ type = "number"                  # text (default), yes_no, choice, number; so fa
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -23,7 +24,7 @@ _FOLDER = Path(__file__).parent / "sets"
 _TYPES: tuple[str, ...] = get_args(get_type_hints(Question)["type"])
 _LONGEST_ID = 64
 #: Questions as a caller may give them.
-Sets = str | os.PathLike[str] | Question | Sequence[str | os.PathLike[str] | Question]
+Sets = str | os.PathLike[str] | Question | Iterable[str | os.PathLike[str] | Question]
 
 
 def question_sets() -> tuple[str, ...]:
@@ -65,12 +66,29 @@ def gather_questions(given: Sets) -> tuple[Question, ...]:
         given: the name of a set or a file, a question, or several of such.
 
     Raises:
-        UsageError: none at all, no such set, or something is wrong with it; see `merge_questions`.
+        UsageError: none at all, no such set, or something is wrong with it, or with a `Question`, which is held to what
+            a file may say; see `merge_questions`, too.
     """
     several = [given] if isinstance(given, str | os.PathLike | Question) else list(given)
     if not several:
         raise UsageError("no questions", hint=f"the name of a set: {', '.join(question_sets())}; or a file in TOML")
-    return merge_questions([one] if isinstance(one, Question) else load_questions(one) for one in several)
+    return merge_questions([_checked(one)] if isinstance(one, Question) else load_questions(one) for one in several)
+
+
+def _checked(question: Question) -> Question:
+    """A question that was made by hand, with its text as a file would give it.
+
+    Raises:
+        UsageError: names every problem.
+    """
+    values: dict[str, Any] = {"id": question.id, "text": question.text, "type": question.type}
+    if question.choices:
+        values["choices"] = list(question.choices)
+    if question.max_new_tokens is not None:
+        values["max_new_tokens"] = question.max_new_tokens
+    if problems := [what for _, what in _problems(values)]:
+        raise UsageError("\n".join(f"question {question.id!r}: {what}" for what in problems))
+    return replace(question, text=question.text.strip(), choices=tuple(question.choices))
 
 
 def merge_questions(sets: Iterable[Iterable[Question]]) -> tuple[Question, ...]:
@@ -135,14 +153,9 @@ def _question(file: TomlFile, number: int, table: dict[str, Any], problems: list
     for key in ("id", "text"):
         if key not in table:
             wrong(key, f"`{key}` is missing in question {number + 1}")
-    for key, check in _CHECKS.items():
-        if key in table and (complaint := check(table[key])):
-            wrong(key, f"`{key}` must be {complaint}, not {table[key]!r}")
+    for key, what in _problems(table):
+        wrong(key, what)
     kind = table.get("type", "text")
-    if kind == "choice" and "choices" not in table:
-        wrong("type", "`choices` is missing: type `choice` needs a list of answers to choose from")
-    if kind in _TYPES and kind != "choice" and "choices" in table:
-        wrong("choices", f"`choices` goes with type `choice`, not with `{kind}`")
     if len(problems) > n_before:
         return None
     return Question(
@@ -152,6 +165,18 @@ def _question(file: TomlFile, number: int, table: dict[str, Any], problems: list
         choices=tuple(table.get("choices", ())),
         max_new_tokens=table.get("max_new_tokens"),
     )
+
+
+def _problems(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Key and sentence of everything that is wrong with the values that are there."""
+    for key, check in _CHECKS.items():
+        if key in values and (complaint := check(values[key])):
+            yield key, f"`{key}` must be {complaint}, not {values[key]!r}"
+    kind = values.get("type", "text")
+    if kind == "choice" and "choices" not in values:
+        yield "type", "`choices` is missing: type `choice` needs a list of answers to choose from"
+    if kind in _TYPES and kind != "choice" and "choices" in values:
+        yield "choices", f"`choices` goes with type `choice`, not with `{kind}`"
 
 
 def _id_complaint(value: Any) -> str | None:
