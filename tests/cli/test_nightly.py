@@ -251,6 +251,7 @@ def test_the_plan_names_disk_and_time(vidqa, clips, tmp_path, make_clip):
     plan = json.loads(vidqa("describe", clips, "--out", table, "--dry-run", "--json").out)
     assert plan["seconds"] is None and plan["enough_disk"] and plan["cache_bytes_free"] > 0
     assert plan["new_rows"] == 4 and plan["segments_to_encode"] == 3
+    assert plan["frames_to_encode"] > 3 and not plan["roughly"]
     assert vidqa("describe", clips, "--out", table).code == 0
     entries = [path.stat().st_size for path in (tmp_path / "cache").rglob("*.safetensors")]
     assert sum(entries) <= plan["cache_bytes_needed"] < sum(entries) + 4000

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import pytest
 
+from vidqa.pipeline.describe import describe
 from vidqa.pipeline.loaded import load_model
+from vidqa.pipeline.options import RunOptions
 from vidqa.pipeline.rates import RATES_NAME, Rates, recall, remember
 from vidqa.pipeline.summary import Summary
 
 
-def summary(files: int = 10, segments: int = 0, answers: int = 0, **seconds: float) -> Summary:
-    made = Summary(files=files, segments=segments)
+def summary(files: int = 10, frames: int = 0, answers: int = 0, **seconds: float) -> Summary:
+    made = Summary(files=files)
+    made.meter.decode.add(frames, 1.0)
     made.rows.update(ok=answers)
     made.seconds |= seconds
     return made
@@ -21,6 +24,40 @@ def test_an_estimate_is_the_sum_of_what_was_measured():
     assert rates.estimate_s(10, 20, 40) == pytest.approx(1 + 5 + 10 + 20)
     assert rates.estimate_s(100, 0, 0) == pytest.approx(10)
     assert rates.estimate_s(10, 0, 2) == pytest.approx(1 + 5 + 1)
+
+
+def test_what_a_run_pays_once_is_not_multiplied():
+    """One clip, and half a second until the decode processes are there: 1,000 clips do not take 500 s for that."""
+    one = summary(1, 8, 1, decode=0.51, encode=0.01, generate=0.03)
+    one.start_s = 0.5
+    assert Rates().with_run(one).estimate_s(1000, 8000, 1000) == pytest.approx(0.5 + 20 + 30)
+
+
+def test_a_run_knows_what_it_paid_once(tiny_bundle, clips, tmp_path):
+    model, options = load_model(str(tiny_bundle), "cpu"), RunOptions(tmp_path / "cache")
+    done = describe(clips, tmp_path / "t.csv", model=model, options=options)
+    assert 0.02 < done.start_s < done.seconds["decode"]  # an interpreter is not there in less
+    kept = recall(tmp_path / "cache", model)
+    assert kept.load_s == done.seconds["load"] + done.start_s
+    assert kept.encode_s == done.seconds["decode"] - done.start_s + done.seconds["encode"]
+    assert kept.frames == 3 * model.bundle.spec.encoders.video.n_frames
+    cached = describe(clips, tmp_path / "u.csv", model=model, options=options)
+    assert cached.start_s == 0 and recall(tmp_path / "cache", model).frames == kept.frames
+
+
+def test_an_llm_that_was_hidden_behind_the_encoder_is_not_for_nothing():
+    run = summary(10, 80, 10, encode=100.0, generate=0.1)
+    run.meter.prefill.add(1, 60.0)
+    run.meter.step.add(1, 20.0)
+    gpu = Rates().with_run(run, own_device=True)
+    assert gpu.estimate_s(10, 80, 10) == pytest.approx(100.1)  # the same again
+    assert gpu.estimate_s(10, 0, 50) == pytest.approx(400)  # from cached features, five questions each
+    assert Rates().with_run(run).estimate_s(10, 0, 50) == pytest.approx(0.5)  # seconds of shared cores say nothing
+
+
+def test_far_more_than_was_measured_is_rough():
+    rates = Rates().with_run(summary(10, 80, 10))
+    assert not rates.is_rough(1600, 200) and rates.is_rough(1608, 0) and rates.is_rough(0, 201)
 
 
 def test_what_was_never_measured_is_not_guessed():
@@ -42,8 +79,8 @@ def test_kept_for_each_model_in_the_cache_folder(tiny_bundle, tmp_path):
     model = load_model(str(tiny_bundle), "cpu")
     assert recall(tmp_path, model) == Rates()
     remember(tmp_path, model, summary(4, 4, 4, encode=2.0))
-    assert recall(tmp_path, model).segments == 4
-    for content in ("", "[]", '{"format": 2}', '{"format": 1, "rates": {"x": {"files": "many"}}}'):
+    assert recall(tmp_path, model).frames == 4
+    for content in ("", "[]", '{"format": 1}', '{"format": 2, "rates": {"x": {"files": "many"}}}'):
         (tmp_path / RATES_NAME).write_text(content)
         assert recall(tmp_path, model) == Rates()
     remember(tmp_path / "not there", model, summary())  # nothing to write to: no error

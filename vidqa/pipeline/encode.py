@@ -55,11 +55,13 @@ def _encode(
     feed: Iterable[Encoded | Decoded], model: LoadedModel, writer: _Writer, clock: StageClock, full: int
 ) -> Iterator[Encoded]:
     waiting: list[Decoded] = []
-    n_waiting, since = 0, time.monotonic()
+    n_waiting, since, started = 0, time.monotonic(), False
     arrivals = iter(feed)
     while True:
         with clock.stage("decode"):
             arrival = next(arrivals, None)
+        if isinstance(arrival, Decoded) and not started:  # processes start, and files that need nothing are passed by
+            started, clock.start_s = True, max(0.0, clock.seconds["decode"] - arrival.media.seconds)
         if isinstance(arrival, Encoded):
             yield arrival
             continue

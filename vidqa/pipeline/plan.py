@@ -46,6 +46,7 @@ class Plan:
     files_to_decode: int = 0  # of those to do: not in the feature cache
     files_unreadable: int = 0  # of those to do: will give failed rows
     segments_to_encode: int = 0
+    frames_to_encode: int = 0  # of these segments; a picture is one
     new_rows: int = 0  # cells to fill
     known_rows: int = 0  # answers that the table has
     hours_of_video: float = 0.0  # of the files to do
@@ -58,6 +59,7 @@ class Plan:
     table_bytes_free: int = 0
     seconds: float | None = None  # None: no run measured the rates
     measured_runs: int = 0
+    roughly: bool = False  # those runs were far smaller
 
     @property
     def enough_disk(self) -> bool:
@@ -95,7 +97,8 @@ class Plan:
             lines.append("time: not known, as this machine has no rates of this model yet; a first run measures them")
         else:
             runs = f"{self.measured_runs} earlier run{'' if self.measured_runs == 1 else 's'}"
-            lines.append(f"time: about {_duration(self.seconds)}, by the rates of {runs} on this machine")
+            small = "; a rough figure, as they were far smaller" if self.roughly else ""
+            lines.append(f"time: about {_duration(self.seconds)}, by the rates of {runs} on this machine{small}")
         return "\n".join(lines)
 
 
@@ -134,7 +137,8 @@ def plan(
     made.cache_bytes_free = shutil.disk_usage(cache_dir).free
     made.table_bytes_free = shutil.disk_usage(table.path.parent).free
     rates = recall(cache_dir, run.model)
-    made.seconds = rates.estimate_s(made.files, made.segments_to_encode, made.new_rows)
+    made.seconds = rates.estimate_s(made.files, made.frames_to_encode, made.new_rows)
+    made.roughly = made.seconds is not None and rates.is_rough(made.frames_to_encode, made.new_rows)
     made.measured_runs = rates.n_runs
     return made
 
@@ -201,9 +205,11 @@ class _Count:
         keys = [CacheKey(media_id, segment.key, run.model.bundle.encoder_id) for segment in segments]
         missing = sum(not self._store.has(key) for key in keys)
         encoders = run.model.bundle.spec.encoders
+        encoder = encoders.image if facts.kind == "image" else encoders.video
         made.files_to_decode += missing > 0
         made.segments_to_encode += missing
-        made.cache_bytes_needed += missing * entry_bytes(encoders.image if facts.kind == "image" else encoders.video)
+        made.frames_to_encode += missing * encoder.n_frames
+        made.cache_bytes_needed += missing * entry_bytes(encoder)
         made.hours_of_video += (facts.duration_s or 0.0) / 3600
 
 

@@ -117,6 +117,7 @@ class StageClock:
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     stop: Stop = field(default_factory=Stop)
     meter: Meter = field(default_factory=Meter)  # what the stages did, beside what the run waited for
+    start_s: float = 0.0  # of `decode`: until the first frames could come; no further file pays for that again
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -17,9 +17,11 @@ from vidqa.pipeline.loaded import LoadedModel
 from vidqa.pipeline.summary import Summary
 
 RATES_NAME = "rates.json"
-_FORMAT = 1
+_FORMAT = 2
 #: What a run adds to the sums of the ones before it.
 _KEEP = 0.5
+#: A run of more than so many times what was measured is estimated roughly: small runs do not fill their batches.
+_FAR = 20
 
 
 @dataclass(frozen=True)
@@ -29,47 +31,63 @@ class Rates:
     n_runs: int = 0
     files: float = 0.0  # found by the scan
     read_s: float = 0.0  # scan and reading the table
-    segments: float = 0.0  # decoded and encoded
+    frames: float = 0.0  # decoded and encoded: a picture is one, a segment of a clip some
     encode_s: float = 0.0  # decoding, hashing and encoding them
     answers: float = 0.0  # asked of the language model
     generate_s: float = 0.0
-    load_s: float = 0.0  # of models, in the last run that loaded any
+    llm_s: float = 0.0  # in which the LLM was busy on a device of its own, also while others worked beside it
+    load_s: float = 0.0  # of models and of the start of decoding, in the last run that did any of it
     write_s: float = 0.0  # into the table, sum as for answers
 
-    def estimate_s(self, files: int, segments: int, answers: int) -> float | None:
+    def estimate_s(self, files: int, frames: int, answers: int) -> float | None:
         """Seconds that a run would take; None where nothing like it was measured.
 
         Args:
             files: found.
-            segments: to decode and encode.
+            frames: to decode and encode.
             answers: to ask for.
         """
-        if (segments and not self.segments) or (answers and not self.answers) or not self.files:
+        if (frames and not self.frames) or (answers and not self.answers) or not self.files:
             return None
         seconds = files * self.read_s / self.files
-        if segments:
-            seconds += segments * self.encode_s / self.segments
+        if frames:
+            seconds += frames * self.encode_s / self.frames
         if answers:
             seconds += answers * (self.generate_s + self.write_s) / self.answers
-        return seconds + (self.load_s if segments or answers else 0.0)
+            # With other features or other questions than before, the LLM may no longer hide behind the encoder.
+            seconds = max(seconds, answers * self.llm_s / self.answers)
+        return seconds + (self.load_s if frames or answers else 0.0)
 
-    def with_run(self, summary: Summary) -> Rates:
-        """These and one run more."""
-        seconds = summary.seconds
-        answers = sum(summary.rows.values()) - summary.rows["failed"]
-        worked = bool(summary.segments or answers)
+    def is_rough(self, frames: int, answers: int) -> bool:
+        """Whether an estimate reaches far beyond what was measured."""
+        return frames > _FAR * self.frames or answers > _FAR * self.answers
+
+    def with_run(self, summary: Summary, *, own_device: bool = False) -> Rates:
+        """These and one run more.
+
+        Args:
+            summary: of the run.
+            own_device: whether the LLM has a device that decoding does not use; else its busy seconds are also those of
+                others.
+        """
+        seconds, meter = summary.seconds, summary.meter
+        frames, answers = meter.decode.n, sum(summary.rows.values()) - summary.rows["failed"]
+        llm_s = meter.prefill.busy_s + meter.step.busy_s if own_device else 0.0
+
+        def added(old: float, new: float, counts: float) -> float:
+            return _KEEP * old + new if counts else old
+
         return Rates(
             n_runs=self.n_runs + 1,
-            files=_KEEP * self.files + summary.files,
-            read_s=_KEEP * self.read_s + seconds["read"],
-            segments=(_KEEP * self.segments + summary.segments) if summary.segments else self.segments,
-            encode_s=(_KEEP * self.encode_s + seconds["decode"] + seconds["encode"])
-            if summary.segments
-            else self.encode_s,
-            answers=(_KEEP * self.answers + answers) if answers else self.answers,
-            generate_s=(_KEEP * self.generate_s + seconds["generate"]) if answers else self.generate_s,
-            write_s=(_KEEP * self.write_s + seconds["write"]) if answers else self.write_s,
-            load_s=seconds["load"] if worked else self.load_s,
+            files=added(self.files, summary.files, True),
+            read_s=added(self.read_s, seconds["read"], True),
+            frames=added(self.frames, frames, frames),
+            encode_s=added(self.encode_s, seconds["decode"] - summary.start_s + seconds["encode"], frames),
+            answers=added(self.answers, answers, answers),
+            generate_s=added(self.generate_s, seconds["generate"], answers),
+            llm_s=added(self.llm_s, llm_s, answers),
+            write_s=added(self.write_s, seconds["write"], answers),
+            load_s=seconds["load"] + summary.start_s if frames or answers else self.load_s,
         )
 
 
@@ -82,7 +100,7 @@ def remember(cache_dir: Path, model: LoadedModel, summary: Summary) -> None:
     """Add a run. A cache folder that cannot be written keeps no rates; that harms nothing."""
     path = cache_dir / RATES_NAME
     known = _read(path)
-    known[_key(model)] = known.get(_key(model), Rates()).with_run(summary)
+    known[_key(model)] = known.get(_key(model), Rates()).with_run(summary, own_device=str(model.device) != "cpu")
     data = {"format": _FORMAT, "rates": {key: asdict(rates) for key, rates in known.items()}}
     with contextlib.suppress(OSError), fsio.commit(path) as f:
         f.write(json.dumps(data, indent=1).encode())

@@ -40,6 +40,7 @@ class Summary:
     video_s: float = 0.0  # length of the clips that were worked on
     wall_s: float = 0.0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))  # by stage, see StageClock
+    start_s: float = 0.0  # of the seconds of `decode`, see StageClock
     limit: str | None = None  # the stage that took most
     meter: Meter = field(default_factory=Meter)  # what the stages did, side by side
 
@@ -55,7 +56,7 @@ class Summary:
 
     def close(self, clock: StageClock, wall_s: float) -> None:
         """Take over the clock at the end of the run."""
-        self.seconds = dict(clock.seconds)
+        self.seconds, self.start_s = dict(clock.seconds), clock.start_s
         self.limit = clock.limit() if self.clips_done else None
         self.wall_s = wall_s
         self.meter = clock.meter
