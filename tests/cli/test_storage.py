@@ -42,6 +42,21 @@ def test_no_room_in_the_cache(vidqa, clips, make_clip, small_disk, tmp_path):
     assert read_table(tmp_path / "t.parquet")["status"].to_list() == ["ok"] * 9
 
 
+def test_a_cache_that_may_only_be_read_serves(vidqa, clips, make_clip, small_disk, mount, tmp_path):
+    cache = small_disk / "cache"
+    assert vidqa("describe", clips, "--out", tmp_path / "t.parquet", "--cache-dir", cache).code == 0
+    mount("-o", "remount,ro", str(small_disk))
+    plan = json.loads(
+        vidqa("describe", clips, "--out", tmp_path / "u.csv", "--cache-dir", cache, "--dry-run", "--json").out
+    )
+    assert (plan["files_to_do"], plan["files_to_decode"]) == (3, 0)
+    done = vidqa("describe", clips, "--out", tmp_path / "u.csv", "--cache-dir", cache, "--json")
+    assert done.code == 0 and json.loads(done.out)["clips"]["cached"] == 3, done.err
+    assert vidqa("ask", clips / "a.mp4", "What?", "--cache-dir", cache).out == "red\n"
+    done = vidqa("ask", make_clip(tmp_path / "new.mp4", seed=77), "What?", "--cache-dir", cache)
+    assert done.code == 1 and "cannot use the cache folder" in done.err and "--cache-dir" in done.err
+
+
 @pytest.mark.parametrize("name", ["t.parquet", "set/"])
 def test_no_room_for_the_table(vidqa, clips, small_disk, name):
     out = f"{small_disk}/{name}"

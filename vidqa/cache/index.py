@@ -19,12 +19,12 @@ import stat
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from vidqa.cache.entry import facts_from_dict, facts_to_dict
-from vidqa.cache.store import prepare_root, write_error
+from vidqa.cache.store import explained, prepare_root, write_error
 from vidqa.errors import CacheError, MediaError
 from vidqa.records import MediaFacts, MediaItem
 
@@ -54,6 +54,9 @@ class MediaIndex:
     Args:
         root: folder of the cache; made when missing.
 
+    One that may only be read, as somebody else's cache, is copied into memory: what it knows serves, what is learned is
+    forgotten with the object.
+
     Raises:
         CacheError: the index cannot be opened. A damaged one is replaced by an empty one instead, and logged.
     """
@@ -67,11 +70,14 @@ class MediaIndex:
             try:
                 self._db = _open(self.root / INDEX_NAME)
             except sqlite3.OperationalError:
-                raise
+                if not self._only_readable():
+                    raise
+                self._db = _open_copy(self.root / INDEX_NAME)
             except sqlite3.DatabaseError as error:
                 log.warning("damaged index %s (%s): starting an empty one", self.root / INDEX_NAME, error)
-                for name in (INDEX_NAME, INDEX_NAME + "-wal", INDEX_NAME + "-shm"):
-                    (self.root / name).unlink(missing_ok=True)
+                with explained(self.root):
+                    for name in (INDEX_NAME, INDEX_NAME + "-wal", INDEX_NAME + "-shm"):
+                        (self.root / name).unlink(missing_ok=True)
                 self._db = _open(self.root / INDEX_NAME)
 
     def close(self) -> None:
@@ -166,6 +172,11 @@ class MediaIndex:
         with self._lock, self._explained():
             self._db.execute(sql, values)  # commits by itself
 
+    def _only_readable(self) -> bool:
+        """Whether the index is there for others to write; SQLite would also write beside it, into the folder."""
+        path = self.root / INDEX_NAME
+        return os.access(path, os.R_OK) and not (os.access(path, os.W_OK) and os.access(self.root, os.W_OK))
+
     @contextmanager
     def _explained(self) -> Iterator[None]:
         try:
@@ -205,6 +216,20 @@ def _open(path: Path) -> sqlite3.Connection:
     except sqlite3.Error:
         db.close()
         raise
+    return db
+
+
+def _open_copy(path: Path) -> sqlite3.Connection:
+    """The index in memory. Without a write-ahead log nobody has it open, and it can be read without any lock."""
+    how = "mode=ro" if Path(f"{path}-wal").exists() else "mode=ro&immutable=1"
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?{how}", timeout=60.0, uri=True)) as on_disk:
+        db = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        try:
+            on_disk.backup(db)
+            db.executescript(_SCHEMA)
+        except sqlite3.Error:
+            db.close()
+            raise
     return db
 
 
