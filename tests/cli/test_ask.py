@@ -89,6 +89,23 @@ def test_failures_are_no_answers(vidqa, clips):
     assert "[not_media]" in done.out
 
 
+def test_answers_that_were_cut_are_said(vidqa, clips):
+    cut = vidqa("ask", clips / "a.mp4", "What?", "Why?", "--max-new-tokens", 2)
+    assert cut.code == 0 and "(2 of 2 answers cut at the longest allowed length)" in cut.err
+    assert "(1 of 1 answer empty)" in vidqa("ask", clips / "a.mp4", "What?", "--max-new-tokens", 1).err
+    assert "answer" not in vidqa("ask", clips / "a.mp4", "What?").err
+    together = vidqa("ask", clips / "a.mp4", "--with", clips / "b.mp4", "What?", "--max-new-tokens", 2)
+    assert "(1 of 1 answer cut" in together.err
+    as_json = vidqa("ask", clips / "a.mp4", "What?", "--max-new-tokens", 2, "--json")
+    assert json.loads(as_json.out)["status"] == "truncated" and "longest allowed" not in as_json.err
+
+
+def test_the_clip_behind_the_question_is_told_apart(vidqa, clips):
+    for question in ("What happens?", "What happens"):
+        done = vidqa("ask", question, clips / "a.mp4")
+        assert done.code == 2 and "MEDIA comes first" in done.err and "a.mp4" in done.err
+
+
 def test_still_picture(vidqa, tmp_path):
     import numpy as np
     from PIL import Image

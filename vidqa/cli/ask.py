@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,6 +15,8 @@ from vidqa.media.files import show
 
 if TYPE_CHECKING:
     from vidqa.cli.session import Session
+    from vidqa.pipeline.together import Reply
+    from vidqa.records import AnswerRow
 
 
 @click.command("ask", context_settings=HELP, short_help="Answers about a clip, on stdout.")
@@ -53,6 +57,7 @@ def command(media: str, questions: tuple[str, ...], out: str | None, beside: tup
     from vidqa.cli.session import Session
     from vidqa.pipeline.ask import ask, ask_to_table
 
+    _check_order(media, questions)
     session = Session(flags)
     how: dict[str, Any] = {"model": session.model, "options": session.options, "reporter": session.reporter}
     if beside:
@@ -73,6 +78,8 @@ def command(media: str, questions: tuple[str, ...], out: str | None, beside: tup
     failed = [row for row in rows if row.status == "failed"]
     for row in failed if one_clip and not session.as_json else ():
         click.echo(f"vidqa: {show(row.path)}: {row.error_kind}: {row.error}", err=True)
+    if not session.as_json:
+        _say_if_cut(rows, session)
     return EXIT_PARTIAL if failed else EXIT_OK
 
 
@@ -89,4 +96,19 @@ def _together(media: list[str], questions: tuple[str, ...], out: str | None, ses
     failed = [reply for reply in replies if reply.status == "failed"]
     for reply in failed if not session.as_json else ():
         click.echo(f"vidqa: {reply.error_kind}: {reply.error}", err=True)
+    if not session.as_json:
+        _say_if_cut(replies, session)
     return EXIT_PARTIAL if failed else EXIT_OK
+
+
+def _say_if_cut(answers: Sequence[AnswerRow] | Sequence[Reply], session: Session) -> None:
+    """Half a sentence, or an empty line, would else pass for all that there is to say."""
+    for status, why in (("truncated", "cut at the longest allowed length"), ("empty", "empty")):
+        if number := sum(answer.status == status for answer in answers):
+            session.reporter.say(f"({number} of {len(answers)} answer{'' if len(answers) == 1 else 's'} {why})")
+
+
+def _check_order(media: str, questions: tuple[str, ...]) -> None:
+    """Question and clip the wrong way round must not end in a search for a file of the question's name."""
+    if not os.path.lexists(media) and (files := [text for text in questions if os.path.isfile(text)]):
+        raise UsageError(f"{show(media)}: no such file", hint=f'MEDIA comes first: vidqa ask {show(files[0])} "..."')
