@@ -63,7 +63,7 @@ def test_unknown_names_and_repositories(hub: list[Any], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="other/repo is no part"):
         pull("video-llava-7b", revisions={"other/repo": "x"})
     with pytest.raises(UsageError, match="exists already"):
-        pull("video-llava-7b", tmp_path)
+        pull("video-llava-7b", Target(tmp_path))
     assert hub == []
 
 

@@ -196,6 +196,8 @@ def pull(name: str, out: Path | None, revision: tuple[str, ...], set_default: bo
       vidqa models pull video-llava-7b --set-default
     """
     from vidqa.cli.session import Session
+    from vidqa.model.checkpoints.target import Target
+    from vidqa.model.places import models_folder
     from vidqa.pipeline.published import pull as pull_model
 
     session = Session(flags)
@@ -207,14 +209,12 @@ def pull(name: str, out: Path | None, revision: tuple[str, ...], set_default: bo
             click.echo(to_json({"model": name, "folder": folder}))
         _make_default(folder, say)
         return EXIT_OK
+    folder, dtype, encoders = out or models_folder() / name, flags["dtype"] or "keep", flags["encoders"] or "float32"
     got = pull_model(
         name,
-        out,
+        Target(folder, name, dtype, flags["replace"], encoders),
         revisions=dict(text.split("=", 1) for text in revision),
         mode=flags["compat"] or "fixed",
-        dtype=flags["dtype"] or "keep",
-        encoders=flags["encoders"] or "float32",
-        replace_old=flags["replace"],
         say=say,
         step=lambda what, n: say(f"written: {what} ({human_bytes(n)})"),
     )

@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vidqa.errors import UsageError
 from vidqa.model.places import models_folder
 from vidqa.pipeline.hub import Snapshot, fetch
+
+if TYPE_CHECKING:
+    from vidqa.model.checkpoints.target import Target
 
 #: What a model folder may need. Programs, pictures and other frameworks' weights stay where they are.
 _WANTED = ("*.json", "*.safetensors", "*.bin", "*.model", "merges.txt", "*.jinja")
@@ -88,13 +91,10 @@ class Pulled:
 
 def pull(
     name: str,
-    out: Path | None = None,
+    target: Target | None = None,
     *,
     revisions: Mapping[str, str] | None = None,
     mode: str = "fixed",
-    dtype: str = "keep",
-    encoders: str = "float32",
-    replace_old: bool = False,
     say: Callable[[str], None] = lambda text: None,
     step: Callable[[str, int], None] = lambda what, n: None,
 ) -> Pulled:
@@ -102,10 +102,9 @@ def pull(
 
     Args:
         name: a key of `PUBLISHED`.
-        out: the bundle's folder; None puts it under its name into `models_folder()`.
+        target: the bundle that it becomes; None puts it under its name into `models_folder()`.
         revisions: commit by repository, for those that shall not be the newest.
         mode, step: as in `vidqa.model.checkpoints.convert.convert`.
-        dtype, encoders, replace_old: as in `vidqa.model.checkpoints.target.Target`.
         say: hears what is fetched.
 
     Raises:
@@ -124,8 +123,8 @@ def pull(
     known = {repo.id for repo in (*model.repos, *model.towers)}
     if strange := sorted(set(revisions or {}) - known):
         raise UsageError(f"{strange[0]} is no part of {name}", hint=f"one of {', '.join(sorted(known))}")
-    target = Target(out or models_folder() / name, name, dtype, replace_old, encoders)
-    check_target(target.folder, replace_old)
+    target = target or Target(models_folder() / name, name)
+    check_target(target.folder, target.replace_old)
     remove_leftovers(target.folder.absolute())  # they take room that the download may need
     parts, towers = ([_fetch(repo, revisions or {}, say) for repo in group] for group in (model.repos, model.towers))
     origins = tuple(snapshot.origin for snapshot in (*parts, *towers))
