@@ -45,6 +45,9 @@ CLIPS = {
     "g.mov": ("mov", "libx265", "yuv420p"),
     "h.flv": ("flv", "flv1", "yuv420p"),
     "i.webm": ("webm", "libvpx-vp9", "yuv420p"),
+    "p.avi": ("avi", "libx264", "yuv420p"),
+    "q.ts": ("mpegts", "libx264", "yuv420p"),
+    "r.vob": ("vob", "mpeg2video", "yuv420p"),
 }
 PICTURES = {"j.png": "PNG", "k.jpg": "JPEG", "l.gif": "GIF", "m.webp": "WEBP", "n.tiff": "TIFF", "o.bmp": "BMP"}
 
@@ -56,7 +59,8 @@ def make_originals(folder: Path) -> list[Path]:
     for name, (form, codec, pixels) in CLIPS.items():
         try:
             with av.open(str(folder / name), "w", format=form) as container:
-                stream = container.add_stream(codec, rate=10)
+                rate = 25 if codec == "mpeg2video" else 10
+                stream = container.add_stream(codec, rate=rate, options={"g": "4", "bf": "2"} if name > "p" else {})
                 stream.width, stream.height, stream.pix_fmt = 64, 48, pixels
                 for picture in pictures:
                     container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))

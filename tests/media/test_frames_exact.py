@@ -97,7 +97,9 @@ def test_frames_between_two_keyframes_stand_for_themselves(tmp_path: Path, monke
     path = write_video(tmp_path / "a.avi", n=120, bf="2", sc_threshold="0")
     taken = []
     take = GroupReader._take
-    monkeypatch.setattr(GroupReader, "_take", lambda self, group: (taken.append(group), take(self, group))[1])
+    monkeypatch.setattr(
+        GroupReader, "_take", lambda self, group, wanted: (taken.append(group), take(self, group, wanted))[1]
+    )
     with open_reader(str(path), "pyav") as reader:
         assert numbers(list(reader.frames([0, 11, 12, 100, 107]))) == [0, 11, 12, 100, 107]
         assert taken == [0, 1, 8]

@@ -13,7 +13,7 @@ first alone as the second has packets. A group that passes neither (damage, fiel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from itertools import islice
 
 import av
@@ -26,6 +26,9 @@ from vidqa.media.index import FramesDifferError
 
 #: From the first packet on, and the decoder they are for.
 Start = Callable[[], tuple[Iterator[Packet], VideoCodecContext]]
+
+#: Decoded frames that may lie in memory: 3 MB each in HD.
+_MOST_KEPT = 16
 
 
 class GroupReader:
@@ -52,44 +55,54 @@ class GroupReader:
         self._of_lead: list[Packet] = []
         self._n_lead = 0  # frames of the lead
         self._frames: Iterator[VideoFrame] = iter(())
-        self._at = -1  # number of the last frame given
+        self._at: int | None = None  # number of the last frame taken from them
+        self._kept: dict[int, VideoFrame] = {}  # wanted ones of the group, by number: met while it was looked at
 
-    def frame(self, number: int) -> VideoFrame:
+    def frame(self, number: int, wanted: Collection[int] = ()) -> VideoFrame:
         """Frame `number`.
+
+        Args:
+            number: of the frame.
+            wanted: it and others that will be asked for; few of one group are kept when it is decoded first.
 
         Raises:
             FramesDifferError: its group does not give a frame a packet.
             av.error.FFmpegError: the file cannot be read on.
         """
         group = int(np.searchsorted(self._edges, number, side="right")) - 1
-        taken = group == self._group
-        if not taken:
-            self._take(group)
-        if not taken or number <= self._at:
+        if group != self._group:
+            self._take(group, wanted)
+        if number in self._kept:
+            return self._kept[number]
+        if self._at is None or number <= self._at:
             self._frames = islice(self._decoded(self._of_lead + self._of_group), self._n_lead, None)
             self._at = int(self._edges[group]) - 1
         for frame in self._frames:
             self._at += 1
-            if self._at == number and not frame.is_corrupt:
+            if self._at == number:
                 return frame
         raise FramesDifferError(f"no frame {number}")
 
-    def _take(self, group: int) -> None:
+    def _take(self, group: int, wanted: Collection[int]) -> None:
         """Hold the packets of a group, and those before that it needs, once they were seen to give a frame each."""
-        n_wanted = int(self._edges[group + 1] - self._edges[group])
+        begin, end = int(self._edges[group]), int(self._edges[group + 1])
+        here = {number for number in wanted if begin <= number < end}
+        self._at, self._kept = None, {}
         self._hold(group)
         self._n_lead = sum(1 for _ in self._decoded(self._of_lead)) if self._of_lead else 0
-        n, n_corrupt = 0, 0
+        number, n_corrupt = begin - self._n_lead, 0
         for frame in self._decoded(self._of_lead + self._of_group):
-            n += 1
-            n_corrupt += n > self._n_lead and frame.is_corrupt
-        if n - self._n_lead == n_wanted and not n_corrupt:
+            n_corrupt += number >= begin and frame.is_corrupt
+            if number in here and len(here) <= _MOST_KEPT:
+                self._kept[number] = frame
+            number += 1
+        if number == end and not n_corrupt:
             return
-        self._group = None
+        self._group, self._kept = None, {}
         if self._lead or not group:
-            raise FramesDifferError(f"{n_wanted} packets gave {n - self._n_lead} frames, {n_corrupt} damaged")
+            raise FramesDifferError(f"{end - begin} packets gave {number - begin} frames, {n_corrupt} damaged")
         self._lead = 1
-        self._take(group)
+        self._take(group, wanted)
 
     def _hold(self, group: int) -> None:
         first = max(group - self._lead, 0)

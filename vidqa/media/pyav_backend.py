@@ -106,10 +106,16 @@ class PyavReader:
             FramesDifferError: the decoder does not give a frame that the packets promised.
             MediaError: the file cannot be read on.
         """
-        wanted = {int(self.index.pts[i]) for i in indices}
+        numbers = {int(i) for i in indices}
+        wanted = {int(self.index.pts[i]) for i in numbers}
         for i in indices:
             try:
-                frame = self._by_order(int(i)) if self.index.by_order else self._by_time(int(self.index.pts[i]), wanted)
+                if self._groups is not None:
+                    frame = self._groups.frame(int(i), numbers)
+                elif self.index.by_order:
+                    frame = self._by_order(int(i))
+                else:
+                    frame = self._by_time(int(self.index.pts[i]), wanted)
             except av.error.FFmpegError as e:
                 raise decode_error(self.path, e) from e
             yield self._rgb(frame)
@@ -202,8 +208,6 @@ class PyavReader:
                 yield self._ahead.pop(0)
 
     def _by_order(self, number: int) -> VideoFrame:
-        if self._groups is not None:
-            return self._groups.frame(number)
         if self._position is None or number <= self._position:
             self._restart()
         at = -1 if self._position is None else self._position
