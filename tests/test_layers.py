@@ -29,7 +29,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     "onnx": ("vidqa.model.export",),
     "onnxscript": ("vidqa.model.export",),
     "decord": ("vidqa.media.decord_backend",),
-    "av": ("vidqa.media.pyav_backend", "vidqa.media.groups", "vidqa.media.container", "vidqa.media.synthetic"),
+    "av": tuple(f"vidqa.media.{name}" for name in ("pyav_backend", "groups", "pixels", "container", "synthetic")),
     "polars": ("vidqa.tables", "vidqa.train"),  # train: its tables of rejects, samples in Parquet
     "click": ("vidqa.cli",),
 }

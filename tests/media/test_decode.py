@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -13,8 +15,10 @@ import pytest
 from numbered_clips import draw, numbers, write_video
 
 from vidqa.errors import MediaError
+from vidqa.media import container, pyav_backend
 from vidqa.media import decode as decode_module
-from vidqa.media.decode import decode
+from vidqa.media.container import Opened, open_video, packets
+from vidqa.media.decode import decode, open_reader
 from vidqa.media.groups import GroupReader
 from vidqa.media.index import FramesDifferError, IndexBuilder
 from vidqa.media.probe import probe
@@ -265,6 +269,44 @@ def test_sparse_frames_of_a_long_clip_do_not_decode_it_all(
     media = decode(str(path))
     assert numbers(media.segments[0].frames.pixels) == [0, 137, 274, 411, 548, 685, 822, 959]  # type: ignore[union-attr]
     assert n_decoded <= 8 * 13 * n_groups + 24  # 24: those that confirm an index
+
+
+def test_a_reader_that_says_try_again_is_asked_again(clip: Path) -> None:
+    """FFmpeg's reader of transport streams does so in the midst of damaged ones; each call reads on from there."""
+
+    class Hesitant:
+        def __init__(self, opened: Opened, often: int) -> None:
+            self.all, self.asked, self.often = list(opened.container.demux(opened.stream)), 0, often
+
+        def demux(self, _stream: object):
+            self.asked += 1
+            if self.asked == 1:
+                yield from self.all[:5]
+            if self.asked <= self.often:
+                raise av.error.BlockingIOError(errno.EAGAIN, "try again")
+            yield from self.all[5:]
+
+    with open_video(str(clip)) as opened:
+        hesitant = Hesitant(opened, often=3)
+        assert list(packets(replace(opened, container=hesitant))) == hesitant.all  # type: ignore[arg-type]
+    with open_video(str(clip)) as opened, pytest.raises(BlockingIOError):
+        list(packets(replace(opened, container=Hesitant(opened, often=10**9))))  # type: ignore[arg-type]
+
+
+def test_a_file_that_cannot_be_read_on_ends_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counting by decoding, too, keeps what came before."""
+    path = write_video(tmp_path / "a.ts", n=40, bf="0")
+    read = container.packets
+
+    def broken(opened: Opened):
+        for n, packet in enumerate(read(opened)):
+            if n == 20:
+                raise av.error.InvalidDataError(errno.EINVAL, "broken")
+            yield packet
+
+    monkeypatch.setattr(pyav_backend, "packets", broken)
+    with open_reader(str(path), "pyav", count_by_decoding=True) as reader:
+        assert 0 < len(reader.pts_s) <= 20
 
 
 def test_the_other_backend_steps_in(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:

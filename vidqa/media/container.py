@@ -37,6 +37,8 @@ _DEMUXERS = (
     "yuv4mpegpipe,nsv,smk,bink,roq,flic,film_cpk,4xm,dirac,dnxhd,vc1,vc1test,cavsvideo,avs2,avs3,mjpeg,amv,swf,h261,h263,"
     "mp3,aac,ac3,eac3,flac,wav,w64,aiff,amr,caf,ape,wv,dts,truehd,tta,au,mmf,voc"
 )
+#: Times that a reader may ask to try again with no packet in between.
+_MOST_IN_VAIN = 1000
 _OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _DEMUXERS}
 
 
@@ -105,6 +107,27 @@ def choose_stream(path: str, container: InputContainer) -> VideoStream:
     return stream
 
 
+def packets(opened: Opened) -> Iterator[Packet]:
+    """Packets of the picture from here on.
+
+    FFmpeg's reader of transport streams may say "try again" in the midst of a damaged one; what follows is read then.
+
+    Raises:
+        av.error.FFmpegError: the file cannot be read on.
+    """
+    n_in_vain = 0
+    while True:
+        try:
+            for packet in opened.container.demux(opened.stream):
+                n_in_vain = 0
+                yield packet
+            return
+        except av.error.BlockingIOError:
+            n_in_vain += 1
+            if n_in_vain > _MOST_IN_VAIN:
+                raise
+
+
 def first_frame(opened: Opened, seen: Callable[[Packet], None] | None = None) -> VideoFrame:
     """Decode up to the first picture.
 
@@ -117,7 +140,7 @@ def first_frame(opened: Opened, seen: Callable[[Packet], None] | None = None) ->
     """
     n_failed, why = 0, None
     try:
-        for packet in opened.container.demux(opened.stream):
+        for packet in packets(opened):
             if seen is not None:
                 seen(packet)
             if packet.has_sidedata("encryption_info"):

@@ -19,22 +19,22 @@ import numpy as np
 from av.packet import Packet
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation
 
 from vidqa.errors import MediaError
 from vidqa.media.container import (
     Opened,
     counted_facts,
     decode_error,
-    displayed_size,
     first_frame,
     header_facts,
     open_video,
     orientation,
+    packets,
 )
 from vidqa.media.files import show
 from vidqa.media.groups import GroupReader
 from vidqa.media.index import FrameIndex, FramesDifferError, IndexBuilder, counted_index
+from vidqa.media.pixels import upright_rgb
 from vidqa.media.signature import Signature
 
 #: Containers that store one frame a packet together with the time when it is shown.
@@ -118,7 +118,7 @@ class PyavReader:
                     frame = self._by_time(int(self.index.pts[i]), wanted)
             except av.error.FFmpegError as e:
                 raise decode_error(self.path, e) from e
-            yield self._rgb(frame)
+            yield upright_rgb(frame, self.facts, self._turn, self._mirrored)
 
     def unfit_for_decord(self, containers: Sequence[str]) -> str | None:
         """Why decord must not be trusted with this file; None where nothing speaks against it."""
@@ -141,7 +141,7 @@ class PyavReader:
     def _restart(self) -> None:
         """Back to the first packet, the sure way: seeking to the start is not exact in every container."""
         self._opened = self._open()
-        self._packets = self._opened.container.demux(self._opened.stream)
+        self._packets = packets(self._opened)
         self._ahead, self._position, self._begun_at, self._sought = [], None, None, False
 
     def _from_start(self) -> tuple[Iterator[Packet], VideoCodecContext]:
@@ -163,7 +163,7 @@ class PyavReader:
         The file is not opened anew for it: that alone takes 3 to 4 ms, a twentieth of a short clip's time.
         """
         try:
-            for packet in self._opened.container.demux(self._opened.stream):
+            for packet in packets(self._opened):
                 builder.add(packet)
         except av.error.FFmpegError:
             pass  # a broken tail: what came before it counts
@@ -176,13 +176,24 @@ class PyavReader:
         """Whether the first frames that the decoder gives are the first frames of the index."""
         self._restart()
         n = min(_N_CHECKED, len(index))
-        given = [frame.pts for frame, _ in zip(self._decoded(), range(n), strict=False)]
+        try:
+            given = [frame.pts for frame, _ in zip(self._decoded(), range(n), strict=False)]
+        except av.error.FFmpegError:
+            return False
         return given == [int(p) for p in index.pts[:n]]
 
     def _index_from_decoding(self) -> FrameIndex:
         self._restart()
-        stream = self._opened.stream
-        return counted_index([f.pts for f in self._decoded()], self._opened.time_base, stream.average_rate)
+        times: list[int | None] = []
+        try:
+            for frame in self._decoded():
+                times.append(frame.pts)
+        except av.error.FFmpegError as e:
+            if not times:
+                raise decode_error(self.path, e) from e
+        if not times:
+            raise MediaError("unreadable", f"{show(self.path)}: frames were decoded once and not again")
+        return counted_index(times, self._opened.time_base, self._opened.stream.average_rate)
 
     def _decoded(self, wanted: set[int] | None = None) -> Iterator[VideoFrame]:
         """Decode on from here. Damaged packets are passed over, as players do.
@@ -250,7 +261,7 @@ class PyavReader:
             self._opened.container.seek(int(aims[key]), stream=self._opened.stream, backward=True, any_frame=False)
         except av.error.FFmpegError:
             return False
-        self._packets = self._opened.container.demux(self._opened.stream)
+        self._packets = packets(self._opened)
         self._ahead, self._position, self._begun_at, self._sought = [], None, None, True
         return True
 
@@ -280,14 +291,3 @@ class PyavReader:
             if frame.pts > pts:
                 return None
         return None
-
-    def _rgb(self, frame: VideoFrame) -> np.ndarray:
-        facts = self.facts
-        width, height = displayed_size(frame.width, frame.height, facts.pixel_aspect, 0)
-        upright = (height, width) if self._turn in (90, 270) else (width, height)
-        if upright != (facts.width, facts.height):  # the stream changes its size on the way: the first size holds
-            width, height = (facts.height, facts.width) if self._turn in (90, 270) else (facts.width, facts.height)
-        pixels = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation=Interpolation.BILINEAR)
-        if self._mirrored:
-            pixels = pixels[:, ::-1]
-        return np.ascontiguousarray(np.rot90(pixels, -self._turn // 90))
