@@ -29,7 +29,9 @@ PLACES: dict[str, tuple[str, ...]] = {
     "onnx": ("vidqa.model.export",),
     "onnxscript": ("vidqa.model.export",),
     "decord": ("vidqa.media.decord_backend",),
-    "av": tuple(f"vidqa.media.{name}" for name in ("pyav_backend", "groups", "pixels", "container", "synthetic")),
+    "av": tuple(
+        f"vidqa.media.{name}" for name in ("pyav_backend", "groups", "listed", "pixels", "container", "synthetic")
+    ),
     "polars": ("vidqa.tables", "vidqa.train"),  # train: its tables of rejects, samples in Parquet
     "click": ("vidqa.cli",),
 }

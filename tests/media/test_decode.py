@@ -305,7 +305,7 @@ def test_a_file_that_cannot_be_read_on_ends_where_it_is(tmp_path: Path, monkeypa
             yield packet
 
     monkeypatch.setattr(pyav_backend, "packets", broken)
-    with open_reader(str(path), "pyav", count_by_decoding=True) as reader:
+    with open_reader(str(path), "pyav", trusted="decoding") as reader:
         assert 0 < len(reader.pts_s) <= 20
 
 

@@ -129,7 +129,7 @@ def test_a_group_that_lacks_a_frame_is_counted_by_decoding(tmp_path: Path) -> No
         assert numbers(list(reader.frames([0, 23, 59]))) == [0, 23, 59], "whole groups"
         with pytest.raises(FramesDifferError):
             list(reader.frames([33]))
-    with open_reader(str(path), "pyav", count_by_decoding=True) as slow:
+    with open_reader(str(path), "pyav", trusted="decoding") as slow:
         n = len(slow.pts_s)
         assert n < 60
     frames = decode(str(path), video=SamplingSpec("linspace", 60)).segments[0].frames
@@ -162,7 +162,7 @@ def test_a_file_is_opened_once(name: str, encoder: str, tmp_path: Path, monkeypa
 def test_skipping_changes_no_pixel(clip: Path) -> None:
     """Pictures that nothing refers to are left undecoded on the way; the wanted ones must not notice."""
     wanted = [7, 17, 29, 38]
-    with open_reader(str(clip)) as sparse, open_reader(str(clip), count_by_decoding=True) as full:
+    with open_reader(str(clip)) as sparse, open_reader(str(clip), trusted="decoding") as full:
         assert not sparse.index.by_order and full.index.by_order  # type: ignore[attr-defined]
         for a, b in zip(sparse.frames(wanted), full.frames(wanted), strict=True):
             assert np.array_equal(a, b)

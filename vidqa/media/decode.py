@@ -16,7 +16,7 @@ import numpy as np
 
 from vidqa.errors import MediaError
 from vidqa.media.files import identify, show
-from vidqa.media.index import FramesDifferError
+from vidqa.media.index import FramesDifferError, Trusted
 from vidqa.media.sampling import frame_indices
 from vidqa.media.segments import BORDER_S, plan_segments
 from vidqa.records import DecodedMedia, DecodedSegment, EncoderInput, FrameBatch, MediaFacts, SamplingSpec, Segment
@@ -37,13 +37,13 @@ class Reader(AbstractContextManager["Reader"], Protocol):
         ...
 
 
-def open_reader(path: str, backend: Backend = "auto", *, count_by_decoding: bool = False) -> Reader:
+def open_reader(path: str, backend: Backend = "auto", *, trusted: Trusted = "list") -> Reader:
     """Open a file for reading frames by index.
 
     Args:
         path: of the file.
         backend: `auto` unless a test or a measurement wants one of them. Pictures are read by Pillow in any case.
-        count_by_decoding: slow and sure; see `PyavReader`.
+        trusted: what tells which frames a video has; see `PyavReader`. decord asks the packets.
 
     Raises:
         MediaError: no frame can be had; the kind says why.
@@ -55,7 +55,9 @@ def open_reader(path: str, backend: Backend = "auto", *, count_by_decoding: bool
         return StillReader(path)
     from vidqa.media.pyav_backend import PyavReader
 
-    reader = PyavReader(path, signature, count_by_decoding=count_by_decoding)
+    if backend == "decord" and trusted == "list":
+        trusted = "packets"
+    reader = PyavReader(path, signature, trusted=trusted)
     if backend != "decord":
         return reader
     from vidqa.media.decord_backend import DecordReader
@@ -92,21 +94,23 @@ def decode(
     began = time.perf_counter()
     sampling = video or SamplingSpec()
 
-    def attempt(name: Backend, count_by_decoding: bool = False) -> DecodedMedia:
-        with open_reader(path, name, count_by_decoding=count_by_decoding) as reader:
+    def attempt(name: Backend, trusted: Trusted) -> DecodedMedia:
+        with open_reader(path, name, trusted=trusted) as reader:
             segments = tuple(_segments(reader, seconds, image, sampling, transform))
             return DecodedMedia(reader.facts, segments, reader.backend, time.perf_counter() - began)
 
+    by_trust: tuple[Trusted, ...] = ("list", "packets")
+    for trusted in by_trust:
+        try:
+            return attempt(backend, trusted)
+        except FramesDifferError:
+            pass
     try:
-        return attempt(backend)
-    except FramesDifferError:
-        pass
-    try:
-        return attempt(backend, count_by_decoding=True)
+        return attempt(backend, "decoding")
     except (FramesDifferError, MediaError) as e:
         if backend == "auto":
             try:
-                return attempt("decord")
+                return attempt("decord", "packets")
             except MediaError:
                 pass  # the first backend's reason is the better one
         if isinstance(e, MediaError):

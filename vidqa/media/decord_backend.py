@@ -60,7 +60,7 @@ class DecordReader:
             import decord
         except (ImportError, OSError) as e:
             raise self._refused("decord is not installed") from e
-        if reason := known.unfit_for_decord(_CONTAINERS):
+        if reason := _unfit(known):
             raise self._refused(reason)
         decord.logging.set_level(decord.logging.QUIET)
         name = self._exit.enter_context(plain_name(self.path))
@@ -108,3 +108,17 @@ class DecordReader:
 
     def _refused(self, reason: str) -> MediaError:
         return MediaError("unsupported", f"{show(self.path)}: {reason}", hint="use the backend `pyav` or `auto`")
+
+
+def _unfit(known: PyavReader) -> str | None:
+    """Why decord must not be trusted with a file; None where nothing speaks against it."""
+    index, container = known.index, known.opened.signature.container
+    if index.by_order or not index.one_packet_one_frame:
+        return "the packets of this stream do not tell its frames"
+    if container not in _CONTAINERS:
+        return f"decord is not used for {container}"
+    if index.open_groups:
+        return "decord gives wrong frames after seeking into an open group of pictures"
+    if len(known.opened.container.streams.video) != 1:
+        return "decord cannot be told which of several video streams to decode"
+    return "decord does not mirror frames" if known.mirrored else None

@@ -10,10 +10,12 @@ from array import array
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+#: What is believed about a file's frames, the fastest first; each next one is slower and surer.
+Trusted = Literal["list", "packets", "decoding"]
 #: Frames a second of streams that do not tell.
 _USUAL_RATE = Fraction(25)
 #: Bytes of the packets between two keyframes that may be held in memory.
@@ -42,6 +44,7 @@ class FrameIndex:
     group_starts: np.ndarray | None = None  # int64 [G], frames at which decoding can begin, where frames go by order
     one_packet_one_frame: bool = True  # False for field pairs: there a packet may hold half a frame
     open_groups: bool = False  # True where pictures stored after a keyframe are shown before it
+    guessed: bool = False  # True where a frame that does not come at its time speaks against the index, not the file
     doubtful: bool = False  # True where a look at the first decoded frames should confirm the index
 
     def contradicts(self, packet: Any) -> bool:

@@ -33,7 +33,8 @@ from vidqa.media.container import (
 )
 from vidqa.media.files import show
 from vidqa.media.groups import GroupReader
-from vidqa.media.index import FrameIndex, FramesDifferError, IndexBuilder, counted_index
+from vidqa.media.index import FrameIndex, FramesDifferError, IndexBuilder, Trusted, counted_index
+from vidqa.media.listed import listed_index
 from vidqa.media.pixels import upright_rgb
 from vidqa.media.signature import Signature
 
@@ -53,7 +54,8 @@ class PyavReader:
     Args:
         path: of the file.
         signature: of its first bytes, where known.
-        count_by_decoding: do not believe the packets; decode the whole stream once to learn which frames there are.
+        trusted: what tells which frames there are: the file's own list of them, where there is one, its packets, or
+            decoding the whole stream once.
 
     Raises:
         MediaError: no frame can be had; the kind says why.
@@ -61,7 +63,7 @@ class PyavReader:
 
     backend = "pyav"
 
-    def __init__(self, path: str, signature: Signature | None = None, *, count_by_decoding: bool = False) -> None:
+    def __init__(self, path: str, signature: Signature | None = None, *, trusted: Trusted = "list") -> None:
         self.path = path
         self._signature = signature
         self._exit = ExitStack()
@@ -73,12 +75,14 @@ class PyavReader:
         self._groups: GroupReader | None = None
         self._begun_at: int | None = None  # last keyframe that the decoder was given: ticks
         try:
-            self._opened = self._open()
+            self.opened = self._open()
             builder = self._index_builder()
-            frame = first_frame(self._opened, builder.add)
-            self._header = header_facts(self._opened, frame)
-            self._turn, self._mirrored = orientation(frame)
-            index = None if count_by_decoding else self._index_from_packets(builder)
+            frame = first_frame(self.opened, builder.add)
+            self._header = header_facts(self.opened, frame)
+            self._turn, self.mirrored = orientation(frame)
+            index = self._index_from_list(frame.pts) if trusted == "list" else None
+            if not index and trusted != "decoding":
+                index = self._index_from_packets(builder)
             self.index = index or self._index_from_decoding()
             if self.index.group_starts is not None:
                 self._groups = GroupReader(self.index.group_starts, len(self.index), builder.is_shown, self._from_start)
@@ -118,19 +122,7 @@ class PyavReader:
                     frame = self._by_time(int(self.index.pts[i]), wanted)
             except av.error.FFmpegError as e:
                 raise decode_error(self.path, e) from e
-            yield upright_rgb(frame, self.facts, self._turn, self._mirrored)
-
-    def unfit_for_decord(self, containers: Sequence[str]) -> str | None:
-        """Why decord must not be trusted with this file; None where nothing speaks against it."""
-        if self.index.by_order or not self.index.one_packet_one_frame:
-            return "the packets of this stream do not tell its frames"
-        if self._opened.signature.container not in containers:
-            return f"decord is not used for {self._opened.signature.container}"
-        if self.index.open_groups:
-            return "decord gives wrong frames after seeking into an open group of pictures"
-        if len(self._opened.container.streams.video) != 1:
-            return "decord cannot be told which of several video streams to decode"
-        return "decord does not mirror frames" if self._mirrored else None
+            yield upright_rgb(frame, self.facts, self._turn, self.mirrored)
 
     def _open(self) -> Opened:
         self._exit.close()
@@ -140,22 +132,30 @@ class PyavReader:
 
     def _restart(self) -> None:
         """Back to the first packet, the sure way: seeking to the start is not exact in every container."""
-        self._opened = self._open()
-        self._packets = packets(self._opened)
+        self.opened = self._open()
+        self._packets = packets(self.opened)
         self._ahead, self._position, self._begun_at, self._sought = [], None, None, False
 
     def _from_start(self) -> tuple[Iterator[Packet], VideoCodecContext]:
         self._restart()
-        return self._packets, self._opened.stream.codec_context
+        return self._packets, self.opened.stream.codec_context
 
     def _index_builder(self) -> IndexBuilder:
-        stream = self._opened.stream
+        stream = self.opened.stream
         return IndexBuilder(
             codec=stream.codec_context.codec.canonical_name,
-            time_base=self._opened.time_base,
+            time_base=self.opened.time_base,
             frame_s=1 / Fraction(stream.average_rate) if stream.average_rate else None,
-            trusted_container=self._opened.container.format.name.startswith(_TRUSTED),
+            trusted_container=self.opened.container.format.name.startswith(_TRUSTED),
         )
+
+    def _index_from_list(self, first_pts: int | None) -> FrameIndex | None:
+        try:
+            return listed_index(self.opened, first_pts)
+        except FramesDifferError:  # known at another place of the file: back to where the first frame was read
+            self.opened = self._open()
+            first_frame(self.opened)
+            return None
 
     def _index_from_packets(self, builder: IndexBuilder) -> FrameIndex | None:
         """Read the packets behind those that the first picture took, decode none. None where they cannot tell.
@@ -163,13 +163,13 @@ class PyavReader:
         The file is not opened anew for it: that alone takes 3 to 4 ms, a twentieth of a short clip's time.
         """
         try:
-            for packet in packets(self._opened):
+            for packet in packets(self.opened):
                 builder.add(packet)
         except av.error.FFmpegError:
             pass  # a broken tail: what came before it counts
         index = builder.build()
         if index is None or (index.doubtful and not self._starts_as(index)):
-            return builder.build_by_groups(self._opened.stream.average_rate)
+            return builder.build_by_groups(self.opened.stream.average_rate)
         return index
 
     def _starts_as(self, index: FrameIndex) -> bool:
@@ -193,7 +193,7 @@ class PyavReader:
                 raise decode_error(self.path, e) from e
         if not times:
             raise MediaError("unreadable", f"{show(self.path)}: frames were decoded once and not again")
-        return counted_index(times, self._opened.time_base, self._opened.stream.average_rate)
+        return counted_index(times, self.opened.time_base, self.opened.stream.average_rate)
 
     def _decoded(self, wanted: set[int] | None = None) -> Iterator[VideoFrame]:
         """Decode on from here. Damaged packets are passed over, as players do.
@@ -201,7 +201,7 @@ class PyavReader:
         Args:
             wanted: frames by time; pictures that are neither wanted nor referred to may be left undecoded.
         """
-        codec = self._opened.stream.codec_context
+        codec = self.opened.stream.codec_context
         while self._ahead:
             yield self._ahead.pop(0)
         for packet in self._packets:
@@ -244,6 +244,8 @@ class PyavReader:
             for earlier in range(key, -1, -1)[:_N_EARLIER_KEYS]:
                 if self._seek(earlier) and (frame := self._decode_to(pts, wanted)):
                     return frame
+            if self.index.guessed:
+                raise FramesDifferError(f"{show(self.path)}: no frame at tick {pts}, which its list tells")
             self._way = "pass"
         if self._way == "pass":
             if self._pass_over(key) and (frame := self._decode_to(pts, wanted)):
@@ -258,10 +260,10 @@ class PyavReader:
         """Go to a keyframe, by its number; False where the container cannot."""
         aims = self.index.keys if self.index.key_seeks is None else self.index.key_seeks
         try:
-            self._opened.container.seek(int(aims[key]), stream=self._opened.stream, backward=True, any_frame=False)
+            self.opened.container.seek(int(aims[key]), stream=self.opened.stream, backward=True, any_frame=False)
         except av.error.FFmpegError:
             return False
-        self._packets = packets(self._opened)
+        self._packets = packets(self.opened)
         self._ahead, self._position, self._begun_at, self._sought = [], None, None, True
         return True
 
@@ -273,7 +275,7 @@ class PyavReader:
             self._restart()
         for packet in self._packets:
             if packet.is_keyframe and packet.pts == pts:
-                self._opened.stream.codec_context.flush_buffers()
+                self.opened.stream.codec_context.flush_buffers()
                 self._packets = chain((packet,), self._packets)
                 self._ahead, self._position = [], None
                 return True
