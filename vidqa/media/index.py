@@ -80,7 +80,13 @@ class FrameIndex:
 
 @dataclass
 class IndexBuilder:
-    """Collects packets in the order of the file."""
+    """Collects packets in the order of the file.
+
+    Where a seek must aim to land on a keyframe's packet (`key_seeks`): containers with a list of their keyframes find
+    it by the time when it is shown. Streams without one (MPEG's) are searched for the last packet that is decoded by
+    then, whichever it is: with pictures that are shown in another order, one behind the keyframe, from where decoding
+    could begin at the next keyframe only.
+    """
 
     codec: str
     time_base: Fraction
@@ -93,65 +99,62 @@ class IndexBuilder:
     key_seeks: array[int] = field(default_factory=lambda: array("q"))
     dts: array[int] = field(default_factory=lambda: array("q"))
     group_starts: array[int] = field(default_factory=lambda: array("q"))
-    group_sizes: array[int] = field(default_factory=lambda: array("q"))
+    group_bytes: array[int] = field(default_factory=lambda: array("q"))  # before each group
     n_shown: int = 0
+    n_bytes: int = 0
     n_untimed: int = 0
     n_field_pairs: int = 0
     n_leading: int = 0
     _open_field: int | None = None
 
+    def __post_init__(self) -> None:
+        self._hides = self.codec in ("vp8", "vp9")
+        fields = self.codec == "h264" and not self.trusted_container and self.frame_s is not None
+        #: Ticks of half a frame, where packets may be such.
+        self._half = float(self.frame_s / 2 / self.time_base) if fields and self.frame_s else None
+
     def add(self, packet: Any) -> None:
-        """Take note of a packet; hidden, discarded and damaged ones are no frames."""
+        """Take note of a packet; hidden, discarded and damaged ones are no frames. A film has 90,000 an hour."""
         if not self.is_shown(packet):
             return
-        self._add_to_group(packet)
-        if packet.pts is None:
+        pts, dts, size, is_key = packet.pts, packet.dts, packet.size, packet.is_keyframe
+        if is_key or not self.n_shown:
+            self.group_starts.append(self.n_shown)
+            self.group_bytes.append(self.n_bytes)
+        self.n_shown += 1
+        self.n_bytes += size
+        if dts is not None:
+            self.dts.append(dts)
+        if pts is None:
             self.n_untimed += 1
             return
-        if self._is_second_field(packet):
+        if self._half and self._is_second_field(pts, packet.duration, self._half):
             self.n_field_pairs += 1
             return
-        self.pts.append(packet.pts)
-        self.sizes.append(packet.size)
+        self.pts.append(pts)
+        self.sizes.append(size)
         self.durations.append(packet.duration or 0)
-        if packet.is_keyframe:
-            self.keys.append(packet.pts)
-            self.key_seeks.append(self._seek_for(packet))
-        elif self.keys and packet.pts < self.keys[-1]:
+        if is_key:
+            self.keys.append(pts)
+            self.key_seeks.append(pts if self.trusted_container or dts is None else dts)
+        elif self.keys and pts < self.keys[-1]:
             self.n_leading += 1
 
     def is_shown(self, packet: Any) -> bool:
         """False for packets that are no frames: hidden, discarded and damaged ones."""
-        return bool(packet.size) and not (packet.is_discard or packet.is_corrupt or _is_hidden(self.codec, packet))
-
-    def _add_to_group(self, packet: Any) -> None:
-        if packet.is_keyframe or not self.n_shown:
-            self.group_starts.append(self.n_shown)
-            self.group_sizes.append(0)
-        self.n_shown += 1
-        self.group_sizes[-1] += packet.size
-        if packet.dts is not None:
-            self.dts.append(packet.dts)
-
-    def _seek_for(self, packet: Any) -> int:
-        """Where a seek must aim to land on a keyframe's packet.
-
-        Containers with a list of their keyframes find it by the time when it is shown. Streams without one (MPEG's) are
-        searched for the last packet that is decoded by then, whichever it is: with pictures that are shown in another
-        order, one behind the keyframe, from where decoding could begin at the next keyframe only.
-        """
-        return packet.pts if self.trusted_container or packet.dts is None else packet.dts
-
-    def _is_second_field(self, packet: Any) -> bool:
-        """Interlaced H.264 in transport streams comes as two packets a frame, each half a frame long."""
-        if self.trusted_container or self.frame_s is None or self.codec != "h264" or not packet.duration:
+        if not packet.size or packet.is_discard or packet.is_corrupt:
             return False
-        half = float(self.frame_s / 2 / self.time_base)
-        if abs(packet.duration - half) > 0.1 * half:
+        return not (self._hides and _is_hidden(self.codec, packet))
+
+    def _is_second_field(self, pts: int, duration: int | None, half: float) -> bool:
+        """Interlaced H.264 in transport streams comes as two packets a frame, each half a frame long."""
+        if not duration:
+            return False
+        if abs(duration - half) > 0.1 * half:
             self._open_field = None
             return False
-        first, self._open_field = self._open_field, packet.pts
-        if first is not None and 0 < packet.pts - first < 1.5 * half:
+        first, self._open_field = self._open_field, pts
+        if first is not None and 0 < pts - first < 1.5 * half:
             self._open_field = None
             return True
         return False
@@ -183,7 +186,8 @@ class IndexBuilder:
         Args:
             rate: as for `counted_index`; used where packets do not say when they are decoded.
         """
-        if self.n_field_pairs or len(self.group_starts) < 2 or max(self.group_sizes) > _GROUP_LIMIT:
+        sizes = np.diff([*self.group_bytes, self.n_bytes])
+        if self.n_field_pairs or len(sizes) < 2 or sizes.max() > _GROUP_LIMIT:
             return None
         times, base = np.asarray(self.dts, np.int64), self.time_base
         if len(times) != self.n_shown or (np.diff(times) <= 0).any():
