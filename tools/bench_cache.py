@@ -3,6 +3,7 @@
 
     python tools/bench_cache.py                      100 entries of 8 x 257 x 1024 (4.2 MB), twice: cold and warm
     python tools/bench_cache.py --entries 20 --folder /archive/cache
+    python tools/bench_cache.py --contents 60        and how fast 60 unknown files of 30 MB get their media_id
 
 `cold` asks the system to forget the files first (posix_fadvise), as far as it does. `plain` reads the same files into
 memory and looks at nothing; `copy` is a copy in memory of as many bytes. vidqa checks a CRC-32 over every byte. Prints
@@ -18,15 +19,19 @@ import platform
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from vidqa.cache.index import MediaIndex
 from vidqa.cache.key import CacheKey
 from vidqa.cache.store import FeatureStore
-from vidqa.records import EncodedSegment, Features, MediaFacts
+from vidqa.pipeline.content import identify_all
+from vidqa.records import EncodedSegment, Features, MediaFacts, MediaItem
 
 FACTS = MediaFacts("video", "h264", 640, 360, 10.0, 25.0)
 
@@ -63,11 +68,30 @@ def rate(run: Callable[[], object], n_bytes: int) -> tuple[float, float]:
     return n_bytes / wall / 1e9, n_bytes / max(used, 1e-9) / 1e9
 
 
+def name_contents(folder: Path, n: int) -> dict[str, tuple[float, float]]:
+    """Rates of naming the contents of unknown files of 30 MB, by one thread and by as many as a run takes."""
+    paths, found = [folder / f"{i}.mp4" for i in range(n)], {}
+    for path in paths:
+        path.write_bytes(os.urandom(30 << 20))
+    items = [MediaItem(str(p), str(folder), p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
+    for state in ("cold", "warm"):
+        for title, n_threads in (("1 thread", 1), ("as a run", None)):
+            if state == "cold":
+                forget(paths)
+            with tempfile.TemporaryDirectory() as unknown:
+                index = MediaIndex(unknown)
+                run = partial(deque, identify_all(index, items, n_threads), 0)
+                found[f"{state}: media_id, {title}"] = rate(run, n * (30 << 20))
+                index.close()
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--entries", type=int, default=100)
     parser.add_argument("--shape", default="8,257,1024", help="T,P,D of the tokens [8,257,1024]")
     parser.add_argument("--folder", type=Path, help="disk to measure [the system's folder for temporary files]")
+    parser.add_argument("--contents", type=int, default=0, metavar="N", help="files of 30 MB to name [none]")
     args = parser.parse_args()
     t, p, d = (int(n) for n in args.shape.split(","))
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
@@ -94,9 +118,11 @@ def main() -> int:
                 found[f"{state}: {title}"] = rate(run, n_bytes)
         block = np.zeros(t * p * d, np.float16)
         found["copy"] = rate(lambda: [block.copy() for _ in all_keys], n_bytes)
-    print(f"{args.entries} entries of {t * p * d * 2 / 1e6:.1f} MB\n{'':<22}{'GB/s':>8}{'per CPU s':>11}")
+        if args.contents:
+            found |= name_contents(Path(name), args.contents)
+    print(f"{args.entries} entries of {t * p * d * 2 / 1e6:.1f} MB\n{'':<24}{'GB/s':>8}{'per CPU s':>11}")
     for title, (wall, cpu) in found.items():
-        print(f"{title:<22}{wall:>8.2f}{cpu:>11.2f}")
+        print(f"{title:<24}{wall:>8.2f}{cpu:>11.2f}")
     machine = {"cores": os.cpu_count(), "machine": platform.machine(), "load": os.getloadavg()[0]}
     rates = {k: {"gb_per_s": round(a, 3), "gb_per_cpu_s": round(b, 3)} for k, (a, b) in found.items()}
     print(json.dumps({"bench": "cache", "entries": args.entries, "shape": args.shape, "results": rates, **machine}))

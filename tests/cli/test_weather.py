@@ -16,7 +16,7 @@ import pytest
 import weather_hooks
 from PIL import Image
 
-from vidqa.pipeline import feed, rows, run
+from vidqa.pipeline import content, feed, rows
 from vidqa.records import MediaItem
 from vidqa.tables.formats import read_table
 
@@ -114,14 +114,14 @@ def meddle(monkeypatch) -> Callable[[dict[str, Callable[[Path], object]]], None]
     """`meddle({name: act})`: act on a file after its content was named, and before it is decoded."""
 
     def with_acts(acts: dict[str, Callable[[Path], object]]) -> None:
-        identify = run.identify
+        identify = content.identify
 
         def meddled(index: object, item: MediaItem) -> tuple[MediaItem, str]:
             found = identify(index, item)  # type: ignore[arg-type]
             acts.pop(item.rel, lambda path: None)(Path(item.path))
             return found
 
-        monkeypatch.setattr(run, "identify", meddled)
+        monkeypatch.setattr(content, "identify", meddled)
 
     return with_acts
 
@@ -177,7 +177,7 @@ def test_permission_denied_is_a_row(vidqa, make_clip, tmp_path, monkeypatch):
     folder, table = tmp_path / "clips", tmp_path / "t.parquet"
     secret = make_clip(folder / "secret.mp4")
     secret.chmod(0)
-    identify = run.identify
+    identify = content.identify
 
     def as_somebody_else(index: object, item: MediaItem) -> tuple[MediaItem, str]:
         if os.geteuid() != 0:
@@ -188,10 +188,10 @@ def test_permission_denied_is_a_row(vidqa, make_clip, tmp_path, monkeypatch):
         finally:
             os.seteuid(0)
 
-    monkeypatch.setattr(run, "identify", as_somebody_else)
+    monkeypatch.setattr(content, "identify", as_somebody_else)
     assert vidqa("describe", folder, "--out", table).code == 3
     assert outcome(table) == {"secret.mp4": "permission"}
-    monkeypatch.setattr(run, "identify", identify)
+    monkeypatch.setattr(content, "identify", identify)
     secret.chmod(0o644)
     assert vidqa("describe", folder, "--out", table).code == 0
     assert outcome(table) == {"secret.mp4": "ok"}

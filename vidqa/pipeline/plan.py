@@ -17,7 +17,7 @@ from vidqa.media.probe import probe
 from vidqa.media.segments import plan_segments
 from vidqa.media.workers import DecodePool
 from vidqa.model.spec import EncoderSpec
-from vidqa.pipeline.content import identify
+from vidqa.pipeline.content import identify_all
 from vidqa.pipeline.describe import open_table
 from vidqa.pipeline.ledger import Ledger
 from vidqa.pipeline.loaded import LoadedModel
@@ -163,17 +163,15 @@ class _Count:
 
     def _unknown(self, items: Sequence[MediaItem]) -> Iterator[str]:
         """Paths of files whose facts nobody knows; counts all others."""
-        for item in items:
+        for item, media_id in identify_all(self._index, items):
             self._run.reporter.advance()
-            try:
-                item, media_id = identify(self._index, item)
-                work = self._ledger.owed(item, media_id)
-                facts = work and self._index.facts(media_id)
-            except ItemError:
+            if isinstance(media_id, ItemError):
                 self._made.files_to_do += 1
                 self._made.files_unreadable += 1
                 self._made.new_rows += self._ledger.n_questions
                 continue
+            work = self._ledger.owed(item, media_id)
+            facts = work and self._index.facts(media_id)
             if work is None:
                 self._known(media_id)
             elif facts:

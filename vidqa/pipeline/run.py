@@ -18,7 +18,7 @@ from vidqa.errors import ItemError, VidqaError
 from vidqa.media.files import show, without_name
 from vidqa.media.scan import ScanResult, scan
 from vidqa.pipeline.answer import Answered
-from vidqa.pipeline.content import identify
+from vidqa.pipeline.content import identify_all
 from vidqa.pipeline.encode import encode_works
 from vidqa.pipeline.feed import Feed
 from vidqa.pipeline.loaded import LoadedModel, load_model
@@ -105,13 +105,10 @@ class Run:
         self, items: Iterable[MediaItem], index: MediaIndex, owed: Owed, questions: tuple[Question, ...]
     ) -> Iterator[Work | Encoded]:
         """Hash each file and ask what it needs. Runs in the feed's thread."""
-        for item in items:
-            try:
-                work = owed(*identify(index, item))
-            except ItemError as error:  # gone or not readable: the row will say so
-                yield Encoded(Work(item, None, questions), error=error)
-                continue
-            if work is None:
+        for item, found in identify_all(index, items):
+            if isinstance(found, ItemError):  # gone or not readable: the row will say so
+                yield Encoded(Work(item, None, questions), error=found)
+            elif (work := owed(item, found)) is None:
                 self.reporter.advance()
             else:
                 yield work
