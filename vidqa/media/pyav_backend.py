@@ -1,5 +1,8 @@
 """Path -> frames at exact indices, by PyAV. Does not choose which frames.
 
+Which frames there are tells the first of these that can: the file's own list (`listed`), its packets (`index`), the
+packets of each group of pictures by their number (`groups`), decoding all of it.
+
 Sparse frames are reached by seeking to the keyframe before each and decoding from there; on the way, pictures that
 nothing refers to are skipped. Colours: the stream's own range, and the BT.601 matrix for all streams. That is what
 decord does, and decord made the frames that the published encoders were trained on; decoding HD material by its BT.709
@@ -75,7 +78,7 @@ class PyavReader:
         self._groups: GroupReader | None = None
         self._begun_at: int | None = None  # last keyframe that the decoder was given: ticks
         try:
-            self.opened = self._open()
+            self.opened = self._open()  # anew where the file is read from its start again
             builder = self._index_builder()
             frame = first_frame(self.opened, builder.add)
             self._header = header_facts(self.opened, frame)
