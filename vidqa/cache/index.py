@@ -95,8 +95,14 @@ class MediaIndex:
             MediaError: the file is gone, may not be read, or keeps changing while it is read.
             CacheError: the index cannot be written.
         """
-        if (media_id := self.known(item)) is not None:
-            return media_id
+        return self.known(item) or self.read(item)
+
+    def read(self, item: MediaItem) -> str:
+        """As `media_id`, but the file is read whether it is known or not.
+
+        Raises:
+            MediaError, CacheError: as `media_id`.
+        """
         path, read_ns = os.fsencode(item.path), time.time_ns()
         size, mtime_ns, media_id = _digest_steady(item.path)
         self.n_read += 1

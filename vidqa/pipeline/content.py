@@ -42,7 +42,7 @@ def identify(index: MediaIndex, item: MediaItem) -> tuple[MediaItem, str]:
     for _ in range(_TRIES):
         if (known := index.known(item)) is not None:  # size and time of the scan are those of the content
             return item, known
-        media_id = index.media_id(item)
+        media_id = index.read(item)
         try:
             now = os.stat(item.path)
         except OSError as error:
