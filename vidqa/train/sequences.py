@@ -22,7 +22,7 @@ from vidqa.train.data import MediaRef, Rejected, Sample, SampleError, labelled
 from vidqa.train.data.survey import group_of, length_of
 from vidqa.train.order import Plan, Survey
 from vidqa.train.packing import Packed, PackedBatch, collate, pack
-from vidqa.train.unseen import LeftOut
+from vidqa.train.unseen import LeftOut, UnseenPairs
 
 _ANEW = "remove the folder `records` in the cache folder: it is made anew; then run again"
 
@@ -98,6 +98,21 @@ class Sequences(torch.utils.data.Dataset[Item]):
     ) -> None:
         self.corpus, self.plan, self.features, self.label = corpus, plan, features, label
         self.left_out = left_out
+
+    @classmethod
+    def of_model(
+        cls, model: VideoLlava, corpus: Samples, plan: Plan, features: FeatureSource, unseen: UnseenPairs | None = None
+    ) -> Sequences:
+        """For a model, in its own chat format and as long as its context.
+
+        Args:
+            model: that learns, or is scored.
+            corpus, plan, features: as for the class.
+            unseen: pairs that the loss leaves out where they would answer.
+        """
+        left_out = LeftOut(unseen, model.tokenizer) if unseen else None
+        label = labeller(model, model.chat, model.context, left_out)
+        return cls(corpus, plan, features, label, left_out.rows if left_out else ())
 
     def __len__(self) -> int:
         return len(self.plan.sequences)

@@ -24,9 +24,9 @@ from vidqa.train.processes import Common, is_first, precision_on, processes
 from vidqa.train.quantised import quantise
 from vidqa.train.recipe import Recipe, Stage
 from vidqa.train.report import StageFacts
-from vidqa.train.sequences import FeatureSource, Sequences, labeller
+from vidqa.train.sequences import FeatureSource, Sequences
 from vidqa.train.stagefiles import save_stage, stage_weights
-from vidqa.train.unseen import LeftOut, UnseenPairs
+from vidqa.train.unseen import UnseenPairs
 from vidqa.train.watch import Listener
 
 
@@ -71,9 +71,7 @@ class StageRun:
         stage = self.stage
         plan = plan_of(self.stage, corpus, self.recipe.seed)
         model = self._model()
-        left_out = LeftOut(self.unseen, model.tokenizer) if self.unseen else None
-        label = labeller(model, model.chat, model.context, left_out)
-        data = Sequences(corpus, plan, features, label, left_out.rows if left_out else ())
+        data = Sequences.of_model(model, corpus, plan, features, self.unseen)
         around = Surroundings(
             self.folder,
             self.listener,
@@ -128,7 +126,7 @@ class StageRun:
         if corpus is None or words is None:
             return None
         plan = held_out(min(len(corpus), words.max_conversations))
-        data = Sequences(corpus, plan, features, labeller(model, model.chat, model.context))
+        data = Sequences.of_model(model, corpus, plan, features)
         at_once = self.stage.per_device if isinstance(self.stage.per_device, int) else 8
         return Evaluator(
             data,

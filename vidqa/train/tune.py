@@ -23,8 +23,8 @@ from vidqa.train.metrics import MetricsFile
 from vidqa.train.order import Packing, Survey, plan_run
 from vidqa.train.processes import Common, processes
 from vidqa.train.recipe import Logging, Stage, StageKind
-from vidqa.train.sequences import Sequences, labeller
-from vidqa.train.unseen import LeftOut, UnseenPairs
+from vidqa.train.sequences import Sequences
+from vidqa.train.unseen import UnseenPairs
 
 
 @dataclass(frozen=True)
@@ -130,9 +130,7 @@ def tune(
     plan = plan_run(
         corpus.epoch_order, batch, epochs=settings.epochs, packing=packing, survey=corpus.survey(), seed=settings.seed
     )
-    left_out = LeftOut(settings.unseen_pairs, model.tokenizer) if settings.unseen_pairs else None
-    label = labeller(model, model.chat, model.context, left_out)
-    data = Sequences(corpus, plan, ByPath(features), label, left_out.rows if left_out else ())
+    data = Sequences.of_model(model, corpus, plan, ByPath(features), settings.unseen_pairs)
     never = plan.n_steps + 1
     output = Common().output.model_copy(update={"save_every": never})
     common = Common(output=output, logging=Logging(every=50), seed=settings.seed)
