@@ -73,7 +73,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     records = []
     for number, scene in enumerate(choose(judge(args.model)), start=1):
-        name = f"{'picture' if scene.still else 'clip'}{number:02d}.{'png' if scene.still else 'mp4'}"
+        name = f"{'image' if scene.still else 'clip'}{number:02d}.{'png' if scene.still else 'mp4'}"
         (args.out / name).write_bytes(media_bytes(scene))
         asked = [p for p in pairs(scene, np.random.default_rng(scene.seed)) if p.topic in ("count", "motion", "colour")]
         records.append(

@@ -28,7 +28,7 @@ def demo() -> LoadedModel:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two clips and a picture: a growing red cross, a large orange circle that stays, a large orange ring."""
     folder = tmp_path_factory.mktemp("media")
-    for name in ("clip06.mp4", "clip07.mp4", "picture11.png"):
+    for name in ("clip06.mp4", "clip07.mp4", "image11.png"):
         shutil.copy(EXAMPLES / name, folder)
     return folder
 
@@ -54,7 +54,7 @@ def no_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_decoding")
 @pytest.mark.parametrize(
     ("text", "name"),
-    [("a red cross", "clip06.mp4"), ("A circle stays still.", "clip07.mp4"), ("a large ring", "picture11.png")],
+    [("a red cross", "clip06.mp4"), ("A circle stays still.", "clip07.mp4"), ("a large ring", "image11.png")],
 )
 def test_the_described_one_is_first(text: str, name: str, demo: LoadedModel, options: RunOptions, folder: Path) -> None:
     found = vidqa.search(text, str(folder), model=demo, options=options)

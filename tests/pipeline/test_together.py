@@ -20,7 +20,7 @@ from vidqa.pipeline.run import Run
 from vidqa.pipeline.together import ask_together, features_of
 
 CLIPS = Path(__file__).resolve().parents[2] / "examples" / "clips"
-CLIP, PICTURE = str(CLIPS / "clip06.mp4"), str(CLIPS / "picture11.png")
+CLIP, PICTURE = str(CLIPS / "clip06.mp4"), str(CLIPS / "image11.png")
 
 
 @pytest.fixture(scope="module")
