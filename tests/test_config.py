@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from vidqa.config import load_settings, settings_id
 from vidqa.config.settings import OPTIONS, option_name, variable_name
-from vidqa.config.toml import read_toml
+from vidqa.config.toml_lines import read_toml
 from vidqa.errors import UsageError
 from vidqa.records import Question
 

@@ -11,18 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from vidqa import fsio
+from vidqa.common import atomic_io
 
 REPOSITORY = str(Path(__file__).parents[1])
 
 
 def test_the_name_appears_only_when_the_block_succeeds(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
-    with fsio.commit(path) as f:
+    with atomic_io.commit(path) as f:
         f.write(b"one")
         assert not path.exists()
     assert path.read_bytes() == b"one"
-    with pytest.raises(RuntimeError), fsio.commit(path) as f:
+    with pytest.raises(RuntimeError), atomic_io.commit(path) as f:
         f.write(b"two")
         raise RuntimeError
     assert path.read_bytes() == b"one"
@@ -32,13 +32,13 @@ def test_the_name_appears_only_when_the_block_succeeds(tmp_path: Path) -> None:
 def test_permissions_are_the_users(tmp_path: Path) -> None:
     path, before = tmp_path / "a.txt", os.umask(0o027)
     try:
-        with fsio.commit(path) as f:
+        with atomic_io.commit(path) as f:
             f.write(b"one")
     finally:
         os.umask(before)
     assert path.stat().st_mode & 0o777 == 0o640
     path.chmod(0o600)
-    with fsio.commit(path) as f:
+    with atomic_io.commit(path) as f:
         f.write(b"two")
     assert path.stat().st_mode & 0o777 == 0o600 and path.read_bytes() == b"two"
 
@@ -48,7 +48,7 @@ def test_permissions_are_the_users(tmp_path: Path) -> None:
     "name", ["-x", "a b\n\"'", "\u0444" * 120 + ".p", "\U0001f4fc" * 60, os.fsdecode(b"caf\xe9.txt")]
 )
 def test_any_name_that_the_system_takes(tmp_path: Path, name: str) -> None:
-    with fsio.commit(tmp_path / name) as f:
+    with atomic_io.commit(tmp_path / name) as f:
         f.write(b"one")
     assert os.listdir(tmp_path) == [name]
 
@@ -91,10 +91,10 @@ def test_kill_9_leaves_the_old_file(tmp_path: Path) -> None:
 def test_digest_file(tmp_path: Path) -> None:
     for content in (b"", b"x" * (3 << 20)):
         (tmp_path / "a").write_bytes(content)
-        assert fsio.digest_file(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+        assert atomic_io.digest_file(tmp_path / "a") == hashlib.sha256(content).hexdigest()
 
 
 def test_a_missing_folder_is_the_systems_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), fsio.commit(tmp_path / "none" / "a"):
+    with pytest.raises(FileNotFoundError), atomic_io.commit(tmp_path / "none" / "a"):
         pass
-    fsio.sync_folder(tmp_path / "none")
+    atomic_io.sync_folder(tmp_path / "none")

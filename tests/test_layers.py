@@ -1,6 +1,6 @@
 """The import rules of the house, held over the syntax trees of every module.
 
-errors records config fsio terminal <- media encoders cache prompts tables <- model generate train <- pipeline <- cli
+errors records config common <- media encoders cache prompts tables <- model generate train <- pipeline <- cli
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "vidqa"
-SHARED = {"errors", "records", "config", "fsio", "terminal"}
+SHARED = {"errors", "records", "config", "common"}
 STAGES = {"media", "encoders", "cache", "prompts", "tables"}
-HEADS = {"model", "generate", "train"}
+HEADS = {"model", "convert", "generate", "train"}
 LAYERS = [SHARED, STAGES, HEADS, {"pipeline"}, {"cli"}]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 

@@ -25,7 +25,7 @@ import numpy as np
 import onnxruntime
 import torch
 
-from vidqa.encoders.devices import cpu_threads
+from vidqa.common.devices import cpu_threads
 from vidqa.encoders.session import OnnxSession
 from vidqa.model.export import FP32_TOLERANCE, ExportReport, export_tower
 from vidqa.model.vit import VisionConfig, VisionTower

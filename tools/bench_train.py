@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from vidqa import __version__
-from vidqa.encoders.devices import cpu_threads
+from vidqa.common.devices import cpu_threads
 from vidqa.pipeline.options import RunOptions
 from vidqa.pipeline.train import train
 from vidqa.train.metrics import read_metrics

@@ -36,7 +36,7 @@ from demo_world.scene import Scene, make_scene
 from eval_demo import answer_all, ask_about, score, write_media
 
 from vidqa import __version__
-from vidqa.fsio import commit
+from vidqa.common.atomic_io import commit
 from vidqa.model.bundle import load_bundle
 
 SETTINGS, RESULT = "sizes.json", "ablations.json"

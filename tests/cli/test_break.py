@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from vidqa.common.file_lock import FileLock
 from vidqa.tables.formats import read_table
-from vidqa.tables.lock import TableLock
 
 #: A run takes a few seconds; a machine that is busy with other things may take long.
 PATIENCE_S = 280
@@ -81,7 +81,7 @@ def test_kill_leaves_the_table_whole_or_absent(start, many_clips, tmp_path, surr
 
 def test_second_run_at_once_is_exit_4(start, vidqa, clips, tmp_path):
     table = tmp_path / "t.parquet"
-    with TableLock(table):
+    with FileLock(table):
         process = start("describe", clips, "--out", table)
         _, stderr = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 4
@@ -134,7 +134,7 @@ def test_cache_folder_that_is_a_file(vidqa, clips, tmp_path):
 
 
 def test_device_that_cannot_be_had_is_exit_2(vidqa, clips, tmp_path):
-    from vidqa.encoders.devices import available_devices
+    from vidqa.common.devices import available_devices
 
     if any(device.usable and device.name != "cpu" for device in available_devices()):
         pytest.skip("this machine has a GPU")

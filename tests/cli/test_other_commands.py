@@ -130,7 +130,8 @@ def test_doctor(vidqa):
 
 def test_doctor_starts_what_it_finds(monkeypatch):
     """A driver and a build for CUDA are not enough: without cuDNN, say, the encoders would run on the CPU."""
-    from vidqa.encoders import devices, session
+    from vidqa.common import devices
+    from vidqa.encoders import session
     from vidqa.pipeline import doctor
 
     monkeypatch.setattr(devices, "_cuda_names", lambda: (("Test GPU",), ""))

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from vidqa.common.atomic_io import digest_file
 from vidqa.encoders.encoder import AUTO_FRAMES, Encoder, Graph
 from vidqa.encoders.session import OnnxSession
 from vidqa.errors import BundleError, DeviceError, ItemError
-from vidqa.fsio import digest_file
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vidqa.encoders.devices import available_devices
+from vidqa.common.devices import available_devices
 from vidqa.encoders.encoder import Encoder
 from vidqa.encoders.session import OnnxSession
 from vidqa.model.export import export_tower
@@ -17,7 +17,7 @@ from vidqa.model.export import export_tower
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(
-        "not any(d.name == 'cuda:0' and d.usable for d in __import__('vidqa.encoders.devices', fromlist=['x'])"
+        "not any(d.name == 'cuda:0' and d.usable for d in __import__('vidqa.common.devices', fromlist=['x'])"
         ".available_devices()) and __import__('os').environ.get('VIDQA_REQUIRE_GPU') != '1'"
     ),
 ]

@@ -13,12 +13,13 @@ import onnx
 import pytest
 import torch
 
-from vidqa.encoders import devices, session
-from vidqa.encoders.devices import Device, available_devices, cpu_threads, find_cuda, parse_device
+from vidqa.common import devices
+from vidqa.common.atomic_io import digest_file
+from vidqa.common.devices import Device, available_devices, cpu_threads, find_cuda, parse_device
+from vidqa.encoders import session
 from vidqa.encoders.faults import is_out_of_memory
 from vidqa.encoders.session import OnnxSession, resolve_device
 from vidqa.errors import BundleError, DeviceError
-from vidqa.fsio import digest_file
 
 
 @pytest.fixture

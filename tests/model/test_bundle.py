@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
+from vidqa.common.atomic_io import digest_file
+from vidqa.common.growing_folder import growing
 from vidqa.errors import BundleError, LockedError, UsageError
-from vidqa.fsio import digest_file
 from vidqa.model.bundle import BUNDLE_FILE, load_bundle, save_bundle
-from vidqa.model.unfinished import growing
 
 Json = dict[str, Any]
 
@@ -382,7 +382,7 @@ class TestLeftovers:
     def killed(self, tmp_path: Path) -> Path:
         """The hidden folder of a process that was killed while it wrote `model`."""
         code = (
-            "import sys, os, signal; from pathlib import Path; from vidqa.model.unfinished import growing\n"
+            "import sys, os, signal; from pathlib import Path; from vidqa.common.growing_folder import growing\n"
             "with growing(Path(sys.argv[1])) as part:\n"
             "    (part / 'llm').mkdir(); (part / 'llm' / 'model.safetensors').write_bytes(bytes(1000))\n"
             "    os.kill(os.getpid(), signal.SIGKILL)"

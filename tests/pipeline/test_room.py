@@ -1,6 +1,6 @@
 """What of a 7B model fits."""
 
-from vidqa.pipeline.room import describe_room, free_memory, need_bytes
+from vidqa.common.free_memory import describe_room, free_memory, need_bytes
 
 
 def test_needs_are_those_of_the_shapes() -> None:

@@ -17,10 +17,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vidqa.common.path_text import escape, unescape
 from vidqa.errors import TableError
 from vidqa.records import ROW_COLUMNS, AnswerRow
 from vidqa.tables.formats import SUFFIXES, format_of, read_table, write
-from vidqa.tables.names import escape, unescape
 from vidqa.tables.schema import SCHEMA, frame_to_rows, rows_to_frame
 from vidqa.tables.store import Table, new_table
 

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from vidqa.common.file_lock import FileLock
 from vidqa.errors import EXIT_LOCKED, LockedError, TableError
-from vidqa.tables.lock import TableLock
 
 REPOSITORY = str(Path(__file__).parents[2])
 HOLD = """
 import sys, time, os
 sys.path.insert(0, sys.argv[1])
-from vidqa.tables.lock import TableLock
+from vidqa.common.file_lock import TableLock
 with TableLock(sys.argv[2]):
     if len(sys.argv) > 3:
         if os.fork() == 0:  # a decode worker that outlives its run
@@ -48,10 +48,10 @@ def test_the_second_run_is_told_who_holds_it(tmp_path: Path) -> None:
     table = tmp_path / "t.parquet"
     process = holder(table)
     try:
-        with pytest.raises(LockedError, match=f"process {process.pid} on ") as caught, TableLock(table):
+        with pytest.raises(LockedError, match=f"process {process.pid} on ") as caught, FileLock(table):
             pass
         assert caught.value.exit_code == EXIT_LOCKED == 4
-        with TableLock(tmp_path / "other.parquet"):
+        with FileLock(tmp_path / "other.parquet"):
             pass
     finally:
         killed(process)
@@ -62,10 +62,10 @@ def test_the_lock_of_a_killed_run_is_taken_over_and_said(tmp_path: Path, more: t
     table = tmp_path / "t.parquet"
     process = holder(table, *more)
     killed(process)
-    with TableLock(table) as lock:
+    with FileLock(table) as lock:
         assert lock.taken_over is not None and lock.taken_over.pid == process.pid
         assert json.loads(lock.path.read_text())["pid"] == os.getpid()
-    with TableLock(table) as lock:
+    with FileLock(table) as lock:
         assert lock.taken_over is None
     assert os.listdir(tmp_path) == []
 
@@ -76,37 +76,37 @@ def test_two_threads_and_a_link_are_not_two_runs(tmp_path: Path) -> None:
 
     def second() -> None:
         try:
-            with TableLock(tmp_path / "link.parquet"):
+            with FileLock(tmp_path / "link.parquet"):
                 pass
         except LockedError as error:
             refused.append(error)
 
-    with TableLock(tmp_path / "t.parquet"):
+    with FileLock(tmp_path / "t.parquet"):
         thread = threading.Thread(target=second)
         thread.start()
         thread.join()
         assert len(refused) == 1
-        with pytest.raises(LockedError), TableLock(tmp_path / "t.parquet"):  # the refusal above took nothing away
+        with pytest.raises(LockedError), FileLock(tmp_path / "t.parquet"):  # the refusal above took nothing away
             pass
-    with TableLock(tmp_path / "t.parquet"):
+    with FileLock(tmp_path / "t.parquet"):
         pass
 
 
 def test_an_error_inside_lets_go(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), TableLock(tmp_path / "t.parquet"):
+    with pytest.raises(RuntimeError), FileLock(tmp_path / "t.parquet"):
         raise RuntimeError
-    with TableLock(tmp_path / "t.parquet") as lock:
+    with FileLock(tmp_path / "t.parquet") as lock:
         assert lock.taken_over is None
 
 
 def test_a_lock_file_of_garbage_is_no_obstacle(tmp_path: Path) -> None:
     (tmp_path / ".t.parquet.lock").write_bytes(b"\xff\x00garbage")
-    with TableLock(tmp_path / "t.parquet") as lock:
+    with FileLock(tmp_path / "t.parquet") as lock:
         assert lock.taken_over is None
 
 
 def test_no_folder_is_said(tmp_path: Path) -> None:
-    with pytest.raises(TableError, match="lock cannot be made"), TableLock(tmp_path / "none" / "t.parquet"):
+    with pytest.raises(TableError, match="lock cannot be made"), FileLock(tmp_path / "none" / "t.parquet"):
         pass
 
 
@@ -114,7 +114,7 @@ RACE = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
 from vidqa.errors import LockedError
-from vidqa.tables.lock import TableLock
+from vidqa.common.file_lock import TableLock
 done = 0
 while done < 60:
     try:

@@ -11,10 +11,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from vidqa.common.file_lock import FileLock
 from vidqa.errors import TableError
 from vidqa.records import AnswerRow, MediaItem
 from vidqa.tables.formats import read_table
-from vidqa.tables.lock import TableLock
 from vidqa.tables.schema import frame_to_rows
 from vidqa.tables.store import Table, new_table
 
@@ -90,7 +90,7 @@ def test_clocks_that_run_backwards(tmp_path: Path, row: Make) -> None:
     table = Table(out).load()
     assert table.done(A, "2026", *ASKED[1:]) == table.done(A, "1971", *ASKED[1:]) == "ok"
     (tmp_path / ".t.parquet.lock").write_text(json.dumps({"host": "h", "pid": 1, "start": "2099-01-01T00:00:00+00:00"}))
-    with TableLock(out) as lock:
+    with FileLock(out) as lock:
         assert lock.taken_over is not None and lock.taken_over.start.startswith("2099")
 
 

@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from vidqa import fsio
 from vidqa.cache import entry
 from vidqa.cache.key import CacheKey
+from vidqa.common import atomic_io
 from vidqa.errors import CacheError
 from vidqa.records import EncodedSegment
 
@@ -132,7 +132,7 @@ class FeatureStore:
 
     @staticmethod
     def _write(path: Path, data: bytes) -> None:
-        with fsio.commit(path) as f:
+        with atomic_io.commit(path) as f:
             f.write(data)
 
     def _give_up(self, path: Path, reason: str) -> None:
@@ -163,7 +163,7 @@ def prepare_root(root: Path) -> None:
         root.mkdir(parents=True, exist_ok=True)
         tag = root / "CACHEDIR.TAG"
         if not tag.exists() and os.access(root, os.W_OK):  # a cache that may only be read still serves
-            with fsio.commit(tag) as f:
+            with atomic_io.commit(tag) as f:
                 f.write(_TAG.encode())
 
 

@@ -10,8 +10,8 @@ import click
 
 from vidqa.cli.options import HELP, cache_option, model_options, output_options, precision_options, work_options
 from vidqa.cli.shown import as_json, rows_as_json_lines, rows_as_table
+from vidqa.common.display import display_path
 from vidqa.errors import EXIT_OK, EXIT_PARTIAL, UsageError
-from vidqa.media.files import show
 
 if TYPE_CHECKING:
     from vidqa.cli.session import Session
@@ -77,7 +77,7 @@ def command(media: str, questions: tuple[str, ...], out: str | None, beside: tup
         click.echo(rows_as_table(rows), nl=False)
     failed = [row for row in rows if row.status == "failed"]
     for row in failed if one_clip and not session.as_json else ():
-        click.echo(f"vidqa: {show(row.path)}: {row.error_kind}: {row.error}", err=True)
+        click.echo(f"vidqa: {display_path(row.path)}: {row.error_kind}: {row.error}", err=True)
     if not session.as_json:
         _say_if_cut(rows, session)
     return EXIT_PARTIAL if failed else EXIT_OK
@@ -111,4 +111,6 @@ def _say_if_cut(answers: Sequence[AnswerRow] | Sequence[Reply], session: Session
 def _check_order(media: str, questions: tuple[str, ...]) -> None:
     """Question and clip the wrong way round must not end in a search for a file of the question's name."""
     if not os.path.lexists(media) and (files := [text for text in questions if os.path.isfile(text)]):
-        raise UsageError(f"{show(media)}: no such file", hint=f'MEDIA comes first: vidqa ask {show(files[0])} "..."')
+        raise UsageError(
+            f"{display_path(media)}: no such file", hint=f'MEDIA comes first: vidqa ask {display_path(files[0])} "..."'
+        )

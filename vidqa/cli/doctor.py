@@ -8,8 +8,8 @@ import click
 
 from vidqa.cli.options import HELP, cache_option, output_options
 from vidqa.cli.shown import as_json
+from vidqa.common.display import display_path
 from vidqa.errors import EXIT_FAILED, EXIT_OK
-from vidqa.media.files import show
 
 
 @click.command("doctor", context_settings=HELP, short_help="What is installed and works.")
@@ -35,5 +35,5 @@ def command(**flags: Any) -> int:
     else:
         for check in checks:
             mark = "ok  " if check.ok else ("FAIL" if check.needed else "no  ")
-            click.echo(f"{mark}  {check.name:<13} {show(check.detail)}")
+            click.echo(f"{mark}  {check.name:<13} {display_path(check.detail)}")
     return EXIT_OK if all(check.ok or not check.needed for check in checks) else EXIT_FAILED

@@ -17,8 +17,8 @@ from typing import NoReturn
 import click
 
 from vidqa import __version__
+from vidqa.common.path_text import encode_visibly
 from vidqa.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, VidqaError
-from vidqa.tables.names import encode_visibly
 
 #: Exit codes of a process that SIGTERM ended, and of one whose reader went away (`vidqa ask ... | head -1`).
 EXIT_TERMINATED = 143

@@ -9,8 +9,8 @@ import click
 
 from vidqa.cli.options import HELP, cache_option, model_options, output_options, work_options
 from vidqa.cli.shown import as_json
+from vidqa.common.display import display_path
 from vidqa.errors import EXIT_OK, EXIT_PARTIAL, TableError, UsageError
-from vidqa.media.files import show
 
 if TYPE_CHECKING:  # numpy comes with it
     from vidqa.pipeline.search import Found, Hit
@@ -73,7 +73,7 @@ def hits_as_table(hits: Sequence[Hit]) -> str:
             str(hit.rank),
             f"{hit.score:.3f}",
             *([f"{hit.start_s:.1f}-{hit.end_s:.1f}"] if segmented else []),
-            show(hit.path),
+            display_path(hit.path),
         ]
         for hit in hits
     ]
@@ -96,4 +96,4 @@ def _check(out: str) -> None:
 def _conclude(found: Found) -> None:
     """Failed files, on stderr."""
     for path, error in found.failed:
-        click.echo(f"vidqa: {show(path)}: {error.kind}: {error.what}", err=True)
+        click.echo(f"vidqa: {display_path(path)}: {error.kind}: {error.what}", err=True)

@@ -9,8 +9,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vidqa.media.files import show
-from vidqa.tables.names import escape, visible
+from vidqa.common.display import display_path
+from vidqa.common.path_text import escape, visible
 
 if TYPE_CHECKING:  # numpy comes with it
     from vidqa.records import AnswerRow
@@ -36,7 +36,7 @@ def rows_as_table(rows: Sequence[AnswerRow]) -> str:
     segmented = len({(row.root, row.path) for row in rows}) < len({(row.root, row.path, row.start_s) for row in rows})
     lines = []
     for row in rows:
-        cells = [show(row.path)]
+        cells = [display_path(row.path)]
         if segmented:
             cells.append("" if row.start_s is None else f"{row.start_s:.1f}-{row.end_s:.1f}")
         if several_questions:

@@ -11,9 +11,9 @@ import re
 import tomllib
 from pathlib import Path
 
+from vidqa.common.atomic_io import commit
 from vidqa.config.settings import FILE_NAME
 from vidqa.errors import UsageError
-from vidqa.fsio import commit
 
 _MODEL = re.compile(r"\s*(model|\"model\"|'model')\s*=")
 #: A plain text as the value, and what stands behind it.

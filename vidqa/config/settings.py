@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vidqa.config.toml import TomlFile, meant, read_toml, title
+from vidqa.config.toml_lines import TomlFile, meant, read_toml, title
 from vidqa.errors import UsageError
 
 FILE_NAME = "vidqa.toml"

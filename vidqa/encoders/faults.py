@@ -9,8 +9,8 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from vidqa.common.atomic_io import digest_file
 from vidqa.errors import BundleError
-from vidqa.fsio import digest_file
 
 VERIFY_HINT = "vidqa models verify, then install the model again"
 

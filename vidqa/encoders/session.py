@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from vidqa.encoders.devices import (
+from vidqa.common.devices import (
     GIVE_BACK,
     UNDISTURBED,
     available_devices,

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vidqa.encoders.devices import UNDISTURBED
+from vidqa.common.devices import UNDISTURBED
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from vidqa.encoders.devices import GIVE_BACK
+from vidqa.common.devices import GIVE_BACK
 from vidqa.generate.buffers import Room
 from vidqa.model.llava import VideoLlava
 

@@ -22,8 +22,9 @@ from av.stream import Discard, Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from vidqa.common.display import display_path
 from vidqa.errors import MediaError
-from vidqa.media.files import identify, plain_name, show
+from vidqa.media.files import identify, plain_name
 from vidqa.media.index import FrameIndex
 from vidqa.media.signature import Signature
 from vidqa.records import MediaFacts
@@ -95,15 +96,17 @@ def choose_stream(path: str, container: InputContainer) -> VideoStream:
     shown = [s for s in container.streams.video if not s.disposition & not_shown]
     tiled = any(s.disposition & Disposition.dependent for s in container.streams.video)
     if tiled and not any(s.disposition & Disposition.default for s in shown):  # what is left is a thumbnail
-        raise MediaError("unsupported", f"{show(path)}: a picture made of tiles", hint="convert it to JPEG or PNG")
+        raise MediaError(
+            "unsupported", f"{display_path(path)}: a picture made of tiles", hint="convert it to JPEG or PNG"
+        )
     if not shown:
         if not container.streams:
-            raise MediaError("unreadable", f"{show(path)}: a container without streams")
+            raise MediaError("unreadable", f"{display_path(path)}: a container without streams")
         kinds = ", ".join(sorted({s.type or "unknown" for s in container.streams}))
-        raise MediaError("no_video", f"{show(path)}: no video stream, only {kinds}")
+        raise MediaError("no_video", f"{display_path(path)}: no video stream, only {kinds}")
     stream = min(shown, key=lambda s: (s.frames == 1, not s.disposition & Disposition.default, s.index))
     if stream.codec_context is None:
-        raise MediaError("unsupported", f"{show(path)}: no decoder for stream {stream.index}")
+        raise MediaError("unsupported", f"{display_path(path)}: no decoder for stream {stream.index}")
     return stream
 
 
@@ -144,7 +147,7 @@ def first_frame(opened: Opened, seen: Callable[[Packet], None] | None = None) ->
             if seen is not None:
                 seen(packet)
             if packet.has_sidedata("encryption_info"):
-                raise MediaError("encrypted", f"{show(opened.path)}: the video stream is encrypted")
+                raise MediaError("encrypted", f"{display_path(opened.path)}: the video stream is encrypted")
             try:
                 for frame in packet.decode():
                     return frame
@@ -153,7 +156,7 @@ def first_frame(opened: Opened, seen: Callable[[Packet], None] | None = None) ->
     except av.error.FFmpegError as e:
         raise decode_error(opened.path, e) from e
     raise MediaError(
-        "unreadable", f"{show(opened.path)}: no frame can be decoded ({n_failed} damaged packets)"
+        "unreadable", f"{display_path(opened.path)}: no frame can be decoded ({n_failed} damaged packets)"
     ) from why
 
 
@@ -224,24 +227,26 @@ def orientation(frame: VideoFrame) -> tuple[int, bool]:
 def too_large(path: str, width: int, height: int) -> MediaError:
     """A frame beyond the limit."""
     return MediaError(
-        "too_large", f"{show(path)}: {width} x {height} pixels in a frame, the limit is {MAX_PIXELS} pixels"
+        "too_large", f"{display_path(path)}: {width} x {height} pixels in a frame, the limit is {MAX_PIXELS} pixels"
     )
 
 
 def container_error(path: str, signature: Signature, error: av.error.FFmpegError) -> MediaError:
     """What FFmpeg said on opening, as a row can carry it."""
     if error.errno == errno.ENOMEM:
-        return MediaError("out_of_memory", f"{show(path)}: not enough memory to open the file")
+        return MediaError("out_of_memory", f"{display_path(path)}: not enough memory to open the file")
     if isinstance(error, av.error.ArgumentError):
-        return MediaError("unsupported", f"{show(path)}: a container that is not read here ({signature.container})")
+        return MediaError(
+            "unsupported", f"{display_path(path)}: a container that is not read here ({signature.container})"
+        )
     kind = "not_media" if signature.family == "unknown" else "no_video" if signature.family == "audio" else "unreadable"
-    return MediaError(kind, f"{show(path)}: the container cannot be read: {error.strerror}")
+    return MediaError(kind, f"{display_path(path)}: the container cannot be read: {error.strerror}")
 
 
 def decode_error(path: str, error: av.error.FFmpegError) -> MediaError:
     """What FFmpeg said on reading or decoding, as a row can carry it."""
     if error.errno == errno.ENOMEM:
-        return MediaError("out_of_memory", f"{show(path)}: not enough memory to decode")
+        return MediaError("out_of_memory", f"{display_path(path)}: not enough memory to decode")
     unsupported = isinstance(error, (av.error.DecoderNotFoundError, av.error.PatchWelcomeError))
-    what = f"{show(path)}: cannot be decoded: {error.strerror}"
+    what = f"{display_path(path)}: cannot be decoded: {error.strerror}"
     return MediaError("unsupported" if unsupported else "unreadable", what)

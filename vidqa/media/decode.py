@@ -14,8 +14,9 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from vidqa.common.display import display_path
 from vidqa.errors import MediaError
-from vidqa.media.files import identify, show
+from vidqa.media.files import identify
 from vidqa.media.index import FramesDifferError, Trusted
 from vidqa.media.sampling import frame_indices
 from vidqa.media.segments import BORDER_S, plan_segments
@@ -115,7 +116,7 @@ def decode(
                 pass  # the first backend's reason is the better one
         if isinstance(e, MediaError):
             raise
-        raise MediaError("unreadable", f"{show(path)}: frames come out differently each time") from e
+        raise MediaError("unreadable", f"{display_path(path)}: frames come out differently each time") from e
 
 
 def _segments(

@@ -13,8 +13,9 @@ from contextlib import ExitStack
 
 import numpy as np
 
+from vidqa.common.display import display_path
 from vidqa.errors import MediaError
-from vidqa.media.files import plain_name, show
+from vidqa.media.files import plain_name
 from vidqa.media.pyav_backend import PyavReader
 
 _CONTAINERS = ("isobmff", "matroska", "avi")
@@ -85,7 +86,7 @@ class DecordReader:
             try:
                 batch = self._reader.get_batch(part).asnumpy()  # type: ignore[attr-defined]
             except (decord.DECORDError, RuntimeError) as e:
-                raise MediaError("unreadable", f"{show(self.path)}: decord cannot decode it") from e
+                raise MediaError("unreadable", f"{display_path(self.path)}: decord cannot decode it") from e
             for pixels in batch:
                 yield self._square(pixels)
 
@@ -107,7 +108,9 @@ class DecordReader:
         return (mixed + 0.5).astype(np.uint8)
 
     def _refused(self, reason: str) -> MediaError:
-        return MediaError("unsupported", f"{show(self.path)}: {reason}", hint="use the backend `pyav` or `auto`")
+        return MediaError(
+            "unsupported", f"{display_path(self.path)}: {reason}", hint="use the backend `pyav` or `auto`"
+        )
 
 
 def _unfit(known: PyavReader) -> str | None:

@@ -10,7 +10,8 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from vidqa.errors import ItemError, MediaError
+from vidqa.common.display import display_path
+from vidqa.errors import MediaError
 from vidqa.media.signature import SNIFF_BYTES, Signature, sniff
 
 #: What a caller may name files, folders and globs by.
@@ -27,24 +28,9 @@ MEDIA_SUFFIXES = frozenset(f".{name}" for name in _MEDIA.split())
 AUDIO_SUFFIXES = frozenset(f".{name}" for name in _AUDIO.split())
 
 
-def show(path: str) -> str:
-    """The path as one printable line: undecodable bytes and line breaks are written as escapes."""
-    return "".join(c if c.isprintable() else _escaped(c) for c in path)
-
-
 def listed(paths: Paths) -> list[str]:
     """One path, or several in any form that a caller may give them, as a list."""
     return [os.fspath(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
-
-
-def without_name(error: ItemError, path: str) -> str:
-    """The sentence of an error, for a place where its file is named already: equal causes read equal."""
-    return error.what.removeprefix(f"{show(path)}: ")
-
-
-def _escaped(c: str) -> str:
-    byte = ord(c) - 0xDC00  # how Python keeps a byte of a name that is no UTF-8
-    return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else c.encode("unicode_escape").decode()
 
 
 def read_head(path: str) -> bytes:
@@ -55,7 +41,7 @@ def read_head(path: str) -> bytes:
     """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise MediaError("not_media", f"{show(path)}: not a regular file")
+            raise MediaError("not_media", f"{display_path(path)}: not a regular file")
         fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
     except (OSError, ValueError) as e:
         raise file_error(path, e) from e
@@ -74,7 +60,7 @@ def identify(path: str) -> Signature:
         MediaError: as `read_head`, and empty_file, not_local, not_media, no_video where the first bytes settle it.
     """
     signature = sniff(read_head(path))
-    name, container = show(path), signature.container
+    name, container = display_path(path), signature.container
     if signature.family == "empty":
         raise MediaError("empty_file", f"{name}: the file has no bytes")
     if signature.family == "playlist":
@@ -90,10 +76,10 @@ def file_error(path: str, error: OSError | ValueError) -> MediaError:
     """What the operating system said, as a row can carry it."""
     reason = getattr(error, "strerror", None) or str(error)
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
-        return MediaError("missing", f"{show(path)}: no such file")
+        return MediaError("missing", f"{display_path(path)}: no such file")
     if isinstance(error, PermissionError):
-        return MediaError("permission", f"{show(path)}: {reason}", hint="run as a user who may read the file")
-    return MediaError("unreadable", f"{show(path)}: {reason}")
+        return MediaError("permission", f"{display_path(path)}: {reason}", hint="run as a user who may read the file")
+    return MediaError("unreadable", f"{display_path(path)}: {reason}")
 
 
 @contextmanager

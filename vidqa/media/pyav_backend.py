@@ -23,6 +23,7 @@ from av.packet import Packet
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 
+from vidqa.common.display import display_path
 from vidqa.errors import MediaError
 from vidqa.media.container import (
     Opened,
@@ -34,7 +35,6 @@ from vidqa.media.container import (
     orientation,
     packets,
 )
-from vidqa.media.files import show
 from vidqa.media.groups import GroupReader
 from vidqa.media.index import FrameIndex, FramesDifferError, IndexBuilder, Trusted, counted_index
 from vidqa.media.listed import listed_index
@@ -195,7 +195,7 @@ class PyavReader:
             if not times:
                 raise decode_error(self.path, e) from e
         if not times:
-            raise MediaError("unreadable", f"{show(self.path)}: frames were decoded once and not again")
+            raise MediaError("unreadable", f"{display_path(self.path)}: frames were decoded once and not again")
         return counted_index(times, self.opened.time_base, self.opened.stream.average_rate)
 
     def _decoded(self, wanted: set[int] | None = None) -> Iterator[VideoFrame]:
@@ -230,7 +230,7 @@ class PyavReader:
             if at == number:
                 self._position = number
                 return frame
-        raise MediaError("unreadable", f"{show(self.path)}: frame {number} was decoded once and not again")
+        raise MediaError("unreadable", f"{display_path(self.path)}: frame {number} was decoded once and not again")
 
     def _by_time(self, pts: int, wanted: set[int]) -> VideoFrame:
         """The frame at `pts`, by the first way that gives it: on from here, by a seek, front to back.
@@ -248,7 +248,7 @@ class PyavReader:
                 if self._seek(earlier) and (frame := self._decode_to(pts, wanted)):
                     return frame
             if self.index.guessed:
-                raise FramesDifferError(f"{show(self.path)}: no frame at tick {pts}, which its list tells")
+                raise FramesDifferError(f"{display_path(self.path)}: no frame at tick {pts}, which its list tells")
             self._way = "pass"
         if self._way == "pass":
             if self._pass_over(key) and (frame := self._decode_to(pts, wanted)):
@@ -257,7 +257,7 @@ class PyavReader:
         self._restart()
         if frame := self._decode_to(pts, wanted):
             return frame
-        raise FramesDifferError(f"{show(self.path)}: no frame at tick {pts}")
+        raise FramesDifferError(f"{display_path(self.path)}: no frame at tick {pts}")
 
     def _seek(self, key: int) -> bool:
         """Go to a keyframe, by its number; False where the container cannot."""

@@ -14,9 +14,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 
+from vidqa.common.display import display_path
 from vidqa.errors import MediaError
 from vidqa.media.container import MAX_PIXELS, too_large
-from vidqa.media.files import file_error, show
+from vidqa.media.files import file_error
 from vidqa.records import MediaFacts
 
 _CODECS = {"JPEG": "mjpeg", "MPO": "mjpeg"}
@@ -68,7 +69,7 @@ class StillReader:
             except _DAMAGE as e:
                 raise _damaged(self.path, e) from e
             if pixels.shape[:2] != (self.facts.height, self.facts.width):
-                raise MediaError("unreadable", f"{show(self.path)}: frame {i} has another size than the first")
+                raise MediaError("unreadable", f"{display_path(self.path)}: frame {i} has another size than the first")
             yield pixels
 
 
@@ -102,9 +103,11 @@ def _open(path: str) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is checked here
             image = Image.open(path)
     except Image.DecompressionBombError as e:
-        raise MediaError("too_large", f"{show(path)}: {e}") from e
+        raise MediaError("too_large", f"{display_path(path)}: {e}") from e
     except UnidentifiedImageError as e:
-        raise MediaError("unreadable", f"{show(path)}: the picture's header is damaged or of an unknown kind") from e
+        raise MediaError(
+            "unreadable", f"{display_path(path)}: the picture's header is damaged or of an unknown kind"
+        ) from e
     except (FileNotFoundError, PermissionError) as e:
         raise file_error(path, e) from e
     except _DAMAGE as e:
@@ -114,7 +117,7 @@ def _open(path: str) -> Image.Image:
         raise too_large(path, image.width, image.height)
     if image.format == "PNG" and not _png_is_whole(path):
         image.close()
-        raise MediaError("unreadable", f"{show(path)}: the picture is truncated")
+        raise MediaError("unreadable", f"{display_path(path)}: the picture is truncated")
     return image
 
 
@@ -201,5 +204,5 @@ def _upright_rgb(image: Image.Image) -> np.ndarray:
 
 def _damaged(path: str, error: BaseException) -> MediaError:
     if isinstance(error, MemoryError):
-        return MediaError("out_of_memory", f"{show(path)}: not enough memory for the picture")
-    return MediaError("unreadable", f"{show(path)}: the picture is damaged: {error}")
+        return MediaError("out_of_memory", f"{display_path(path)}: not enough memory for the picture")
+    return MediaError("unreadable", f"{display_path(path)}: the picture is damaged: {error}")

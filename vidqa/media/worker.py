@@ -16,8 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import IO
 
+from vidqa.common.display import display_path
 from vidqa.errors import MediaError
-from vidqa.media.files import show
 from vidqa.media.wire import TAKEN, WireClosedError, receive, send
 from vidqa.records import DecodedMedia, EncoderInput, FrameBatch, SamplingSpec, Segment
 
@@ -124,14 +124,14 @@ class Worker:
         if late:
             return MediaError(
                 "timeout",
-                f"{show(job.path)}: not decoded within {self._limits.timeout_s:g} s",
+                f"{display_path(job.path)}: not decoded within {self._limits.timeout_s:g} s",
                 hint="give it more time with --timeout",
             )
         code = process.returncode
         how = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
         if code == -9:  # SIGKILL: nobody else sends it
             how += ", as the system does when memory runs out"
-        return MediaError("crashed", f"{show(job.path)}: the decoder process died ({how})")
+        return MediaError("crashed", f"{display_path(job.path)}: the decoder process died ({how})")
 
     def _start(self) -> subprocess.Popen[bytes]:
         # One thread for array libraries: files are decoded side by side. Noise of C libraries goes nowhere.

@@ -13,8 +13,8 @@ import threading
 import time
 from typing import BinaryIO
 
+from vidqa.common.display import display_path
 from vidqa.errors import MediaError
-from vidqa.media.files import show
 from vidqa.media.wire import TAKEN, WireClosedError, receive, send
 
 _LOOK_AFTER_PARENT_S = 0.5
@@ -63,15 +63,15 @@ def _answer(results: BinaryIO, job: tuple, transform: object, backend: str) -> N
         outcome = e
     except MemoryError:
         outcome = MediaError(
-            "out_of_memory", f"{show(path)}: the frames do not fit the memory limit of a decoder process"
+            "out_of_memory", f"{display_path(path)}: the frames do not fit the memory limit of a decoder process"
         )
     except Exception as e:  # the one place: whatever a strange file provokes becomes a row that names it
-        outcome = MediaError("crashed", f"{show(path)}: {type(e).__name__}: {e}")
+        outcome = MediaError("crashed", f"{display_path(path)}: {type(e).__name__}: {e}")
     try:
         send(results, outcome)
     except MemoryError:  # nothing was written: the failure is in making the message
         outcome = MediaError(
-            "out_of_memory", f"{show(path)}: the frames do not fit the memory limit of a decoder process"
+            "out_of_memory", f"{display_path(path)}: the frames do not fit the memory limit of a decoder process"
         )
         send(results, outcome)
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import cast
 
-from vidqa.encoders.devices import cpu_threads
+from vidqa.common.devices import cpu_threads
+from vidqa.common.display import display_path, message_without_path
 from vidqa.encoders.preprocess import prepare
 from vidqa.errors import ItemError, UsageError
-from vidqa.media.files import show, without_name
 from vidqa.media.scan import scan
 from vidqa.media.synthetic import write_clip
 from vidqa.media.workers import DecodeJob, DecodePool
@@ -108,7 +108,7 @@ def bench(
     answer_s = _answer(features, model, how, meter)
     hold_against_hardware(meter, model, always=True)
     files_of = f" ({len(inputs)} file{'' if len(inputs) == 1 else 's'})"  # the first of them stand for all
-    name = ", ".join(map(show, paths)) + files_of if paths else "a clip made for it (640 x 360, 10 s)"
+    name = ", ".join(map(display_path, paths)) + files_of if paths else "a clip made for it (640 x 360, 10 s)"
     n_asked = meter.n_answers / how.n_questions
     clip_s = {
         "decode": decode_s,
@@ -155,7 +155,7 @@ def _decode(
         for job, result in pool.run(jobs()):
             if isinstance(result, ItemError):
                 if job.path not in broken:
-                    reporter.say(f"left out: {show(job.path)}: {without_name(result, job.path)}")
+                    reporter.say(f"left out: {display_path(job.path)}: {message_without_path(result, job.path)}")
                 broken[job.path] = result
                 continue
             first = cast(EncoderInput, result.segments[0].frames)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vidqa.cache.index import MediaIndex
-from vidqa.encoders.devices import cpu_threads
+from vidqa.common.devices import cpu_threads
 from vidqa.errors import CacheError
 from vidqa.model.bundle import load_bundle
 from vidqa.model.llm import load_tokenizer

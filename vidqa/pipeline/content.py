@@ -15,9 +15,10 @@ from concurrent.futures import Future
 from dataclasses import replace
 
 from vidqa.cache.index import MediaIndex
-from vidqa.encoders.devices import cpu_threads
+from vidqa.common.devices import cpu_threads
+from vidqa.common.display import display_path
 from vidqa.errors import ItemError, MediaError
-from vidqa.media.files import file_error, show
+from vidqa.media.files import file_error
 from vidqa.pipeline.options import Work
 from vidqa.records import DecodedMedia, MediaItem
 
@@ -148,5 +149,5 @@ def confirm(work: Work, result: DecodedMedia | ItemError) -> tuple[Work, Decoded
 def changed(path: str) -> MediaError:
     """A file that somebody writes."""
     return MediaError(
-        "changed", f"{show(path)}: the file changed while it was read", hint="run again when it is complete"
+        "changed", f"{display_path(path)}: the file changed while it was read", hint="run again when it is complete"
     )

@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
+from vidqa.common.display import display_path
+from vidqa.common.file_lock import FileLock
 from vidqa.errors import TableError, UsageError
-from vidqa.media.files import Paths, listed, show
+from vidqa.media.files import Paths, listed
 from vidqa.pipeline.answer import answer_works
 from vidqa.pipeline.ledger import Ledger
 from vidqa.pipeline.limits import hold_against_hardware
@@ -24,7 +26,6 @@ from vidqa.pipeline.run import Run
 from vidqa.pipeline.summary import Summary
 from vidqa.prompts.questions import Sets, gather_questions
 from vidqa.records import MediaItem, Question
-from vidqa.tables.lock import TableLock
 from vidqa.tables.store import Table
 
 
@@ -64,7 +65,7 @@ def describe(
     table = open_table(out)
     searched = listed(paths)
     run.summary.table = str(out)
-    with TableLock(table.path) as lock:
+    with FileLock(table.path) as lock:
         if lock.taken_over is not None:
             _say_taken_over(str(out), str(lock.taken_over), reporter)
         with run.clock.stage("read"):
@@ -166,12 +167,12 @@ def _say_if_typed(asked: Sequence[Question], reporter: Reporter) -> None:
 def _recover(table: Table, reporter: Reporter) -> None:
     """Bring home what a run that was killed had finished."""
     if number := table.recover():
-        text = f"{number} rows that an interrupted run had finished are now in {show(str(table.path))}"
+        text = f"{number} rows that an interrupted run had finished are now in {display_path(str(table.path))}"
         reporter.say(text)
         reporter.event("write", "recovered", note=text)
 
 
 def _say_taken_over(out: str, holder: str, reporter: Reporter) -> None:
-    text = f"the lock of {show(out)} was left by {holder}, which is gone: taken over"
+    text = f"the lock of {display_path(out)} was left by {holder}, which is gone: taken over"
     reporter.say(text)
     reporter.event("run", "lock taken over", note=text)

@@ -16,8 +16,8 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from vidqa.common.free_memory import describe_room, free_memory
 from vidqa.errors import VidqaError
-from vidqa.pipeline.room import describe_room, free_memory
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def _av() -> str:
 
 
 def _cuda() -> str:
-    from vidqa.encoders.devices import available_devices
+    from vidqa.common.devices import available_devices
     from vidqa.encoders.session import resolve_device
 
     devices = [device for device in available_devices() if device.name != "cpu"]

@@ -14,10 +14,10 @@ from functools import partial
 from vidqa.cache.index import MediaIndex
 from vidqa.cache.key import CacheKey
 from vidqa.cache.store import FeatureStore
-from vidqa.encoders.devices import cpu_threads
+from vidqa.common.devices import cpu_threads
+from vidqa.common.display import display_path, message_without_path
 from vidqa.encoders.preprocess import prepare
 from vidqa.errors import ItemError, MediaError, TrainError
-from vidqa.media.files import show, without_name
 from vidqa.media.workers import DecodeJob, DecodePool
 from vidqa.model.bundle import Bundle
 from vidqa.pipeline.loaded import LoadedModel
@@ -168,7 +168,7 @@ def _segment(ref: MediaRef) -> Segment:
 
 def _as_reject(path: str, error: ItemError) -> SampleError:
     kind = "media_missing" if error.kind == "missing" else "media_unreadable"
-    return SampleError(kind, f"{show(path)}: {without_name(error, path)}")
+    return SampleError(kind, f"{display_path(path)}: {message_without_path(error, path)}")
 
 
 @dataclass

@@ -19,7 +19,7 @@ from typing import Self, cast
 from vidqa.cache.index import MediaIndex
 from vidqa.cache.key import CacheKey
 from vidqa.cache.store import FeatureStore
-from vidqa.encoders.devices import cpu_threads
+from vidqa.common.devices import cpu_threads
 from vidqa.encoders.preprocess import prepare
 from vidqa.errors import ItemError
 from vidqa.media.segments import plan_segments

@@ -11,8 +11,8 @@ import json
 from datetime import UTC, datetime
 from typing import TextIO
 
-from vidqa.media.files import show
-from vidqa.tables.names import visible
+from vidqa.common.display import display_path
+from vidqa.common.path_text import visible
 
 
 class EventLog:
@@ -42,7 +42,7 @@ class EventLog:
             OSError: the stream takes no more.
         """
         time = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        name = None if media is None else show(media)
+        name = None if media is None else display_path(media)
         if self._as_json:
             fields = {"time": time, "stage": stage, "outcome": outcome, "seconds": None, "media": name}
             fields["note"] = visible(note)
@@ -51,6 +51,6 @@ class EventLog:
             line = json.dumps(fields)  # ASCII: any reader of lines can take it
         else:
             took = "" if seconds is None else f"{seconds:.3f}"
-            line = "\t".join((time, stage, outcome, took, name or "", show(note)))
+            line = "\t".join((time, stage, outcome, took, name or "", display_path(note)))
         self._stream.write(line + "\n")
         self._stream.flush()

@@ -12,9 +12,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from vidqa import __version__, fsio
+from vidqa import __version__
+from vidqa.common import atomic_io
+from vidqa.common.path_text import visible
 from vidqa.pipeline.summary import Summary
-from vidqa.tables.names import visible
 
 #: Name -> what it says. All are gauges of the last run: the numbers start anew with each.
 METRICS = {
@@ -61,7 +62,7 @@ def write_metrics(path: str | os.PathLike[str], table: str, ended: Ended, summar
         OSError: it cannot be written; the old one is untouched.
     """
     last = ended.end_s if ended.success else _last_success(Path(path), table)
-    with fsio.commit(path) as f:
+    with atomic_io.commit(path) as f:
         f.write(metrics_text(table, ended, summary, last).encode())
 
 

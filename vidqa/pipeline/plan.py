@@ -11,7 +11,7 @@ from pathlib import Path
 from vidqa.cache.index import MediaIndex
 from vidqa.cache.key import CacheKey
 from vidqa.cache.store import FeatureStore
-from vidqa.encoders.devices import cpu_threads
+from vidqa.common.devices import cpu_threads
 from vidqa.errors import ItemError, MediaError
 from vidqa.media.probe import probe
 from vidqa.media.segments import plan_segments

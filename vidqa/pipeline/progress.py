@@ -12,10 +12,10 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from vidqa.common.display import bar_size
 from vidqa.pipeline.log import EventLog
 from vidqa.pipeline.meter import Meter
 from vidqa.pipeline.stop import Stop
-from vidqa.terminal import bar_size
 
 if TYPE_CHECKING:  # tqdm is needed only where a terminal looks on
     from tqdm import tqdm

@@ -112,10 +112,10 @@ def pull(
         VidqaError: it cannot be fetched.
         BundleError: as `convert`.
     """
+    from vidqa.common.growing_folder import remove_leftovers
     from vidqa.model.bundle import check_target
     from vidqa.model.checkpoints.convert import convert
     from vidqa.model.checkpoints.target import Target
-    from vidqa.model.unfinished import remove_leftovers
 
     if name not in PUBLISHED:
         raise UsageError(f"no published model is called {name!r}", hint=f"one of {', '.join(PUBLISHED)}")

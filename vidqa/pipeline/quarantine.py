@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from vidqa import fsio
-from vidqa.media.files import show
+from vidqa.common import atomic_io
+from vidqa.common.display import display_path
 from vidqa.records import AnswerRow
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,9 @@ class Failures:
         except FileNotFoundError:
             return self
         except (OSError, ValueError, TypeError, KeyError) as error:
-            log.warning("%s cannot be used (%s): the nights of failure are counted anew", show(str(self.path)), error)
+            log.warning(
+                "%s cannot be used (%s): the nights of failure are counted anew", display_path(str(self.path)), error
+            )
             return self
         self._known = {failure.key: failure for failure in known}
         return self
@@ -142,10 +144,10 @@ class Failures:
         try:
             if self._known:
                 data = {"format": _FORMAT, "failures": [asdict(failure) for failure in self._known.values()]}
-                with fsio.commit(self.path) as f:
+                with atomic_io.commit(self.path) as f:
                     f.write(json.dumps(data, indent=0).encode())
             else:
                 self.path.unlink(missing_ok=True)
         except OSError as error:
-            log.warning("%s cannot be written: %s", show(str(self.path)), error.strerror or error)
+            log.warning("%s cannot be written: %s", display_path(str(self.path)), error.strerror or error)
         self._changed = False

@@ -12,7 +12,7 @@ import socket
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from vidqa import fsio
+from vidqa.common import atomic_io
 from vidqa.pipeline.loaded import LoadedModel
 from vidqa.pipeline.summary import Summary
 
@@ -102,7 +102,7 @@ def remember(cache_dir: Path, model: LoadedModel, summary: Summary) -> None:
     known = _read(path)
     known[_key(model)] = known.get(_key(model), Rates()).with_run(summary, own_device=str(model.device) != "cpu")
     data = {"format": _FORMAT, "rates": {key: asdict(rates) for key, rates in known.items()}}
-    with contextlib.suppress(OSError), fsio.commit(path) as f:
+    with contextlib.suppress(OSError), atomic_io.commit(path) as f:
         f.write(json.dumps(data, indent=1).encode())
 
 

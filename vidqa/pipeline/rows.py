@@ -8,8 +8,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+from vidqa.common.display import message_without_path
 from vidqa.errors import ItemError
-from vidqa.media.files import without_name
 from vidqa.pipeline.options import Identity, Work
 from vidqa.records import Answer, AnswerRow, EncodedSegment, MediaFacts, Question
 
@@ -70,4 +70,4 @@ def _facts(facts: MediaFacts) -> dict[str, Any]:
 
 
 def _failure(error: ItemError, work: Work) -> dict[str, Any]:
-    return {"status": "failed", "error_kind": error.kind, "error": without_name(error, work.item.path)}
+    return {"status": "failed", "error_kind": error.kind, "error": message_without_path(error, work.item.path)}

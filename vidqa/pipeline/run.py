@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 from vidqa.cache.index import MediaIndex
 from vidqa.cache.store import FeatureStore
+from vidqa.common.display import display_path, message_without_path
 from vidqa.errors import ItemError, VidqaError
-from vidqa.media.files import show, without_name
 from vidqa.media.scan import ScanResult, scan
 from vidqa.pipeline.answer import Answered
 from vidqa.pipeline.content import identify_all
@@ -59,13 +59,13 @@ class Run:
         with self.clock.stage("read"):
             found = scan(paths)
         for out in found.left_out:
-            self.reporter.say(f"left out: {show(out.path)}: {out.reason}", level=2)
+            self.reporter.say(f"left out: {display_path(out.path)}: {out.reason}", level=2)
             self.reporter.event("scan", "left out", media=out.path, note=out.reason)
         self.reporter.event("scan", "ok", seconds=time.perf_counter() - began, note=f"{len(found.items)} files")
         self.summary.files, self.summary.left_out = len(found.items), found.counts()
         if not found.items:
             reasons = ", ".join(f"{number} {reason}" for reason, number in found.counts().items())
-            where = ", ".join(show(os.fspath(path)) for path in paths)
+            where = ", ".join(display_path(os.fspath(path)) for path in paths)
             what = f"no media found in {where}" + (f" (left out: {reasons})" if reasons else "")
             raise VidqaError(what, hint="another path; or is the archive not mounted?")
         return found
@@ -119,8 +119,8 @@ class Run:
         summary.clips_cached += one.cached
         if one.error is not None:
             summary.clips_failed += 1
-            said = f"{one.error.kind}: {without_name(one.error, path)}"
-            self.reporter.say(f"failed: {show(one.work.item.rel)}: {said}", level=say_failures)
+            said = f"{one.error.kind}: {message_without_path(one.error, path)}"
+            self.reporter.say(f"failed: {display_path(one.work.item.rel)}: {said}", level=say_failures)
             self.reporter.event("read" if one.work.media_id is None else "decode", "failed", media=path, note=said)
             return
         if one.segments:

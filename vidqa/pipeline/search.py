@@ -17,8 +17,9 @@ from vidqa.cache.entry import Pooled
 from vidqa.cache.index import MediaIndex
 from vidqa.cache.key import CacheKey
 from vidqa.cache.store import FeatureStore
+from vidqa.common.display import message_without_path
 from vidqa.errors import ItemError, UsageError
-from vidqa.media.files import Paths, listed, without_name
+from vidqa.media.files import Paths, listed
 from vidqa.media.segments import plan_segments
 from vidqa.pipeline.loaded import LoadedModel
 from vidqa.pipeline.options import Encoded, RunOptions, Work
@@ -166,7 +167,7 @@ class _Shelf:
             self._fail(item, ItemError("unreadable", "its features are gone from the cache: search again"))
 
     def _fail(self, item: MediaItem, error: ItemError) -> None:
-        self.failed.append((item.rel, ItemError(error.kind, without_name(error, item.path), hint=error.hint)))
+        self.failed.append((item.rel, ItemError(error.kind, message_without_path(error, item.path), hint=error.hint)))
         self._run.reporter.advance()
 
 

@@ -9,7 +9,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass, field
 
-from vidqa.media.files import show
+from vidqa.common.display import display_path
 from vidqa.pipeline.meter import Meter
 from vidqa.pipeline.progress import STAGES, StageClock
 from vidqa.pipeline.quarantine import QUARANTINE_AFTER
@@ -115,7 +115,7 @@ class Summary:
         if self.pruned:
             lines.append(f"removed: the rows of {_n(self.pruned, 'file')} that vanished")
         if self.quarantined:
-            shown = ", ".join(map(show, list(self.quarantined)[:_SHOWN]))
+            shown = ", ".join(map(display_path, list(self.quarantined)[:_SHOWN]))
             more = f" and {len(self.quarantined) - _SHOWN} more" if len(self.quarantined) > _SHOWN else ""
             lines.append(
                 f"in quarantine: {_n(len(self.quarantined), 'file')} that failed {QUARANTINE_AFTER} nights in a row; "

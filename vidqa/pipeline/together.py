@@ -12,10 +12,11 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from vidqa.common.display import display_path, message_without_path
 from vidqa.errors import ItemError, UsageError
 from vidqa.generate.engine import Request, generate
 from vidqa.generate.session import ChatSession
-from vidqa.media.files import Paths, listed, show, without_name
+from vidqa.media.files import Paths, listed
 from vidqa.media.scan import scan
 from vidqa.model.bundle import Bundle
 from vidqa.pipeline.answer import generation_settings
@@ -144,7 +145,11 @@ def features_of(run: Run, media: Sequence[str | Path]) -> tuple[Features, ...]:
         for one in encoded:
             if one.error is not None:
                 path = one.work.item.path
-                raise ItemError(one.error.kind, f"{show(path)}: {without_name(one.error, path)}", hint=one.error.hint)
+                raise ItemError(
+                    one.error.kind,
+                    f"{display_path(path)}: {message_without_path(one.error, path)}",
+                    hint=one.error.hint,
+                )
             found[id(one.work.item)] = one.segments[0].features
             run.reporter.advance()
     return tuple(found[id(item)] for item in items)

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from vidqa.common.file_lock import FileLock
 from vidqa.errors import UsageError
 from vidqa.model.bundle import BUNDLE_FILE, load_bundle
 from vidqa.pipeline.features import CachedFeatures, LiveFeatures, entry_bytes, fill_cache
 from vidqa.pipeline.loaded import LoadedModel
 from vidqa.pipeline.options import RunOptions
 from vidqa.pipeline.progress import QUIET, Reporter
-from vidqa.tables.lock import TableLock
 from vidqa.train.checkpoints import in_units, room_needed
 from vidqa.train.data import Corpus, MediaRef, RejectLog, Source
 from vidqa.train.metrics import MetricsFile
@@ -101,7 +101,7 @@ def train(
     target = Path(out or Path(recipe).stem)
     join(device)
     reporter = reporter if is_first() else Reporter(level=0, bar=False, stop=reporter.stop)
-    with TableLock(target) if is_first() else nullcontext():
+    with FileLock(target) if is_first() else nullcontext():
         run = _Run(words, Path(recipe), overrides, target, options or RunOptions(), reporter, device)
         with room_needed(target):
             return run.go(encode, resume)

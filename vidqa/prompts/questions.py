@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from vidqa.config.toml import TomlFile, meant, read_toml, title
+from vidqa.config.toml_lines import TomlFile, meant, read_toml, title
 from vidqa.errors import UsageError
 from vidqa.records import Question
 

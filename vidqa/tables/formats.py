@@ -16,9 +16,9 @@ from typing import Any, BinaryIO, Literal
 import polars as pl
 from polars.io.plugins import register_io_source
 
-from vidqa import fsio
+from vidqa.common import atomic_io
+from vidqa.common.path_text import visible
 from vidqa.errors import TableError
-from vidqa.tables.names import visible
 from vidqa.tables.schema import SCHEMA, align, check_values
 
 Format = Literal["parquet", "csv", "jsonl", "arrow"]
@@ -128,7 +128,7 @@ def write_batches(frames: Iterable[pl.DataFrame], path: str | os.PathLike[str]) 
     """
     form = format_of(path)
     try:
-        with fsio.commit(path) as f:
+        with atomic_io.commit(path) as f:
             _WRITERS[form](frames, f)
     except pl.exceptions.PolarsError as error:  # polars wraps some of the system's errors in its own
         raise OSError(str(error)) from error

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import polars as pl
 
-from vidqa import fsio
+from vidqa.common import atomic_io
+from vidqa.common.path_text import escape, visible
 from vidqa.errors import TableError
 from vidqa.tables.formats import Format, format_of
-from vidqa.tables.names import escape, visible
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -78,7 +78,7 @@ def write_hits(hits: Sequence[DataclassInstance], path: str | os.PathLike[str]) 
         row |= {name: escape(row[name]) for name in ("path", "root")}
     frame = pl.DataFrame(rows, schema=SCHEMA, strict=True)
     try:
-        with fsio.commit(Path(path)) as f:
+        with atomic_io.commit(Path(path)) as f:
             _write(frame, f, form)
     except (OSError, pl.exceptions.PolarsError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)

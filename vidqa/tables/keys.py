@@ -14,9 +14,9 @@ from typing import NamedTuple, get_args
 import numpy as np
 import polars as pl
 
+from vidqa.common.path_text import unescape
 from vidqa.records import Status
 from vidqa.tables.compact import Numbering, Texts
-from vidqa.tables.names import unescape
 
 STATUSES: tuple[Status, ...] = get_args(Status)
 _FILE = ["media_id", "root", "path"]

@@ -14,11 +14,11 @@ from typing import Any, Literal, cast
 
 import polars as pl
 
+from vidqa.common.path_text import escape, unescape
 from vidqa.errors import TableError
 from vidqa.records import AnswerRow, Status
 from vidqa.tables.index import Index
 from vidqa.tables.keys import Cell, location
-from vidqa.tables.names import escape, unescape
 from vidqa.tables.schema import SCHEMA, rows_to_frame
 
 Op = Literal["row", "move", "copy", "drop"]

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import polars as pl
 
+from vidqa.common.path_text import escape
 from vidqa.tables.index import Index
-from vidqa.tables.names import escape
 
 
 class Merge:

@@ -21,10 +21,10 @@ from pathlib import Path
 
 import polars as pl
 
-from vidqa import fsio
+from vidqa.common import atomic_io
+from vidqa.common.path_text import visible
 from vidqa.errors import TableError
 from vidqa.tables import formats, log
-from vidqa.tables.names import visible
 
 State = tuple[int, int, int]  # inode, bytes, modification time in ns
 
@@ -69,8 +69,8 @@ class Parts:
         try:
             if not self.folder.is_dir():
                 self.folder.mkdir()
-                fsio.sync_folder(self.folder.parent)
-            with fsio.commit(self.folder / name) as f:
+                atomic_io.sync_folder(self.folder.parent)
+            with atomic_io.commit(self.folder / name) as f:
                 frame.write_parquet(f, compression="zstd")
         except (OSError, pl.exceptions.PolarsError) as error:
             refusal = error if isinstance(error, OSError) else OSError(str(error))
@@ -115,7 +115,7 @@ class Parts:
         """
         replaces = {name: state_of(self._target / name) for name in names}
         text = json.dumps({"replaces": replaces, "parts": list(parts)})
-        with fsio.commit(self.folder / _READY) as f:
+        with atomic_io.commit(self.folder / _READY) as f:
             f.write(text.encode("utf-8", "surrogateescape"))
         self.finish()
 
@@ -131,17 +131,17 @@ class Parts:
         if ready is not None:
             for name in ready.replaces:
                 if (self.folder / (_NEW + name)).exists():
-                    fsio.take_name(self.folder / (_NEW + name), self._target / name)
+                    atomic_io.take_name(self.folder / (_NEW + name), self._target / name)
             for part in ready.parts:
                 (self.folder / part).unlink(missing_ok=True)
-            fsio.sync_folder(self.folder)  # the parts are gone for good before what says that they are in the table
+            atomic_io.sync_folder(self.folder)  # the parts are gone for good before the file that lists them as merged
         (self.folder / _READY).unlink(missing_ok=True)
         for path in self.folder.iterdir():
             if path.name.startswith(_NEW) or (path.name.startswith(".") and path.name.endswith(".part")):
                 path.unlink(missing_ok=True)
         with suppress(OSError):  # there are parts still, or files of somebody else
             self.folder.rmdir()
-            fsio.sync_folder(self.folder.parent)
+            atomic_io.sync_folder(self.folder.parent)
 
     def current(self, name: str) -> Path:
         """Where the content of a file of the table lies, a publication that was decided included."""

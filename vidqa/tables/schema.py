@@ -8,9 +8,9 @@ from typing import Any, get_args
 
 import polars as pl
 
+from vidqa.common.path_text import escape, unescape, visible
 from vidqa.errors import TableError
 from vidqa.records import ROW_COLUMNS, AnswerRow, Status
-from vidqa.tables.names import escape, unescape, visible
 
 _TYPES: dict[str, pl.DataType] = {
     **dict.fromkeys(("start_s", "end_s", "confidence", "duration_s", "fps"), pl.Float64()),

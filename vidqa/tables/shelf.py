@@ -12,13 +12,13 @@ from itertools import chain, islice
 
 import polars as pl
 
+from vidqa.common.path_text import visible
 from vidqa.errors import TableError
 from vidqa.tables import formats, log
 from vidqa.tables.formats import BATCH_ROWS
 from vidqa.tables.index import Index
 from vidqa.tables.keys import KEY_COLUMNS, Keys
 from vidqa.tables.merge import Merge, gathered
-from vidqa.tables.names import visible
 from vidqa.tables.parts import Parts, State, state_of
 from vidqa.tables.schema import SCHEMA
 from vidqa.tables.target import FILE_ROWS, Target

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
+from vidqa.common.path_text import visible
 from vidqa.errors import TableError
 from vidqa.tables import formats
-from vidqa.tables.names import visible
 
 _PART = re.compile(r"part-(\d{6,})\.parquet")
 #: Rows of one file of a data set.

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from vidqa.common.atomic_io import sync_folder
 from vidqa.errors import TrainError
-from vidqa.fsio import sync_folder
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 _PART = ".part"

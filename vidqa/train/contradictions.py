@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vidqa.config.toml import shown
+from vidqa.config.toml_lines import shown
 from vidqa.prompts.formats import FORMATS
 from vidqa.train.recipe import Hardware, Part, Recipe, Stage, StageKind
 

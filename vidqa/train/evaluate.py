@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import distributed
 
+from vidqa.common.atomic_io import commit
 from vidqa.errors import ItemError, UsageError
-from vidqa.fsio import commit
 from vidqa.generate.engine import GenerationSettings, Request, generate
 from vidqa.model.llava import VideoLlava
 from vidqa.train.data import Sample, SampleError

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vidqa.fsio import commit
+from vidqa.common.atomic_io import commit
 
 
 class MetricsFile:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vidqa.config.toml import Place, TomlFile, meant, shown, title, unusable
+from vidqa.config.toml_lines import Place, TomlFile, meant, shown, title, unusable
 from vidqa.train.recipe import keys_at
 
 FLAG = "--set"  # the option of `vidqa train` that messages name

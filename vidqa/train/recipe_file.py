@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from vidqa.config.toml import TomlFile, meant, read_toml, shown, title
+from vidqa.config.toml_lines import TomlFile, meant, read_toml, shown, title
 from vidqa.errors import UsageError
 from vidqa.model.places import BUNDLE_FILE, built_in_bundles, find_bundle, pulled_models
 from vidqa.train.contradictions import Place, contradictions

@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from vidqa.fsio import commit
+from vidqa.common.atomic_io import commit
 from vidqa.train.checkpoints import in_units
 
 _SIZE, _MARGIN = (960, 480), (70, 30, 30, 45)  # pixels; left, top, right, bottom

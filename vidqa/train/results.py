@@ -14,8 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from vidqa import __version__
+from vidqa.common.path_text import visible
 from vidqa.model.bundle import Bundle
-from vidqa.tables.names import visible
 from vidqa.train.data import Corpus
 from vidqa.train.data.rejects import Rejected, read_rejects, write_rejects
 from vidqa.train.metrics import read_metrics

@@ -17,9 +17,9 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vidqa.config.toml import shown
+from vidqa.common.atomic_io import commit, sync_folder
+from vidqa.config.toml_lines import shown
 from vidqa.errors import UsageError
-from vidqa.fsio import commit, sync_folder
 from vidqa.train import checkpoints
 from vidqa.train.recipe import Recipe
 from vidqa.train.report import StageFacts

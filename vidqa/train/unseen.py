@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from vidqa.config.toml import meant, read_toml, title
+from vidqa.config.toml_lines import meant, read_toml, title
 from vidqa.errors import UsageError
 from vidqa.prompts.build import IGNORED, LabelledPrompt
 

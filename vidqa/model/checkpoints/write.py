@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from vidqa import __version__
+from vidqa.common.growing_folder import remove_leftovers
 from vidqa.errors import BundleError
 from vidqa.model.bundle import Bundle, save_bundle
 from vidqa.model.checkpoints.finite import read_finite
@@ -37,7 +38,6 @@ from vidqa.model.spec import (
     VideoEncoderSpec,
 )
 from vidqa.model.text import TextTower
-from vidqa.model.unfinished import remove_leftovers
 from vidqa.model.vit import VisionTower
 
 #: Largest shard of the LLM. A shard is in memory, twice for a moment, while it is written.

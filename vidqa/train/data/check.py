@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from vidqa.common.display import bar_size
 from vidqa.errors import MediaError
 from vidqa.records import MediaFacts
-from vidqa.terminal import bar_size
 from vidqa.train.data.corpus import Corpus, FileFacts, distinct_records
 from vidqa.train.data.look import Look, Reader, look_at
 from vidqa.train.data.picture import save_histogram

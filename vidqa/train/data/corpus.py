@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from vidqa.cache.key import default_cache_dir
+from vidqa.common.path_text import visible
 from vidqa.errors import UsageError
-from vidqa.tables.names import visible
 from vidqa.train.data.formats import FORMATS, Format, to_sample
 from vidqa.train.data.locate import MediaFolder
 from vidqa.train.data.recordfile import RecordFile, digest

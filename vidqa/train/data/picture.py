@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from vidqa import fsio
+from vidqa.common import atomic_io
 
 _WIDTH, _HEIGHT = 960, 480
 _LEFT, _RIGHT, _TOP, _BOTTOM = 80, 24, 48, 56  # margins in pixels
@@ -35,7 +35,7 @@ def save_histogram(path: Path, tokens: np.ndarray, limit: int | None) -> Path:
     draw.text((_LEFT, 14), f"Tokens of a sample, visual ones included: {len(tokens)} samples", _INK, font)
     if len(tokens):
         _draw_bars(draw, font, tokens, limit)
-    with fsio.commit(path) as f:
+    with atomic_io.commit(path) as f:
         image.save(f, "PNG")
     return path
 

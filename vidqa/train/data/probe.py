@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from vidqa.cache.index import MediaIndex
-from vidqa.encoders.devices import cpu_threads
+from vidqa.common.devices import cpu_threads
 from vidqa.errors import MediaError
 from vidqa.media.workers import DecodeJob, DecodePool
 from vidqa.records import EncoderInput, FrameBatch, MediaFacts, SamplingSpec

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from vidqa import fsio
+from vidqa.common import atomic_io
 from vidqa.errors import TrainError, UsageError
 from vidqa.train.data.sample import REJECT_KINDS
 
@@ -103,7 +103,7 @@ def write_rejects(path: str | Path, rejected: Iterable[Rejected]) -> Path:
     path = Path(path)
     rows = sorted((asdict(r) for r in rejected), key=lambda r: (r["source"], r["record"]))
     schema = {name: pl.Int64 if name == "record" else pl.String for name in COLUMNS}
-    with fsio.commit(path) as f:
+    with atomic_io.commit(path) as f:
         pl.DataFrame(rows, schema=schema).write_parquet(f)
     return path
 

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vidqa import fsio
 from vidqa.cache.store import note_use
+from vidqa.common import atomic_io
 from vidqa.train.data.sample import MediaRef, Sample, SampleError
 
 log = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ def _load(kept: Path, n: int, sha256: str) -> tuple[np.ndarray, np.ndarray, list
 def _save(kept: Path, groups: np.ndarray, lengths: np.ndarray, media: tuple[MediaRef, ...], sha256: str) -> None:
     told = json.dumps([(ref.path, ref.kind, ref.start_s, ref.end_s) for ref in media]).encode()
     try:
-        with fsio.commit(kept) as f:
+        with atomic_io.commit(kept) as f:
             np.savez(
                 f,
                 groups=groups,

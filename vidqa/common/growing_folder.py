@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from vidqa.common.display import display_path
 from vidqa.errors import LockedError
-from vidqa.media.files import show
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def remove_leftovers(target: Path, suffix: str = ".part") -> None:
         try:
             lock = _lock(folder)
         except BlockingIOError as e:
-            what = f"{show(str(target))} is being written by another process, in {show(folder.name)}"
+            what = f"{display_path(str(target))} is being written by another process, in {display_path(folder.name)}"
             raise LockedError(what, hint="wait for it to end, or another --out") from e
         except OSError:  # no folder, or somebody else's
             continue
@@ -62,7 +62,9 @@ def remove_leftovers(target: Path, suffix: str = ".part") -> None:
         finally:
             os.close(lock)
         if not folder.exists():
-            log.warning("removed %s (%.1f GB), left by a process that was killed", show(str(folder)), n_bytes / 1e9)
+            log.warning(
+                "removed %s (%.1f GB), left by a process that was killed", display_path(str(folder)), n_bytes / 1e9
+            )
 
 
 def _new(target: Path) -> tuple[Path, int | None]:
@@ -79,7 +81,7 @@ def _new(target: Path) -> tuple[Path, int | None]:
             return part, lock
         if lock is not None:
             os.close(lock)
-    raise LockedError(f"{show(str(target))}: other processes remove what is written beside it")
+    raise LockedError(f"{display_path(str(target))}: other processes remove what is written beside it")
 
 
 def _lock(folder: Path) -> int | None:

@@ -18,8 +18,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
+from vidqa.common.path_text import visible
 from vidqa.errors import LockedError, TableError
-from vidqa.tables.names import visible
 
 # The system's locks belong to a process and would let its second thread through.
 _held: set[str] = set()
@@ -38,7 +38,7 @@ class Holder:
         return f"process {self.pid} on {self.host}, started {self.start}"
 
 
-class TableLock:
+class FileLock:
     """The lock of a table, for use with `with`.
 
     `taken_over` tells, once the lock is held, whose lock was found lying there after its process had died.
@@ -53,7 +53,7 @@ class TableLock:
         self.taken_over: Holder | None = None
         self._file: IO[str] | None = None
 
-    def __enter__(self) -> TableLock:
+    def __enter__(self) -> FileLock:
         """Take the lock.
 
         Raises:
