@@ -25,12 +25,16 @@ PLACES: dict[str, tuple[str, ...]] = {
     "transformers": ("vidqa.model", "vidqa.generate", "vidqa.train"),
     "peft": ("vidqa.model", "vidqa.generate", "vidqa.train"),
     "accelerate": ("vidqa.model", "vidqa.generate", "vidqa.train"),
-    "onnxruntime": ("vidqa.encoders.session", "vidqa.model.export"),
+    "onnxruntime": ("vidqa.encoders.onnx_session", "vidqa.model.export"),
     "onnx": ("vidqa.model.export",),
     "onnxscript": ("vidqa.model.export",),
-    "decord": ("vidqa.media.decord_backend",),
-    "av": tuple(
-        f"vidqa.media.{name}" for name in ("pyav_backend", "groups", "listed", "pixels", "container", "synthetic")
+    "decord": ("vidqa.media.backends.decord",),
+    "av": (
+        "vidqa.media.backends.pyav",
+        "vidqa.media.frame_index",
+        "vidqa.media.pixels",
+        "vidqa.media.container",
+        "vidqa.media.synthetic",
     ),
     "polars": ("vidqa.tables", "vidqa.train"),  # train: its tables of rejects, samples in Parquet
     "click": ("vidqa.cli",),

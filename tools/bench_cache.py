@@ -27,9 +27,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vidqa.cache.index import MediaIndex
+from vidqa.cache.feature_store import FeatureStore
 from vidqa.cache.key import CacheKey
-from vidqa.cache.store import FeatureStore
+from vidqa.cache.media_index import MediaIndex
 from vidqa.pipeline.content import identify_all
 from vidqa.records import EncodedSegment, Features, MediaFacts, MediaItem
 

@@ -26,7 +26,7 @@ import onnxruntime
 import torch
 
 from vidqa.common.devices import cpu_threads
-from vidqa.encoders.session import OnnxSession
+from vidqa.encoders.onnx_session import OnnxSession
 from vidqa.model.export import FP32_TOLERANCE, ExportReport, export_tower
 from vidqa.model.vit import VisionConfig, VisionTower
 

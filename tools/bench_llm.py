@@ -39,7 +39,7 @@ from vidqa.generate.limits import decode_bytes, measure, prefill_operations
 from vidqa.model.llama import Llama, LlamaConfig
 from vidqa.model.llama_weights import load_published
 from vidqa.model.llava import VideoLlava
-from vidqa.prompts.formats import get_format
+from vidqa.prompts.chat_formats import get_format
 
 VOCABULARY = 1000
 

@@ -31,7 +31,7 @@ from vidqa.model.spec import (
 )
 from vidqa.model.vit import VisionConfig, VisionTower
 from vidqa.pipeline.loaded import LoadedModel
-from vidqa.prompts.formats import get_format
+from vidqa.prompts.chat_formats import get_format
 from vidqa.records import SamplingSpec
 
 

@@ -67,7 +67,7 @@ def run_apart(n: int, work: Path | None) -> dict[str, float]:
 def measure(n: int, folder: Path) -> dict[str, float]:
     """Seconds and bytes for an archive of `n` files."""
     import vidqa
-    from vidqa.cache.index import MediaIndex
+    from vidqa.cache.media_index import MediaIndex
     from vidqa.media.scan import scan
     from vidqa.pipeline.options import RunOptions, settings_of
     from vidqa.prompts.questions import load_questions

@@ -22,7 +22,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from vidqa.cache.index import MediaIndex
+from vidqa.cache.media_index import MediaIndex
 from vidqa.media.scan import scan
 from vidqa.pipeline.loaded import load_model
 from vidqa.pipeline.options import RunOptions, settings_of

@@ -30,7 +30,7 @@ from PIL import Image
 from vidqa.errors import MediaError
 from vidqa.media.probe import probe
 from vidqa.media.scan import scan
-from vidqa.media.workers import DecodeJob, DecodePool
+from vidqa.media.workers.decode_pool import DecodeJob, DecodePool
 from vidqa.records import SamplingSpec
 
 BATCH = 250

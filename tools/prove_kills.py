@@ -28,7 +28,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from vidqa.cache.maintain import verify
+from vidqa.cache.maintenance import verify
 from vidqa.tables.formats import read_table
 
 #: Rows of a part, so few that a short run writes several.

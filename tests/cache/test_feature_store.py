@@ -19,8 +19,8 @@ import pytest
 import safetensors
 
 from vidqa.cache import entry
+from vidqa.cache.feature_store import FeatureStore
 from vidqa.cache.key import CacheKey
-from vidqa.cache.store import FeatureStore
 from vidqa.errors import CacheError
 from vidqa.records import EncodedSegment, Features, MediaFacts
 
@@ -191,7 +191,7 @@ import sys
 sys.path[:0] = {path!r}
 from cache_conftest import make_segment
 from vidqa.cache.key import CacheKey
-from vidqa.cache.store import FeatureStore
+from vidqa.cache.feature_store import FeatureStore
 store = FeatureStore(sys.argv[1])
 wrong = 0
 for turn in range(8):
@@ -242,8 +242,8 @@ import os, sys
 sys.path[:0] = {path!r}
 from cache_conftest import make_segment
 from vidqa.cache.key import CacheKey
-from vidqa.cache.index import MediaIndex
-from vidqa.cache.store import FeatureStore
+from vidqa.cache.media_index import MediaIndex
+from vidqa.cache.feature_store import FeatureStore
 from vidqa.errors import CacheError
 if os.getuid() == 0:
     os.setuid(65534)

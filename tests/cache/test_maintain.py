@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from vidqa.cache import maintain
-from vidqa.cache.index import MediaIndex
+from vidqa.cache import maintenance
+from vidqa.cache.feature_store import FeatureStore
 from vidqa.cache.key import CacheKey, default_cache_dir
-from vidqa.cache.maintain import parse_age, parse_size
-from vidqa.cache.store import FeatureStore
+from vidqa.cache.maintenance import parse_age, parse_size
+from vidqa.cache.media_index import MediaIndex
 from vidqa.errors import UsageError
 from vidqa.records import EncodedSegment
 
@@ -37,7 +37,7 @@ def left(root: Path, keys: list[CacheKey]) -> list[int]:
 
 
 def test_stats(tmp_path: Path, keys: list[CacheKey]) -> None:
-    s = maintain.stats(tmp_path)
+    s = maintenance.stats(tmp_path)
     one = (tmp_path / keys[0].relative).stat().st_size
     assert (s.n_entries, s.n_bytes) == (6, sum((tmp_path / k.relative).stat().st_size for k in keys))
     assert [(e.encoder_id, e.n_entries) for e in s.encoders] == [("enc1", 4), ("enc2", 2)]
@@ -47,48 +47,48 @@ def test_stats(tmp_path: Path, keys: list[CacheKey]) -> None:
 
 
 def test_an_absent_cache_is_empty(tmp_path: Path) -> None:
-    assert maintain.stats(tmp_path / "none").n_entries == 0
-    assert maintain.verify(tmp_path / "none").n_entries == 0
-    assert maintain.prune(tmp_path / "none", max_size=0).n_removed == 0
+    assert maintenance.stats(tmp_path / "none").n_entries == 0
+    assert maintenance.verify(tmp_path / "none").n_entries == 0
+    assert maintenance.prune(tmp_path / "none", max_size=0).n_removed == 0
     assert not (tmp_path / "none").exists()
 
 
 def test_verify_lists_and_removes(tmp_path: Path, keys: list[CacheKey]) -> None:
-    assert maintain.verify(tmp_path).damaged == ()
+    assert maintenance.verify(tmp_path).damaged == ()
     short, misplaced = tmp_path / keys[1].relative, tmp_path / keys[4].relative
     short.write_bytes(short.read_bytes()[:-1])
     misplaced.write_bytes((tmp_path / keys[5].relative).read_bytes())
-    report = maintain.verify(tmp_path)
+    report = maintenance.verify(tmp_path)
     assert report.n_entries == 6 and report.n_removed == 0
     reasons = {d.path: d.reason for d in report.damaged}
     assert set(reasons) == {short, misplaced}
     assert "another key" in reasons[misplaced]
-    assert maintain.verify(tmp_path, delete=True).n_removed == 2
+    assert maintenance.verify(tmp_path, delete=True).n_removed == 2
     assert left(tmp_path, keys) == [0, 2, 3, 5]
-    assert maintain.verify(tmp_path).damaged == ()
+    assert maintenance.verify(tmp_path).damaged == ()
 
 
 def test_prune_by_age(tmp_path: Path, keys: list[CacheKey]) -> None:
-    rehearsal = maintain.prune(tmp_path, older_than_s=2.5 * DAY, dry_run=True)
+    rehearsal = maintenance.prune(tmp_path, older_than_s=2.5 * DAY, dry_run=True)
     assert left(tmp_path, keys) == [0, 1, 2, 3, 4, 5]
-    report = maintain.prune(tmp_path, older_than_s=2.5 * DAY)
+    report = maintenance.prune(tmp_path, older_than_s=2.5 * DAY)
     assert report == rehearsal and (report.n_removed, report.n_left) == (3, 3)
     assert left(tmp_path, keys) == [0, 1, 2]
 
 
 def test_prune_by_size_takes_the_longest_unused(tmp_path: Path, keys: list[CacheKey]) -> None:
-    total = maintain.stats(tmp_path).n_bytes
-    report = maintain.prune(tmp_path, max_size=total // 2)
+    total = maintenance.stats(tmp_path).n_bytes
+    report = maintenance.prune(tmp_path, max_size=total // 2)
     assert left(tmp_path, keys) == [0, 1, 2]
     assert report.n_bytes_left <= total // 2 and report.n_bytes_left + report.n_bytes_removed == total
-    assert maintain.prune(tmp_path, max_size=total).n_removed == 0
-    maintain.prune(tmp_path, max_size=0)
+    assert maintenance.prune(tmp_path, max_size=total).n_removed == 0
+    maintenance.prune(tmp_path, max_size=0)
     assert left(tmp_path, keys) == []
 
 
 def test_reading_protects_from_pruning(tmp_path: Path, keys: list[CacheKey]) -> None:
     FeatureStore(tmp_path).get(keys[5])
-    maintain.prune(tmp_path, older_than_s=1.5 * DAY)
+    maintenance.prune(tmp_path, older_than_s=1.5 * DAY)
     assert left(tmp_path, keys) == [0, 1, 5]
 
 
@@ -99,9 +99,9 @@ def test_old_leftovers_go_and_foreign_files_stay(tmp_path: Path, keys: list[Cach
         f.write_bytes(b"half")
     for f in (old, foreign):
         os.utime(f, (time.time() - 2 * 3600,) * 2)
-    assert maintain.stats(tmp_path).n_leftovers == 2
-    assert maintain.stats(tmp_path).n_entries == 6
-    assert maintain.prune(tmp_path).n_leftovers_removed == 1
+    assert maintenance.stats(tmp_path).n_leftovers == 2
+    assert maintenance.stats(tmp_path).n_entries == 6
+    assert maintenance.prune(tmp_path).n_leftovers_removed == 1
     assert not old.exists() and new.exists() and foreign.exists()
     assert left(tmp_path, keys) == [0, 1, 2, 3, 4, 5]
 
@@ -115,9 +115,9 @@ def test_indexes_of_training_data_are_counted_and_pruned_by_last_use(tmp_path: P
         (folder / name).write_bytes(b"12345")
         os.utime(folder / name, (now - age * DAY,) * 2)
     (folder / ".b-2.npz.1.part").write_bytes(b"half")
-    s = maintain.stats(tmp_path)
+    s = maintenance.stats(tmp_path)
     assert (s.n_records, s.n_record_bytes, s.n_entries, s.n_leftovers) == (5, 25, 6, 1)
-    report = maintain.prune(tmp_path, older_than_s=7 * DAY)
+    report = maintenance.prune(tmp_path, older_than_s=7 * DAY)
     assert (report.n_removed, report.n_bytes_removed, report.n_left) == (2, 10, 9)
     assert {p.name for p in folder.iterdir() if p.suffix != ".part"} == {
         "a-1.npz",

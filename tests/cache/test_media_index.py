@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from vidqa.cache.index import INDEX_NAME, MediaIndex
+from vidqa.cache.media_index import INDEX_NAME, MediaIndex
 from vidqa.errors import CacheError, MediaError
 from vidqa.records import MediaFacts, MediaItem
 
@@ -181,7 +181,7 @@ def test_a_foreign_database_is_left_alone(tmp_path: Path) -> None:
 WRITER = """
 import sys
 sys.path.insert(0, {repository!r})
-from vidqa.cache.index import MediaIndex
+from vidqa.cache.media_index import MediaIndex
 from vidqa.records import MediaFacts, MediaItem
 import os
 index, folder, name = MediaIndex(sys.argv[1]), sys.argv[2], sys.argv[3]

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from vidqa.cache import entry
+from vidqa.cache.feature_store import FeatureStore
 from vidqa.cache.key import CacheKey
-from vidqa.cache.store import FeatureStore
 from vidqa.errors import CacheError
 from vidqa.records import EncodedSegment, Features, MediaFacts
 

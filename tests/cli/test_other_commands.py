@@ -131,13 +131,13 @@ def test_doctor(vidqa):
 def test_doctor_starts_what_it_finds(monkeypatch):
     """A driver and a build for CUDA are not enough: without cuDNN, say, the encoders would run on the CPU."""
     from vidqa.common import devices
-    from vidqa.encoders import session
+    from vidqa.encoders import onnx_session
     from vidqa.pipeline import doctor
 
     monkeypatch.setattr(devices, "_cuda_names", lambda: (("Test GPU",), ""))
     monkeypatch.setattr(devices, "has_cuda_build", lambda: True)
-    monkeypatch.setattr(session, "_runtime", _WithoutLibraries)
-    session._check_cuda.cache_clear()
+    monkeypatch.setattr(onnx_session, "_runtime", _WithoutLibraries)
+    onnx_session._check_cuda.cache_clear()
     assert "does not start" in doctor._check("cuda", False, doctor._cuda).detail
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vidqa.cache.maintain import verify
+from vidqa.cache.maintenance import verify
 from vidqa.tables.formats import read_table
 
 
@@ -74,7 +74,7 @@ def test_no_room_for_the_table(vidqa, clips, small_disk, name):
 
 
 def test_a_cache_that_is_eaten_from_under_the_run(vidqa, clips, tmp_path, surroundings, monkeypatch):
-    from vidqa.cache.store import FeatureStore
+    from vidqa.cache.feature_store import FeatureStore
 
     vidqa("encode", clips)
     read = FeatureStore.get

@@ -158,7 +158,7 @@ def test_files_that_change_under_the_reader(vidqa, make_clip, tmp_path, meddle, 
 
 def test_a_scan_of_long_ago(make_clip, tmp_path):
     """What was found hours before is read as it is now, under the name of what it is now."""
-    from vidqa.cache.index import MediaIndex
+    from vidqa.cache.media_index import MediaIndex
     from vidqa.media.scan import scan
     from vidqa.pipeline.content import identify
 
@@ -220,8 +220,8 @@ def test_a_source_on_a_disk_that_is_mounted_read_only(vidqa, clips, small_disk, 
 
 def test_a_gpu_that_runs_full_in_the_middle(vidqa, clips, tmp_path, monkeypatch):
     """The provider says so for two clips at once: the batch is halved, and nobody's row suffers."""
-    from vidqa.encoders.faults import memory_errors
-    from vidqa.encoders.session import OnnxSession
+    from vidqa.encoders.onnx_errors import memory_errors
+    from vidqa.encoders.onnx_session import OnnxSession
 
     honest, refused = OnnxSession.run, []
 

@@ -11,7 +11,7 @@ import torch
 
 from vidqa.common.atomic_io import digest_file
 from vidqa.encoders.encoder import AUTO_FRAMES, Encoder, Graph
-from vidqa.encoders.session import OnnxSession
+from vidqa.encoders.onnx_session import OnnxSession
 from vidqa.errors import BundleError, DeviceError, ItemError
 
 

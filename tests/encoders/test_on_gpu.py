@@ -11,7 +11,7 @@ import pytest
 
 from vidqa.common.devices import available_devices
 from vidqa.encoders.encoder import Encoder
-from vidqa.encoders.session import OnnxSession
+from vidqa.encoders.onnx_session import OnnxSession
 from vidqa.model.export import export_tower
 
 pytestmark = [

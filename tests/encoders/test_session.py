@@ -16,9 +16,9 @@ import torch
 from vidqa.common import devices
 from vidqa.common.atomic_io import digest_file
 from vidqa.common.devices import Device, available_devices, cpu_threads, find_cuda, parse_device
-from vidqa.encoders import session
-from vidqa.encoders.faults import is_out_of_memory
-from vidqa.encoders.session import OnnxSession, resolve_device
+from vidqa.encoders import onnx_session
+from vidqa.encoders.onnx_errors import is_out_of_memory
+from vidqa.encoders.onnx_session import OnnxSession, resolve_device
 from vidqa.errors import BundleError, DeviceError
 
 
@@ -32,9 +32,9 @@ def one_gpu(monkeypatch):
     """A driver that shows one GPU, whatever this machine has."""
     monkeypatch.setattr(devices, "_cuda_names", lambda: (("Test GPU",), ""))
     monkeypatch.setattr(devices, "has_cuda_build", lambda: True)
-    session._check_cuda.cache_clear()
+    onnx_session._check_cuda.cache_clear()
     yield
-    session._check_cuda.cache_clear()
+    onnx_session._check_cuda.cache_clear()
 
 
 class FakeRuntime:
@@ -98,8 +98,8 @@ def test_threads_can_be_set(video) -> None:
 
 
 def test_provider_is_said_once(video, caplog, monkeypatch) -> None:
-    monkeypatch.setattr(session, "_said", set())
-    with caplog.at_level(logging.INFO, "vidqa.encoders.session"):
+    monkeypatch.setattr(onnx_session, "_said", set())
+    with caplog.at_level(logging.INFO, "vidqa.encoders.onnx_session"):
         OnnxSession(video.path, "cpu")
         OnnxSession(video.path, "cpu")
     assert [r.getMessage() for r in caplog.records].count("onnxruntime: CPUExecutionProvider on cpu") == 1
@@ -139,7 +139,7 @@ def test_cut_off_file(video, tmp_path: Path) -> None:
 
 def test_another_graph(tmp_path: Path) -> None:
     path = tmp_path / "video.onnx"
-    path.write_bytes(session._PROBE_GRAPH)
+    path.write_bytes(onnx_session._PROBE_GRAPH)
     with pytest.raises(BundleError, match=r"video\.onnx: not an encoder graph"):
         OnnxSession(path, "cpu")
 
@@ -219,7 +219,7 @@ def test_onnxruntime_without_cuda(one_gpu, monkeypatch) -> None:
 
 
 def test_silent_fall_back_to_the_cpu_is_found(one_gpu, monkeypatch, caplog) -> None:
-    monkeypatch.setattr(session, "_runtime", lambda: FakeRuntime(["CPUExecutionProvider"]))
+    monkeypatch.setattr(onnx_session, "_runtime", lambda: FakeRuntime(["CPUExecutionProvider"]))
     with pytest.raises(DeviceError, match="CUDA provider does not start"):
         resolve_device("cuda:0")
     with caplog.at_level(logging.WARNING, logger="vidqa"):
@@ -245,19 +245,19 @@ def test_others_give_back_memory_before_a_device_is_full(one_gpu, video, monkeyp
             return super().InferenceSession(graph, options, providers)
 
     runtime = Crowded(["CUDAExecutionProvider", "CPUExecutionProvider"])
-    monkeypatch.setattr(session, "_runtime", lambda: runtime)
-    monkeypatch.setattr(session, "GIVE_BACK", [lambda: given.append(1)])
+    monkeypatch.setattr(onnx_session, "_runtime", lambda: runtime)
+    monkeypatch.setattr(onnx_session, "GIVE_BACK", [lambda: given.append(1)])
     if room_after:
-        session.open_graph(video.path, "cuda:0")
+        onnx_session.open_graph(video.path, "cuda:0")
     else:
         with pytest.raises(DeviceError, match="does not fit"):
-            session.open_graph(video.path, "cuda:0")
+            onnx_session.open_graph(video.path, "cuda:0")
     assert given == [1]
 
 
 def test_working_cuda_is_taken_and_checked_again_with_the_real_graph(one_gpu, video, monkeypatch) -> None:
     runtime = FakeRuntime(["CUDAExecutionProvider", "CPUExecutionProvider"])
-    monkeypatch.setattr(session, "_runtime", lambda: runtime)
+    monkeypatch.setattr(onnx_session, "_runtime", lambda: runtime)
     assert resolve_device("auto") == resolve_device("cuda") == "cuda:0"
     ((name, options), fallback) = runtime.asked[0]
     assert (name, fallback) == ("CUDAExecutionProvider", "CPUExecutionProvider")
@@ -269,9 +269,9 @@ def test_working_cuda_is_taken_and_checked_again_with_the_real_graph(one_gpu, vi
 
 def test_preloading_prints_nothing(one_gpu, capfd) -> None:
     """onnxruntime prints the libraries that it does not find; stdout belongs to results."""
-    session._runtime.cache_clear()
-    session._runtime()
-    session._runtime.cache_clear()
+    onnx_session._runtime.cache_clear()
+    onnx_session._runtime()
+    onnx_session._runtime.cache_clear()
     assert capfd.readouterr().out == ""
 
 
@@ -279,7 +279,7 @@ def test_asking_for_devices_imports_nothing_heavy() -> None:
     import subprocess
 
     code = (
-        "import sys; from vidqa.encoders.session import available_devices, resolve_device; available_devices();"
+        "import sys; from vidqa.encoders.onnx_session import available_devices, resolve_device; available_devices();"
         "resolve_device('cpu'); print([m for m in ('onnxruntime', 'torch', 'PIL') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vidqa.encoders.text import TextEncoder, TextTokens
+from vidqa.encoders.text_encoder import TextEncoder, TextTokens
 from vidqa.errors import BundleError, UsageError
 from vidqa.model.bundle import BUNDLE_FILE, Bundle, load_bundle, save_bundle
 

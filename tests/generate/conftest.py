@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizer
 
 from vidqa.model.connector import build_connector
 from vidqa.model.llava import VideoLlava
-from vidqa.prompts.formats import get_format
+from vidqa.prompts.chat_formats import get_format
 from vidqa.records import Features, MediaKind
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"

@@ -28,7 +28,7 @@ from vidqa.generate.sampling import pick_greedy, pick_sampled
 from vidqa.model.connector import build_connector
 from vidqa.model.llama import Llama, LlamaConfig
 from vidqa.model.llava import VideoLlava
-from vidqa.prompts.formats import get_format
+from vidqa.prompts.chat_formats import get_format
 
 CUDA = torch.device("cuda", 0)
 SIZES: dict[str, Any] = {

@@ -26,7 +26,7 @@ from vidqa.model.llama import Llama, LlamaConfig
 from vidqa.model.llama_weights import load_published
 from vidqa.model.llava import VideoLlava
 from vidqa.model.proof import proven
-from vidqa.prompts.formats import get_format
+from vidqa.prompts.chat_formats import get_format
 from vidqa.records import Features
 
 pytestmark = [

@@ -16,7 +16,7 @@ from vidqa.generate.pool import Pool
 from vidqa.model.connector import build_connector
 from vidqa.model.llama import Llama, LlamaConfig
 from vidqa.model.llava import VideoLlava
-from vidqa.prompts.formats import get_format
+from vidqa.prompts.chat_formats import get_format
 
 CPU = torch.device("cpu")
 

@@ -14,7 +14,7 @@ from vidqa.errors import ItemError, PromptTooLongError, UsageError
 from vidqa.generate.engine import GenerationSettings, Request, generate
 from vidqa.generate.session import ChatSession, Said
 from vidqa.model.llava import VideoLlava
-from vidqa.prompts.formats import get_format
+from vidqa.prompts.chat_formats import get_format
 from vidqa.records import Answer, Features
 
 SHORT = GenerationSettings(max_new_tokens=8)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from vidqa.generate.stop import Stopper
-from vidqa.prompts.formats import FORMATS
+from vidqa.prompts.chat_formats import FORMATS
 
 
 class Letters:

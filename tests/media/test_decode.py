@@ -15,14 +15,15 @@ import pytest
 from numbered_clips import draw, numbers, write_video
 
 from vidqa.errors import MediaError
-from vidqa.media import container, pyav_backend
+from vidqa.media import container
 from vidqa.media import decode as decode_module
+from vidqa.media.backends import pyav
+from vidqa.media.backends.pyav import PyavReader
 from vidqa.media.container import Opened, open_video, packets
 from vidqa.media.decode import decode, open_reader
-from vidqa.media.groups import GroupReader
-from vidqa.media.index import FramesDifferError, IndexBuilder
+from vidqa.media.frame_index.from_gops import GroupReader
+from vidqa.media.frame_index.from_packets import FramesDifferError, IndexBuilder
 from vidqa.media.probe import probe
-from vidqa.media.pyav_backend import PyavReader
 from vidqa.records import FrameBatch, SamplingSpec
 
 CLIPS = Path(__file__).parent / "clips"
@@ -304,7 +305,7 @@ def test_a_file_that_cannot_be_read_on_ends_where_it_is(tmp_path: Path, monkeypa
                 raise av.error.InvalidDataError(errno.EINVAL, "broken")
             yield packet
 
-    monkeypatch.setattr(pyav_backend, "packets", broken)
+    monkeypatch.setattr(pyav, "packets", broken)
     with open_reader(str(path), "pyav", trusted="decoding") as reader:
         assert 0 < len(reader.pts_s) <= 20
 

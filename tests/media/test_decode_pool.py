@@ -19,7 +19,7 @@ from PIL import Image
 
 from vidqa.errors import MediaError
 from vidqa.media.decode import decode
-from vidqa.media.workers import DecodeJob, DecodePool
+from vidqa.media.workers.decode_pool import DecodeJob, DecodePool
 from vidqa.records import DecodedMedia, SamplingSpec
 
 GOOD, SEGFAULT, HANG, GREEDY, STRANGE, EXIT, NOISY, BUSY, LEAN = 8, 16, 17, 18, 19, 20, 21, 22, 23
@@ -187,7 +187,7 @@ import sys
 sys.path[:0] = sys.argv[3:]
 from functools import partial
 import worker_hooks
-from vidqa.media.workers import DecodeJob, DecodePool
+from vidqa.media.workers.decode_pool import DecodeJob, DecodePool
 if len(sys.argv) > 1:  # no __main__ guard: workers must not run this script again
     with DecodePool(2, 300, transform=partial(worker_hooks.misbehave, note=sys.argv[2])) as pool:
         for _ in pool.run([DecodeJob(sys.argv[1]), DecodeJob(sys.argv[1])]):

@@ -10,10 +10,10 @@ import pytest
 from numbered_clips import MATRICES, draw, numbers, pack_as_divx, set_orientation, start_at_frame, write_video
 
 from vidqa.errors import MediaError
-from vidqa.media import pyav_backend
+from vidqa.media.backends import pyav
 from vidqa.media.decode import Reader, decode, open_reader
-from vidqa.media.groups import GroupReader
-from vidqa.media.index import FramesDifferError
+from vidqa.media.frame_index.from_gops import GroupReader
+from vidqa.media.frame_index.from_packets import FramesDifferError
 from vidqa.records import SamplingSpec
 
 N = 40
@@ -152,8 +152,8 @@ def test_a_file_is_opened_once(name: str, encoder: str, tmp_path: Path, monkeypa
     """Facts, index and frames come from one opening: each takes 3 to 4 ms, a twentieth of a short H.264 clip's time."""
     path = write_video(tmp_path / name, encoder, N)
     opened = []
-    open_once = pyav_backend.open_video
-    monkeypatch.setattr(pyav_backend, "open_video", lambda *what: (opened.append(what), open_once(*what))[1])
+    open_once = pyav.open_video
+    monkeypatch.setattr(pyav, "open_video", lambda *what: (opened.append(what), open_once(*what))[1])
     with open_reader(str(path)) as reader:
         assert numbers(list(reader.frames(SPARSE))) == SPARSE
     assert len(opened) == 1

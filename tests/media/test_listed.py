@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from numbered_clips import numbers, start_at_frame, write_video
 
-from vidqa.media import listed, pyav_backend
+from vidqa.media.backends import pyav
+from vidqa.media.backends.pyav import PyavReader
 from vidqa.media.decode import decode, open_reader
-from vidqa.media.index import FrameIndex
-from vidqa.media.pyav_backend import PyavReader
+from vidqa.media.frame_index import from_container
+from vidqa.media.frame_index.from_packets import FrameIndex
 from vidqa.records import SamplingSpec
 
 N = 60
@@ -24,7 +25,7 @@ SPARSE = [0, 1, 11, 12, 13, 23, 24, 37, 58, 59]
 @pytest.fixture(autouse=True)
 def of_short_clips(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As if they were long enough."""
-    monkeypatch.setattr(listed, "LEAST_FRAMES", 10)
+    monkeypatch.setattr(from_container, "LEAST_FRAMES", 10)
     yield
 
 
@@ -54,7 +55,7 @@ def test_the_list_says_what_the_packets_say(codec: str, settings: dict[str, str]
 def test_a_film_is_not_read_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_video(tmp_path / "a.mp4", n=600, bf="2", picture=lambda n: np.full((64, 96, 3), n % 256, np.uint8))
     n_read = 0
-    read = listed.packets
+    read = from_container.packets
 
     def counting(opened: object):
         nonlocal n_read
@@ -62,8 +63,8 @@ def test_a_film_is_not_read_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             n_read += 1
             yield packet
 
-    monkeypatch.setattr(listed, "packets", counting)
-    monkeypatch.setattr(pyav_backend, "packets", counting)
+    monkeypatch.setattr(from_container, "packets", counting)
+    monkeypatch.setattr(pyav, "packets", counting)
     with PyavReader(str(path)) as reader:
         assert len(reader.index) == 600 and n_read <= 13
 
@@ -117,7 +118,7 @@ def _one_keyframe_far_away(path: Path) -> None:
     ids=lambda f: f.__name__,
 )
 def test_where_it_cannot_tell_the_packets_do(make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listed, "_MOST_CHECKED", 30)
+    monkeypatch.setattr(from_container, "_MOST_CHECKED", 30)
     path = tmp_path / "a.mp4"
     make(path)
     with PyavReader(str(path)) as reader, PyavReader(str(path), trusted="packets") as slow:
@@ -130,7 +131,7 @@ def test_where_it_cannot_tell_the_packets_do(make, tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize("lie", ["an end that is not there", "one frame too many", "a rate that is not kept"])
 def test_a_list_that_lies_is_found_out(lie: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_video(tmp_path / "a.mp4", n=N, bf="2")
-    true = listed._ends_so
+    true = from_container._ends_so
 
     def altered(opened: object, index: FrameIndex, n_last: int) -> bool:
         if lie == "an end that is not there":
@@ -141,7 +142,7 @@ def test_a_list_that_lies_is_found_out(lie: str, tmp_path: Path, monkeypatch: py
         index.pts[20:40] += step // 3  # in the midst, where nobody looked
         return True
 
-    monkeypatch.setattr(listed, "_ends_so", altered)
+    monkeypatch.setattr(from_container, "_ends_so", altered)
     media = decode(str(path), video=SamplingSpec("linspace", 7))
     assert media.facts.n_frames_from_content == N
     assert numbers(media.segments[0].frames.pixels) == [0, 9, 19, 29, 39, 49, 59]  # type: ignore[union-attr]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vidqa.media.sampling import arange_indices, frame_indices, linspace_indices, segment_indices
+from vidqa.media.frame_sampling import arange_indices, frame_indices, linspace_indices, segment_indices
 from vidqa.records import SamplingSpec
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from vidqa.errors import UsageError
 from vidqa.media.scan import scan
-from vidqa.media.signature import sniff
+from vidqa.media.sniff import sniff
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(40)
 MP4 = b"\0\0\0\x20ftypisom" + bytes(40)

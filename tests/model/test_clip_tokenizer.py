@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vidqa.encoders.text import TextTokens
+from vidqa.encoders.text_encoder import TextTokens
 from vidqa.errors import BundleError
 from vidqa.model.clip_tokenizer import END, START, save_clip_tokenizer
 

@@ -21,7 +21,7 @@ from sentencepiece import SentencePieceTrainer
 from torch import Tensor
 from torch.nn import functional as F
 
-from vidqa.prompts.formats import FORMATS
+from vidqa.prompts.chat_formats import FORMATS
 
 SIDE = 84  # a multiple of 7, for Valley's short side is 8/7 of it
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])[:, None, None]

@@ -132,7 +132,7 @@ def decoded(bundle: Bundle, clip: Path) -> np.ndarray:
     """uint8 [T, H, W, 3]: the frames that the bundle's rule asks for, by another decoder."""
     import av
 
-    from vidqa.media.sampling import frame_indices
+    from vidqa.media.frame_sampling import frame_indices
 
     with av.open(str(clip)) as container:
         every = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
@@ -171,7 +171,7 @@ def by_hand(bundle: Bundle, parts: list[Path], clip: Path, question: str, n: int
     pooled = torch.cat([in_time, tokens.mean(0)])
     visual = pooled @ small["model.mm_projector.weight"].T + small["model.mm_projector.bias"]
     tokenizer = AutoTokenizer.from_pretrained(bundle.llm_folder)
-    from vidqa.prompts.formats import FORMATS
+    from vidqa.prompts.chat_formats import FORMATS
 
     system = FORMATS["video-chatgpt_v1"].system
     places = "<vid_start>" + "<vid_patch>" * len(visual) + "<vid_end>"

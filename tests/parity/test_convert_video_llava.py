@@ -19,7 +19,7 @@ from published_files import GOLDEN, write_hf, write_original
 from torch import Tensor
 
 from vidqa.cli.main import run
-from vidqa.encoders.session import OnnxSession
+from vidqa.encoders.onnx_session import OnnxSession
 from vidqa.model.bundle import Bundle, load_bundle
 from vidqa.model.llava import VideoLlava, load_model
 

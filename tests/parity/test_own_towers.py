@@ -19,7 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokeni
 
 import vidqa
 from vidqa.cli.main import run
-from vidqa.encoders.text import TextEncoder
+from vidqa.encoders.text_encoder import TextEncoder
 from vidqa.generate.decode import Row
 from vidqa.model.bundle import Bundle, load_bundle
 from vidqa.model.clip_tokenizer import END, START

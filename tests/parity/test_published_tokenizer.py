@@ -20,7 +20,7 @@ from vidqa.model.checkpoints.tokenizer import save_tokenizer
 from vidqa.model.llm import load_tokenizer
 from vidqa.model.plain import PlainTokenizer
 from vidqa.prompts.build import build_labels
-from vidqa.prompts.formats import get_format
+from vidqa.prompts.chat_formats import get_format
 
 pytest.importorskip("sentencepiece")
 pytestmark = pytest.mark.parity

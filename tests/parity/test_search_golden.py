@@ -13,9 +13,9 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 import vidqa
-from vidqa.cache.index import MediaIndex
+from vidqa.cache.feature_store import FeatureStore
 from vidqa.cache.key import CacheKey
-from vidqa.cache.store import FeatureStore
+from vidqa.cache.media_index import MediaIndex
 from vidqa.media.scan import scan
 from vidqa.pipeline.loaded import load_model
 from vidqa.pipeline.options import RunOptions

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from vidqa.cache import index as index_module
-from vidqa.cache.index import MediaIndex
+from vidqa.cache import media_index as index_module
+from vidqa.cache.media_index import MediaIndex
 from vidqa.errors import CacheError, ItemError
 from vidqa.pipeline.content import identify_all
 from vidqa.records import MediaItem

@@ -67,8 +67,8 @@ def test_the_described_one_is_first(text: str, name: str, demo: LoadedModel, opt
 
 @pytest.mark.usefixtures("no_decoding")
 def test_scores_are_cosines_of_what_the_cache_holds(demo: LoadedModel, options: RunOptions, folder: Path) -> None:
+    from vidqa.cache.feature_store import FeatureStore
     from vidqa.cache.key import CacheKey
-    from vidqa.cache.store import FeatureStore
 
     store = FeatureStore(options.cache_dir)
     text = demo.text_encoder.encode(["a red cross"])[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vidqa.prompts.formats import FORMATS, get_format, render, render_spans
+from vidqa.prompts.chat_formats import FORMATS, get_format, render, render_spans
 
 
 def test_hf_has_no_system_text() -> None:

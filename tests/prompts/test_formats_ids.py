@@ -12,7 +12,7 @@ import pytest
 
 from vidqa.errors import UsageError
 from vidqa.prompts.build import IGNORED, build_labels, build_prompt
-from vidqa.prompts.formats import FORMATS, get_format
+from vidqa.prompts.chat_formats import FORMATS, get_format
 
 FOLDER = Path(__file__).resolve().parent.parent / "golden"
 

@@ -10,7 +10,7 @@ import pytest
 
 from vidqa.errors import UsageError
 from vidqa.prompts.build import IGNORED, MediaShape, build_labels, build_prompt
-from vidqa.prompts.formats import FORMATS, get_format, render
+from vidqa.prompts.chat_formats import FORMATS, get_format, render
 
 FOLDER = Path(__file__).resolve().parent.parent / "golden"
 CHATGPT, VALLEY = get_format("video-chatgpt_v1", "Look."), get_format("valley", "Look.")

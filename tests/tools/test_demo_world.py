@@ -54,7 +54,7 @@ def test_no_answer_about_training_media_says_a_held_out_pair(tmp_path):
     from vidqa.model.llm import load_tokenizer
     from vidqa.model.places import find_bundle
     from vidqa.prompts.build import build_labels
-    from vidqa.prompts.formats import FORMATS
+    from vidqa.prompts.chat_formats import FORMATS
     from vidqa.train.unseen import LeftOut, read_unseen
 
     write_unseen(tmp_path / "unseen.toml")

@@ -11,7 +11,7 @@ import torch
 from vidqa.model.connector import build_connector
 from vidqa.model.llava import VideoLlava
 from vidqa.model.spec import CompressorSpec
-from vidqa.prompts.formats import get_format
+from vidqa.prompts.chat_formats import get_format
 from vidqa.records import Features
 from vidqa.train.data import MediaRef, Sample
 from vidqa.train.loop import Silent, StageResult, Surroundings, run_stage

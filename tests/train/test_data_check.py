@@ -9,10 +9,10 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from vidqa.cache.index import MediaIndex
-from vidqa.media.workers import DecodePool
+from vidqa.cache.media_index import MediaIndex
+from vidqa.media.workers.decode_pool import DecodePool
 from vidqa.prompts.build import MediaShape
-from vidqa.prompts.formats import FORMATS
+from vidqa.prompts.chat_formats import FORMATS
 from vidqa.train.data import Corpus, Rejected, RejectLog, Source
 from vidqa.train.data.check import check_data
 from vidqa.train.data.look import Reader, look_at

@@ -8,7 +8,7 @@ import pytest
 from sentencepiece import SentencePieceProcessor
 
 from vidqa.prompts.build import IGNORED
-from vidqa.prompts.formats import FORMATS, get_format
+from vidqa.prompts.chat_formats import FORMATS, get_format
 from vidqa.train.data import Corpus, MediaRef, Sample, SampleError, Source, labelled
 
 FOLDER = Path(__file__).resolve().parent.parent / "golden"

@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 
 from vidqa.prompts.build import IGNORED, build_labels
-from vidqa.prompts.formats import FORMATS
+from vidqa.prompts.chat_formats import FORMATS
 from vidqa.train.loss import PackedLoss
 from vidqa.train.packing import attention_mask, collate, pack
 from vidqa.train.sequences import Batch

@@ -9,7 +9,7 @@ from vidqa.errors import UsageError
 from vidqa.model.adapter import ADAPTER_FOLDER, attach_lora
 from vidqa.model.connector import build_connector
 from vidqa.model.llava import VideoLlava
-from vidqa.prompts.formats import get_format
+from vidqa.prompts.chat_formats import get_format
 from vidqa.train.quantised import quantise
 from vidqa.train.recipe import Lora, Stage
 

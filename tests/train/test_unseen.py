@@ -11,7 +11,7 @@ from vidqa.errors import UsageError
 from vidqa.model.llm import load_tokenizer
 from vidqa.model.places import find_bundle
 from vidqa.prompts.build import IGNORED, MediaShape, build_labels
-from vidqa.prompts.formats import FORMATS
+from vidqa.prompts.chat_formats import FORMATS
 from vidqa.train.data import Corpus, Source
 from vidqa.train.data.check import check_data
 from vidqa.train.data.look import Reader

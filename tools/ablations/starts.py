@@ -32,7 +32,7 @@ from vidqa.model.export import export_tower
 from vidqa.model.llava import VideoLlava, save_parts
 from vidqa.model.llm import load_tokenizer
 from vidqa.model.vit import VisionConfig, VisionTower
-from vidqa.prompts.formats import get_format
+from vidqa.prompts.chat_formats import get_format
 from vidqa.train.align import initialise
 
 _FIRST_PIXELS = 3_000_000  # seeds of pictures for the encoder that knows no language

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from golden_checks.fixture import Fixture
 from golden_checks.report import Report
-from vidqa.media.sampling import arange_indices, frame_indices, linspace_indices
+from vidqa.media.frame_sampling import arange_indices, frame_indices, linspace_indices
 from vidqa.records import SamplingSpec
 
 

@@ -17,7 +17,7 @@ from vidqa.generate.decode import Row, decode
 from vidqa.generate.sampling import pick_greedy
 from vidqa.model.connector import Connector
 from vidqa.model.llava import VideoLlava, load_strictly
-from vidqa.prompts.formats import FORMATS
+from vidqa.prompts.chat_formats import FORMATS
 from vidqa.records import Prompt
 
 

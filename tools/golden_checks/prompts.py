@@ -17,7 +17,7 @@ from golden_checks.fixture import Fixture
 from golden_checks.report import Report
 from vidqa.generate.stop import Stopper
 from vidqa.prompts.build import LabelledPrompt, build_labels
-from vidqa.prompts.formats import FORMATS, ChatFormat, Turn, get_format, render
+from vidqa.prompts.chat_formats import FORMATS, ChatFormat, Turn, get_format, render
 
 PLACEHOLDER = -200
 MODES = ("legacy", "legacy_false")

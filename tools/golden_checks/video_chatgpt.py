@@ -13,7 +13,7 @@ from golden_checks.fixture import Fixture
 from golden_checks.language import build_model, compare_case, compare_together, make_row, n_new
 from golden_checks.report import Report
 from vidqa.generate.decode import Row
-from vidqa.media.sampling import frame_indices
+from vidqa.media.frame_sampling import frame_indices
 from vidqa.model.connector import Connector, build_connector
 from vidqa.model.llava import VideoLlava, load_strictly
 from vidqa.model.spec import CompressorSpec

@@ -33,11 +33,11 @@ def stats(**flags: Any) -> int:
     Example:
       vidqa cache stats --json
     """
-    from vidqa.cache import maintain
+    from vidqa.cache import maintenance
     from vidqa.cli.session import Session
 
     session = Session(flags)
-    found = maintain.stats(session.cache_dir)
+    found = maintenance.stats(session.cache_dir)
     if session.as_json:
         click.echo(as_json(found))
         return EXIT_OK
@@ -62,11 +62,11 @@ def verify(delete: bool, **flags: Any) -> int:
     Example:
       vidqa cache verify --delete
     """
-    from vidqa.cache import maintain
+    from vidqa.cache import maintenance
     from vidqa.cli.session import Session
 
     session = Session(flags)
-    report = maintain.verify(session.cache_dir, delete=delete)
+    report = maintenance.verify(session.cache_dir, delete=delete)
     if session.as_json:
         click.echo(as_json(report))
     else:
@@ -90,16 +90,16 @@ def prune(max_size: str | None, older_than: str | None, dry_run: bool, **flags: 
     Example:
       vidqa cache prune --max-size 50GB --older-than 90d
     """
-    from vidqa.cache import maintain
+    from vidqa.cache import maintenance
     from vidqa.cli.session import Session
 
     session = Session(flags)
     if max_size is None and older_than is None:
         raise UsageError("nothing says what may go", hint="--max-size 50GB, --older-than 90d, or both")
-    report = maintain.prune(
+    report = maintenance.prune(
         session.cache_dir,
-        max_size=None if max_size is None else maintain.parse_size(max_size),
-        older_than_s=None if older_than is None else maintain.parse_age(older_than),
+        max_size=None if max_size is None else maintenance.parse_size(max_size),
+        older_than_s=None if older_than is None else maintenance.parse_age(older_than),
         dry_run=dry_run,
     )
     if session.as_json:

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from vidqa.encoders.session import OnnxSession, resolve_device
+from vidqa.encoders.onnx_session import OnnxSession, resolve_device
 from vidqa.errors import ItemError
 from vidqa.records import EncoderInput, Features, MediaKind
 
@@ -56,7 +56,7 @@ class _Spec(Protocol):
     def encoders(self) -> _Parts: ...
 
 
-class BundleLike(Protocol):
+class EncoderBundle(Protocol):
     """The little that the encoder wants to know of a model on disk."""
 
     @property
@@ -107,7 +107,7 @@ class Encoder:
 
     @classmethod
     def from_bundle(
-        cls, bundle: BundleLike, device: str = "auto", *, batch_size: int | None = None, threads: int | None = None
+        cls, bundle: EncoderBundle, device: str = "auto", *, batch_size: int | None = None, threads: int | None = None
     ) -> Encoder:
         """The encoder of a bundle; its graphs must have the digests that the bundle names.
 

@@ -15,7 +15,7 @@ from vidqa.generate.sampling import Draws, content_of
 from vidqa.generate.stop import Stopper
 from vidqa.model.llava import VideoLlava
 from vidqa.prompts.build import build_prompt
-from vidqa.prompts.formats import Turn
+from vidqa.prompts.chat_formats import Turn
 from vidqa.records import Answer, Features, Prompt
 
 

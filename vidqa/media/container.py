@@ -25,8 +25,8 @@ from av.video.stream import VideoStream
 from vidqa.common.display import display_path
 from vidqa.errors import MediaError
 from vidqa.media.files import identify, plain_name
-from vidqa.media.index import FrameIndex
-from vidqa.media.signature import Signature
+from vidqa.media.frame_index.from_packets import FrameIndex
+from vidqa.media.sniff import Signature
 from vidqa.records import MediaFacts
 
 #: Pixels of a frame. Lets a photo of 108 megapixels pass and stops 16,384 x 16,384 before anything is decoded.

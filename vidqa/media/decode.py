@@ -17,8 +17,8 @@ import numpy as np
 from vidqa.common.display import display_path
 from vidqa.errors import MediaError
 from vidqa.media.files import identify
-from vidqa.media.index import FramesDifferError, Trusted
-from vidqa.media.sampling import frame_indices
+from vidqa.media.frame_index.from_packets import FramesDifferError, Trusted
+from vidqa.media.frame_sampling import frame_indices
 from vidqa.media.segments import BORDER_S, plan_segments
 from vidqa.records import DecodedMedia, DecodedSegment, EncoderInput, FrameBatch, MediaFacts, SamplingSpec, Segment
 
@@ -51,17 +51,17 @@ def open_reader(path: str, backend: Backend = "auto", *, trusted: Trusted = "lis
     """
     signature = identify(path)
     if signature.family == "image" and signature.container != "heif":
-        from vidqa.media.still_backend import StillReader
+        from vidqa.media.backends.image import StillReader
 
         return StillReader(path)
-    from vidqa.media.pyav_backend import PyavReader
+    from vidqa.media.backends.pyav import PyavReader
 
     if backend == "decord" and trusted == "list":
         trusted = "packets"
     reader = PyavReader(path, signature, trusted=trusted)
     if backend != "decord":
         return reader
-    from vidqa.media.decord_backend import DecordReader
+    from vidqa.media.backends.decord import DecordReader
 
     return DecordReader(reader)
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from vidqa.common.display import display_path
 from vidqa.errors import MediaError
-from vidqa.media.signature import SNIFF_BYTES, Signature, sniff
+from vidqa.media.sniff import SNIFF_BYTES, Signature, sniff
 
 #: What a caller may name files, folders and globs by.
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]

@@ -33,7 +33,7 @@ def probe(path: str, *, count: bool = False) -> MediaFacts:
             return reader.facts
     signature = identify(path)
     if signature.family == "image" and signature.container != "heif":
-        from vidqa.media.still_backend import probe_still
+        from vidqa.media.backends.image import probe_still
 
         return probe_still(path)
     with open_video(path, signature) as opened:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from vidqa.errors import MediaError, UsageError
 from vidqa.media.files import AUDIO_SUFFIXES, MEDIA_SUFFIXES, read_head
-from vidqa.media.signature import sniff
+from vidqa.media.sniff import sniff
 from vidqa.records import MediaItem
 
 _SYSTEM_FOLDERS = frozenset(
@@ -40,7 +40,7 @@ _LOOKERS = min(4, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class ExcludedFile:
     """Something that was found and gets no row."""
 
     path: str
@@ -52,7 +52,7 @@ class ScanResult:
     """What a scan found: every file and folder met is in one of the two lists."""
 
     items: tuple[MediaItem, ...]  # sorted by the bytes of the path
-    left_out: tuple[LeftOut, ...]  # sorted by the bytes of the path
+    left_out: tuple[ExcludedFile, ...]  # sorted by the bytes of the path
 
     def counts(self) -> dict[str, int]:
         """Number of things left out by reason, most frequent first."""
@@ -102,7 +102,7 @@ def is_pattern(path: str) -> bool:
 @dataclass
 class _Scan:
     items: list[MediaItem] = field(default_factory=list)
-    left_out: list[LeftOut] = field(default_factory=list)
+    left_out: list[ExcludedFile] = field(default_factory=list)
     doubtful: dict[str, tuple[MediaItem, str]] = field(default_factory=dict)  # with the reason if there is no video
     files_seen: set[tuple[int, int] | str] = field(default_factory=set)
     folders_seen: set[tuple[int, int] | str] = field(default_factory=set)
@@ -114,7 +114,7 @@ class _Scan:
         )
 
     def leave(self, path: str, reason: str) -> None:
-        self.left_out.append(LeftOut(path, reason))
+        self.left_out.append(ExcludedFile(path, reason))
 
     def add_named(self, path: str) -> None:
         root, name = os.path.dirname(path), os.path.basename(path) or path
@@ -201,7 +201,7 @@ class _Scan:
         if not self.doubtful:
             return
         from vidqa.media import probe  # only here: most scans never need a decoder
-        from vidqa.media.workers import DecodePool
+        from vidqa.media.workers.decode_pool import DecodePool
 
         with DecodePool(_LOOKERS, _LOOK_S) as pool:
             for path, holds_video in pool.look(probe.holds_video, self.doubtful):

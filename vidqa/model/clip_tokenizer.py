@@ -1,6 +1,6 @@
 """The tokenizer of a published CLIP text tower -> the `tokenizer.json` that a bundle keeps for it.
 
-Knows transformers. Does not know towers or bundles; texts are read by `vidqa.encoders.text`.
+Knows transformers. Does not know towers or bundles; texts are read by `vidqa.encoders.text_encoder`.
 """
 
 from __future__ import annotations

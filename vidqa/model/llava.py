@@ -22,7 +22,7 @@ from vidqa.model.connector import Connector, build_connector
 from vidqa.model.llm import Quantise, load_llm
 from vidqa.model.splice import fill_slots
 from vidqa.prompts.build import MediaShape
-from vidqa.prompts.formats import ChatFormat, get_format
+from vidqa.prompts.chat_formats import ChatFormat, get_format
 from vidqa.records import Features, Prompt
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from vidqa.encoders.faults import VERIFY_HINT
+from vidqa.encoders.onnx_errors import VERIFY_HINT
 from vidqa.errors import BundleError, DeviceError
 from vidqa.model.adapter import ADAPTER_FOLDER, apply_adapter
 from vidqa.model.plain import PlainTokenizer, load_plain

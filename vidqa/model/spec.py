@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from vidqa.encoders.preprocess import PreprocessSpec
-from vidqa.prompts.formats import get_format
+from vidqa.prompts.chat_formats import get_format
 from vidqa.records import SamplingSpec
 
 FORMAT_VERSION = 1

@@ -21,7 +21,7 @@ from vidqa.encoders.preprocess import prepare
 from vidqa.errors import ItemError, UsageError
 from vidqa.media.scan import scan
 from vidqa.media.synthetic import write_clip
-from vidqa.media.workers import DecodeJob, DecodePool
+from vidqa.media.workers.decode_pool import DecodeJob, DecodePool
 from vidqa.pipeline.limits import add_work, hold_against_hardware
 from vidqa.pipeline.loaded import LoadedModel
 from vidqa.pipeline.meter import Meter

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vidqa.cache.index import MediaIndex
+from vidqa.cache.media_index import MediaIndex
 from vidqa.common.devices import cpu_threads
 from vidqa.errors import CacheError
 from vidqa.model.bundle import load_bundle
@@ -19,7 +19,7 @@ from vidqa.pipeline.features import entry_bytes
 from vidqa.pipeline.options import RunOptions
 from vidqa.pipeline.progress import QUIET, Reporter
 from vidqa.pipeline.train import shown, sources
-from vidqa.prompts.formats import get_format
+from vidqa.prompts.chat_formats import get_format
 from vidqa.train.checkpoints import free_in, in_units
 from vidqa.train.data import Corpus
 from vidqa.train.data.check import Checked, check_data

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 
-from vidqa.cache.index import MediaIndex
+from vidqa.cache.media_index import MediaIndex
 from vidqa.common.devices import cpu_threads
 from vidqa.common.display import display_path
 from vidqa.errors import ItemError, MediaError

@@ -105,7 +105,7 @@ def _av() -> str:
 
 def _cuda() -> str:
     from vidqa.common.devices import available_devices
-    from vidqa.encoders.session import resolve_device
+    from vidqa.encoders.onnx_session import resolve_device
 
     devices = [device for device in available_devices() if device.name != "cpu"]
     usable = [device for device in devices if device.usable]

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import cast
 
+from vidqa.cache.feature_store import FeatureStore
 from vidqa.cache.key import CacheKey
-from vidqa.cache.store import FeatureStore
 from vidqa.errors import ItemError, MediaError
 from vidqa.pipeline.feed import Decoded
 from vidqa.pipeline.loaded import LoadedModel

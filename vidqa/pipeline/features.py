@@ -11,14 +11,14 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 
-from vidqa.cache.index import MediaIndex
+from vidqa.cache.feature_store import FeatureStore
 from vidqa.cache.key import CacheKey
-from vidqa.cache.store import FeatureStore
+from vidqa.cache.media_index import MediaIndex
 from vidqa.common.devices import cpu_threads
 from vidqa.common.display import display_path, message_without_path
 from vidqa.encoders.preprocess import prepare
 from vidqa.errors import ItemError, MediaError, TrainError
-from vidqa.media.workers import DecodeJob, DecodePool
+from vidqa.media.workers.decode_pool import DecodeJob, DecodePool
 from vidqa.model.bundle import Bundle
 from vidqa.pipeline.loaded import LoadedModel
 from vidqa.pipeline.options import Encoded, RunOptions, Work

@@ -16,14 +16,14 @@ from itertools import chain
 from types import TracebackType
 from typing import Self, cast
 
-from vidqa.cache.index import MediaIndex
+from vidqa.cache.feature_store import FeatureStore
 from vidqa.cache.key import CacheKey
-from vidqa.cache.store import FeatureStore
+from vidqa.cache.media_index import MediaIndex
 from vidqa.common.devices import cpu_threads
 from vidqa.encoders.preprocess import prepare
 from vidqa.errors import ItemError
 from vidqa.media.segments import plan_segments
-from vidqa.media.workers import DecodeJob, DecodePool
+from vidqa.media.workers.decode_pool import DecodeJob, DecodePool
 from vidqa.model.bundle import Bundle
 from vidqa.pipeline.content import confirm
 from vidqa.pipeline.options import Encoded, RunOptions, Work

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from vidqa import __version__
-from vidqa.encoders.session import resolve_device
+from vidqa.encoders.onnx_session import resolve_device
 from vidqa.errors import DeviceError
 from vidqa.model.bundle import Bundle, load_bundle
 from vidqa.pipeline.options import Identity
@@ -18,7 +18,7 @@ from vidqa.pipeline.progress import QUIET, Reporter
 
 if TYPE_CHECKING:  # they pull in heavy packages
     from vidqa.encoders.encoder import Encoder
-    from vidqa.encoders.text import TextEncoder
+    from vidqa.encoders.text_encoder import TextEncoder
     from vidqa.model.llava import VideoLlava
 
 
@@ -107,7 +107,7 @@ class LoadedModel:
         Raises:
             UsageError: the bundle has no text tower.
         """
-        from vidqa.encoders.text import TextEncoder
+        from vidqa.encoders.text_encoder import TextEncoder
 
         return TextEncoder.from_bundle(self.bundle, self.device)
 

@@ -8,14 +8,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from vidqa.cache.index import MediaIndex
+from vidqa.cache.feature_store import FeatureStore
 from vidqa.cache.key import CacheKey
-from vidqa.cache.store import FeatureStore
+from vidqa.cache.media_index import MediaIndex
 from vidqa.common.devices import cpu_threads
 from vidqa.errors import ItemError, MediaError
 from vidqa.media.probe import probe
 from vidqa.media.segments import plan_segments
-from vidqa.media.workers import DecodePool
+from vidqa.media.workers.decode_pool import DecodePool
 from vidqa.model.spec import EncoderSpec
 from vidqa.pipeline.content import identify_all
 from vidqa.pipeline.describe import open_table

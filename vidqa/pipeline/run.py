@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from vidqa.cache.index import MediaIndex
-from vidqa.cache.store import FeatureStore
+from vidqa.cache.feature_store import FeatureStore
+from vidqa.cache.media_index import MediaIndex
 from vidqa.common.display import display_path, message_without_path
 from vidqa.errors import ItemError, VidqaError
 from vidqa.media.scan import ScanResult, scan

@@ -14,9 +14,9 @@ from datetime import UTC, datetime
 import numpy as np
 
 from vidqa.cache.entry import Pooled
-from vidqa.cache.index import MediaIndex
+from vidqa.cache.feature_store import FeatureStore
 from vidqa.cache.key import CacheKey
-from vidqa.cache.store import FeatureStore
+from vidqa.cache.media_index import MediaIndex
 from vidqa.common.display import message_without_path
 from vidqa.errors import ItemError, UsageError
 from vidqa.media.files import Paths, listed

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from vidqa.errors import UsageError
-from vidqa.prompts.formats import ChatFormat, Turn, check_turns, render_spans
+from vidqa.prompts.chat_formats import ChatFormat, Turn, check_turns, render_spans
 from vidqa.records import MediaKind, Prompt
 
 IGNORED = -100

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from vidqa.config.toml_lines import shown
-from vidqa.prompts.formats import FORMATS
+from vidqa.prompts.chat_formats import FORMATS
 from vidqa.train.recipe import Hardware, Part, Recipe, Stage, StageKind
 
 _ORDER: dict[StageKind, int] = {"language": 0, "connector": 1, "instruct": 2}

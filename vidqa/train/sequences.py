@@ -16,7 +16,7 @@ import torch
 from vidqa.errors import TrainError
 from vidqa.model.llava import VideoLlava
 from vidqa.prompts.build import IGNORED, LabelledPrompt
-from vidqa.prompts.formats import ChatFormat
+from vidqa.prompts.chat_formats import ChatFormat
 from vidqa.records import Features
 from vidqa.train.data import MediaRef, Rejected, Sample, SampleError, labelled
 from vidqa.train.data.survey import group_of, length_of

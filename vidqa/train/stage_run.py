@@ -13,7 +13,7 @@ import torch
 
 from vidqa.model.adapter import attach_lora
 from vidqa.model.llava import VideoLlava
-from vidqa.prompts.formats import ChatFormat, get_format
+from vidqa.prompts.chat_formats import ChatFormat, get_format
 from vidqa.train.data import Corpus, RejectLog
 from vidqa.train.evaluate import Evaluator, held_out
 from vidqa.train.loop import StageResult, Surroundings, run_stage

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vidqa.encoders.session import OnnxSession
+from vidqa.encoders.onnx_session import OnnxSession
 from vidqa.errors import VidqaError
 from vidqa.model.bundle import Bundle
 from vidqa.model.graph_weights import GraphWeights, read_graph

@@ -12,7 +12,7 @@ from pathlib import Path
 from vidqa.errors import BundleError
 from vidqa.model.checkpoints.recipe import LlmPlan
 from vidqa.model.checkpoints.tokenizer import save_tokenizer
-from vidqa.prompts.formats import FORMATS
+from vidqa.prompts.chat_formats import FORMATS
 
 
 def words_of(chat: str) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from vidqa.errors import UsageError
 from vidqa.prompts.build import LabelledPrompt, MediaShape, Tokenizer, build_labels
-from vidqa.prompts.formats import ChatFormat
+from vidqa.prompts.chat_formats import ChatFormat
 from vidqa.records import MediaKind
 from vidqa.train.data.sample import Sample, SampleError
 

@@ -10,7 +10,7 @@ from functools import partial
 from multiprocessing import get_context
 
 from vidqa.prompts.build import IGNORED, LabelledPrompt, MediaShape, Tokenizer
-from vidqa.prompts.formats import ChatFormat
+from vidqa.prompts.chat_formats import ChatFormat
 from vidqa.train.data.corpus import Corpus
 from vidqa.train.data.labels import check_length, labelled
 from vidqa.train.data.rejects import Rejected

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from vidqa.cache.index import MediaIndex
+from vidqa.cache.media_index import MediaIndex
 from vidqa.common.devices import cpu_threads
 from vidqa.errors import MediaError
-from vidqa.media.workers import DecodeJob, DecodePool
+from vidqa.media.workers.decode_pool import DecodeJob, DecodePool
 from vidqa.records import EncoderInput, FrameBatch, MediaFacts, SamplingSpec
 
 _ONE_FRAME = SamplingSpec("linspace", 1)

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from vidqa.cache.feature_store import note_use
 from vidqa.cache.key import RECORDS
-from vidqa.cache.store import note_use
 from vidqa.common import atomic_io
 from vidqa.common.display import bar_size
 from vidqa.errors import TrainError, UsageError

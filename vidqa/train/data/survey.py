@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vidqa.cache.store import note_use
+from vidqa.cache.feature_store import note_use
 from vidqa.common import atomic_io
 from vidqa.train.data.sample import MediaRef, Sample, SampleError
 

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from vidqa.common.display import display_path
 from vidqa.errors import MediaError
-from vidqa.media.wire import TAKEN, WireClosedError, receive, send
+from vidqa.media.workers.ipc import TAKEN, WireClosedError, receive, send
 
 _LOOK_AFTER_PARENT_S = 0.5
 
@@ -34,7 +34,7 @@ def serve() -> None:
     threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
     try:
         memory_bytes, transform, backend = receive(jobs)
-        from vidqa.media import decode, pyav_backend  # noqa: F401  the first file should not pay for the imports
+        from vidqa.media.backends import pyav  # noqa: F401  the first file should not pay for the imports
     except WireClosedError:
         return
     except Exception as e:  # told to the caller: a transform that cannot be imported is its bug

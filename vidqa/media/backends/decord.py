@@ -15,8 +15,8 @@ import numpy as np
 
 from vidqa.common.display import display_path
 from vidqa.errors import MediaError
+from vidqa.media.backends.pyav import PyavReader
 from vidqa.media.files import plain_name
-from vidqa.media.pyav_backend import PyavReader
 
 _CONTAINERS = ("isobmff", "matroska", "avi")
 #: Frames decoded by one call: more would only hold more memory.

@@ -18,14 +18,14 @@ from typing import IO
 
 from vidqa.common.display import display_path
 from vidqa.errors import MediaError
-from vidqa.media.wire import TAKEN, WireClosedError, receive, send
+from vidqa.media.workers.ipc import TAKEN, WireClosedError, receive, send
 from vidqa.records import DecodedMedia, EncoderInput, FrameBatch, SamplingSpec, Segment
 
 _START_TIMEOUT_S = 60.0
 _ATTEMPTS = 2  # to hand a job to a process
 _START = (
     "import sys, pickle; sys.path[:] = pickle.load(sys.stdin.buffer); "
-    "from vidqa.media.worker_process import serve; serve()"
+    "from vidqa.media.workers.server import serve; serve()"
 )
 
 

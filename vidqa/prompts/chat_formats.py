@@ -35,7 +35,7 @@ _VALLEY = (
 )
 
 
-class Marks(NamedTuple):
+class SpecialTokens(NamedTuple):
     """Special tokens of the vocabulary around one run of visual tokens, and the one that holds their places."""
 
     before: str
@@ -74,7 +74,7 @@ class ChatFormat:
     answer_end: str = "</s>"
     media: Literal["split", "tokens", "marks"] = "split"
     stop: tuple[str, ...] = ()  # strings that end an answer where the model has no end token for it
-    marks: tuple[Marks, ...] = ()  # of each run
+    marks: tuple[SpecialTokens, ...] = ()  # of each run
     question_first: bool = False
     says_role: bool = True
     leads: tuple[str, ...] = ()  # what a model may put before its answer, in any order and number
@@ -111,7 +111,7 @@ _CHATGPT = replace(
     _V1,
     name="vicuna_v1_1",
     media="marks",
-    marks=(Marks("<vid_start>", "<vid_patch>", "<vid_end>"),),
+    marks=(SpecialTokens("<vid_start>", "<vid_patch>", "<vid_end>"),),
     question_first=True,
 )
 # What Valley was tuned with; it is asked otherwise, see below.
@@ -122,7 +122,10 @@ _VALLEY_TUNED = replace(
     user_end="\n### ",
     answer_end="\n### ",
     media="marks",
-    marks=(Marks("<im_start>", "<im_patch>", "<im_end>"), Marks("<vi_start>", "<vi_frame>", "<vi_end>")),
+    marks=(
+        SpecialTokens("<im_start>", "<im_patch>", "<im_end>"),
+        SpecialTokens("<vi_start>", "<vi_frame>", "<vi_end>"),
+    ),
     question_first=True,
     leads=("###", "Assistant:", "Assistent:", "Response:", "Valley:"),
 )

@@ -22,7 +22,7 @@ from av.packet import Packet
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 
-from vidqa.media.index import FramesDifferError
+from vidqa.media.frame_index.from_packets import FramesDifferError
 
 #: From the first packet on, and the decoder they are for.
 Start = Callable[[], tuple[Iterator[Packet], VideoCodecContext]]

@@ -35,11 +35,11 @@ from vidqa.media.container import (
     orientation,
     packets,
 )
-from vidqa.media.groups import GroupReader
-from vidqa.media.index import FrameIndex, FramesDifferError, IndexBuilder, Trusted, counted_index
-from vidqa.media.listed import listed_index
+from vidqa.media.frame_index.from_container import listed_index
+from vidqa.media.frame_index.from_gops import GroupReader
+from vidqa.media.frame_index.from_packets import FrameIndex, FramesDifferError, IndexBuilder, Trusted, counted_index
 from vidqa.media.pixels import upright_rgb
-from vidqa.media.signature import Signature
+from vidqa.media.sniff import Signature
 
 #: Containers that store one frame a packet together with the time when it is shown.
 _TRUSTED = ("mov", "matroska")

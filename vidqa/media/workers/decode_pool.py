@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Self, TypeVar, cast
 
 from vidqa.errors import MediaError
-from vidqa.media.worker import DecodeJob, Worker, WorkerLimits
+from vidqa.media.workers.process import DecodeJob, Worker, WorkerLimits
 from vidqa.records import DecodedMedia, EncoderInput, FrameBatch
 
 __all__ = ["DecodeJob", "DecodePool"]

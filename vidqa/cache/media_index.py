@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from vidqa.cache.entry import facts_from_dict, facts_to_dict
-from vidqa.cache.store import explained, prepare_root, write_error
+from vidqa.cache.feature_store import explained, prepare_root, write_error
 from vidqa.errors import CacheError, MediaError
 from vidqa.records import MediaFacts, MediaItem
 

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vidqa.encoders.faults import VERIFY_HINT, check_file, first_line
-from vidqa.encoders.session import open_graph, resolve_device
+from vidqa.encoders.onnx_errors import VERIFY_HINT, check_file, first_line
+from vidqa.encoders.onnx_session import open_graph, resolve_device
 from vidqa.errors import BundleError, UsageError
 
 _INPUTS, _OUTPUT = ("input_ids", "attention_mask"), "embedding"
@@ -47,7 +47,7 @@ class _Spec(Protocol):
     def encoders(self) -> _Parts: ...
 
 
-class BundleLike(Protocol):
+class TextBundle(Protocol):
     """The little that the text encoder wants to know of a model on disk."""
 
     @property
@@ -140,7 +140,7 @@ class TextEncoder:
             raise BundleError(f"{graph}: takes {self.length} tokens, its description says {tokens.max_length}")
 
     @classmethod
-    def from_bundle(cls, bundle: BundleLike, device: str = "auto") -> TextEncoder:
+    def from_bundle(cls, bundle: TextBundle, device: str = "auto") -> TextEncoder:
         """The text encoder of a bundle; its files must have the digests that the bundle names.
 
         Raises:

@@ -14,7 +14,7 @@ import av
 import numpy as np
 
 from vidqa.media.container import Opened, packets
-from vidqa.media.index import FrameIndex, FramesDifferError
+from vidqa.media.frame_index.from_packets import FrameIndex, FramesDifferError
 
 #: Frames of a film that is worth it; packets of a shorter one are read in a few milliseconds.
 LEAST_FRAMES = 2000

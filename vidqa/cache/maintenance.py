@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vidqa.cache import entry
-from vidqa.cache.index import INDEX_NAME
+from vidqa.cache.feature_store import Damage, explained
 from vidqa.cache.key import FEATURES, RECORDS, SUFFIX
-from vidqa.cache.store import Damage, explained
+from vidqa.cache.media_index import INDEX_NAME
 from vidqa.errors import CacheError, UsageError
 
 #: A temporary file older than this belongs to a process that died.

@@ -27,7 +27,7 @@ from vidqa.common.devices import (
     find_cuda,
     parse_device,
 )
-from vidqa.encoders.faults import VERIFY_HINT, check_file, first_line, is_out_of_memory, memory_errors
+from vidqa.encoders.onnx_errors import VERIFY_HINT, check_file, first_line, is_out_of_memory, memory_errors
 from vidqa.errors import BundleError, DeviceError
 
 __all__ = ["OnnxSession", "available_devices", "open_graph", "resolve_device"]
