@@ -1,4 +1,4 @@
-"""The table of variants in docs/models.md says what conversions give, at the sizes of the published towers."""
+"""The variants table in docs/models.md matches what conversions produce, at the sizes of the published towers."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from vidqa.model.connector import build_connector
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
 N_PATCHES = (224 // 14) ** 2
-RULES = {"linspace": "linspace", "arange": "arange", "segments": "middles of equal parts"}
+RULES = {"linspace": "linspace", "arange": "arange", "segments": "segment centers"}
 
 
 def table() -> dict[str, list[str]]:
-    """Cells of each model."""
-    lines = PAGE.read_text(encoding="utf-8").partition("## The variants")[2].strip().splitlines()
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:] if line.startswith("|")]
-    return {name: cells for name, *cells in rows[:5]}
+    """Return the other cells of each row of the variants table, by model name."""
+    lines = PAGE.read_text(encoding="utf-8").partition("## Model variants")[2].strip().splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    return {name: cells for name, *cells in rows[2:7]}
 
 
 def recipes(name: str, folder: Path) -> list[Recipe]:
-    """Plans as vidqa is told and as the published programs are, from files of that publication."""
+    """Return the conversion plans for `--compat fixed` and `original`, from files in that publication's layout."""
     towers: list[Path] = []
     if name == "Video-LLaVA":
         parts = [write_original(folder / "whole")]
@@ -42,7 +42,7 @@ def recipes(name: str, folder: Path) -> list[Recipe]:
 
 
 def n_visual(recipe: Recipe, tower: TowerPlan, n_frames: int) -> int:
-    """Visual tokens of so many frames."""
+    """Return the number of visual tokens of `n_frames` frames."""
     c = recipe.connector.spec
     compressor = replace(c.compressor, n_patches=N_PATCHES) if c.compressor else None
     connector = build_connector(c.type, c.in_size, c.out_size, compressor)
@@ -50,14 +50,14 @@ def n_visual(recipe: Recipe, tower: TowerPlan, n_frames: int) -> int:
 
 
 @pytest.mark.parametrize("name", table())
-def test_the_table_of_variants(name: str, tmp_path: Path) -> None:
-    _parts, time, frames, of_clip, of_picture, prompts = table()[name]
+def test_the_variants_table_matches_conversions(name: str, tmp_path: Path) -> None:
+    _parts, time, frames, per_video, per_image, prompts = table()[name]
     fixed, original = recipes(name, tmp_path)
     sampling = fixed.video.sampling
     assert sampling is not None
     assert frames.removeprefix("up to ") == f"{sampling.n_frames}, {RULES[sampling.rule]}"
-    assert str(n_visual(fixed, fixed.video, sampling.n_frames)) in of_clip.replace(",", " ").split()
-    assert str(n_visual(fixed, fixed.image, 1)) in of_picture.replace(":", " ").replace(",", " ").split()
+    assert str(n_visual(fixed, fixed.video, sampling.n_frames)) in per_video.replace(",", " ").split()
+    assert str(n_visual(fixed, fixed.image, 1)) in per_image.replace(":", " ").replace(",", " ").split()
     formats = dict.fromkeys((fixed.prompt.format, original.prompt.format))
     assert prompts == ", ".join(f"`{chat}`" for chat in formats)
     n_together = fixed.video.config.temporal_length
@@ -65,5 +65,5 @@ def test_the_table_of_variants(name: str, tmp_path: Path) -> None:
     assert ("none" in time) == (not n_together and fixed.connector.spec.compressor is None)
 
 
-def test_every_variant_is_there() -> None:
+def test_every_variant_is_listed() -> None:
     assert len(table()) == 5
