@@ -25,9 +25,7 @@ def test_named_tests_exist():
 
 
 def test_every_error_kind_and_exit_code_is_listed():
-    assert set(re.findall(r"^\| `(\w+)` \| ", PAGE.split("## Error kinds")[1].split("##")[0], re.M)) == set(
-        ERROR_KINDS
-    )
+    assert set(re.findall(r"^\| `(\w+)` \| ", PAGE.split("## Error kinds")[1].split("##")[0], re.M)) == set(ERROR_KINDS)
     codes = re.findall(r"^\| (\d[\d, ]*)", PAGE.split("## Exit codes")[1].split("##")[0], re.M)
     assert {int(code) for line in codes for code in re.findall(r"\d+", line)} >= {0, 1, 2, 3, 4, 130, 143}
 
