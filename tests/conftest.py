@@ -33,8 +33,8 @@ def _own_surroundings(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyt
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole bundle with random encoders and an LLM that looks the next letter up: every answer is "red"."""
     from vidqa.encoders.preprocess import PreprocessSpec
-    from vidqa.model.bundle import save_bundle
-    from vidqa.model.spec import (
+    from vidqa.model.bundle.bundle import save_bundle
+    from vidqa.model.bundle.spec import (
         BundleSpec,
         ConnectorSpec,
         EncoderSpec,
@@ -76,8 +76,8 @@ def _fill_tiny(folder: Path) -> None:
     from safetensors.torch import save_file
 
     from vidqa.model.connector import build_connector
-    from vidqa.model.export import export_tower
-    from vidqa.model.vit import VisionConfig, VisionTower
+    from vidqa.model.onnx.export import export_tower
+    from vidqa.model.towers.vit import VisionConfig, VisionTower
 
     torch.manual_seed(0)
     (folder / "encoders").mkdir()

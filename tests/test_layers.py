@@ -25,9 +25,9 @@ PLACES: dict[str, tuple[str, ...]] = {
     "transformers": ("vidqa.model", "vidqa.generate", "vidqa.train"),
     "peft": ("vidqa.model", "vidqa.generate", "vidqa.train"),
     "accelerate": ("vidqa.model", "vidqa.generate", "vidqa.train"),
-    "onnxruntime": ("vidqa.encoders.onnx_session", "vidqa.model.export"),
-    "onnx": ("vidqa.model.export",),
-    "onnxscript": ("vidqa.model.export",),
+    "onnxruntime": ("vidqa.encoders.onnx_session", "vidqa.model.onnx.export"),
+    "onnx": ("vidqa.model.onnx.export",),
+    "onnxscript": ("vidqa.model.onnx.export",),
     "decord": ("vidqa.media.backends.decord",),
     "av": (
         "vidqa.media.backends.pyav",
@@ -112,7 +112,7 @@ def test_packages_import_nothing_heavy(module: str) -> None:
 
 
 def test_bundle_needs_no_torch() -> None:
-    path = MODULES.get("vidqa.model.bundle")
+    path = MODULES.get("vidqa.model.bundle.bundle")
     if path is None:
         pytest.skip("no bundle module yet")
     assert not {"torch", "transformers"} & {name.split(".")[0] for name, _ in imports(path, top_only=True)}

@@ -22,7 +22,7 @@ import torch
 
 from vidqa.generate.attention import KERNELS, Own, Part, Shared, plainly
 from vidqa.generate.limits import measure
-from vidqa.model.proof import proven
+from vidqa.model.llama.kernel_check import proven
 
 LAYERS = 4
 

@@ -130,8 +130,8 @@ def write_tower(folder: Path, kind: str, tiny: bool) -> tuple[Path, int]:
     """One LanguageBind folder; that of pictures has the text tower and its tokenizer, unless it is tiny."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-    from vidqa.model.text import TextConfig, TextTower
-    from vidqa.model.vit import VisionConfig, VisionTower
+    from vidqa.model.towers.text import TextConfig, TextTower
+    from vidqa.model.towers.vit import VisionConfig, VisionTower
 
     n_layers, width = (2, 64) if tiny else (24, 1024)
     n_frames = 8 if kind == "video" else 0

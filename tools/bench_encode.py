@@ -27,8 +27,8 @@ import torch
 
 from vidqa.common.devices import cpu_threads
 from vidqa.encoders.onnx_session import OnnxSession
-from vidqa.model.export import FP32_TOLERANCE, ExportReport, export_tower
-from vidqa.model.vit import VisionConfig, VisionTower
+from vidqa.model.onnx.export import FP32_TOLERANCE, ExportReport, export_tower
+from vidqa.model.towers.vit import VisionConfig, VisionTower
 
 #: image_size, patch_size, hidden_size, intermediate_size, n_layers, n_heads, projection_dim, frames of a clip
 SHAPES = {

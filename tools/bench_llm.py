@@ -36,9 +36,9 @@ import transformers
 from vidqa.generate.batch import Batch, Work
 from vidqa.generate.buffers import Room
 from vidqa.generate.limits import decode_bytes, measure, prefill_operations
-from vidqa.model.llama import Llama, LlamaConfig
-from vidqa.model.llama_weights import load_published
-from vidqa.model.llava import VideoLlava
+from vidqa.model.llama.model import Llama, LlamaConfig
+from vidqa.model.llama.weights import load_published
+from vidqa.model.video_llava import VideoLlava
 from vidqa.prompts.chat_formats import get_format
 
 VOCABULARY = 1000

@@ -27,7 +27,7 @@ import polars as pl
 from vidqa.records import AnswerRow, MediaItem
 from vidqa.tables import formats
 from vidqa.tables.schema import SCHEMA, rows_to_frame
-from vidqa.tables.store import Table
+from vidqa.tables.table import Table
 
 STEP = 50_000
 

@@ -13,13 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from vidqa.encoders.preprocess import PreprocessSpec
-from vidqa.model.bundle import save_bundle
-from vidqa.model.connector import build_connector
-from vidqa.model.export import export_tower
-from vidqa.model.llama import Llama
-from vidqa.model.llama_weights import published_weights
-from vidqa.model.llava import VideoLlava, save_parts
-from vidqa.model.spec import (
+from vidqa.model.bundle.bundle import save_bundle
+from vidqa.model.bundle.spec import (
     BundleSpec,
     ConnectorSpec,
     EncoderSpec,
@@ -29,7 +24,12 @@ from vidqa.model.spec import (
     PromptSpec,
     VideoEncoderSpec,
 )
-from vidqa.model.vit import VisionConfig, VisionTower
+from vidqa.model.connector import build_connector
+from vidqa.model.llama.model import Llama
+from vidqa.model.llama.weights import published_weights
+from vidqa.model.onnx.export import export_tower
+from vidqa.model.towers.vit import VisionConfig, VisionTower
+from vidqa.model.video_llava import VideoLlava, save_parts
 from vidqa.pipeline.loaded import LoadedModel
 from vidqa.prompts.chat_formats import get_format
 from vidqa.records import SamplingSpec

@@ -72,7 +72,7 @@ def measure(n: int, folder: Path) -> dict[str, float]:
     from vidqa.pipeline.options import RunOptions, settings_of
     from vidqa.prompts.questions import load_questions
     from vidqa.records import AnswerRow
-    from vidqa.tables.store import Table
+    from vidqa.tables.table import Table
 
     archive, table = folder / "archive", folder / "t.parquet"
     make_archive(archive, n)

@@ -28,7 +28,7 @@ from vidqa.pipeline.loaded import load_model
 from vidqa.pipeline.options import RunOptions, settings_of
 from vidqa.prompts.questions import load_questions
 from vidqa.records import AnswerRow
-from vidqa.tables.store import Table
+from vidqa.tables.table import Table
 
 _AN_HOUR_NS = 3600 * 10**9
 

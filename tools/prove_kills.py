@@ -40,7 +40,7 @@ SERVER = """
 import json, os, sys
 import vidqa.pipeline.ledger as ledger
 from vidqa.cli.main import run
-import vidqa.pipeline.describe, vidqa.generate.engine, vidqa.encoders.encoder, vidqa.model.llava, vidqa.tables.store
+import vidqa.pipeline.describe, vidqa.generate.engine, vidqa.encoders.encoder, vidqa.model.video_llava, vidqa.tables.table
 import transformers.models.llama.modeling_llama, transformers.models.auto.tokenization_auto
 ledger.COMMIT_ROWS = int(sys.argv[1])
 for line in sys.stdin:

@@ -37,7 +37,7 @@ from eval_demo import answer_all, ask_about, score, write_media
 
 from vidqa import __version__
 from vidqa.common.atomic_io import commit
-from vidqa.model.bundle import load_bundle
+from vidqa.model.bundle.bundle import load_bundle
 
 SETTINGS, RESULT = "sizes.json", "ablations.json"
 

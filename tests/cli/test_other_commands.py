@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from vidqa.config.default_model import user_settings_file
-from vidqa.model.places import models_folder
+from vidqa.model.bundle.registry import models_folder
 
 
 def test_encode_fills_the_cache_once(vidqa, clips, surroundings):

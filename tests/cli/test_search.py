@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from vidqa.model.bundle import BUNDLE_FILE, load_bundle
+from vidqa.model.bundle.bundle import BUNDLE_FILE, load_bundle
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "clips"
 

@@ -135,8 +135,8 @@ def test_an_adapter_stays_apart_and_is_applied_or_is_merged(vidqa, recipe, tmp_p
         asked = vidqa("ask", clips / "a.mp4", "What is it?", "--model", out)
         assert asked.code == 0, asked.err
         answers.append(asked.out)
-        from vidqa.model.bundle import load_bundle
-        from vidqa.model.llava import load_model
+        from vidqa.model.bundle.bundle import load_bundle
+        from vidqa.model.video_llava import load_model
 
         weights.append(load_model(load_bundle(out), "cpu").state_dict())
     apart, merged = tmp_path / "false" / "llm", tmp_path / "true" / "llm"

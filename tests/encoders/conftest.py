@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from vidqa.model.export import ExportReport, export_tower
-from vidqa.model.vit import VisionConfig, VisionTower
+from vidqa.model.onnx.export import ExportReport, export_tower
+from vidqa.model.towers.vit import VisionConfig, VisionTower
 from vidqa.records import EncoderInput, MediaKind
 
 SIZE, PATCH, WIDTH, OUT, FRAMES = 24, 8, 32, 12, 4

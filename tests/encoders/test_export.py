@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from vidqa.errors import VidqaError
-from vidqa.model import export as module
-from vidqa.model.export import FP16_TOLERANCE, FP32_TOLERANCE, export_tower
-from vidqa.model.graphs import VisionGraph
+from vidqa.model.onnx import export as module
+from vidqa.model.onnx.export import FP16_TOLERANCE, FP32_TOLERANCE, export_tower
+from vidqa.model.onnx.export_modules import VisionGraph
 
 
 def run(path: Path, pixels: torch.Tensor) -> list[np.ndarray]:

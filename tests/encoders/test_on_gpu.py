@@ -12,7 +12,7 @@ import pytest
 from vidqa.common.devices import available_devices
 from vidqa.encoders.encoder import Encoder
 from vidqa.encoders.onnx_session import OnnxSession
-from vidqa.model.export import export_tower
+from vidqa.model.onnx.export import export_tower
 
 pytestmark = [
     pytest.mark.gpu,

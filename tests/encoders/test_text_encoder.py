@@ -12,7 +12,7 @@ import pytest
 
 from vidqa.encoders.text_encoder import TextEncoder, TextTokens
 from vidqa.errors import BundleError, UsageError
-from vidqa.model.bundle import BUNDLE_FILE, Bundle, load_bundle, save_bundle
+from vidqa.model.bundle.bundle import BUNDLE_FILE, Bundle, load_bundle, save_bundle
 
 DEMO = load_bundle("demo")
 WORDS = ("red", "green", "blue", "a", "the", "circle", "square", "moves")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from vidqa.cli.main import run
-from vidqa.model.bundle import DEMO
+from vidqa.model.bundle.bundle import DEMO
 from vidqa.tables.formats import read_table
 
 ROOT = Path(__file__).parent.parent.parent

@@ -26,8 +26,8 @@ from vidqa.generate.buffers import Room
 from vidqa.generate.graphs import StepGraphs
 from vidqa.generate.sampling import pick_greedy, pick_sampled
 from vidqa.model.connector import build_connector
-from vidqa.model.llama import Llama, LlamaConfig
-from vidqa.model.llava import VideoLlava
+from vidqa.model.llama.model import Llama, LlamaConfig
+from vidqa.model.video_llava import VideoLlava
 from vidqa.prompts.chat_formats import get_format
 
 CUDA = torch.device("cuda", 0)

@@ -16,7 +16,7 @@ from vidqa.generate.buffers import Room
 from vidqa.generate.engine import Engine, GenerationSettings, Request, generate
 from vidqa.generate.jobs import Job, plan_job
 from vidqa.generate.memory import most_lines, room_for, rows_that_fit
-from vidqa.model.llava import VideoLlava
+from vidqa.model.video_llava import VideoLlava
 from vidqa.records import Answer, Features
 
 SHORT = GenerationSettings(max_new_tokens=12)

@@ -20,12 +20,12 @@ from vidqa.generate.buffers import Room
 from vidqa.generate.engine import Engine, GenerationSettings, Request
 from vidqa.generate.graphs import StepGraphs
 from vidqa.generate.limits import measure
-from vidqa.model import llama
 from vidqa.model.connector import build_connector
-from vidqa.model.llama import Llama, LlamaConfig
-from vidqa.model.llama_weights import load_published
-from vidqa.model.llava import VideoLlava
-from vidqa.model.proof import proven
+from vidqa.model.llama import model as llama_model
+from vidqa.model.llama.kernel_check import proven
+from vidqa.model.llama.model import Llama, LlamaConfig
+from vidqa.model.llama.weights import load_published
+from vidqa.model.video_llava import VideoLlava
 from vidqa.prompts.chat_formats import get_format
 from vidqa.records import Features
 
@@ -160,7 +160,7 @@ def test_kernels_are_right_and_used(dtype: torch.dtype, caplog: pytest.LogCaptur
     pytest.importorskip("triton")
     device = torch.device("cuda", 0)
     for width in (16, 64, 128):
-        assert proven("vidqa.model.kernels", device, dtype, width) is not None, caplog.text
+        assert proven("vidqa.model.llama.fused_ops", device, dtype, width) is not None, caplog.text
         assert proven(attention.KERNELS, device, dtype, width) is not None, caplog.text
 
 
@@ -180,7 +180,7 @@ def test_answers_by_kernels_are_those_without(
     questions = ("What happens?", "Why?", "What colour is the ball? And what is behind it?")
     asked = [Request((clips[c],), ((q, None),)) for c in ("video", "long", "image", "other") for q in questions]
     by_kernels = answers(model, asked, static=True)
-    for module in (attention, pool, llama):
+    for module in (attention, pool, llama_model):
         monkeypatch.setattr(module, "proven", lambda *which: None)
     without = answers(model, asked, static=True)
     assert sum(a[:8] == b[:8] for a, b in zip(by_kernels, without, strict=True)) >= len(asked) // 2

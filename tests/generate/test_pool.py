@@ -14,8 +14,8 @@ from vidqa.generate.batch import Batch
 from vidqa.generate.buffers import Room
 from vidqa.generate.pool import Pool
 from vidqa.model.connector import build_connector
-from vidqa.model.llama import Llama, LlamaConfig
-from vidqa.model.llava import VideoLlava
+from vidqa.model.llama.model import Llama, LlamaConfig
+from vidqa.model.video_llava import VideoLlava
 from vidqa.prompts.chat_formats import get_format
 
 CPU = torch.device("cpu")

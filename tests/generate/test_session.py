@@ -13,7 +13,7 @@ import torch
 from vidqa.errors import ItemError, PromptTooLongError, UsageError
 from vidqa.generate.engine import GenerationSettings, Request, generate
 from vidqa.generate.session import ChatSession, Said
-from vidqa.model.llava import VideoLlava
+from vidqa.model.video_llava import VideoLlava
 from vidqa.prompts.chat_formats import get_format
 from vidqa.records import Answer, Features
 

@@ -28,9 +28,9 @@ from vidqa.generate.kinds import can_share
 from vidqa.generate.pool import packed
 from vidqa.generate.session import ChatSession
 from vidqa.model.connector import build_connector
-from vidqa.model.llama import Llama, LlamaConfig
-from vidqa.model.llama_weights import load_published
-from vidqa.model.llava import VideoLlava
+from vidqa.model.llama.model import Llama, LlamaConfig
+from vidqa.model.llama.weights import load_published
+from vidqa.model.video_llava import VideoLlava
 from vidqa.records import Features
 
 SHORT = GenerationSettings(max_new_tokens=10)

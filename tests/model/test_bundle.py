@@ -20,7 +20,7 @@ import pytest
 from vidqa.common.atomic_io import digest_file
 from vidqa.common.growing_folder import growing
 from vidqa.errors import BundleError, LockedError, UsageError
-from vidqa.model.bundle import BUNDLE_FILE, load_bundle, save_bundle
+from vidqa.model.bundle.bundle import BUNDLE_FILE, load_bundle, save_bundle
 
 Json = dict[str, Any]
 
@@ -435,7 +435,7 @@ class TestLeftovers:
 
 def test_a_description_is_read_without_torch(folder: Path) -> None:
     code = (
-        "import sys; from vidqa.model.bundle import load_bundle; load_bundle(sys.argv[1]).model_id;"
+        "import sys; from vidqa.model.bundle.bundle import load_bundle; load_bundle(sys.argv[1]).model_id;"
         "print([m for m in ('torch', 'transformers', 'onnxruntime', 'PIL') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)

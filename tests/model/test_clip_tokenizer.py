@@ -9,7 +9,7 @@ import pytest
 
 from vidqa.encoders.text_encoder import TextTokens
 from vidqa.errors import BundleError
-from vidqa.model.clip_tokenizer import END, START, save_clip_tokenizer
+from vidqa.model.towers.clip_tokenizer import END, START, save_clip_tokenizer
 
 MERGES = ["r e", "re d</w>", "d o", "do g</w>", "c a", "ca t</w>", "i n", "in g</w>"]
 TEXTS = [

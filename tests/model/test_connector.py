@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from vidqa.model.bundle import BUNDLE_FILE, DEMO
-from vidqa.model.compress import DeltaValley
+from vidqa.model.bundle.bundle import BUNDLE_FILE, DEMO
+from vidqa.model.bundle.spec import CompressorSpec
+from vidqa.model.bundle.spec_json import as_table, read_spec
+from vidqa.model.compressors import DeltaValley
 from vidqa.model.connector import build_connector
-from vidqa.model.spec import CompressorSpec
-from vidqa.model.spec_reader import as_table, read_spec
 
 D, L, P = 6, 8, 5  # encoder width, LLM width, patches of a frame
 SIZES = {"n_frames": 7, "n_patches": P, "n_heads": 2, "inner_size": 16}

@@ -19,10 +19,10 @@ from onnx import TensorProto, helper
 from safetensors.torch import save_file
 
 from vidqa.errors import BundleError
-from vidqa.model.adapter import apply_adapter
-from vidqa.model.bundle import BUNDLE_FILE, load_bundle
-from vidqa.model.graph_files import external_locations
+from vidqa.model.bundle.bundle import BUNDLE_FILE, load_bundle
 from vidqa.model.llm import load_llm
+from vidqa.model.lora import apply_adapter
+from vidqa.model.onnx.external_data import external_locations
 
 
 @pytest.fixture

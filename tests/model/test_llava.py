@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from vidqa.errors import BundleError, DeviceError
-from vidqa.model.bundle import BUNDLE_FILE, Bundle, load_bundle, save_bundle
+from vidqa.model.bundle.bundle import BUNDLE_FILE, Bundle, load_bundle, save_bundle
 from vidqa.model.connector import build_connector
-from vidqa.model.llava import VideoLlava, load_model, load_strictly, pick_device, save_parts
-from vidqa.model.splice import fill_slots
+from vidqa.model.video_llava import VideoLlava, load_model, load_strictly, pick_device, save_parts
+from vidqa.model.visual_tokens import fill_slots
 from vidqa.records import Features, Prompt
 
 

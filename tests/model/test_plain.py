@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import DynamicCache
 
-from vidqa.model.llama import GrowingCache, Llama, LlamaConfig
-from vidqa.model.llama_weights import load_published, published_weights
+from vidqa.model.bundle.registry import built_in_bundles
+from vidqa.model.llama.loader import PlainTokenizer, load_plain
+from vidqa.model.llama.model import GrowingCache, Llama, LlamaConfig
+from vidqa.model.llama.packed_linear import packs
+from vidqa.model.llama.weights import load_published, published_weights
 from vidqa.model.llm import load_llm
-from vidqa.model.packed import packs
-from vidqa.model.places import built_in_bundles
-from vidqa.model.plain import PlainTokenizer, load_plain
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_weights_are_not_packed_where_that_is_not_right(monkeypatch: pytest.Monk
     small.pack()
     assert not half.packed and not any(p.is_mkldnn for p in small.parameters())
     packs.cache_clear()
-    monkeypatch.setattr("vidqa.model.packed.packed_linear", lambda x, weight: x.new_zeros(1, 2, 8))
+    monkeypatch.setattr("vidqa.model.llama.packed_linear.packed_linear", lambda x, weight: x.new_zeros(1, 2, 8))
     one = random_llama()
     one.pack()
     packs.cache_clear()

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from vidqa.model import proof
-from vidqa.model.proof import proven
+from vidqa.model.llama import kernel_check
+from vidqa.model.llama.kernel_check import proven
 
 CUDA = torch.device("cuda", 0)
 
@@ -19,9 +19,9 @@ CUDA = torch.device("cuda", 0)
 @pytest.fixture(autouse=True)
 def anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    proof.prove.cache_clear()
+    kernel_check.prove.cache_clear()
     yield
-    proof.prove.cache_clear()
+    kernel_check.prove.cache_clear()
 
 
 def kernels(monkeypatch: pytest.MonkeyPatch, difference: Callable[..., float]) -> str:
@@ -60,7 +60,7 @@ def test_nor_those_that_do_not_compile(monkeypatch: pytest.MonkeyPatch, caplog: 
         assert proven("vidqa.no_such_kernels", CUDA, torch.float16, 64) is None
     assert "played_kernels is not used, so answers take longer: no compiler" in caplog.text
     assert "no_such_kernels" not in caplog.text, "nothing is wrong where there is no Triton"
-    assert "No module named" in proof.prove("vidqa.no_such_kernels", CUDA, torch.float16, 64)[1]
+    assert "No module named" in kernel_check.prove("vidqa.no_such_kernels", CUDA, torch.float16, 64)[1]
 
 
 def test_a_full_device_is_no_proof(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,11 +21,11 @@ from safetensors.torch import load_file, save_file
 import vidqa
 from vidqa.encoders.encoder import Encoder
 from vidqa.errors import BundleError
-from vidqa.model.bundle import Bundle, load_bundle
+from vidqa.model.bundle.bundle import Bundle, load_bundle
 from vidqa.model.checkpoints import write
 from vidqa.model.checkpoints.convert import convert, plan
 from vidqa.model.checkpoints.target import Target
-from vidqa.model.llava import load_model
+from vidqa.model.video_llava import load_model
 from vidqa.pipeline.options import RunOptions
 from vidqa.records import EncoderInput
 

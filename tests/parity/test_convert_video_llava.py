@@ -20,8 +20,8 @@ from torch import Tensor
 
 from vidqa.cli.main import run
 from vidqa.encoders.onnx_session import OnnxSession
-from vidqa.model.bundle import Bundle, load_bundle
-from vidqa.model.llava import VideoLlava, load_model
+from vidqa.model.bundle.bundle import Bundle, load_bundle
+from vidqa.model.video_llava import VideoLlava, load_model
 
 pytestmark = pytest.mark.parity
 

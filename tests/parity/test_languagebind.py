@@ -14,7 +14,7 @@ from golden_checks.towers import Pair
 from torch import Tensor
 from torch.nn import functional as F
 
-from vidqa.model.export import export_text, export_tower
+from vidqa.model.onnx.export import export_text, export_tower
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TOLERANCE = 1e-5

@@ -11,7 +11,7 @@ from golden_checks import video_llava
 from golden_checks.fixture import Fixture
 
 from vidqa.generate.line import Line
-from vidqa.model.llava import VideoLlava
+from vidqa.model.video_llava import VideoLlava
 from vidqa.records import Prompt
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"

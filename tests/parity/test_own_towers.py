@@ -21,9 +21,9 @@ import vidqa
 from vidqa.cli.main import run
 from vidqa.encoders.text_encoder import TextEncoder
 from vidqa.generate.decode import Row
-from vidqa.model.bundle import Bundle, load_bundle
-from vidqa.model.clip_tokenizer import END, START
-from vidqa.model.llava import load_model
+from vidqa.model.bundle.bundle import Bundle, load_bundle
+from vidqa.model.towers.clip_tokenizer import END, START
+from vidqa.model.video_llava import load_model
 from vidqa.pipeline.options import RunOptions
 from vidqa.records import Prompt
 

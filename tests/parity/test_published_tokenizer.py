@@ -17,8 +17,8 @@ from tokenizers import Tokenizer, models, normalizers
 from vidqa.model.checkpoints.convert import convert
 from vidqa.model.checkpoints.target import Target
 from vidqa.model.checkpoints.tokenizer import save_tokenizer
+from vidqa.model.llama.loader import PlainTokenizer
 from vidqa.model.llm import load_tokenizer
-from vidqa.model.plain import PlainTokenizer
 from vidqa.prompts.build import build_labels
 from vidqa.prompts.chat_formats import get_format
 

@@ -11,8 +11,8 @@ import pytest
 
 from vidqa.config.default_model import set_default_model, user_settings_file
 from vidqa.errors import UsageError
+from vidqa.model.bundle.registry import models_folder
 from vidqa.model.checkpoints.target import Target
-from vidqa.model.places import models_folder
 from vidqa.pipeline.hub import Snapshot
 from vidqa.pipeline.published import PUBLISHED, pull
 

@@ -11,7 +11,7 @@ import pytest
 
 import vidqa
 from vidqa.errors import ItemError, UsageError
-from vidqa.model.bundle import Bundle
+from vidqa.model.bundle.bundle import Bundle
 from vidqa.pipeline.feed import Feed
 from vidqa.pipeline.loaded import LoadedModel, load_model
 from vidqa.pipeline.options import RunOptions

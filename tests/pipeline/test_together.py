@@ -11,7 +11,7 @@ import pytest
 import vidqa
 from vidqa.errors import ItemError, UsageError
 from vidqa.generate.engine import Request, generate
-from vidqa.model.bundle import Bundle
+from vidqa.model.bundle.bundle import Bundle
 from vidqa.pipeline.answer import generation_settings
 from vidqa.pipeline.loaded import LoadedModel, load_model
 from vidqa.pipeline.options import RunOptions

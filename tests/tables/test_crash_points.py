@@ -13,7 +13,7 @@ import pytest
 from vidqa.records import AnswerRow, MediaItem
 from vidqa.tables.formats import read_table
 from vidqa.tables.schema import frame_to_rows
-from vidqa.tables.store import Table
+from vidqa.tables.table import Table
 
 Make = Callable[..., AnswerRow]
 A, B, C, D = (letter * 32 for letter in "abcd")

@@ -22,7 +22,7 @@ from vidqa.errors import TableError
 from vidqa.records import ROW_COLUMNS, AnswerRow
 from vidqa.tables.formats import SUFFIXES, format_of, read_table, write
 from vidqa.tables.schema import SCHEMA, frame_to_rows, rows_to_frame
-from vidqa.tables.store import Table, new_table
+from vidqa.tables.table import Table, new_table
 
 Make = Callable[..., AnswerRow]
 FORMS = [".parquet", ".csv", ".jsonl", ".arrow"]

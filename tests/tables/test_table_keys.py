@@ -13,9 +13,9 @@ import polars as pl
 import pytest
 
 from vidqa.records import AnswerRow
-from vidqa.tables import keys
-from vidqa.tables.compact import Numbering, Texts
-from vidqa.tables.keys import KEY_COLUMNS, Keys
+from vidqa.tables.journal import row_keys
+from vidqa.tables.journal.interning import Numbering, Texts
+from vidqa.tables.journal.row_keys import KEY_COLUMNS, Keys
 from vidqa.tables.schema import rows_to_frame
 
 Make = Callable[..., AnswerRow]
@@ -69,7 +69,7 @@ def test_two_files_with_one_hash_stay_two(row: Make, monkeypatch: pytest.MonkeyP
         def number(self, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             return super().number(hashes & np.uint64(3) if len(made) < 3 else hashes)
 
-    monkeypatch.setattr(keys, "Numbering", Poor)
+    monkeypatch.setattr(row_keys, "Numbering", Poor)
     frame = rows_to_frame(row(media_id=f"{i:032x}", path=f"{i}.mp4") for i in range(20)).select(KEY_COLUMNS)
     found = Keys(lambda: [frame[:10], frame[10:]])
     assert len(made) == 3 and found.n_files == 20
@@ -81,7 +81,7 @@ def test_keys_are_small(tmp_path: Path) -> None:
     """400,000 files with one row each: 80 bytes, and not some hundred for every one, also while the keys are made."""
     code = (
         "import resource, polars as pl\n"
-        "from vidqa.tables.keys import Keys\n"
+        "from vidqa.tables.journal.row_keys import Keys\n"
         "def frames(n):\n"
         "    for a in range(0, n, 50_000):\n"
         "        i = pl.DataFrame({'i': range(a, min(a + 50_000, n))})\n"

@@ -13,7 +13,7 @@ from vidqa.errors import TableError
 from vidqa.records import AnswerRow, MediaItem
 from vidqa.tables.formats import read_table
 from vidqa.tables.schema import frame_to_rows
-from vidqa.tables.store import PathChanges, Table, new_table
+from vidqa.tables.table import PathChanges, Table, new_table
 
 Make = Callable[..., AnswerRow]
 A, B = "a" * 32, "b" * 32

@@ -16,7 +16,7 @@ from vidqa.errors import TableError
 from vidqa.records import AnswerRow, MediaItem
 from vidqa.tables.formats import read_table
 from vidqa.tables.schema import frame_to_rows
-from vidqa.tables.store import Table, new_table
+from vidqa.tables.table import Table, new_table
 
 Make = Callable[..., AnswerRow]
 Mount = Callable[..., None]

@@ -10,7 +10,7 @@ from ablations.table import figures, most_frequent, table
 from demo_world.language import Pair
 from demo_world.scene import make_scene
 
-from vidqa.model.vit import VisionConfig, VisionTower
+from vidqa.model.towers.vit import VisionConfig, VisionTower
 from vidqa.train.contradictions import contradictions
 from vidqa.train.recipe import Recipe
 

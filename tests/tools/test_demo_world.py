@@ -51,8 +51,8 @@ def test_training_never_shows_a_held_out_pair_and_evaluation_does():
 
 def test_no_answer_about_training_media_says_a_held_out_pair(tmp_path):
     """As `vidqa train` pairs words: what its file of pairs says of the conversations is true."""
+    from vidqa.model.bundle.registry import find_bundle
     from vidqa.model.llm import load_tokenizer
-    from vidqa.model.places import find_bundle
     from vidqa.prompts.build import build_labels
     from vidqa.prompts.chat_formats import FORMATS
     from vidqa.train.unseen import LeftOut, read_unseen

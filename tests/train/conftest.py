@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from vidqa.model.bundle.spec import CompressorSpec
 from vidqa.model.connector import build_connector
-from vidqa.model.llava import VideoLlava
-from vidqa.model.spec import CompressorSpec
+from vidqa.model.video_llava import VideoLlava
 from vidqa.prompts.chat_formats import get_format
 from vidqa.records import Features
 from vidqa.train.data import MediaRef, Sample

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from vidqa.model.text import TextConfig, TextTower
-from vidqa.model.vit import VisionConfig, VisionTower
+from vidqa.model.towers.text import TextConfig, TextTower
+from vidqa.model.towers.vit import VisionConfig, VisionTower
 from vidqa.train.align import IGNORE, AlignBatch, Aligner, align, initialise, insert_temporal
 
 

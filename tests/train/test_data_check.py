@@ -162,7 +162,7 @@ def test_a_file_in_two_sources_has_each_reject_once_as_in_training(corpus, tmp_p
 def test_several_processes_find_the_same(corpus, tmp_path, monkeypatch):
     from transformers import AutoTokenizer
 
-    from vidqa.model.bundle import load_bundle
+    from vidqa.model.bundle.bundle import load_bundle
 
     path = tmp_path / "many.json"
     path.write_text(json.dumps([told(f"Q{i}", "a" * i) for i in range(140)]))

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from vidqa.model.bundle import load_bundle
+from vidqa.model.bundle.bundle import load_bundle
+from vidqa.model.bundle.spec import CompressorSpec
 from vidqa.model.connector import build_connector
-from vidqa.model.spec import CompressorSpec
 from vidqa.train.data import MediaRef
 from vidqa.train.data.shapes import SpecShapes
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from vidqa.errors import UsageError
-from vidqa.model.adapter import ADAPTER_FOLDER, attach_lora
 from vidqa.model.connector import build_connector
-from vidqa.model.llava import VideoLlava
+from vidqa.model.lora import ADAPTER_FOLDER, attach_lora
+from vidqa.model.video_llava import VideoLlava
 from vidqa.prompts.chat_formats import get_format
 from vidqa.train.quantised import quantise
 from vidqa.train.recipe import Lora, Stage

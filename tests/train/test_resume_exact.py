@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vidqa.errors import TrainError
-from vidqa.model.adapter import attach_lora
+from vidqa.model.lora import attach_lora
 from vidqa.train import trainer as trainer_module
 from vidqa.train.batchsize import find_per_device
 from vidqa.train.checkpoints import found_in

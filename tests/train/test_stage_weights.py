@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from vidqa.errors import UsageError
-from vidqa.model.adapter import attach_lora, merge_lora
-from vidqa.model.spec import CompressorSpec
+from vidqa.model.bundle.spec import CompressorSpec
+from vidqa.model.lora import attach_lora, merge_lora
 from vidqa.train import recipe_file
 from vidqa.train.recipe import Lora, Stage
 from vidqa.train.recipe_file import read_recipe

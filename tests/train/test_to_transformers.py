@@ -8,8 +8,8 @@ import torch
 
 from vidqa.encoders.encoder import Encoder
 from vidqa.errors import VidqaError
-from vidqa.model.bundle import DEMO, Bundle, load_bundle
-from vidqa.model.llava import load_model
+from vidqa.model.bundle.bundle import DEMO, Bundle, load_bundle
+from vidqa.model.video_llava import load_model
 from vidqa.records import EncoderInput, SamplingSpec
 from vidqa.train.to_transformers import exportable, to_transformers
 

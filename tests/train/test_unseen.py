@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from vidqa.errors import UsageError
+from vidqa.model.bundle.registry import find_bundle
 from vidqa.model.llm import load_tokenizer
-from vidqa.model.places import find_bundle
 from vidqa.prompts.build import IGNORED, MediaShape, build_labels
 from vidqa.prompts.chat_formats import FORMATS
 from vidqa.train.data import Corpus, Source

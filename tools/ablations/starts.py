@@ -26,12 +26,12 @@ from torch.nn import functional as F
 
 from ablations.plan import Sizes
 from vidqa.encoders.preprocess import CLIP_MEAN, CLIP_STD
-from vidqa.model.bundle import Bundle, load_bundle, save_bundle
+from vidqa.model.bundle.bundle import Bundle, load_bundle, save_bundle
 from vidqa.model.connector import build_connector
-from vidqa.model.export import export_tower
-from vidqa.model.llava import VideoLlava, save_parts
 from vidqa.model.llm import load_tokenizer
-from vidqa.model.vit import VisionConfig, VisionTower
+from vidqa.model.onnx.export import export_tower
+from vidqa.model.towers.vit import VisionConfig, VisionTower
+from vidqa.model.video_llava import VideoLlava, save_parts
 from vidqa.prompts.chat_formats import get_format
 from vidqa.train.align import initialise
 

@@ -18,9 +18,9 @@ from torch import nn
 from demo_model.plan import Plan, device, log, rank, save
 from vidqa.encoders.encoder import Encoder
 from vidqa.encoders.preprocess import CLIP_MEAN, CLIP_STD, PreprocessSpec, prepare
-from vidqa.model.export import export_text, export_tower
-from vidqa.model.text import TextConfig, TextTower
-from vidqa.model.vit import VisionConfig, VisionTower
+from vidqa.model.onnx.export import export_text, export_tower
+from vidqa.model.towers.text import TextConfig, TextTower
+from vidqa.model.towers.vit import VisionConfig, VisionTower
 from vidqa.records import FrameBatch, MediaKind
 from vidqa.train.align import Aligner, align, initialise, insert_temporal
 

@@ -19,10 +19,8 @@ from safetensors.torch import load_file, save_file
 from demo_model.plan import Plan
 from demo_model.tuning import new_model
 from vidqa.encoders.preprocess import PreprocessSpec
-from vidqa.model.bundle import load_bundle, save_bundle
-from vidqa.model.llava import save_parts
-from vidqa.model.parts import digests
-from vidqa.model.spec import (
+from vidqa.model.bundle.bundle import load_bundle, save_bundle
+from vidqa.model.bundle.spec import (
     BundleSpec,
     ConnectorSpec,
     EncoderSpec,
@@ -33,6 +31,8 @@ from vidqa.model.spec import (
     TextEncoderSpec,
     VideoEncoderSpec,
 )
+from vidqa.model.bundle.validate import digests
+from vidqa.model.video_llava import save_parts
 from vidqa.records import SamplingSpec
 
 LLM = "model.safetensors"

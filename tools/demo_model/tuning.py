@@ -18,7 +18,7 @@ from demo_world.write import turns, write_alike, write_captions, write_lookups, 
 
 from demo_model.plan import Plan, device, log, save
 from vidqa.model.connector import build_connector
-from vidqa.model.llava import VideoLlava
+from vidqa.model.video_llava import VideoLlava
 from vidqa.prompts.chat_formats import get_format
 from vidqa.records import Features
 from vidqa.train.data import Sample, by_media, read_conversations

@@ -23,7 +23,7 @@ from demo_model.plan import Plan, log, save
 from demo_model.tuning import new_model
 from vidqa.encoders.encoder import Encoder
 from vidqa.encoders.preprocess import PreprocessSpec, prepare
-from vidqa.model.llava import VideoLlava
+from vidqa.model.video_llava import VideoLlava
 from vidqa.records import FrameBatch, MediaKind
 
 WORDS = {"colour": tuple(COLOURS), "shape": SHAPES, "size": tuple(SIZES), "place": PLACES, "motion": MOTIONS}

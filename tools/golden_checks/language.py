@@ -16,7 +16,7 @@ from golden_checks.report import Report
 from vidqa.generate.decode import Row, decode
 from vidqa.generate.sampling import pick_greedy
 from vidqa.model.connector import Connector
-from vidqa.model.llava import VideoLlava, load_strictly
+from vidqa.model.video_llava import VideoLlava, load_strictly
 from vidqa.prompts.chat_formats import FORMATS
 from vidqa.records import Prompt
 

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from golden_checks.fixture import Fixture
 from golden_checks.report import Report
-from vidqa.model.llava import load_strictly
-from vidqa.model.text import TextConfig, TextTower
-from vidqa.model.vit import VisionConfig, VisionModel, VisionTower
+from vidqa.model.towers.text import TextConfig, TextTower
+from vidqa.model.towers.vit import VisionConfig, VisionModel, VisionTower
+from vidqa.model.video_llava import load_strictly
 
 
 def vision_config(c: dict[str, Any]) -> VisionConfig:

@@ -12,10 +12,10 @@ from golden_checks.language import build_model, compare_case, compare_together, 
 from golden_checks.report import Report
 from golden_checks.towers import vision_model
 from vidqa.generate.decode import Row
-from vidqa.model.compress import Valley, WeightedValley
+from vidqa.model.bundle.spec import CompressorSpec
+from vidqa.model.compressors import Valley, WeightedValley
 from vidqa.model.connector import build_connector
-from vidqa.model.llava import VideoLlava, load_strictly
-from vidqa.model.spec import CompressorSpec
+from vidqa.model.video_llava import VideoLlava, load_strictly
 
 #: Part of a name in the original -> the same in our connector; a copy that the original never uses is left out.
 RENAMED = {

@@ -14,9 +14,9 @@ from golden_checks.language import build_model, compare_case, compare_together, 
 from golden_checks.report import Report
 from vidqa.generate.decode import Row
 from vidqa.media.frame_sampling import frame_indices
+from vidqa.model.bundle.spec import CompressorSpec
 from vidqa.model.connector import Connector, build_connector
-from vidqa.model.llava import VideoLlava, load_strictly
-from vidqa.model.spec import CompressorSpec
+from vidqa.model.video_llava import VideoLlava, load_strictly
 from vidqa.records import Features, SamplingSpec
 
 #: Where the description does not say otherwise: number of frames of the features of each case, in order.

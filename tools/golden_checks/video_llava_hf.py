@@ -14,7 +14,7 @@ from golden_checks.report import Report
 from golden_checks.towers import vision_model
 from vidqa.generate.decode import Row
 from vidqa.model.connector import build_connector
-from vidqa.model.llava import VideoLlava, load_strictly
+from vidqa.model.video_llava import VideoLlava, load_strictly
 from vidqa.records import Prompt
 
 

@@ -108,7 +108,7 @@ def verify(model: str, as_json: bool, **_flags: Any) -> int:
     Example:
       vidqa models verify demo
     """
-    from vidqa.model.bundle import load_bundle
+    from vidqa.model.bundle.bundle import load_bundle
 
     bundle = load_bundle(model)
     problems = bundle.verify()
@@ -196,8 +196,8 @@ def pull(name: str, out: Path | None, revision: tuple[str, ...], set_default: bo
       vidqa models pull video-llava-7b --set-default
     """
     from vidqa.cli.session import Session
+    from vidqa.model.bundle.registry import models_folder
     from vidqa.model.checkpoints.target import Target
-    from vidqa.model.places import models_folder
     from vidqa.pipeline.published import pull as pull_model
 
     session = Session(flags)
@@ -228,8 +228,8 @@ def pull(name: str, out: Path | None, revision: tuple[str, ...], set_default: bo
 
 def _here_already(name: str, out: Path | None, flags: Mapping[str, Any]) -> Path | None:
     """The folder of a model that was pulled before, where nothing is asked for that would make another one of it."""
-    from vidqa.model.bundle import load_bundle
-    from vidqa.model.places import models_folder
+    from vidqa.model.bundle.bundle import load_bundle
+    from vidqa.model.bundle.registry import models_folder
     from vidqa.pipeline.published import PUBLISHED
 
     folder = out or models_folder() / name

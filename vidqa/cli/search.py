@@ -53,7 +53,7 @@ def command(text: str, paths: tuple[str, ...], top: int | None, out: str | None,
     limit = top if out is not None else top or DEFAULT_TOP
     found = search(text, paths, top=limit, model=session.model, options=session.options, reporter=session.reporter)
     if out is not None:
-        from vidqa.tables.hits import write_hits
+        from vidqa.tables.search_results import write_hits
 
         write_hits(found.hits, out)
         session.reporter.say(f"{len(found.hits)} hits in {out}")
@@ -85,7 +85,7 @@ def hits_as_table(hits: Sequence[Hit]) -> str:
 
 
 def _check(out: str) -> None:
-    from vidqa.tables.hits import check_target
+    from vidqa.tables.search_results import check_target
 
     try:
         check_target(out)

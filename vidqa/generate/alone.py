@@ -17,7 +17,7 @@ from vidqa.generate.jobs import GenerationSettings, Job
 from vidqa.generate.lines import Ends
 from vidqa.generate.memory import rows_that_fit
 from vidqa.generate.sampling import pick_greedy, pick_sampled
-from vidqa.model.llava import VideoLlava
+from vidqa.model.video_llava import VideoLlava
 
 
 class Alone:

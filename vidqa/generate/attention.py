@@ -26,8 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vidqa.model.llama import plain_attention
-from vidqa.model.proof import proven
+from vidqa.model.llama.kernel_check import proven
+from vidqa.model.llama.model import plain_attention
 
 #: Does all this in two kernels on a GPU.
 KERNELS = "vidqa.generate.kernels"

@@ -18,7 +18,7 @@ from vidqa.generate.buffers import Room, numbers
 from vidqa.generate.graphs import StepGraphs
 from vidqa.generate.kinds import handing_on, keys_only, sharing, stored_in
 from vidqa.generate.pool import Pool
-from vidqa.model.llava import VideoLlava
+from vidqa.model.video_llava import VideoLlava
 
 
 @dataclass

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from vidqa.generate.kinds import stored_in
-from vidqa.model.llava import VideoLlava
+from vidqa.model.video_llava import VideoLlava
 from vidqa.records import Prompt
 
 FinishReason = Literal["eos", "stop", "length"]

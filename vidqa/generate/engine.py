@@ -21,7 +21,7 @@ from vidqa.generate.kinds import can_share
 from vidqa.generate.lines import Ends, Lines
 from vidqa.generate.memory import is_out_of_memory, most_lines
 from vidqa.generate.stop import Stopper, end_ids
-from vidqa.model.llava import VideoLlava
+from vidqa.model.video_llava import VideoLlava
 from vidqa.records import Answer
 
 __all__ = ["Engine", "GenerationSettings", "Request", "generate"]

@@ -13,7 +13,7 @@ from vidqa.errors import ItemError, PromptTooLongError, UsageError
 from vidqa.generate.decode import Continuation
 from vidqa.generate.sampling import Draws, content_of
 from vidqa.generate.stop import Stopper
-from vidqa.model.llava import VideoLlava
+from vidqa.model.video_llava import VideoLlava
 from vidqa.prompts.build import build_prompt
 from vidqa.prompts.chat_formats import Turn
 from vidqa.records import Answer, Features, Prompt

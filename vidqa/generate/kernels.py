@@ -1,6 +1,6 @@
 """Attention over shared beginnings and own parts in two kernels for a GPU: what `attention` does with about twenty.
 
-Knows tensors, as `attention` does, whose plain functions it must equal; see `vidqa.model.proof`.
+Knows tensors, as `attention` does, whose plain functions it must equal; see `vidqa.model.llama.kernel_check`.
 
     over_beginnings   a program for a beginning's head and a stretch of its positions: keys and values are read once for
                       all questions of the clip, and not at all behind the end of a shorter beginning

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from vidqa.generate.attention import shared_attention
-from vidqa.model.llama import GrowingCache, Llama
+from vidqa.model.llama.model import GrowingCache, Llama
 
 #: The name under which transformers' models find `shared_attention`.
 _NAME = "vidqa_shared"

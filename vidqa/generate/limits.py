@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 
 from vidqa.generate.batch import Work
-from vidqa.model.llava import VideoLlava
+from vidqa.model.video_llava import VideoLlava
 
 _SECONDS = 0.15  # of each measurement, after a first run that does not count
 _SIDE = {"cpu": 1024, "cuda": 8192}

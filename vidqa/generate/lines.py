@@ -21,7 +21,7 @@ from vidqa.generate.jobs import GenerationSettings, Job
 from vidqa.generate.memory import most_lines, prefill_tokens, room_for
 from vidqa.generate.pool import packed
 from vidqa.generate.sampling import Draws, pick_greedy, pick_sampled
-from vidqa.model.llava import VideoLlava
+from vidqa.model.video_llava import VideoLlava
 from vidqa.records import Prompt
 
 #: A batch that ran out of memory is tried with twice as many lines after so many full batches without that.

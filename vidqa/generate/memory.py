@@ -11,7 +11,7 @@ import torch
 
 from vidqa.common.devices import GIVE_BACK
 from vidqa.generate.buffers import Room
-from vidqa.model.llava import VideoLlava
+from vidqa.model.video_llava import VideoLlava
 
 _CPU_SHARE = 0.25  # of what is available: decoders, encoder and the disk cache of the system want the rest
 _CPU_MOST_BYTES = 4 << 30

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from vidqa.generate.attention import KERNELS, Own, Part, Shared
 from vidqa.generate.buffers import Buffers, Room, numbers
-from vidqa.model.proof import proven
+from vidqa.model.llama.kernel_check import proven
 
 
 class Pool:

@@ -23,7 +23,7 @@ from vidqa.generate.line import Line, n_common
 from vidqa.generate.memory import is_out_of_memory
 from vidqa.generate.sampling import Draws, content_of, pick_greedy, pick_sampled
 from vidqa.generate.stop import Stopper, end_ids
-from vidqa.model.llava import VideoLlava
+from vidqa.model.video_llava import VideoLlava
 from vidqa.prompts.build import build_prompt
 from vidqa.prompts.chat_formats import Turn
 from vidqa.records import Features, Prompt

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vidqa.model.compress import build_compressor
-from vidqa.model.spec import CompressorSpec
+from vidqa.model.bundle.spec import CompressorSpec
+from vidqa.model.compressors import build_compressor
 
 CONNECTOR_TYPES = ("linear", "mlp2x_gelu", "identity")
 

@@ -16,8 +16,8 @@ import torch
 
 from vidqa.encoders.onnx_errors import VERIFY_HINT
 from vidqa.errors import BundleError, DeviceError
-from vidqa.model.adapter import ADAPTER_FOLDER, apply_adapter
-from vidqa.model.plain import PlainTokenizer, load_plain
+from vidqa.model.llama.loader import PlainTokenizer, load_plain
+from vidqa.model.lora import ADAPTER_FOLDER, apply_adapter
 
 Quantise = Literal["8bit", "4bit"]
 

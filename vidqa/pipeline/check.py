@@ -13,7 +13,7 @@ from typing import Any
 from vidqa.cache.media_index import MediaIndex
 from vidqa.common.devices import cpu_threads
 from vidqa.errors import CacheError
-from vidqa.model.bundle import load_bundle
+from vidqa.model.bundle.bundle import load_bundle
 from vidqa.model.llm import load_tokenizer
 from vidqa.pipeline.features import entry_bytes
 from vidqa.pipeline.options import RunOptions

@@ -26,7 +26,7 @@ from vidqa.pipeline.run import Run
 from vidqa.pipeline.summary import Summary
 from vidqa.prompts.questions import Sets, gather_questions
 from vidqa.records import MediaItem, Question
-from vidqa.tables.store import Table
+from vidqa.tables.table import Table
 
 
 def describe(

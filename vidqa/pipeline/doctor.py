@@ -121,10 +121,10 @@ def _kernels() -> str:
     if not torch.cuda.is_available():
         raise _Lacking("there are none but for a CUDA device")
     from vidqa.generate import attention
-    from vidqa.model import llama
-    from vidqa.model.proof import prove
+    from vidqa.model.llama import model
+    from vidqa.model.llama.kernel_check import prove
 
-    for name in (attention.KERNELS, llama.KERNELS):
+    for name in (attention.KERNELS, model.KERNELS):
         if why := prove(name, torch.device("cuda", 0), torch.bfloat16, 128)[1]:
             raise _Lacking(f"{name}: {why}")
     return f"right on cuda:0, by Triton {version('triton')}"
@@ -148,7 +148,7 @@ def _cache(folder: Path) -> str:
 
 
 def _model(name: str) -> str:
-    from vidqa.model.bundle import load_bundle
+    from vidqa.model.bundle.bundle import load_bundle
 
     bundle = load_bundle(name)
     problems = bundle.verify()

@@ -19,7 +19,7 @@ from vidqa.common.display import display_path, message_without_path
 from vidqa.encoders.preprocess import prepare
 from vidqa.errors import ItemError, MediaError, TrainError
 from vidqa.media.workers.decode_pool import DecodeJob, DecodePool
-from vidqa.model.bundle import Bundle
+from vidqa.model.bundle.bundle import Bundle
 from vidqa.pipeline.loaded import LoadedModel
 from vidqa.pipeline.options import Encoded, RunOptions, Work
 from vidqa.pipeline.progress import Reporter

@@ -24,7 +24,7 @@ from vidqa.encoders.preprocess import prepare
 from vidqa.errors import ItemError
 from vidqa.media.segments import plan_segments
 from vidqa.media.workers.decode_pool import DecodeJob, DecodePool
-from vidqa.model.bundle import Bundle
+from vidqa.model.bundle.bundle import Bundle
 from vidqa.pipeline.content import confirm
 from vidqa.pipeline.options import Encoded, RunOptions, Work
 from vidqa.records import DecodedMedia, EncodedSegment

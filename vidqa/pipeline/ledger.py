@@ -20,7 +20,7 @@ from vidqa.pipeline.options import Work, settings_of
 from vidqa.pipeline.quarantine import Failures
 from vidqa.pipeline.run import Run
 from vidqa.records import MediaItem, Question
-from vidqa.tables.store import Table
+from vidqa.tables.table import Table
 
 #: What is finished reaches the disk after so many rows, or so many seconds, whichever comes first.
 COMMIT_ROWS = 500

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Literal
 from vidqa import __version__
 from vidqa.encoders.onnx_session import resolve_device
 from vidqa.errors import DeviceError
-from vidqa.model.bundle import Bundle, load_bundle
+from vidqa.model.bundle.bundle import Bundle, load_bundle
 from vidqa.pipeline.options import Identity
 from vidqa.pipeline.progress import QUIET, Reporter
 
 if TYPE_CHECKING:  # they pull in heavy packages
     from vidqa.encoders.encoder import Encoder
     from vidqa.encoders.text_encoder import TextEncoder
-    from vidqa.model.llava import VideoLlava
+    from vidqa.model.video_llava import VideoLlava
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ class LoadedModel:
             DeviceError: they do not fit into the memory of the device.
         """
         from vidqa.generate.memory import is_out_of_memory
-        from vidqa.model.llava import load_model as load_llava
         from vidqa.model.llm import named_dtype
+        from vidqa.model.video_llava import load_model as load_llava
 
         wanted = self.precision
         try:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vidqa.errors import BundleError
-from vidqa.model.bundle import load_bundle
-from vidqa.model.places import BUNDLE_FILE, built_in_bundles, pulled_models
+from vidqa.model.bundle.bundle import load_bundle
+from vidqa.model.bundle.registry import BUNDLE_FILE, built_in_bundles, pulled_models
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from vidqa.errors import ItemError, MediaError
 from vidqa.media.probe import probe
 from vidqa.media.segments import plan_segments
 from vidqa.media.workers.decode_pool import DecodePool
-from vidqa.model.spec import EncoderSpec
+from vidqa.model.bundle.spec import EncoderSpec
 from vidqa.pipeline.content import identify_all
 from vidqa.pipeline.describe import open_table
 from vidqa.pipeline.ledger import Ledger

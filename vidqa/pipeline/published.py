@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidqa.errors import UsageError
-from vidqa.model.places import models_folder
+from vidqa.model.bundle.registry import models_folder
 from vidqa.pipeline.hub import Snapshot, fetch
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def pull(
         BundleError: as `convert`.
     """
     from vidqa.common.growing_folder import remove_leftovers
-    from vidqa.model.bundle import check_target
+    from vidqa.model.bundle.bundle import check_target
     from vidqa.model.checkpoints.convert import convert
     from vidqa.model.checkpoints.target import Target
 

@@ -18,7 +18,7 @@ from vidqa.generate.engine import Request, generate
 from vidqa.generate.session import ChatSession
 from vidqa.media.files import Paths, listed
 from vidqa.media.scan import scan
-from vidqa.model.bundle import Bundle
+from vidqa.model.bundle.bundle import Bundle
 from vidqa.pipeline.answer import generation_settings
 from vidqa.pipeline.ask import as_questions
 from vidqa.pipeline.loaded import LoadedModel

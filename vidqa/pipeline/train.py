@@ -16,7 +16,7 @@ from typing import Literal
 
 from vidqa.common.file_lock import FileLock
 from vidqa.errors import UsageError
-from vidqa.model.bundle import BUNDLE_FILE, load_bundle
+from vidqa.model.bundle.bundle import BUNDLE_FILE, load_bundle
 from vidqa.pipeline.features import CachedFeatures, LiveFeatures, entry_bytes, fill_cache
 from vidqa.pipeline.loaded import LoadedModel
 from vidqa.pipeline.options import RunOptions

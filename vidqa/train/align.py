@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
-from vidqa.model.text import TextTower
-from vidqa.model.vit import VisionTower
+from vidqa.model.towers.text import TextTower
+from vidqa.model.towers.vit import VisionTower
 
 IGNORE = -1
 

@@ -14,7 +14,7 @@ from accelerate.utils import find_executable_batch_size
 from torch import distributed
 
 from vidqa.errors import TrainError
-from vidqa.model.llava import VideoLlava
+from vidqa.model.video_llava import VideoLlava
 from vidqa.train.loss import PackedLoss
 from vidqa.train.processes import processes, wait_for_all
 from vidqa.train.recipe import Stage

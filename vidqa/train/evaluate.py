@@ -18,7 +18,7 @@ from torch import distributed
 from vidqa.common.atomic_io import commit
 from vidqa.errors import ItemError, UsageError
 from vidqa.generate.engine import GenerationSettings, Request, generate
-from vidqa.model.llava import VideoLlava
+from vidqa.model.video_llava import VideoLlava
 from vidqa.train.data import Sample, SampleError
 from vidqa.train.order import Plan
 from vidqa.train.processes import is_first, processes, wait_for_all

@@ -21,7 +21,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from vidqa.errors import TrainError
 from vidqa.generate.memory import is_out_of_memory
-from vidqa.model.llava import VideoLlava
+from vidqa.model.video_llava import VideoLlava
 from vidqa.train import checkpoints
 from vidqa.train.batchsize import find_per_device
 from vidqa.train.data import RejectLog

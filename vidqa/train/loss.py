@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vidqa.model.llava import VideoLlava
+from vidqa.model.video_llava import VideoLlava
 from vidqa.prompts.build import IGNORED
 from vidqa.train.packing import attention_mask
 from vidqa.train.sequences import Batch

@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 
 from vidqa.errors import UsageError, VidqaError
-from vidqa.model.bundle import Bundle
+from vidqa.model.bundle.bundle import Bundle
 from vidqa.train.checkpoints import folder_bytes, need_room
 from vidqa.train.recipe import Recipe, Stage
 from vidqa.train.to_transformers import exportable

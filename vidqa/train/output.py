@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vidqa.errors import UsageError
-from vidqa.model.adapter import ADAPTER_FOLDER, attach_lora, merge_lora, write_adapter
-from vidqa.model.bundle import BUNDLE_FILE, Bundle, load_bundle, save_bundle
-from vidqa.model.llava import VideoLlava, load_model, save_parts
-from vidqa.model.parts import digests
-from vidqa.model.spec import PromptSpec
+from vidqa.model.bundle.bundle import BUNDLE_FILE, Bundle, load_bundle, save_bundle
+from vidqa.model.bundle.spec import PromptSpec
+from vidqa.model.bundle.validate import digests
+from vidqa.model.lora import ADAPTER_FOLDER, attach_lora, merge_lora, write_adapter
+from vidqa.model.video_llava import VideoLlava, load_model, save_parts
 from vidqa.train import checkpoints
 from vidqa.train.recipe import Lora, Recipe
 

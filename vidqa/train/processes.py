@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 from transformers.utils import is_torch_tf32_available
 
 from vidqa.errors import UsageError
-from vidqa.model.llava import pick_device
+from vidqa.model.video_llava import pick_device
 from vidqa.train.recipe import Hardware, Logging, Output, Stage
 
 

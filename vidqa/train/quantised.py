@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 
 from vidqa.errors import UsageError
-from vidqa.model.adapter import ADAPTER_FOLDER
-from vidqa.model.bundle import Bundle
-from vidqa.model.llava import VideoLlava
+from vidqa.model.bundle.bundle import Bundle
 from vidqa.model.llm import Quantise, load_llm
+from vidqa.model.lora import ADAPTER_FOLDER
+from vidqa.model.video_llava import VideoLlava
 
 
 def quantise(model: VideoLlava, base: Bundle, bits: str, device: str, dtype: torch.dtype) -> None:

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from vidqa.config.toml_lines import TomlFile, meant, read_toml, shown, title
 from vidqa.errors import UsageError
-from vidqa.model.places import BUNDLE_FILE, built_in_bundles, find_bundle, pulled_models
+from vidqa.model.bundle.registry import BUNDLE_FILE, built_in_bundles, find_bundle, pulled_models
 from vidqa.train.contradictions import Place, contradictions
 from vidqa.train.overrides import FLAG, overridden
 from vidqa.train.recipe import Recipe, keys_at

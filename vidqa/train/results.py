@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vidqa import __version__
 from vidqa.common.path_text import visible
-from vidqa.model.bundle import Bundle
+from vidqa.model.bundle.bundle import Bundle
 from vidqa.train.data import Corpus
 from vidqa.train.data.rejects import Rejected, read_rejects, write_rejects
 from vidqa.train.metrics import read_metrics

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from vidqa.errors import TrainError
-from vidqa.model.llava import VideoLlava
+from vidqa.model.video_llava import VideoLlava
 from vidqa.prompts.build import IGNORED, LabelledPrompt
 from vidqa.prompts.chat_formats import ChatFormat
 from vidqa.records import Features

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from vidqa.model.adapter import attach_lora
-from vidqa.model.llava import VideoLlava
+from vidqa.model.lora import attach_lora
+from vidqa.model.video_llava import VideoLlava
 from vidqa.prompts.chat_formats import ChatFormat, get_format
 from vidqa.train.data import Corpus, RejectLog
 from vidqa.train.evaluate import Evaluator, held_out

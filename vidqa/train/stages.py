@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vidqa.errors import TrainError, UsageError
-from vidqa.model.llava import VideoLlava
+from vidqa.model.video_llava import VideoLlava
 from vidqa.train.recipe import Part, Stage
 
 #: Weights of a compressor between features and projector stand below this name.

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from vidqa.encoders.onnx_session import OnnxSession
 from vidqa.errors import VidqaError
-from vidqa.model.bundle import Bundle
-from vidqa.model.graph_weights import GraphWeights, read_graph
-from vidqa.model.llava import VideoLlava, load_model
-from vidqa.model.spec import EncoderSpec
+from vidqa.model.bundle.bundle import Bundle
+from vidqa.model.bundle.spec import EncoderSpec
+from vidqa.model.onnx.weights_from_onnx import GraphWeights, read_graph
+from vidqa.model.video_llava import VideoLlava, load_model
 
 _TOLERANCE = 2e-2  # relative; the graphs give float16
 _PROJECTOR = {"0.": "linear_1.", "2.": "linear_2."}

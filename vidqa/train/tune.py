@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from vidqa.errors import UsageError
-from vidqa.model.llava import VideoLlava
+from vidqa.model.video_llava import VideoLlava
 from vidqa.records import Features
 from vidqa.train.data import MediaRef, Rejected, Sample, SampleError
 from vidqa.train.loop import Silent, Surroundings, run_stage

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from vidqa.model.bundle import Bundle
+from vidqa.model.bundle.bundle import Bundle
 from vidqa.model.checkpoints import valley, video_chatgpt, video_llava, video_llava_hf
 from vidqa.model.checkpoints.identify import Part, Parts, classify, find_layout
 from vidqa.model.checkpoints.recipe import Mode, Recipe

@@ -15,11 +15,11 @@ from torch import nn
 
 from vidqa.encoders.preprocess import PreprocessSpec
 from vidqa.errors import BundleError
+from vidqa.model.bundle.spec import BundleSpec, CompatSpec, ConnectorSpec, GenerationSpec, PromptSpec
 from vidqa.model.checkpoints.origin import Origin
 from vidqa.model.connector import build_connector
-from vidqa.model.spec import BundleSpec, CompatSpec, ConnectorSpec, GenerationSpec, PromptSpec
-from vidqa.model.text import TextConfig, TextTower
-from vidqa.model.vit import VisionConfig, VisionTower
+from vidqa.model.towers.text import TextConfig, TextTower
+from vidqa.model.towers.vit import VisionConfig, VisionTower
 from vidqa.records import SamplingSpec
 
 Mode = Literal["fixed", "original"]

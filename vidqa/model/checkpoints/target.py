@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from vidqa.errors import UsageError
-from vidqa.model.bundle import check_target
+from vidqa.model.bundle.bundle import check_target
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "keep": None}
 ENCODERS = ("float32", "float16")

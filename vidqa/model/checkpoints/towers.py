@@ -15,8 +15,8 @@ from vidqa.errors import BundleError
 from vidqa.model.checkpoints.origin import Claim, Origin
 from vidqa.model.checkpoints.recipe import TextPlan
 from vidqa.model.checkpoints.source import WeightSource
-from vidqa.model.text import TextConfig
-from vidqa.model.vit import HiddenAct, VisionConfig
+from vidqa.model.towers.text import TextConfig
+from vidqa.model.towers.vit import HiddenAct, VisionConfig
 
 #: Heads of CLIP ViT-L/14 and ViT-H/14 are this wide.
 _HEAD = 64

@@ -11,6 +11,7 @@ from typing import Any
 
 from vidqa.encoders.preprocess import PreprocessSpec
 from vidqa.errors import BundleError
+from vidqa.model.bundle.spec import CompatSpec, CompressorSpec, ConnectorSpec, GenerationSpec, PromptSpec
 from vidqa.model.checkpoints.identify import Parts
 from vidqa.model.checkpoints.language import llm_plan
 from vidqa.model.checkpoints.lora import merge_lora
@@ -20,8 +21,7 @@ from vidqa.model.checkpoints.recipe import ConnectorPlan, Mode, Recipe, TowerPla
 from vidqa.model.checkpoints.source import WeightSource
 from vidqa.model.checkpoints.sums import Difference
 from vidqa.model.checkpoints.towers import vision_config
-from vidqa.model.spec import CompatSpec, CompressorSpec, ConnectorSpec, GenerationSpec, PromptSpec
-from vidqa.model.vit import VisionConfig
+from vidqa.model.towers.vit import VisionConfig
 from vidqa.records import SamplingSpec
 
 NAME = "valley"

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from vidqa.encoders.preprocess import PreprocessSpec
 from vidqa.errors import BundleError
+from vidqa.model.bundle.spec import CompatSpec, CompressorSpec, ConnectorSpec, PromptSpec
 from vidqa.model.checkpoints.identify import Parts
 from vidqa.model.checkpoints.language import llm_plan
 from vidqa.model.checkpoints.marks import check_ids
@@ -27,7 +28,6 @@ from vidqa.model.checkpoints.towers import (
     vision_config,
     whose,
 )
-from vidqa.model.spec import CompatSpec, CompressorSpec, ConnectorSpec, PromptSpec
 from vidqa.records import SamplingSpec
 
 NAME = "video_chatgpt"

@@ -15,13 +15,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from vidqa.errors import BundleError
+from vidqa.model.bundle.spec import CompatSpec, ConnectorSpec, PromptSpec
 from vidqa.model.checkpoints.identify import Parts
 from vidqa.model.checkpoints.language import llm_plan
 from vidqa.model.checkpoints.languagebind import Towers, find_towers
 from vidqa.model.checkpoints.lora import merge_lora
 from vidqa.model.checkpoints.origin import Claim, Origin, below
 from vidqa.model.checkpoints.recipe import ConnectorPlan, Mode, Recipe
-from vidqa.model.spec import CompatSpec, ConnectorSpec, PromptSpec
 
 NAME = "video_llava"
 _KINDS = frozenset({"llava", "llm", "projector", "lora", "vision", "vision_temporal"})

@@ -14,6 +14,7 @@ from typing import Any
 
 from vidqa.encoders.preprocess import PreprocessSpec
 from vidqa.errors import BundleError
+from vidqa.model.bundle.spec import CompatSpec, ConnectorSpec, PromptSpec
 from vidqa.model.checkpoints.identify import Parts
 from vidqa.model.checkpoints.language import llm_plan
 from vidqa.model.checkpoints.languagebind import Towers, find_towers
@@ -21,7 +22,6 @@ from vidqa.model.checkpoints.origin import Claim, Origin, below
 from vidqa.model.checkpoints.recipe import ConnectorPlan, LlmPlan, Mode, Recipe, TowerPlan
 from vidqa.model.checkpoints.towers import vision_config
 from vidqa.model.checkpoints.video_llava import AS_DEMOS, FIXED, FOLLOWS, ONE_PROMPT, PADDED
-from vidqa.model.spec import CompatSpec, ConnectorSpec, PromptSpec
 from vidqa.records import SamplingSpec
 
 NAME = "video_llava_hf"

@@ -20,15 +20,8 @@ from torch import nn
 from vidqa import __version__
 from vidqa.common.growing_folder import remove_leftovers
 from vidqa.errors import BundleError
-from vidqa.model.bundle import Bundle, save_bundle
-from vidqa.model.checkpoints.finite import read_finite
-from vidqa.model.checkpoints.origin import Origin, n_bytes
-from vidqa.model.checkpoints.recipe import LlmPlan, Recipe, TextPlan, TowerPlan, check_recipe
-from vidqa.model.checkpoints.target import Target
-from vidqa.model.checkpoints.tokenizer import save_tokenizer
-from vidqa.model.clip_tokenizer import END, START, save_clip_tokenizer
-from vidqa.model.export import export_text, export_tower
-from vidqa.model.spec import (
+from vidqa.model.bundle.bundle import Bundle, save_bundle
+from vidqa.model.bundle.spec import (
     BundleSpec,
     EncoderSpec,
     EncodersSpec,
@@ -37,8 +30,15 @@ from vidqa.model.spec import (
     TextEncoderSpec,
     VideoEncoderSpec,
 )
-from vidqa.model.text import TextTower
-from vidqa.model.vit import VisionTower
+from vidqa.model.checkpoints.finite import read_finite
+from vidqa.model.checkpoints.origin import Origin, n_bytes
+from vidqa.model.checkpoints.recipe import LlmPlan, Recipe, TextPlan, TowerPlan, check_recipe
+from vidqa.model.checkpoints.target import Target
+from vidqa.model.checkpoints.tokenizer import save_tokenizer
+from vidqa.model.onnx.export import export_text, export_tower
+from vidqa.model.towers.clip_tokenizer import END, START, save_clip_tokenizer
+from vidqa.model.towers.text import TextTower
+from vidqa.model.towers.vit import VisionTower
 
 #: Largest shard of the LLM. A shard is in memory, twice for a moment, while it is written.
 SHARD_BYTES = 500_000_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-from vidqa.model.spec import BundleSpec, ConnectorSpec
+from vidqa.model.bundle.spec import BundleSpec, ConnectorSpec
 from vidqa.prompts.build import MediaShape
 from vidqa.records import MediaKind
 from vidqa.train.data.sample import MediaRef

@@ -17,8 +17,8 @@ import polars as pl
 from vidqa.common.path_text import escape, unescape
 from vidqa.errors import TableError
 from vidqa.records import AnswerRow, Status
-from vidqa.tables.index import Index
-from vidqa.tables.keys import Cell, location
+from vidqa.tables.journal.row_index import Index
+from vidqa.tables.journal.row_keys import Cell, location
 from vidqa.tables.schema import SCHEMA, rows_to_frame
 
 Op = Literal["row", "move", "copy", "drop"]

@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from vidqa.model.adapter import ADAPTER_FOLDER
-from vidqa.model.llama import Ends, Llama, LlamaConfig
-from vidqa.model.llama_weights import load_published
+from vidqa.model.llama.model import Llama, LlamaConfig, SequenceEnds
+from vidqa.model.llama.weights import load_published
+from vidqa.model.lora import ADAPTER_FOLDER
 
 #: What a config may say beside the sizes; other values are not an ordinary Llama's.
 _ORDINARY: dict[str, Any] = {
@@ -60,7 +60,7 @@ def load_plain(folder: Path, dtype: torch.dtype | None, device: torch.device | N
     weights = _read_weights(folder)
     if kind is None or weights is None:
         return None
-    llm = Llama(sizes, Ends(said.get("eos_token_id")), device="meta")
+    llm = Llama(sizes, SequenceEnds(said.get("eos_token_id")), device="meta")
     if not load_published(llm, weights, kind, device):
         return None
     llm.pack()

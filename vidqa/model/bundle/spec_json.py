@@ -10,7 +10,7 @@ import types
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from vidqa.model.spec import LATER, BundleSpec
+from vidqa.model.bundle.spec import LATER, BundleSpec
 
 
 def as_table(record: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vidqa.model.spec import CompressorSpec
+from vidqa.model.bundle.spec import CompressorSpec
 
 
 class SpatioTemporal(nn.Module):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vidqa.errors import VidqaError
-from vidqa.model.onnxio import import_extra
+from vidqa.model.onnx.onnx_io import import_extra
 
 _TOWER = "tower."
 _LAYER = "vision_model.encoder.layers."

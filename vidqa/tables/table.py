@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 from itertools import chain
 
 from vidqa.records import AnswerRow, MediaItem, Status
-from vidqa.tables import formats, log
-from vidqa.tables.index import Index
-from vidqa.tables.keys import Cell, Keys, location
-from vidqa.tables.log import Change
+from vidqa.tables import formats
+from vidqa.tables.journal import change_log
+from vidqa.tables.journal.change_log import Change
+from vidqa.tables.journal.row_index import Index
+from vidqa.tables.journal.row_keys import Cell, Keys, location
+from vidqa.tables.journal.shelf import Shelf
 from vidqa.tables.schema import frame_to_rows, rows_to_frame
-from vidqa.tables.shelf import Shelf
 
 # What counts for a file whose segments ended differently: the gravest.
 _GRAVITY: dict[str, int] = {"ok": 0, "empty": 1, "truncated": 2, "skipped": 3, "failed": 4}
@@ -126,7 +127,7 @@ class Table:
             )
         for (media_id, _, cell), group in groups.items():
             first = group[0]
-            log.add_rows(self._known, media_id, first.root, first.path, [(cell, row.status) for row in group])
+            change_log.add_rows(self._known, media_id, first.root, first.path, [(cell, row.status) for row in group])
             self._steps += group
         self._added.update(groups)  # `|=` with keys would copy the whole set, file after file
 
@@ -229,7 +230,7 @@ class Table:
         """
         if not self._steps:
             return False
-        self._shelf.append(log.to_frame(self._steps))
+        self._shelf.append(change_log.to_frame(self._steps))
         self._steps = []
         return True
 
@@ -258,7 +259,7 @@ class Table:
 
     def _do(self, step: Change) -> list[Status]:
         self._steps.append(step)
-        return log.change(self._known, step)
+        return change_log.change(self._known, step)
 
     def _copy_missing(
         self,

@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vidqa.errors import BundleError, DeviceError
-from vidqa.model.bundle import Bundle
+from vidqa.model.bundle.bundle import Bundle
 from vidqa.model.connector import Connector, build_connector
 from vidqa.model.llm import Quantise, load_llm
-from vidqa.model.splice import fill_slots
+from vidqa.model.visual_tokens import fill_slots
 from vidqa.prompts.build import MediaShape
 from vidqa.prompts.chat_formats import ChatFormat, get_format
 from vidqa.records import Features, Prompt

@@ -16,7 +16,7 @@ import polars as pl
 
 from vidqa.common.path_text import unescape
 from vidqa.records import Status
-from vidqa.tables.compact import Numbering, Texts
+from vidqa.tables.journal.interning import Numbering, Texts
 
 STATUSES: tuple[Status, ...] = get_args(Status)
 _FILE = ["media_id", "root", "path"]

@@ -26,10 +26,10 @@ from vidqa.common.atomic_io import digest_file, sync_folder
 from vidqa.common.growing_folder import growing, remove_leftovers
 from vidqa.encoders.preprocess import PREPROCESSING_REVISION
 from vidqa.errors import BundleError, UsageError
-from vidqa.model.parts import check_parts, digests, external_files, files_below, inside
-from vidqa.model.places import BUNDLE_FILE, DEMO, built_in_bundles, find_bundle, pulled_models
-from vidqa.model.spec import BundleSpec, EncoderSpec, TextEncoderSpec
-from vidqa.model.spec_reader import as_table, read_spec
+from vidqa.model.bundle.registry import BUNDLE_FILE, DEMO, built_in_bundles, find_bundle, pulled_models
+from vidqa.model.bundle.spec import BundleSpec, EncoderSpec, TextEncoderSpec
+from vidqa.model.bundle.spec_json import as_table, read_spec
+from vidqa.model.bundle.validate import check_parts, digests, external_files, files_below, inside
 
 _Graph = TypeVar("_Graph", bound=EncoderSpec | TextEncoderSpec)
 

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vidqa.model.packed import Linear, packs
-from vidqa.model.proof import proven
+from vidqa.model.llama.kernel_check import proven
+from vidqa.model.llama.packed_linear import Linear, packs
 
 #: (layer, query [n, H, S, d], key [n, G, T, d], value, mask, scaling=, ...) -> ([n, S, H, d], None), as transformers'
 #: attention functions.
 Attend = Callable[..., tuple[Tensor, None]]
 #: Does some of this in fewer steps on a GPU.
-KERNELS = "vidqa.model.kernels"
+KERNELS = "vidqa.model.llama.fused_ops"
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class LlamaConfig:
 
 
 @dataclass
-class Ends:
+class SequenceEnds:
     """What ends an answer, as the LLM's folder says it."""
 
     eos_token_id: int | list[int] | None = None
@@ -93,9 +93,9 @@ class Llama(nn.Module):
 
     inv_freq: Tensor  # float32 [d / 2]: radians a position
 
-    def __init__(self, config: LlamaConfig, ends: Ends | None = None, device: str | None = None) -> None:
+    def __init__(self, config: LlamaConfig, ends: SequenceEnds | None = None, device: str | None = None) -> None:
         super().__init__()
-        self.config, self.generation_config = config, ends or Ends()
+        self.config, self.generation_config = config, ends or SequenceEnds()
         self.attend: Attend = plain_attention
         self.packed = False
         self.model = _Decoder(config, device)

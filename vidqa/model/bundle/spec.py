@@ -96,7 +96,7 @@ class EncodersSpec:
 
 @dataclass(frozen=True)
 class CompressorSpec:
-    """What joins the tokens of a clip's frames (`vidqa.model.compress`). The defaults are the published sizes.
+    """What joins the tokens of a clip's frames (`vidqa.model.compressors`). The defaults are the published sizes.
 
     type:
         `video_chatgpt`: `n_frames` frame means, then a mean over time for each patch; in front of the projector.

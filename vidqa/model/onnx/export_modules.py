@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vidqa.model.text import TextTower
-from vidqa.model.vit import Attention, VisionLayer, VisionTower
+from vidqa.model.towers.text import TextTower
+from vidqa.model.towers.vit import Attention, VisionLayer, VisionTower
 
 
 class VisionGraph(nn.Module):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 BUNDLE_FILE = "bundle.json"
-DEMO = Path(__file__).resolve().parent.parent / "demo"
+DEMO = Path(__file__).resolve().parents[2] / "demo"
 
 
 def built_in_bundles() -> dict[str, Path]:

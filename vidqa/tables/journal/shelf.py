@@ -14,29 +14,30 @@ import polars as pl
 
 from vidqa.common.path_text import visible
 from vidqa.errors import TableError
-from vidqa.tables import formats, log
+from vidqa.tables import formats
+from vidqa.tables.destination import FILE_ROWS, Destination
 from vidqa.tables.formats import BATCH_ROWS
-from vidqa.tables.index import Index
-from vidqa.tables.keys import KEY_COLUMNS, Keys
-from vidqa.tables.merge import Merge, gathered
-from vidqa.tables.parts import Parts, State, state_of
+from vidqa.tables.journal import change_log
+from vidqa.tables.journal.merge import Merge, gathered
+from vidqa.tables.journal.parts import RowParts, State, state_of
+from vidqa.tables.journal.row_index import Index
+from vidqa.tables.journal.row_keys import KEY_COLUMNS, Keys
 from vidqa.tables.schema import SCHEMA
-from vidqa.tables.target import FILE_ROWS, Target
 
 
 class Shelf:
     """Where one table lies.
 
     Args:
-        path: a file whose suffix picks the format, or the folder of a data set; see `Target`.
+        path: a file whose suffix picks the format, or the folder of a data set; see `Destination`.
 
     Raises:
         TableError: unknown suffix.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.target = Target.of(path)
-        self._parts = Parts(self.target.path, self.target.folder)
+        self.target = Destination.of(path)
+        self._parts = RowParts(self.target.path, self.target.folder)
         self._files: list[tuple[str, int]] = []  # the table's files and their rows
         self._saved: list[str] = []  # parts that are not yet in them
         self._state: dict[str, State | None] = {}
@@ -57,7 +58,7 @@ class Shelf:
         self._files = [(name, 0) for name in self.target.names()]
         index = Index(Keys(self._key_frames))
         for name in self._saved:
-            log.replay(self._parts.read(name), index)
+            change_log.replay(self._parts.read(name), index)
         return index
 
     def stored(self) -> Iterator[pl.DataFrame]:
@@ -157,7 +158,7 @@ class Shelf:
 
     def _logged(self) -> Iterator[pl.DataFrame]:
         for name in self._saved:
-            yield log.rows_of(self._parts.read(name))
+            yield change_log.rows_of(self._parts.read(name))
 
     def _state_on_disk(self) -> dict[str, State | None]:
         return {name: state_of(self.target.folder / name) for name in self.target.names()}

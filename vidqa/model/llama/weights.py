@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from vidqa.model.llama import Llama, LlamaConfig
+from vidqa.model.llama.model import Llama, LlamaConfig
 
 #: Joined weight -> published ones, one below the other.
 _JOINED = {

@@ -25,10 +25,10 @@ import torch
 from torch import Tensor, nn
 
 from vidqa.errors import VidqaError
-from vidqa.model.graphs import TextGraph, VisionGraph
-from vidqa.model.onnxio import fuse_graph, gather_weights, import_extra, write_graph
-from vidqa.model.text import TextTower
-from vidqa.model.vit import VisionTower
+from vidqa.model.onnx.export_modules import TextGraph, VisionGraph
+from vidqa.model.onnx.onnx_io import fuse_graph, gather_weights, import_extra, write_graph
+from vidqa.model.towers.text import TextTower
+from vidqa.model.towers.vit import VisionTower
 
 #: Largest absolute difference to torch of a float32 graph; where values exceed 10, one part in 100,000 of the largest.
 FP32_TOLERANCE = 1e-4

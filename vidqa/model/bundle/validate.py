@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 
 from vidqa.errors import BundleError
-from vidqa.model.graph_files import external_locations
-from vidqa.model.spec import BundleSpec
+from vidqa.model.bundle.spec import BundleSpec
+from vidqa.model.onnx.external_data import external_locations
 
 #: Files of an LLM folder that hold weights or code in a form that can run code when it is read.
 _REFUSED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack", ".npy", ".npz", ".py", ".so", ".gguf")

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from vidqa.records import Status
-from vidqa.tables.keys import STATUSES, Cell, Keys, location
+from vidqa.tables.journal.row_keys import STATUSES, Cell, Keys, location
 
 
 class Index:

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from vidqa.common.path_text import escape
-from vidqa.tables.index import Index
+from vidqa.tables.journal.row_index import Index
 
 
 class Merge:

@@ -23,14 +23,14 @@ FILE_ROWS = 1_000_000
 
 
 @dataclass(frozen=True)
-class Target:
+class Destination:
     """Where a table lies or will lie. Symbolic links are followed."""
 
     path: Path
     is_dataset: bool
 
     @classmethod
-    def of(cls, out: str | os.PathLike[str]) -> Target:
+    def of(cls, out: str | os.PathLike[str]) -> Destination:
         """The target that a name asks for: a data set by a trailing slash, or by being a folder already.
 
         Raises:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vidqa.model.vit import Attention, HiddenAct, Mlp
+from vidqa.model.towers.vit import Attention, HiddenAct, Mlp
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class TextLayer(nn.Module):
         return x + self.mlp(self.layer_norm2(x))
 
 
-class TextEncoder(nn.Module):
+class TextTransformer(nn.Module):
     """The stack of layers."""
 
     def __init__(self, config: TextConfig) -> None:
@@ -63,7 +63,7 @@ class TextModel(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.embeddings = TextEmbeddings(config)
-        self.encoder = TextEncoder(config)
+        self.encoder = TextTransformer(config)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, ids: Tensor, attention_mask: Tensor | None = None) -> tuple[list[Tensor], Tensor, Tensor]:

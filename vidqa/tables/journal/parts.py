@@ -24,7 +24,8 @@ import polars as pl
 from vidqa.common import atomic_io
 from vidqa.common.path_text import visible
 from vidqa.errors import TableError
-from vidqa.tables import formats, log
+from vidqa.tables import formats
+from vidqa.tables.journal import change_log
 
 State = tuple[int, int, int]  # inode, bytes, modification time in ns
 
@@ -41,7 +42,7 @@ class Ready:
     parts: tuple[str, ...]  # what of the log is in the new files
 
 
-class Parts:
+class RowParts:
     """The parts of one table.
 
     Args:
@@ -92,7 +93,7 @@ class Parts:
             hint = "move this file away to go on without its rows; they are then asked again"
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise TableError(f"{source}: a part of the table is damaged: {reason}", hint=hint) from error
-        return log.check(frame, source)
+        return change_log.check(frame, source)
 
     def new_file(self, name: str, frames: Iterable[pl.DataFrame]) -> None:
         """Write a new file of the table, for `publish`.
