@@ -55,8 +55,8 @@ def test_any_name_that_the_system_takes(tmp_path: Path, name: str) -> None:
 
 def test_many_writers_of_one_name(tmp_path: Path) -> None:
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1])\nfrom vidqa import fsio\n"
-        "for i in range(40):\n with fsio.commit(sys.argv[2]) as f:\n"
+        "import sys; sys.path.insert(0, sys.argv[1])\nfrom vidqa.common import atomic_io\n"
+        "for i in range(40):\n with atomic_io.commit(sys.argv[2]) as f:\n"
         "  for _ in range(50): f.write(sys.argv[3].encode() * 1000)\n"
     )
     path = tmp_path / "a.bin"
@@ -75,8 +75,8 @@ def test_kill_9_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     path.write_bytes(b"old")
     code = (
-        "import sys, time; sys.path.insert(0, sys.argv[1])\nfrom vidqa import fsio\n"
-        "with fsio.commit(sys.argv[2]) as f:\n"
+        "import sys, time; sys.path.insert(0, sys.argv[1])\nfrom vidqa.common import atomic_io\n"
+        "with atomic_io.commit(sys.argv[2]) as f:\n"
         " f.write(b'n' * 100000); f.flush(); print('in', flush=True); time.sleep(60)\n"
     )
     writer = subprocess.Popen([sys.executable, "-c", code, REPOSITORY, str(path)], stdout=subprocess.PIPE)

@@ -21,10 +21,10 @@ LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 
 #: Heavy package -> the modules (or folders) that alone may name it.
 PLACES: dict[str, tuple[str, ...]] = {
-    "torch": ("vidqa.model", "vidqa.generate", "vidqa.train"),
-    "transformers": ("vidqa.model", "vidqa.generate", "vidqa.train"),
-    "peft": ("vidqa.model", "vidqa.generate", "vidqa.train"),
-    "accelerate": ("vidqa.model", "vidqa.generate", "vidqa.train"),
+    "torch": ("vidqa.model", "vidqa.convert", "vidqa.generate", "vidqa.train"),
+    "transformers": ("vidqa.model", "vidqa.convert", "vidqa.generate", "vidqa.train"),
+    "peft": ("vidqa.model", "vidqa.convert", "vidqa.generate", "vidqa.train"),
+    "accelerate": ("vidqa.model", "vidqa.convert", "vidqa.generate", "vidqa.train"),
     "onnxruntime": ("vidqa.encoders.onnx_session", "vidqa.model.onnx.export"),
     "onnx": ("vidqa.model.onnx.export",),
     "onnxscript": ("vidqa.model.onnx.export",),

@@ -64,8 +64,8 @@ def main() -> None:
 
 def convert(model: Path, out: Path, towers: list[Path]) -> list[dict[str, Any]]:
     """Convert, and say of each part how long it took and how much memory the process had at most meanwhile."""
-    from vidqa.model.checkpoints.convert import convert as convert_parts
-    from vidqa.model.checkpoints.target import Target
+    from vidqa.convert.convert import convert as convert_parts
+    from vidqa.convert.output_options import OutputOptions
 
     parts: list[dict[str, Any]] = []
     last = time.perf_counter()
@@ -76,7 +76,7 @@ def convert(model: Path, out: Path, towers: list[Path]) -> list[dict[str, Any]]:
         parts.append({"part": what, "seconds": round(now - last, 2), "peak_bytes": peak()})
         last = now
 
-    convert_parts([model], Target(out), towers=towers, step=step)
+    convert_parts([model], OutputOptions(out), towers=towers, step=step)
     step("checks and digests")
     step_of: dict[str, dict[str, Any]] = {}
     for part in parts:  # the shards of the LLM are one part

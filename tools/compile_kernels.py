@@ -25,7 +25,7 @@ from triton.compiler import compile as compile_for
 
 from vidqa.generate import kernels as attention
 from vidqa.generate import triton_code
-from vidqa.model.llama.model import fused_ops as llama
+from vidqa.model.llama import fused_ops as llama
 
 #: Arguments by their types; all others are integers.
 TYPES = {

@@ -173,8 +173,8 @@ def test_the_second_signal_does_not_wait_for_a_stuck_batch(clips, tmp_path, surr
 def test_a_lock_of_a_dead_run_is_taken_over_and_said(vidqa, clips, tmp_path):
     table = tmp_path / "t.parquet"
     code = (
-        "import os, signal, sys; from vidqa.common.file_lock import TableLock\n"
-        "TableLock(sys.argv[1]).__enter__(); os.kill(os.getpid(), signal.SIGKILL)"
+        "import os, signal, sys; from vidqa.common.file_lock import FileLock\n"
+        "FileLock(sys.argv[1]).__enter__(); os.kill(os.getpid(), signal.SIGKILL)"
     )
     dead = subprocess.run([sys.executable, "-c", code, str(table)], timeout=PATIENCE_S)
     assert dead.returncode == -signal.SIGKILL

@@ -15,7 +15,7 @@ import torch
 
 from vidqa.generate import kernels
 from vidqa.generate.attention import Own, Part, Shared, plainly
-from vidqa.model.llama.model import fused_ops as model_kernels
+from vidqa.model.llama import fused_ops as model_kernels
 
 
 def attention(

@@ -10,10 +10,10 @@ import torch
 from published_files import write_bin_shards, write_json, write_safetensors
 from safetensors.torch import save_file
 
+from vidqa.convert import sources as module
+from vidqa.convert.checks import read_json
+from vidqa.convert.sources import WeightSource, open_sources
 from vidqa.errors import BundleError
-from vidqa.model.checkpoints import source as module
-from vidqa.model.checkpoints.files import read_json
-from vidqa.model.checkpoints.source import WeightSource, open_sources
 
 WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "b.weight": torch.ones(4, dtype=torch.bfloat16), "c": torch.eye(2)}
 

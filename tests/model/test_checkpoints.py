@@ -28,16 +28,16 @@ from published_files import (
 )
 from torch import Tensor
 
+from vidqa.convert import write
+from vidqa.convert.convert import convert, plan
+from vidqa.convert.output_options import OutputOptions
+from vidqa.convert.plan import ConversionPlan, check_recipe
+from vidqa.convert.write import write_llm as write_llm_folder
 from vidqa.errors import BundleError, UsageError
-from vidqa.model.checkpoints import write
-from vidqa.model.checkpoints.convert import convert, plan
-from vidqa.model.checkpoints.recipe import Recipe, check_recipe
-from vidqa.model.checkpoints.target import Target
-from vidqa.model.checkpoints.write import write_llm as write_llm_folder
 from vidqa.model.llm import load_llm
 
 
-def values(recipe: Recipe) -> dict[str, Tensor]:
+def values(recipe: ConversionPlan) -> dict[str, Tensor]:
     """All tensors of a plan, by part and name."""
     out = {}
     for name in ("image", "video", "connector", "llm"):
@@ -246,25 +246,25 @@ class TestRefused:
         (original / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n")
         monkeypatch.setattr(write, "export_tower", None)  # would be called first
         with pytest.raises(BundleError, match=r"tokenizer\.json: a pointer of Git LFS"):
-            convert([original], Target(tmp_path / "out"))
+            convert([original], OutputOptions(tmp_path / "out"))
         assert not (tmp_path / "out").exists()
 
     def test_a_full_disk_is_found_first(self, original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(write, "export_tower", None)
         monkeypatch.setattr(write.shutil, "disk_usage", lambda place: SimpleNamespace(free=200_000))
         with pytest.raises(BundleError, match=r"takes 0\.0 GB, on the disk of .* are 0\.0 GB free"):
-            convert([original], Target(tmp_path / "not" / "there" / "yet"))
+            convert([original], OutputOptions(tmp_path / "not" / "there" / "yet"))
 
     def test_a_part_is_not_written_over(self, original: Path, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="is no model, so it is not replaced"):
-            convert([original], Target(original, replace_old=True))
+            convert([original], OutputOptions(original, replace_old=True))
         (tmp_path / "bundle.json").write_text("{}")
         with pytest.raises(UsageError, match="holds more than a model"):
-            convert([original], Target(tmp_path, replace_old=True))
+            convert([original], OutputOptions(tmp_path, replace_old=True))
         llm = write_llm(tmp_path / "model" / "llm")
         (tmp_path / "model" / "bundle.json").write_text("{}")
         with pytest.raises(UsageError, match=r"llm lies in .*, which would be replaced"):
-            convert([original, llm], Target(tmp_path / "model", replace_old=True))
+            convert([original, llm], OutputOptions(tmp_path / "model", replace_old=True))
         assert len([*original.glob("*.bin")]) == 2
 
     @pytest.mark.parametrize(
@@ -294,7 +294,7 @@ class TestRefused:
         weights[key].view(-1)[-1] = bad
         write_bin_shards(folder, weights)
         with pytest.raises(BundleError, match=rf"\.bin: {re.escape(key)}: {says}"):
-            convert([folder], Target(tmp_path / "out", dtype=dtype))
+            convert([folder], OutputOptions(tmp_path / "out", dtype=dtype))
         assert [p.name for p in tmp_path.iterdir()] == ["checkpoint"]
         assert not exported
 

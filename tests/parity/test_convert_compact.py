@@ -19,12 +19,12 @@ from onnxruntime import InferenceSession
 from safetensors.torch import load_file, save_file
 
 import vidqa
+from vidqa.convert import write
+from vidqa.convert.convert import convert, plan
+from vidqa.convert.output_options import OutputOptions
 from vidqa.encoders.encoder import Encoder
 from vidqa.errors import BundleError
 from vidqa.model.bundle.bundle import Bundle, load_bundle
-from vidqa.model.checkpoints import write
-from vidqa.model.checkpoints.convert import convert, plan
-from vidqa.model.checkpoints.target import Target
 from vidqa.model.video_llava import load_model
 from vidqa.pipeline.options import RunOptions
 from vidqa.records import EncoderInput
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.parity
 def chatgpt(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, list[Path]]:
     folder = tmp_path_factory.mktemp("chatgpt")
     parts = write_video_chatgpt(folder / "parts", grown=False)
-    return convert(parts, Target(folder / "bundle"), mode="original").bundle, parts
+    return convert(parts, OutputOptions(folder / "bundle"), mode="original").bundle, parts
 
 
 class TestVideoChatGPT:
@@ -191,7 +191,7 @@ def convert_valley(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bu
     def call(version: str, delta: bool = False) -> Bundle:
         folder = tmp_path_factory.mktemp("valley")
         parts = write_valley_delta(folder, version) if delta else [write_valley(folder / "whole", version)]
-        return convert(parts, Target(folder / "bundle"), mode="original").bundle
+        return convert(parts, OutputOptions(folder / "bundle"), mode="original").bundle
 
     return call
 
@@ -265,7 +265,7 @@ class TestValley:
         spoil(weights)
         save_file(weights, folder / "model.safetensors")
         with pytest.raises(BundleError, match=problem):
-            convert([folder], Target(tmp_path / "bundle"))
+            convert([folder], OutputOptions(tmp_path / "bundle"))
         assert not (tmp_path / "bundle").exists()
 
     def test_numbers_of_a_difference_that_are_none(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,7 +276,7 @@ class TestValley:
         save_file(weights, base / "model.safetensors")
         named = r"delta.*: model\.layers\.0\.mlp\.up_proj\.weight \+ .*llama.*up_proj\.weight: 1 of"
         with pytest.raises(BundleError, match=named):
-            convert([delta, base], Target(tmp_path / "bundle"))
+            convert([delta, base], OutputOptions(tmp_path / "bundle"))
         assert not (tmp_path / "bundle").exists()
 
     def test_modules_that_the_configuration_turns_off_are_said(self, tmp_path: Path) -> None:

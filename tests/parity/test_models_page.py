@@ -9,8 +9,8 @@ import pytest
 from compact_files import write_valley, write_video_chatgpt
 from published_files import write_hf, write_languagebind, write_original
 
-from vidqa.model.checkpoints.convert import plan
-from vidqa.model.checkpoints.recipe import Recipe, TowerPlan
+from vidqa.convert.convert import plan
+from vidqa.convert.plan import ConversionPlan, TowerPlan
 from vidqa.model.connector import build_connector
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
@@ -25,7 +25,7 @@ def table() -> dict[str, list[str]]:
     return {name: cells for name, *cells in rows[2:7]}
 
 
-def recipes(name: str, folder: Path) -> list[Recipe]:
+def recipes(name: str, folder: Path) -> list[ConversionPlan]:
     """Return the conversion plans for `--compat fixed` and `original`, from files in that publication's layout."""
     towers: list[Path] = []
     if name == "Video-LLaVA":
@@ -41,7 +41,7 @@ def recipes(name: str, folder: Path) -> list[Recipe]:
     return [plan(parts, mode, towers) for mode in ("fixed", "original")]
 
 
-def n_visual(recipe: Recipe, tower: TowerPlan, n_frames: int) -> int:
+def n_visual(recipe: ConversionPlan, tower: TowerPlan, n_frames: int) -> int:
     """Return the number of visual tokens of `n_frames` frames."""
     c = recipe.connector.spec
     compressor = replace(c.compressor, n_patches=N_PATCHES) if c.compressor else None

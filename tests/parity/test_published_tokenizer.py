@@ -14,9 +14,9 @@ from golden_checks.prompts import dialogue, with_placeholders
 from published_files import GOLDEN, write_json, write_original
 from tokenizers import Tokenizer, models, normalizers
 
-from vidqa.model.checkpoints.convert import convert
-from vidqa.model.checkpoints.target import Target
-from vidqa.model.checkpoints.tokenizer import save_tokenizer
+from vidqa.convert.convert import convert
+from vidqa.convert.output_options import OutputOptions
+from vidqa.convert.tokenizer import save_tokenizer
 from vidqa.model.llama.loader import PlainTokenizer
 from vidqa.model.llm import load_tokenizer
 from vidqa.prompts.build import build_labels
@@ -123,7 +123,7 @@ def test_a_whole_checkpoint_has_it(tmp_path: Path) -> None:
         torch.save(weights, shard)
     config = json.loads((folder / "config.json").read_text())
     write_json(folder / "config.json", config | {"vocab_size": N_WORDS})
-    bundle = convert([folder], Target(tmp_path / "bundle")).bundle
+    bundle = convert([folder], OutputOptions(tmp_path / "bundle")).bundle
     text = "USER: Q1 ASSISTANT: A1</s>USER: Q2"
     wanted = RECORDED["tokenizer"]["plain_encodings"][text]["legacy"]
     assert load_tokenizer(bundle.llm_folder).encode(text) == wanted

@@ -20,7 +20,7 @@ REPO, MODEL = "LanguageBind/Video-LLaVA-7B", "video-llava-7b"
 SHARD = "pytorch_model-00002-of-00002.bin"
 #: What huggingface_hub takes from a connection at a time; less is lost when it breaks.
 CHUNK = 10 << 20
-FETCH = "import sys; from vidqa.pipeline.hub import fetch; print(fetch(sys.argv[1], None, ['*.bin'], [], print).folder)"
+FETCH = "import sys; from vidqa.convert.hub import fetch; print(fetch(sys.argv[1], None, ['*.bin'], [], print).folder)"
 
 Start = Callable[..., "subprocess.Popen[str]"]
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from vidqa.config.default_model import set_default_model, user_settings_file
+from vidqa.convert.hub import Snapshot
+from vidqa.convert.output_options import OutputOptions
+from vidqa.convert.published import PUBLISHED, pull
 from vidqa.errors import UsageError
 from vidqa.model.bundle.registry import models_folder
-from vidqa.model.checkpoints.target import Target
-from vidqa.pipeline.hub import Snapshot
-from vidqa.pipeline.published import PUBLISHED, pull
 
 COMMITS = {repo.id: f"{i:040x}" for i, m in enumerate(PUBLISHED.values()) for repo in (*m.repos, *m.towers)}
 
@@ -22,8 +22,7 @@ COMMITS = {repo.id: f"{i:040x}" for i, m in enumerate(PUBLISHED.values()) for re
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Calls of `fetch` and of `convert`, neither of which does its work."""
-    from vidqa.model.checkpoints import convert
-    from vidqa.pipeline import published
+    from vidqa.convert import convert, published
 
     calls: list[Any] = []
 
@@ -34,7 +33,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         place.mkdir(parents=True, exist_ok=True)
         return Snapshot(place, f"{repo}@{commit}")
 
-    def converted(parts: list[Path], target: Target, **how: Any) -> SimpleNamespace:
+    def converted(parts: list[Path], target: OutputOptions, **how: Any) -> SimpleNamespace:
         calls.append((parts, target, how))
         return SimpleNamespace()
 
@@ -63,7 +62,7 @@ def test_unknown_names_and_repositories(hub: list[Any], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="other/repo is no part"):
         pull("video-llava-7b", revisions={"other/repo": "x"})
     with pytest.raises(UsageError, match="exists already"):
-        pull("video-llava-7b", Target(tmp_path))
+        pull("video-llava-7b", OutputOptions(tmp_path))
     assert hub == []
 
 

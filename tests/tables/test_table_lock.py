@@ -19,8 +19,8 @@ REPOSITORY = str(Path(__file__).parents[2])
 HOLD = """
 import sys, time, os
 sys.path.insert(0, sys.argv[1])
-from vidqa.common.file_lock import TableLock
-with TableLock(sys.argv[2]):
+from vidqa.common.file_lock import FileLock
+with FileLock(sys.argv[2]):
     if len(sys.argv) > 3:
         if os.fork() == 0:  # a decode worker that outlives its run
             os.close(1)
@@ -114,11 +114,11 @@ RACE = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
 from vidqa.errors import LockedError
-from vidqa.common.file_lock import TableLock
+from vidqa.common.file_lock import FileLock
 done = 0
 while done < 60:
     try:
-        with TableLock(sys.argv[2]):
+        with FileLock(sys.argv[2]):
             with open(sys.argv[3]) as f:
                 n = int(f.read())
             with open(sys.argv[3], "w") as f:

@@ -172,7 +172,7 @@ def test_rows_of_vanished_files_go_when_asked(tmp_path: Path, row: Make, name: s
 
 def test_more_rows_than_one_batch(tmp_path: Path, row: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same with batches of three rows: what is done to a row does not depend on where a batch ends."""
-    for module in ("formats", "shelf"):
+    for module in ("formats", "journal.shelf"):
         monkeypatch.setattr(f"vidqa.tables.{module}.BATCH_ROWS", 3)
     monkeypatch.setattr("vidqa.tables.formats._JSONL_BYTES", 1000)
     for suffix in (".parquet", ".csv", ".jsonl", ".arrow"):

@@ -4,7 +4,7 @@ Entries are whole or absent, so any number of processes may read and write one c
 other is to encode a segment twice. The time of last use is the file's modification time.
 
 Cost on an ordinary disk: an entry of 4 MB (8 x 257 x 1024) is written in 28 ms and read in 8; one of 0.1 MB in 8 and
-0.2. A third to a half of the writing is fsync, which `fsio.commit` does; without it entries would still be safe (the
+0.2. A third to a half of the writing is fsync, which `atomic_io.commit` does; without it entries would still be safe (the
 checksum finds a torn one), but a power cut would cost the encoding of everything since the last flush.
 """
 

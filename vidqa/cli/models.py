@@ -14,8 +14,8 @@ from vidqa.cli.shown import human_bytes, human_seconds
 from vidqa.errors import EXIT_FAILED, EXIT_OK, UsageError
 
 if TYPE_CHECKING:  # it loads torch
-    from vidqa.model.checkpoints.convert import Conversion
-    from vidqa.model.checkpoints.recipe import Mode
+    from vidqa.convert.convert import Conversion
+    from vidqa.convert.plan import Mode
 
 #: What a conversion does besides reading and writing.
 _conversion_options = _with(
@@ -87,7 +87,7 @@ def _variant(variant: str, mode: str) -> str:
 
 
 def _list_published(as_json: bool) -> int:
-    from vidqa.pipeline.published import PUBLISHED
+    from vidqa.convert.published import PUBLISHED
 
     if as_json:
         click.echo(to_json([*PUBLISHED.values()]))
@@ -153,14 +153,16 @@ def convert(parts: tuple[Path, ...], out: Path, towers: tuple[Path, ...], **flag
       vidqa models convert valley-13b-v1-delta llama-13b --out valley
     """
     from vidqa.cli.session import Session
-    from vidqa.model.checkpoints.convert import convert as convert_parts
-    from vidqa.model.checkpoints.convert import plan
-    from vidqa.model.checkpoints.origin import n_bytes
-    from vidqa.model.checkpoints.target import Target
+    from vidqa.convert.convert import convert as convert_parts
+    from vidqa.convert.convert import plan
+    from vidqa.convert.lazy_tensors import n_bytes
+    from vidqa.convert.output_options import OutputOptions
 
     session = Session(flags)
     mode: Mode = flags["compat"] or "fixed"
-    target = Target(out, flags["name"], flags["dtype"] or "keep", flags["replace"], flags["encoders"] or "float32")
+    target = OutputOptions(
+        out, flags["name"], flags["dtype"] or "keep", flags["replace"], flags["encoders"] or "float32"
+    )
     target.check((*parts, *towers))
     total = n_bytes(plan(parts, mode, towers).origins())
 
@@ -196,9 +198,9 @@ def pull(name: str, out: Path | None, revision: tuple[str, ...], set_default: bo
       vidqa models pull video-llava-7b --set-default
     """
     from vidqa.cli.session import Session
+    from vidqa.convert.output_options import OutputOptions
+    from vidqa.convert.published import pull as pull_model
     from vidqa.model.bundle.registry import models_folder
-    from vidqa.model.checkpoints.target import Target
-    from vidqa.pipeline.published import pull as pull_model
 
     session = Session(flags)
     say = session.reporter.say
@@ -212,7 +214,7 @@ def pull(name: str, out: Path | None, revision: tuple[str, ...], set_default: bo
     folder, dtype, encoders = out or models_folder() / name, flags["dtype"] or "keep", flags["encoders"] or "float32"
     got = pull_model(
         name,
-        Target(folder, name, dtype, flags["replace"], encoders),
+        OutputOptions(folder, name, dtype, flags["replace"], encoders),
         revisions=dict(text.split("=", 1) for text in revision),
         mode=flags["compat"] or "fixed",
         say=say,
@@ -228,9 +230,9 @@ def pull(name: str, out: Path | None, revision: tuple[str, ...], set_default: bo
 
 def _here_already(name: str, out: Path | None, flags: Mapping[str, Any]) -> Path | None:
     """The folder of a model that was pulled before, where nothing is asked for that would make another one of it."""
+    from vidqa.convert.published import PUBLISHED
     from vidqa.model.bundle.bundle import load_bundle
     from vidqa.model.bundle.registry import models_folder
-    from vidqa.pipeline.published import PUBLISHED
 
     folder = out or models_folder() / name
     if name not in PUBLISHED or not folder.exists():

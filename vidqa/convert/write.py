@@ -19,6 +19,11 @@ from torch import nn
 
 from vidqa import __version__
 from vidqa.common.growing_folder import remove_leftovers
+from vidqa.convert.finite import read_finite
+from vidqa.convert.lazy_tensors import LazyTensor, n_bytes
+from vidqa.convert.output_options import OutputOptions
+from vidqa.convert.plan import ConversionPlan, LlmPlan, TextPlan, TowerPlan, check_recipe
+from vidqa.convert.tokenizer import save_tokenizer
 from vidqa.errors import BundleError
 from vidqa.model.bundle.bundle import Bundle, save_bundle
 from vidqa.model.bundle.spec import (
@@ -30,11 +35,6 @@ from vidqa.model.bundle.spec import (
     TextEncoderSpec,
     VideoEncoderSpec,
 )
-from vidqa.model.checkpoints.finite import read_finite
-from vidqa.model.checkpoints.origin import Origin, n_bytes
-from vidqa.model.checkpoints.recipe import LlmPlan, Recipe, TextPlan, TowerPlan, check_recipe
-from vidqa.model.checkpoints.target import Target
-from vidqa.model.checkpoints.tokenizer import save_tokenizer
 from vidqa.model.onnx.export import export_text, export_tower
 from vidqa.model.towers.clip_tokenizer import END, START, save_clip_tokenizer
 from vidqa.model.towers.text import TextTower
@@ -48,7 +48,9 @@ Step = Callable[[str, int], None]
 """Called with what was written and how many bytes of the checkpoint that was."""
 
 
-def write_bundle(recipe: Recipe, target: Target, origins: tuple[str, ...], step: Step = lambda what, n: None) -> Bundle:
+def write_bundle(
+    recipe: ConversionPlan, target: OutputOptions, origins: tuple[str, ...], step: Step = lambda what, n: None
+) -> Bundle:
     """Write a model, whole or not at all.
 
     Args:
@@ -89,7 +91,7 @@ def write_bundle(recipe: Recipe, target: Target, origins: tuple[str, ...], step:
     return save_bundle(target.folder, _spec(recipe, target.title, origins), fill, target.replace_old)
 
 
-def _need_room(recipe: Recipe, out: Path, dtype: torch.dtype | None) -> None:
+def _need_room(recipe: ConversionPlan, out: Path, dtype: torch.dtype | None) -> None:
     """A disk that is too small is found first. It must hold an old model beside the new one for a while."""
     towers: dict[str, Any] = {_graph(recipe, kind): getattr(recipe, kind) for kind in ("image", "video")}
     if recipe.text:
@@ -103,7 +105,7 @@ def _need_room(recipe: Recipe, out: Path, dtype: torch.dtype | None) -> None:
         raise BundleError(what, hint="another --out, or --dtype float16 if the weights are larger")
 
 
-def _try_tokenizers(recipe: Recipe) -> None:
+def _try_tokenizers(recipe: ConversionPlan) -> None:
     """Read them before the weights: what is wrong with a small file shall not be said after minutes of work."""
     with tempfile.TemporaryDirectory() as place:
         save_tokenizer(recipe.llm, Path(place))
@@ -136,7 +138,7 @@ def write_llm(
     save_tokenizer(plan, folder)
 
 
-def _shards(tensors: Mapping[str, Origin], dtype: torch.dtype | None, limit: int) -> Iterator[list[str]]:
+def _shards(tensors: Mapping[str, LazyTensor], dtype: torch.dtype | None, limit: int) -> Iterator[list[str]]:
     shard: list[str] = []
     size = 0
     for key, origin in tensors.items():
@@ -153,7 +155,7 @@ def _write_tower(plan: TowerPlan, path: Path, half: bool) -> None:
     export_tower(_load(VisionTower, plan.config, plan.tensors), path, plan.n_frames, plan.layer, half)
 
 
-def _load(kind: type[Any], config: Any, tensors: Mapping[str, Origin]) -> Any:
+def _load(kind: type[Any], config: Any, tensors: Mapping[str, LazyTensor]) -> Any:
     """A tower in float32; its weights are in memory once."""
     with torch.device("meta"):
         module: nn.Module = kind(config)
@@ -179,7 +181,7 @@ def _save_text_tokenizer(plan: TextPlan, file: Path) -> None:
     save_clip_tokenizer(plan.tokenizer, file, plan.config.vocab_size)
 
 
-def _spec(recipe: Recipe, name: str, origins: tuple[str, ...]) -> BundleSpec:
+def _spec(recipe: ConversionPlan, name: str, origins: tuple[str, ...]) -> BundleSpec:
     """Settings of the bundle; the digests are filled in when the files are there."""
     video = recipe.video
     if video.sampling is None:
@@ -202,13 +204,13 @@ def _spec(recipe: Recipe, name: str, origins: tuple[str, ...]) -> BundleSpec:
     )
 
 
-def _graph(recipe: Recipe, kind: str) -> str:
+def _graph(recipe: ConversionPlan, kind: str) -> str:
     """Path of a tower's graph; one that serves pictures and clips alike is written once."""
     image, video = ((p.config, p.tensors, p.n_frames, p.layer) for p in (recipe.image, recipe.video))
     return f"encoders/{'image' if image == video else kind}.onnx"
 
 
-def _encoder(recipe: Recipe, kind: str) -> dict[str, Any]:
+def _encoder(recipe: ConversionPlan, kind: str) -> dict[str, Any]:
     plan: TowerPlan = getattr(recipe, kind)
     return {
         "file": _graph(recipe, kind),
@@ -222,5 +224,5 @@ def _encoder(recipe: Recipe, kind: str) -> dict[str, Any]:
     }
 
 
-def _size(origin: Origin, dtype: torch.dtype | None) -> int:
+def _size(origin: LazyTensor, dtype: torch.dtype | None) -> int:
     return torch.Size(origin.shape).numel() * (dtype or origin.dtype).itemsize

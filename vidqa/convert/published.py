@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vidqa.convert.hub import Snapshot, fetch
 from vidqa.errors import UsageError
 from vidqa.model.bundle.registry import models_folder
-from vidqa.pipeline.hub import Snapshot, fetch
 
 if TYPE_CHECKING:
-    from vidqa.model.checkpoints.target import Target
+    from vidqa.convert.output_options import OutputOptions
 
 #: What a model folder may need. Programs, pictures and other frameworks' weights stay where they are.
 _WANTED = ("*.json", "*.safetensors", "*.bin", "*.model", "merges.txt", "*.jinja")
@@ -86,12 +86,12 @@ class Pulled:
     name: str
     folder: Path
     origins: tuple[str, ...]
-    conversion: Any  # vidqa.model.checkpoints.convert.Conversion
+    conversion: Any  # vidqa.convert.convert.Conversion
 
 
 def pull(
     name: str,
-    target: Target | None = None,
+    target: OutputOptions | None = None,
     *,
     revisions: Mapping[str, str] | None = None,
     mode: str = "fixed",
@@ -104,7 +104,7 @@ def pull(
         name: a key of `PUBLISHED`.
         target: the bundle that it becomes; None puts it under its name into `models_folder()`.
         revisions: commit by repository, for those that shall not be the newest.
-        mode, step: as in `vidqa.model.checkpoints.convert.convert`.
+        mode, step: as in `vidqa.convert.convert.convert`.
         say: hears what is fetched.
 
     Raises:
@@ -113,9 +113,9 @@ def pull(
         BundleError: as `convert`.
     """
     from vidqa.common.growing_folder import remove_leftovers
+    from vidqa.convert.convert import convert
+    from vidqa.convert.output_options import OutputOptions
     from vidqa.model.bundle.bundle import check_target
-    from vidqa.model.checkpoints.convert import convert
-    from vidqa.model.checkpoints.target import Target
 
     if name not in PUBLISHED:
         raise UsageError(f"no published model is called {name!r}", hint=f"one of {', '.join(PUBLISHED)}")
@@ -123,7 +123,7 @@ def pull(
     known = {repo.id for repo in (*model.repos, *model.towers)}
     if strange := sorted(set(revisions or {}) - known):
         raise UsageError(f"{strange[0]} is no part of {name}", hint=f"one of {', '.join(sorted(known))}")
-    target = target or Target(models_folder() / name, name)
+    target = target or OutputOptions(models_folder() / name, name)
     check_target(target.folder, target.replace_old)
     remove_leftovers(target.folder.absolute())  # they take room that the download may need
     parts, towers = ([_fetch(repo, revisions or {}, say) for repo in group] for group in (model.repos, model.towers))

@@ -10,17 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from vidqa.encoders.preprocess import PreprocessSpec
-from vidqa.errors import BundleError
-from vidqa.model.bundle.spec import CompatSpec, CompressorSpec, ConnectorSpec, PromptSpec
-from vidqa.model.checkpoints.identify import Parts
-from vidqa.model.checkpoints.language import llm_plan
-from vidqa.model.checkpoints.marks import check_ids
-from vidqa.model.checkpoints.origin import HARMLESS, Claim, Origin, below
-from vidqa.model.checkpoints.recipe import ConnectorPlan, LlmPlan, Mode, Recipe, TextPlan, TowerPlan
-from vidqa.model.checkpoints.source import WeightSource
-from vidqa.model.checkpoints.sums import Grown
-from vidqa.model.checkpoints.towers import (
+from vidqa.convert.detect import CheckpointParts
+from vidqa.convert.formats.clip_towers import (
     LANGUAGEBIND_HARMLESS,
     OTHER_FEATURES,
     taken_for,
@@ -28,6 +19,15 @@ from vidqa.model.checkpoints.towers import (
     vision_config,
     whose,
 )
+from vidqa.convert.formats.language_model import llm_plan
+from vidqa.convert.lazy_tensors import HARMLESS, Claim, LazyTensor, below
+from vidqa.convert.plan import ConnectorPlan, ConversionPlan, LlmPlan, Mode, TextPlan, TowerPlan
+from vidqa.convert.sources import WeightSource
+from vidqa.convert.special_tokens import check_ids
+from vidqa.convert.tensor_sums import Grown
+from vidqa.encoders.preprocess import PreprocessSpec
+from vidqa.errors import BundleError
+from vidqa.model.bundle.spec import CompatSpec, CompressorSpec, ConnectorSpec, PromptSpec
 from vidqa.records import SamplingSpec
 
 NAME = "video_chatgpt"
@@ -55,7 +55,7 @@ FIXED = (
 )
 
 
-def takes(parts: Parts) -> bool:
+def takes(parts: CheckpointParts) -> bool:
     """An LLM, a projector that brings an input embedding, and a tower without time (or none, which is then said)."""
     projector = parts.one("projector")
     return (
@@ -65,7 +65,7 @@ def takes(parts: Parts) -> bool:
     )
 
 
-def recipe(parts: Parts, mode: Mode) -> Recipe:
+def recipe(parts: CheckpointParts, mode: Mode) -> ConversionPlan:
     """The plan of Video-ChatGPT.
 
     Raises:
@@ -98,7 +98,7 @@ def recipe(parts: Parts, mode: Mode) -> Recipe:
         llm.config.hidden_size,
         compressor=CompressorSpec("video_chatgpt", n_frames=N_FRAMES, n_patches=image.config.n_patches),
     )
-    return Recipe(
+    return ConversionPlan(
         layout=NAME,
         image=image,
         video=TowerPlan(**vars(image) | {"sampling": SamplingSpec("segments", N_FRAMES)}),
@@ -132,7 +132,7 @@ def clip_tower(source: WeightSource) -> tuple[TowerPlan, TextPlan | None, list[s
     return TowerPlan(config, tensors, -2, False, preprocess), text, claim.rest()
 
 
-def _llm(base: WeightSource, tensors: dict[str, Origin], embedding: Mapping[str, Origin]) -> LlmPlan:
+def _llm(base: WeightSource, tensors: dict[str, LazyTensor], embedding: Mapping[str, LazyTensor]) -> LlmPlan:
     """The LLM with the input embedding of the small file, and an output table of as many rows."""
     if set(embedding) != {"weight"} or not {_EMBEDDING, _HEAD} <= set(tensors):
         raise BundleError(f"{base.place}: an LLM with {_EMBEDDING} and {_HEAD} is needed")

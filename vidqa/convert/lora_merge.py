@@ -10,10 +10,10 @@ import math
 import re
 from collections.abc import Mapping
 
+from vidqa.convert.checks import read_json
+from vidqa.convert.lazy_tensors import Claim, LazyTensor, LowRank
+from vidqa.convert.sources import WeightSource
 from vidqa.errors import BundleError
-from vidqa.model.checkpoints.files import read_json
-from vidqa.model.checkpoints.origin import Claim, LowRank, Origin
-from vidqa.model.checkpoints.source import WeightSource
 
 _KEY = re.compile(r"(.+)\.lora_([AB])(?:\.default)?\.weight")
 #: Settings that change what a merge is, with the only value that is understood.
@@ -26,7 +26,7 @@ _PLAIN = {
 }
 
 
-def merge_lora(tensors: Mapping[str, Origin], adapter: WeightSource) -> tuple[dict[str, Origin], list[str]]:
+def merge_lora(tensors: Mapping[str, LazyTensor], adapter: WeightSource) -> tuple[dict[str, LazyTensor], list[str]]:
     """Fold an adapter into an LLM's tensors; nothing is read yet.
 
     Args:
@@ -49,7 +49,7 @@ def merge_lora(tensors: Mapping[str, Origin], adapter: WeightSource) -> tuple[di
     for key in ("rank_pattern", "alpha_pattern"):
         if config.get(key):
             raise BundleError(f"{path}: {key} is set; such an adapter cannot be folded in")
-    pairs: dict[str, dict[str, Origin]] = {}
+    pairs: dict[str, dict[str, LazyTensor]] = {}
     claim = Claim(adapter)
     surplus = []
     for key, origin in claim.take("base_model.model.", "").items():
@@ -64,7 +64,9 @@ def merge_lora(tensors: Mapping[str, Origin], adapter: WeightSource) -> tuple[di
     return merged, surplus + claim.rest()
 
 
-def _fold(key: str, base: Origin, pair: Mapping[str, Origin], config: Mapping[str, object], place: str) -> LowRank:
+def _fold(
+    key: str, base: LazyTensor, pair: Mapping[str, LazyTensor], config: Mapping[str, object], place: str
+) -> LowRank:
     if set(pair) != {"A", "B"}:
         raise BundleError(f"{place}: {key} has only one of lora_A and lora_B")
     a, b = pair["A"], pair["B"]

@@ -12,16 +12,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from vidqa.convert.detect import CheckpointParts
+from vidqa.convert.formats.clip_towers import vision_config
+from vidqa.convert.formats.language_model import llm_plan
+from vidqa.convert.formats.languagebind import Towers, find_towers
+from vidqa.convert.formats.video_llava_original import AS_DEMOS, FIXED, FOLLOWS, ONE_PROMPT, PADDED
+from vidqa.convert.lazy_tensors import Claim, LazyTensor, below
+from vidqa.convert.plan import ConnectorPlan, ConversionPlan, LlmPlan, Mode, TowerPlan
 from vidqa.encoders.preprocess import PreprocessSpec
 from vidqa.errors import BundleError
 from vidqa.model.bundle.spec import CompatSpec, ConnectorSpec, PromptSpec
-from vidqa.model.checkpoints.identify import Parts
-from vidqa.model.checkpoints.language import llm_plan
-from vidqa.model.checkpoints.languagebind import Towers, find_towers
-from vidqa.model.checkpoints.origin import Claim, Origin, below
-from vidqa.model.checkpoints.recipe import ConnectorPlan, LlmPlan, Mode, Recipe, TowerPlan
-from vidqa.model.checkpoints.towers import vision_config
-from vidqa.model.checkpoints.video_llava import AS_DEMOS, FIXED, FOLLOWS, ONE_PROMPT, PADDED
 from vidqa.records import SamplingSpec
 
 NAME = "video_llava_hf"
@@ -42,12 +42,12 @@ _NOTICE = (
 _HF_FIXED = ("answers are greedy unless a temperature is set",)
 
 
-def takes(parts: Parts) -> bool:
+def takes(parts: CheckpointParts) -> bool:
     """The port, alone or with towers."""
     return "video_llava_hf" in parts.kinds and parts.kinds <= {"video_llava_hf", "vision", "vision_temporal"}
 
 
-def recipe(parts: Parts, mode: Mode) -> Recipe:
+def recipe(parts: CheckpointParts, mode: Mode) -> ConversionPlan:
     """The plan of the port, or of the original model with the port's LLM.
 
     Raises:
@@ -65,7 +65,7 @@ def recipe(parts: Parts, mode: Mode) -> Recipe:
     image = true.image if true else _image(own["image"], vision, config)
     video = true.video if true else _video(own["video"], vision, config)
     width = image.config.hidden_size
-    return Recipe(
+    return ConversionPlan(
         layout=NAME,
         image=image,
         video=video,
@@ -83,12 +83,12 @@ def recipe(parts: Parts, mode: Mode) -> Recipe:
     )
 
 
-def _tower_tensors(claim: Claim, kind: str) -> dict[str, Origin]:
+def _tower_tensors(claim: Claim, kind: str) -> dict[str, LazyTensor]:
     names = [f"{root}{kind}_tower.{level}" for root in ("model.", "") for level in ("vision_model.", "")]
     return below(claim.take(*names).items(), "vision_model.")
 
 
-def _projector(claim: Claim, config: Mapping[str, Any]) -> dict[str, Origin]:
+def _projector(claim: Claim, config: Mapping[str, Any]) -> dict[str, LazyTensor]:
     if config.get("projector_hidden_act", "gelu") != "gelu":
         raise BundleError(f"projector_hidden_act is {config['projector_hidden_act']!r}; only gelu is supported")
     found = {}
@@ -110,7 +110,7 @@ def _llm(claim: Claim, config: Mapping[str, Any]) -> LlmPlan:
     return llm_plan({"model_type": "llama", **text}, tensors, claim.source.folder)
 
 
-def _true_towers(parts: Parts, claim: Claim, mode: Mode) -> Towers | None:
+def _true_towers(parts: CheckpointParts, claim: Claim, mode: Mode) -> Towers | None:
     """LanguageBind's own towers, if the user gave them."""
     if not parts.tower("vision") and not parts.tower("vision_temporal"):
         return None
@@ -118,7 +118,7 @@ def _true_towers(parts: Parts, claim: Claim, mode: Mode) -> Towers | None:
     return find_towers(parts, claim, {"image_aspect_ratio": "pad"} if mode == "fixed" else {})
 
 
-def _image(tensors: Mapping[str, Origin], vision: Mapping[str, Any], config: Mapping[str, Any]) -> TowerPlan:
+def _image(tensors: Mapping[str, LazyTensor], vision: Mapping[str, Any], config: Mapping[str, Any]) -> TowerPlan:
     strategy = config.get("vision_feature_select_strategy", "default")
     if strategy not in ("default", "full"):
         raise BundleError(f"vision_feature_select_strategy is {strategy!r}; known: default, full")
@@ -127,7 +127,7 @@ def _image(tensors: Mapping[str, Origin], vision: Mapping[str, Any], config: Map
     return TowerPlan(shape, tensors, _layer(config), strategy == "full", prepare)
 
 
-def _video(tensors: Mapping[str, Origin], vision: Mapping[str, Any], config: Mapping[str, Any]) -> TowerPlan:
+def _video(tensors: Mapping[str, LazyTensor], vision: Mapping[str, Any], config: Mapping[str, Any]) -> TowerPlan:
     plan = _image(tensors, vision, config)
     return replace(plan, keep_cls=True, n_frames=_N_FRAMES, sampling=SamplingSpec("arange", _N_FRAMES))
 

@@ -14,14 +14,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from vidqa.convert.detect import CheckpointParts
+from vidqa.convert.formats.language_model import llm_plan
+from vidqa.convert.formats.languagebind import Towers, find_towers
+from vidqa.convert.lazy_tensors import Claim, LazyTensor, below
+from vidqa.convert.lora_merge import merge_lora
+from vidqa.convert.plan import ConnectorPlan, ConversionPlan, Mode
 from vidqa.errors import BundleError
 from vidqa.model.bundle.spec import CompatSpec, ConnectorSpec, PromptSpec
-from vidqa.model.checkpoints.identify import Parts
-from vidqa.model.checkpoints.language import llm_plan
-from vidqa.model.checkpoints.languagebind import Towers, find_towers
-from vidqa.model.checkpoints.lora import merge_lora
-from vidqa.model.checkpoints.origin import Claim, Origin, below
-from vidqa.model.checkpoints.recipe import ConnectorPlan, Mode, Recipe
 
 NAME = "video_llava"
 _KINDS = frozenset({"llava", "llm", "projector", "lora", "vision", "vision_temporal"})
@@ -48,7 +48,7 @@ ONE_PROMPT = "one prompt in tuning and use: the published demos use another syst
 PADDED = "pictures are padded to a square, as in tuning; the published demos crop them"
 
 
-def takes(parts: Parts) -> bool:
+def takes(parts: CheckpointParts) -> bool:
     """An LLM, and besides it only what Video-LLaVA is made of."""
     return (
         bool(parts.kinds & {"llava", "llm"})
@@ -57,7 +57,7 @@ def takes(parts: Parts) -> bool:
     )
 
 
-def recipe(parts: Parts, mode: Mode) -> Recipe:
+def recipe(parts: CheckpointParts, mode: Mode) -> ConversionPlan:
     """The plan of Video-LLaVA from whichever parts there are.
 
     Raises:
@@ -78,7 +78,7 @@ def recipe(parts: Parts, mode: Mode) -> Recipe:
         surplus += more
     llm = llm_plan(base.config, tensors, base.folder)
     width = towers.image.config.hidden_size
-    return Recipe(
+    return ConversionPlan(
         layout=NAME,
         image=towers.image,
         video=towers.video,
@@ -93,7 +93,7 @@ def recipe(parts: Parts, mode: Mode) -> Recipe:
     )
 
 
-def projector_plan(tensors: Mapping[str, Origin], width: int, out_size: int) -> ConnectorPlan:
+def projector_plan(tensors: Mapping[str, LazyTensor], width: int, out_size: int) -> ConnectorPlan:
     """The projector, its kind told from its keys.
 
     Args:
@@ -115,7 +115,7 @@ def projector_plan(tensors: Mapping[str, Origin], width: int, out_size: int) -> 
     raise BundleError(f"a projector with the keys {', '.join(sorted(tensors))}; known: linear, mlp2x_gelu, identity")
 
 
-def _settings(parts: Parts) -> dict[str, Any]:
+def _settings(parts: CheckpointParts) -> dict[str, Any]:
     """Configuration with the `mm_` keys: a projector's or an adapter's own folder comes before the base's."""
     for kind in ("lora", "projector", "llava"):
         source = parts.one(kind)
@@ -131,7 +131,7 @@ def _settings(parts: Parts) -> dict[str, Any]:
     return found
 
 
-def _projector(parts: Parts, claim: Claim) -> tuple[dict[str, Origin], dict[str, Origin], list[str]]:
+def _projector(parts: CheckpointParts, claim: Claim) -> tuple[dict[str, LazyTensor], dict[str, LazyTensor], list[str]]:
     """The projector's tensors, tensors of the LLM that tuning changed and that lie beside it, and what it replaces."""
     own = claim.take("model.mm_projector.")
     source = parts.one("projector")

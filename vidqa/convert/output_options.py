@@ -16,7 +16,7 @@ ENCODERS = ("float32", "float16")
 
 
 @dataclass(frozen=True)
-class Target:
+class OutputOptions:
     """A model to be written.
 
     Args:

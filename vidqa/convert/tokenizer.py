@@ -15,9 +15,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from vidqa.convert.checks import refuse_pointer
+from vidqa.convert.plan import LlmPlan
 from vidqa.errors import BundleError
-from vidqa.model.checkpoints.files import refuse_pointer
-from vidqa.model.checkpoints.recipe import LlmPlan
 
 #: What sentencepiece writes for a space.
 _SPACE = "\u2581"

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from vidqa.convert.plan import ConversionPlan, Mode
+from vidqa.convert.sources import WeightSource
 from vidqa.errors import BundleError
-from vidqa.model.checkpoints.recipe import Mode, Recipe
-from vidqa.model.checkpoints.source import WeightSource
 
 #: Kind of a set of weights -> (words for a message, test). The first that fits counts.
 KINDS: dict[str, tuple[str, Callable[[WeightSource], bool]]] = {
@@ -44,7 +44,7 @@ def _mm(source: WeightSource) -> bool:
 
 
 @dataclass(frozen=True)
-class Part:
+class CheckpointPart:
     """One set of weights and its kind."""
 
     kind: str
@@ -52,11 +52,11 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Parts:
+class CheckpointParts:
     """All that the user gave. `towers` were asked for by name, in place of those inside a checkpoint."""
 
-    all: tuple[Part, ...]
-    towers: tuple[Part, ...] = field(default=())
+    all: tuple[CheckpointPart, ...]
+    towers: tuple[CheckpointPart, ...] = field(default=())
 
     @property
     def kinds(self) -> frozenset[str]:
@@ -80,17 +80,17 @@ class Layout(Protocol):
     NAME: str
 
     @staticmethod
-    def takes(parts: Parts) -> bool:
+    def takes(parts: CheckpointParts) -> bool:
         """Whether the kinds of the parts make this layout."""
         ...
 
     @staticmethod
-    def recipe(parts: Parts, mode: Mode) -> Recipe:
+    def recipe(parts: CheckpointParts, mode: Mode) -> ConversionPlan:
         """The plan; BundleError where something is missing or contradicts itself."""
         ...
 
 
-def classify(source: WeightSource) -> Part:
+def classify(source: WeightSource) -> CheckpointPart:
     """What a set of weights is.
 
     Raises:
@@ -98,12 +98,12 @@ def classify(source: WeightSource) -> Part:
     """
     for kind, (_, fits) in KINDS.items():
         if fits(source):
-            return Part(kind, source)
+            return CheckpointPart(kind, source)
     some = ", ".join(list(source.tensors)[:3]) or "none"
     raise BundleError(f"{source.place}: not the weights of a known kind (keys: {some} ...)")
 
 
-def find_layout(parts: Parts, layouts: Sequence[Layout]) -> Layout:
+def find_layout(parts: CheckpointParts, layouts: Sequence[Layout]) -> Layout:
     """The layout that a collection of parts makes.
 
     Raises:

@@ -13,13 +13,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from vidqa.model.checkpoints.source import WeightSource
+from vidqa.convert.sources import WeightSource
 
 #: Buffers that old versions of transformers saved with the weights; all of them follow from the configuration.
 HARMLESS = (r"(.*\.)?rotary_emb\.inv_freq", r"(.*\.)?embeddings\.position_ids")
 
 
-class Origin(Protocol):
+class LazyTensor(Protocol):
     """A tensor to come."""
 
     @property
@@ -69,9 +69,9 @@ class Stored:
 class LowRank:
     """A weight [O, I] with a LoRA folded in: base + scale * B @ A, summed in float32. A is [r, I], B is [O, r]."""
 
-    base: Origin
-    a: Origin
-    b: Origin
+    base: LazyTensor
+    a: LazyTensor
+    b: LazyTensor
     scale: float
 
     @property
@@ -91,7 +91,7 @@ class LowRank:
         return step.mul_(self.scale).add_(self.base.read()).to(self.dtype)
 
 
-def n_bytes(origins: Iterable[Origin]) -> int:
+def n_bytes(origins: Iterable[LazyTensor]) -> int:
     """Size of some tensors in the checkpoint's own type."""
     return sum(torch.Size(origin.shape).numel() * origin.dtype.itemsize for origin in origins)
 
@@ -109,7 +109,7 @@ class Claim:
         self._harmless = [re.compile(p) for p in harmless]
         self._free = dict.fromkeys(k for k in source.tensors if not any(p.fullmatch(k) for p in self._harmless))
 
-    def take(self, *prefixes: str) -> dict[str, Origin]:
+    def take(self, *prefixes: str) -> dict[str, LazyTensor]:
         """The tensors below the first prefix that has any, by the rest of their keys."""
         for prefix in prefixes:
             keys = [k for k in self._free if k.startswith(prefix)]
@@ -124,6 +124,6 @@ class Claim:
         return [f"{self.source.tensors[key].file}: {key}: unknown key" for key in self._free]
 
 
-def below(tensors: Iterable[tuple[str, Origin]], prefix: str) -> dict[str, Origin]:
+def below(tensors: Iterable[tuple[str, LazyTensor]], prefix: str) -> dict[str, LazyTensor]:
     """The same tensors, with a prefix before their names."""
     return {f"{prefix}{name}": origin for name, origin in tensors}

@@ -13,10 +13,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from vidqa.convert.lazy_tensors import LazyTensor
 from vidqa.encoders.preprocess import PreprocessSpec
 from vidqa.errors import BundleError
 from vidqa.model.bundle.spec import BundleSpec, CompatSpec, ConnectorSpec, GenerationSpec, PromptSpec
-from vidqa.model.checkpoints.origin import Origin
 from vidqa.model.connector import build_connector
 from vidqa.model.towers.text import TextConfig, TextTower
 from vidqa.model.towers.vit import VisionConfig, VisionTower
@@ -31,7 +31,7 @@ class TowerPlan:
     """A vision tower; `tensors` by the names of `VisionTower`. `sampling` is None for the tower of pictures."""
 
     config: VisionConfig
-    tensors: Mapping[str, Origin]
+    tensors: Mapping[str, LazyTensor]
     layer: int
     keep_cls: bool
     preprocess: PreprocessSpec
@@ -44,7 +44,7 @@ class TextPlan:
     """A text tower; `tensors` by the names of `TextTower`. `tokenizer` is its tokenizer's folder, where it has one."""
 
     config: TextConfig
-    tensors: Mapping[str, Origin]
+    tensors: Mapping[str, LazyTensor]
     tokenizer: Path | None = None
 
 
@@ -53,7 +53,7 @@ class ConnectorPlan:
     """What stands between towers and LLM; `tensors` by the names that `build_connector` gives."""
 
     spec: ConnectorSpec
-    tensors: Mapping[str, Origin]
+    tensors: Mapping[str, LazyTensor]
 
 
 @dataclass(frozen=True)
@@ -64,14 +64,14 @@ class LlmPlan:
     """
 
     config: Any  # transformers.PretrainedConfig
-    tensors: Mapping[str, Origin]
+    tensors: Mapping[str, LazyTensor]
     tokenizer: Path
     context: int
     new_tokens: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ConversionPlan:
     """All of a model. `surplus` are the keys that no part took, as sentences: a recipe with any is refused."""
 
     layout: str
@@ -89,14 +89,14 @@ class Recipe:
     left_out: Sequence[str] = field(default=())  # parts that the user chose not to take, for the report
     notes: Sequence[str] = field(default=())  # how weights were read where they could be read in another way
 
-    def origins(self) -> Iterator[Origin]:
+    def origins(self) -> Iterator[LazyTensor]:
         """Every tensor that will be written."""
         for part in (self.image, self.video, self.text, self.connector, self.llm):
             if part is not None:
                 yield from part.tensors.values()
 
 
-def check_recipe(recipe: Recipe) -> None:
+def check_recipe(recipe: ConversionPlan) -> None:
     """Every weight has its place and every place its weight, of the right shape. Nothing is read.
 
     Raises:
@@ -104,7 +104,7 @@ def check_recipe(recipe: Recipe) -> None:
     """
     c = recipe.connector.spec
     with torch.device("meta"):
-        modules: list[tuple[str, nn.Module, Mapping[str, Origin]]] = [
+        modules: list[tuple[str, nn.Module, Mapping[str, LazyTensor]]] = [
             ("image tower", VisionTower(recipe.image.config), recipe.image.tensors),
             ("video tower", VisionTower(recipe.video.config), recipe.video.tensors),
             ("connector", build_connector(c.type, c.in_size, c.out_size, c.compressor), recipe.connector.tensors),
@@ -120,7 +120,7 @@ def check_recipe(recipe: Recipe) -> None:
         raise BundleError(f"the weights do not fit the model ({recipe.layout}):\n" + "\n".join(problems[:40]) + many)
 
 
-def _differences(name: str, module: nn.Module, tensors: Mapping[str, Origin]) -> Iterator[str]:
+def _differences(name: str, module: nn.Module, tensors: Mapping[str, LazyTensor]) -> Iterator[str]:
     wanted = {key: tuple(value.shape) for key, value in module.state_dict().items()}
     tied = _tied(module)
     for key in wanted:

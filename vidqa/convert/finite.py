@@ -8,11 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vidqa.convert.lazy_tensors import LazyTensor
 from vidqa.errors import BundleError
-from vidqa.model.checkpoints.origin import Origin
 
 
-def read_finite(origin: Origin, dtype: torch.dtype | None) -> Tensor:
+def read_finite(origin: LazyTensor, dtype: torch.dtype | None) -> Tensor:
     """Read a tensor and convert it.
 
     Args:

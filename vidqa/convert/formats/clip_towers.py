@@ -11,10 +11,10 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from vidqa.convert.lazy_tensors import Claim, LazyTensor
+from vidqa.convert.plan import TextPlan
+from vidqa.convert.sources import WeightSource
 from vidqa.errors import BundleError
-from vidqa.model.checkpoints.origin import Claim, Origin
-from vidqa.model.checkpoints.recipe import TextPlan
-from vidqa.model.checkpoints.source import WeightSource
 from vidqa.model.towers.text import TextConfig
 from vidqa.model.towers.vit import HiddenAct, VisionConfig
 
@@ -28,7 +28,7 @@ LANGUAGEBIND_HARMLESS = (r"logit_scale",)
 OTHER_FEATURES = "the shapes are the same, but the projector was tuned on other features"
 
 
-def vision_config(tensors: Mapping[str, Origin], config: Mapping[str, Any] | None, act: HiddenAct) -> VisionConfig:
+def vision_config(tensors: Mapping[str, LazyTensor], config: Mapping[str, Any] | None, act: HiddenAct) -> VisionConfig:
     """The shape of a vision tower.
 
     Args:
@@ -129,7 +129,7 @@ def taken_for(source: WeightSource, owner: str, other: str) -> str:
     return f"{source.place} is taken for {owner}: {says}, and {other} has the same keys and shapes"
 
 
-def _shape(tensors: Mapping[str, Origin], key: str, rank: int) -> tuple[int, ...]:
+def _shape(tensors: Mapping[str, LazyTensor], key: str, rank: int) -> tuple[int, ...]:
     if key not in tensors:
         raise BundleError(f"{key}: missing")
     shape = tensors[key].shape
@@ -138,7 +138,7 @@ def _shape(tensors: Mapping[str, Origin], key: str, rank: int) -> tuple[int, ...
     return shape
 
 
-def _n_layers(tensors: Mapping[str, Origin], root: str) -> int:
+def _n_layers(tensors: Mapping[str, LazyTensor], root: str) -> int:
     start = f"{root}encoder.layers."
     return 1 + max(int(n) for k in tensors if k.startswith(start) and (n := k[len(start) :].split(".")[0]).isdecimal())
 

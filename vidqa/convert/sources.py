@@ -18,8 +18,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from vidqa.convert.checks import AGAIN, read_json, refuse_pointer
 from vidqa.errors import BundleError
-from vidqa.model.checkpoints.files import AGAIN, read_json, refuse_pointer
 
 #: After this many bytes a memory map is closed and opened again: its pages count as memory of the process.
 _RENEW_BYTES = 256 << 20

@@ -9,9 +9,9 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from vidqa.convert.plan import LlmPlan
+from vidqa.convert.tokenizer import save_tokenizer
 from vidqa.errors import BundleError
-from vidqa.model.checkpoints.recipe import LlmPlan
-from vidqa.model.checkpoints.tokenizer import save_tokenizer
 from vidqa.prompts.chat_formats import FORMATS
 
 

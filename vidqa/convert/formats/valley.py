@@ -9,18 +9,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from vidqa.convert.detect import CheckpointParts
+from vidqa.convert.formats.clip_towers import vision_config
+from vidqa.convert.formats.language_model import llm_plan
+from vidqa.convert.lazy_tensors import HARMLESS, Claim, LazyTensor, below
+from vidqa.convert.lora_merge import merge_lora
+from vidqa.convert.plan import ConnectorPlan, ConversionPlan, Mode, TowerPlan
+from vidqa.convert.sources import WeightSource
+from vidqa.convert.special_tokens import check_ids, words_of
+from vidqa.convert.tensor_sums import Difference
 from vidqa.encoders.preprocess import PreprocessSpec
 from vidqa.errors import BundleError
 from vidqa.model.bundle.spec import CompatSpec, CompressorSpec, ConnectorSpec, GenerationSpec, PromptSpec
-from vidqa.model.checkpoints.identify import Parts
-from vidqa.model.checkpoints.language import llm_plan
-from vidqa.model.checkpoints.lora import merge_lora
-from vidqa.model.checkpoints.marks import check_ids, words_of
-from vidqa.model.checkpoints.origin import HARMLESS, Claim, Origin, below
-from vidqa.model.checkpoints.recipe import ConnectorPlan, Mode, Recipe, TowerPlan
-from vidqa.model.checkpoints.source import WeightSource
-from vidqa.model.checkpoints.sums import Difference
-from vidqa.model.checkpoints.towers import vision_config
 from vidqa.model.towers.vit import VisionConfig
 from vidqa.records import SamplingSpec
 
@@ -51,7 +51,7 @@ FIXED = (
 )
 
 
-def takes(parts: Parts) -> bool:
+def takes(parts: CheckpointParts) -> bool:
     """A model with a CLIP tower below `model.vision_tower`; a base for a difference; an adapter."""
     model = parts.one("llava")
     return (
@@ -61,7 +61,7 @@ def takes(parts: Parts) -> bool:
     )
 
 
-def recipe(parts: Parts, mode: Mode) -> Recipe:
+def recipe(parts: CheckpointParts, mode: Mode) -> ConversionPlan:
     """The plan of Valley.
 
     Raises:
@@ -92,7 +92,7 @@ def recipe(parts: Parts, mode: Mode) -> Recipe:
     check_ids(llm, dict.fromkeys(words_of("valley")))
     preprocess = PreprocessSpec("hf", tower.config.image_size)
     video = PreprocessSpec("valley", tower.config.image_size)
-    return Recipe(
+    return ConversionPlan(
         layout=NAME,
         image=TowerPlan(tower.config, tower.tensors, tower.layer, True, preprocess),
         video=TowerPlan(
@@ -127,7 +127,7 @@ def _check_difference(source: WeightSource, base: WeightSource | None) -> None:
         )
 
 
-def _summed(tensors: dict[str, Origin], base: WeightSource) -> tuple[dict[str, Origin], list[str]]:
+def _summed(tensors: dict[str, LazyTensor], base: WeightSource) -> tuple[dict[str, LazyTensor], list[str]]:
     """Difference plus base: rows that only one of them has stay as they are.
 
     Raises:
@@ -163,9 +163,9 @@ def _tower(claim: Claim, config: dict[str, Any]) -> TowerPlan:
 class _Modules:
     """Tensors of the projector and of the temporal modules v2 and v3, by the names of our connector."""
 
-    projector: dict[str, Origin]
-    v2: dict[str, Origin]
-    v3: dict[str, Origin]
+    projector: dict[str, LazyTensor]
+    v2: dict[str, LazyTensor]
+    v3: dict[str, LazyTensor]
 
     @classmethod
     def of(cls, claim: Claim) -> _Modules:

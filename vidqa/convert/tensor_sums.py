@@ -1,6 +1,6 @@
 """Tensors that are not stored as they are used: a table grown by rows, a difference to another model.
 
-Knows tensors to come (`Origin`). Does not know names of models.
+Knows tensors to come (`LazyTensor`). Does not know names of models.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vidqa.model.checkpoints.origin import Origin
+from vidqa.convert.lazy_tensors import LazyTensor
 
 
 @dataclass(frozen=True)
 class Grown:
     """A table [N, D] with `n_rows` more at its end, each the mean of those that were there."""
 
-    base: Origin
+    base: LazyTensor
     n_rows: int
 
     @property
@@ -42,8 +42,8 @@ class Grown:
 class Difference:
     """What was published as a difference: `delta` plus `base`, which may have fewer rows and columns."""
 
-    delta: Origin
-    base: Origin
+    delta: LazyTensor
+    base: LazyTensor
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vidqa.convert.lazy_tensors import LazyTensor
+from vidqa.convert.plan import LlmPlan
 from vidqa.errors import BundleError
-from vidqa.model.checkpoints.origin import Origin
-from vidqa.model.checkpoints.recipe import LlmPlan
 
 #: How publications call a LLaMA with something in front of it.
 LLAMA_NAMES = frozenset({"llama", "llava", "llava_llama", "videochatgpt", "valley", "VideoChatGPT"})
@@ -20,7 +20,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def llm_plan(
-    config: Mapping[str, Any], tensors: Mapping[str, Origin], tokenizer: Path, new_tokens: tuple[str, ...] = ()
+    config: Mapping[str, Any], tensors: Mapping[str, LazyTensor], tokenizer: Path, new_tokens: tuple[str, ...] = ()
 ) -> LlmPlan:
     """Plan of an LLM.
 

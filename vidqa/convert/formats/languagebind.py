@@ -9,13 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vidqa.encoders.preprocess import PreprocessSpec
-from vidqa.errors import BundleError
-from vidqa.model.checkpoints.identify import Parts
-from vidqa.model.checkpoints.origin import HARMLESS, Claim, Origin, below
-from vidqa.model.checkpoints.recipe import TextPlan, TowerPlan
-from vidqa.model.checkpoints.source import WeightSource
-from vidqa.model.checkpoints.towers import (
+from vidqa.convert.detect import CheckpointParts
+from vidqa.convert.formats.clip_towers import (
     LANGUAGEBIND_HARMLESS,
     OTHER_FEATURES,
     taken_for,
@@ -23,6 +18,11 @@ from vidqa.model.checkpoints.towers import (
     vision_config,
     whose,
 )
+from vidqa.convert.lazy_tensors import HARMLESS, Claim, LazyTensor, below
+from vidqa.convert.plan import TextPlan, TowerPlan
+from vidqa.convert.sources import WeightSource
+from vidqa.encoders.preprocess import PreprocessSpec
+from vidqa.errors import BundleError
 from vidqa.records import SamplingSpec
 
 _ROLES = {"image": "vision", "video": "vision_temporal"}
@@ -41,7 +41,7 @@ class Towers:
     notes: tuple[str, ...]
 
 
-def find_towers(parts: Parts, claim: Claim, settings: Mapping[str, Any]) -> Towers:
+def find_towers(parts: CheckpointParts, claim: Claim, settings: Mapping[str, Any]) -> Towers:
     """LanguageBind towers: given as parts of their own, else those inside a whole model.
 
     Args:
@@ -107,7 +107,7 @@ def _check_owner(source: WeightSource, settings: Mapping[str, Any]) -> tuple[str
 
 
 def tower_plan(
-    kind: str, tensors: Mapping[str, Origin], hints: Mapping[str, Any] | None, settings: Mapping[str, Any]
+    kind: str, tensors: Mapping[str, LazyTensor], hints: Mapping[str, Any] | None, settings: Mapping[str, Any]
 ) -> TowerPlan:
     """One LanguageBind tower in the use that Video-LLaVA makes of it."""
     config = vision_config(tensors, hints, "gelu")

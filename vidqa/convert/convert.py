@@ -13,16 +13,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from vidqa.convert.detect import CheckpointPart, CheckpointParts, classify, find_layout
+from vidqa.convert.formats import valley, video_chatgpt, video_llava_hf, video_llava_original
+from vidqa.convert.output_options import OutputOptions
+from vidqa.convert.plan import ConversionPlan, Mode
+from vidqa.convert.sources import open_sources
+from vidqa.convert.write import Step, write_bundle
 from vidqa.model.bundle.bundle import Bundle
-from vidqa.model.checkpoints import valley, video_chatgpt, video_llava, video_llava_hf
-from vidqa.model.checkpoints.identify import Part, Parts, classify, find_layout
-from vidqa.model.checkpoints.recipe import Mode, Recipe
-from vidqa.model.checkpoints.source import open_sources
-from vidqa.model.checkpoints.target import Target
-from vidqa.model.checkpoints.write import Step, write_bundle
 
 #: Every layout; the first that takes the parts is asked.
-LAYOUTS: tuple[ModuleType, ...] = (video_llava_hf, valley, video_chatgpt, video_llava)
+LAYOUTS: tuple[ModuleType, ...] = (video_llava_hf, valley, video_chatgpt, video_llava_original)
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class Conversion:
     """What was written, from what, and what it took."""
 
     bundle: Bundle
-    recipe: Recipe
+    recipe: ConversionPlan
     seconds: float
     peak_bytes: int | None  # of the whole process; None where the system does not tell
 
 
-def plan(paths: Sequence[Path], mode: Mode = "fixed", towers: Sequence[Path] = ()) -> Recipe:
+def plan(paths: Sequence[Path], mode: Mode = "fixed", towers: Sequence[Path] = ()) -> ConversionPlan:
     """Recognise the parts and make the plan; no tensor is read.
 
     Args:
@@ -46,15 +46,15 @@ def plan(paths: Sequence[Path], mode: Mode = "fixed", towers: Sequence[Path] = (
     Raises:
         BundleError: a part cannot be read or is not known, or the parts make no model.
     """
-    parts = Parts(_classify(paths), _classify(towers))
+    parts = CheckpointParts(_classify(paths), _classify(towers))
     layout: Any = find_layout(parts, LAYOUTS)  # type: ignore[arg-type]  # modules stand for the protocol
-    recipe: Recipe = layout.recipe(parts, mode)
+    recipe: ConversionPlan = layout.recipe(parts, mode)
     return recipe
 
 
 def convert(
     paths: Sequence[Path],
-    target: Target,
+    target: OutputOptions,
     *,
     towers: Sequence[Path] = (),
     mode: Mode = "fixed",
@@ -91,5 +91,5 @@ def peak_bytes() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _classify(paths: Sequence[Path]) -> tuple[Part, ...]:
+def _classify(paths: Sequence[Path]) -> tuple[CheckpointPart, ...]:
     return tuple(classify(source) for path in paths for source in open_sources(path))
