@@ -47,8 +47,8 @@ import torch
 from bench_model import SHAPES, make_bundle, make_clip, to_transformers
 
 from vidqa.encoders.preprocess import prepare
-from vidqa.generate.limits import Limits
-from vidqa.generate.limits import measure as measure_limits
+from vidqa.generate.roofline import Limits
+from vidqa.generate.roofline import measure as measure_limits
 from vidqa.media.frame_sampling import arange_indices
 from vidqa.pipeline.answer import answer_works
 from vidqa.pipeline.ask import as_questions

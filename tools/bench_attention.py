@@ -20,8 +20,8 @@ from collections.abc import Callable
 
 import torch
 
-from vidqa.generate.attention import KERNELS, Own, Part, Shared, plainly
-from vidqa.generate.limits import measure
+from vidqa.generate.attention.shared_prefix import KERNELS, PrefixSpan, SharedPrefix, SuffixSpan, plainly
+from vidqa.generate.roofline import measure
 from vidqa.model.llama.kernel_check import proven
 
 LAYERS = 4
@@ -63,9 +63,9 @@ class Case:
         start, now = torch.zeros(n, dtype=torch.int64, device=device), torch.full((n,), 50, device=device)
         lengths, steps = torch.full((n_clips,), args.positions, device=device), torch.arange(p, device=device)
         hidden, where = (steps >= lengths[:, None])[:, None], torch.arange(n, device=device)
-        part = Part(0, n_clips, args.questions, p, where, hidden, True, None, lengths)
-        self.columns = Own(start, now, opening=False)
-        self.shared = Shared(self.begun, n_clips, (part,), self.columns)
+        part = PrefixSpan(0, n_clips, args.questions, p, where, hidden, True, None, lengths)
+        self.columns = SuffixSpan(start, now, opening=False)
+        self.shared = SharedPrefix(self.begun, n_clips, (part,), self.columns)
         self.mask = (steps[:t] <= now[:, None])[:, None, None]
         self.n_bytes = 2 * g * d * (n_clips * args.positions + n * 51) * dtype.itemsize
 
@@ -73,26 +73,28 @@ class Case:
         return plainly(self.query, *self.own[layer], self.mask, self.shared, layer, self.scale)
 
     def by_kernels(self, layer: int) -> torch.Tensor:
-        kernels = proven(KERNELS, self.query.device, self.query.dtype, self.query.shape[-1])
-        out: torch.Tensor = kernels.attend(self.query, *self.own[layer], self.shared, self.columns, layer, self.scale)
+        triton_kernels = proven(KERNELS, self.query.device, self.query.dtype, self.query.shape[-1])
+        out: torch.Tensor = triton_kernels.attend(
+            self.query, *self.own[layer], self.shared, self.columns, layer, self.scale
+        )
         return out
 
 
 def sweep(case: Case) -> list[tuple[float, dict[str, int]]]:
     """Seconds with other sizes, the fastest first."""
-    from vidqa.generate import kernels
+    from vidqa.generate.attention import triton_kernels
 
     names = ("_COLUMNS", "_PROGRAMS", "_WARPS", "_STAGES")
-    usual, found = {name: getattr(kernels, name) for name in names}, []
+    usual, found = {name: getattr(triton_kernels, name) for name in names}, []
     for values in itertools.product((32, 64, 128), (512, 1024, 2048), (4, 8), (2, 3, 4)):
         for name, value in zip(names, values, strict=True):
-            setattr(kernels, name, value)
+            setattr(triton_kernels, name, value)
         try:
             found.append((seconds(case.by_kernels), dict(zip(names, values, strict=True))))
         except RuntimeError as error:  # too large for the device
             print(f"{values}: {str(error).splitlines()[0]}", file=sys.stderr)
     for name, value in usual.items():
-        setattr(kernels, name, value)
+        setattr(triton_kernels, name, value)
     return sorted(found, key=lambda one: one[0])
 
 

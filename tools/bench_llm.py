@@ -33,9 +33,9 @@ import numpy as np
 import torch
 import transformers
 
-from vidqa.generate.batch import Batch, Work
-from vidqa.generate.buffers import Room
-from vidqa.generate.limits import decode_bytes, measure, prefill_operations
+from vidqa.generate.kv_cache.buffers import CacheCapacity
+from vidqa.generate.roofline import decode_bytes, measure, prefill_operations
+from vidqa.generate.running_batch import EngineStats, RunningBatch
 from vidqa.model.llama.model import Llama, LlamaConfig
 from vidqa.model.llama.weights import load_published
 from vidqa.model.video_llava import VideoLlava
@@ -89,7 +89,7 @@ class Task:
         ids = [torch.from_numpy(rng.integers(3, VOCABULARY, 12 + q)) for q in range(args.questions)]
         with torch.inference_mode():
             self.tails = [table(one.to(self.llm.device)) for one in ids]
-        self.work = Work()  # of the last shared run
+        self.work = EngineStats()  # of the last shared run
         self.parts: dict[str, float] = {}
 
     def _generate(self, embeds: torch.Tensor, mask: torch.Tensor) -> list[list[int]]:
@@ -113,11 +113,11 @@ class Task:
             embeds[i, longest - len(e) :], mask[i, longest - len(e) :] = e, 1
         return self._generate(embeds, mask)
 
-    def batch(self, model: VideoLlava) -> Batch:
+    def batch(self, model: VideoLlava) -> RunningBatch:
         """With room for all clips and questions."""
         own = max(map(len, self.tails)) + self.n_new
-        room = Room(len(self.tails) * self.n_clips, self.n_clips, len(self.begun), own)
-        return Batch(model, room, static=self.llm.device.type == "cuda")
+        room = CacheCapacity(len(self.tails) * self.n_clips, self.n_clips, len(self.begun), own)
+        return RunningBatch(model, room, static=self.llm.device.type == "cuda")
 
     def profile(self) -> None:
         """Print the longest operations of one step (not recorded) and of one beginning."""

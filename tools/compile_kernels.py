@@ -23,8 +23,8 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 from triton.compiler import compile as compile_for
 
-from vidqa.generate import kernels as attention
-from vidqa.generate import triton_code
+from vidqa.generate.attention import triton_kernels as attention
+from vidqa.generate.attention import triton_source
 from vidqa.model.llama import fused_ops as llama
 
 #: Arguments by their types; all others are integers.
@@ -58,9 +58,11 @@ def cases(width: int) -> list[tuple[str, Any, dict[str, object], tuple[str, ...]
         over = common | {"n_columns": attention._COLUMNS, "has_lines": True, "has_lengths": True}
         join = common | {"n_columns": attention._OWN_COLUMNS, "some_do_not_count": True}
         unaligned = (*changing, "n_new")
-        made.append((f"beginnings, {rows} rows", triton_code.over_beginnings_kernel, over, unaligned, attention._WARPS))
-        made.append((f"join, {rows} rows", triton_code.join_kernel, join, unaligned, attention._WARPS))
-    made.append(("store", triton_code.store_kernel, {"d": width, "n_rows": 16}, (), 2))
+        made.append(
+            (f"beginnings, {rows} rows", triton_source.over_beginnings_kernel, over, unaligned, attention._WARPS)
+        )
+        made.append((f"join, {rows} rows", triton_source.join_kernel, join, unaligned, attention._WARPS))
+    made.append(("store", triton_source.store_kernel, {"d": width, "n_rows": 16}, (), 2))
     made.append(("turn", llama._turn_kernel, {"half": width // 2, "n_rows": 8}, ("n_turned",), 2))
     made.append(("gate", llama._gate_kernel, {"n_columns": 1024}, (), 4))
     return made

@@ -10,7 +10,7 @@ import pytest
 
 from vidqa.cli.main import run
 from vidqa.errors import UsageError
-from vidqa.generate.limits import decode_bytes, measure, prefill_operations
+from vidqa.generate.roofline import decode_bytes, measure, prefill_operations
 from vidqa.pipeline.ask import ask
 from vidqa.pipeline.bench import BenchOptions, bench
 from vidqa.pipeline.describe import describe
@@ -87,13 +87,13 @@ def test_bad_input_is_said(tmp_path: Path, tiny_bundle: Path, capsys: pytest.Cap
 
 
 def test_limits_count_weights_once_a_step(tiny_bundle: Path) -> None:
-    from vidqa.generate.batch import Work
+    from vidqa.generate.running_batch import EngineStats
 
     llava = load_model(str(tiny_bundle), "cpu").llava
     weights = sum(p.numel() for p in llava.llm.model.layers.parameters()) + llava.llm.model.norm.weight.numel()
     head = llava.llm.lm_head.weight.numel()
     assert prefill_operations(llava, 10) == 20 * weights
-    assert decode_bytes(llava, Work(decode_steps=3, decode_kv_bytes=7)) == 3 * 4 * (weights + head) + 7
+    assert decode_bytes(llava, EngineStats(decode_steps=3, decode_kv_bytes=7)) == 3 * 4 * (weights + head) + 7
     found = measure(llava.device, llava.dtype)
     assert found.matrix_per_s > 1e8
     assert found.copy_bytes_per_s > 1e7
@@ -103,7 +103,7 @@ def test_only_a_run_that_tells_rates_measures_the_hardware(
     clips: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vidqa.pipeline.limits._WORTH_S", 0.0)
-    monkeypatch.setattr("vidqa.generate.limits._SECONDS", 0.003)
+    monkeypatch.setattr("vidqa.generate.roofline._SECONDS", 0.003)
     model, measured = load_model(str(tiny_bundle)), []
     monkeypatch.setattr("vidqa.pipeline.limits.measure", lambda *what: measured.append(what) or measure(*what))
     options = RunOptions(tmp_path / "cache", max_new_tokens=4)

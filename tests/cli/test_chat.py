@@ -127,9 +127,9 @@ def typing(vidqa, monkeypatch):
 
 
 def test_ctrl_c_stops_an_answer_and_not_the_talk(typing, clips, monkeypatch):
-    from vidqa.generate.line import Line
+    from vidqa.generate.kv_cache.chat_cache import ChatKVCache
 
-    step, calls = Line.step, []
+    step, calls = ChatKVCache.step, []
 
     def interrupted(self, token):
         calls.append(token)
@@ -137,7 +137,7 @@ def test_ctrl_c_stops_an_answer_and_not_the_talk(typing, clips, monkeypatch):
             raise KeyboardInterrupt
         return step(self, token)
 
-    monkeypatch.setattr(Line, "step", interrupted)
+    monkeypatch.setattr(ChatKVCache, "step", interrupted)
     done = typing(["What?", "Why?"], clips / "a.mp4")
     assert (done.code, done.out) == (0, "re\nred\n"), done.err
     assert "(stopped)" in done.err

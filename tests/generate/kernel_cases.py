@@ -13,8 +13,8 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
 
-from vidqa.generate import kernels
-from vidqa.generate.attention import Own, Part, Shared, plainly
+from vidqa.generate.attention import triton_kernels
+from vidqa.generate.attention.shared_prefix import PrefixSpan, SharedPrefix, SuffixSpan, plainly
 from vidqa.model.llama import fused_ops as model_kernels
 
 
@@ -55,12 +55,12 @@ def attention(
         last = torch.arange(opening - n_new, opening)[None]
     mask = ((columns >= start[:, None, None]) & (columns <= last[:, :, None]))[:, None]
     hidden = (torch.arange(longest) >= length[:, None])[:, None]
-    part = Part(0, n_clips, n_places, longest, where, hidden, lines=lines, lengths=length)
-    shared = Shared([begun], n_clips, (part,), Own(start, now, bool(opening)))
+    part = PrefixSpan(0, n_clips, n_places, longest, where, hidden, lines=lines, lengths=length)
+    shared = SharedPrefix([begun], n_clips, (part,), SuffixSpan(start, now, bool(opening)))
     assert shared.own is not None
-    exact = Shared([(begun[0].float(), begun[1].float())], n_clips, (part,))
+    exact = SharedPrefix([(begun[0].float(), begun[1].float())], n_clips, (part,))
     want = plainly(query.float(), own[0].float(), own[1].float(), mask, exact, 0, d**-0.5)
-    got = kernels.attend(query, *own, shared, shared.own, 0, d**-0.5).float()
+    got = triton_kernels.attend(query, *own, shared, shared.own, 0, d**-0.5).float()
     if not torch.isfinite(got).all():
         return float("inf")
     counted = [i for i, place in enumerate(order) if place < n_clips * n_places]
@@ -76,7 +76,7 @@ def storing(n_groups: int, d: int) -> float:
     want = torch.zeros(2, 5, n_groups, 9, d)
     for buffer, one in zip(want, new, strict=True):
         buffer[torch.arange(3), :, now] = one[:, :, 0]
-    kernels.store(keys, values, new, now)
+    triton_kernels.store(keys, values, new, now)
     return float((torch.stack([keys, values]) - want).abs().max())
 
 
@@ -84,7 +84,7 @@ if __name__ == "__main__":
     cpu, half = torch.device("cpu"), torch.float16
     every = list(range(8))
     found = {
-        "self check": kernels.difference(cpu, half, 32),
+        "self check": triton_kernels.difference(cpu, half, 32),
         "self check of the model's": model_kernels.difference(cpu, half, 64),
         "out of order, unequal lengths": attention(2, 2, (4, 2), 1, [600, 300], [2, 0, 1]),
         "one clip, eight questions": attention(1, 8, (4, 4), 1, [700], every),

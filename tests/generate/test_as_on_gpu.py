@@ -20,10 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig as LlamaConfigOfTransformers
 from transformers import LlamaForCausalLM
 
-from vidqa.generate import attention
-from vidqa.generate.batch import Batch
-from vidqa.generate.buffers import Room
-from vidqa.generate.graphs import StepGraphs
+from vidqa.generate.attention import shared_prefix
+from vidqa.generate.attention.cuda_graphs import StepGraphs
+from vidqa.generate.kv_cache.buffers import CacheCapacity
+from vidqa.generate.running_batch import RunningBatch
 from vidqa.generate.sampling import pick_greedy, pick_sampled
 from vidqa.model.connector import build_connector
 from vidqa.model.llama.model import Llama, LlamaConfig
@@ -120,7 +120,7 @@ def played_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     monkeypatch.setattr(StepGraphs, "run", run)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: None)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)  # kernels belong to the thread's device: none here
-    monkeypatch.setattr(attention, "_mixes", lambda device, dtype: True)
+    monkeypatch.setattr(shared_prefix, "_mixes", lambda device, dtype: True)
     with FakeTensorMode(), Reached(), torch.inference_mode():
         yield steps
 
@@ -144,7 +144,7 @@ def test_steps_can_be_recorded_and_stay_on_the_device(
     with played_device(monkeypatch) as steps:
         connector = build_connector("linear", 8, 64)
         model = VideoLlava(connector, an_llm(own, dtype), None, get_format("v1", ""), 256)
-        batch = Batch(model, Room(8, 4, 64, 32), static=True)
+        batch = RunningBatch(model, CacheCapacity(8, 4, 64, 32), static=True)
 
         def embedded(*lengths: int) -> list[Tensor]:
             return [torch.empty(n, 64, device=CUDA, dtype=dtype) for n in lengths]

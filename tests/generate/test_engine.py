@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from vidqa.errors import ItemError, PromptTooLongError, UsageError
-from vidqa.generate import lines, memory
-from vidqa.generate.buffers import Room
+from vidqa.generate import scheduler
 from vidqa.generate.engine import Engine, GenerationSettings, Request, generate
-from vidqa.generate.jobs import Job, plan_job
-from vidqa.generate.memory import most_lines, room_for, rows_that_fit
+from vidqa.generate.kv_cache import capacity
+from vidqa.generate.kv_cache.buffers import CacheCapacity
+from vidqa.generate.kv_cache.capacity import most_lines, room_for, rows_that_fit
+from vidqa.generate.requests import PlannedRequest, plan_job
 from vidqa.model.video_llava import VideoLlava
 from vidqa.records import Answer, Features
 
@@ -53,7 +54,7 @@ def said(answers: Sequence[Answer | ItemError]) -> list[Any]:
 def tokens_of(model: VideoLlava, request: Request) -> list[int]:
     """Twelve greedy tokens, no end token."""
     job = plan_job(model, 0, request, SHORT)
-    assert isinstance(job, Job)
+    assert isinstance(job, PlannedRequest)
     embeds = model.embed_prompt(job.prompt, model.visual_tokens(request.features))[None]
     ids = model.llm.generate(
         inputs_embeds=embeds, attention_mask=torch.ones(embeds.shape[:2]), max_new_tokens=12, eos_token_id=-1
@@ -246,7 +247,7 @@ class TestMemory:
         self, model: VideoLlava, clips: dict[str, Features], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Another program's moment must not slow the rest of a night down."""
-        monkeypatch.setattr(lines, "_TRY_AGAIN", 2)
+        monkeypatch.setattr(scheduler, "_TRY_AGAIN", 2)
         asked = [ask(f"What happens {'then ' * (i % 7)}?", clips["video"], n=3 + i % 5) for i in range(60)]
         wanted = generate(model, asked, SHORT, batch_size=8)
         seen: list[int] = []
@@ -321,16 +322,18 @@ class TestMemory:
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 9000))
         monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 5000)
         monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2000)
-        assert memory.free_bytes(torch.device("cuda")) == 2800
+        assert capacity.free_bytes(torch.device("cuda")) == 2800
 
     def test_room_by_memory(self, model: VideoLlava, monkeypatch: pytest.MonkeyPatch) -> None:
         position = 2 * 3 * 2 * 8 * 4  # keys and values, layers, key heads, width, bytes
-        monkeypatch.setattr(memory, "free_bytes", lambda device: position * 3000)
-        assert room_for(model, 500, 60, 8) == Room(16, 2, 512, 64), "two clips with eight lines each"
-        assert room_for(model, 500, 60, 8, limit=3) == Room(3, 3, 512, 64)
-        assert room_for(model, 1300, 60, 8) == Room(8, 1, 1344, 64), "one clip with eight lines"
-        assert room_for(model, 1300, 60, 32) == Room(25, 1, 1344, 64), "one clip, and as many lines as then fit"
-        assert room_for(model, 9000, 60, 8) == Room(1, 1, 9024, 64), "tried all the same"
+        monkeypatch.setattr(capacity, "free_bytes", lambda device: position * 3000)
+        assert room_for(model, 500, 60, 8) == CacheCapacity(16, 2, 512, 64), "two clips with eight lines each"
+        assert room_for(model, 500, 60, 8, limit=3) == CacheCapacity(3, 3, 512, 64)
+        assert room_for(model, 1300, 60, 8) == CacheCapacity(8, 1, 1344, 64), "one clip with eight lines"
+        assert room_for(model, 1300, 60, 32) == CacheCapacity(25, 1, 1344, 64), (
+            "one clip, and as many lines as then fit"
+        )
+        assert room_for(model, 9000, 60, 8) == CacheCapacity(1, 1, 9024, 64), "tried all the same"
 
 
 class TestSampling:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from vidqa.generate.graphs import _FAILED, _RECORD_AFTER, StepGraphs, _side_stream
+from vidqa.generate.attention.cuda_graphs import _FAILED, _RECORD_AFTER, StepGraphs, _side_stream
 
 
 class Played:

@@ -4,8 +4,8 @@ import warnings
 
 import torch
 
-from vidqa.generate.decode import _Batch
-from vidqa.generate.kinds import can_share, new_cache, stored_in
+from vidqa.generate.fallback_decode import _Batch
+from vidqa.generate.llm_adapter import can_share, new_cache, stored_in
 
 
 def test_a_model_of_transformers_takes_its_store_without_a_warning():

@@ -14,12 +14,13 @@ import torch
 from transformers import LlamaConfig as LlamaConfigOfTransformers
 from transformers import LlamaForCausalLM, LlamaTokenizer
 
-from vidqa.generate import attention, pool
-from vidqa.generate.batch import Batch
-from vidqa.generate.buffers import Room
+from vidqa.generate.attention import shared_prefix
+from vidqa.generate.attention.cuda_graphs import StepGraphs
 from vidqa.generate.engine import Engine, GenerationSettings, Request
-from vidqa.generate.graphs import StepGraphs
-from vidqa.generate.limits import measure
+from vidqa.generate.kv_cache import pool
+from vidqa.generate.kv_cache.buffers import CacheCapacity
+from vidqa.generate.roofline import measure
+from vidqa.generate.running_batch import RunningBatch
 from vidqa.model.connector import build_connector
 from vidqa.model.llama import model as llama_model
 from vidqa.model.llama.kernel_check import proven
@@ -139,7 +140,7 @@ def test_a_beginning_lies_in_memory_once(tokenizer_folder: Path) -> None:
     llm = as_own(LlamaForCausalLM(LlamaConfigOfTransformers(vocab_size=len(tokenizer), **sizes))).to("cuda")
     connector = build_connector("linear", 24, 256).to("cuda")
     model = VideoLlava(connector, llm, tokenizer, get_format("v1", ""), 4096).eval().requires_grad_(False)
-    batch, one = Batch(model, Room(2, 4, 2048, 64), static=True), torch.randn(2048, 256, device="cuda")
+    batch, one = RunningBatch(model, CacheCapacity(2, 4, 2048, 64), static=True), torch.randn(2048, 256, device="cuda")
     with torch.inference_mode():
         batch.begin([one])  # the buffers are made
         torch.cuda.reset_peak_memory_stats()
@@ -161,7 +162,7 @@ def test_kernels_are_right_and_used(dtype: torch.dtype, caplog: pytest.LogCaptur
     device = torch.device("cuda", 0)
     for width in (16, 64, 128):
         assert proven("vidqa.model.llama.fused_ops", device, dtype, width) is not None, caplog.text
-        assert proven(attention.KERNELS, device, dtype, width) is not None, caplog.text
+        assert proven(shared_prefix.KERNELS, device, dtype, width) is not None, caplog.text
 
 
 def test_answers_by_kernels_are_those_without(
@@ -180,7 +181,7 @@ def test_answers_by_kernels_are_those_without(
     questions = ("What happens?", "Why?", "What colour is the ball? And what is behind it?")
     asked = [Request((clips[c],), ((q, None),)) for c in ("video", "long", "image", "other") for q in questions]
     by_kernels = answers(model, asked, static=True)
-    for module in (attention, pool, llama_model):
+    for module in (shared_prefix, pool, llama_model):
         monkeypatch.setattr(module, "proven", lambda *which: None)
     without = answers(model, asked, static=True)
     assert sum(a[:8] == b[:8] for a, b in zip(by_kernels, without, strict=True)) >= len(asked) // 2

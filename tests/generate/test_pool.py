@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from vidqa.generate.batch import Batch
-from vidqa.generate.buffers import Room
-from vidqa.generate.pool import Pool
+from vidqa.generate.kv_cache.buffers import CacheCapacity
+from vidqa.generate.kv_cache.pool import KVPool
+from vidqa.generate.running_batch import RunningBatch
 from vidqa.model.connector import build_connector
 from vidqa.model.llama.model import Llama, LlamaConfig
 from vidqa.model.video_llava import VideoLlava
@@ -46,15 +46,15 @@ def test_no_more_than_one_layer_lies_beside_the_buffers(
     """A beginning of a 7B model is a gigabyte of keys and values: on a small GPU there is no room for two of each."""
     tested = own if kind == "own" else model
     held: list[weakref.ref[Any]] = []
-    before = Pool.hold
+    before = KVPool.hold
 
-    def hold(self: Pool, key: Tensor, value: Tensor, layer_idx: int) -> None:
+    def hold(self: KVPool, key: Tensor, value: Tensor, layer_idx: int) -> None:
         assert [seen() is None for seen in held] == [True] * (2 * layer_idx)
         held.extend((weakref.ref(key), weakref.ref(value)))
         before(self, key, value, layer_idx)
 
-    monkeypatch.setattr(Pool, "hold", hold)
-    batch = Batch(tested, Room(4, 2, 32, 16))
+    monkeypatch.setattr(KVPool, "hold", hold)
+    batch = RunningBatch(tested, CacheCapacity(4, 2, 32, 16))
     with torch.inference_mode():
         batch.begin([torch.randn(n, tested.llm.config.hidden_size) for n in (5, 9)])
     assert len(held) == 6
@@ -64,7 +64,7 @@ def test_lines_that_do_not_count_see_numbers(own: VideoLlava, nothing_is_a_numbe
     """Steps of fixed shapes read what nothing was stored in. Where that gave NaN, recordings were not believed."""
     seen: list[Tensor] = []
     own.llm.lm_head.register_forward_hook(lambda module, args, out: seen.append(out))
-    batch = Batch(own, Room(8, 4, 32, 16), static=True)
+    batch = RunningBatch(own, CacheCapacity(8, 4, 32, 16), static=True)
     with torch.inference_mode():
         clips = batch.begin([torch.randn(n, 16) for n in (5, 9, 7)])
         batch.ask(clips, [torch.randn(3, 16) for _ in clips])
@@ -76,7 +76,7 @@ def test_lines_that_do_not_count_see_numbers(own: VideoLlava, nothing_is_a_numbe
 
 def test_layers_may_differ() -> None:
     """Each keeps its own heads and widths, also where lines and clips move."""
-    pool = Pool(Room(4, 3, 8, 6), 3, CPU)
+    pool = KVPool(CacheCapacity(4, 3, 8, 6), 3, CPU)
     shapes, drawn = ((2, 4), (1, 4), (2, 8)), torch.Generator().manual_seed(1)
     assert pool.begin([5, 3, 4]) == [0, 1, 2]
     layers = [tuple(torch.randn(3, g, 5, d, generator=drawn) for _ in range(2)) for g, d in shapes]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from vidqa.generate.sampling import Draws, pick_greedy, pick_sampled
-from vidqa.generate.stop import Stopper
+from vidqa.generate.sampling import RandomStream, pick_greedy, pick_sampled
+from vidqa.generate.stop_strings import Stopper
 
 PROBABILITIES = torch.tensor([0.1, 0.5, 0.15, 0.25])
 LOGITS = PROBABILITIES.log()
@@ -47,7 +47,7 @@ def test_greedy() -> None:
 
 def test_draws_repeat_and_differ() -> None:
     def first(seed: int, content: bytes) -> list[float]:
-        draws = Draws(seed, content)
+        draws = RandomStream(seed, content)
         return [draws.next() for _ in range(5)]
 
     assert first(1, b"a") == first(1, b"a")

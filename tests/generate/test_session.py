@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from vidqa.errors import ItemError, PromptTooLongError, UsageError
+from vidqa.generate.chat_session import ChatSession, ChatTurn
 from vidqa.generate.engine import GenerationSettings, Request, generate
-from vidqa.generate.session import ChatSession, Said
 from vidqa.model.video_llava import VideoLlava
 from vidqa.prompts.chat_formats import get_format
 from vidqa.records import Answer, Features
@@ -45,7 +45,7 @@ def as_format(model: VideoLlava) -> Callable[[str], VideoLlava]:
     return change
 
 
-def as_asked_alone(session: ChatSession, said: Said, before: list[tuple[str, str]]) -> None:
+def as_asked_alone(session: ChatSession, said: ChatTurn, before: list[tuple[str, str]]) -> None:
     """The same answer as of the full prompt, computed anew."""
     request = Request(session._features, (*before, (said.question, None)))
     (whole,) = generate(session.model, [request], session.settings)
@@ -55,7 +55,7 @@ def as_asked_alone(session: ChatSession, said: Said, before: list[tuple[str, str
     assert (said.n_visual_tokens, said.n_prompt_tokens, said.n_answer_tokens) == counts
 
 
-def talk(session: ChatSession, *questions: str) -> list[Said]:
+def talk(session: ChatSession, *questions: str) -> list[ChatTurn]:
     """Ask and compare each turn with the full prompt."""
     out = []
     for question in questions:

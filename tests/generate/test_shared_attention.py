@@ -20,13 +20,13 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from vidqa.generate import attention
-from vidqa.generate.attention import Part, over_beginnings, over_own
+from vidqa.generate.attention import shared_prefix
+from vidqa.generate.attention.shared_prefix import PrefixSpan, over_beginnings, over_own
+from vidqa.generate.chat_session import ChatSession
 from vidqa.generate.engine import Engine, GenerationSettings, Request, generate
-from vidqa.generate.jobs import Job, plan_job
-from vidqa.generate.kinds import can_share
-from vidqa.generate.pool import packed
-from vidqa.generate.session import ChatSession
+from vidqa.generate.kv_cache.pool import packed
+from vidqa.generate.llm_adapter import can_share
+from vidqa.generate.requests import PlannedRequest, plan_job
 from vidqa.model.connector import build_connector
 from vidqa.model.llama.model import Llama, LlamaConfig
 from vidqa.model.llama.weights import load_published
@@ -67,7 +67,7 @@ def answers_of(model: VideoLlava, requests: list[Request], **how: Any) -> list[A
 def reference(model: VideoLlava, request: Request) -> str:
     """One by one, by transformers' own generate."""
     job = plan_job(model, 0, request, SHORT)
-    assert isinstance(job, Job)
+    assert isinstance(job, PlannedRequest)
     embeds = model.embed_prompt(job.prompt, model.visual_tokens(request.features))[None]
     (ids,) = model.llm.generate(
         inputs_embeds=embeds,
@@ -133,9 +133,9 @@ def test_the_two_parts_join_to_ordinary_attention(
 ) -> None:
     """Three clips of different lengths with 2, 1 and 0 lines, keys of several query heads shared."""
     torch.manual_seed(0)
-    assert attention._fuses("cpu", torch.float32), "torch's fused attention changed: its log-sum-exp is not had"
+    assert shared_prefix._fuses("cpu", torch.float32), "torch's fused attention changed: its log-sum-exp is not had"
     if not fused:
-        monkeypatch.setattr(attention, "_fuses", lambda device, dtype: False)
+        monkeypatch.setattr(shared_prefix, "_fuses", lambda device, dtype: False)
     n, groups, d, n_own, lengths = 3, 2, 8, 7, (11, 6, 4)
     keys, values = (torch.randn(len(lengths) * groups, 11, d) for _ in range(2))
     query = torch.randn(n, groups * ratio, n_new, d)
@@ -143,7 +143,9 @@ def test_the_two_parts_join_to_ordinary_attention(
     hidden = torch.arange(11)[None, None] >= torch.tensor(lengths)[:, None, None]
     mask = torch.rand(n, 1, n_new, n_own) > 0.3
     mask[..., 0] = True
-    part = Part(0, 3, 2, 11, torch.tensor([0, 2, 1]), hidden)  # lines 0 and 2 are about clip 0, line 1 about clip 1
+    part = PrefixSpan(
+        0, 3, 2, 11, torch.tensor([0, 2, 1]), hidden
+    )  # lines 0 and 2 are about clip 0, line 1 about clip 1
     scale = d**-0.5
     begun, l_begun = over_beginnings(query, keys, values, part, scale)
     own, l_own = over_own(query, own_keys, own_values, mask, scale)
@@ -210,10 +212,10 @@ def test_a_fused_attention_of_another_kind_is_not_used(monkeypatch: pytest.Monke
         return query, query[..., 0]
 
     for other in (None, wrong, lambda query: query):
-        monkeypatch.setattr(attention, "_FUSED", other)
-        attention._fuses.cache_clear()
-        assert not attention._fuses("cpu", torch.float32)
-    attention._fuses.cache_clear()
+        monkeypatch.setattr(shared_prefix, "_FUSED", other)
+        shared_prefix._fuses.cache_clear()
+        assert not shared_prefix._fuses("cpu", torch.float32)
+    shared_prefix._fuses.cache_clear()
 
 
 def test_packing_moves_the_last_into_the_gaps() -> None:

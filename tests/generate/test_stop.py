@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from vidqa.generate.stop import Stopper
+from vidqa.generate.stop_strings import Stopper
 from vidqa.prompts.chat_formats import FORMATS
 
 

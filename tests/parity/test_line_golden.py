@@ -10,7 +10,7 @@ import torch
 from golden_checks import video_llava
 from golden_checks.fixture import Fixture
 
-from vidqa.generate.line import Line
+from vidqa.generate.kv_cache.chat_cache import ChatKVCache
 from vidqa.model.video_llava import VideoLlava
 from vidqa.records import Prompt
 
@@ -34,7 +34,7 @@ def model_and_cases() -> tuple[VideoLlava, dict[str, Case]]:
     return model, cases
 
 
-def say(line: Line, case: Case) -> list[int]:
+def say(line: ChatKVCache, case: Case) -> list[int]:
     """As many likeliest tokens as the reference said."""
     prompt, visual, wanted = case
     logits, said = line.take_in(prompt, visual), []
@@ -50,10 +50,10 @@ def test_same_tokens_however_the_line_came_about(
 ) -> None:
     model, cases = model_and_cases
     prompt, _, wanted = cases[name]
-    line = Line(model)
+    line = ChatKVCache(model)
     assert say(line, cases[name]) == wanted
     assert say(line, cases[name]) == wanted, "again, when all but the last token is there already"
-    line = Line(model)
+    line = ChatKVCache(model)
     line.take_in(Prompt(prompt.ids[:1], prompt.slots[:1]), ())
     assert say(line, cases[name]) == wanted, "from a beginning of one token"
     longer = Prompt(*(part.repeat(2) for part in (prompt.ids[-2:], prompt.slots[-2:])))

@@ -20,7 +20,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokeni
 import vidqa
 from vidqa.cli.main import run
 from vidqa.encoders.text_encoder import TextEncoder
-from vidqa.generate.decode import Row
+from vidqa.generate.fallback_decode import Row
 from vidqa.model.bundle.bundle import Bundle, load_bundle
 from vidqa.model.towers.clip_tokenizer import END, START
 from vidqa.model.video_llava import load_model

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from golden_checks.fixture import Fixture
 from golden_checks.report import Report
-from vidqa.generate.decode import Row, decode
+from vidqa.generate.fallback_decode import Row, decode
 from vidqa.generate.sampling import pick_greedy
 from vidqa.model.connector import Connector
 from vidqa.model.video_llava import VideoLlava, load_strictly

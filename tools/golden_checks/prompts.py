@@ -15,7 +15,7 @@ from sentencepiece import SentencePieceProcessor
 
 from golden_checks.fixture import Fixture
 from golden_checks.report import Report
-from vidqa.generate.stop import Stopper
+from vidqa.generate.stop_strings import Stopper
 from vidqa.prompts.build import LabelledPrompt, build_labels
 from vidqa.prompts.chat_formats import FORMATS, ChatFormat, Turn, get_format, render
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from golden_checks.fixture import Fixture
 from golden_checks.language import build_model, compare_case, compare_together, make_row, n_new
 from golden_checks.report import Report
-from vidqa.generate.decode import Row
+from vidqa.generate.fallback_decode import Row
 from vidqa.media.frame_sampling import frame_indices
 from vidqa.model.bundle.spec import CompressorSpec
 from vidqa.model.connector import Connector, build_connector

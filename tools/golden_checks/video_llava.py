@@ -13,7 +13,7 @@ from golden_checks.fixture import Fixture
 from golden_checks.language import build_model, compare_case, compare_together, n_new
 from golden_checks.report import Report
 from golden_checks.towers import vision_model
-from vidqa.generate.decode import Row
+from vidqa.generate.fallback_decode import Row
 from vidqa.model.connector import build_connector
 from vidqa.model.video_llava import VideoLlava, load_strictly
 from vidqa.records import Prompt

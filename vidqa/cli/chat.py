@@ -15,7 +15,7 @@ from vidqa.errors import EXIT_OK, EXIT_PARTIAL, ItemError, UsageError
 
 if TYPE_CHECKING:  # torch comes with it
     from vidqa.cli.session import Session
-    from vidqa.generate.session import ChatSession, Said
+    from vidqa.generate.chat_session import ChatSession, ChatTurn
 
 PROMPT = "> "
 COMMANDS = {
@@ -136,7 +136,7 @@ class Talk:
             click.echo("")  # one line a question, so that answers can be told apart by their number
 
 
-def _as_dict(said: Said) -> dict[str, Any]:
+def _as_dict(said: ChatTurn) -> dict[str, Any]:
     return {
         "question": said.question,
         "answer": said.text or None,

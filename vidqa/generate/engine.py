@@ -14,13 +14,13 @@ from collections.abc import Sequence
 import torch
 
 from vidqa.errors import ItemError
-from vidqa.generate.alone import Alone
-from vidqa.generate.batch import Work
-from vidqa.generate.jobs import GenerationSettings, Request, plan_job, to_answer
-from vidqa.generate.kinds import can_share
-from vidqa.generate.lines import Ends, Lines
-from vidqa.generate.memory import is_out_of_memory, most_lines
-from vidqa.generate.stop import Stopper, end_ids
+from vidqa.generate.fallback import FallbackEngine
+from vidqa.generate.kv_cache.capacity import is_out_of_memory, most_lines
+from vidqa.generate.llm_adapter import can_share
+from vidqa.generate.requests import GenerationSettings, Request, plan_job, to_answer
+from vidqa.generate.running_batch import EngineStats
+from vidqa.generate.scheduler import Scheduler, StoppingCriteria
+from vidqa.generate.stop_strings import Stopper, end_ids
 from vidqa.model.video_llava import VideoLlava
 from vidqa.records import Answer
 
@@ -85,19 +85,19 @@ class Engine:
         self._most = batch_size or most_lines(model)
         stops = (*model.chat.stop, *settings.stop)
         self._stopper = Stopper(model.tokenizer, stops, model.chat.leads)
-        ends = Ends(end_ids(model.llm, model.tokenizer, stops), self._stopper.stops)
+        ends = StoppingCriteria(end_ids(model.llm, model.tokenizer, stops), self._stopper.stops)
         on_gpu = model.device.type == "cuda"
         if on_gpu:
             torch.cuda.set_device(model.device)  # each thread has a current one of its own, where kernels start
-        self._lines: Lines | Alone = (
-            Lines(model, settings, ends, batch_size, on_gpu if static is None else static)
+        self._lines: Scheduler | FallbackEngine = (
+            Scheduler(model, settings, ends, batch_size, on_gpu if static is None else static)
             if can_share(model.llm, model.context)
-            else Alone(model, settings, ends, batch_size)
+            else FallbackEngine(model, settings, ends, batch_size)
         )
         self._finished: list[Finished] = []
 
     @property
-    def work(self) -> Work:
+    def work(self) -> EngineStats:
         """What the LLM did so far."""
         return self._lines.work
 

@@ -49,7 +49,7 @@ def pick_sampled(logits: Tensor, temperature: float, top_p: float, draws: Tensor
     return order.gather(-1, torch.minimum(rank, last))[:, 0]
 
 
-class Draws:
+class RandomStream:
     """Random numbers of one request, the same in whatever batch it runs.
 
     Args:
@@ -67,5 +67,5 @@ class Draws:
 
 
 def content_of(prompt: Prompt, features: Sequence[Features]) -> bytes:
-    """What tells one request from others, for `Draws`."""
+    """What tells one request from others, for `RandomStream`."""
     return prompt.ids.tobytes() + b"".join(np.ascontiguousarray(f.tokens).tobytes() for f in features)

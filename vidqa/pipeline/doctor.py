@@ -120,11 +120,11 @@ def _kernels() -> str:
     torch = import_module("torch")
     if not torch.cuda.is_available():
         raise _Lacking("there are none but for a CUDA device")
-    from vidqa.generate import attention
+    from vidqa.generate.attention import shared_prefix
     from vidqa.model.llama import model
     from vidqa.model.llama.kernel_check import prove
 
-    for name in (attention.KERNELS, model.KERNELS):
+    for name in (shared_prefix.KERNELS, model.KERNELS):
         if why := prove(name, torch.device("cuda", 0), torch.bfloat16, 128)[1]:
             raise _Lacking(f"{name}: {why}")
     return f"right on cuda:0, by Triton {version('triton')}"

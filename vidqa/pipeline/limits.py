@@ -5,9 +5,9 @@ Knows the LLM's counts and the meter; does not know how either came about.
 
 from __future__ import annotations
 
-from vidqa.generate.batch import Work
-from vidqa.generate.limits import decode_bytes, measure, prefill_operations
-from vidqa.generate.memory import is_out_of_memory
+from vidqa.generate.kv_cache.capacity import is_out_of_memory
+from vidqa.generate.roofline import decode_bytes, measure, prefill_operations
+from vidqa.generate.running_batch import EngineStats
 from vidqa.pipeline.loaded import LoadedModel
 from vidqa.pipeline.meter import Meter
 
@@ -15,7 +15,7 @@ from vidqa.pipeline.meter import Meter
 _WORTH_S = 5.0
 
 
-def add_work(meter: Meter, model: LoadedModel, work: Work) -> None:
+def add_work(meter: Meter, model: LoadedModel, work: EngineStats) -> None:
     """Take over what an engine did."""
     meter.prefill.add(work.prefill_tokens, work.prefill_s)
     meter.step.add(work.decode_tokens, work.decode_s)

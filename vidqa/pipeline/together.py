@@ -14,8 +14,8 @@ from pathlib import Path
 
 from vidqa.common.display import display_path, message_without_path
 from vidqa.errors import ItemError, UsageError
+from vidqa.generate.chat_session import ChatSession
 from vidqa.generate.engine import Request, generate
-from vidqa.generate.session import ChatSession
 from vidqa.media.files import Paths, listed
 from vidqa.media.scan import scan
 from vidqa.model.bundle.bundle import Bundle

@@ -20,7 +20,7 @@ from transformers import PrinterCallback
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from vidqa.errors import TrainError
-from vidqa.generate.memory import is_out_of_memory
+from vidqa.generate.kv_cache.capacity import is_out_of_memory
 from vidqa.model.video_llava import VideoLlava
 from vidqa.train import checkpoints
 from vidqa.train.batchsize import find_per_device

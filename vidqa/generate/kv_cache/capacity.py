@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from vidqa.common.devices import GIVE_BACK
-from vidqa.generate.buffers import Room
+from vidqa.generate.kv_cache.buffers import CacheCapacity
 from vidqa.model.video_llava import VideoLlava
 
 _CPU_SHARE = 0.25  # of what is available: decoders, encoder and the disk cache of the system want the rest
@@ -54,7 +54,7 @@ def prefill_tokens(model: VideoLlava) -> int:
     return _PREFILL_TOKENS.get(model.device.type, 1024)
 
 
-def room_for(model: VideoLlava, n_prefix: int, n_own: int, n_questions: int, limit: int | None = None) -> Room:
+def room_for(model: VideoLlava, n_prefix: int, n_own: int, n_questions: int, limit: int | None = None) -> CacheCapacity:
     """A room that the memory is likely to hold.
 
     Args:
@@ -74,9 +74,9 @@ def room_for(model: VideoLlava, n_prefix: int, n_own: int, n_questions: int, lim
     clips = free // position // (n_prefix + min(n_questions, lines) * n_own)
     if clips < 1:
         fit = (free // position - n_prefix) // n_own
-        return Room(limit or max(1, min(lines, fit)), 1, n_prefix, n_own)
+        return CacheCapacity(limit or max(1, min(lines, fit)), 1, n_prefix, n_own)
     clips = min(clips, lines)
-    return Room(limit or min(lines, clips * n_questions), clips, n_prefix, n_own)
+    return CacheCapacity(limit or min(lines, clips * n_questions), clips, n_prefix, n_own)
 
 
 def rows_that_fit(model: VideoLlava, n_positions: int) -> int:

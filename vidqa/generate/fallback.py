@@ -11,22 +11,24 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vidqa.generate.batch import Work
-from vidqa.generate.decode import Choose, Continuation, Row, decode
-from vidqa.generate.jobs import GenerationSettings, Job
-from vidqa.generate.lines import Ends
-from vidqa.generate.memory import rows_that_fit
+from vidqa.generate.fallback_decode import Choose, Continuation, Row, decode
+from vidqa.generate.kv_cache.capacity import rows_that_fit
+from vidqa.generate.requests import GenerationSettings, PlannedRequest
+from vidqa.generate.running_batch import EngineStats
 from vidqa.generate.sampling import pick_greedy, pick_sampled
+from vidqa.generate.scheduler import StoppingCriteria
 from vidqa.model.video_llava import VideoLlava
 
 
-class Alone:
+class FallbackEngine:
     """Jobs that wait. Arguments as of `Lines`."""
 
-    def __init__(self, model: VideoLlava, settings: GenerationSettings, ends: Ends, limit: int | None) -> None:
-        self.work = Work()
+    def __init__(
+        self, model: VideoLlava, settings: GenerationSettings, ends: StoppingCriteria, limit: int | None
+    ) -> None:
+        self.work = EngineStats()
         self._model, self._settings, self._ends, self._limit = model, settings, ends, limit
-        self._waiting: list[Job] = []
+        self._waiting: list[PlannedRequest] = []
         self._tried = 0  # jobs of the batch at work
 
     @property
@@ -39,11 +41,11 @@ class Alone:
         """True while there is anything to do."""
         return bool(self._waiting)
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: PlannedRequest) -> None:
         """Put a job behind the others."""
         self._waiting.append(job)
 
-    def advance(self) -> list[tuple[Job, Continuation]]:
+    def advance(self) -> list[tuple[PlannedRequest, Continuation]]:
         """Answer the next batch.
 
         Raises:
@@ -64,14 +66,14 @@ class Alone:
         self.work.answers += len(said)
         return list(zip(batch, said, strict=True))
 
-    def back_off(self) -> Job | None:
+    def back_off(self) -> PlannedRequest | None:
         """After running out of memory: half as many the next time; gives the job that does not fit on its own."""
         self._limit = max(1, self._tried // 2)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return self._waiting.pop(0) if self._tried == 1 else None
 
-    def _chooser(self, batch: Sequence[Job]) -> Choose:
+    def _chooser(self, batch: Sequence[PlannedRequest]) -> Choose:
         settings = self._settings
         draws = [job.draws(settings) for job in batch]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vidqa.generate.attention import shared_attention
+from vidqa.generate.attention.shared_prefix import shared_attention
 from vidqa.model.llama.model import GrowingCache, Llama
 
 #: The name under which transformers' models find `shared_attention`.

@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vidqa.generate.buffers import Room, numbers
-from vidqa.generate.graphs import StepGraphs
-from vidqa.generate.kinds import handing_on, keys_only, sharing, stored_in
-from vidqa.generate.pool import Pool
+from vidqa.generate.attention.cuda_graphs import StepGraphs
+from vidqa.generate.kv_cache.buffers import CacheCapacity, numbers
+from vidqa.generate.kv_cache.pool import KVPool
+from vidqa.generate.llm_adapter import handing_on, keys_only, sharing, stored_in
 from vidqa.model.video_llava import VideoLlava
 
 
 @dataclass
-class Work:
+class EngineStats:
     """What the LLM did, for rates and limits."""
 
     prefill_tokens: int = 0  # beginnings and questions
@@ -33,28 +33,28 @@ class Work:
     decode_kv_bytes: int = 0  # keys and values that the steps had to read
     answers: int = 0
 
-    def add(self, other: Work) -> None:
+    def add(self, other: EngineStats) -> None:
         """Add what another engine did."""
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
 
 
 @dataclass
-class Batch:
+class RunningBatch:
     """A pool and a model that fill it and read it.
 
     Args:
         model: in evaluation mode.
         room: of the pool, which is made when the first beginning is there.
-        static: see `Pool`; on a CUDA device steps are then replayed as graphs where that proves right.
+        static: see `KVPool`; on a CUDA device steps are then replayed as graphs where that proves right.
         work: counts what is done.
     """
 
     model: VideoLlava
-    room: Room
+    room: CacheCapacity
     static: bool = False
-    work: Work = field(default_factory=Work)
-    pool: Pool | None = None
+    work: EngineStats = field(default_factory=EngineStats)
+    pool: KVPool | None = None
     logits: Tensor | None = None  # float32 [n, N] of the lines' next tokens
     _graphs: StepGraphs | None = None
     _since: float | None = None  # steps that run on the device are counted from here on
@@ -83,7 +83,7 @@ class Batch:
             # Padded on the right: causal attention keeps what comes later from being seen, so no mask is needed.
             padded = torch.nn.utils.rnn.pad_sequence(list(embeds), batch_first=True)
             if self.pool is None:
-                self.pool = Pool(self.room, self.model.llm.config.num_hidden_layers, padded.device, self.static)
+                self.pool = KVPool(self.room, self.model.llm.config.num_hidden_layers, padded.device, self.static)
                 if self.static and padded.is_cuda:
                     self._graphs = StepGraphs()
             clips = self.pool.begin(lengths)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vidqa.generate.batch import Work
+from vidqa.generate.running_batch import EngineStats
 from vidqa.model.video_llava import VideoLlava
 
 _SECONDS = 0.15  # of each measurement, after a first run that does not count
@@ -57,7 +57,7 @@ def prefill_operations(model: VideoLlava, n_tokens: int) -> float:
     return 2.0 * _n_weights(model) * n_tokens
 
 
-def decode_bytes(model: VideoLlava, work: Work) -> float:
+def decode_bytes(model: VideoLlava, work: EngineStats) -> float:
     """Bytes that the steps of an engine had to read: all weights once a step, and the keys and values."""
     return float(work.decode_steps * _n_weights(model, with_head=True) * model.dtype.itemsize + work.decode_kv_bytes)
 

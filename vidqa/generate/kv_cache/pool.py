@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vidqa.generate.attention import KERNELS, Own, Part, Shared
-from vidqa.generate.buffers import Buffers, Room, numbers
+from vidqa.generate.attention.shared_prefix import KERNELS, PrefixSpan, SharedPrefix, SuffixSpan
+from vidqa.generate.kv_cache.buffers import Buffers, CacheCapacity, numbers
 from vidqa.model.llama.kernel_check import proven
 
 
-class Pool:
+class KVPool:
     """Buffers of one model on one device, with the method of a transformers cache that attention layers call.
 
     Args:
@@ -36,7 +36,7 @@ class Pool:
             occur and every tensor keeps its address, which is what CUDA graphs ask for.
     """
 
-    def __init__(self, room: Room, n_layers: int, device: torch.device, static: bool = False) -> None:
+    def __init__(self, room: CacheCapacity, n_layers: int, device: torch.device, static: bool = False) -> None:
         self.room, self.static, self.device = room, static, device
         # Steps of fixed shapes read what nothing was stored in.
         self._buffers = Buffers(room, n_layers, cleared=static)
@@ -48,7 +48,7 @@ class Pool:
         self.ends: list[int] = []  # of each line: the column that its next token goes into, as `now`
         #: Lines, clips and lines a clip that a step runs over.
         self.shape = (0, 0, 0)
-        self.in_order = False  # see `Part`; steps of one shape differ in what they do by this alone
+        self.in_order = False  # see `PrefixSpan`; steps of one shape differ in what they do by this alone
         zeros = torch.zeros(room.n_lines, dtype=torch.int64, device=self.device)
         self.start = zeros.clone()  # first own column of a line
         self.now = zeros.clone()  # the column that its next token goes into
@@ -110,7 +110,7 @@ class Pool:
         self._arrange()
         return moved
 
-    def open(self, clips: Sequence[int], n_tokens: Sequence[int]) -> tuple[Tensor, Tensor, Shared]:
+    def open(self, clips: Sequence[int], n_tokens: Sequence[int]) -> tuple[Tensor, Tensor, SharedPrefix]:
         """Take in new lines behind the others, and be ready for the first run over their questions.
 
         Args:
@@ -133,14 +133,14 @@ class Pool:
         steps = self._steps[:longest]
         mask = (steps >= pad[:, None, None]) & (steps <= steps[:, None])
         places = [
-            Part(clip, 1, n, self.lengths[clip], self._rows[:n], None, in_order=True)
+            PrefixSpan(clip, 1, n, self.lengths[clip], self._rows[:n], None, in_order=True)
             for clip, n in Counter(clips).items()
         ]
-        own = Own(self.start[new], self.now[new], opening=True)
-        shared = Shared(self.prefixes, self.room.n_clips, tuple(places), own)
+        own = SuffixSpan(self.start[new], self.now[new], opening=True)
+        shared = SharedPrefix(self.prefixes, self.room.n_clips, tuple(places), own)
         return begun[:, None] + (steps - pad[:, None]).clamp(min=0), mask[:, None], shared
 
-    def step(self) -> tuple[Tensor, Tensor, Shared]:
+    def step(self) -> tuple[Tensor, Tensor, SharedPrefix]:
         """Be ready for one more token of every line; `advance` when it is done. See `open`."""
         n, n_clips, n_places = self.shape
         self._target = None
@@ -148,7 +148,7 @@ class Pool:
         mask = (steps >= self.start[:n, None]) & (steps <= self.now[:n, None])
         n_positions = self._n_positions()
         hidden = self._hidden[:n_clips, :, :n_positions] if self._any_hidden or self.static else None
-        part = Part(
+        part = PrefixSpan(
             0,
             n_clips,
             n_places,
@@ -161,7 +161,9 @@ class Pool:
         )
         # Lines that came together write one column; a graph, which is recorded once, must not rely on it.
         self._column = None if self.static or len(set(self.ends)) > 1 else self.ends[0]
-        shared = Shared(self.prefixes, self.room.n_clips, (part,), Own(self.start[:n], self.now[:n], opening=False))
+        shared = SharedPrefix(
+            self.prefixes, self.room.n_clips, (part,), SuffixSpan(self.start[:n], self.now[:n], opening=False)
+        )
         return self.positions[:n, None], mask[:, None, None], shared
 
     def advance(self) -> None:

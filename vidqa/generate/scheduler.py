@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vidqa.generate.batch import Batch, Work
-from vidqa.generate.buffers import numbers
-from vidqa.generate.decode import Continuation
-from vidqa.generate.jobs import GenerationSettings, Job
-from vidqa.generate.memory import most_lines, prefill_tokens, room_for
-from vidqa.generate.pool import packed
-from vidqa.generate.sampling import Draws, pick_greedy, pick_sampled
+from vidqa.generate.fallback_decode import Continuation
+from vidqa.generate.kv_cache.buffers import numbers
+from vidqa.generate.kv_cache.capacity import most_lines, prefill_tokens, room_for
+from vidqa.generate.kv_cache.pool import packed
+from vidqa.generate.requests import GenerationSettings, PlannedRequest
+from vidqa.generate.running_batch import EngineStats, RunningBatch
+from vidqa.generate.sampling import RandomStream, pick_greedy, pick_sampled
 from vidqa.model.video_llava import VideoLlava
 from vidqa.records import Prompt
 
@@ -29,7 +29,7 @@ _TRY_AGAIN = 16
 
 
 @dataclass(frozen=True)
-class Ends:
+class StoppingCriteria:
     """What ends an answer."""
 
     ids: frozenset[int]
@@ -40,8 +40,8 @@ class Ends:
 class _Line:
     """A job at work."""
 
-    job: Job
-    draws: Draws | None
+    job: PlannedRequest
+    draws: RandomStream | None
     said: Continuation = field(default_factory=Continuation)
 
 
@@ -49,11 +49,11 @@ class _Line:
 class _Group:
     """Jobs that share a beginning: those that wait, and where it is stored."""
 
-    waiting: deque[Job] = field(default_factory=deque)
+    waiting: deque[PlannedRequest] = field(default_factory=deque)
     clip: int | None = None
 
 
-class Lines:
+class Scheduler:
     """Jobs at work and jobs that wait.
 
     Args:
@@ -65,9 +65,9 @@ class Lines:
     """
 
     def __init__(
-        self, model: VideoLlava, settings: GenerationSettings, ends: Ends, limit: int | None, static: bool
+        self, model: VideoLlava, settings: GenerationSettings, ends: StoppingCriteria, limit: int | None, static: bool
     ) -> None:
-        self.work = Work()
+        self.work = EngineStats()
         self.n_waiting = 0
         self._model, self._settings, self._ends = model, settings, ends
         self._asked, self._static = limit, static
@@ -75,22 +75,22 @@ class Lines:
         self._n_since = 0  # answers since then
         self._groups: dict[Hashable, _Group] = {}  # in the order in which they came
         self._lines: list[_Line] = []
-        self._entering: list[Job] = []  # on their way from waiting to a line
-        self._done: list[tuple[Job, Continuation]] = []  # kept where the step after them fails
-        self._batch: Batch | None = None
+        self._entering: list[PlannedRequest] = []  # on their way from waiting to a line
+        self._done: list[tuple[PlannedRequest, Continuation]] = []  # kept where the step after them fails
+        self._batch: RunningBatch | None = None
 
     @property
     def busy(self) -> bool:
         """True while there is anything to do."""
         return bool(self.n_waiting or self._lines or self._done)
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: PlannedRequest) -> None:
         """Put a job behind the others."""
         self._groups.setdefault(job.key, _Group()).waiting.append(job)
         self.n_waiting += 1
 
     @torch.inference_mode()
-    def advance(self) -> list[tuple[Job, Continuation]]:
+    def advance(self) -> list[tuple[PlannedRequest, Continuation]]:
         """One token for every line, and new lines where others left.
 
         Returns:
@@ -128,7 +128,7 @@ class Lines:
         if self._lines and not batch.static:
             batch.step(picked)
 
-    def back_off(self) -> Job | None:
+    def back_off(self) -> PlannedRequest | None:
         """After running out of memory: begin again with half as many lines. What was finished before stays finished.
 
         Returns:
@@ -168,7 +168,7 @@ class Lines:
         draws = numbers(drawn, logits.device, torch.float64)
         return pick_sampled(logits, self._settings.temperature, self._settings.top_p, draws)
 
-    def _keep(self, batch: Batch, order: Sequence[int]) -> None:
+    def _keep(self, batch: RunningBatch, order: Sequence[int]) -> None:
         """Go on with some lines; clips stay while jobs about them wait."""
         self._lines = [self._lines[i] for i in order]
         wanted = {group.clip for group in self._groups.values() if group.waiting and group.clip is not None}
@@ -189,7 +189,7 @@ class Lines:
         free = batch.room.n_lines - len(self._lines)
         if self._lines and free < max(1, batch.room.n_lines // 8):
             return
-        chosen: list[tuple[_Group, list[Job]]] = []
+        chosen: list[tuple[_Group, list[PlannedRequest]]] = []
         n_clips = batch.n_clips
         for group in sorted(self._groups.values(), key=lambda g: g.clip is None):  # stable: else as they came
             if not group.waiting:
@@ -206,7 +206,7 @@ class Lines:
         if chosen:
             self._enter(batch, chosen)
 
-    def _enter(self, batch: Batch, chosen: Sequence[tuple[_Group, list[Job]]]) -> None:
+    def _enter(self, batch: RunningBatch, chosen: Sequence[tuple[_Group, list[PlannedRequest]]]) -> None:
         """Store the beginnings that are new, then ask."""
         fresh = [(group, jobs[0]) for group, jobs in chosen if group.clip is None]
         while fresh:
@@ -227,7 +227,7 @@ class Lines:
         self._lines += [_Line(job, job.draws(self._settings)) for _, job in pairs]
         self._entering = []
 
-    def _tails(self, jobs: Sequence[Job]) -> list[Tensor]:
+    def _tails(self, jobs: Sequence[PlannedRequest]) -> list[Tensor]:
         """What follows the beginnings, embedded [S_i, L] each: looked up together, for each look-up waits for a GPU."""
         tails = [job.tail for job in jobs]
         joined = Prompt(np.concatenate([t.ids for t in tails]), np.concatenate([t.slots for t in tails]))
@@ -237,7 +237,7 @@ class Lines:
         """Whether a batch that ran out of memory is to be larger again: others may have used the device, too."""
         return self._limit is not None and self._limit != self._asked and self._n_since >= _TRY_AGAIN * self._limit
 
-    def _ready_batch(self) -> Batch:
+    def _ready_batch(self) -> RunningBatch:
         """The batch; a new one where nobody is at work and the next job does not fit into the old, or it may grow."""
         groups = [group for group in self._groups.values() if group.waiting]
         first = min(groups, key=lambda g: g.clip is None)
@@ -251,12 +251,12 @@ class Lines:
             most = max(len(group.waiting) for group in groups)
             self._batch = None  # its buffers go before the new ones are made
             room = room_for(self._model, n_prefix, n_own, most, self._limit)
-            self._batch = Batch(self._model, room, self._static, self.work)
+            self._batch = RunningBatch(self._model, room, self._static, self.work)
             for group in self._groups.values():
                 group.clip = None
         return self._batch
 
 
-def _fits(group: _Group, batch: Batch) -> bool:
+def _fits(group: _Group, batch: RunningBatch) -> bool:
     room = batch.room
     return group.waiting[0].n_shared <= room.n_prefix and max(job.n_own for job in group.waiting) <= room.n_own

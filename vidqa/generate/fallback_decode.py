@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vidqa.generate.kinds import stored_in
+from vidqa.generate.llm_adapter import stored_in
 from vidqa.model.video_llava import VideoLlava
 from vidqa.records import Prompt
 

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vidqa.generate.kinds import new_cache, stored_in
+from vidqa.generate.llm_adapter import new_cache, stored_in
 from vidqa.model.video_llava import VideoLlava
 from vidqa.records import Prompt
 
 
-class Line:
+class ChatKVCache:
     """Keys and values of one line of tokens, and which tokens these are; empty at first."""
 
     def __init__(self, model: VideoLlava) -> None:

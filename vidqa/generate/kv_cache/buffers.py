@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Room:
+class CacheCapacity:
     """What there is room for."""
 
     n_lines: int  # B
@@ -35,7 +35,7 @@ class Buffers:
         cleared: whether what nothing was written to must be numbers.
     """
 
-    def __init__(self, room: Room, n_layers: int, cleared: bool) -> None:
+    def __init__(self, room: CacheCapacity, n_layers: int, cleared: bool) -> None:
         self.prefixes: list[tuple[Tensor, Tensor]] = []  # [C * G, P, d] a layer
         self.own: list[tuple[Tensor, Tensor]] = []  # [B, G, T, d] a layer
         self._room, self._n_layers, self._cleared = room, n_layers, cleared

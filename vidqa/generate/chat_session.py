@@ -19,10 +19,10 @@ from torch import Tensor
 
 from vidqa.errors import ItemError, PromptTooLongError, UsageError
 from vidqa.generate.engine import GenerationSettings
-from vidqa.generate.line import Line, n_common
-from vidqa.generate.memory import is_out_of_memory
-from vidqa.generate.sampling import Draws, content_of, pick_greedy, pick_sampled
-from vidqa.generate.stop import Stopper, end_ids
+from vidqa.generate.kv_cache.capacity import is_out_of_memory
+from vidqa.generate.kv_cache.chat_cache import ChatKVCache, n_common
+from vidqa.generate.sampling import RandomStream, content_of, pick_greedy, pick_sampled
+from vidqa.generate.stop_strings import Stopper, end_ids
 from vidqa.model.video_llava import VideoLlava
 from vidqa.prompts.build import build_prompt
 from vidqa.prompts.chat_formats import Turn
@@ -30,7 +30,7 @@ from vidqa.records import Features, Prompt
 
 
 @dataclass(frozen=True)
-class Said:
+class ChatTurn:
     """One question of a dialogue and what the model said."""
 
     question: str
@@ -68,7 +68,7 @@ class ChatSession:
             raise UsageError("this model only writes captions: its format has no form for a dialogue", hint="vidqa ask")
         self.model, self.settings = model, settings or GenerationSettings()
         self.turns: list[tuple[str, str]] = []
-        self.last: Said | None = None  # what `stream` ended with
+        self.last: ChatTurn | None = None  # what `stream` ended with
         self._features = tuple(features)
         self._shapes = [model.media_shape(f) for f in features]
         with torch.inference_mode():
@@ -77,7 +77,7 @@ class ChatSession:
         self._stops = tuple(s for s in stops if s)
         self._stopper = Stopper(model.tokenizer, stops, model.chat.leads)
         self._end_ids = end_ids(model.llm, model.tokenizer, stops)
-        self._line = Line(model)
+        self._line = ChatKVCache(model)
 
     def warm(self) -> None:
         """Compute what all first questions begin with, which holds the media unless the format puts them behind."""
@@ -86,7 +86,7 @@ class ChatSession:
         if n and one.slots[:n].sum() == one.n_slots:
             self._line.take_in(Prompt(one.ids[:n], one.slots[:n]), self._visual)
 
-    def ask(self, question: str) -> Said:
+    def ask(self, question: str) -> ChatTurn:
         """Ask, and wait for the whole answer.
 
         Raises:
@@ -188,7 +188,7 @@ class ChatSession:
         s = self.settings
         if s.temperature == 0:
             return pick_greedy
-        draws = Draws(s.seed, content_of(prompt, self._features))
+        draws = RandomStream(s.seed, content_of(prompt, self._features))
 
         def choose(logits: Tensor) -> Tensor:
             number = torch.tensor([draws.next()], dtype=torch.float64, device=logits.device)
@@ -199,7 +199,7 @@ class ChatSession:
     def _conclude(self, question: str, now: _Answering) -> None:
         assert now.reason is not None
         text, n = self._stopper.text(now.ids), len(now.prompt.ids)
-        self.last = Said(question, text, now.reason, now.prompt.n_slots, n, len(now.ids), now.n_computed)
+        self.last = ChatTurn(question, text, now.reason, now.prompt.n_slots, n, len(now.ids), now.n_computed)
         if text:
             self.turns.append((question, text))
 

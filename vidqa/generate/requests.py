@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from vidqa.errors import ItemError, PromptTooLongError, UsageError
-from vidqa.generate.decode import Continuation
-from vidqa.generate.sampling import Draws, content_of
-from vidqa.generate.stop import Stopper
+from vidqa.generate.fallback_decode import Continuation
+from vidqa.generate.sampling import RandomStream, content_of
+from vidqa.generate.stop_strings import Stopper
 from vidqa.model.video_llava import VideoLlava
 from vidqa.prompts.build import build_prompt
 from vidqa.prompts.chat_formats import Turn
@@ -59,7 +59,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Job:
+class PlannedRequest:
     """A request with its prompt, cut where its own part begins."""
 
     tag: object  # comes back with the answer
@@ -96,14 +96,16 @@ class Job:
         """Positions of the tail and the longest answer."""
         return len(self.prompt.ids) - self.n_shared + self.max_new_tokens
 
-    def draws(self, settings: GenerationSettings) -> Draws | None:
+    def draws(self, settings: GenerationSettings) -> RandomStream | None:
         """Its random numbers from the first; None where nothing is drawn."""
         if settings.temperature == 0:
             return None
-        return Draws(settings.seed, content_of(self.prompt, self.request.features))
+        return RandomStream(settings.seed, content_of(self.prompt, self.request.features))
 
 
-def plan_job(model: VideoLlava, tag: object, request: Request, settings: GenerationSettings) -> Job | ItemError:
+def plan_job(
+    model: VideoLlava, tag: object, request: Request, settings: GenerationSettings
+) -> PlannedRequest | ItemError:
     """Write the prompt and see whether it fits.
 
     Raises:
@@ -114,14 +116,14 @@ def plan_job(model: VideoLlava, tag: object, request: Request, settings: Generat
     new = settings.max_new_tokens if request.max_new_tokens is None else request.max_new_tokens
     over = len(prompt.ids) + new - model.context
     if over <= 0:
-        return Job(tag, request, prompt, new)
+        return PlannedRequest(tag, request, prompt, new)
     return PromptTooLongError(
         f"the prompt has {len(prompt.ids)} tokens ({prompt.n_slots} visual) and the answer may take {new}: "
         f"{over} more than the context of {model.context}"
     )
 
 
-def to_answer(job: Job, said: Continuation, stopper: Stopper) -> Answer:
+def to_answer(job: PlannedRequest, said: Continuation, stopper: Stopper) -> Answer:
     """What the model said, for people."""
     text = stopper.text(said.ids)
     reason = said.reason or "length"

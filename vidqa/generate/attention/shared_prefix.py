@@ -30,11 +30,11 @@ from vidqa.model.llama.kernel_check import proven
 from vidqa.model.llama.model import plain_attention
 
 #: Does all this in two kernels on a GPU.
-KERNELS = "vidqa.generate.kernels"
+KERNELS = "vidqa.generate.attention.triton_kernels"
 
 
 @dataclass(frozen=True)
-class Part:
+class PrefixSpan:
     """Some lines and the clips that they belong to, for one product.
 
     Clips stand side by side from `first_clip`; lines side by side, in the order of the parts.
@@ -52,7 +52,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Own:
+class SuffixSpan:
     """Which columns of its own part a line looks at: from `start` to that of the token which looks."""
 
     start: Tensor  # int64 [n]
@@ -61,15 +61,15 @@ class Own:
 
 
 @dataclass(frozen=True)
-class Shared:
+class SharedPrefix:
     """The shared beginnings as one run of the model sees them: buffers of a layer [all clips * G, *, d]."""
 
     prefixes: Sequence[tuple[Tensor, Tensor]]
     n_clips: int  # that the buffers have room for
-    parts: tuple[Part, ...]
-    own: Own | None = None  # what the mask says, for kernels that read no mask
+    parts: tuple[PrefixSpan, ...]
+    own: SuffixSpan | None = None  # what the mask says, for kernels that read no mask
 
-    def of(self, part: Part, layer: int) -> tuple[Tensor, Tensor]:
+    def of(self, part: PrefixSpan, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values of the part's clips, [C * G, P, d] each; nothing is copied."""
         keys, values = self.prefixes[layer]
         groups = keys.shape[0] // self.n_clips
@@ -84,7 +84,7 @@ def shared_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
-    shared: Shared | None = None,
+    shared: SharedPrefix | None = None,
     **rest: Any,
 ) -> tuple[Tensor, None]:
     """What an attention layer calls once its keys and values are stored.
@@ -113,7 +113,7 @@ def shared_attention(
 
 
 def plainly(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, shared: Shared, layer: int, scale: float
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, shared: SharedPrefix, layer: int, scale: float
 ) -> Tensor:
     """`shared_attention` by torch's own functions, on any device and in any precision."""
     begun, l_begun = _over_parts(query, shared, layer, scale)
@@ -123,7 +123,7 @@ def plainly(
     return out.to(query.dtype).transpose(1, 2).contiguous()
 
 
-def _over_parts(query: Tensor, shared: Shared, layer: int, scale: float) -> tuple[Tensor, Tensor]:
+def _over_parts(query: Tensor, shared: SharedPrefix, layer: int, scale: float) -> tuple[Tensor, Tensor]:
     if len(shared.parts) == 1:
         return over_beginnings(query, *shared.of(shared.parts[0], layer), shared.parts[0], scale)
     queries = query.split([len(part.where) for part in shared.parts])
@@ -133,7 +133,9 @@ def _over_parts(query: Tensor, shared: Shared, layer: int, scale: float) -> tupl
     return torch.cat([out for out, _ in done]), torch.cat([lse for _, lse in done])
 
 
-def over_beginnings(query: Tensor, keys: Tensor, values: Tensor, part: Part, scale: float) -> tuple[Tensor, Tensor]:
+def over_beginnings(
+    query: Tensor, keys: Tensor, values: Tensor, part: PrefixSpan, scale: float
+) -> tuple[Tensor, Tensor]:
     """Attend to the shared beginnings, all lines of a clip in one product.
 
     Args:

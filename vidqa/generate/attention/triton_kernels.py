@@ -15,8 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vidqa.generate.attention import Own, Part, Shared, plainly
-from vidqa.generate.triton_code import join_kernel, over_beginnings_kernel, store_kernel
+from vidqa.generate.attention.shared_prefix import PrefixSpan, SharedPrefix, SuffixSpan, plainly
+from vidqa.generate.attention.triton_source import join_kernel, over_beginnings_kernel, store_kernel
 
 _LOG2E = 1.4426950408889634
 #: Rows of a product: the least that matrix units take, and the most of one program.
@@ -31,7 +31,9 @@ _PROGRAMS, _MOST_STRETCHES = 1024, 16
 _LEAST_STRETCH = 128
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, shared: Shared, own: Own, layer: int, scale: float) -> Tensor:
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, shared: SharedPrefix, own: SuffixSpan, layer: int, scale: float
+) -> Tensor:
     """Attend to the beginnings and to each line's own part.
 
     Args:
@@ -58,7 +60,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, shared: Shared, own: Own, 
     return _join(query, key, value, shared, own, (out, lse), scale)
 
 
-def _stretches(part: Part, n_groups: int, n_rows: int) -> int:
+def _stretches(part: PrefixSpan, n_groups: int, n_rows: int) -> int:
     """Into how many stretches beginnings are cut, so that there are enough programs: a power of two."""
     programs = part.n_clips * n_groups * -(-part.n_places * n_rows // _MOST_ROWS)
     n = 1
@@ -73,7 +75,7 @@ def _rows(n_rows: int) -> int:
 
 
 def _over_beginnings(
-    query: Tensor, part: Part, keys: Tensor, values: Tensor, into: tuple[Tensor, Tensor], first: int, scale: float
+    query: Tensor, part: PrefixSpan, keys: Tensor, values: Tensor, into: tuple[Tensor, Tensor], first: int, scale: float
 ) -> None:
     """Lines from `first` on attend to the beginnings of a part; what each stretch gives goes into [U, n, H, S, (d)]."""
     (out, lse), n_clips = into, part.n_clips
@@ -114,7 +116,13 @@ def _over_beginnings(
 
 
 def _join(
-    query: Tensor, key: Tensor, value: Tensor, shared: Shared, own: Own, begun: tuple[Tensor, Tensor], scale: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    shared: SharedPrefix,
+    own: SuffixSpan,
+    begun: tuple[Tensor, Tensor],
+    scale: float,
 ) -> Tensor:
     n, n_heads, n_new, d = query.shape
     n_groups = key.shape[1]
@@ -194,12 +202,12 @@ def difference(device: torch.device, dtype: torch.dtype, width: int) -> float:
     begun, columns = (some(4, 600, width), some(4, 600, width)), torch.arange(40, device=device)
     own, lengths = (some(3, 2, 40, width), some(3, 2, 40, width)), numbers(600, 300)
     hidden = (torch.arange(600, device=device) >= lengths[:, None])[:, None]
-    part = Part(0, 2, 2, 600, numbers(2, 0, 1), hidden, lines=numbers(1, 2, 0, -1), lengths=lengths)
+    part = PrefixSpan(0, 2, 2, 600, numbers(2, 0, 1), hidden, lines=numbers(1, 2, 0, -1), lengths=lengths)
     start, far = numbers(0, 2, 1), 0.0
     for n_new, now in ((1, numbers(3, 39, 4)), (40, numbers(40, 40, 40))):
         opening = n_new > 1
-        own_columns = Own(start, now, opening)
-        shared = Shared([begun], 2, (part,), own_columns)
+        own_columns = SuffixSpan(start, now, opening)
+        shared = SharedPrefix([begun], 2, (part,), own_columns)
         last = columns[None] if opening else now[:, None]
         mask = ((columns >= start[:, None, None]) & (columns <= last[:, :, None]))[:, None]
         query = some(3, 4, n_new, width)
