@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from vidqa.train.data.rejects import Rejected, write_rejects
-from vidqa.train.metrics import MetricsFile
+from vidqa.train.stage.metrics import MetricsFile
 
 SMALL = Path(__file__).parents[2] / "examples" / "recipes" / "small.toml"
 

@@ -11,8 +11,8 @@ from demo_world.language import Pair
 from demo_world.scene import make_scene
 
 from vidqa.model.towers.vit import VisionConfig, VisionTower
-from vidqa.train.contradictions import contradictions
-from vidqa.train.recipe import Recipe
+from vidqa.train.recipe.consistency import contradictions
+from vidqa.train.recipe.definition import Recipe
 
 BY_NAME = {arm.name: tomllib.loads(recipe(arm, 1, Sizes())) for arm in ARMS}
 

@@ -55,13 +55,13 @@ def test_no_answer_about_training_media_says_a_held_out_pair(tmp_path):
     from vidqa.model.llm import load_tokenizer
     from vidqa.prompts.build import build_labels
     from vidqa.prompts.chat_formats import FORMATS
-    from vidqa.train.unseen import LeftOut, read_unseen
+    from vidqa.train.data.unseen_pairs import IgnoredTokens, read_unseen
 
     write_unseen(tmp_path / "unseen.toml")
     unseen = read_unseen(tmp_path / "unseen.toml")
     assert set(unseen.pairs) == HELD_OUT
     tokenizer = load_tokenizer(find_bundle("demo") / "llm")
-    found, n_narrowed = LeftOut(unseen, tokenizer), 0
+    found, n_narrowed = IgnoredTokens(unseen, tokenizer), 0
     for record in (r for seed in range(20) for r in all_records(make_scene(seed))):
         values = [turn["value"] for turn in record["conversations"]]
         kind = "image" if "image" in record else "video"

@@ -13,14 +13,14 @@ from vidqa.model.connector import build_connector
 from vidqa.model.video_llava import VideoLlava
 from vidqa.prompts.chat_formats import get_format
 from vidqa.records import Features
+from vidqa.train.api import ByPath, GivenSamples
+from vidqa.train.batching.dataset import TrainingDataset, labeller, survey
+from vidqa.train.batching.sampler import Packing, plan_run
 from vidqa.train.data import MediaRef, Sample
-from vidqa.train.loop import Silent, StageResult, Surroundings, run_stage
-from vidqa.train.metrics import MetricsFile, read_metrics
-from vidqa.train.order import Packing, plan_run
-from vidqa.train.processes import Common, is_first
-from vidqa.train.recipe import Logging, Output, Stage
-from vidqa.train.sequences import Sequences, labeller, survey
-from vidqa.train.tune import ByPath, GivenSamples
+from vidqa.train.distributed import RunConfig, is_first
+from vidqa.train.recipe.definition import Logging, Output, Stage
+from vidqa.train.stage.loop import Silent, StageContext, StageResult, run_stage
+from vidqa.train.stage.metrics import MetricsFile, read_metrics
 
 WORDS = [
     "USER",
@@ -134,7 +134,7 @@ def tune_samples(
     stage: Stage,
     samples: Sequence[Sample] = SAMPLES,
     *,
-    common: Common | None = None,
+    common: RunConfig | None = None,
     listener: Any = None,
     shuffled: bool = True,
     evaluate: Any = None,
@@ -149,17 +149,17 @@ def tune_samples(
     looked = survey(corpus)
     epochs = stage.epochs or (None if stage.steps else 1.0)
     plan = plan_run(order, stage.global_batch, epochs=epochs, steps=stage.steps, packing=packing, survey=looked)
-    data = Sequences(corpus, plan, ByPath(features), labeller(model, model.chat, model.context))
+    data = TrainingDataset(corpus, plan, ByPath(features), labeller(model, model.chat, model.context))
     metrics = MetricsFile(folder / "metrics.jsonl", active=is_first())
     more = {"evaluate": evaluate, "eval_every": eval_every, "stopping": stopping}
-    around = Surroundings(folder, listener or Silent(), metrics, common or Common(), **more)
+    around = StageContext(folder, listener or Silent(), metrics, common or RunConfig(), **more)
     result = run_stage(model, data, stage, around)
     return Ran(result, read_metrics(metrics.path) if is_first() else [])
 
 
-def with_checkpoints(every: int, keep: int = 2) -> Common:
+def with_checkpoints(every: int, keep: int = 2) -> RunConfig:
     """Settings that save often."""
-    return Common(output=Output(save_every=every, keep=keep), logging=Logging(every=1))
+    return RunConfig(output=Output(save_every=every, keep=keep), logging=Logging(every=1))
 
 
 @pytest.fixture

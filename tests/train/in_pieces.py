@@ -20,9 +20,9 @@ from conftest import make_model, tune_samples, with_checkpoints
 from torch import distributed
 from torch.distributed.tensor import DTensor
 
-from vidqa.train.loop import Silent
-from vidqa.train.processes import is_first, join
-from vidqa.train.recipe import Hardware, Stage
+from vidqa.train.distributed import is_first, join
+from vidqa.train.recipe.definition import Hardware, Stage
+from vidqa.train.stage.loop import Silent
 
 STAGE = Stage(kind="instruct", epochs=4, batch_size=4, per_device=1, lr=3e-3)
 

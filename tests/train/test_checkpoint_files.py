@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from vidqa.errors import TrainError
-from vidqa.train import checkpoints
+from vidqa.train.stage import checkpoints
 
 
 def written(folder, step):

@@ -14,11 +14,11 @@ from vidqa.media.workers.decode_pool import DecodePool
 from vidqa.prompts.build import MediaShape
 from vidqa.prompts.chat_formats import FORMATS
 from vidqa.train.data import Corpus, Rejected, RejectLog, Source
-from vidqa.train.data.check import check_data
-from vidqa.train.data.look import Reader, look_at
-from vidqa.train.data.picture import bins, save_histogram
-from vidqa.train.data.probe import Prober
-from vidqa.train.data.shapes import SpecShapes
+from vidqa.train.data.data_check import check_data
+from vidqa.train.data.histogram import bins, save_histogram
+from vidqa.train.data.media_facts import Prober
+from vidqa.train.data.media_shapes import SpecShapes
+from vidqa.train.data.tokenize import RecordTokenizer, look_at
 
 
 def told(question, answer="yes", **fields):
@@ -78,7 +78,7 @@ def test_every_kind_of_fault_is_found_before_training(corpus, tmp_path):
                 opened.append(path)
                 yield path, found
 
-    checked = check_data(corpus, Reader(Words(), FORMATS["v1"], room, 200), prober=Counting(n_workers=1))
+    checked = check_data(corpus, RecordTokenizer(Words(), FORMATS["v1"], room, 200), prober=Counting(n_workers=1))
     wanted = {i: kind for i, (_, kind) in enumerate(RECORDS) if kind}
     assert {r.record: r.kind for r in checked.rejected} == wanted
     assert [r.id for r in checked.rejected if r.kind == "media_missing"] == ["g"]
@@ -122,7 +122,9 @@ def test_media_that_were_good_are_opened_again_when_they_change(corpus, tmp_path
     def check():
         opened.clear()
         with closing(MediaIndex(tmp_path / "cache")) as index:
-            checked = check_data(corpus, Reader(Words(), FORMATS["v1"], room, 200), prober=Prober(1, index=index))
+            checked = check_data(
+                corpus, RecordTokenizer(Words(), FORMATS["v1"], room, 200), prober=Prober(1, index=index)
+            )
         return sorted(opened), [(r.record, r.kind) for r in checked.rejected], checked.video_s
 
     first = check()
@@ -136,7 +138,7 @@ def test_good_data_pass(corpus, tmp_path):
     path = tmp_path / "b.json"
     path.write_text(json.dumps([told("What?")] * 3))
     checked = check_data(
-        Corpus([Source(str(path))], cache_dir=tmp_path / "cache"), Reader(Words(), FORMATS["v1"], room)
+        Corpus([Source(str(path))], cache_dir=tmp_path / "cache"), RecordTokenizer(Words(), FORMATS["v1"], room)
     )
     assert checked.passes
     assert checked.rejected == ()
@@ -148,7 +150,7 @@ def test_a_file_in_two_sources_has_each_reject_once_as_in_training(corpus, tmp_p
         [Source(s.path, s.media_root, weight) for s in corpus.sources for weight in (0.5, 2.0)],
         cache_dir=tmp_path / "cache",
     )
-    reader = Reader(Words(), FORMATS["v1"], room, 200)
+    reader = RecordTokenizer(Words(), FORMATS["v1"], room, 200)
     once, both = check_data(corpus, reader), check_data(twice, reader)
     assert both.rejected == once.rejected and both.n_records == once.n_records == twice.n_records == len(RECORDS)
     assert both.lines()[-1] == once.lines()[-1]
@@ -168,9 +170,11 @@ def test_several_processes_find_the_same(corpus, tmp_path, monkeypatch):
     path.write_text(json.dumps([told(f"Q{i}", "a" * i) for i in range(140)]))
     many = Corpus([Source(str(path)), *corpus.sources], cache_dir=tmp_path / "cache")
     bundle = load_bundle("demo")
-    reader = Reader(AutoTokenizer.from_pretrained(bundle.llm_folder), FORMATS["v1"], SpecShapes(bundle.spec), 2000)
+    reader = RecordTokenizer(
+        AutoTokenizer.from_pretrained(bundle.llm_folder), FORMATS["v1"], SpecShapes(bundle.spec), 2000
+    )
     alone = list(look_at(many, reader))
-    monkeypatch.setattr("vidqa.train.data.look._WORTH", 64)
+    monkeypatch.setattr("vidqa.train.data.tokenize._WORTH", 64)
     assert list(look_at(many, reader, n_processes=2)) == alone
     assert [len(look.numbers) for look in alone] == [127, 22]  # an empty answer; what stands in RECORDS
     video, image = bundle.spec.encoders.video, bundle.spec.encoders.image

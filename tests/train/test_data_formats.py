@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vidqa.train.data import Corpus, MediaRef, SampleError, Source, by_media, read_conversations
-from vidqa.train.data.formats import AsWritten, format_of, to_sample
-from vidqa.train.data.locate import MediaFolder
+from vidqa.train.data.media_paths import MediaFolder
+from vidqa.train.data.record_formats import AsWritten, format_of, to_sample
 from vidqa.train.data.rejects import read_rejects, write_rejects
 from vidqa.train.data.sample import REJECT_KINDS, Sample
 

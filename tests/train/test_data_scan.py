@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from vidqa.cache.key import RECORDS as FOLDER
 from vidqa.errors import TrainError, UsageError
-from vidqa.train.data.recordfile import RecordFile
+from vidqa.train.data.json_scanner import layout_of, scan_json
+from vidqa.train.data.record_index import RecordFile
 from vidqa.train.data.sample import SampleError
-from vidqa.train.data.scan import layout_of, scan_json
 
 NASTY = st.text(st.sampled_from('a"\\[]{},:\n\té\U0001f600\x00'), max_size=12)
 VALUES = st.recursive(
@@ -119,7 +119,7 @@ def test_a_large_list_costs_offsets_not_texts(tmp_path):
 def test_the_index_is_kept_and_follows_the_file(tmp_path, monkeypatch):
     import os
 
-    import vidqa.train.data.recordfile as recordfile
+    import vidqa.train.data.record_index as recordfile
 
     path, cache = tmp_path / "a.json", tmp_path / "cache"
     path.write_text('[{"a": 1}, {"a": 2}]')

@@ -10,7 +10,7 @@ from vidqa.model.bundle.bundle import load_bundle
 from vidqa.model.bundle.spec import CompressorSpec
 from vidqa.model.connector import build_connector
 from vidqa.train.data import MediaRef
-from vidqa.train.data.shapes import SpecShapes
+from vidqa.train.data.media_shapes import SpecShapes
 
 
 @pytest.mark.parametrize("kind", ["image", "video"])

@@ -9,8 +9,8 @@ import pytest
 
 from vidqa.cache.key import RECORDS
 from vidqa.train.data import Corpus, Source
+from vidqa.train.data.metadata import group_of, length_of
 from vidqa.train.data.sample import SampleError
-from vidqa.train.data.survey import group_of, length_of
 
 
 def told(question, answer="red", **media):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vidqa.train.recipe import Stage
+from vidqa.train.recipe.definition import Stage
 
 SCRIPT = Path(__file__).parent / "in_pieces.py"
 STAGE = Stage(kind="instruct", epochs=4, batch_size=4, per_device=1, lr=3e-3)

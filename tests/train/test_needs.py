@@ -5,8 +5,8 @@ import json
 import pytest
 
 from vidqa.errors import UsageError
-from vidqa.train.needs import check_deepspeed
-from vidqa.train.recipe import Recipe
+from vidqa.train.recipe.definition import Recipe
+from vidqa.train.recipe.requirements import check_deepspeed
 
 
 def recipe(path):

@@ -3,7 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from vidqa.train.order import Packing, Survey, plan_run
+from vidqa.train.batching.sampler import Packing, Survey, plan_run
 
 
 def order(n, seed=0):

@@ -3,7 +3,7 @@
 import pytest
 
 from vidqa.errors import UsageError
-from vidqa.train.recipe_file import as_written, read_recipe
+from vidqa.train.recipe.load import as_written, read_recipe
 
 RECIPE = """\
 seed = 7

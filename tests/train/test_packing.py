@@ -5,9 +5,9 @@ from torch.nn import functional as F
 
 from vidqa.prompts.build import IGNORED, build_labels
 from vidqa.prompts.chat_formats import FORMATS
-from vidqa.train.loss import PackedLoss
-from vidqa.train.packing import attention_mask, collate, pack
-from vidqa.train.sequences import Batch
+from vidqa.train.batching.dataset import TrainingBatch
+from vidqa.train.batching.packing import attention_mask, collate, pack
+from vidqa.train.stage.loss import PackedLoss
 
 TURNS = [
     (("<video>\nWhat is it ?", "a"),),
@@ -35,13 +35,13 @@ def test_packed_loss_is_the_loss_of_the_conversations_alone(tiny_model, features
     alone = [labelled(tiny_model, t, features) for t in TURNS]
     total, count = map(sum, zip(*(loss_of(tiny_model, one, features) for one in alone), strict=True))
     other = features_of("4.mp4")
-    batch = Batch(collate([pack(alone)]), (features,), 3, ())
+    batch = TrainingBatch(collate([pack(alone)]), (features,), 3, ())
     loss = PackedLoss(tiny_model)(batch)["loss"]
     assert batch.n_learned == count
     assert loss.item() == pytest.approx(total.item(), abs=1e-4)
     longer = collate([pack(alone), pack(alone[:1])])  # padding of the second row must not matter to the first
-    second = PackedLoss(tiny_model)(Batch(collate([pack(alone[:1])]), (other,), 1, ()))["loss"]
-    both = PackedLoss(tiny_model)(Batch(longer, (features, other), 4, ()))["loss"]
+    second = PackedLoss(tiny_model)(TrainingBatch(collate([pack(alone[:1])]), (other,), 1, ()))["loss"]
+    both = PackedLoss(tiny_model)(TrainingBatch(longer, (features, other), 4, ()))["loss"]
     assert both.item() == pytest.approx(loss.item() + second.item(), abs=1e-4)
 
 
@@ -60,7 +60,7 @@ def test_a_conversation_alone_may_have_its_media_anywhere(tiny_model, features_o
     features = [features_of(name) for name in names]
     one = labelled(tiny_model, turns, *features, chat=chat and FORMATS[chat])
     total, count = loss_of(tiny_model, one, *features)
-    batch = Batch(collate([pack([one])]), tuple(features), 1, ())
+    batch = TrainingBatch(collate([pack([one])]), tuple(features), 1, ())
     assert batch.n_learned == count > 0
     assert PackedLoss(tiny_model)(batch)["loss"].item() == pytest.approx(total.item(), abs=1e-4)
 
@@ -104,7 +104,7 @@ def test_gradients_come_in_the_same_order_whatever_the_media(tiny_model, feature
     for turns, names in ((TURNS[0], ["3.mp4"]), ((("<image>\nWhat is it ?", "a"),), ["3.png"]), ((("What", "a"),), [])):
         features = [features_of(name) for name in names]
         arrived.clear()
-        loss(Batch(collate([pack([labelled(tiny_model, turns, *features)])]), tuple(features), 1, ()))[
+        loss(TrainingBatch(collate([pack([labelled(tiny_model, turns, *features)])]), tuple(features), 1, ()))[
             "loss"
         ].backward()
         orders.append(tuple(arrived))

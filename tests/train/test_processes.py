@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from vidqa.train import loop, processes
-from vidqa.train.loop import Silent, Surroundings
-from vidqa.train.metrics import MetricsFile
-from vidqa.train.processes import Common, arguments, precision_on
-from vidqa.train.recipe import Hardware, Stage
+from vidqa.train import distributed
+from vidqa.train.distributed import RunConfig, arguments, precision_on
+from vidqa.train.recipe.definition import Hardware, Stage
+from vidqa.train.stage import loop
+from vidqa.train.stage.loop import Silent, StageContext
+from vidqa.train.stage.metrics import MetricsFile
 
 STAGE = Stage(kind="connector", batch_size=4, per_device=2, lr=1e-3)
 
@@ -30,7 +31,7 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
 
 
 def settings(device: str, tmp_path: Path) -> Any:
-    return arguments(STAGE, Common(Hardware(precision="fp32")), 3, 2, tmp_path, torch.device(device))
+    return arguments(STAGE, RunConfig(Hardware(precision="fp32")), 3, 2, tmp_path, torch.device(device))
 
 
 def test_a_single_process_stays_on_the_gpu_that_was_asked_for(two_gpus: list[torch.device], tmp_path: Path) -> None:
@@ -71,7 +72,7 @@ def test_a_model_that_is_to_be_cut_up_lies_on_the_cpu_but_is_not_trained_there(
     monkeypatch.setattr(loop, "PackedLoss", lambda *_: None)
     model: Any = SimpleNamespace(device=torch.device("cpu"))
     data: Any = SimpleNamespace(plan=SimpleNamespace(n_steps=3, epochs=1.0), left_out=())
-    around = Surroundings(tmp_path, Silent(), MetricsFile(tmp_path / "metrics.jsonl"), device=asked)
+    around = StageContext(tmp_path, Silent(), MetricsFile(tmp_path / "metrics.jsonl"), device=asked)
     loop._trainer(model, data, STAGE, around, [], 2)
     assert seen == [torch.device(wanted)]
-    assert processes.processes() == 1
+    assert distributed.processes() == 1

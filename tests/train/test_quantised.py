@@ -10,8 +10,8 @@ from vidqa.model.connector import build_connector
 from vidqa.model.lora import ADAPTER_FOLDER, attach_lora
 from vidqa.model.video_llava import VideoLlava
 from vidqa.prompts.chat_formats import get_format
-from vidqa.train.quantised import quantise
-from vidqa.train.recipe import Lora, Stage
+from vidqa.train.recipe.definition import Lora, Stage
+from vidqa.train.stage.quantize import quantise
 
 WIDTH = 64  # on a CPU, 4 bits want multiples of it
 

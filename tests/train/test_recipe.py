@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from vidqa.errors import UsageError
-from vidqa.train import recipe_file
-from vidqa.train.recipe_file import read_recipe
+from vidqa.train.recipe import load
+from vidqa.train.recipe.load import read_recipe
 
 RECIPES = Path(__file__).parents[2] / "examples" / "recipes"
 
@@ -137,7 +137,7 @@ def test_contradictions_are_named(tmp_path, change, line, words):
 
 
 def test_the_shipped_recipes_are_sound(monkeypatch):
-    monkeypatch.setattr(recipe_file, "_missing", lambda *_: [])  # their data are hundreds of gigabytes
+    monkeypatch.setattr(load, "_missing", lambda *_: [])  # their data are hundreds of gigabytes
     found = {path.stem: read_recipe(path) for path in sorted(RECIPES.glob("*.toml"))}
     assert len(found) == 7
     for name in ("video_llava_stage1", "video_llava_stage2", "video_llava_stage2_lora"):

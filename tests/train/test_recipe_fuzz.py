@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from vidqa.errors import UsageError
-from vidqa.train.recipe import Recipe
-from vidqa.train.recipe_file import read_recipe
+from vidqa.train.recipe.definition import Recipe
+from vidqa.train.recipe.load import read_recipe
 
 GOOD = """\
 seed = 1

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vidqa.train.report import _smoothed
+from vidqa.train.outputs.report import _smoothed
 
 
 def lines(*stages):

@@ -8,14 +8,14 @@ import torch
 
 from vidqa.errors import TrainError
 from vidqa.model.lora import attach_lora
-from vidqa.train import trainer as trainer_module
-from vidqa.train.batchsize import find_per_device
-from vidqa.train.checkpoints import found_in
-from vidqa.train.loop import Silent
-from vidqa.train.loss import PackedLoss
-from vidqa.train.recipe import Lora, Stage
-from vidqa.train.trainer import StageTrainer
-from vidqa.train.watch import Interrupted, in_time
+from vidqa.train.recipe.definition import Lora, Stage
+from vidqa.train.stage import trainer as trainer_module
+from vidqa.train.stage.batch_size import find_per_device
+from vidqa.train.stage.callbacks import Interrupted, in_time
+from vidqa.train.stage.checkpoints import found_in
+from vidqa.train.stage.loop import Silent
+from vidqa.train.stage.loss import PackedLoss
+from vidqa.train.stage.trainer import StageTrainer
 
 STAGE = Stage(kind="instruct", epochs=5, batch_size=4, per_device=2, lr=3e-3, packing=2)
 
@@ -187,7 +187,7 @@ def test_the_batch_that_fits_is_found(lab, tmp_path, monkeypatch):
     stage = STAGE.model_copy(update={"per_device": "auto", "batch_size": 8, "epochs": 2})
     ran = lab.tune(fresh(lab), tmp_path, stage)
     assert ran.result.per_device == 2
-    assert find_per_device.__module__ == "vidqa.train.batchsize"
+    assert find_per_device.__module__ == "vidqa.train.stage.batch_size"
 
 
 def test_gradient_checkpointing_gives_the_same_losses(lab, tmp_path):

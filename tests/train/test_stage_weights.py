@@ -9,9 +9,9 @@ import torch
 from vidqa.errors import UsageError
 from vidqa.model.bundle.spec import CompressorSpec
 from vidqa.model.lora import attach_lora, merge_lora
-from vidqa.train import recipe_file
-from vidqa.train.recipe import Lora, Stage
-from vidqa.train.recipe_file import read_recipe
+from vidqa.train.recipe import load
+from vidqa.train.recipe.definition import Lora, Stage
+from vidqa.train.recipe.load import read_recipe
 
 RECIPES = Path(__file__).parents[2] / "examples" / "recipes"
 BASE = {"batch_size": 4, "per_device": 4, "steps": 4, "lr": 1e-2, "warmup": 0.0}
@@ -116,7 +116,7 @@ def released(connector, compressor=None):
     ],
 )  # fmt: skip
 def test_a_shipped_recipe_changes_what_the_publication_says(lab, tmp_path, monkeypatch, name, released, learns):
-    monkeypatch.setattr(recipe_file, "_missing", lambda *_: [])  # their data are hundreds of gigabytes
+    monkeypatch.setattr(load, "_missing", lambda *_: [])  # their data are hundreds of gigabytes
     (stage,) = read_recipe(RECIPES / f"{name}.toml").stage
     stage = stage.model_copy(update=BASE | {"epochs": None})
     model, has_cls = lab.make_model(**released), name.startswith("valley")

@@ -11,7 +11,7 @@ from vidqa.errors import VidqaError
 from vidqa.model.bundle.bundle import DEMO, Bundle, load_bundle
 from vidqa.model.video_llava import load_model
 from vidqa.records import EncoderInput, SamplingSpec
-from vidqa.train.to_transformers import exportable, to_transformers
+from vidqa.train.outputs.hf_export import exportable, to_transformers
 
 pytest.importorskip("onnx")
 

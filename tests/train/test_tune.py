@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from vidqa.errors import UsageError
+from vidqa.train.api import TuneSettings, tune
 from vidqa.train.data import by_media, read_conversations
-from vidqa.train.tune import TuneSettings, tune
 
 
 def record(i, media=None, answer="yes b"):

@@ -12,17 +12,17 @@ from vidqa.model.bundle.registry import find_bundle
 from vidqa.model.llm import load_tokenizer
 from vidqa.prompts.build import IGNORED, MediaShape, build_labels
 from vidqa.prompts.chat_formats import FORMATS
+from vidqa.train.api import ByPath, GivenSamples, TuneSettings, tune
+from vidqa.train.batching.dataset import TrainingBatch, TrainingDataset, labeller
+from vidqa.train.batching.packing import collate
+from vidqa.train.batching.sampler import BatchPlan
 from vidqa.train.data import Corpus, Source
-from vidqa.train.data.check import check_data
-from vidqa.train.data.look import Reader
-from vidqa.train.loss import PackedLoss
-from vidqa.train.order import Plan
-from vidqa.train.packing import collate
-from vidqa.train.recipe_file import read_recipe
-from vidqa.train.sequences import Batch, Sequences, labeller
-from vidqa.train.stagefiles import open_run, run_identity
-from vidqa.train.tune import ByPath, GivenSamples, TuneSettings, tune
-from vidqa.train.unseen import LeftOut, UnseenPairs, read_unseen
+from vidqa.train.data.data_check import check_data
+from vidqa.train.data.tokenize import RecordTokenizer
+from vidqa.train.data.unseen_pairs import IgnoredTokens, UnseenPairs, read_unseen
+from vidqa.train.outputs.run_dir import open_run, run_identity
+from vidqa.train.recipe.load import read_recipe
+from vidqa.train.stage.loss import PackedLoss
 
 #: Words of the tests' tokenizer: of `a` and `d` there is no picture.
 PAIRS = UnseenPairs(groups={"first": ("a", "b"), "second": ("c", "d")}, pairs=(("a", "d"),))
@@ -35,12 +35,12 @@ COLOURS = UnseenPairs(
 
 def batch_of(model, features, samples, unseen):
     """(a batch of one sequence that holds all samples, the rows that its labels name)."""
-    left_out = LeftOut(unseen, model.tokenizer) if unseen else None
+    left_out = IgnoredTokens(unseen, model.tokenizer) if unseen else None
     label = labeller(model, model.chat, model.context, left_out)
     corpus = GivenSamples([tuple(samples)], seed=0)
-    plan = Plan((tuple(range(len(samples))),), 1, 1.0)
-    item = Sequences(corpus, plan, ByPath(features), label)[0]
-    return Batch(collate([item.packed]), item.features, len(samples), ()), left_out.rows if left_out else ()
+    plan = BatchPlan((tuple(range(len(samples))),), 1, 1.0)
+    item = TrainingDataset(corpus, plan, ByPath(features), label)[0]
+    return TrainingBatch(collate([item.packed]), item.features, len(samples), ()), left_out.rows if left_out else ()
 
 
 def loss(model, batch, rows):
@@ -133,7 +133,7 @@ def tokenizer():
 
 def left_out(tokenizer, *turns, unseen=COLOURS):
     """(word that is said, tokens that are left out there) of each place."""
-    found = LeftOut(unseen, tokenizer)
+    found = IgnoredTokens(unseen, tokenizer)
     made = build_labels(tokenizer, FORMATS["vicuna_v1"], turns, [("video", 1, 2)])
     rows = found.where(made)
     return [
@@ -190,7 +190,7 @@ class Letters:
 )
 def test_a_rival_is_left_out_at_the_token_where_it_parts_from_the_word(shapes, wanted):
     unseen = UnseenPairs(groups={"colour": ("red",), "shape": shapes}, pairs=(("red", "star"),))
-    found = LeftOut(unseen, Letters())
+    found = IgnoredTokens(unseen, Letters())
     made = build_labels(Letters(), FORMATS["vicuna_v1"], [("What is red?", f"A {shapes[0]}.")])
     rows = found.where(made)
     places = [(chr(made.prompt.ids[i]), "".join(map(chr, found.rows[rows[i]]))) for i in np.flatnonzero(rows)]
@@ -275,10 +275,12 @@ def test_a_check_counts_what_is_left_out_and_what_is_said_after_all(tokenizer, t
     def room(ref):
         return MediaShape(ref.kind, 1, 2)
 
-    checked = check_data(corpus, Reader(tokenizer, FORMATS["vicuna_v1"], room, left_out=LeftOut(COLOURS, tokenizer)))
+    checked = check_data(
+        corpus, RecordTokenizer(tokenizer, FORMATS["vicuna_v1"], room, left_out=IgnoredTokens(COLOURS, tokenizer))
+    )
     assert (checked.n_narrowed, dict(checked.said)) == (3, {"red star": 1})
     lines = checked.lines()
     assert "unseen pairs: in answers, 3 words whose loss leaves out others" in lines
     assert "  red star: 1 answers about media say it; not unseen? The loss is the ordinary one there" in lines
-    plain = check_data(corpus, Reader(tokenizer, FORMATS["vicuna_v1"], room))
+    plain = check_data(corpus, RecordTokenizer(tokenizer, FORMATS["vicuna_v1"], room))
     assert not any("unseen" in line for line in plain.lines())

@@ -8,8 +8,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from conftest import SAMPLES, make_model, make_sample, tune_samples
 
-from vidqa.train.processes import is_first, join, processes
-from vidqa.train.recipe import Stage
+from vidqa.train.distributed import is_first, join, processes
+from vidqa.train.recipe.definition import Stage
 
 STAGE = Stage(kind="instruct", epochs=4, batch_size=4, per_device=1, lr=3e-3)
 #: One process has nothing but text, the other nothing but clips; the connector alone learns.

@@ -21,9 +21,9 @@ from vidqa.model.connector import build_connector
 from vidqa.model.video_llava import VideoLlava
 from vidqa.prompts.chat_formats import get_format
 from vidqa.records import Features
+from vidqa.train.api import TuneSettings, tune
 from vidqa.train.data import Sample, by_media, read_conversations
-from vidqa.train.tune import TuneSettings, tune
-from vidqa.train.unseen import UnseenPairs
+from vidqa.train.data.unseen_pairs import UnseenPairs
 
 CAPTIONING = {q for asked in (CAPTION_QUESTIONS, DETAIL_QUESTIONS) for still in asked.values() for q in still}
 

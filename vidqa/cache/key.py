@@ -49,7 +49,7 @@ class CacheKey:
 
 #: Folder of all entries below the root, and how an entry's name ends.
 FEATURES = "features"
-#: Folder of what is remembered of files of conversations (`vidqa.train.data.recordfile`): DIGEST-DIGEST*.npz, .jsonl
+#: Folder of what is remembered of files of conversations (`vidqa.train.data.record_index`): DIGEST-DIGEST*.npz, .jsonl
 RECORDS = "records"
 SUFFIX = ".safetensors"
 

@@ -63,7 +63,7 @@ def command(recipe: str, **flags: Any) -> int:
     from vidqa.cli.shown import as_json
     from vidqa.cli.watch import code_of, heard
     from vidqa.pipeline.train import train
-    from vidqa.train.processes import is_first
+    from vidqa.train.distributed import is_first
 
     try:
         with heard(session.reporter, speaks=is_first()):

@@ -20,18 +20,18 @@ from vidqa.pipeline.options import RunOptions
 from vidqa.pipeline.progress import QUIET, Reporter
 from vidqa.pipeline.train import shown, sources
 from vidqa.prompts.chat_formats import get_format
-from vidqa.train.checkpoints import free_in, in_units
+from vidqa.train.batching.sampler import BatchPlan
 from vidqa.train.data import Corpus
-from vidqa.train.data.check import Checked, check_data
-from vidqa.train.data.look import Reader
-from vidqa.train.data.probe import Prober
-from vidqa.train.data.shapes import SpecShapes
-from vidqa.train.needs import disk_bytes
-from vidqa.train.order import Plan
-from vidqa.train.recipe import Stage
-from vidqa.train.recipe_file import read_recipe
-from vidqa.train.stage_run import chat_of, plan_of
-from vidqa.train.unseen import LeftOut, read_unseen
+from vidqa.train.data.data_check import Checked, check_data
+from vidqa.train.data.media_facts import Prober
+from vidqa.train.data.media_shapes import SpecShapes
+from vidqa.train.data.tokenize import RecordTokenizer
+from vidqa.train.data.unseen_pairs import IgnoredTokens, read_unseen
+from vidqa.train.recipe.definition import Stage
+from vidqa.train.recipe.load import read_recipe
+from vidqa.train.recipe.requirements import disk_bytes
+from vidqa.train.stage.checkpoints import free_in, in_units
+from vidqa.train.stage.stage import chat_of, plan_of
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class StageCheck:
     checked: Checked
     rejects: Path  # the table
     histogram: Path  # the picture
-    plan: Plan | None  # how the stage would go through the data; none for the held-out file
+    plan: BatchPlan | None  # how the stage would go through the data; none for the held-out file
     room: Room
 
     def as_text(self) -> str:
@@ -135,7 +135,7 @@ def check(
         prober = Prober(options.n_workers, options.timeout_s, _index(options.cache_dir, stack))
         for name, files, stage in wanted:
             corpus = Corpus(files, words.seed, cache_dir=options.cache_dir, progress=shown(reporter))
-            reader = Reader(
+            reader = RecordTokenizer(
                 tokenizer,
                 chat_of(stage, get_format(bundle.spec.prompt.format, bundle.spec.prompt.system)),
                 SpecShapes(bundle.spec),
@@ -159,8 +159,8 @@ def check(
     return found
 
 
-def _left_out(stage: Stage, tokenizer: Any) -> LeftOut | None:
-    return LeftOut(read_unseen(Path(stage.unseen_pairs)), tokenizer) if stage.unseen_pairs else None
+def _left_out(stage: Stage, tokenizer: Any) -> IgnoredTokens | None:
+    return IgnoredTokens(read_unseen(Path(stage.unseen_pairs)), tokenizer) if stage.unseen_pairs else None
 
 
 def _index(cache_dir: str | os.PathLike[str], stack: ExitStack) -> MediaIndex | None:

@@ -25,8 +25,8 @@ from vidqa.pipeline.options import Encoded, RunOptions, Work
 from vidqa.pipeline.progress import Reporter
 from vidqa.pipeline.run import Run
 from vidqa.records import WHOLE, EncodedSegment, EncoderInput, Features, MediaFacts, MediaItem, Segment
-from vidqa.train.checkpoints import in_units, need_room
 from vidqa.train.data import MediaRef, SampleError
+from vidqa.train.stage.checkpoints import in_units, need_room
 
 #: What an entry of the cache takes beside its tokens: facts, embedding, checksum.
 _ENTRY_BYTES = 4096

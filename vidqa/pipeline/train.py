@@ -21,20 +21,20 @@ from vidqa.pipeline.features import CachedFeatures, LiveFeatures, entry_bytes, f
 from vidqa.pipeline.loaded import LoadedModel
 from vidqa.pipeline.options import RunOptions
 from vidqa.pipeline.progress import QUIET, Reporter
-from vidqa.train.checkpoints import in_units, room_needed
 from vidqa.train.data import Corpus, MediaRef, RejectLog, Source
-from vidqa.train.metrics import MetricsFile
-from vidqa.train.needs import check_deepspeed, check_device, check_exports, check_packages, check_space
-from vidqa.train.output import Start
-from vidqa.train.processes import Common, is_first, join, local_device, wait_for_all
-from vidqa.train.recipe import Evaluation, Recipe, Stage
-from vidqa.train.recipe_file import as_written, read_recipe, where_set
-from vidqa.train.report import StageFacts
-from vidqa.train.results import Told, write_results
-from vidqa.train.stage_run import StageRun
-from vidqa.train.stagefiles import finished, has_learned, open_run, run_identity
-from vidqa.train.unseen import read_unseen
-from vidqa.train.watch import Interrupted
+from vidqa.train.data.unseen_pairs import read_unseen
+from vidqa.train.distributed import RunConfig, is_first, join, local_device, wait_for_all
+from vidqa.train.outputs.report import StageFacts
+from vidqa.train.outputs.results import RunReport, write_results
+from vidqa.train.outputs.run_dir import finished, has_learned, open_run, run_identity
+from vidqa.train.outputs.trained_bundle import InitialModel
+from vidqa.train.recipe.definition import Evaluation, Recipe, Stage
+from vidqa.train.recipe.load import as_written, read_recipe, where_set
+from vidqa.train.recipe.requirements import check_deepspeed, check_device, check_exports, check_packages, check_space
+from vidqa.train.stage.callbacks import Interrupted
+from vidqa.train.stage.checkpoints import in_units, room_needed
+from vidqa.train.stage.metrics import MetricsFile
+from vidqa.train.stage.stage import StageRun
 
 Encode = Literal["cache", "on-the-fly"]
 
@@ -139,7 +139,7 @@ class _Run:
         bundle = load_bundle(recipe.model.base)
         check_exports(recipe, bundle, where_set(file, overrides, "output", "transformers"))
         self.loaded = LoadedModel(bundle, device, batch_size=options.batch_size, reporter=reporter)
-        self.start = Start(bundle, recipe.model.connector == "fresh", recipe.seed)
+        self.start = InitialModel(bundle, recipe.model.connector == "fresh", recipe.seed)
         self.device = local_device(device)
         self.work = out / "work"
         self.metrics = MetricsFile(out / "metrics.jsonl", active=is_first())
@@ -226,7 +226,7 @@ class _Run:
             folder=folder,
             start=self.start,
             device=self.device,
-            common=Common(self.recipe.hardware, self.recipe.output, self.recipe.logging, self.recipe.seed),
+            common=RunConfig(self.recipe.hardware, self.recipe.output, self.recipe.logging, self.recipe.seed),
             metrics=self.metrics,
             listener=self.reporter,
             stopping=lambda: self.reporter.stop.is_wanted,
@@ -242,7 +242,7 @@ class _Run:
 
     def _finish(self, stages: Sequence[StageFacts], corpora: Sequence[Corpus], fingerprint: str) -> TrainSummary:
         """Model, exports, tables, picture and page; then what there is to say."""
-        told = Told(self.written, self.overrides, fingerprint, self.device)
+        told = RunReport(self.written, self.overrides, fingerprint, self.device)
         bundle, n_rejected = write_results(self.recipe, self.start, self.name, self.out, stages, corpora, told)
         n_steps, n_samples = sum(s.n_steps for s in stages), sum(s.n_samples for s in stages)
         seconds, last = sum(s.seconds for s in stages), stages[-1]

@@ -9,8 +9,8 @@ formats and, for the check, decoders; knows no model.
 """
 
 from vidqa.train.data.corpus import Corpus, Source
-from vidqa.train.data.formats import read_conversations
 from vidqa.train.data.labels import labelled
+from vidqa.train.data.record_formats import read_conversations
 from vidqa.train.data.rejects import Rejected, RejectLog
 from vidqa.train.data.sample import REJECT_KINDS, MediaRef, Sample, SampleError, by_media
 

@@ -16,12 +16,12 @@ import numpy as np
 from vidqa.cache.key import default_cache_dir
 from vidqa.common.path_text import visible
 from vidqa.errors import UsageError
-from vidqa.train.data.formats import FORMATS, Format, to_sample
-from vidqa.train.data.locate import MediaFolder
-from vidqa.train.data.recordfile import RecordFile, digest
+from vidqa.train.data.media_paths import MediaFolder
+from vidqa.train.data.metadata import TokenStats, joined, look
+from vidqa.train.data.record_formats import FORMATS, Format, to_sample
+from vidqa.train.data.record_index import RecordFile, digest
 from vidqa.train.data.rejects import Rejected
 from vidqa.train.data.sample import Sample, SampleError
-from vidqa.train.data.survey import Looked, joined, look
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Corpus:
             raise UsageError("\n".join(problems))
         self._opened = opened
         self._first = np.cumsum([0, *(len(file) for file, _ in opened)])
-        self._looked: Looked | None = None
+        self._looked: TokenStats | None = None
 
     def __len__(self) -> int:
         return int(self._first[-1])
@@ -119,7 +119,7 @@ class Corpus:
     def __iter__(self) -> Iterator[Sample]:
         return (self[i] for i in range(len(self)))
 
-    def look(self, advance: Callable[[int], object] = lambda n: None) -> Looked:
+    def look(self, advance: Callable[[int], object] = lambda n: None) -> TokenStats:
         """Look at every record once. What was told is kept in the cache folder, and in memory.
 
         Args:

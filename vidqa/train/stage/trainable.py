@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vidqa.errors import TrainError, UsageError
 from vidqa.model.video_llava import VideoLlava
-from vidqa.train.recipe import Part, Stage
+from vidqa.train.recipe.definition import Part, Stage
 
 #: Weights of a compressor between features and projector stand below this name.
 _TEMPORAL = "connector.compressor."

@@ -15,18 +15,18 @@ from torch import distributed
 
 from vidqa.errors import TrainError
 from vidqa.model.video_llava import VideoLlava
-from vidqa.train.loss import PackedLoss
-from vidqa.train.processes import processes, wait_for_all
-from vidqa.train.recipe import Stage
-from vidqa.train.sequences import Item, Sequences, to_batch
-from vidqa.train.watch import Listener
+from vidqa.train.batching.dataset import Item, TrainingDataset, to_batch
+from vidqa.train.distributed import processes, wait_for_all
+from vidqa.train.recipe.definition import Stage
+from vidqa.train.stage.callbacks import Listener
+from vidqa.train.stage.loss import PackedLoss
 
 #: Sequences looked at to find a long one.
 _LOOKED_AT = 64
 _MOST = 64
 
 
-def find_per_device(model: VideoLlava, data: Sequences, stage: Stage, listener: Listener) -> int:
+def find_per_device(model: VideoLlava, data: TrainingDataset, stage: Stage, listener: Listener) -> int:
     """Halve the number of sequences until a pass fits.
 
     Args:

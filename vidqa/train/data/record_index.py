@@ -25,8 +25,8 @@ from vidqa.cache.key import RECORDS
 from vidqa.common import atomic_io
 from vidqa.common.display import bar_size
 from vidqa.errors import TrainError, UsageError
+from vidqa.train.data.json_scanner import Scanned, layout_of, scan_json
 from vidqa.train.data.sample import SampleError
-from vidqa.train.data.scan import Scanned, layout_of, scan_json
 
 log = logging.getLogger(__name__)
 

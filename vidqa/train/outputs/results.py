@@ -18,16 +18,16 @@ from vidqa.common.path_text import visible
 from vidqa.model.bundle.bundle import Bundle
 from vidqa.train.data import Corpus
 from vidqa.train.data.rejects import Rejected, read_rejects, write_rejects
-from vidqa.train.metrics import read_metrics
-from vidqa.train.output import Start, export_projector, write_bundle
-from vidqa.train.recipe import Recipe
-from vidqa.train.report import StageFacts, draw_curves, write_report
-from vidqa.train.stagefiles import stage_weights
-from vidqa.train.to_transformers import to_transformers
+from vidqa.train.outputs.hf_export import to_transformers
+from vidqa.train.outputs.report import StageFacts, draw_curves, write_report
+from vidqa.train.outputs.run_dir import stage_weights
+from vidqa.train.outputs.trained_bundle import InitialModel, export_projector, write_bundle
+from vidqa.train.recipe.definition import Recipe
+from vidqa.train.stage.metrics import read_metrics
 
 
 @dataclass(frozen=True)
-class Told:
+class RunReport:
     """What the page says of a run beside its stages."""
 
     settings: Mapping[str, Any]  # of the recipe, defaults included, paths as its file has them
@@ -38,12 +38,12 @@ class Told:
 
 def write_results(
     recipe: Recipe,
-    start: Start,
+    start: InitialModel,
     name: str,
     out: Path,
     stages: Sequence[StageFacts],
     corpora: Sequence[Corpus],
-    told: Told,
+    told: RunReport,
 ) -> tuple[Bundle, int]:
     """Write all that comes out of a run.
 
@@ -102,7 +102,7 @@ def _rejected(recipe: Recipe, out: Path) -> list[Rejected]:
     return list(found.values())
 
 
-def _sources(recipe: Recipe, corpora: Sequence[Corpus], told: Told) -> list[dict[str, object]]:
+def _sources(recipe: Recipe, corpora: Sequence[Corpus], told: RunReport) -> list[dict[str, object]]:
     """A line of the page for each file that a stage learned from, and each weight that it had."""
     files = dict.fromkeys(f for corpus in corpora for f in corpus.files)
     names = {visible(d.file): said["file"] for d, said in zip(recipe.data, told.settings["data"], strict=True)}

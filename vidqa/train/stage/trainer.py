@@ -16,12 +16,12 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer
 
 from vidqa.errors import TrainError
-from vidqa.train import checkpoints
-from vidqa.train.metrics import Totals
-from vidqa.train.processes import wait_for_all
-from vidqa.train.recipe import Stage
-from vidqa.train.stages import load_weights, parameter_groups, save_weights, trained_weights
-from vidqa.train.watch import ANEW, Watch
+from vidqa.train.distributed import wait_for_all
+from vidqa.train.recipe.definition import Stage
+from vidqa.train.stage import checkpoints
+from vidqa.train.stage.callbacks import ANEW, StageCallback
+from vidqa.train.stage.metrics import Totals
+from vidqa.train.stage.trainable import load_weights, parameter_groups, save_weights, trained_weights
 
 WEIGHTS = "trained.safetensors"
 REJECTS = "rejects.parquet"
@@ -41,7 +41,7 @@ class StageTrainer(Trainer):
 
     optimizer: Any
 
-    def __init__(self, *, stage: Stage, names: Sequence[str], watch: Watch, keep: int, **kwargs: Any) -> None:
+    def __init__(self, *, stage: Stage, names: Sequence[str], watch: StageCallback, keep: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.stage, self.names, self.watch, self.keep = stage, tuple(names), watch, keep
         self._part: Path | None = None

@@ -17,11 +17,11 @@ from vidqa.common.display import bar_size
 from vidqa.errors import MediaError
 from vidqa.records import MediaFacts
 from vidqa.train.data.corpus import Corpus, FileFacts, distinct_records
-from vidqa.train.data.look import Look, Reader, look_at
-from vidqa.train.data.picture import save_histogram
-from vidqa.train.data.probe import Prober
+from vidqa.train.data.histogram import save_histogram
+from vidqa.train.data.media_facts import Prober
 from vidqa.train.data.rejects import DEFAULT_MAX_RATE, Rejected, write_rejects
 from vidqa.train.data.sample import REJECT_KINDS, SampleError
+from vidqa.train.data.tokenize import RecordTokenizer, TokenizedChunk, look_at
 
 REJECTS, HISTOGRAM = "rejects.parquet", "token_lengths.png"
 
@@ -95,7 +95,7 @@ class Checked:
 
 def check_data(
     corpus: Corpus,
-    reader: Reader,
+    reader: RecordTokenizer,
     *,
     prober: Prober | None = None,
     max_reject_rate: float = DEFAULT_MAX_RATE,
@@ -118,7 +118,7 @@ def check_data(
     from tqdm import tqdm
 
     size = bar_size(sys.stderr)
-    whole = Look()
+    whole = TokenizedChunk()
     with tqdm(total=len(corpus), desc="records", unit="record", disable=not progress, leave=False, **size) as bar:
         for look in look_at(corpus, reader, n_processes):
             bar.update(len(set(look.numbers) | look.rejected.keys()))
@@ -140,7 +140,7 @@ def check_data(
     return _sum_up(corpus, whole, facts, reader.max_tokens, max_reject_rate)
 
 
-def _reject_by_media(corpus: Corpus, look: Look, facts: Mapping[str, MediaFacts | MediaError]) -> None:
+def _reject_by_media(corpus: Corpus, look: TokenizedChunk, facts: Mapping[str, MediaFacts | MediaError]) -> None:
     """Add the samples whose media cannot be used; those that are rejected already keep their reason."""
     for number, refs in zip(look.numbers, look.media, strict=True):
         for ref in refs:
@@ -164,7 +164,7 @@ def _reject_by_media(corpus: Corpus, look: Look, facts: Mapping[str, MediaFacts 
 
 def _sum_up(
     corpus: Corpus,
-    look: Look,
+    look: TokenizedChunk,
     facts: Mapping[str, MediaFacts | MediaError],
     max_tokens: int | None,
     max_reject_rate: float,

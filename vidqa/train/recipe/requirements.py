@@ -9,9 +9,9 @@ from pathlib import Path
 
 from vidqa.errors import UsageError, VidqaError
 from vidqa.model.bundle.bundle import Bundle
-from vidqa.train.checkpoints import folder_bytes, need_room
-from vidqa.train.recipe import Recipe, Stage
-from vidqa.train.to_transformers import exportable
+from vidqa.train.outputs.hf_export import exportable
+from vidqa.train.recipe.definition import Recipe, Stage
+from vidqa.train.stage.checkpoints import folder_bytes, need_room
 
 
 def check_packages(recipe: Recipe) -> None:

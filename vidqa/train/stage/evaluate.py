@@ -19,10 +19,10 @@ from vidqa.common.atomic_io import commit
 from vidqa.errors import ItemError, UsageError
 from vidqa.generate.engine import GenerationSettings, Request, generate
 from vidqa.model.video_llava import VideoLlava
+from vidqa.train.batching.dataset import EMPTY, Item, TrainingDataset, to_batch
+from vidqa.train.batching.sampler import BatchPlan
 from vidqa.train.data import Sample, SampleError
-from vidqa.train.order import Plan
-from vidqa.train.processes import is_first, processes, wait_for_all
-from vidqa.train.sequences import EMPTY, Item, Sequences, to_batch
+from vidqa.train.distributed import is_first, processes, wait_for_all
 
 _TAG = re.compile(r"<(?:image|video)>\n?")
 
@@ -53,7 +53,7 @@ class Evaluator:
     """
 
     def __init__(
-        self, data: Sequences, *, at_once: int, samples: int, max_new_tokens: int, table: Path, stage: int
+        self, data: TrainingDataset, *, at_once: int, samples: int, max_new_tokens: int, table: Path, stage: int
     ) -> None:
         self.data, self.at_once, self.stage, self.table = data, at_once, stage, table
         self.settings, self.shown = GenerationSettings(max_new_tokens=max_new_tokens), samples
@@ -119,9 +119,9 @@ class Evaluator:
         add_rows(self.table, rows)
 
 
-def held_out(n: int) -> Plan:
+def held_out(n: int) -> BatchPlan:
     """One conversation a sequence, in the order of the file."""
-    return Plan(tuple((i,) for i in range(n)), 1, 1.0)
+    return BatchPlan(tuple((i,) for i in range(n)), 1, 1.0)
 
 
 def add_rows(path: Path, rows: Sequence[SampleRow]) -> None:

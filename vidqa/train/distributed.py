@@ -15,11 +15,11 @@ from transformers.utils import is_torch_tf32_available
 
 from vidqa.errors import UsageError
 from vidqa.model.video_llava import pick_device
-from vidqa.train.recipe import Hardware, Logging, Output, Stage
+from vidqa.train.recipe.definition import Hardware, Logging, Output, Stage
 
 
 @dataclass(frozen=True)
-class Common:
+class RunConfig:
     """What all stages of a run share."""
 
     hardware: Hardware = field(default_factory=Hardware)
@@ -87,7 +87,9 @@ def precision_on(device: torch.device, hardware: Hardware) -> str:
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
-def arguments(stage: Stage, common: Common, n_steps: int, per_device: int, folder: Path, device: torch.device) -> Any:
+def arguments(
+    stage: Stage, common: RunConfig, n_steps: int, per_device: int, folder: Path, device: torch.device
+) -> Any:
     """The Trainer's own settings for a stage that is computed on `device`."""
     at_once, accumulation = shares(stage, per_device)
     hardware, cpu = common.hardware, device.type == "cpu"

@@ -2,7 +2,7 @@
 
 Defaults are the paper's (Video-LLaVA, table 7): AdamW, cosine, warm-up 0.03, no weight decay, one epoch, batches of
 256 and 128, learning rates 1e-3 and 2e-5; LoRA of rank 128 with alpha 256. Knows names and types. Does
-not know files, nor what contradicts what: `vidqa.train.recipe_file` reads, `vidqa.train.contradictions` compares.
+not know files, nor what contradicts what: `vidqa.train.recipe.load` reads, `vidqa.train.recipe.consistency` compares.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from vidqa.train.data.formats import Format
+from vidqa.train.data.record_formats import Format
 
 #: What a stage can train. `temporal` is what stands between features and projector in connectors that have it.
 Part = Literal["connector", "projector", "temporal", "llm", "lora", "embeddings", "lm_head"]
@@ -34,13 +34,13 @@ _LORA_LR = 2e-4  # scripts/v1_5/finetune_lora.sh of the original
 _BATCH: dict[StageKind, int] = {"connector": 256, "instruct": 128, "language": 128}
 
 
-class Words(BaseModel):
+class ConfigModel(BaseModel):
     """A table of the recipe: unknown keys are problems, and nothing changes after reading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class Base(Words):
+class Base(ConfigModel):
     """`[model]`: where the run starts."""
 
     base: str = Field(min_length=1)  # a bundle by name or folder
@@ -48,7 +48,7 @@ class Base(Words):
     name: str | None = None  # of the bundle that comes out; the recipe's file name by default
 
 
-class Data(Words):
+class Data(ConfigModel):
     """`[[data]]`: one file of conversations and the folder of its media."""
 
     file: str = Field(min_length=1)
@@ -63,7 +63,7 @@ class Data(Words):
         return self.name or Path(self.file).stem
 
 
-class Lora(Words):
+class Lora(ConfigModel):
     """`[stage.lora]`: adapters on every linear layer of the LLM but its head."""
 
     r: Count = 128
@@ -73,7 +73,7 @@ class Lora(Words):
     quantize: Literal["none", "4bit", "8bit"] = "none"  # QLoRA
 
 
-class Stage(Words):
+class Stage(ConfigModel):
     """`[[stage]]`: one pass of tuning."""
 
     kind: StageKind
@@ -123,7 +123,7 @@ class Stage(Words):
         return self.batch_size or _BATCH[self.kind]
 
 
-class Evaluation(Words):
+class Evaluation(ConfigModel):
     """`[eval]`: a held-out file, looked at every `every` steps and at the end of each stage."""
 
     file: str = Field(min_length=1)
@@ -134,7 +134,7 @@ class Evaluation(Words):
     max_conversations: Count = 512  # of the file; the first ones
 
 
-class Hardware(Words):
+class Hardware(ConfigModel):
     """`[hardware]`: changes speed and memory; precision changes results, too."""
 
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
@@ -146,7 +146,7 @@ class Hardware(Words):
     deepspeed: str | None = None  # a JSON file
 
 
-class Output(Words):
+class Output(ConfigModel):
     """`[output]`: what is kept."""
 
     save_every: Count = 500  # steps between checkpoints
@@ -156,7 +156,7 @@ class Output(Words):
     transformers: bool = False  # export/transformers: a VideoLlava folder
 
 
-class Logging(Words):
+class Logging(ConfigModel):
     """`[logging]`: metrics.jsonl is always written."""
 
     every: Count = 10  # steps between lines on screen and in TensorBoard
@@ -164,7 +164,7 @@ class Logging(Words):
     wandb: bool = False
 
 
-class Recipe(Words):
+class Recipe(ConfigModel):
     """The whole file."""
 
     model: Base

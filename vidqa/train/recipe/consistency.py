@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from vidqa.config.toml_lines import shown
 from vidqa.prompts.chat_formats import FORMATS
-from vidqa.train.recipe import Hardware, Part, Recipe, Stage, StageKind
+from vidqa.train.recipe.definition import Hardware, Part, Recipe, Stage, StageKind
 
 _ORDER: dict[StageKind, int] = {"language": 0, "connector": 1, "instruct": 2}
 

@@ -18,11 +18,11 @@ from vidqa.model.video_llava import VideoLlava
 from vidqa.prompts.build import IGNORED, LabelledPrompt
 from vidqa.prompts.chat_formats import ChatFormat
 from vidqa.records import Features
+from vidqa.train.batching.packing import Packed, PackedBatch, collate, pack
+from vidqa.train.batching.sampler import BatchPlan, Survey
 from vidqa.train.data import MediaRef, Rejected, Sample, SampleError, labelled
-from vidqa.train.data.survey import group_of, length_of
-from vidqa.train.order import Plan, Survey
-from vidqa.train.packing import Packed, PackedBatch, collate, pack
-from vidqa.train.unseen import LeftOut, UnseenPairs
+from vidqa.train.data.metadata import group_of, length_of
+from vidqa.train.data.unseen_pairs import IgnoredTokens, UnseenPairs
 
 _ANEW = "remove the folder `records` in the cache folder: it is made anew; then run again"
 
@@ -58,7 +58,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Batch:
+class TrainingBatch:
     """What one process computes at once."""
 
     packed: PackedBatch
@@ -77,7 +77,7 @@ class Batch:
         return int((self.packed.branch >= 0).sum()), self.packed.ids.numel()
 
 
-class Sequences(torch.utils.data.Dataset[Item]):
+class TrainingDataset(torch.utils.data.Dataset[Item]):
     """The sequences of a plan, by their place in it.
 
     Args:
@@ -91,7 +91,7 @@ class Sequences(torch.utils.data.Dataset[Item]):
     def __init__(
         self,
         corpus: Samples,
-        plan: Plan,
+        plan: BatchPlan,
         features: FeatureSource,
         label: Callable[[Sample, Sequence[Features]], LabelledPrompt],
         left_out: Sequence[Sequence[int]] = (),
@@ -101,8 +101,13 @@ class Sequences(torch.utils.data.Dataset[Item]):
 
     @classmethod
     def of_model(
-        cls, model: VideoLlava, corpus: Samples, plan: Plan, features: FeatureSource, unseen: UnseenPairs | None = None
-    ) -> Sequences:
+        cls,
+        model: VideoLlava,
+        corpus: Samples,
+        plan: BatchPlan,
+        features: FeatureSource,
+        unseen: UnseenPairs | None = None,
+    ) -> TrainingDataset:
         """For a model, in its own chat format and as long as its context.
 
         Args:
@@ -110,7 +115,7 @@ class Sequences(torch.utils.data.Dataset[Item]):
             corpus, plan, features: as for the class.
             unseen: pairs that the loss leaves out where they would answer.
         """
-        left_out = LeftOut(unseen, model.tokenizer) if unseen else None
+        left_out = IgnoredTokens(unseen, model.tokenizer) if unseen else None
         label = labeller(model, model.chat, model.context, left_out)
         return cls(corpus, plan, features, label, left_out.rows if left_out else ())
 
@@ -161,7 +166,7 @@ EMPTY = Packed(
 
 
 def labeller(
-    model: VideoLlava, chat: ChatFormat, max_tokens: int, left_out: LeftOut | None = None
+    model: VideoLlava, chat: ChatFormat, max_tokens: int, left_out: IgnoredTokens | None = None
 ) -> Callable[[Sample, Sequence[Features]], LabelledPrompt]:
     """How a model's samples become tokens.
 
@@ -183,7 +188,7 @@ def labeller(
 
 def to_batch(items: Sequence[Item]) -> dict[str, Any]:
     """Pad and stack; a dict, because that is what the Trainer hands around."""
-    joined = Batch(
+    joined = TrainingBatch(
         collate([item.packed for item in items]),
         tuple(f for item in items for f in item.features),
         sum(item.n_samples for item in items),

@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from vidqa.common.atomic_io import commit
-from vidqa.train.checkpoints import in_units
+from vidqa.train.stage.checkpoints import in_units
 
 _SIZE, _MARGIN = (960, 480), (70, 30, 30, 45)  # pixels; left, top, right, bottom
 _INK, _GRID, _COLOURS = (40, 40, 40), (225, 225, 225), ((31, 119, 180), (214, 39, 40))

@@ -2,7 +2,7 @@
 
 Stage `connector` trains the connector alone, stage `instruct` the connector and the LLM, stage `language` the LLM alone
 on text (for a language model that is made from nothing, as the demo's is). `vidqa train` does the same from files, with
-checkpoints; see `vidqa.train.loop`.
+checkpoints; see `vidqa.train.stage.loop`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import numpy as np
 from vidqa.errors import UsageError
 from vidqa.model.video_llava import VideoLlava
 from vidqa.records import Features
+from vidqa.train.batching.dataset import TrainingDataset
+from vidqa.train.batching.sampler import Packing, Survey, plan_run
 from vidqa.train.data import MediaRef, Rejected, Sample, SampleError
-from vidqa.train.loop import Silent, Surroundings, run_stage
-from vidqa.train.metrics import MetricsFile
-from vidqa.train.order import Packing, Survey, plan_run
-from vidqa.train.processes import Common, processes
-from vidqa.train.recipe import Logging, Stage, StageKind
-from vidqa.train.sequences import Sequences
-from vidqa.train.unseen import UnseenPairs
+from vidqa.train.data.unseen_pairs import UnseenPairs
+from vidqa.train.distributed import RunConfig, processes
+from vidqa.train.recipe.definition import Logging, Stage, StageKind
+from vidqa.train.stage.loop import Silent, StageContext, run_stage
+from vidqa.train.stage.metrics import MetricsFile
 
 
 @dataclass(frozen=True)
@@ -130,10 +130,10 @@ def tune(
     plan = plan_run(
         corpus.epoch_order, batch, epochs=settings.epochs, packing=packing, survey=corpus.survey(), seed=settings.seed
     )
-    data = Sequences.of_model(model, corpus, plan, ByPath(features), settings.unseen_pairs)
+    data = TrainingDataset.of_model(model, corpus, plan, ByPath(features), settings.unseen_pairs)
     never = plan.n_steps + 1
-    output = Common().output.model_copy(update={"save_every": never})
-    common = Common(output=output, logging=Logging(every=50), seed=settings.seed)
+    output = RunConfig().output.model_copy(update={"save_every": never})
+    common = RunConfig(output=output, logging=Logging(every=50), seed=settings.seed)
     metrics = MetricsFile(folder / "metrics.jsonl", active=False)
-    result = run_stage(model, data, stage, Surroundings(folder, Silent(), metrics, common, report=report))
+    result = run_stage(model, data, stage, StageContext(folder, Silent(), metrics, common, report=report))
     return {"train_loss": result.mean_loss, "train_runtime": result.seconds, "steps": float(result.n_steps)}

@@ -17,9 +17,9 @@ from torch import Tensor, distributed
 from transformers import TrainerCallback
 
 from vidqa.errors import TrainError
+from vidqa.train.batching.dataset import TrainingBatch
 from vidqa.train.data import Rejected, RejectLog
-from vidqa.train.metrics import MetricsFile, StepTally, Totals, summed
-from vidqa.train.sequences import Batch
+from vidqa.train.stage.metrics import MetricsFile, StepTally, Totals, summed
 
 GO_ON = "the same command goes on from there"
 ANEW = "with another recipe a run begins anew: --resume never, or another --out"
@@ -38,7 +38,7 @@ class Listener(Protocol):
 
 
 @dataclass(frozen=True)
-class Rhythm:
+class Intervals:
     """After how many steps what happens; None means never before the end."""
 
     log: int = 10
@@ -47,7 +47,7 @@ class Rhythm:
 
 
 @dataclass(frozen=True)
-class Course:
+class StageProgress:
     """Which stage is under way, and how long it is."""
 
     number: int  # from 1
@@ -56,7 +56,7 @@ class Course:
     epochs: float  # that these steps cover
 
 
-class Watch(TrainerCallback):
+class StageCallback(TrainerCallback):
     """One stage under way.
 
     Args:
@@ -70,8 +70,8 @@ class Watch(TrainerCallback):
 
     def __init__(
         self,
-        course: Course,
-        rhythm: Rhythm,
+        course: StageProgress,
+        rhythm: Intervals,
         metrics: MetricsFile,
         rejects: RejectLog | None,
         listener: Listener,
@@ -94,7 +94,7 @@ class Watch(TrainerCallback):
         self.is_stopping = False  # agreed on by all processes
         self._began, self._first = time.perf_counter(), 0
 
-    def take(self, batch: Batch, loss: Tensor) -> None:
+    def take(self, batch: TrainingBatch, loss: Tensor) -> None:
         """Count one micro-batch; its summed loss stays on the device until the step is made."""
         loss = loss.detach().double()
         self._loss = loss if self._loss is None else self._loss + loss

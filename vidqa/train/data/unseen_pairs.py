@@ -85,7 +85,7 @@ def read_unseen(path: Path) -> UnseenPairs:
         raise UsageError("\n".join(lines)) from error
 
 
-class Said(NamedTuple):
+class PairMention(NamedTuple):
     """A listed word in an answer whose partner was said before."""
 
     at: int  # position of its first token
@@ -94,7 +94,7 @@ class Said(NamedTuple):
     partner: int  # in `UnseenPairs.words`
 
 
-class LeftOut:
+class IgnoredTokens:
     """What the loss leaves out, and where.
 
     Args:
@@ -118,7 +118,7 @@ class LeftOut:
         self._never = {n: self._partners(n) for n in range(len(unseen.words))}
         #: Token ids that each row leaves out; row 0 leaves out nothing.
         self.rows: list[tuple[int, ...]] = [()]
-        self._rows_of: dict[Said, tuple[int, ...]] = {}  # a word, as if at 0 -> row of each of its tokens
+        self._rows_of: dict[PairMention, tuple[int, ...]] = {}  # a word, as if at 0 -> row of each of its tokens
         numbers: dict[tuple[int, ...], int] = {(): 0}
         for partner, never in self._never.items():
             for word in (n for n in self._others(partner) if never and n not in never):
@@ -127,7 +127,7 @@ class LeftOut:
                     for ids in left_out:
                         if numbers.setdefault(ids, len(self.rows)) == len(self.rows):
                             self.rows.append(ids)
-                    self._rows_of[Said(0, word, form, partner)] = tuple(numbers[ids] for ids in left_out)
+                    self._rows_of[PairMention(0, word, form, partner)] = tuple(numbers[ids] for ids in left_out)
 
     def _partners(self, number: int) -> frozenset[int]:
         """Words that never go with this one."""
@@ -165,7 +165,7 @@ class LeftOut:
             found[said.at : said.at + len(rows)] = rows
         return found
 
-    def answers(self, made: LabelledPrompt) -> Iterator[Said]:
+    def answers(self, made: LabelledPrompt) -> Iterator[PairMention]:
         """Listed words in the answers of a conversation that have a partner."""
         waiting: int | None = None  # the last word that has no partner yet
         for at, word, form in self._words(made):
@@ -173,10 +173,10 @@ class LeftOut:
                 waiting = word
                 continue
             if made.labels[at] != IGNORED:
-                yield Said(at, word, form, waiting)
+                yield PairMention(at, word, form, waiting)
             waiting = None
 
-    def is_unseen(self, said: Said) -> bool:
+    def is_unseen(self, said: PairMention) -> bool:
         """Whether it is one of the pairs that were not to be there."""
         return said.word in self._never[said.partner]
 

@@ -34,7 +34,7 @@ _VISUAL = {"video": 2048, "image": 256}
 
 
 @dataclass(frozen=True)
-class Looked:
+class TokenStats:
     """What a look at some records told."""
 
     groups: np.ndarray  # int64 [N]: equal where prompts begin with the same; 0 where a sample stands alone
@@ -70,7 +70,7 @@ def look(
     kept: Path,
     sha256: str,
     advance: Callable[[int], object] = lambda n: None,
-) -> Looked:
+) -> TokenStats:
     """Look at the records of one file, or read what an earlier look told.
 
     Args:
@@ -99,14 +99,14 @@ def look(
         advance(1)
     if mended or found is None:
         _save(kept, groups, lengths, tuple(media), sha256)
-    return Looked(groups, np.maximum(lengths, 0), tuple(media))
+    return TokenStats(groups, np.maximum(lengths, 0), tuple(media))
 
 
-def joined(parts: Sequence[Looked]) -> Looked:
+def joined(parts: Sequence[TokenStats]) -> TokenStats:
     """The records of several files, one file after another: the same media in two of them are one group."""
     media = dict.fromkeys(ref for part in parts for ref in part.media)
     groups, lengths = (np.concatenate([getattr(part, name) for part in parts]) for name in ("groups", "lengths"))
-    return Looked(groups, lengths, tuple(media))
+    return TokenStats(groups, lengths, tuple(media))
 
 
 def _number_of(group: Hashable | None) -> int:

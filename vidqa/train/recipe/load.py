@@ -18,10 +18,10 @@ from pydantic import ValidationError
 from vidqa.config.toml_lines import TomlFile, meant, read_toml, shown, title
 from vidqa.errors import UsageError
 from vidqa.model.bundle.registry import BUNDLE_FILE, built_in_bundles, find_bundle, pulled_models
-from vidqa.train.contradictions import Place, contradictions
-from vidqa.train.overrides import FLAG, overridden
-from vidqa.train.recipe import Recipe, keys_at
-from vidqa.train.unseen import read_unseen
+from vidqa.train.data.unseen_pairs import read_unseen
+from vidqa.train.recipe.consistency import Place, contradictions
+from vidqa.train.recipe.definition import Recipe, keys_at
+from vidqa.train.recipe.overrides import FLAG, overridden
 
 #: Keys that hold a path, by the table that they stand in.
 _FILES = {"data": ("file",), "eval": ("file",), "hardware": ("fsdp_config", "deepspeed"), "stage": ("unseen_pairs",)}
@@ -36,7 +36,7 @@ def read_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
 
     Args:
         path: a TOML file.
-        overrides: `PATH=VALUE`: settings to be read as if the file had them (`vidqa.train.overrides`).
+        overrides: `PATH=VALUE`: settings to be read as if the file had them (`vidqa.train.recipe.overrides`).
 
     Returns:
         The recipe, free of contradictions, whose files and folders exist.

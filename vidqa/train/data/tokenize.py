@@ -15,25 +15,25 @@ from vidqa.train.data.corpus import Corpus
 from vidqa.train.data.labels import check_length, labelled
 from vidqa.train.data.rejects import Rejected
 from vidqa.train.data.sample import MediaRef, SampleError
-from vidqa.train.unseen import LeftOut
+from vidqa.train.data.unseen_pairs import IgnoredTokens
 
 _CHUNK = 128  # records that go to a process together
 _WORTH = 4096  # records that pay for the start of a process
 
 
 @dataclass(frozen=True)
-class Reader:
+class RecordTokenizer:
     """How samples become tokens, without a model. Must be picklable where several processes are wanted."""
 
     tokenizer: Tokenizer
     chat: ChatFormat
     shape_of: Callable[[MediaRef], MediaShape]  # room for the visual tokens of a medium
     max_tokens: int | None = None
-    left_out: LeftOut | None = None  # answers about media that the loss leaves out
+    left_out: IgnoredTokens | None = None  # answers about media that the loss leaves out
 
 
 @dataclass
-class Look:
+class TokenizedChunk:
     """What some records told; lists run side by side."""
 
     numbers: list[int] = field(default_factory=list)  # of the samples that could be tokenised, too long ones among them
@@ -46,7 +46,7 @@ class Look:
     rejected: dict[int, Rejected] = field(default_factory=dict)  # by number of the sample
 
 
-def look_at(corpus: Corpus, reader: Reader, n_processes: int = 1) -> Iterator[Look]:
+def look_at(corpus: Corpus, reader: RecordTokenizer, n_processes: int = 1) -> Iterator[TokenizedChunk]:
     """Read and tokenise all records, some at a time, in their order.
 
     Args:
@@ -65,19 +65,19 @@ def look_at(corpus: Corpus, reader: Reader, n_processes: int = 1) -> Iterator[Lo
         yield from pool.map(_look_here, chunks)
 
 
-_here: list[tuple[Corpus, Reader]] = []  # in a worker process: what it was started with
+_here: list[tuple[Corpus, RecordTokenizer]] = []  # in a worker process: what it was started with
 
 
-def _begin(corpus: Corpus, reader: Reader) -> None:
+def _begin(corpus: Corpus, reader: RecordTokenizer) -> None:
     _here.append((corpus, reader))
 
 
-def _look_here(numbers: range) -> Look:
+def _look_here(numbers: range) -> TokenizedChunk:
     return _look(*_here[0], numbers)
 
 
-def _look(corpus: Corpus, reader: Reader, numbers: range) -> Look:
-    look = Look()
+def _look(corpus: Corpus, reader: RecordTokenizer, numbers: range) -> TokenizedChunk:
+    look = TokenizedChunk()
     for number in numbers:
         name = None
         try:
@@ -99,7 +99,7 @@ def _look(corpus: Corpus, reader: Reader, numbers: range) -> Look:
     return look
 
 
-def _left_out(left_out: LeftOut | None, made: LabelledPrompt) -> tuple[int, Counter[str]]:
+def _left_out(left_out: IgnoredTokens | None, made: LabelledPrompt) -> tuple[int, Counter[str]]:
     """Positions of a conversation where the loss leaves words out, and the pairs that it says nevertheless."""
     if left_out is None:
         return 0, Counter()

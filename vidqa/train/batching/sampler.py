@@ -32,7 +32,7 @@ class Packing:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchPlan:
     """Every sequence of a stage, `batch` of them a step."""
 
     sequences: tuple[Sequence_, ...]
@@ -62,7 +62,7 @@ def plan_run(
     packing: Packing | None = None,
     survey: Survey | None = None,
     seed: int = 0,
-) -> Plan:
+) -> BatchPlan:
     """Lay out a stage.
 
     Args:
@@ -98,7 +98,7 @@ def plan_run(
         out += taken
         epoch += 1
     out += [()] * (-len(out) % batch)
-    return Plan(tuple(out), batch, done)
+    return BatchPlan(tuple(out), batch, done)
 
 
 def _epoch(

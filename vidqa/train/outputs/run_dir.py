@@ -20,11 +20,11 @@ from torch import Tensor
 from vidqa.common.atomic_io import commit, sync_folder
 from vidqa.config.toml_lines import shown
 from vidqa.errors import UsageError
-from vidqa.train import checkpoints
-from vidqa.train.recipe import Recipe
-from vidqa.train.report import StageFacts
-from vidqa.train.stages import save_weights
-from vidqa.train.unseen import UnseenPairs
+from vidqa.train.data.unseen_pairs import UnseenPairs
+from vidqa.train.outputs.report import StageFacts
+from vidqa.train.recipe.definition import Recipe
+from vidqa.train.stage import checkpoints
+from vidqa.train.stage.trainable import save_weights
 
 _SET = "set"  # in run.json: what was set on the command line
 _RUN, _DONE, _WEIGHTS = "run.json", "done.json", "trained.safetensors"

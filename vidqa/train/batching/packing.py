@@ -28,7 +28,7 @@ class Packed:
     labels: np.ndarray  # int64 [S], IGNORED where there is no loss
     positions: np.ndarray  # int64 [S]
     branch: np.ndarray  # int64 [S]
-    left_out: np.ndarray  # int64 [S], row of what the loss leaves out at a label (`vidqa.train.unseen`)
+    left_out: np.ndarray  # int64 [S], row of what the loss leaves out at a label (`vidqa.train.data.unseen_pairs`)
 
 
 def pack(conversations: Sequence[LabelledPrompt]) -> Packed:

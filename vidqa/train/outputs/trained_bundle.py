@@ -22,15 +22,15 @@ from vidqa.model.bundle.spec import PromptSpec
 from vidqa.model.bundle.validate import digests
 from vidqa.model.lora import ADAPTER_FOLDER, attach_lora, merge_lora, write_adapter
 from vidqa.model.video_llava import VideoLlava, load_model, save_parts
-from vidqa.train import checkpoints
-from vidqa.train.recipe import Lora, Recipe
+from vidqa.train.recipe.definition import Lora, Recipe
+from vidqa.train.stage import checkpoints
 
 #: Names below which LLaVA's code keeps a projector, and Valley's its temporal module.
 _PROJECTOR, _TEMPORAL = "model.mm_projector.", "model."
 
 
 @dataclass(frozen=True)
-class Start:
+class InitialModel:
     """Where every stage, and the result, begin."""
 
     base: Bundle
@@ -58,7 +58,7 @@ def _reset(connector: nn.Module) -> dict[str, Tensor]:
 
 
 def write_bundle(
-    start: Start, weights: dict[str, Tensor], recipe: Recipe, name: str, out: Path, lora: Lora | None
+    start: InitialModel, weights: dict[str, Tensor], recipe: Recipe, name: str, out: Path, lora: Lora | None
 ) -> Bundle:
     """Write the model that came out.
 

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from vidqa.model.video_llava import VideoLlava
 from vidqa.prompts.build import IGNORED
-from vidqa.train.packing import attention_mask
-from vidqa.train.sequences import Batch
-from vidqa.train.unseen import rows_mask
+from vidqa.train.batching.dataset import TrainingBatch
+from vidqa.train.batching.packing import attention_mask
+from vidqa.train.data.unseen_pairs import rows_mask
 
 
 class PackedLoss(nn.Module):
@@ -35,7 +35,7 @@ class PackedLoss(nn.Module):
         #: Layers that are cut into pieces one by one: accelerate looks for their names here.
         self._no_split_modules = getattr(model.llm, "_no_split_modules", None)
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, batch: TrainingBatch) -> dict[str, Tensor]:
         """Summed loss of one batch, float32; 0 where nothing is to be learned."""
         model = self.model
         packed = batch.packed.to(model.device)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vidqa.config.toml_lines import Place, TomlFile, meant, shown, title, unusable
-from vidqa.train.recipe import keys_at
+from vidqa.train.recipe.definition import keys_at
 
 FLAG = "--set"  # the option of `vidqa train` that messages name
 _LISTS = {"data": "source", "stage": "stage"}  # what their entries are called

@@ -14,20 +14,20 @@ import torch
 from vidqa.model.lora import attach_lora
 from vidqa.model.video_llava import VideoLlava
 from vidqa.prompts.chat_formats import ChatFormat, get_format
+from vidqa.train.batching.dataset import FeatureSource, TrainingDataset
+from vidqa.train.batching.sampler import BatchPlan, Packing, Survey, plan_run
 from vidqa.train.data import Corpus, RejectLog
-from vidqa.train.evaluate import Evaluator, held_out
-from vidqa.train.loop import StageResult, Surroundings, run_stage
-from vidqa.train.metrics import MetricsFile, read_metrics
-from vidqa.train.order import Packing, Plan, Survey, plan_run
-from vidqa.train.output import Start
-from vidqa.train.processes import Common, is_first, precision_on, processes
-from vidqa.train.quantised import quantise
-from vidqa.train.recipe import Recipe, Stage
-from vidqa.train.report import StageFacts
-from vidqa.train.sequences import FeatureSource, Sequences
-from vidqa.train.stagefiles import save_stage, stage_weights
-from vidqa.train.unseen import UnseenPairs
-from vidqa.train.watch import Listener
+from vidqa.train.data.unseen_pairs import UnseenPairs
+from vidqa.train.distributed import RunConfig, is_first, precision_on, processes
+from vidqa.train.outputs.report import StageFacts
+from vidqa.train.outputs.run_dir import save_stage, stage_weights
+from vidqa.train.outputs.trained_bundle import InitialModel
+from vidqa.train.recipe.definition import Recipe, Stage
+from vidqa.train.stage.callbacks import Listener
+from vidqa.train.stage.evaluate import Evaluator, held_out
+from vidqa.train.stage.loop import StageContext, StageResult, run_stage
+from vidqa.train.stage.metrics import MetricsFile, read_metrics
+from vidqa.train.stage.quantize import quantise
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class StageRun:
     recipe: Recipe
     number: int  # from 1
     folder: Path
-    start: Start
+    start: InitialModel
     device: str
-    common: Common
+    common: RunConfig
     metrics: MetricsFile
     listener: Listener
     unseen: UnseenPairs | None = None  # what the stage's `unseen_pairs` says
@@ -71,8 +71,8 @@ class StageRun:
         stage = self.stage
         plan = plan_of(self.stage, corpus, self.recipe.seed)
         model = self._model()
-        data = Sequences.of_model(model, corpus, plan, features, self.unseen)
-        around = Surroundings(
+        data = TrainingDataset.of_model(model, corpus, plan, features, self.unseen)
+        around = StageContext(
             self.folder,
             self.listener,
             self.metrics,
@@ -126,7 +126,7 @@ class StageRun:
         if corpus is None or words is None:
             return None
         plan = held_out(min(len(corpus), words.max_conversations))
-        data = Sequences.of_model(model, corpus, plan, features)
+        data = TrainingDataset.of_model(model, corpus, plan, features)
         at_once = self.stage.per_device if isinstance(self.stage.per_device, int) else 8
         return Evaluator(
             data,
@@ -157,7 +157,7 @@ class StageRun:
         )
 
 
-def plan_of(stage: Stage, corpus: Corpus, seed: int) -> Plan:
+def plan_of(stage: Stage, corpus: Corpus, seed: int) -> BatchPlan:
     """How a stage goes through its data."""
     packing = Packing(stage.packing, stage.visits, stage.order == "length")
     looked = None

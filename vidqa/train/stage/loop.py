@@ -22,30 +22,30 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from vidqa.errors import TrainError
 from vidqa.generate.kv_cache.capacity import is_out_of_memory
 from vidqa.model.video_llava import VideoLlava
-from vidqa.train import checkpoints
-from vidqa.train.batchsize import find_per_device
+from vidqa.train.batching.dataset import TrainingDataset, to_batch
 from vidqa.train.data import RejectLog
-from vidqa.train.loss import PackedLoss
-from vidqa.train.metrics import MetricsFile
-from vidqa.train.processes import Common, arguments, is_first
-from vidqa.train.recipe import Stage
-from vidqa.train.sequences import Sequences, to_batch
-from vidqa.train.stages import choose
-from vidqa.train.trainer import REJECTS, StageTrainer
-from vidqa.train.watch import GO_ON, Course, Interrupted, Listener, Rhythm, Watch
+from vidqa.train.distributed import RunConfig, arguments, is_first
+from vidqa.train.recipe.definition import Stage
+from vidqa.train.stage import checkpoints
+from vidqa.train.stage.batch_size import find_per_device
+from vidqa.train.stage.callbacks import GO_ON, Interrupted, Intervals, Listener, StageCallback, StageProgress
+from vidqa.train.stage.loss import PackedLoss
+from vidqa.train.stage.metrics import MetricsFile
+from vidqa.train.stage.trainable import choose
+from vidqa.train.stage.trainer import REJECTS, StageTrainer
 
 #: Gives the held-out figures of a step; hears the model as it is wrapped, and as it is.
 Evaluate = Callable[[Any, VideoLlava, int], dict[str, float]]
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class StageContext:
     """What a stage works with beside model and data."""
 
     folder: Path  # for checkpoints; they are looked for here, too
     listener: Listener
     metrics: MetricsFile
-    common: Common = field(default_factory=Common)
+    common: RunConfig = field(default_factory=RunConfig)
     rejects: RejectLog | None = None
     evaluate: Evaluate | None = None
     eval_every: int | None = None
@@ -70,7 +70,7 @@ class StageResult:
     per_device: int
 
 
-def run_stage(model: VideoLlava, data: Sequences, stage: Stage, around: Surroundings) -> StageResult:
+def run_stage(model: VideoLlava, data: TrainingDataset, stage: Stage, around: StageContext) -> StageResult:
     """Tune.
 
     Args:
@@ -142,12 +142,12 @@ def _save_memory(llm: Any) -> None:
 
 
 def _trainer(
-    model: VideoLlava, data: Sequences, stage: Stage, around: Surroundings, names: list[str], per_device: int
+    model: VideoLlava, data: TrainingDataset, stage: Stage, around: StageContext, names: list[str], per_device: int
 ) -> StageTrainer:
     common = around.common
-    rhythm = Rhythm(common.logging.every, common.output.save_every, around.eval_every)
-    course = Course(around.number, stage.title, data.plan.n_steps, data.plan.epochs)
-    watch = Watch(course, rhythm, around.metrics, around.rejects, around.listener, around.stopping)
+    rhythm = Intervals(common.logging.every, common.output.save_every, around.eval_every)
+    course = StageProgress(around.number, stage.title, data.plan.n_steps, data.plan.epochs)
+    watch = StageCallback(course, rhythm, around.metrics, around.rejects, around.listener, around.stopping)
     device = torch.device(around.device) if around.device else model.device
     trainer = StageTrainer(
         stage=stage,
@@ -167,7 +167,7 @@ def _trainer(
     return trainer
 
 
-def _resume(trainer: StageTrainer, found: tuple[int, Path], around: Surroundings) -> str:
+def _resume(trainer: StageTrainer, found: tuple[int, Path], around: StageContext) -> str:
     """Get ready to go on from a checkpoint."""
     step, checkpoint = found
     trainer.resume_totals(checkpoint)
