@@ -50,13 +50,13 @@ from vidqa.encoders.preprocess import prepare
 from vidqa.generate.roofline import Limits
 from vidqa.generate.roofline import measure as measure_limits
 from vidqa.media.frame_sampling import arange_indices
-from vidqa.pipeline.answer import answer_works
 from vidqa.pipeline.ask import as_questions
-from vidqa.pipeline.loaded import LoadedModel, load_model
-from vidqa.pipeline.meter import Meter
-from vidqa.pipeline.options import RunOptions, Work
-from vidqa.pipeline.progress import QUIET
-from vidqa.pipeline.run import Run
+from vidqa.pipeline.monitor.reporter import QUIET
+from vidqa.pipeline.monitor.throughput import ThroughputMeter
+from vidqa.pipeline.run.answer_stage import answer_works
+from vidqa.pipeline.run.loaded_model import LoadedModel, load_model
+from vidqa.pipeline.run.run_context import RunContext
+from vidqa.pipeline.run.run_options import RunOptions, WorkItem
 from vidqa.prompts.build import build_prompt
 from vidqa.records import FrameBatch
 
@@ -75,7 +75,7 @@ class Sides:
     ours: LoadedModel
     theirs: Any
     new_tokens: int
-    meter: Meter = field(default_factory=Meter)  # of the last run of c or d
+    meter: ThroughputMeter = field(default_factory=ThroughputMeter)  # of the last run of c or d
 
     def pixels(self, path: Path) -> torch.Tensor:
         """Eight frames by PyAV, as the model card reads them: float [8, 3, S, S]."""
@@ -130,10 +130,10 @@ class Sides:
 
     def vidqa(self, clips: Sequence[Path], n: int, cache: Path) -> list[str]:
         """Ways c and d: what `vidqa.ask` does, with its counts kept in `meter`."""
-        run = Run.begin(self.ours, RunOptions(cache, max_new_tokens=self.new_tokens), QUIET)
+        run = RunContext.begin(self.ours, RunOptions(cache, max_new_tokens=self.new_tokens), QUIET)
         asked, found = as_questions(questions(n)), run.find([*map(str, clips)])
         answers: dict[str, list[str]] = {}
-        works = run.encoded(found.items, lambda item, media_id: Work(item, media_id, asked), asked)
+        works = run.encoded(found.items, lambda item, media_id: WorkItem(item, media_id, asked), asked)
         with closing(works) as encoded:
             for done in answer_works(encoded, run.model, run.options, run.clock):
                 answers[done.work.item.path] = [row.answer or "" for row in done.rows]

@@ -30,7 +30,7 @@ import numpy as np
 from vidqa.cache.feature_store import FeatureStore
 from vidqa.cache.key import CacheKey
 from vidqa.cache.media_index import MediaIndex
-from vidqa.pipeline.content import identify_all
+from vidqa.pipeline.run.hashing import identify_all
 from vidqa.records import EncodedSegment, Features, MediaFacts, MediaItem
 
 FACTS = MediaFacts("video", "h264", 640, 360, 10.0, 25.0)

@@ -30,7 +30,7 @@ from vidqa.model.llama.weights import published_weights
 from vidqa.model.onnx.export import export_tower
 from vidqa.model.towers.vit import VisionConfig, VisionTower
 from vidqa.model.video_llava import VideoLlava, save_parts
-from vidqa.pipeline.loaded import LoadedModel
+from vidqa.pipeline.run.loaded_model import LoadedModel
 from vidqa.prompts.chat_formats import get_format
 from vidqa.records import SamplingSpec
 

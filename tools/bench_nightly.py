@@ -69,7 +69,7 @@ def measure(n: int, folder: Path) -> dict[str, float]:
     import vidqa
     from vidqa.cache.media_index import MediaIndex
     from vidqa.media.scan import scan
-    from vidqa.pipeline.options import RunOptions, settings_of
+    from vidqa.pipeline.run.run_options import RunOptions, settings_of
     from vidqa.prompts.questions import load_questions
     from vidqa.records import AnswerRow
     from vidqa.tables.table import Table

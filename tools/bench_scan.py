@@ -24,8 +24,8 @@ from pathlib import Path
 
 from vidqa.cache.media_index import MediaIndex
 from vidqa.media.scan import scan
-from vidqa.pipeline.loaded import load_model
-from vidqa.pipeline.options import RunOptions, settings_of
+from vidqa.pipeline.run.loaded_model import load_model
+from vidqa.pipeline.run.run_options import RunOptions, settings_of
 from vidqa.prompts.questions import load_questions
 from vidqa.records import AnswerRow
 from vidqa.tables.table import Table

@@ -23,7 +23,7 @@ import torch
 
 from vidqa import __version__
 from vidqa.common.devices import cpu_threads
-from vidqa.pipeline.options import RunOptions
+from vidqa.pipeline.run.run_options import RunOptions
 from vidqa.pipeline.train import train
 from vidqa.train.stage.metrics import read_metrics
 

@@ -28,10 +28,10 @@ from demo_world.language import CAPTION_QUESTIONS, Pair, caption, claims, pairs,
 from demo_world.scene import HELD_OUT, Scene, make_scene
 from demo_world.write import media_bytes, media_name, parallel
 
-from vidqa.pipeline.answer import answer_works
-from vidqa.pipeline.describe import Run
-from vidqa.pipeline.options import RunOptions, Work
-from vidqa.pipeline.progress import Reporter
+from vidqa.pipeline.monitor.reporter import Reporter
+from vidqa.pipeline.run.answer_stage import answer_works
+from vidqa.pipeline.run.run_context import RunContext
+from vidqa.pipeline.run.run_options import RunOptions, WorkItem
 from vidqa.records import MediaItem, Question
 
 #: What the bundled model is meant to reach, in percent; topics without an aim are reported too.
@@ -107,12 +107,12 @@ def answer_all(
     folder: Path, model: str, asked: dict[str, list[Pair]]
 ) -> tuple[dict[tuple[str, str], str | None], dict[str, Any]]:
     """(file name, question id) -> answer, through vidqa's own pipeline; and what answered."""
-    run = Run.begin(model, RunOptions(cache_dir=folder / "cache"), Reporter())
+    run = RunContext.begin(model, RunOptions(cache_dir=folder / "cache"), Reporter())
     found = run.find([str(folder / "media")])
 
-    def owed(item: MediaItem, media_id: str) -> Work:
+    def owed(item: MediaItem, media_id: str) -> WorkItem:
         questions = tuple(Question(f"q{i}", pair.question) for i, pair in enumerate(asked[Path(item.rel).name]))
-        return Work(item, media_id, questions)
+        return WorkItem(item, media_id, questions)
 
     answers: dict[tuple[str, str], str | None] = {}
     with closing(run.encoded(found.items, owed, ())) as encoded:

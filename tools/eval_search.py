@@ -29,8 +29,8 @@ from demo_world.scene import HELD_OUT, Scene, make_scene
 from demo_world.write import media_bytes, media_name, parallel
 
 import vidqa
-from vidqa.pipeline.options import RunOptions
-from vidqa.pipeline.progress import Reporter
+from vidqa.pipeline.monitor.reporter import Reporter
+from vidqa.pipeline.run.run_options import RunOptions
 
 FIRST_SEED = 50_000_000  # far from every training seed, as in eval_demo.py
 STRIDE = 100_000

@@ -22,7 +22,7 @@ from demo_world.language import CAPTION_QUESTIONS, caption, claims, pairs, truth
 from demo_world.scene import MOTIONS, Scene, make_scene
 from demo_world.write import media_bytes, media_name
 
-from vidqa.pipeline.options import RunOptions
+from vidqa.pipeline.run.run_options import RunOptions
 
 FIRST_SEED = 90_000_000
 N_CLIPS, N_STILLS = 10, 2

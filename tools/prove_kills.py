@@ -38,7 +38,7 @@ TELLING = ["media_id", "path", "start_s", "question", "status", "answer"]
 #: Loads what a run needs once; then each line on stdin, a JSON list of arguments, is a run in a forked process.
 SERVER = """
 import json, os, sys
-import vidqa.pipeline.ledger as ledger
+import vidqa.pipeline.run.bookkeeping as ledger
 from vidqa.cli.main import run
 import vidqa.pipeline.describe, vidqa.generate.engine, vidqa.encoders.encoder, vidqa.model.video_llava, vidqa.tables.table
 import transformers.models.llama.modeling_llama, transformers.models.auto.tokenization_auto

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from vidqa import describe, read_table
-from vidqa.pipeline.options import RunOptions
+from vidqa.pipeline.run.run_options import RunOptions
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"

@@ -23,15 +23,15 @@ __version__ = "0.1.0"
 
 #: Public name -> the module that has it.
 _HOMES = {
-    "load_model": "vidqa.pipeline.loaded",
+    "load_model": "vidqa.pipeline.run.loaded_model",
     "describe": "vidqa.pipeline.describe",
     "ask": "vidqa.pipeline.ask",
-    "chat": "vidqa.pipeline.together",
+    "chat": "vidqa.pipeline.chat",
     "search": "vidqa.pipeline.search",
     "read_table": "vidqa.tables.formats",
     "AnswerRow": "vidqa.records",
     "Question": "vidqa.records",
-    "RunOptions": "vidqa.pipeline.options",
+    "RunOptions": "vidqa.pipeline.run.run_options",
     "VidqaError": "vidqa.errors",
 }
 
@@ -52,11 +52,11 @@ __all__ = [
 if TYPE_CHECKING:  # for editors and type checkers, which do not see __getattr__'s names
     from vidqa.errors import VidqaError
     from vidqa.pipeline.ask import ask
+    from vidqa.pipeline.chat import chat
     from vidqa.pipeline.describe import describe
-    from vidqa.pipeline.loaded import load_model
-    from vidqa.pipeline.options import RunOptions
+    from vidqa.pipeline.run.loaded_model import load_model
+    from vidqa.pipeline.run.run_options import RunOptions
     from vidqa.pipeline.search import search
-    from vidqa.pipeline.together import chat
     from vidqa.records import AnswerRow, Question
     from vidqa.tables.formats import read_table
 

@@ -18,10 +18,10 @@ def test_one_clip_several_questions_are_lines(vidqa, clips):
 
 
 def test_a_repeated_question_is_answered_again_and_computed_once(vidqa, clips, tmp_path, monkeypatch):
-    from vidqa.pipeline import ask, together
+    from vidqa.pipeline import ask, chat
 
     computed: list[str] = []
-    answer_works, generate = ask.answer_works, together.generate
+    answer_works, generate = ask.answer_works, chat.generate
 
     def counted(*arguments):
         for answered in answer_works(*arguments):
@@ -33,7 +33,7 @@ def test_a_repeated_question_is_answered_again_and_computed_once(vidqa, clips, t
         return generate(llava, requests, *arguments, **more)
 
     monkeypatch.setattr(ask, "answer_works", counted)
-    monkeypatch.setattr(together, "generate", counted_together)
+    monkeypatch.setattr(chat, "generate", counted_together)
     asked = ["What?", "Why?", "What?"]
     assert vidqa("ask", clips / "a.mp4", *asked).out == "red\n" * 3
     assert vidqa("ask", clips, *asked).out.count("red") == 9
@@ -94,8 +94,8 @@ def test_answers_that_were_cut_are_said(vidqa, clips):
     assert cut.code == 0 and "(2 of 2 answers cut at the longest allowed length)" in cut.err
     assert "(1 of 1 answer empty)" in vidqa("ask", clips / "a.mp4", "What?", "--max-new-tokens", 1).err
     assert "answer" not in vidqa("ask", clips / "a.mp4", "What?").err
-    together = vidqa("ask", clips / "a.mp4", "--with", clips / "b.mp4", "What?", "--max-new-tokens", 2)
-    assert "(1 of 1 answer cut" in together.err
+    chat = vidqa("ask", clips / "a.mp4", "--with", clips / "b.mp4", "What?", "--max-new-tokens", 2)
+    assert "(1 of 1 answer cut" in chat.err
     as_json = vidqa("ask", clips / "a.mp4", "What?", "--max-new-tokens", 2, "--json")
     assert json.loads(as_json.out)["status"] == "truncated" and "longest allowed" not in as_json.err
 

@@ -14,8 +14,8 @@ from vidqa.generate.roofline import decode_bytes, measure, prefill_operations
 from vidqa.pipeline.ask import ask
 from vidqa.pipeline.bench import BenchOptions, bench
 from vidqa.pipeline.describe import describe
-from vidqa.pipeline.loaded import load_model
-from vidqa.pipeline.options import RunOptions
+from vidqa.pipeline.run.loaded_model import load_model
+from vidqa.pipeline.run.run_options import RunOptions
 
 SHORT = ("--seconds", "0.2", "--n-questions", "3", "--max-new-tokens", "4")
 
@@ -102,10 +102,12 @@ def test_limits_count_weights_once_a_step(tiny_bundle: Path) -> None:
 def test_only_a_run_that_tells_rates_measures_the_hardware(
     clips: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vidqa.pipeline.limits._WORTH_S", 0.0)
+    monkeypatch.setattr("vidqa.pipeline.run.hardware_limit._WORTH_S", 0.0)
     monkeypatch.setattr("vidqa.generate.roofline._SECONDS", 0.003)
     model, measured = load_model(str(tiny_bundle)), []
-    monkeypatch.setattr("vidqa.pipeline.limits.measure", lambda *what: measured.append(what) or measure(*what))
+    monkeypatch.setattr(
+        "vidqa.pipeline.run.hardware_limit.measure", lambda *what: measured.append(what) or measure(*what)
+    )
     options = RunOptions(tmp_path / "cache", max_new_tokens=4)
     ask(str(clips), "What happens?", model=model, options=options)
     assert not measured
@@ -118,14 +120,14 @@ def test_a_device_without_room_is_not_measured(tiny_bundle: Path, monkeypatch: p
     """The run has gone well: it must not fail for want of a figure at its end."""
     import torch
 
-    from vidqa.pipeline.limits import hold_against_hardware
-    from vidqa.pipeline.meter import Meter
+    from vidqa.pipeline.monitor.throughput import ThroughputMeter
+    from vidqa.pipeline.run.hardware_limit import hold_against_hardware
 
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("vidqa.pipeline.limits.measure", full)
-    meter = Meter()
+    monkeypatch.setattr("vidqa.pipeline.run.hardware_limit.measure", full)
+    meter = ThroughputMeter()
     meter.step.add(10, 1.0)
     hold_against_hardware(meter, load_model(str(tiny_bundle), "cpu"), always=True)
     assert meter.roofline_s is None

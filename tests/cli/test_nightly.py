@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from vidqa.pipeline import quarantine
-from vidqa.pipeline.progress import StageClock
+from vidqa.pipeline.monitor.reporter import StageClock
+from vidqa.pipeline.run import retry_policy
 from vidqa.tables.formats import read_table
 
 PATIENCE_S = 280
@@ -37,7 +37,7 @@ def statuses(table: Path) -> dict[str, str]:
 
 
 def test_three_nights_then_quarantine_until_the_file_changes(vidqa, tmp_path, make_clip, monkeypatch):
-    monkeypatch.setattr(quarantine, "BACK_OFF", (2,))  # the true pauses: tests/pipeline/test_quarantine.py
+    monkeypatch.setattr(retry_policy, "BACK_OFF", (2,))  # the true pauses: tests/pipeline/test_quarantine.py
     folder, table, questions = tmp_path / "clips", tmp_path / "t.parquet", tmp_path / "q.toml"
     make_clip(folder / "a.mp4")
     questions.write_text(f'[[question]]\nid = "long"\ntext = "{"why " * 800}"\n')  # more than the model can take

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vidqa.pipeline.ask import ask
-from vidqa.pipeline.options import RunOptions
+from vidqa.pipeline.run.run_options import RunOptions
 
 #: Packages, and parts of torch that it leaves out itself until they are used.
 NOT_IMPORTED = (

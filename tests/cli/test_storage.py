@@ -94,7 +94,8 @@ def test_a_cache_that_is_eaten_from_under_the_run(vidqa, clips, tmp_path, surrou
 
 
 def test_a_finished_row_is_safe_while_the_next_file_takes_long(vidqa, clips, tmp_path, monkeypatch):
-    from vidqa.pipeline import describe, ledger
+    from vidqa.pipeline import describe
+    from vidqa.pipeline.run import bookkeeping
 
     parts, safe = tmp_path / "t.parquet.parts", []
     answer_works = describe.answer_works
@@ -111,7 +112,7 @@ def test_a_finished_row_is_safe_while_the_next_file_takes_long(vidqa, clips, tmp
                 assert not (tmp_path / "t.parquet").exists()
 
     monkeypatch.setattr(describe, "answer_works", slow)
-    monkeypatch.setattr(ledger, "COMMIT_S", 0.4)
-    monkeypatch.setattr(ledger, "_LOOK_S", 0.2)
+    monkeypatch.setattr(bookkeeping, "COMMIT_S", 0.4)
+    monkeypatch.setattr(bookkeeping, "_LOOK_S", 0.2)
     assert vidqa("describe", clips, "--out", tmp_path / "t.parquet").code == 0
     assert safe == [1] and len(read_table(tmp_path / "t.parquet")) == 3 and not parts.exists()

@@ -16,7 +16,7 @@ import pytest
 import weather_hooks
 from PIL import Image
 
-from vidqa.pipeline import content, feed, rows
+from vidqa.pipeline.run import hashing, prefetch, rows
 from vidqa.records import MediaItem
 from vidqa.tables.formats import read_table
 
@@ -51,7 +51,7 @@ def long_clip(path: Path, seconds: list[float]) -> None:
 
 
 def test_decoders_that_die_hang_or_want_everything(vidqa, make_clip, tmp_path, monkeypatch):
-    monkeypatch.setattr(feed, "prepare", weather_hooks.strike)
+    monkeypatch.setattr(prefetch, "prepare", weather_hooks.strike)
     folder = tmp_path / "clips"
     for name in ("SEGFAULT", "OOM_KILLED", "HANGS", "GREEDY"):
         make_clip(folder / f"{name.lower()}.mp4", size=getattr(weather_hooks, name))
@@ -84,8 +84,8 @@ def test_decoders_that_die_hang_or_want_everything(vidqa, make_clip, tmp_path, m
 def test_containers_that_kill_whoever_opens_them(vidqa, make_clip, tmp_path, monkeypatch):
     """Neither the plan nor the scan opens a strange file in the run's own process."""
     monkeypatch.setattr("vidqa.media.probe.holds_video", weather_hooks.strike_look)
-    monkeypatch.setattr("vidqa.pipeline.plan.probe", weather_hooks.strike_probe)
-    monkeypatch.setattr(feed, "prepare", weather_hooks.strike)
+    monkeypatch.setattr("vidqa.pipeline.dry_run.probe", weather_hooks.strike_probe)
+    monkeypatch.setattr(prefetch, "prepare", weather_hooks.strike)
     folder, table = tmp_path / "clips", tmp_path / "t.parquet"
     make_clip(folder / "segfault.mp4", size=weather_hooks.SEGFAULT)
     (folder / "twin_of_segfault.mp4").write_bytes((folder / "segfault.mp4").read_bytes())
@@ -114,14 +114,14 @@ def meddle(monkeypatch) -> Callable[[dict[str, Callable[[Path], object]]], None]
     """`meddle({name: act})`: act on a file after its content was named, and before it is decoded."""
 
     def with_acts(acts: dict[str, Callable[[Path], object]]) -> None:
-        identify = content.identify
+        identify = hashing.identify
 
         def meddled(index: object, item: MediaItem) -> tuple[MediaItem, str]:
             found = identify(index, item)  # type: ignore[arg-type]
             acts.pop(item.rel, lambda path: None)(Path(item.path))
             return found
 
-        monkeypatch.setattr(content, "identify", meddled)
+        monkeypatch.setattr(hashing, "identify", meddled)
 
     return with_acts
 
@@ -160,7 +160,7 @@ def test_a_scan_of_long_ago(make_clip, tmp_path):
     """What was found hours before is read as it is now, under the name of what it is now."""
     from vidqa.cache.media_index import MediaIndex
     from vidqa.media.scan import scan
-    from vidqa.pipeline.content import identify
+    from vidqa.pipeline.run.hashing import identify
 
     make_clip(tmp_path / "clips" / "a.mp4")
     (item,) = scan([str(tmp_path / "clips")]).items
@@ -177,7 +177,7 @@ def test_permission_denied_is_a_row(vidqa, make_clip, tmp_path, monkeypatch):
     folder, table = tmp_path / "clips", tmp_path / "t.parquet"
     secret = make_clip(folder / "secret.mp4")
     secret.chmod(0)
-    identify = content.identify
+    identify = hashing.identify
 
     def as_somebody_else(index: object, item: MediaItem) -> tuple[MediaItem, str]:
         if os.geteuid() != 0:
@@ -188,10 +188,10 @@ def test_permission_denied_is_a_row(vidqa, make_clip, tmp_path, monkeypatch):
         finally:
             os.seteuid(0)
 
-    monkeypatch.setattr(content, "identify", as_somebody_else)
+    monkeypatch.setattr(hashing, "identify", as_somebody_else)
     assert vidqa("describe", folder, "--out", table).code == 3
     assert outcome(table) == {"secret.mp4": "permission"}
-    monkeypatch.setattr(content, "identify", identify)
+    monkeypatch.setattr(hashing, "identify", identify)
     secret.chmod(0o644)
     assert vidqa("describe", folder, "--out", table).code == 0
     assert outcome(table) == {"secret.mp4": "ok"}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vidqa.config.settings import OPTIONS, option_name
 from vidqa.errors import ERROR_KINDS
-from vidqa.pipeline.metrics import METRICS
+from vidqa.pipeline.monitor.prometheus import METRICS
 
 ROOT = Path(__file__).parent.parent.parent
 PAGE = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")

@@ -12,8 +12,8 @@ import vidqa
 from vidqa.errors import DeviceError
 from vidqa.model import llm as module
 from vidqa.model.llm import load_llm, named_dtype
-from vidqa.pipeline.loaded import Precision, load_model
-from vidqa.pipeline.options import RunOptions
+from vidqa.pipeline.run.loaded_model import Precision, load_model
+from vidqa.pipeline.run.run_options import RunOptions
 
 
 @pytest.mark.parametrize(("quantise", "place"), [("8bit", None), ("4bit", None), (None, "map")])

@@ -26,7 +26,7 @@ from vidqa.encoders.encoder import Encoder
 from vidqa.errors import BundleError
 from vidqa.model.bundle.bundle import Bundle, load_bundle
 from vidqa.model.video_llava import load_model
-from vidqa.pipeline.options import RunOptions
+from vidqa.pipeline.run.run_options import RunOptions
 from vidqa.records import EncoderInput
 
 pytestmark = pytest.mark.parity

@@ -24,7 +24,7 @@ from vidqa.generate.fallback_decode import Row
 from vidqa.model.bundle.bundle import Bundle, load_bundle
 from vidqa.model.towers.clip_tokenizer import END, START
 from vidqa.model.video_llava import load_model
-from vidqa.pipeline.options import RunOptions
+from vidqa.pipeline.run.run_options import RunOptions
 from vidqa.records import Prompt
 
 pytestmark = pytest.mark.parity

@@ -17,8 +17,8 @@ from vidqa.cache.feature_store import FeatureStore
 from vidqa.cache.key import CacheKey
 from vidqa.cache.media_index import MediaIndex
 from vidqa.media.scan import scan
-from vidqa.pipeline.loaded import load_model
-from vidqa.pipeline.options import RunOptions
+from vidqa.pipeline.run.loaded_model import load_model
+from vidqa.pipeline.run.run_options import RunOptions
 from vidqa.records import EncodedSegment, Features, MediaFacts
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from vidqa.errors import ItemError, UsageError
-from vidqa.pipeline.answer import _AHEAD, answer_works
-from vidqa.pipeline.loaded import LoadedModel, load_model
-from vidqa.pipeline.meter import Meter
-from vidqa.pipeline.options import Encoded, RunOptions, Work
-from vidqa.pipeline.progress import StageClock
+from vidqa.pipeline.monitor.reporter import StageClock
+from vidqa.pipeline.monitor.throughput import ThroughputMeter
+from vidqa.pipeline.run.answer_stage import _AHEAD, answer_works
+from vidqa.pipeline.run.loaded_model import LoadedModel, load_model
+from vidqa.pipeline.run.run_options import EncodedItem, RunOptions, WorkItem
 from vidqa.records import EncodedSegment, Features, MediaFacts, MediaItem, Question
 
 QUESTIONS = (Question("a", "What?"), Question("b", "Why is that so?"))
@@ -30,7 +30,7 @@ def model(tiny_bundle: Path) -> LoadedModel:
     return load_model(str(tiny_bundle), "cpu")
 
 
-def encoded(number: int, questions: tuple[Question, ...] = QUESTIONS, n_segments: int = 2) -> Encoded:
+def encoded(number: int, questions: tuple[Question, ...] = QUESTIONS, n_segments: int = 2) -> EncodedItem:
     rng = np.random.default_rng(number)
     segments = [
         EncodedSegment(
@@ -44,11 +44,11 @@ def encoded(number: int, questions: tuple[Question, ...] = QUESTIONS, n_segments
         for i in range(n_segments)
     ]
     item = MediaItem(f"/clips/{number}.mp4", "/clips", f"{number}.mp4", 1, 1)
-    return Encoded(Work(item, f"{number:032d}", questions), tuple(segments))
+    return EncodedItem(WorkItem(item, f"{number:032d}", questions), tuple(segments))
 
 
 def test_every_file_comes_back_whole(model: LoadedModel, tmp_path: Path) -> None:
-    broken = Encoded(encoded(100).work, error=ItemError("unreadable", "broken"))
+    broken = EncodedItem(encoded(100).work, error=ItemError("unreadable", "broken"))
     files = [encoded(0), broken, *(encoded(i) for i in range(1, 9)), encoded(101, ()), encoded(102, n_segments=1)]
     clock = StageClock()
     answered = list(answer_works(files, model, RunOptions(tmp_path), clock))
@@ -78,7 +78,7 @@ def test_files_are_taken_no_further_than_the_queue(
 
     hook = model.llava.llm.register_forward_pre_hook(wait, with_kwargs=True)
 
-    def files() -> Iterator[Encoded]:
+    def files() -> Iterator[EncodedItem]:
         nonlocal taken
         for i in range(60):
             taken += 1
@@ -106,7 +106,7 @@ def test_a_fault_of_the_thread_is_raised_where_the_run_is(model: LoadedModel, tm
 
 
 def test_what_was_taken_is_finished_before_a_stop(model: LoadedModel, tmp_path: Path) -> None:
-    def files() -> Iterator[Encoded]:
+    def files() -> Iterator[EncodedItem]:
         yield from (encoded(i) for i in range(5))
         raise KeyboardInterrupt
 
@@ -142,7 +142,7 @@ def test_out_of_memory_makes_smaller_batches_and_no_failed_run(model: LoadedMode
 
 class TestMeter:
     def test_rates_and_limits(self) -> None:
-        meter = Meter()
+        meter = ThroughputMeter()
         meter.encode.add(20, 2.0)
         meter.step.add(300, 6.0)
         meter.encode_operations, meter.step_bytes, meter.n_answers = 1e12, 6e10, 12
@@ -160,5 +160,5 @@ class TestMeter:
         assert "limit" not in json.dumps(list(told)), "a run has one verdict, and it is not the meter's"
 
     def test_nothing_done_says_nothing(self) -> None:
-        assert Meter().as_text(1.0) == ""
-        assert Meter().as_dict(0.0)["answers_per_s"] is None
+        assert ThroughputMeter().as_text(1.0) == ""
+        assert ThroughputMeter().as_dict(0.0)["answers_per_s"] is None

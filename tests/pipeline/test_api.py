@@ -10,7 +10,7 @@ import pytest
 
 import vidqa
 from vidqa.errors import ItemError
-from vidqa.pipeline.options import RunOptions, settings_of
+from vidqa.pipeline.run.run_options import RunOptions, settings_of
 
 
 def test_three_calls(tiny_bundle, clips, tmp_path, monkeypatch):
@@ -166,7 +166,7 @@ def test_memory_error_of_one_clip_is_its_row(tiny_bundle, clips, tmp_path, monke
 
 def test_a_bug_in_a_stage_is_raised_and_what_was_finished_is_kept(tiny_bundle, clips, tmp_path, monkeypatch):
     """An error that is none of ours must end the run with its traceback, not hide in a row."""
-    import vidqa.pipeline.feed as feed
+    import vidqa.pipeline.run.prefetch as feed
 
     def broken(*arguments):
         raise ZeroDivisionError

@@ -13,7 +13,7 @@ import pytest
 from vidqa.cache import media_index as index_module
 from vidqa.cache.media_index import MediaIndex
 from vidqa.errors import CacheError, ItemError
-from vidqa.pipeline.content import identify_all
+from vidqa.pipeline.run.hashing import identify_all
 from vidqa.records import MediaItem
 
 

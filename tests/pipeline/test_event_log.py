@@ -11,8 +11,8 @@ import pytest
 
 from vidqa.cli.watch import Watch
 from vidqa.errors import UsageError
-from vidqa.pipeline.log import EventLog
-from vidqa.pipeline.progress import Reporter
+from vidqa.pipeline.monitor.event_log import EventLog
+from vidqa.pipeline.monitor.reporter import Reporter
 
 ODD = "line\nbreak\ttab \udcff.mp4"
 

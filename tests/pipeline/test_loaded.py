@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vidqa.errors import DeviceError
-from vidqa.pipeline.loaded import Precision, load_model
+from vidqa.pipeline.run.loaded_model import Precision, load_model
 
 
 def full(*_: object, **__: object) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from vidqa.pipeline.metrics import METRICS, Ended, metrics_text, write_metrics
-from vidqa.pipeline.summary import Summary
+from vidqa.pipeline.monitor.prometheus import METRICS, Ended, metrics_text, write_metrics
+from vidqa.pipeline.monitor.summary import Summary
 
 ODD = 'a "table"\\of\nmine \udcff.csv'
 

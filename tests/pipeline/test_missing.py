@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vidqa.pipeline.missing import vanished
+from vidqa.pipeline.run.pruning import vanished
 
 
 @pytest.fixture

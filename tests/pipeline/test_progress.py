@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from vidqa.pipeline.progress import STAGES, Reporter, StageClock
-from vidqa.pipeline.summary import Summary
+from vidqa.pipeline.monitor.reporter import STAGES, Reporter, StageClock
+from vidqa.pipeline.monitor.summary import Summary
 
 
 def test_levels(capsys):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vidqa.pipeline.quarantine import BACK_OFF, Failures
+from vidqa.pipeline.run.retry_policy import BACK_OFF, RetryPolicy
 from vidqa.records import AnswerRow
 
 KEY = ("m" * 32, "What?", "model", "settings")
@@ -22,9 +22,9 @@ def row(status: str = "failed", media_id: str | None = KEY[0], question: str = K
     return AnswerRow(**values | {"created_at": datetime.now(UTC)})
 
 
-def night(table: Path, *rows: AnswerRow) -> Failures:
+def night(table: Path, *rows: AnswerRow) -> RetryPolicy:
     """One run: load, count, save."""
-    failures = Failures(table).load()
+    failures = RetryPolicy(table).load()
     failures.note(rows)
     failures.save()
     return failures
@@ -34,7 +34,7 @@ def asked_in_later_nights(table: Path, n: int) -> list[int]:
     """The nights, of n further ones with --retry failed, in which the row is asked; it fails each time."""
     asked = []
     for number in range(1, n + 1):
-        failures = Failures(table).load()
+        failures = RetryPolicy(table).load()
         if not failures.passes_over(KEY):
             asked.append(number)
             failures.note([row()])
@@ -84,6 +84,6 @@ def test_a_damaged_file_starts_the_count_anew_and_says_so(tmp_path, caplog, cont
     (tmp_path / "t.csv.failures.json").write_bytes(content.encode("latin-1"))
     with caplog.at_level(logging.WARNING, "vidqa"):
         logging.getLogger("vidqa").propagate = True
-        failures = Failures(tmp_path / "t.csv").load()
+        failures = RetryPolicy(tmp_path / "t.csv").load()
     assert "counted anew" in caplog.text
     assert not failures.quarantined(KEY)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from vidqa.pipeline.describe import describe
-from vidqa.pipeline.loaded import load_model
-from vidqa.pipeline.options import RunOptions
-from vidqa.pipeline.rates import RATES_NAME, Rates, recall, remember
-from vidqa.pipeline.summary import Summary
+from vidqa.pipeline.monitor.summary import Summary
+from vidqa.pipeline.monitor.throughput_history import RATES_NAME, Rates, recall, remember
+from vidqa.pipeline.run.loaded_model import load_model
+from vidqa.pipeline.run.run_options import RunOptions
 
 
 def summary(files: int = 10, frames: int = 0, answers: int = 0, **seconds: float) -> Summary:

@@ -12,9 +12,9 @@ import pytest
 import vidqa
 from vidqa.errors import ItemError, UsageError
 from vidqa.model.bundle.bundle import Bundle
-from vidqa.pipeline.feed import Feed
-from vidqa.pipeline.loaded import LoadedModel, load_model
-from vidqa.pipeline.options import RunOptions
+from vidqa.pipeline.run.loaded_model import LoadedModel, load_model
+from vidqa.pipeline.run.prefetch import Prefetcher
+from vidqa.pipeline.run.run_options import RunOptions
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "clips"
 
@@ -48,7 +48,7 @@ def no_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     def feed(*_: object) -> None:
         raise AssertionError("a cached clip must not be decoded")
 
-    monkeypatch.setattr(Feed, "__enter__", feed)
+    monkeypatch.setattr(Prefetcher, "__enter__", feed)
 
 
 @pytest.mark.usefixtures("no_decoding")

@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from vidqa.pipeline.progress import StageClock
-from vidqa.pipeline.stop import Stop
+from vidqa.pipeline.monitor.reporter import StageClock
+from vidqa.pipeline.monitor.signals import StopSignal
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 
@@ -38,7 +38,7 @@ def send(signum: int) -> None:
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_held_back_until_the_batch_is_done(signum):
-    stop, said, steps = Stop(), [], []
+    stop, said, steps = StopSignal(), [], []
     with pytest.raises(KINDS[signum]), stop.heard(KINDS, said.append), stop.held():
         steps.append("begun")
         send(signum)
@@ -50,7 +50,7 @@ def test_held_back_until_the_batch_is_done(signum):
 
 
 def test_a_process_for_which_another_one_speaks_is_silent(monkeypatch, capfd):
-    stop, ends = Stop(), []
+    stop, ends = StopSignal(), []
     monkeypatch.setattr(os, "_exit", ends.append)
     with pytest.raises(KeyboardInterrupt), stop.heard(KINDS, None), stop.held():
         send(signal.SIGINT)
@@ -59,11 +59,11 @@ def test_a_process_for_which_another_one_speaks_is_silent(monkeypatch, capfd):
 
 
 def test_at_once_where_nothing_is_lost():
-    stop, clock = Stop(), []
+    stop, clock = StopSignal(), []
     with pytest.raises(Ended), stop.heard(KINDS, clock.append), stop.held(), stop.opened():
         send(signal.SIGTERM)
         clock.append("not reached")
-    stop = Stop()
+    stop = StopSignal()
     with pytest.raises(KeyboardInterrupt), stop.heard(KINDS, clock.append):  # before the work has begun
         send(signal.SIGINT)
         clock.append("not reached")
@@ -71,7 +71,7 @@ def test_at_once_where_nothing_is_lost():
 
 
 def test_at_the_end_of_the_work_at_the_latest():
-    stop, said = Stop(), []
+    stop, said = StopSignal(), []
     with pytest.raises(Ended), stop.heard(KINDS, said.append):
         with stop.held():
             send(signal.SIGTERM)
@@ -84,7 +84,7 @@ def test_at_the_end_of_the_work_at_the_latest():
     ("stage", "reached"), [("decode", []), ("load", []), ("generate", ["done"]), ("write", ["done"])]
 )
 def test_stages_of_the_clock(stage, reached):
-    stop, steps = Stop(), []
+    stop, steps = StopSignal(), []
     clock = StageClock(stop=stop)
     with pytest.raises(Ended), stop.heard(KINDS, lambda text: None), stop.held(), clock.stage(stage):
         send(signal.SIGTERM)
@@ -95,7 +95,7 @@ def test_stages_of_the_clock(stage, reached):
 def test_handlers_are_given_back_and_what_was_ignored_stays_so():
     before = signal.getsignal(signal.SIGTERM)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    stop = Stop()
+    stop = StopSignal()
     with stop.heard(KINDS, lambda text: None):
         assert signal.getsignal(signal.SIGTERM) != before
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
@@ -106,8 +106,8 @@ def test_handlers_are_given_back_and_what_was_ignored_stays_so():
 def test_the_second_signal_leaves_at_once():
     code = (
         "import os, signal, time\n"
-        "from vidqa.pipeline.stop import Stop\n"
-        "stop = Stop()\n"
+        "from vidqa.pipeline.monitor.signals import StopSignal\n"
+        "stop = StopSignal()\n"
         "with stop.heard({signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: SystemExit}, print), stop.held():\n"
         "    try:\n"
         "        os.kill(os.getpid(), signal.SIGTERM)\n"

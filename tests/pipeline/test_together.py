@@ -12,12 +12,12 @@ import vidqa
 from vidqa.errors import ItemError, UsageError
 from vidqa.generate.engine import Request, generate
 from vidqa.model.bundle.bundle import Bundle
-from vidqa.pipeline.answer import generation_settings
-from vidqa.pipeline.loaded import LoadedModel, load_model
-from vidqa.pipeline.options import RunOptions
-from vidqa.pipeline.progress import QUIET
-from vidqa.pipeline.run import Run
-from vidqa.pipeline.together import ask_together, features_of
+from vidqa.pipeline.chat import ask_together, features_of
+from vidqa.pipeline.monitor.reporter import QUIET
+from vidqa.pipeline.run.answer_stage import generation_settings
+from vidqa.pipeline.run.loaded_model import LoadedModel, load_model
+from vidqa.pipeline.run.run_context import RunContext
+from vidqa.pipeline.run.run_options import RunOptions
 
 CLIPS = Path(__file__).resolve().parents[2] / "examples" / "clips"
 CLIP, PICTURE = str(CLIPS / "clip06.mp4"), str(CLIPS / "image11.png")
@@ -35,7 +35,7 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> RunOptions:
 
 def test_dialogue_equals_the_full_prompts(demo: LoadedModel, options: RunOptions) -> None:
     session = vidqa.chat(CLIP, model=demo, options=options)
-    features = features_of(Run.begin(demo, options, QUIET), [CLIP])
+    features = features_of(RunContext.begin(demo, options, QUIET), [CLIP])
     for question in ("What happens?", "What colour is it?", "Is there a blue star?", "What happens?"):
         request = Request(features, (*session.turns, (question, None)))
         pieces = list(session.stream(question))
@@ -50,7 +50,7 @@ def test_dialogue_equals_the_full_prompts(demo: LoadedModel, options: RunOptions
 
 @pytest.mark.parametrize("media", [(CLIP, PICTURE), (PICTURE, CLIP), (PICTURE, PICTURE)])
 def test_media_stand_in_the_order_given(media: tuple[str, ...], demo: LoadedModel, options: RunOptions) -> None:
-    run = Run.begin(demo, options, QUIET)
+    run = RunContext.begin(demo, options, QUIET)
     features = features_of(run, media)
     assert [f.kind for f in features] == ["video" if m == CLIP else "image" for m in media]
     alone = [features_of(run, [m])[0] for m in media]
@@ -96,7 +96,7 @@ def test_more_media_than_a_model_knows(
     other.__dict__["encoder"] = demo.encoder
     with pytest.raises(UsageError, match="one picture or clip in a prompt, not 2"):
         vidqa.chat(media, model=other, options=options)
-    assert len(features_of(Run.begin(other, options, QUIET), media[:1])) == 1
+    assert len(features_of(RunContext.begin(other, options, QUIET), media[:1])) == 1
 
 
 def test_too_long_is_a_failed_reply(demo: LoadedModel, options: RunOptions) -> None:

@@ -15,7 +15,7 @@ from vidqa.errors import EXIT_OK, EXIT_PARTIAL, UsageError
 
 if TYPE_CHECKING:
     from vidqa.cli.session import Session
-    from vidqa.pipeline.together import Reply
+    from vidqa.pipeline.chat import Reply
     from vidqa.records import AnswerRow
 
 
@@ -85,7 +85,7 @@ def command(media: str, questions: tuple[str, ...], out: str | None, beside: tup
 
 def _together(media: list[str], questions: tuple[str, ...], out: str | None, session: Session) -> int:
     """Ask about all of them at once."""
-    from vidqa.pipeline.together import ask_together
+    from vidqa.pipeline.chat import ask_together
 
     if out is not None:
         raise UsageError("a table has rows about one clip each, so --with and --out do not go together", hint="--json")

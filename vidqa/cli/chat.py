@@ -47,7 +47,7 @@ def command(media: tuple[str, ...], **flags: Any) -> int:
       printf 'What happens?\\nAnd then?\\n' | vidqa chat clip.mp4 --json
     """
     from vidqa.cli.session import Session
-    from vidqa.pipeline.together import chat
+    from vidqa.pipeline.chat import chat
 
     if sys.stdin is None:  # a service without any input
         raise UsageError("there is nobody to ask: standard input is closed", hint="vidqa ask clip.mp4 QUESTION")

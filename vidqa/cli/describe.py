@@ -62,7 +62,7 @@ def command(paths: tuple[str, ...], out: str, dry_run: bool, **flags: Any) -> in
     """
     from vidqa.cli.session import Session
     from vidqa.pipeline.describe import describe
-    from vidqa.pipeline.plan import plan
+    from vidqa.pipeline.dry_run import plan
 
     session = Session(flags)
     if dry_run:

@@ -16,14 +16,14 @@ import click
 
 from vidqa.cache.key import default_cache_dir
 from vidqa.cli.shown import as_json
-from vidqa.pipeline.progress import Reporter
+from vidqa.pipeline.monitor.reporter import Reporter
 
 if TYPE_CHECKING:  # not every command needs them, and `doctor` must work where they cannot be imported
     from vidqa.cli.watch import Watch
-    from vidqa.pipeline.loaded import LoadedModel
-    from vidqa.pipeline.options import RunOptions
-    from vidqa.pipeline.plan import Plan
-    from vidqa.pipeline.summary import Summary
+    from vidqa.pipeline.dry_run import DryRunPlan
+    from vidqa.pipeline.monitor.summary import Summary
+    from vidqa.pipeline.run.loaded_model import LoadedModel
+    from vidqa.pipeline.run.run_options import RunOptions
     from vidqa.records import Question
 
 
@@ -54,7 +54,7 @@ class Session:
     @cached_property
     def model(self) -> LoadedModel:
         """The bundle, opened; its engines load when they are needed."""
-        from vidqa.pipeline.loaded import Precision, load_model
+        from vidqa.pipeline.run.loaded_model import Precision, load_model
 
         precision = Precision(self._flags.get("dtype"), self._flags.get("quantize"))
         device = self._flags.get("device") or "auto"
@@ -70,7 +70,7 @@ class Session:
     @cached_property
     def options(self) -> RunOptions:
         """How the run is done."""
-        from vidqa.pipeline.options import RunOptions
+        from vidqa.pipeline.run.run_options import RunOptions
 
         flags = self._flags
         segment, batch_size, timeout_s = flags.get("segment"), flags.get("batch_size"), flags.get("timeout")
@@ -97,7 +97,7 @@ class Session:
             metrics=flags.get("metrics"),
         )
 
-    def show(self, plan: Plan) -> None:
+    def show(self, plan: DryRunPlan) -> None:
         """Print what a run would do; that is the result of a dry run."""
         click.echo(as_json(plan.as_dict()) if self.as_json else plan.as_text())
 

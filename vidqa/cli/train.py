@@ -92,7 +92,7 @@ def command(recipe: str, **flags: Any) -> int:
 def _check(recipe: str, session: Session, flags: dict[str, Any]) -> int:
     """Print what the data hold; exit code 1 where training would stop over them."""
     from vidqa.cli.shown import as_json
-    from vidqa.pipeline.check import check
+    from vidqa.pipeline.check_data import check
 
     overrides = flags.get("overrides") or ()
     found = check(recipe, flags.get("out"), options=session.options, overrides=overrides, reporter=session.reporter)

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Self, TextIO
 
 from vidqa.cli.main import EXIT_TERMINATED, Terminated
 from vidqa.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_PARTIAL, UsageError, VidqaError
-from vidqa.pipeline.log import EventLog
-from vidqa.pipeline.stop import Kinds
+from vidqa.pipeline.monitor.event_log import EventLog
+from vidqa.pipeline.monitor.signals import Kinds
 
 if TYPE_CHECKING:
-    from vidqa.pipeline.progress import Reporter
-    from vidqa.pipeline.summary import Summary
+    from vidqa.pipeline.monitor.reporter import Reporter
+    from vidqa.pipeline.monitor.summary import Summary
 
 _OUTCOMES = {
     EXIT_OK: "ok",
@@ -96,7 +96,7 @@ class Watch:
         self._stack.close()
 
     def _write_metrics(self, path: str, wall_s: float) -> None:
-        from vidqa.pipeline.metrics import Ended, write_metrics
+        from vidqa.pipeline.monitor.prometheus import Ended, write_metrics
 
         try:
             write_metrics(path, self._table, Ended(self._code, time.time(), wall_s), self._summary)

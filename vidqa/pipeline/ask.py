@@ -9,12 +9,12 @@ from pathlib import Path
 
 from vidqa.errors import UsageError
 from vidqa.media.files import Paths, listed
-from vidqa.pipeline.answer import answer_works
-from vidqa.pipeline.loaded import LoadedModel
-from vidqa.pipeline.options import RunOptions, Work
-from vidqa.pipeline.progress import QUIET, Reporter
-from vidqa.pipeline.run import Run
-from vidqa.pipeline.summary import Summary
+from vidqa.pipeline.monitor.reporter import QUIET, Reporter
+from vidqa.pipeline.monitor.summary import Summary
+from vidqa.pipeline.run.answer_stage import answer_works
+from vidqa.pipeline.run.loaded_model import LoadedModel
+from vidqa.pipeline.run.run_context import RunContext
+from vidqa.pipeline.run.run_options import RunOptions, WorkItem
 from vidqa.records import AnswerRow, MediaItem, Question
 
 
@@ -42,12 +42,12 @@ def ask(
         UsageError: no question.
         VidqaError: there is no media, or the model or the cache cannot be used.
     """
-    run = Run.begin(model, options, reporter)
+    run = RunContext.begin(model, options, reporter)
     asked = as_questions(questions)
     found = run.find(listed(media))
 
-    def owed(item: MediaItem, media_id: str) -> Work:
-        return Work(item, media_id, asked)
+    def owed(item: MediaItem, media_id: str) -> WorkItem:
+        return WorkItem(item, media_id, asked)
 
     rows: list[AnswerRow] = []
     with (

@@ -22,10 +22,10 @@ from vidqa.errors import ItemError, UsageError
 from vidqa.media.scan import scan
 from vidqa.media.synthetic import write_clip
 from vidqa.media.workers.decode_pool import DecodeJob, DecodePool
-from vidqa.pipeline.limits import add_work, hold_against_hardware
-from vidqa.pipeline.loaded import LoadedModel
-from vidqa.pipeline.meter import Meter
-from vidqa.pipeline.progress import QUIET, Reporter
+from vidqa.pipeline.monitor.reporter import QUIET, Reporter
+from vidqa.pipeline.monitor.throughput import ThroughputMeter
+from vidqa.pipeline.run.hardware_limit import add_work, hold_against_hardware
+from vidqa.pipeline.run.loaded_model import LoadedModel
 from vidqa.records import EncoderInput, Features
 
 _QUESTION = "What happens in this video, part {}?"
@@ -51,7 +51,7 @@ class BenchOptions:
 class BenchResult:
     """Rates of all stages. `answers_per_s` is of the LLM alone, with features that are there."""
 
-    meter: Meter
+    meter: ThroughputMeter
     answer_s: float
     clip_s: dict[str, float]  # by stage: what one clip, or picture, takes there with all its questions
     n_questions: int
@@ -97,7 +97,7 @@ def bench(
         ItemError: none of the clips can be decoded, or the model cannot answer about them.
         UsageError: there is no media.
     """
-    how, meter = options or BenchOptions(), Meter()
+    how, meter = options or BenchOptions(), ThroughputMeter()
     with TemporaryDirectory(prefix="vidqa-bench-") as folder:
         files = _files(paths, Path(folder))
         reporter.say(f"decode: {how.seconds:g} s")
@@ -130,7 +130,7 @@ def _files(paths: Sequence[str], folder: Path) -> list[str]:
 
 
 def _decode(
-    files: Sequence[str], model: LoadedModel, how: BenchOptions, meter: Meter, reporter: Reporter
+    files: Sequence[str], model: LoadedModel, how: BenchOptions, meter: ThroughputMeter, reporter: Reporter
 ) -> tuple[list[EncoderInput], float]:
     """The same files again and again; gives the encoder's inputs of each once, and the seconds that a file takes.
 
@@ -172,7 +172,9 @@ def _decode(
     return list(inputs.values()), meter.decode.busy_s / n_done
 
 
-def _encode(inputs: Sequence[EncoderInput], model: LoadedModel, how: BenchOptions, meter: Meter) -> list[Features]:
+def _encode(
+    inputs: Sequence[EncoderInput], model: LoadedModel, how: BenchOptions, meter: ThroughputMeter
+) -> list[Features]:
     encoder = model.encoder
     kinds = {value.kind for value in inputs}
     full = max(encoder.batch_size(kind) for kind in kinds)
@@ -192,7 +194,7 @@ def _encode(inputs: Sequence[EncoderInput], model: LoadedModel, how: BenchOption
     return features[: len(inputs)]
 
 
-def _answer(features: Sequence[Features], model: LoadedModel, how: BenchOptions, meter: Meter) -> float:
+def _answer(features: Sequence[Features], model: LoadedModel, how: BenchOptions, meter: ThroughputMeter) -> float:
     """Clips come without end, until the time is over; those at work are finished."""
     from vidqa.generate.engine import Engine, GenerationSettings, Request
 

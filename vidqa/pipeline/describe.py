@@ -13,17 +13,17 @@ from vidqa.common.display import display_path
 from vidqa.common.file_lock import FileLock
 from vidqa.errors import TableError, UsageError
 from vidqa.media.files import Paths, listed
-from vidqa.pipeline.answer import answer_works
-from vidqa.pipeline.ledger import Ledger
-from vidqa.pipeline.limits import hold_against_hardware
-from vidqa.pipeline.loaded import LoadedModel
-from vidqa.pipeline.missing import vanished
-from vidqa.pipeline.options import RunOptions, Work
-from vidqa.pipeline.progress import QUIET, Reporter
-from vidqa.pipeline.quarantine import Failures
-from vidqa.pipeline.rates import remember
-from vidqa.pipeline.run import Run
-from vidqa.pipeline.summary import Summary
+from vidqa.pipeline.monitor.reporter import QUIET, Reporter
+from vidqa.pipeline.monitor.summary import Summary
+from vidqa.pipeline.monitor.throughput_history import remember
+from vidqa.pipeline.run.answer_stage import answer_works
+from vidqa.pipeline.run.bookkeeping import RunBookkeeper
+from vidqa.pipeline.run.hardware_limit import hold_against_hardware
+from vidqa.pipeline.run.loaded_model import LoadedModel
+from vidqa.pipeline.run.pruning import vanished
+from vidqa.pipeline.run.retry_policy import RetryPolicy
+from vidqa.pipeline.run.run_context import RunContext
+from vidqa.pipeline.run.run_options import RunOptions, WorkItem
 from vidqa.prompts.questions import Sets, gather_questions
 from vidqa.records import MediaItem, Question
 from vidqa.tables.table import Table
@@ -59,7 +59,7 @@ def describe(
         VidqaError: there is no media, or the model, the cache or the table cannot be used.
     """
     start = time.perf_counter()
-    run = Run.begin(model, options, reporter)
+    run = RunContext.begin(model, options, reporter)
     asked = gather_questions(questions)
     _say_if_typed(asked, reporter)
     table = open_table(out)
@@ -71,7 +71,7 @@ def describe(
         with run.clock.stage("read"):
             _recover(table.load(), reporter)
         found = run.find(searched)
-        ledger = Ledger(table, asked, run, Failures(table.path).load())
+        ledger = RunBookkeeper(table, asked, run, RetryPolicy(table.path).load())
         with reporter.stop.held():
             try:
                 _work(run, ledger, found.items, asked)
@@ -88,7 +88,7 @@ def describe(
     return run.summary
 
 
-def _work(run: Run, ledger: Ledger, items: Sequence[MediaItem], asked: Sequence[Question]) -> None:
+def _work(run: RunContext, ledger: RunBookkeeper, items: Sequence[MediaItem], asked: Sequence[Question]) -> None:
     """Take every file through all stages."""
     with (
         run.reporter.progress(len(items), "file"),
@@ -116,14 +116,14 @@ def encode(
         What was done, in numbers.
     """
     start = time.perf_counter()
-    run = Run.begin(model, options, reporter)
+    run = RunContext.begin(model, options, reporter)
     found = run.find(listed(paths))
     seen: set[str] = set()
 
-    def owed(item: MediaItem, media_id: str) -> Work | None:
+    def owed(item: MediaItem, media_id: str) -> WorkItem | None:
         first = media_id not in seen
         seen.add(media_id)
-        return Work(item, media_id) if first else None
+        return WorkItem(item, media_id) if first else None
 
     with (
         reporter.stop.held(),

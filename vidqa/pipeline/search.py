@@ -21,10 +21,10 @@ from vidqa.common.display import message_without_path
 from vidqa.errors import ItemError, UsageError
 from vidqa.media.files import Paths, listed
 from vidqa.media.segments import plan_segments
-from vidqa.pipeline.loaded import LoadedModel
-from vidqa.pipeline.options import Encoded, RunOptions, Work
-from vidqa.pipeline.progress import QUIET, Reporter
-from vidqa.pipeline.run import Run
+from vidqa.pipeline.monitor.reporter import QUIET, Reporter
+from vidqa.pipeline.run.loaded_model import LoadedModel
+from vidqa.pipeline.run.run_context import RunContext
+from vidqa.pipeline.run.run_options import EncodedItem, RunOptions, WorkItem
 from vidqa.records import MediaItem, MediaKind
 
 
@@ -86,7 +86,7 @@ def search(
     """
     if top is not None and top < 1:
         raise UsageError(f"top must be at least 1, got {top}")
-    run = Run.begin(model, options, reporter)
+    run = RunContext.begin(model, options, reporter)
     wanted = _normal(run.model.text_encoder.encode([text]))[0]
     items = run.find(listed(paths)).items
     shelf = _Shelf(run)
@@ -115,7 +115,7 @@ def search(
 class _Shelf:
     """Gathers the pooled embedding of every segment."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: RunContext) -> None:
         self._run = run
         self._store, self._index = FeatureStore(run.options.cache_dir), MediaIndex(run.options.cache_dir)
         self.pooled: list[tuple[MediaItem, str, Pooled]] = []
@@ -150,11 +150,11 @@ class _Shelf:
         if not items:
             return
         self._run.reporter.say(f"{len(items)} of the files are not in the cache and are encoded now")
-        with closing(self._run.encoded(items, Work, ())) as encoded:
+        with closing(self._run.encoded(items, WorkItem, ())) as encoded:
             for one in encoded:
                 self._take_encoded(one)
 
-    def _take_encoded(self, one: Encoded) -> None:
+    def _take_encoded(self, one: EncodedItem) -> None:
         item, media_id = one.work.item, one.work.media_id
         if one.error is not None or media_id is None:
             self._fail(item, one.error or ItemError("unreadable", "the content could not be read"))

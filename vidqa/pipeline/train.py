@@ -17,10 +17,10 @@ from typing import Literal
 from vidqa.common.file_lock import FileLock
 from vidqa.errors import UsageError
 from vidqa.model.bundle.bundle import BUNDLE_FILE, load_bundle
-from vidqa.pipeline.features import CachedFeatures, LiveFeatures, entry_bytes, fill_cache
-from vidqa.pipeline.loaded import LoadedModel
-from vidqa.pipeline.options import RunOptions
-from vidqa.pipeline.progress import QUIET, Reporter
+from vidqa.pipeline.monitor.reporter import QUIET, Reporter
+from vidqa.pipeline.run.loaded_model import LoadedModel
+from vidqa.pipeline.run.run_options import RunOptions
+from vidqa.pipeline.training_features import CachedFeatures, LiveFeatures, entry_bytes, fill_cache
 from vidqa.train.data import Corpus, MediaRef, RejectLog, Source
 from vidqa.train.data.unseen_pairs import read_unseen
 from vidqa.train.distributed import RunConfig, is_first, join, local_device, wait_for_all

@@ -17,22 +17,22 @@ from vidqa.cache.media_index import MediaIndex
 from vidqa.common.display import display_path, message_without_path
 from vidqa.errors import ItemError, VidqaError
 from vidqa.media.scan import ScanResult, scan
-from vidqa.pipeline.answer import Answered
-from vidqa.pipeline.content import identify_all
-from vidqa.pipeline.encode import encode_works
-from vidqa.pipeline.feed import Feed
-from vidqa.pipeline.loaded import LoadedModel, load_model
-from vidqa.pipeline.options import Encoded, RunOptions, Work
-from vidqa.pipeline.progress import Reporter, StageClock
-from vidqa.pipeline.summary import Summary
+from vidqa.pipeline.monitor.reporter import Reporter, StageClock
+from vidqa.pipeline.monitor.summary import Summary
+from vidqa.pipeline.run.answer_stage import Answered
+from vidqa.pipeline.run.encode_stage import encode_works
+from vidqa.pipeline.run.hashing import identify_all
+from vidqa.pipeline.run.loaded_model import LoadedModel, load_model
+from vidqa.pipeline.run.prefetch import Prefetcher
+from vidqa.pipeline.run.run_options import EncodedItem, RunOptions, WorkItem
 from vidqa.records import MediaItem, Question
 
 #: Media id of a file, and the work that it needs; None when it needs none.
-Owed = Callable[[MediaItem, str], Work | None]
+Owed = Callable[[MediaItem, str], WorkItem | None]
 
 
 @dataclass
-class Run:
+class RunContext:
     """What the stages of one run share."""
 
     model: LoadedModel
@@ -43,7 +43,7 @@ class Run:
     _ready: dict[str, float] = field(default_factory=dict)  # path -> when its features were there
 
     @classmethod
-    def begin(cls, model: LoadedModel | str, options: RunOptions | None, reporter: Reporter) -> Run:
+    def begin(cls, model: LoadedModel | str, options: RunOptions | None, reporter: Reporter) -> RunContext:
         """Open the model, if it is a name, and start the books."""
         loaded = model if isinstance(model, LoadedModel) else load_model(model, reporter=reporter)
         return cls(loaded, options or RunOptions(), reporter, Summary(), StageClock(stop=reporter.stop))
@@ -72,7 +72,7 @@ class Run:
 
     def encoded(
         self, items: Iterable[MediaItem], owed: Owed, questions: Sequence[Question], *, say_failures: int = 2
-    ) -> Generator[Encoded]:
+    ) -> Generator[EncodedItem]:
         """Files with their features or their error, as they become ready; none for files that need nothing.
 
         Args:
@@ -84,7 +84,7 @@ class Run:
         store, index = FeatureStore(self.options.cache_dir), MediaIndex(self.options.cache_dir)
         works = self._works(items, index, owed, tuple(questions))
         try:
-            with Feed(lambda: works, self.model.bundle, store, index, self.options) as feed:
+            with Prefetcher(lambda: works, self.model.bundle, store, index, self.options) as feed:
                 for one in encode_works(feed, self.model, store, self.clock, self.options.batch_size):
                     self._count(one, say_failures)
                     yield one
@@ -103,17 +103,17 @@ class Run:
 
     def _works(
         self, items: Iterable[MediaItem], index: MediaIndex, owed: Owed, questions: tuple[Question, ...]
-    ) -> Iterator[Work | Encoded]:
+    ) -> Iterator[WorkItem | EncodedItem]:
         """Hash each file and ask what it needs. Runs in the feed's thread."""
         for item, found in identify_all(index, items):
             if isinstance(found, ItemError):  # gone or not readable: the row will say so
-                yield Encoded(Work(item, None, questions), error=found)
+                yield EncodedItem(WorkItem(item, None, questions), error=found)
             elif (work := owed(item, found)) is None:
                 self.reporter.advance()
             else:
                 yield work
 
-    def _count(self, one: Encoded, say_failures: int) -> None:
+    def _count(self, one: EncodedItem, say_failures: int) -> None:
         summary, path = self.summary, one.work.item.path
         summary.clips_done += 1
         summary.clips_cached += one.cached

@@ -15,7 +15,7 @@ from pathlib import Path
 from vidqa import __version__
 from vidqa.common import atomic_io
 from vidqa.common.path_text import visible
-from vidqa.pipeline.summary import Summary
+from vidqa.pipeline.monitor.summary import Summary
 
 #: Name -> what it says. All are gauges of the last run: the numbers start anew with each.
 METRICS = {

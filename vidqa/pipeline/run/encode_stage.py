@@ -14,10 +14,10 @@ from typing import cast
 from vidqa.cache.feature_store import FeatureStore
 from vidqa.cache.key import CacheKey
 from vidqa.errors import ItemError, MediaError
-from vidqa.pipeline.feed import Decoded
-from vidqa.pipeline.loaded import LoadedModel
-from vidqa.pipeline.options import Encoded
-from vidqa.pipeline.progress import StageClock
+from vidqa.pipeline.monitor.reporter import StageClock
+from vidqa.pipeline.run.loaded_model import LoadedModel
+from vidqa.pipeline.run.prefetch import Decoded
+from vidqa.pipeline.run.run_options import EncodedItem
 from vidqa.records import DecodedSegment, EncodedSegment, EncoderInput, Features
 
 #: Segments that go to the encoder together unless the user says otherwise.
@@ -29,12 +29,12 @@ _WRITERS, _UNWRITTEN = 2, 16
 
 
 def encode_works(
-    feed: Iterable[Encoded | Decoded],
+    feed: Iterable[EncodedItem | Decoded],
     model: LoadedModel,
     store: FeatureStore,
     clock: StageClock,
     batch_size: int | None = None,
-) -> Iterator[Encoded]:
+) -> Iterator[EncodedItem]:
     """Encode what arrives decoded, in batches that clips share; hand the rest through.
 
     Args:
@@ -45,15 +45,15 @@ def encode_works(
         batch_size: segments per batch, None for the default.
 
     Returns:
-        One `Encoded` a file, in the order in which files become ready.
+        One `EncodedItem` a file, in the order in which files become ready.
     """
     with _Writer(store) as writer:
         yield from _encode(feed, model, writer, clock, batch_size or DEFAULT_BATCH)
 
 
 def _encode(
-    feed: Iterable[Encoded | Decoded], model: LoadedModel, writer: _Writer, clock: StageClock, full: int
-) -> Iterator[Encoded]:
+    feed: Iterable[EncodedItem | Decoded], model: LoadedModel, writer: _Writer, clock: StageClock, full: int
+) -> Iterator[EncodedItem]:
     waiting: list[Decoded] = []
     n_waiting, since, started = 0, time.monotonic(), False
     arrivals = iter(feed)
@@ -62,7 +62,7 @@ def _encode(
             arrival = next(arrivals, None)
         if isinstance(arrival, Decoded) and not started:  # processes start, and files that need nothing are passed by
             started, clock.start_s = True, max(0.0, clock.seconds["decode"] - arrival.media.seconds)
-        if isinstance(arrival, Encoded):
+        if isinstance(arrival, EncodedItem):
             yield arrival
             continue
         if arrival is not None:
@@ -127,7 +127,7 @@ def _note(batch: Sequence[Decoded], model: LoadedModel, clock: StageClock, busy_
     meter.encode.add(sum(len(decoded.media.segments) for decoded in batch), busy_s)
 
 
-def _encode_batch(batch: Sequence[Decoded], model: LoadedModel, writer: _Writer) -> list[Encoded]:
+def _encode_batch(batch: Sequence[Decoded], model: LoadedModel, writer: _Writer) -> list[EncodedItem]:
     """Encode and store the segments of some files."""
     # The feed's transform has turned frames into the encoder's input inside the decode processes.
     inputs = [cast(EncoderInput, segment.frames) for decoded in batch for segment in decoded.media.segments]
@@ -135,22 +135,22 @@ def _encode_batch(batch: Sequence[Decoded], model: LoadedModel, writer: _Writer)
         features = iter(model.encoder.encode(inputs) if inputs else [])
     except ItemError as error:
         if len(batch) == 1:
-            return [Encoded(batch[0].work, error=error)]
+            return [EncodedItem(batch[0].work, error=error)]
         # One of them is too much; alone, each can only fail for itself.
         return [one for decoded in batch for one in _encode_batch([decoded], model, writer)]
     return [_encoded(decoded, features, model, writer) for decoded in batch]
 
 
-def _encoded(decoded: Decoded, features: Iterator[Features], model: LoadedModel, writer: _Writer) -> Encoded:
+def _encoded(decoded: Decoded, features: Iterator[Features], model: LoadedModel, writer: _Writer) -> EncodedItem:
     """One file with its part of the batch's features, stored."""
     work, media = decoded.work, decoded.media
     segments = tuple(_with_facts(decoded, segment, next(features)) for segment in media.segments)
     if not segments:
-        return Encoded(work, error=MediaError("unreadable", f"{work.item.rel}: no segment holds a frame"))
+        return EncodedItem(work, error=MediaError("unreadable", f"{work.item.rel}: no segment holds a frame"))
     if work.media_id is not None:
         for before, after in zip(media.segments, segments, strict=True):
             writer.put(CacheKey(work.media_id, before.segment.key, model.bundle.encoder_id), after)
-    return Encoded(work, segments, decode_s=media.seconds)
+    return EncodedItem(work, segments, decode_s=media.seconds)
 
 
 def _with_facts(decoded: Decoded, segment: DecodedSegment, features: Features) -> EncodedSegment:

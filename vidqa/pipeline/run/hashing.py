@@ -19,7 +19,7 @@ from vidqa.common.devices import cpu_threads
 from vidqa.common.display import display_path
 from vidqa.errors import ItemError, MediaError
 from vidqa.media.files import file_error
-from vidqa.pipeline.options import Work
+from vidqa.pipeline.run.run_options import WorkItem
 from vidqa.records import DecodedMedia, MediaItem
 
 _TRIES = 3
@@ -126,7 +126,7 @@ class _Readers:
                 found.set_exception(error)
 
 
-def confirm(work: Work, result: DecodedMedia | ItemError) -> tuple[Work, DecodedMedia | ItemError]:
+def confirm(work: WorkItem, result: DecodedMedia | ItemError) -> tuple[WorkItem, DecodedMedia | ItemError]:
     """What was decoded, if the file is still the one whose content was named; else why it does not count.
 
     Args:

@@ -10,9 +10,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from vidqa.common.display import display_path
-from vidqa.pipeline.meter import Meter
-from vidqa.pipeline.progress import STAGES, StageClock
-from vidqa.pipeline.quarantine import QUARANTINE_AFTER
+from vidqa.pipeline.monitor.reporter import STAGES, StageClock
+from vidqa.pipeline.monitor.throughput import ThroughputMeter
+from vidqa.pipeline.run.retry_policy import QUARANTINE_AFTER
 
 #: Names in a message; the log and `--json` have all.
 _SHOWN = 5
@@ -42,7 +42,7 @@ class Summary:
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))  # by stage, see StageClock
     start_s: float = 0.0  # of the seconds of `decode`, see StageClock
     limit: str | None = None  # the stage that took most
-    meter: Meter = field(default_factory=Meter)  # what the stages did, side by side
+    meter: ThroughputMeter = field(default_factory=ThroughputMeter)  # what the stages did, side by side
 
     @property
     def n_failed(self) -> int:

@@ -19,12 +19,12 @@ from vidqa.generate.engine import Request, generate
 from vidqa.media.files import Paths, listed
 from vidqa.media.scan import scan
 from vidqa.model.bundle.bundle import Bundle
-from vidqa.pipeline.answer import generation_settings
 from vidqa.pipeline.ask import as_questions
-from vidqa.pipeline.loaded import LoadedModel
-from vidqa.pipeline.options import RunOptions, Work
-from vidqa.pipeline.progress import QUIET, Reporter
-from vidqa.pipeline.run import Run
+from vidqa.pipeline.monitor.reporter import QUIET, Reporter
+from vidqa.pipeline.run.answer_stage import generation_settings
+from vidqa.pipeline.run.loaded_model import LoadedModel
+from vidqa.pipeline.run.run_context import RunContext
+from vidqa.pipeline.run.run_options import RunOptions, WorkItem
 from vidqa.records import Features, MediaItem, Question, Status
 
 #: Architecture -> how many pictures and clips one prompt of its published models may hold; others: any number.
@@ -75,7 +75,7 @@ def ask_together(
         VidqaError: the model or the cache cannot be used.
     """
     asked = as_questions(questions)
-    run = Run.begin(model, options, reporter)
+    run = RunContext.begin(model, options, reporter)
     features = features_of(run, media)
     requests = [Request(features, ((q.text, None),), run.options.max_new_tokens) for q in asked]
     answers = generate(
@@ -117,14 +117,14 @@ def chat(
         ItemError: a file cannot be read.
         VidqaError: the model or the cache cannot be used.
     """
-    run = Run.begin(model, options, reporter)
+    run = RunContext.begin(model, options, reporter)
     features = features_of(run, listed(media))
     session = ChatSession(run.model.llava, features, generation_settings(run.model, run.options))
     session.warm()
     return session
 
 
-def features_of(run: Run, media: Sequence[str | Path]) -> tuple[Features, ...]:
+def features_of(run: RunContext, media: Sequence[str | Path]) -> tuple[Features, ...]:
     """What the encoder saw of each file, whole, in the order given; from the cache where it is there.
 
     Raises:
@@ -138,8 +138,8 @@ def features_of(run: Run, media: Sequence[str | Path]) -> tuple[Features, ...]:
     items = [_item(os.fspath(path)) for path in media]
     found: dict[int, Features] = {}
 
-    def owed(item: MediaItem, media_id: str) -> Work:
-        return Work(item, media_id, _SOME)
+    def owed(item: MediaItem, media_id: str) -> WorkItem:
+        return WorkItem(item, media_id, _SOME)
 
     with run.reporter.progress(len(items), "file"), closing(run.encoded(items, owed, _SOME)) as encoded:
         for one in encoded:

@@ -17,17 +17,17 @@ from vidqa.media.probe import probe
 from vidqa.media.segments import plan_segments
 from vidqa.media.workers.decode_pool import DecodePool
 from vidqa.model.bundle.spec import EncoderSpec
-from vidqa.pipeline.content import identify_all
 from vidqa.pipeline.describe import open_table
-from vidqa.pipeline.ledger import Ledger
-from vidqa.pipeline.loaded import LoadedModel
-from vidqa.pipeline.missing import vanished
-from vidqa.pipeline.options import RunOptions, Work
-from vidqa.pipeline.progress import QUIET, Reporter
-from vidqa.pipeline.quarantine import Failures
-from vidqa.pipeline.rates import recall
-from vidqa.pipeline.run import Run
-from vidqa.pipeline.summary import length
+from vidqa.pipeline.monitor.reporter import QUIET, Reporter
+from vidqa.pipeline.monitor.summary import length
+from vidqa.pipeline.monitor.throughput_history import recall
+from vidqa.pipeline.run.bookkeeping import RunBookkeeper
+from vidqa.pipeline.run.hashing import identify_all
+from vidqa.pipeline.run.loaded_model import LoadedModel
+from vidqa.pipeline.run.pruning import vanished
+from vidqa.pipeline.run.retry_policy import RetryPolicy
+from vidqa.pipeline.run.run_context import RunContext
+from vidqa.pipeline.run.run_options import RunOptions, WorkItem
 from vidqa.records import MediaFacts, MediaItem, Question
 
 #: Bytes of an entry beside its numbers (safetensors header with the facts), and of a row that nobody measured yet.
@@ -36,7 +36,7 @@ _ROW_BYTES = 400
 
 
 @dataclass
-class Plan:
+class DryRunPlan:
     """Counts of what `describe` would find and do. Lengths come from headers where no file was decoded yet."""
 
     table: str
@@ -110,16 +110,16 @@ def plan(
     model: LoadedModel | str = "demo",
     options: RunOptions | None = None,
     reporter: Reporter = QUIET,
-) -> Plan:
+) -> DryRunPlan:
     """Look at everything and change nothing but the index of contents.
 
     Args and Raises as for `describe`. Files that the index does not know are read once, to know their content.
     """
-    run = Run.begin(model, options, reporter)
+    run = RunContext.begin(model, options, reporter)
     table = open_table(out).load()
     found = run.find(paths)
-    ledger = Ledger(table, questions, run, Failures(table.path).load())
-    made = Plan(str(out), files=len(found.items), left_out=found.counts())
+    ledger = RunBookkeeper(table, questions, run, RetryPolicy(table.path).load())
+    made = DryRunPlan(str(out), files=len(found.items), left_out=found.counts())
     cache_dir = run.options.cache_dir
     index = MediaIndex(cache_dir)
     try:
@@ -146,10 +146,10 @@ def plan(
 class _Count:
     """Counts files, one after another, into a plan."""
 
-    def __init__(self, made: Plan, run: Run, ledger: Ledger, index: MediaIndex) -> None:
+    def __init__(self, made: DryRunPlan, run: RunContext, ledger: RunBookkeeper, index: MediaIndex) -> None:
         self._made, self._run, self._ledger, self._index = made, run, ledger, index
         self._store = FeatureStore(run.options.cache_dir)
-        self._waiting: dict[str, Work] = {}  # by path: files that are looked into
+        self._waiting: dict[str, WorkItem] = {}  # by path: files that are looked into
         self._rows: dict[str, int | None] = {}  # media_id -> new rows of each of its files; None: not known yet
         self._twins: Counter[str] = Counter()  # further files with a content that is not known yet
 
@@ -189,7 +189,7 @@ class _Count:
         else:
             self._made.new_rows += n_rows
 
-    def _add(self, work: Work, facts: MediaFacts | MediaError) -> None:
+    def _add(self, work: WorkItem, facts: MediaFacts | MediaError) -> None:
         """A file to do."""
         made, run, media_id = self._made, self._run, str(work.media_id)
         segments = () if isinstance(facts, MediaError) else plan_segments(facts, run.options.segment_s)

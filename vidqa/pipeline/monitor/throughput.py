@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass
-class Stage:
+class StageTiming:
     """One stage: what it did, in units of its own, and the seconds that it was busy."""
 
     unit: str
@@ -35,17 +35,17 @@ class Stage:
 
 
 @dataclass
-class Meter:
+class ThroughputMeter:
     """The stages of a run, or of a benchmark.
 
     `decode` are frames that were looked at, in all decode processes together; `prefill` prompts, those of a clip's
     questions counted with its beginning once; `answer` is not a stage but what comes out, over the whole time.
     """
 
-    decode: Stage = field(default_factory=lambda: Stage("frames"))
-    encode: Stage = field(default_factory=lambda: Stage("clips"))
-    prefill: Stage = field(default_factory=lambda: Stage("tokens"))
-    step: Stage = field(default_factory=lambda: Stage("tokens"))
+    decode: StageTiming = field(default_factory=lambda: StageTiming("frames"))
+    encode: StageTiming = field(default_factory=lambda: StageTiming("clips"))
+    prefill: StageTiming = field(default_factory=lambda: StageTiming("tokens"))
+    step: StageTiming = field(default_factory=lambda: StageTiming("tokens"))
     n_answers: int = 0
     encode_operations: float = 0.0
     prefill_operations: float = 0.0
@@ -68,7 +68,7 @@ class Meter:
         return sum(s.least_s or 0.0 for s in self.stages.values())
 
     @property
-    def stages(self) -> dict[str, Stage]:
+    def stages(self) -> dict[str, StageTiming]:
         """By name, in the order of the data's way."""
         return {"decode": self.decode, "encode": self.encode, "prefill": self.prefill, "generate": self.step}
 

@@ -17,11 +17,11 @@ from typing import cast
 
 from vidqa.errors import ItemError
 from vidqa.generate.engine import Engine, GenerationSettings, Request
-from vidqa.pipeline.limits import add_work
-from vidqa.pipeline.loaded import LoadedModel
-from vidqa.pipeline.options import Encoded, Identity, RunOptions, Work, settings_of
-from vidqa.pipeline.progress import StageClock
-from vidqa.pipeline.rows import answered_row, failed_row
+from vidqa.pipeline.monitor.reporter import StageClock
+from vidqa.pipeline.run.hardware_limit import add_work
+from vidqa.pipeline.run.loaded_model import LoadedModel
+from vidqa.pipeline.run.rows import answered_row, failed_row
+from vidqa.pipeline.run.run_options import EncodedItem, Identity, RunOptions, WorkItem, settings_of
 from vidqa.records import Answer, AnswerRow, EncodedSegment, Question
 
 #: Files with their features that may wait for the LLM, beside those whose prompts it has taken.
@@ -34,7 +34,7 @@ _PATIENCE_S = 0.1
 class Answered:
     """A file with the rows of all its questions: complete, in order of question and time."""
 
-    work: Work
+    work: WorkItem
     rows: tuple[AnswerRow, ...]
     cached: bool
 
@@ -43,13 +43,13 @@ class Answered:
 class _Asked:
     """A file at the LLM: its cells in the order of the rows, and the answers so far."""
 
-    one: Encoded
+    one: EncodedItem
     cells: list[tuple[Question, EncodedSegment]]
     answers: dict[int, Answer | ItemError] = field(default_factory=dict)
 
 
 def answer_works(
-    encoded: Iterable[Encoded], model: LoadedModel, options: RunOptions, clock: StageClock
+    encoded: Iterable[EncodedItem], model: LoadedModel, options: RunOptions, clock: StageClock
 ) -> Iterator[Answered]:
     """Ask every file its questions.
 
@@ -223,5 +223,5 @@ def _request(question: Question, segment: EncodedSegment, options: RunOptions) -
     )
 
 
-def _failed_rows(work: Work, error: ItemError, who: Identity, options: RunOptions) -> tuple[AnswerRow, ...]:
+def _failed_rows(work: WorkItem, error: ItemError, who: Identity, options: RunOptions) -> tuple[AnswerRow, ...]:
     return tuple(failed_row(work, q, error, who, settings_of(options, q)) for q in work.questions)

@@ -20,10 +20,10 @@ from vidqa.encoders.preprocess import prepare
 from vidqa.errors import ItemError, MediaError, TrainError
 from vidqa.media.workers.decode_pool import DecodeJob, DecodePool
 from vidqa.model.bundle.bundle import Bundle
-from vidqa.pipeline.loaded import LoadedModel
-from vidqa.pipeline.options import Encoded, RunOptions, Work
-from vidqa.pipeline.progress import Reporter
-from vidqa.pipeline.run import Run
+from vidqa.pipeline.monitor.reporter import Reporter
+from vidqa.pipeline.run.loaded_model import LoadedModel
+from vidqa.pipeline.run.run_context import RunContext
+from vidqa.pipeline.run.run_options import EncodedItem, RunOptions, WorkItem
 from vidqa.records import WHOLE, EncodedSegment, EncoderInput, Features, MediaFacts, MediaItem, Segment
 from vidqa.train.data import MediaRef, SampleError
 from vidqa.train.stage.checkpoints import in_units, need_room
@@ -90,11 +90,11 @@ def fill_cache(refs: Iterable[MediaRef], model: LoadedModel, options: RunOptions
     items = [item for path in wanted if (item := _item(path, features)) is not None]
     _look_for_room(items, wanted, model.bundle, store, reporter)
 
-    def owed(item: MediaItem, media_id: str) -> Work:
+    def owed(item: MediaItem, media_id: str) -> WorkItem:
         features.media_ids[item.path] = media_id
-        return Work(item, media_id, segments=tuple(wanted[item.path]))
+        return WorkItem(item, media_id, segments=tuple(wanted[item.path]))
 
-    run = Run.begin(model, options, reporter)
+    run = RunContext.begin(model, options, reporter)
     with reporter.progress(len(items), "medium"), closing(run.encoded(items, owed, ())) as encoded:
         for one in encoded:
             _note(one, features)
@@ -111,7 +111,7 @@ def _item(path: str, features: CachedFeatures) -> MediaItem | None:
     return MediaItem(path, os.path.dirname(path), os.path.basename(path), facts.st_size, facts.st_mtime_ns, named=True)
 
 
-def _note(one: Encoded, features: CachedFeatures) -> None:
+def _note(one: EncodedItem, features: CachedFeatures) -> None:
     if one.error is not None:
         features.failed[one.work.item.path] = _as_reject(one.work.item.path, one.error)
 

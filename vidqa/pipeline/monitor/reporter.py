@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vidqa.common.display import bar_size
-from vidqa.pipeline.log import EventLog
-from vidqa.pipeline.meter import Meter
-from vidqa.pipeline.stop import Stop
+from vidqa.pipeline.monitor.event_log import EventLog
+from vidqa.pipeline.monitor.signals import StopSignal
+from vidqa.pipeline.monitor.throughput import ThroughputMeter
 
 if TYPE_CHECKING:  # tqdm is needed only where a terminal looks on
     from tqdm import tqdm
@@ -38,7 +38,7 @@ class Reporter:
 
     level: int = 1
     bar: bool | None = None
-    stop: Stop = field(default_factory=Stop)
+    stop: StopSignal = field(default_factory=StopSignal)
     log: EventLog | None = None
     _said: set[str] = field(default_factory=set)
     _bar: tqdm | None = None
@@ -115,8 +115,10 @@ class StageClock:
     """
 
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
-    stop: Stop = field(default_factory=Stop)
-    meter: Meter = field(default_factory=Meter)  # what the stages did, beside what the run waited for
+    stop: StopSignal = field(default_factory=StopSignal)
+    meter: ThroughputMeter = field(
+        default_factory=ThroughputMeter
+    )  # what the stages did, beside what the run waited for
     start_s: float = 0.0  # of `decode`: until the first frames could come; no further file pays for that again
 
     @contextmanager

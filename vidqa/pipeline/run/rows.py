@@ -10,12 +10,17 @@ from typing import Any
 
 from vidqa.common.display import message_without_path
 from vidqa.errors import ItemError
-from vidqa.pipeline.options import Identity, Work
+from vidqa.pipeline.run.run_options import Identity, WorkItem
 from vidqa.records import Answer, AnswerRow, EncodedSegment, MediaFacts, Question
 
 
 def answered_row(
-    work: Work, question: Question, segment: EncodedSegment, answer: Answer | ItemError, who: Identity, settings: str
+    work: WorkItem,
+    question: Question,
+    segment: EncodedSegment,
+    answer: Answer | ItemError,
+    who: Identity,
+    settings: str,
 ) -> AnswerRow:
     """The row of one segment and one question.
 
@@ -42,12 +47,12 @@ def answered_row(
     return AnswerRow(**values)
 
 
-def failed_row(work: Work, question: Question, error: ItemError, who: Identity, settings: str) -> AnswerRow:
+def failed_row(work: WorkItem, question: Question, error: ItemError, who: Identity, settings: str) -> AnswerRow:
     """The row of a file that gave no segment at all."""
     return AnswerRow(**_common(work, question, who, settings) | _failure(error, work))
 
 
-def _common(work: Work, question: Question, who: Identity, settings: str) -> dict[str, Any]:
+def _common(work: WorkItem, question: Question, who: Identity, settings: str) -> dict[str, Any]:
     """Every column, most of them still null."""
     nothing = dict.fromkeys(AnswerRow.__dataclass_fields__)
     return nothing | {
@@ -69,5 +74,5 @@ def _facts(facts: MediaFacts) -> dict[str, Any]:
     return {name: getattr(facts, name) for name in ("duration_s", "width", "height", "fps", "codec")}
 
 
-def _failure(error: ItemError, work: Work) -> dict[str, Any]:
+def _failure(error: ItemError, work: WorkItem) -> dict[str, Any]:
     return {"status": "failed", "error_kind": error.kind, "error": message_without_path(error, work.item.path)}

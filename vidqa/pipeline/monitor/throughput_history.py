@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vidqa.common import atomic_io
-from vidqa.pipeline.loaded import LoadedModel
-from vidqa.pipeline.summary import Summary
+from vidqa.pipeline.monitor.summary import Summary
+from vidqa.pipeline.run.loaded_model import LoadedModel
 
 RATES_NAME = "rates.json"
 _FORMAT = 2

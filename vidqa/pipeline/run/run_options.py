@@ -74,7 +74,7 @@ class RunOptions:
 
 
 @dataclass(frozen=True)
-class Work:
+class WorkItem:
     """One file and what is still to be asked of it. `media_id` is None only if the content could not be read."""
 
     item: MediaItem
@@ -84,10 +84,10 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedItem:
     """A file on its way from the encoder to the LLM: its segments in order of time, or why there are none."""
 
-    work: Work
+    work: WorkItem
     segments: tuple[EncodedSegment, ...] = ()
     error: ItemError | None = None
     cached: bool = False  # True when no frame had to be decoded

@@ -25,8 +25,8 @@ from vidqa.errors import ItemError
 from vidqa.media.segments import plan_segments
 from vidqa.media.workers.decode_pool import DecodeJob, DecodePool
 from vidqa.model.bundle.bundle import Bundle
-from vidqa.pipeline.content import confirm
-from vidqa.pipeline.options import Encoded, RunOptions, Work
+from vidqa.pipeline.run.hashing import confirm
+from vidqa.pipeline.run.run_options import EncodedItem, RunOptions, WorkItem
 from vidqa.records import DecodedMedia, EncodedSegment
 
 #: Files that may wait in the queue. Each holds at most its own features or prepared frames.
@@ -37,7 +37,7 @@ _AHEAD = 8
 class Decoded:
     """A file whose frames wait for the encoder."""
 
-    work: Work
+    work: WorkItem
     media: DecodedMedia
     n_side_by_side: int = 1  # processes that decode beside each other
 
@@ -53,12 +53,12 @@ class Stopped(Exception):
     """Raised inside the thread when nobody wants its results any more."""
 
 
-class Feed:
-    """Iterate over it to get `Encoded` (cached, or failed) and `Decoded`, in the order in which they are ready.
+class Prefetcher:
+    """Iterate over it to get `EncodedItem` (cached, or failed) and `Decoded`, in the order in which they are ready.
 
     Args:
         works: gives the iterator of work; called in the thread, and so may open what belongs to one thread. An
-            `Encoded` among it (a file that could not be read) is handed through.
+            `EncodedItem` among it (a file that could not be read) is handed through.
         bundle: says how frames are chosen and prepared, and which features are asked for.
         store: the feature cache.
         index: knows the facts of contents that were decoded before, and learns those of new ones.
@@ -67,7 +67,7 @@ class Feed:
 
     def __init__(
         self,
-        works: Callable[[], Iterable[Work | Encoded]],
+        works: Callable[[], Iterable[WorkItem | EncodedItem]],
         bundle: Bundle,
         store: FeatureStore,
         index: MediaIndex,
@@ -75,9 +75,9 @@ class Feed:
     ) -> None:
         self._works, self._bundle, self._store = works, bundle, store
         self._index, self._options = index, options
-        self._queue: queue.Queue[Encoded | Decoded | _End] = queue.Queue(_AHEAD)
+        self._queue: queue.Queue[EncodedItem | Decoded | _End] = queue.Queue(_AHEAD)
         self._stop = threading.Event()
-        self._waiting: dict[int, Work] = {}
+        self._waiting: dict[int, WorkItem] = {}
         self._pool: DecodePool | None = None
         self._thread = threading.Thread(target=self._run, name="vidqa-feed", daemon=True)
 
@@ -91,7 +91,7 @@ class Feed:
         if self._thread.is_alive() and self._pool is not None:  # it waits for a file that takes long: give that up
             self._pool.close()
 
-    def __iter__(self) -> Iterator[Encoded | Decoded]:
+    def __iter__(self) -> Iterator[EncodedItem | Decoded]:
         while True:
             try:
                 got = self._queue.get(timeout=0.2)
@@ -133,7 +133,7 @@ class Feed:
             for job, outcome in self._pool.run(chain([first], jobs)):
                 work, result = confirm(self._waiting.pop(cast(int, job.tag)), outcome)
                 if isinstance(result, ItemError):
-                    self._put(Encoded(work, error=result))
+                    self._put(EncodedItem(work, error=result))
                     continue
                 if work.media_id is not None:
                     self._index.remember_facts(work.media_id, result.facts)
@@ -143,19 +143,19 @@ class Feed:
         """Decode jobs; what is cached goes straight into the queue."""
         sampling = self._bundle.spec.encoders.video.sampling
         for number, work in enumerate(self._works()):
-            if isinstance(work, Encoded):
+            if isinstance(work, EncodedItem):
                 self._put(work)
                 continue
             cached = self._cached(work)
             if cached is not None:
-                self._put(Encoded(work, cached, cached=True))
+                self._put(EncodedItem(work, cached, cached=True))
                 continue
             self._waiting[number] = work
             yield DecodeJob(
                 path=work.item.path, seconds=work.segments or self._options.segment_s, sampling=sampling, tag=number
             )
 
-    def _cached(self, work: Work) -> tuple[EncodedSegment, ...] | None:
+    def _cached(self, work: WorkItem) -> tuple[EncodedSegment, ...] | None:
         """All segments of a file, or None if one of them is not in the cache. Not read where nothing is asked."""
         facts = self._index.facts(work.media_id) if work.media_id else None
         if facts is None or work.media_id is None:
@@ -174,7 +174,7 @@ class Feed:
             found.append(entry)
         return tuple(found)
 
-    def _put(self, value: Encoded | Decoded | _End) -> None:
+    def _put(self, value: EncodedItem | Decoded | _End) -> None:
         while not self._stop.is_set():
             try:
                 self._queue.put(value, timeout=0.2)

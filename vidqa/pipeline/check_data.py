@@ -15,10 +15,10 @@ from vidqa.common.devices import cpu_threads
 from vidqa.errors import CacheError
 from vidqa.model.bundle.bundle import load_bundle
 from vidqa.model.llm import load_tokenizer
-from vidqa.pipeline.features import entry_bytes
-from vidqa.pipeline.options import RunOptions
-from vidqa.pipeline.progress import QUIET, Reporter
+from vidqa.pipeline.monitor.reporter import QUIET, Reporter
+from vidqa.pipeline.run.run_options import RunOptions
 from vidqa.pipeline.train import shown, sources
+from vidqa.pipeline.training_features import entry_bytes
 from vidqa.prompts.chat_formats import get_format
 from vidqa.train.batching.sampler import BatchPlan
 from vidqa.train.data import Corpus
@@ -39,7 +39,7 @@ _HELD_OUT = "held-out"  # stages have a number in front
 
 
 @dataclass(frozen=True)
-class Room:
+class DiskSpace:
     """What a stage takes on disk, in bytes, and what is free there."""
 
     features: int  # at most, of all media
@@ -68,7 +68,7 @@ class StageCheck:
     rejects: Path  # the table
     histogram: Path  # the picture
     plan: BatchPlan | None  # how the stage would go through the data; none for the held-out file
-    room: Room
+    room: DiskSpace
 
     def as_text(self) -> str:
         """For people."""
@@ -154,7 +154,7 @@ def check(
             plan = plan_of(trained, corpus, words.seed) if trained else None
             features = len(corpus.look().media) * entry_bytes(bundle)
             disk = disk_bytes(words, trained, bundle) if trained else None
-            room = Room(features, free_in(Path(options.cache_dir)), disk, free_in(folder))
+            room = DiskSpace(features, free_in(Path(options.cache_dir)), disk, free_in(folder))
             found.append(StageCheck(name, checked, *checked.save(folder / name), plan, room))
     return found
 

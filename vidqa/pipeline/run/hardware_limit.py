@@ -8,14 +8,14 @@ from __future__ import annotations
 from vidqa.generate.kv_cache.capacity import is_out_of_memory
 from vidqa.generate.roofline import decode_bytes, measure, prefill_operations
 from vidqa.generate.running_batch import EngineStats
-from vidqa.pipeline.loaded import LoadedModel
-from vidqa.pipeline.meter import Meter
+from vidqa.pipeline.monitor.throughput import ThroughputMeter
+from vidqa.pipeline.run.loaded_model import LoadedModel
 
 #: Shorter runs are not worth the half second that measuring takes.
 _WORTH_S = 5.0
 
 
-def add_work(meter: Meter, model: LoadedModel, work: EngineStats) -> None:
+def add_work(meter: ThroughputMeter, model: LoadedModel, work: EngineStats) -> None:
     """Take over what an engine did."""
     meter.prefill.add(work.prefill_tokens, work.prefill_s)
     meter.step.add(work.decode_tokens, work.decode_s)
@@ -24,7 +24,7 @@ def add_work(meter: Meter, model: LoadedModel, work: EngineStats) -> None:
     meter.step_bytes += decode_bytes(model.llava, work)
 
 
-def hold_against_hardware(meter: Meter, model: LoadedModel, *, always: bool = False) -> None:
+def hold_against_hardware(meter: ThroughputMeter, model: LoadedModel, *, always: bool = False) -> None:
     """Measure the LLM's device, where the LLM was used and the run was long enough to ask.
 
     A device without room for it is not measured: the run itself has gone well.

@@ -59,7 +59,7 @@ class Failure:
         return self.n_failed >= QUARANTINE_AFTER
 
 
-class Failures:
+class RetryPolicy:
     """The failures of one table. A missing or damaged file counts as none: files are then tried a few times more.
 
     Args:
@@ -72,7 +72,7 @@ class Failures:
         self._known: dict[Key, Failure] = {}
         self._changed = False
 
-    def load(self) -> Failures:
+    def load(self) -> RetryPolicy:
         """Read what earlier runs left."""
         try:
             data = json.loads(self.path.read_bytes())

@@ -13,8 +13,8 @@ from vidqa import __version__
 from vidqa.encoders.onnx_session import resolve_device
 from vidqa.errors import DeviceError
 from vidqa.model.bundle.bundle import Bundle, load_bundle
-from vidqa.pipeline.options import Identity
-from vidqa.pipeline.progress import QUIET, Reporter
+from vidqa.pipeline.monitor.reporter import QUIET, Reporter
+from vidqa.pipeline.run.run_options import Identity
 
 if TYPE_CHECKING:  # they pull in heavy packages
     from vidqa.encoders.encoder import Encoder

@@ -15,10 +15,10 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from vidqa.errors import TableError
-from vidqa.pipeline.answer import Answered
-from vidqa.pipeline.options import Work, settings_of
-from vidqa.pipeline.quarantine import Failures
-from vidqa.pipeline.run import Run
+from vidqa.pipeline.run.answer_stage import Answered
+from vidqa.pipeline.run.retry_policy import RetryPolicy
+from vidqa.pipeline.run.run_context import RunContext
+from vidqa.pipeline.run.run_options import WorkItem, settings_of
 from vidqa.records import MediaItem, Question
 from vidqa.tables.table import Table
 
@@ -29,7 +29,7 @@ COMMIT_S = 60.0
 _LOOK_S = 5.0
 
 
-class Ledger:
+class RunBookkeeper:
     """The books of one run.
 
     Args:
@@ -39,13 +39,13 @@ class Ledger:
         failures: of the table, loaded.
     """
 
-    def __init__(self, table: Table, questions: Sequence[Question], run: Run, failures: Failures) -> None:
+    def __init__(self, table: Table, questions: Sequence[Question], run: RunContext, failures: RetryPolicy) -> None:
         self._table, self._questions, self._failures = table, questions, failures
         self._retry, self._summary = run.options.retry, run.summary
         self._clock, self._reporter = run.clock, run.reporter
         model_id = run.model.identity.model_id
         self._cells = {q.text: (q.text, model_id, settings_of(run.options, q)) for q in questions}
-        self._worked: dict[str, Work] = {}  # by media id: the file that the run works on for all its twins
+        self._worked: dict[str, WorkItem] = {}  # by media id: the file that the run works on for all its twins
         self._twins: list[tuple[str, MediaItem]] = []
         self._lock = threading.Lock()
         self._uncommitted, self._committed_at = 0, time.monotonic()
@@ -57,7 +57,7 @@ class Ledger:
         """How many rows a file without segments gives."""
         return len(self._questions)
 
-    def owed(self, item: MediaItem, media_id: str) -> Work | None:
+    def owed(self, item: MediaItem, media_id: str) -> WorkItem | None:
         """The work that a file still needs; None when the table has it, or will have it from a twin.
 
         Args:
@@ -74,7 +74,7 @@ class Ledger:
             missing = tuple(question for question in self._questions if self._lacks(item, media_id, question))
             if not missing:
                 return None
-            self._worked[media_id] = Work(item, media_id, missing)
+            self._worked[media_id] = WorkItem(item, media_id, missing)
             return self._worked[media_id]
 
     def record(self, answered: Answered) -> None:

@@ -18,7 +18,7 @@ from types import FrameType
 Kinds = Mapping[int, type[BaseException]]
 
 
-class Stop:
+class StopSignal:
     """A wish to stop, and when it may be granted."""
 
     def __init__(self) -> None:
