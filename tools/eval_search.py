@@ -1,12 +1,11 @@
-"""Search held-out clips of the demo world by their captions: how often is the described clip the first hit?
+"""Measure search: query held-out clips of the demo world by their captions.
 
-    python tools/eval_search.py --model demo --clips 200 --out docs/search.md
+    python tools/eval_search.py --model demo --clips 200 --out docs/notes/search.md
 
-The clips are rendered fresh, from a world that training never showed (`--seed` picks which); colour-shape pairs that
-no training scene has are among them. They are chosen so that no two have the same caption: each caption has one right
-clip. Each caption is searched for among all the clips through `vidqa.search`, the first search encodes them.
-recall@k is the share of captions whose clip is among the first k; a clip of the very same score counts as better than
-the right one. Chance is k in the number of clips.
+The clips are rendered from a world that was not in the training data (`--seed` picks which), and include color-shape
+pairs that no training scene has. All captions differ, so each one has exactly one correct clip. Each caption is searched
+for among all clips with `vidqa.search`; the first search encodes the clips. recall@k is the share of captions whose clip
+is among the first k results; a clip with an equal score counts as ranked higher. By chance it is k / number of clips.
 """
 
 from __future__ import annotations
@@ -38,10 +37,10 @@ AT = (1, 5, 10)
 
 
 def main() -> None:
-    """Render, search, score, print."""
+    """Render the clips, search them, and print the scores."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo", help="name or folder of a bundle (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="which unseen world (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the held-out world (default: %(default)s)")
     parser.add_argument("--clips", type=int, default=200, help="number of clips, at least 2 (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the page")
     parser.add_argument("--show", type=int, default=0, metavar="N", help="print the N worst captions on stderr")
@@ -74,7 +73,7 @@ def main() -> None:
 
 
 def choose(first: int, n_clips: int) -> list[Scene]:
-    """The first scenes of a world whose captions all differ."""
+    """Return the first scenes of a world whose captions all differ."""
     scenes: dict[str, Scene] = {}
     seed = first
     while len(scenes) < n_clips:
@@ -85,13 +84,13 @@ def choose(first: int, n_clips: int) -> list[Scene]:
 
 
 def write(folder: Path, seed: int) -> None:
-    """One clip."""
+    """Write one clip."""
     scene = make_scene(seed, still=False, held_out=True)
     (folder / media_name(scene)).write_bytes(media_bytes(scene))
 
 
 def search_all(folder: Path, model: str, scenes: list[Scene]) -> tuple[dict[int, int], dict[str, Any]]:
-    """Seed -> rank of the right clip, and what searched."""
+    """Return the rank of the correct clip by seed, and the ids of encoder and vidqa version."""
     opened = vidqa.load_model(model)
     options, reporter = RunOptions(cache_dir=folder / "cache"), Reporter()
     ranks = {}
@@ -106,12 +105,12 @@ def search_all(folder: Path, model: str, scenes: list[Scene]) -> tuple[dict[int,
 
 
 def score(scenes: list[Scene], ranks: dict[int, int]) -> dict[str, dict[str, float]]:
-    """recall@k, in percent, and the median rank; for all captions and by what their clips show."""
+    """Return recall@k in percent and the median rank, for all captions and for groups of them."""
     groups = {
         "all captions": scenes,
         **{f"{n} object{'s' if n > 1 else ''}": [s for s in scenes if len(s.things) == n] for n in (1, 2, 3)},
-        "a pair never trained on": [s for s in scenes if unseen(s)],
-        "only trained pairs": [s for s in scenes if not unseen(s)],
+        "an unseen color-shape pair": [s for s in scenes if unseen(s)],
+        "only seen pairs": [s for s in scenes if not unseen(s)],
     }
     out = {}
     for name, group in groups.items():
@@ -129,22 +128,22 @@ def score(scenes: list[Scene], ranks: dict[int, int]) -> dict[str, dict[str, flo
 
 
 def unseen(scene: Scene) -> bool:
-    """Whether a clip shows a colour-shape pair that training did not."""
+    """Whether a clip shows a color-shape pair that no training scene has."""
     return any((t.colour, t.shape) in HELD_OUT for t in scene.things)
 
 
 def page(result: dict[str, Any]) -> str:
-    """The result for people."""
+    """Return the result as a Markdown page."""
     lines = [
-        "# Search by text",
+        "# How well search works",
         "",
         f"Written by `python tools/eval_search.py --model {result['model']} --seed {result['seed']} "
-        f"--clips {result['clips']} --out docs/search.md`.",
+        f"--clips {result['clips']} --out docs/notes/search.md`.",
         "",
-        f"{result['clips']} clips of the demo world that training never showed, no two with the same caption; each",
+        f"{result['clips']} clips of the demo world that were not in the training data, all with different captions. Each",
         f"caption is searched for among all of them. Encoder {result['encoder_id']}, vidqa {result['vidqa']}.",
-        "recall@k: the described clip is among the first k hits, in percent; an equal score of another clip counts",
-        f"against it. By chance recall@1 would be {100 / result['clips']:.1f}.",
+        "recall@k is the percentage of captions whose clip is among the first k results; a clip with an equal score counts",
+        f"as ranked higher. By chance, recall@1 would be {100 / result['clips']:.1f}.",
         "",
         "| captions | number | recall@1 | +- (95 %) | recall@5 | recall@10 | median rank |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -152,7 +151,7 @@ def page(result: dict[str, Any]) -> str:
     for name, s in result["scores"].items():
         cells = (s["n"], s["recall@1"], s["error@1"], s["recall@5"], s["recall@10"], s["median rank"])
         lines.append(f"| {name} | {' | '.join(map(str, cells))} |")
-    lines += ["", "Not measured: published models, and clips that are no drawings.", ""]
+    lines += ["", "Not measured: published models and real videos.", ""]
     return "\n".join(lines)
 
 

@@ -1,17 +1,17 @@
 #!/bin/sh
-# Describes an archive once, and acts on how that ended: what to do for each exit code is in docs/operations.md.
-# For cron and for systemd; stdout stays empty, and stderr too when there is nothing that a person should know.
+# Run vidqa on an archive once and act on the exit code; docs/operations.md explains each code.
+# For cron and systemd: stdout stays empty, and stderr too unless someone has to act.
 #
 # Settings are variables (crontab lines, or the EnvironmentFile of the service):
-#   NIGHTLY_ARCHIVE   folder of the archive                              (must be set)
-#   NIGHTLY_TABLE     the table, as in /var/lib/vidqa/captions.parquet   (must be set)
-#   NIGHTLY_LOG       gets a line for every event                        [TABLE.log]
-#   NIGHTLY_METRICS   file for Prometheus' textfile collector            [none]
-#   NIGHTLY_MAIL      address for news; without it they go to stderr, which cron mails and systemd keeps   [none]
-#   NIGHTLY_VIDQA     the command                                        [vidqa]
-# All that vidqa itself knows (VIDQA_MODEL, VIDQA_CACHE, a vidqa.toml in the working folder) works as ever.
+#   NIGHTLY_ARCHIVE   folder of the archive                               (required)
+#   NIGHTLY_TABLE     the table, such as /var/lib/vidqa/captions.parquet  (required)
+#   NIGHTLY_LOG       event log                                           [TABLE.log]
+#   NIGHTLY_METRICS   file for the Prometheus textfile collector          [none]
+#   NIGHTLY_MAIL      address for reports, which otherwise go to stderr   [none]
+#   NIGHTLY_VIDQA     the command                                         [vidqa]
+# vidqa's own settings (VIDQA_MODEL, VIDQA_CACHE, a vidqa.toml in the working folder) apply as usual.
 #
-# Exits with vidqa's own code.
+# Exits with the exit code of vidqa.
 set -u
 
 archive=${NIGHTLY_ARCHIVE:?the folder of the archive}
@@ -21,55 +21,55 @@ metrics=${NIGHTLY_METRICS:-}
 mail_to=${NIGHTLY_MAIL:-}
 vidqa=${NIGHTLY_VIDQA:-vidqa}
 
-said=$(mktemp) || exit 1
-trap 'rm -f "$said"' EXIT
-# A signal to all processes of a service reaches vidqa by itself. This shell only waits, so that its code is not lost.
+output=$(mktemp) || exit 1
+trap 'rm -f "$output"' EXIT
+# systemd signals every process of a service, vidqa included. This shell only waits, to pass on the exit code.
 trap : INT TERM HUP
 
 describe() {
     "$vidqa" describe "$archive" --out "$table" --retry failed --log "$log" ${metrics:+--metrics "$metrics"} \
-        >/dev/null 2>"$said"
+        >/dev/null 2>"$output"
     code=$?
 }
 
-# tell SUBJECT: news for a person, with all that the run said.
-tell() {
+# report SUBJECT: mail or print the subject and everything that the run printed.
+report() {
     if [ -n "$mail_to" ] && command -v mail >/dev/null 2>&1; then
-        mail -s "$1" "$mail_to" <"$said"
+        mail -s "$1" "$mail_to" <"$output"
     else
         printf '%s\n' "$1" >&2
-        cat "$said" >&2
+        cat "$output" >&2
     fi
 }
 
 describe
 case $code in
 0 | 1 | 2 | 3 | 4 | 130 | 143) ;;
-*) # killed from outside (137: out of memory), or crashed: what was finished is kept, so once more costs little
-    printf 'vidqa ended with %s; it runs once more\n' "$code" >&2
+*) # killed (137: out of memory) or crashed; finished rows are kept, so running again is cheap
+    printf 'vidqa exited with %s; running it once more\n' "$code" >&2
     describe
     ;;
 esac
 
 host=$(uname -n)
-last=$(tail -n 1 "$said")
+last=$(tail -n 1 "$output")
 case $code in
-0) ;; # all rows are there: silence
-3) # done, some items failed: the summary line says how many. Those that failed in earlier nights, too, are no news
+0) ;; # every row is there
+3)    # some rows failed; report them only if the summary line counts new ones
     case $last in
     *"(0 of them new)"*) ;;
-    *) tell "$last ($host)" ;;
+    *) report "$last ($host)" ;;
     esac
     ;;
-1) tell "vidqa on $host: the run failed" ;;           # no room, no rights, no media: the text says what to do
-2) tell "vidqa on $host: settings or command line" ;; # nothing was done, and tomorrow will be the same: mend it
-4)                                                    # the run of last night is not done yet: fine, unless for long
+1) report "vidqa on $host: the run failed" ;;           # disk full, no permission, no media: the output explains it
+2) report "vidqa on $host: settings or command line" ;; # nothing was done, and the next run would fail the same way
+4)                                                      # the previous run is still active: fine, unless it takes days
     lock=$(dirname "$table")/.$(basename "$table").lock
     if [ -n "$(find "$lock" -mmin +2880 2>/dev/null)" ]; then
-        tell "vidqa on $host: a run holds $table for two days"
+        report "vidqa on $host: a run has held $table for two days"
     fi
     ;;
-130 | 143) ;; # interrupted, as by a shutdown: what was finished is in the table, the next night goes on
-*) tell "vidqa on $host: ended with $code twice" ;;
+130 | 143) ;; # interrupted, for example by a shutdown; the next run continues
+*) report "vidqa on $host: exited with $code twice" ;;
 esac
 exit "$code"

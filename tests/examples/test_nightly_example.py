@@ -1,4 +1,4 @@
-"""The wrapper acts on each exit code, units and crontab name things that are there, and no option is made up."""
+"""Test examples/nightly: the wrapper acts on each exit code, and units and crontab use existing options and files."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ MAIL = """#!/bin/sh
 
 
 @pytest.fixture
-def night(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """`night(codes, **settings)` runs the wrapper over a command that ends with these codes, one a run."""
+def wrapper(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return a function that runs the wrapper around a fake vidqa, which exits with the given codes, one per call."""
     for name, text in (("vidqa", FAKE), ("mail", MAIL)):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
@@ -55,8 +55,8 @@ def night(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.mark.parametrize("code", [0, 4, 130, 143])
-def test_nothing_to_know_is_silence(night, code):
-    done = night(code)
+def test_expected_exit_codes_are_silent(wrapper, code):
+    done = wrapper(code)
     assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
 
 
@@ -68,79 +68,79 @@ def test_nothing_to_know_is_silence(night, code):
         (2, "vidqa on "),
     ],
 )
-def test_news_have_a_subject_and_what_was_said(night, tmp_path, code, first):
-    done = night(code)
+def test_reports_have_a_subject_and_the_output(wrapper, tmp_path, code, first):
+    done = wrapper(code)
     assert (done.returncode, done.stdout) == (code, "")
     assert done.stderr.startswith(first) and "some message" in done.stderr
     assert len(re.findall("run", (tmp_path / "vidqa.runs").read_text())) == 1
-    done = night(code, NIGHTLY_MAIL="ops@example.org")
+    done = wrapper(code, NIGHTLY_MAIL="ops@example.org")
     assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
     flag, subject, to, *body = (tmp_path / "mail.sent").read_text().splitlines()
     assert flag == "-s" and subject.startswith(first) and to == "ops@example.org" and "some message" in body
 
 
-def test_what_failed_last_night_too_is_no_news(night, tmp_path):
+def test_old_failures_are_not_reported(wrapper, tmp_path):
     for settings in ({}, {"NIGHTLY_MAIL": "ops@example.org"}):
-        done = night(3, FAKE_NEW="0", **settings)
+        done = wrapper(3, FAKE_NEW="0", **settings)
         assert (done.returncode, done.stdout, done.stderr) == (3, "", "")
         assert not (tmp_path / "mail.sent").exists()
-        assert night(3, FAKE_NEW="10", **settings).stderr.startswith("" if settings else "vidqa: t.parquet: 2 new")
+        assert wrapper(3, FAKE_NEW="10", **settings).stderr.startswith("" if settings else "vidqa: t.parquet: 2 new")
         assert (tmp_path / "mail.sent").exists() == bool(settings)
 
 
-def test_a_killed_run_is_tried_once_more(night, tmp_path):
-    done = night(137, 0)
+def test_a_killed_run_is_repeated_once(wrapper, tmp_path):
+    done = wrapper(137, 0)
     assert done.returncode == 0 and "137" in done.stderr and "some message" not in done.stderr
-    done = night(139, 139)
+    done = wrapper(139, 139)
     assert done.returncode == 139 and "139 twice" in done.stderr
     assert (tmp_path / "vidqa.runs").read_text().count("run") == 4
 
 
-def test_a_signal_to_the_whole_service_is_answered_by_the_command(night, tmp_path):
-    """systemd signals every process of the service: the shell must live on to hand the command's code up."""
+def test_a_signal_to_the_service_keeps_the_exit_code(wrapper, tmp_path):
+    """systemd signals every process of the service: the shell must survive to pass on the exit code."""
     slow = FAKE.replace("echo results\n", "kill -TERM $PPID\nsleep 0.3\n")
     (tmp_path / "vidqa").write_text(slow)
-    done = night(143)
+    done = wrapper(143)
     assert (done.returncode, done.stdout, done.stderr) == (143, "", "")
     assert not list(tmp_path.glob("tmp.*"))
 
 
-def test_a_lock_that_is_held_for_days_is_news(night, tmp_path):
+def test_a_lock_held_for_days_is_reported(wrapper, tmp_path):
     import os
 
     lock = tmp_path / ".t.parquet.lock"
     lock.write_text("{}")
-    assert night(4).stderr == ""
+    assert wrapper(4).stderr == ""
     os.utime(lock, (1_000_000_000, 1_000_000_000))
-    assert "two days" in night(4).stderr
+    assert "two days" in wrapper(4).stderr
 
 
-def test_what_the_command_is_told(night, tmp_path):
-    night(0, NIGHTLY_METRICS="/m/vidqa.prom")
+def test_arguments_of_the_command(wrapper, tmp_path):
+    wrapper(0, NIGHTLY_METRICS="/m/vidqa.prom")
     arguments = (tmp_path / "vidqa.arguments").read_text().splitlines()
     table = str(tmp_path / "t.parquet")
     assert arguments == [
         *("describe", "/srv/my archive", "--out", table, "--retry", "failed"),
         *("--log", f"{table}.log", "--metrics", "/m/vidqa.prom"),
     ]
-    known = {f"--{option_name(parameter)}" for parameter in OPTIONS["describe"]}
-    assert {argument for argument in arguments if argument.startswith("--")} <= known
-    missing = night(0, NIGHTLY_TABLE="")
+    options = {f"--{option_name(parameter)}" for parameter in OPTIONS["describe"]}
+    assert {argument for argument in arguments if argument.startswith("--")} <= options
+    missing = wrapper(0, NIGHTLY_TABLE="")
     assert missing.returncode != 0 and "NIGHTLY_TABLE" in missing.stderr
 
 
-def test_variables_of_the_examples_are_known():
-    known = set(re.findall(r"^#   (NIGHTLY_\w+)", SCRIPT.read_text(), re.M))
-    known |= {"PATH", "MAILTO"} | {variable_name(parameter) for parameter in OPTIONS["describe"]}
+def test_variables_of_the_examples_exist():
+    existing = set(re.findall(r"^#   (NIGHTLY_\w+)", SCRIPT.read_text(), re.M))
+    existing |= {"PATH", "MAILTO"} | {variable_name(parameter) for parameter in OPTIONS["describe"]}
     for name in ("crontab", "nightly.env"):
-        set_here = set(re.findall(r"^(\w+)=", (FOLDER / name).read_text(), re.M))
-        assert {"NIGHTLY_ARCHIVE", "NIGHTLY_TABLE"} <= set_here <= known
+        assigned = set(re.findall(r"^(\w+)=", (FOLDER / name).read_text(), re.M))
+        assert {"NIGHTLY_ARCHIVE", "NIGHTLY_TABLE"} <= assigned <= existing
     *_, line = (FOLDER / "crontab").read_text().splitlines()
     assert re.fullmatch(r"\d+ \d+ \* \* \* nice -n 10 /\S+/vidqa-nightly\.sh", line)
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here")
-def test_systemd_takes_the_units(tmp_path):
+def test_systemd_accepts_the_units(tmp_path):
     here = {"/opt/vidqa/bin": str(FOLDER), "/etc/vidqa": str(FOLDER), "User=vidqa": "User=root"}
     units = []
     for name in ("vidqa-nightly.service", "vidqa-nightly.timer"):
@@ -157,7 +157,7 @@ def test_systemd_takes_the_units(tmp_path):
     assert done.returncode == 0 and done.stderr == ""
 
 
-def test_the_service_lets_the_run_finish():
+def test_the_service_allows_the_run_to_finish():
     text = (FOLDER / "vidqa-nightly.service").read_text()
     settings = dict(re.findall(r"^(\w+)=(.*)$", text, re.M))
     assert settings["SuccessExitStatus"].split() == ["3", "4", "130", "143"]

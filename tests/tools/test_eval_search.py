@@ -1,4 +1,4 @@
-"""The measure of search: every caption has one right clip, and what is equal counts against it."""
+"""Test tools/eval_search.py: each caption has one correct clip, and equal scores count against it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 from demo_world.language import caption
 
 
-def test_no_two_clips_have_the_same_caption() -> None:
+def test_all_captions_differ() -> None:
     scenes = eval_search.choose(60_000_000, 150)
     assert len({caption(scene) for scene in scenes}) == 150
     assert not any(scene.still for scene in scenes)
-    n_looked_at = scenes[-1].seed - scenes[0].seed + 1
-    assert n_looked_at > 150, "some captions occur twice and were passed over"
+    n_scenes = scenes[-1].seed - scenes[0].seed + 1
+    assert n_scenes > 150, "some captions occur twice and were skipped"
     assert any(map(eval_search.unseen, scenes))
 
 
@@ -26,7 +26,7 @@ def test_scores() -> None:
     assert (whole["recall@1"], whole["recall@5"], whole["recall@10"], whole["median rank"]) == (50.0, 75.0, 75.0, 1)
 
 
-def test_whole_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path) -> None:
+def test_command_writes_the_page(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path) -> None:
     page = tmp_path / "search.md"
     monkeypatch.setattr(sys, "argv", ["eval_search.py", "--clips", "3", "--json", "--out", str(page)])
     eval_search.main()
