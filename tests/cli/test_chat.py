@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vidqa.cli import chat as chat_module
+from vidqa.cli.commands import chat as chat_module
 
 PATIENCE_S = 280
 

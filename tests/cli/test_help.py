@@ -21,7 +21,7 @@ def vidqa(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_help_names_the_sets_of_questions() -> None:
-    from vidqa.cli.describe import command
+    from vidqa.cli.commands.describe import command
     from vidqa.prompts.questions import question_sets
 
     (option,) = [p for p in command.params if p.name == "questions"]

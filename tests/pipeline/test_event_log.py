@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from vidqa.cli.watch import Watch
+from vidqa.cli.run_scope import RunScope
 from vidqa.errors import UsageError
 from vidqa.pipeline.monitor.event_log import EventLog
 from vidqa.pipeline.monitor.reporter import Reporter
@@ -42,7 +42,7 @@ def test_json_has_the_same_fields():
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/dev/full is Linux's")
 def test_a_full_disk_ends_the_log_and_not_the_run(capsys):
     reporter = Reporter()
-    with Watch(reporter, log="/dev/full"):  # what is in the buffer cannot be flushed at the end either
+    with RunScope(reporter, log="/dev/full"):  # what is in the buffer cannot be flushed at the end either
         reporter.event("decode", "ok")
     assert capsys.readouterr().err.count("No space left") == 1
 
@@ -55,4 +55,4 @@ def test_log_and_metrics_that_cannot_be_are_said_before_any_work(tmp_path):
         {"metrics": str(tmp_path)},
     ):
         with pytest.raises(UsageError):
-            Watch(Reporter(), **wrong)
+            RunScope(Reporter(), **wrong)

@@ -26,16 +26,16 @@ EXIT_BROKEN_PIPE = 141
 
 #: Command -> its module; the order is the order of `vidqa --help`.
 COMMANDS: dict[str, str] = {
-    "describe": "vidqa.cli.describe",
-    "ask": "vidqa.cli.ask",
-    "chat": "vidqa.cli.chat",
-    "search": "vidqa.cli.search",
-    "encode": "vidqa.cli.encode",
-    "train": "vidqa.cli.train",
-    "models": "vidqa.cli.models",
-    "cache": "vidqa.cli.cache",
-    "bench": "vidqa.cli.bench",
-    "doctor": "vidqa.cli.doctor",
+    "describe": "vidqa.cli.commands.describe",
+    "ask": "vidqa.cli.commands.ask",
+    "chat": "vidqa.cli.commands.chat",
+    "search": "vidqa.cli.commands.search",
+    "encode": "vidqa.cli.commands.encode",
+    "train": "vidqa.cli.commands.train",
+    "models": "vidqa.cli.commands.models",
+    "cache": "vidqa.cli.commands.cache",
+    "bench": "vidqa.cli.commands.bench",
+    "doctor": "vidqa.cli.commands.doctor",
 }
 
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vidqa.cli.options import HELP, cache_option, model_options, output_options, precision_options, work_options
-from vidqa.cli.shown import as_json, rows_as_json_lines, rows_as_table
+from vidqa.cli.output import as_json, rows_as_json_lines, rows_as_table
 from vidqa.common.display import display_path
 from vidqa.errors import EXIT_OK, EXIT_PARTIAL, UsageError
 
 if TYPE_CHECKING:
-    from vidqa.cli.session import Session
+    from vidqa.cli.context import CliContext
     from vidqa.pipeline.chat import Reply
     from vidqa.records import AnswerRow
 
@@ -54,11 +54,11 @@ def command(media: str, questions: tuple[str, ...], out: str | None, beside: tup
       vidqa ask clips/ "Is there a dog?" --json
       vidqa ask before.png --with after.png --with clip.mp4 "What has changed?"
     """
-    from vidqa.cli.session import Session
+    from vidqa.cli.context import CliContext
     from vidqa.pipeline.ask import ask, ask_to_table
 
     _check_order(media, questions)
-    session = Session(flags)
+    session = CliContext(flags)
     how: dict[str, Any] = {"model": session.model, "options": session.options, "reporter": session.reporter}
     if beside:
         return _together([media, *beside], questions, out, session)
@@ -83,7 +83,7 @@ def command(media: str, questions: tuple[str, ...], out: str | None, beside: tup
     return EXIT_PARTIAL if failed else EXIT_OK
 
 
-def _together(media: list[str], questions: tuple[str, ...], out: str | None, session: Session) -> int:
+def _together(media: list[str], questions: tuple[str, ...], out: str | None, session: CliContext) -> int:
     """Ask about all of them at once."""
     from vidqa.pipeline.chat import ask_together
 
@@ -101,7 +101,7 @@ def _together(media: list[str], questions: tuple[str, ...], out: str | None, ses
     return EXIT_PARTIAL if failed else EXIT_OK
 
 
-def _say_if_cut(answers: Sequence[AnswerRow] | Sequence[Reply], session: Session) -> None:
+def _say_if_cut(answers: Sequence[AnswerRow] | Sequence[Reply], session: CliContext) -> None:
     """Half a sentence, or an empty line, would else pass for all that there is to say."""
     for status, why in (("truncated", "cut at the longest allowed length"), ("empty", "empty")):
         if number := sum(answer.status == status for answer in answers):

@@ -30,7 +30,7 @@ _OUTCOMES = {
 }
 
 
-class Watch:
+class RunScope:
     """Wraps the work of a command; to be used with `with`.
 
     Args:

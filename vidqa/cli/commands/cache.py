@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from vidqa.cli.options import HELP, cache_option, output_options
-from vidqa.cli.shown import as_json, human_bytes
+from vidqa.cli.output import as_json, human_bytes
 from vidqa.errors import EXIT_OK, EXIT_PARTIAL, UsageError
 
 
@@ -34,9 +34,9 @@ def stats(**flags: Any) -> int:
       vidqa cache stats --json
     """
     from vidqa.cache import maintenance
-    from vidqa.cli.session import Session
+    from vidqa.cli.context import CliContext
 
-    session = Session(flags)
+    session = CliContext(flags)
     found = maintenance.stats(session.cache_dir)
     if session.as_json:
         click.echo(as_json(found))
@@ -63,9 +63,9 @@ def verify(delete: bool, **flags: Any) -> int:
       vidqa cache verify --delete
     """
     from vidqa.cache import maintenance
-    from vidqa.cli.session import Session
+    from vidqa.cli.context import CliContext
 
-    session = Session(flags)
+    session = CliContext(flags)
     report = maintenance.verify(session.cache_dir, delete=delete)
     if session.as_json:
         click.echo(as_json(report))
@@ -91,9 +91,9 @@ def prune(max_size: str | None, older_than: str | None, dry_run: bool, **flags: 
       vidqa cache prune --max-size 50GB --older-than 90d
     """
     from vidqa.cache import maintenance
-    from vidqa.cli.session import Session
+    from vidqa.cli.context import CliContext
 
-    session = Session(flags)
+    session = CliContext(flags)
     if max_size is None and older_than is None:
         raise UsageError("nothing says what may go", hint="--max-size 50GB, --older-than 90d, or both")
     report = maintenance.prune(

@@ -22,10 +22,10 @@ def command(paths: tuple[str, ...], **flags: Any) -> int:
     Example:
       vidqa encode /archive --segment 30
     """
-    from vidqa.cli.session import Session
+    from vidqa.cli.context import CliContext
     from vidqa.pipeline.describe import encode
 
-    session = Session(flags)
+    session = CliContext(flags)
     with session.watch() as watch:
         summary = encode(paths, model=session.model, options=session.options, reporter=session.reporter)
         code = watch.done(summary)

@@ -60,11 +60,11 @@ def command(paths: tuple[str, ...], out: str, dry_run: bool, **flags: Any) -> in
       vidqa describe /archive --out answers.csv --dry-run
       vidqa describe /archive --out answers.csv --retry failed -q --log nightly.log --metrics vidqa.prom
     """
-    from vidqa.cli.session import Session
+    from vidqa.cli.context import CliContext
     from vidqa.pipeline.describe import describe
     from vidqa.pipeline.dry_run import plan
 
-    session = Session(flags)
+    session = CliContext(flags)
     if dry_run:
         session.show(plan(paths, out, questions=session.questions, model=session.model, options=session.options))
         return EXIT_OK

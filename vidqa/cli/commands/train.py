@@ -10,7 +10,7 @@ from vidqa.cli.options import HELP, cache_option, output_options
 from vidqa.errors import EXIT_FAILED, EXIT_OK
 
 if TYPE_CHECKING:  # it loads what a help text does not need
-    from vidqa.cli.session import Session
+    from vidqa.cli.context import CliContext
 
 
 @click.command("train", context_settings=HELP, short_help="Tune a model on conversations about clips.")
@@ -55,13 +55,13 @@ def command(recipe: str, **flags: Any) -> int:
     The same command goes on where a broken run was. Ctrl-C and SIGTERM end the
     step and save a checkpoint first. See docs/training.md.
     """
-    from vidqa.cli.session import Session
+    from vidqa.cli.context import CliContext
 
-    session = Session(flags)
+    session = CliContext(flags)
     if flags.get("check_data"):
         return _check(recipe, session, flags)
-    from vidqa.cli.shown import as_json
-    from vidqa.cli.watch import code_of, heard
+    from vidqa.cli.output import as_json
+    from vidqa.cli.run_scope import code_of, heard
     from vidqa.pipeline.train import train
     from vidqa.train.distributed import is_first
 
@@ -89,9 +89,9 @@ def command(recipe: str, **flags: Any) -> int:
     return EXIT_OK
 
 
-def _check(recipe: str, session: Session, flags: dict[str, Any]) -> int:
+def _check(recipe: str, session: CliContext, flags: dict[str, Any]) -> int:
     """Print what the data hold; exit code 1 where training would stop over them."""
-    from vidqa.cli.shown import as_json
+    from vidqa.cli.output import as_json
     from vidqa.pipeline.check_data import check
 
     overrides = flags.get("overrides") or ()

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vidqa.cache.key import default_cache_dir
-from vidqa.cli.shown import as_json
+from vidqa.cli.output import as_json
 from vidqa.pipeline.monitor.reporter import Reporter
 
 if TYPE_CHECKING:  # not every command needs them, and `doctor` must work where they cannot be imported
-    from vidqa.cli.watch import Watch
+    from vidqa.cli.run_scope import RunScope
     from vidqa.pipeline.dry_run import DryRunPlan
     from vidqa.pipeline.monitor.summary import Summary
     from vidqa.pipeline.run.loaded_model import LoadedModel
@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # not every command needs them, and `doctor` must work where 
     from vidqa.records import Question
 
 
-class Session:
+class CliContext:
     """One command at work.
 
     Args:
@@ -84,12 +84,12 @@ class Session:
             prune_missing=bool(flags.get("prune_missing")),
         )
 
-    def watch(self, table: str = "cache") -> Watch:
+    def watch(self, table: str = "cache") -> RunScope:
         """What goes around the work of a long command: signals, log, metrics."""
-        from vidqa.cli.watch import Watch
+        from vidqa.cli.run_scope import RunScope
 
         flags = self._flags
-        return Watch(
+        return RunScope(
             self.reporter,
             table,
             log=flags.get("log"),

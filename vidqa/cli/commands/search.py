@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vidqa.cli.options import HELP, cache_option, model_options, output_options, work_options
-from vidqa.cli.shown import as_json
+from vidqa.cli.output import as_json
 from vidqa.common.display import display_path
 from vidqa.errors import EXIT_OK, EXIT_PARTIAL, TableError, UsageError
 
@@ -44,10 +44,10 @@ def command(text: str, paths: tuple[str, ...], top: int | None, out: str | None,
       vidqa search "a person opens a door" archive/ --segment 10 --top 50 --json
       vidqa search "a dog" archive/ --out dogs.csv
     """
-    from vidqa.cli.session import Session
+    from vidqa.cli.context import CliContext
     from vidqa.pipeline.search import search
 
-    session = Session(flags)
+    session = CliContext(flags)
     if out is not None:
         _check(out)
     limit = top if out is not None else top or DEFAULT_TOP

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from vidqa.cli.options import HELP, cache_option, output_options
-from vidqa.cli.shown import as_json
+from vidqa.cli.output import as_json
 from vidqa.common.display import display_path
 from vidqa.errors import EXIT_FAILED, EXIT_OK
 
@@ -25,10 +25,10 @@ def command(**flags: Any) -> int:
     Example:
       vidqa doctor
     """
-    from vidqa.cli.session import Session
+    from vidqa.cli.context import CliContext
     from vidqa.pipeline.doctor import examine
 
-    session = Session(flags)
+    session = CliContext(flags)
     checks = examine(session.cache_dir, session.model_name)
     if session.as_json:
         click.echo(as_json(checks))

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from vidqa.cli.options import HELP, BatchSizeType, model_options, output_options
-from vidqa.cli.shown import as_json
+from vidqa.cli.output import as_json
 from vidqa.errors import EXIT_OK
 
 
@@ -30,10 +30,10 @@ def command(paths: tuple[str, ...], **flags: Any) -> int:
       vidqa bench
       vidqa bench /archive/some_clips --model /models/video-llava-7b --json
     """
-    from vidqa.cli.session import Session
+    from vidqa.cli.context import CliContext
     from vidqa.pipeline.bench import BenchOptions, bench
 
-    session = Session(flags)
+    session = CliContext(flags)
     batch_size, given = flags.get("batch_size"), ("seconds", "n_questions", "max_new_tokens")
     options = BenchOptions(
         batch_size=None if batch_size in (None, "auto") else int(batch_size),

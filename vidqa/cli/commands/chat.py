@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vidqa.cli.options import HELP, cache_option, model_options, output_options, precision_options, timeout_option
-from vidqa.cli.shown import as_json
+from vidqa.cli.output import as_json
 from vidqa.errors import EXIT_OK, EXIT_PARTIAL, ItemError, UsageError
 
 if TYPE_CHECKING:  # torch comes with it
-    from vidqa.cli.session import Session
+    from vidqa.cli.context import CliContext
     from vidqa.generate.chat_session import ChatSession, ChatTurn
 
 PROMPT = "> "
@@ -46,12 +46,12 @@ def command(media: tuple[str, ...], **flags: Any) -> int:
       vidqa chat before.png after.png
       printf 'What happens?\\nAnd then?\\n' | vidqa chat clip.mp4 --json
     """
-    from vidqa.cli.session import Session
+    from vidqa.cli.context import CliContext
     from vidqa.pipeline.chat import chat
 
     if sys.stdin is None:  # a service without any input
         raise UsageError("there is nobody to ask: standard input is closed", hint="vidqa ask clip.mp4 QUESTION")
-    session = Session(flags)
+    session = CliContext(flags)
     talk = Talk(chat(media, model=session.model, options=session.options, reporter=session.reporter), session)
     return talk.run()
 
@@ -59,7 +59,7 @@ def command(media: tuple[str, ...], **flags: Any) -> int:
 class Talk:
     """Questions in, answers out, until there are no more."""
 
-    def __init__(self, chat: ChatSession, session: Session) -> None:
+    def __init__(self, chat: ChatSession, session: CliContext) -> None:
         self.chat, self.session = chat, session
         self.at_terminal = sys.stdin.isatty()
         self.n_failed = 0

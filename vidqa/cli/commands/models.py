@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vidqa.cli.options import HELP, _with, output_options
-from vidqa.cli.shown import as_json as to_json
-from vidqa.cli.shown import human_bytes, human_seconds
+from vidqa.cli.output import as_json as to_json
+from vidqa.cli.output import human_bytes, human_seconds
 from vidqa.errors import EXIT_FAILED, EXIT_OK, UsageError
 
 if TYPE_CHECKING:  # it loads torch
@@ -152,13 +152,13 @@ def convert(parts: tuple[Path, ...], out: Path, towers: tuple[Path, ...], **flag
       vidqa models convert Video-ChatGPT-7B LLaVA-7B-Lightening-v1-1 clip-vit-large-patch14 --out chatgpt
       vidqa models convert valley-13b-v1-delta llama-13b --out valley
     """
-    from vidqa.cli.session import Session
+    from vidqa.cli.context import CliContext
     from vidqa.convert.convert import convert as convert_parts
     from vidqa.convert.convert import plan
     from vidqa.convert.lazy_tensors import n_bytes
     from vidqa.convert.output_options import OutputOptions
 
-    session = Session(flags)
+    session = CliContext(flags)
     mode: Mode = flags["compat"] or "fixed"
     target = OutputOptions(
         out, flags["name"], flags["dtype"] or "keep", flags["replace"], flags["encoders"] or "float32"
@@ -197,12 +197,12 @@ def pull(name: str, out: Path | None, revision: tuple[str, ...], set_default: bo
       vidqa models list --published
       vidqa models pull video-llava-7b --set-default
     """
-    from vidqa.cli.session import Session
+    from vidqa.cli.context import CliContext
     from vidqa.convert.output_options import OutputOptions
     from vidqa.convert.published import pull as pull_model
     from vidqa.model.bundle.registry import models_folder
 
-    session = Session(flags)
+    session = CliContext(flags)
     say = session.reporter.say
     if wrong := [text for text in revision if not all(text.partition("="))]:
         raise UsageError(f"--revision {wrong[0]}: must be REPO=COMMIT")
