@@ -1,26 +1,26 @@
 #!/usr/bin/env python3
-"""Many questions about one clip, four ways, side by side in one run: same weights, same clips, greedy answers compared.
+"""Benchmark many questions about one clip, four ways in one run: same weights and clips, greedy answers compared.
 
     python tools/bench_answers.py                                      a tiny model, Q = 1, 2, 4, 8, 16
-    python tools/bench_answers.py --shape vit-l-14 --questions 1,8     encoders of the real shape, a small LLM; minutes
-    python tools/bench_answers.py --shape 7b --device cuda --dtype bfloat16 --new-tokens 64     the whole 7B shape
+    python tools/bench_answers.py --shape vit-l-14 --questions 1,8     full-size encoders, a small LLM; takes minutes
+    python tools/bench_answers.py --shape 7b --device cuda --dtype bfloat16 --new-tokens 64     the full 7B shape
 
 The ways:
 
-    a  transformers: VideoLlavaForConditionalGeneration.generate, one question at a time, frames by PyAV as on its model
-       card (the clip is decoded once for each question, as the card's loop does)
-    b  the same with all questions of a clip in one batch
-    c  vidqa with an empty cache: decode, encode, store, answer
-    d  vidqa with the clip's features in the cache
+    a  transformers: VideoLlavaForConditionalGeneration.generate, one question at a time. PyAV decodes the clip for
+       each question, as the loop on the model card does.
+    b  The same with all questions of a clip in one batch.
+    c  vidqa with an empty cache: decode, encode, store, answer.
+    d  vidqa with the clip's features in the cache.
 
-Weights are random, of the named shape: they take as long as real ones. The video tower has no temporal attention, as in
-the transformers port, so that both sides compute the same. Pixels come from vidqa's preprocessing in its `hf` mode on
-all four ways (transformers' video processor needs torchvision). vidqa keeps features in float16, transformers in
-float32; the share of equal answers is printed beside each speed. Models are loaded before the clock starts; in c and d
-the clock holds everything from the file to the row. CPU seconds stand beside wall seconds, because they hold on a busy
-machine, too. For c and d the time at the hardware's limit stands behind (`limit s`): operations of encoder and prompts
-at the measured rate of plain matrix products, and bytes of weights, keys and values that the steps of answering read at
-the measured rate of plain copies; see docs/performance.md. One JSON object comes last.
+The weights are random and have the named shape, so they are as slow as real ones. The video tower has no temporal
+attention, as in the transformers port, so that both sides compute the same function. All four ways take their pixels
+from vidqa's preprocessing in `hf` mode, because transformers' video processor needs torchvision. vidqa stores features
+in float16 and transformers in float32; the share of equal answers is printed next to each speed. Models are loaded
+before the clock starts. For c and d the clock covers everything from the file to the row. CPU seconds are printed next
+to wall seconds because they also hold on a busy machine. For c and d the last column (`limit s`) is the roofline: the
+operations of encoder and prompts at the measured matmul rate, plus the bytes of weights and KV cache that decode steps
+read at the measured copy rate; see docs/performance.md. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ SUBJECTS = ("ball", "cat", "sky", "road", "left hand", "first door", "tallest tr
 
 
 def questions(n: int) -> list[str]:
-    """Different texts of different lengths."""
+    """Return `n` different questions of different lengths."""
     return [f"What does the {SUBJECTS[i % len(SUBJECTS)]} do {'then ' * (i // len(SUBJECTS))}?" for i in range(n)]
 
 
@@ -75,10 +75,10 @@ class Sides:
     ours: LoadedModel
     theirs: Any
     new_tokens: int
-    meter: ThroughputMeter = field(default_factory=ThroughputMeter)  # of the last run of c or d
+    meter: ThroughputMeter = field(default_factory=ThroughputMeter)  # counts of the last run of c or d
 
     def pixels(self, path: Path) -> torch.Tensor:
-        """Eight frames by PyAV, as the model card reads them: float [8, 3, S, S]."""
+        """Decode eight frames with PyAV, as the model card does: float [8, 3, S, S]."""
         with av.open(str(path)) as container:
             n = container.streams.video[0].frames
             wanted = arange_indices(n, 8)
@@ -89,7 +89,7 @@ class Sides:
         return torch.from_numpy(values).to(self.theirs.device, self.theirs.dtype)
 
     def prompts(self, n: int) -> list[torch.Tensor]:
-        """The very ids that vidqa makes, the video's token in its slots."""
+        """Return vidqa's own prompt ids, with transformers' video token in the slots."""
         llava, spec = self.ours.llava, self.ours.bundle.spec.encoders.video
         made = []
         for text in questions(n):
@@ -101,7 +101,7 @@ class Sides:
         return made
 
     def generate(self, ids: torch.Tensor, mask: torch.Tensor, pixels: torch.Tensor) -> list[str]:
-        """transformers' own loop."""
+        """Run transformers' own generation loop and decode the answers."""
         out = self.theirs.generate(
             input_ids=ids,
             attention_mask=mask,
@@ -113,13 +113,13 @@ class Sides:
         return [decode(row, skip_special_tokens=True).strip() for row in out[:, ids.shape[1] :].tolist()]
 
     def one_by_one(self, clip: Path, n: int) -> list[str]:
-        """Way a."""
+        """Answer one question at a time with transformers: way a."""
         return [
             self.generate(ids[None], torch.ones_like(ids)[None], self.pixels(clip)[None])[0] for ids in self.prompts(n)
         ]
 
     def batched(self, clip: Path, n: int) -> list[str]:
-        """Way b: padded on the left, the clip once for each row, as the processor makes it."""
+        """Answer all questions in one batch: way b. Left padding, the clip repeated per row, as the processor does."""
         prompts = self.prompts(n)
         longest = max(map(len, prompts))
         ids = torch.full((n, longest), self.theirs.config.text_config.pad_token_id, device=prompts[0].device)
@@ -129,7 +129,7 @@ class Sides:
         return self.generate(ids, mask, self.pixels(clip)[None].expand(n, -1, -1, -1, -1))
 
     def vidqa(self, clips: Sequence[Path], n: int, cache: Path) -> list[str]:
-        """Ways c and d: what `vidqa.ask` does, with its counts kept in `meter`."""
+        """Do what `vidqa.ask` does and keep its counts in `meter`: ways c and d."""
         run = RunContext.begin(self.ours, RunOptions(cache, max_new_tokens=self.new_tokens), QUIET)
         asked, found = as_questions(questions(n)), run.find([*map(str, clips)])
         answers: dict[str, list[str]] = {}
@@ -142,12 +142,12 @@ class Sides:
 
 
 def cpu_seconds() -> float:
-    """Of this process and of decode processes that have ended."""
+    """Return the CPU seconds of this process and of the decode processes that have exited."""
     return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
 def timed(run: Callable[[], list[str]]) -> tuple[list[str], float, float]:
-    """Answers, wall seconds, CPU seconds."""
+    """Run once; return (answers, wall seconds, CPU seconds)."""
     start, cpu = time.perf_counter(), cpu_seconds()
     answers = run()
     return answers, time.perf_counter() - start, cpu_seconds() - cpu
@@ -156,7 +156,7 @@ def timed(run: Callable[[], list[str]]) -> tuple[list[str], float, float]:
 def measure(
     sides: Sides, clips: Sequence[Path], n: int, ways: str, folder: Path, limits: Limits, n_usual: int
 ) -> dict[str, Any]:
-    """All ways for one number of questions; the usual ones, a and b, for the first `n_usual` clips."""
+    """Measure all ways for `n` questions per clip; ways a and b answer only the first `n_usual` clips."""
     cache = folder / f"cache{n}"
     some = clips[:n_usual]
     runs: dict[str, Callable[[], list[str]]] = {
@@ -177,14 +177,14 @@ def measure(
         if way in "cd":
             sides.meter.hold_against(limits.matrix_per_s, limits.copy_bytes_per_s)
             line[way] |= {"roofline_s": round(sides.meter.roofline_s or 0.0, 4)}
-            least = f"{line[way]['roofline_s']:>9.2f} ({line[way]['roofline_s'] / wall:.0%} reached)"
+            least = f"{line[way]['roofline_s']:>9.2f} ({line[way]['roofline_s'] / wall:.0%} of it reached)"
         print(f"{n:>4}  {way}  {wall:>9.2f} {cpu:>9.2f} {len(answers) / wall:>9.2f} {equal:>7.0%} {least}", flush=True)
     shutil.rmtree(cache, ignore_errors=True)
     return line
 
 
 def version_of(package: str) -> str | None:
-    """None where it is not installed: onnxruntime has two names."""
+    """Return the version of a package, or None if it is not installed; onnxruntime has two package names."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -194,32 +194,32 @@ def version_of(package: str) -> str | None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=sorted(SHAPES), default="tiny")
-    parser.add_argument("--questions", default="1,2,4,8,16", help="numbers of questions, by commas [1,2,4,8,16]")
-    parser.add_argument("--new-tokens", type=int, default=32, help="longest answer; random weights seldom end [32]")
-    parser.add_argument("--ways", default="abcd", help="some of a, b, c, d [abcd]")
+    parser.add_argument("--questions", default="1,2,4,8,16", help="questions per clip, comma-separated [1,2,4,8,16]")
+    parser.add_argument("--new-tokens", type=int, default=32, help="maximum tokens per answer [32]")
+    parser.add_argument("--ways", default="abcd", help="which ways to measure [abcd]")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32", help="of connector and LLM [float32]")
-    parser.add_argument("--clips", type=int, default=1, help="clips, each with all questions [1]")
-    parser.add_argument("--usual-clips", type=int, help="of them a and b answer no more than the first ones [all]")
-    parser.add_argument("--seconds", type=int, default=10, help="length of the clip [10]")
-    parser.add_argument("--threads", type=int, help="of torch; all by default")
-    parser.add_argument("--bundle", type=Path, help="keep the model in this folder, and take it if it is there")
+    parser.add_argument("--dtype", default="float32", help="data type of connector and LLM [float32]")
+    parser.add_argument("--clips", type=int, default=1, help="number of clips; each is asked all questions [1]")
+    parser.add_argument("--usual-clips", type=int, help="number of clips for ways a and b [all]")
+    parser.add_argument("--seconds", type=int, default=10, help="length of each clip [10]")
+    parser.add_argument("--threads", type=int, help="torch threads [all cores]")
+    parser.add_argument("--bundle", type=Path, help="keep the model in this folder and reuse it")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     numbers = [int(n) for n in args.questions.split(",")]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        print(f"making a model of the shape {args.shape} ...", file=sys.stderr, flush=True)
+        print(f"building a model of shape {args.shape} ...", file=sys.stderr, flush=True)
         bundle = args.bundle or folder / "model"
         if not (bundle / "bundle.json").exists():
             make_bundle(args.shape, bundle, args.dtype, fp16_encoder=args.device != "cpu", device=args.device)
             if torch.cuda.is_available():
-                torch.cuda.empty_cache()  # of what was drawn there
+                torch.cuda.empty_cache()  # free the memory of weight initialization
         clips = [make_clip(folder / f"clip{i:03d}.mp4", args.seconds, seed=i) for i in range(args.clips)]
         ours = load_model(str(bundle), args.device)
         sides = Sides(ours, to_transformers(ours, args.shape, bundle), args.new_tokens)
-        # What is loaded at first use does not count, on either side.
+        # Warm up both sides: lazy loading is not part of the measurement.
         sides.vidqa(clips[:1], 1, folder / "warm")
         if args.device != "cpu":
             sides.one_by_one(clips[0], 1)
@@ -231,14 +231,14 @@ def main() -> int:
         if "a" in line:
             rates = {w: line[w]["answers_per_s"] for w in args.ways}
             ratios = [f"{w} {rate / rates['a']:.1f}x" for w, rate in rates.items() if w != "a"]
-            print(f"Q = {line['questions']}: against a, by answers a second: {', '.join(ratios)}")
+            print(f"Q = {line['questions']}: answers per second relative to a: {', '.join(ratios)}")
     first, last = lines[0], lines[-1]
     if "c" in first and first["questions"] == 1 < last["questions"]:
         further = (last["c"]["wall_s"] - first["c"]["wall_s"]) / (last["questions"] - 1) / first["c"]["wall_s"]
-        print(f"each question after the first costs {further:.1%} of the first (c, Q = {last['questions']} against 1)")
+        print(f"each further question costs {further:.1%} of the first (c, Q = {last['questions']} vs. 1)")
         if "d" in first:
             alone = first["d"]["wall_s"] / first["c"]["wall_s"]
-            print(f"a question asked alone in a later run costs {alone:.1%} of the first (d against c, Q = 1)")
+            print(f"one question in a later run costs {alone:.1%} of the first (d vs. c, Q = 1)")
     packages = ("torch", "transformers", "onnxruntime-gpu", "onnxruntime", "av")
     versions = {name: found for name in packages if (found := version_of(name))}
     machine = {"cores": os.cpu_count(), "machine": platform.machine(), "load": os.getloadavg()[0], **versions}

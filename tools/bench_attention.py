@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Attention of a step by the GPU's own kernels against torch's functions: C clips with Q questions each, one layer.
+"""Benchmark decode attention: vidqa's GPU kernels against torch, for C clips with Q questions each.
 
     python tools/bench_attention.py                       the 7B shape: 32 heads of 128, 2,056 positions, bfloat16
-    python tools/bench_attention.py --clips 1 --groups 8  fewer key heads, as in newer models
-    python tools/bench_attention.py --sweep               other sizes of the kernels' blocks, too
+    python tools/bench_attention.py --clips 1 --groups 8  fewer KV heads, as in newer models
+    python tools/bench_attention.py --sweep               try other block sizes of the kernels, too
 
-Microseconds a layer, replayed as a CUDA graph over four layers' worth of keys, so that caches do not hold them. Beside
-them the time in which the measured copy rate of the device would have read the keys and values once. The largest
-difference of the two results stands behind. One JSON line comes last.
+Prints microseconds per layer. Each measurement replays a CUDA graph of four layers, so that their KV cache does not fit
+into the GPU's caches. `limit us` is the time to read the KV cache once at the measured copy rate; `difference` is the
+largest difference between the two results. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LAYERS = 4
 
 
 def seconds(run: Callable[[int], object]) -> float:
-    """Of one call, in a graph of all layers, the best of five replays."""
+    """Return the seconds of one call: the best replay of a CUDA graph of all layers, divided by their number."""
     for layer in range(LAYERS):
         run(layer)
     graph = torch.cuda.CUDAGraph()
@@ -47,7 +47,7 @@ def seconds(run: Callable[[int], object]) -> float:
 
 
 class Case:
-    """A step half way through answers of 64 tokens."""
+    """The inputs of one decode step, about halfway through answers of 64 tokens."""
 
     def __init__(self, args: argparse.Namespace, n_clips: int) -> None:
         device, n, d, g = torch.device("cuda", 0), n_clips * args.questions, args.width, args.groups
@@ -81,7 +81,7 @@ class Case:
 
 
 def sweep(case: Case) -> list[tuple[float, dict[str, int]]]:
-    """Seconds with other sizes, the fastest first."""
+    """Return (seconds, block sizes) of other block sizes, the fastest first."""
     from vidqa.generate.attention import triton_kernels
 
     names = ("_COLUMNS", "_PROGRAMS", "_WARPS", "_STAGES")
@@ -105,14 +105,14 @@ def main() -> int:
     for name, default in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"[{default}]")
     parser.add_argument("--dtype", default="bfloat16", help="[bfloat16]")
-    parser.add_argument("--sweep", action="store_true", help="try other sizes of blocks")
+    parser.add_argument("--sweep", action="store_true", help="try other block sizes of the kernels")
     args = parser.parse_args()
     if not torch.cuda.is_available():
         print("needs a CUDA device", file=sys.stderr)
         return 2
     device, dtype = torch.device("cuda", 0), getattr(torch, args.dtype)
     if proven(KERNELS, device, dtype, args.width) is None:
-        print("the kernels cannot be used here: the log says why", file=sys.stderr)
+        print("the kernels do not work on this device; see the log for the reason", file=sys.stderr)
         return 1
     copied = measure(device, dtype).copy_bytes_per_s
     print(f"{'clips':>5} {'torch us':>10} {'kernels us':>11} {'limit us':>9} {'reached':>8} {'difference':>11}")

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""How fast cached features are written and read, against plain reading and copying on the same disk.
+"""Benchmark writing and reading of cached features against plain file reads and memory copies.
 
-    python tools/bench_cache.py                      100 entries of 8 x 257 x 1024 (4.2 MB), twice: cold and warm
+    python tools/bench_cache.py                      100 entries of 8 x 257 x 1024 (4.2 MB), cold and warm
     python tools/bench_cache.py --entries 20 --folder /archive/cache
-    python tools/bench_cache.py --contents 60        and how fast 60 unknown files of 30 MB get their media_id
+    python tools/bench_cache.py --contents 60        also hash 60 new files of 30 MB for their media_id
 
-`cold` asks the system to forget the files first (posix_fadvise), as far as it does. `plain` reads the same files into
-memory and looks at nothing; `copy` is a copy in memory of as many bytes. vidqa checks a CRC-32 over every byte. Prints
-a table and one JSON line last.
+`cold` first asks the system to drop the files from the page cache (posix_fadvise). `plain` reads the same files into
+memory without checking them; `copy` copies the same number of bytes in memory. vidqa verifies a CRC-32 over every byte.
+Prints a table; the last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ FACTS = MediaFacts("video", "h264", 640, 360, 10.0, 25.0)
 
 
 def keys(n: int) -> list[CacheKey]:
-    """Different contents."""
+    """Return `n` different keys."""
     return [CacheKey(f"{i:032x}", "whole", "0" * 16) for i in range(n)]
 
 
 def value(seed: int, shape: tuple[int, int, int]) -> EncodedSegment:
-    """Features of one segment."""
+    """Return random features of one segment."""
     tokens = np.random.default_rng(seed).standard_normal(shape).astype(np.float16)
     times = tuple(float(t) for t in range(shape[0]))
     features = Features(tokens, np.zeros(768, np.float32), True, "video")
     return EncodedSegment(FACTS, 0.0, 10.0, times, (False,) * shape[0], features)
 
 
-def forget(paths: list[Path]) -> None:
-    """Ask the system to drop the files from its memory."""
+def drop_page_cache(paths: list[Path]) -> None:
+    """Ask the system to drop the files from the page cache."""
     if not hasattr(os, "posix_fadvise"):
         return
     os.sync()
@@ -61,15 +61,15 @@ def forget(paths: list[Path]) -> None:
 
 
 def rate(run: Callable[[], object], n_bytes: int) -> tuple[float, float]:
-    """GB a second of wall clock, and of CPU time."""
+    """Return GB per wall second and GB per CPU second."""
     start, cpu = time.perf_counter(), time.process_time()
     run()
     wall, used = time.perf_counter() - start, time.process_time() - cpu
     return n_bytes / wall / 1e9, n_bytes / max(used, 1e-9) / 1e9
 
 
-def name_contents(folder: Path, n: int) -> dict[str, tuple[float, float]]:
-    """Rates of naming the contents of unknown files of 30 MB, by one thread and by as many as a run takes."""
+def hash_files(folder: Path, n: int) -> dict[str, tuple[float, float]]:
+    """Measure hashing of new files of 30 MB, with one thread and with as many as a run uses."""
     paths, found = [folder / f"{i}.mp4" for i in range(n)], {}
     for path in paths:
         path.write_bytes(os.urandom(30 << 20))
@@ -77,9 +77,9 @@ def name_contents(folder: Path, n: int) -> dict[str, tuple[float, float]]:
     for state in ("cold", "warm"):
         for title, n_threads in (("1 thread", 1), ("as a run", None)):
             if state == "cold":
-                forget(paths)
-            with tempfile.TemporaryDirectory() as unknown:
-                index = MediaIndex(unknown)
+                drop_page_cache(paths)
+            with tempfile.TemporaryDirectory() as empty:
+                index = MediaIndex(empty)
                 run = partial(deque, identify_all(index, items, n_threads), 0)
                 found[f"{state}: media_id, {title}"] = rate(run, n * (30 << 20))
                 index.close()
@@ -89,9 +89,9 @@ def name_contents(folder: Path, n: int) -> dict[str, tuple[float, float]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--entries", type=int, default=100)
-    parser.add_argument("--shape", default="8,257,1024", help="T,P,D of the tokens [8,257,1024]")
-    parser.add_argument("--folder", type=Path, help="disk to measure [the system's folder for temporary files]")
-    parser.add_argument("--contents", type=int, default=0, metavar="N", help="files of 30 MB to name [none]")
+    parser.add_argument("--shape", default="8,257,1024", help="frames, patches, width of the tokens [8,257,1024]")
+    parser.add_argument("--folder", type=Path, help="folder on the disk to measure [the system's temporary folder]")
+    parser.add_argument("--contents", type=int, default=0, metavar="N", help="also hash N files of 30 MB [0]")
     args = parser.parse_args()
     t, p, d = (int(n) for n in args.shape.split(","))
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
@@ -114,12 +114,12 @@ def main() -> int:
         for state in ("cold", "warm"):
             for title, run in (("plain", plain), ("vidqa, 1 thread", lambda: read(1)), ("2 threads", lambda: read(2))):
                 if state == "cold":
-                    forget(paths)
+                    drop_page_cache(paths)
                 found[f"{state}: {title}"] = rate(run, n_bytes)
         block = np.zeros(t * p * d, np.float16)
         found["copy"] = rate(lambda: [block.copy() for _ in all_keys], n_bytes)
         if args.contents:
-            found |= name_contents(Path(name), args.contents)
+            found |= hash_files(Path(name), args.contents)
     print(f"{args.entries} entries of {t * p * d * 2 / 1e6:.1f} MB\n{'':<24}{'GB/s':>8}{'per CPU s':>11}")
     for title, (wall, cpu) in found.items():
         print(f"{title:<24}{wall:>8.2f}{cpu:>11.2f}")

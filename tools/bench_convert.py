@@ -1,12 +1,13 @@
-"""Peak memory and time of a conversion, part by part: synthetic weights in the shapes of the published Video-LLaVA-7B.
+"""Benchmark a conversion: time and peak memory of each step, with synthetic weights in the shapes of Video-LLaVA-7B.
 
     python tools/bench_convert.py              # full towers, 2 of the LLM's 32 layers: 4.5 GB of disk, minutes of CPU
-    python tools/bench_convert.py --layers 32  # all of it: about 35 GB of disk
-    python tools/bench_convert.py --tiny-towers --layers 3  # reading and writing alone
+    python tools/bench_convert.py --layers 32  # the full model: about 35 GB of disk
+    python tools/bench_convert.py --tiny-towers --layers 3  # only reading and writing
 
-An LLM with its projector in two `.bin` shards (float16), and LanguageBind's two towers with the text tower in `.bin`
-files of their own (float32), in a temporary folder that is removed. The conversion runs in a process of its own; its
-peak is read and set back after each part where the system allows it (Linux). Prints a table, and one JSON line last.
+The checkpoint has an LLM and its projector in two `.bin` shards (float16), and LanguageBind's two towers with the text
+tower in separate `.bin` files (float32). It is written to a temporary folder, which is removed afterwards. The
+conversion runs in a subprocess; its peak memory is read and reset after each step where the system allows it (Linux).
+Prints a table; the last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -31,18 +32,18 @@ VOCABULARY, WIDTH, INNER = 32000, 4096, 11008
 
 
 def main() -> None:
-    """Make, convert, print, remove."""
+    """Write a checkpoint, convert it, print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=2, help="layers of the LLM (32 in a 7B); 0.4 GB each")
-    parser.add_argument("--tiny-towers", action="store_true", help="towers of two narrow layers, no text tower")
-    parser.add_argument("--work", type=Path, help="where the temporary folder is made")
+    parser.add_argument("--layers", type=int, default=2, help="layers of the LLM, 0.4 GB each; a 7B has 32 [2]")
+    parser.add_argument("--tiny-towers", action="store_true", help="two narrow layers per tower and no text tower")
+    parser.add_argument("--work", type=Path, help="parent of the temporary folder")
     parser.add_argument("--child", nargs="+", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         print(json.dumps(convert(args.child[0], args.child[1], args.child[2:])))
         return
-    with tempfile.TemporaryDirectory(dir=args.work) as place:
-        folder = Path(place)
+    with tempfile.TemporaryDirectory(dir=args.work) as name:
+        folder = Path(name)
         model, n_bytes = write_model(folder / "model", args.layers, 64 if args.tiny_towers else 1024)
         towers = [write_tower(folder / kind, kind, args.tiny_towers) for kind in ("image", "video")]
         command = [sys.executable, __file__, "--child", model, folder / "bundle", *(path for path, _ in towers)]
@@ -63,7 +64,7 @@ def main() -> None:
 
 
 def convert(model: Path, out: Path, towers: list[Path]) -> list[dict[str, Any]]:
-    """Convert, and say of each part how long it took and how much memory the process had at most meanwhile."""
+    """Convert; return the seconds and the peak memory of each step."""
     from vidqa.convert.convert import convert as convert_parts
     from vidqa.convert.output_options import OutputOptions
 
@@ -79,7 +80,7 @@ def convert(model: Path, out: Path, towers: list[Path]) -> list[dict[str, Any]]:
     convert_parts([model], OutputOptions(out), towers=towers, step=step)
     step("checks and digests")
     step_of: dict[str, dict[str, Any]] = {}
-    for part in parts:  # the shards of the LLM are one part
+    for part in parts:  # count the shards of the LLM as one step
         seen = step_of.setdefault(part["part"], {**part, "seconds": 0.0})
         seen["seconds"] = round(seen["seconds"] + part["seconds"], 2)
         seen["peak_bytes"] = max(seen["peak_bytes"] or 0, part["peak_bytes"] or 0) or None
@@ -87,7 +88,7 @@ def convert(model: Path, out: Path, towers: list[Path]) -> list[dict[str, Any]]:
 
 
 def peak() -> int | None:
-    """Largest memory since the last call, mapped files included; None where the system does not tell."""
+    """Return the peak memory since the last call, including mapped files, or None if the system does not report it."""
     found = None
     with suppress(OSError, StopIteration):
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
@@ -97,20 +98,20 @@ def peak() -> int | None:
 
 
 def write_model(folder: Path, n_layers: int, tower_width: int) -> tuple[Path, int]:
-    """LLM and projector in two `.bin` shards; returns the folder and the bytes of its weights."""
+    """Write LLM and projector in two `.bin` shards; return the folder and the bytes of its weights."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
     folder.mkdir(parents=True)
-    where, total = {}, 0
-    for i, kind in enumerate((llm(n_layers), ends(tower_width)), start=1):
+    weight_map, total = {}, 0
+    for i, kind in enumerate((llm(n_layers), embeddings_and_projector(tower_width)), start=1):
         shard = dict(kind)
         name = f"pytorch_model-{i:05d}-of-00002.bin"
         torch.save(shard, folder / name)
-        where |= dict.fromkeys(shard, name)
+        weight_map |= dict.fromkeys(shard, name)
         total += sum(t.nbytes for t in shard.values())
         del shard
-    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": where}))
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
     config = {
         "model_type": "llava",
         "num_hidden_layers": n_layers,
@@ -119,15 +120,15 @@ def write_model(folder: Path, n_layers: int, tower_width: int) -> tuple[Path, in
         "image_aspect_ratio": "pad",
     }
     (folder / "config.json").write_text(json.dumps(config))
-    words = Tokenizer(models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2}, unk_token="<unk>"))
+    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2}, unk_token="<unk>"))
     PreTrainedTokenizerFast(
-        tokenizer_object=words, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
     ).save_pretrained(folder)
     return folder, total
 
 
 def write_tower(folder: Path, kind: str, tiny: bool) -> tuple[Path, int]:
-    """One LanguageBind folder; that of pictures has the text tower and its tokenizer, unless it is tiny."""
+    """Write one LanguageBind folder; the image one also has the text tower and its tokenizer unless it is tiny."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     from vidqa.model.towers.text import TextConfig, TextTower
@@ -152,19 +153,19 @@ def write_tower(folder: Path, kind: str, tiny: bool) -> tuple[Path, int]:
 
 
 def shaped(kind: type[Any], config: Any) -> dict[str, Tensor]:
-    """Random float32 weights for a tower."""
+    """Return random float32 weights for a tower."""
     with torch.device("meta"):
         shapes = {key: value.shape for key, value in kind(config).state_dict().items()}
     return {key: random(*shape, dtype=torch.float32) for key, shape in shapes.items()}
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
-    """Small values; constants would be stored as fast as anything else, but would hide an error of the graph check."""
+    """Return small random values; constants would take as long but would hide errors from the graph check."""
     return torch.rand(shape, dtype=torch.float32).mul_(0.04).sub_(0.02).to(dtype)
 
 
 def llm(n_layers: int) -> Iterator[tuple[str, Tensor]]:
-    """The layers of LLaMA-7B in float16."""
+    """Yield the weights of LLaMA-7B's layers in float16."""
     for i in range(n_layers):
         for name in "qkvo":
             yield f"model.layers.{i}.self_attn.{name}_proj.weight", random(WIDTH, WIDTH)
@@ -174,8 +175,8 @@ def llm(n_layers: int) -> Iterator[tuple[str, Tensor]]:
             yield f"model.layers.{i}.{name}.weight", random(WIDTH)
 
 
-def ends(tower_width: int) -> Iterator[tuple[str, Tensor]]:
-    """What stands before and behind the layers, and the projector."""
+def embeddings_and_projector(tower_width: int) -> Iterator[tuple[str, Tensor]]:
+    """Yield the weights outside the layers: embeddings, final norm, head, and the projector."""
     yield "model.norm.weight", random(WIDTH)
     yield "model.embed_tokens.weight", random(VOCABULARY, WIDTH)
     yield "lm_head.weight", random(VOCABULARY, WIDTH)

@@ -1,15 +1,14 @@
 #!/usr/bin/env python3
-"""Time and peak memory of `vidqa describe` over N short clips: do time a clip or memory grow with the archive?
+"""Benchmark `vidqa describe` over N short clips: does the time per clip or the peak memory grow with the archive?
 
     python tools/bench_describe.py --clips 10 --clips 1000
     python tools/bench_describe.py --tiny --clips 10 --clips 100 --clips 1000 --clips 10000 -- --max-new-tokens 8
 
-Each run is a process of its own with an empty cache; the clips are a few pictures in motion, each file with a number
-at its end, so that all contents differ. `ms a clip more` is the time beyond that of the line above, divided by the
-clips that it has more: starting and loading are not in it; the CPU's time stands beside it, which holds on a busy
-machine, too. Peak memory is the largest sum of resident memory over vidqa and its decode processes that sampling (every
-50 ms) sees; pages that processes share count once for each. On systems without /proc it is that of the main process
-alone. Prints a table for people and one JSON line last.
+Each run is a separate process with an empty cache. The clips show a few moving images; a number at the end of each file
+makes all contents differ. `ms/clip more` is the additional time over the line above, divided by the additional clips,
+so it excludes start-up and loading; the CPU time next to it also holds on a busy machine. Peak memory is the largest
+sum of resident memory of vidqa and its decode processes, sampled every 50 ms; shared pages count once per process.
+Without /proc only the main process is measured. Prints a table; the last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -37,40 +36,40 @@ from vidqa import __version__
 PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
-#: Different pictures; more of them would only take longer to encode.
-N_PICTURES = 16
+#: Number of different images; more of them would only take longer to encode.
+N_IMAGES = 16
 
 
 def make_clips(folder: Path, n_clips: int, n_frames: int, size: int) -> None:
-    """Write clips whose contents differ, so that none is done twice by its digest."""
+    """Write clips that all have different contents, so that none is a duplicate."""
     folder.mkdir(parents=True)
-    originals = [_encoded(number, n_frames, size) for number in range(min(n_clips, N_PICTURES))]
+    originals = [_encoded(number, n_frames, size) for number in range(min(n_clips, N_IMAGES))]
     for number in range(n_clips):
-        # A box of MP4 that players pass over: 16 bytes, the last eight of them the number.
+        # An MP4 box that players ignore: 16 bytes, of which the last eight are the number.
         box = struct.pack(">I4sQ", 16, b"free", number)
-        (folder / f"{number:06d}.mp4").write_bytes(originals[number % N_PICTURES] + box)
+        (folder / f"{number:06d}.mp4").write_bytes(originals[number % N_IMAGES] + box)
 
 
 def _encoded(number: int, n_frames: int, size: int) -> bytes:
     rng = np.random.default_rng(number)
-    picture = np.kron(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8), np.ones((size // 8, size // 8, 1), np.uint8))
-    held = io.BytesIO()
-    with av.open(held, "w", format="mp4") as container:
+    image = np.kron(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8), np.ones((size // 8, size // 8, 1), np.uint8))
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=10, options={"preset": "ultrafast"})
         stream.width = stream.height = size
         stream.pix_fmt = "yuv420p"
         for i in range(n_frames):
-            frame = av.VideoFrame.from_ndarray(np.roll(picture, 2 * i, axis=1), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(np.roll(image, 2 * i, axis=1), format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    return held.getvalue()
+    return buffer.getvalue()
 
 
 def resident_bytes(pid: int) -> int:
-    """Resident memory of a process and all its descendants; pages shared between them count once for each."""
+    """Return the resident memory of a process and all its descendants; shared pages count once per process."""
     parents: dict[int, int] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError, ValueError, IndexError):  # it ended while we looked
+        with contextlib.suppress(OSError, ValueError, IndexError):  # the process has exited meanwhile
             parents[int(stat.parent.name)] = int(stat.read_text().rsplit(")", 1)[1].split()[1])
     family = {pid}
     while more := {one for one, parent in parents.items() if parent in family} - family:
@@ -83,12 +82,12 @@ def resident_bytes(pid: int) -> int:
 
 
 def cpu_seconds() -> float:
-    """Of all processes that were started here and have ended."""
+    """Return the CPU seconds of all child processes that have exited."""
     return sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
 
 
 def run(clips: Path, folder: Path, arguments: list[str]) -> dict[str, object]:
-    """Describe one folder in a new process and watch it."""
+    """Describe one folder in a new process and sample its memory."""
     folder.mkdir()
     command = [sys.executable, "-m", "vidqa", "describe", str(clips), "--out", str(folder / "table.parquet"), "--json"]
     command += ["--cache-dir", str(folder / "cache"), "--quiet", *arguments]
@@ -120,15 +119,15 @@ def run(clips: Path, folder: Path, arguments: list[str]) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=int, action="append", help="how many; may be given again [10 and 1000]")
-    parser.add_argument("--frames", type=int, default=16, help="frames of each clip [16]")
-    parser.add_argument("--size", type=int, default=96, help="rows and columns, a multiple of 8 [96]")
-    parser.add_argument("--tiny", action="store_true", help="a tiny model with random weights, not the demo model")
+    parser.add_argument("--clips", type=int, action="append", help="number of clips; repeatable [10 and 1000]")
+    parser.add_argument("--frames", type=int, default=16, help="frames per clip [16]")
+    parser.add_argument("--size", type=int, default=96, help="width and height, a multiple of 8 [96]")
+    parser.add_argument("--tiny", action="store_true", help="use a tiny random model instead of the demo model")
     parser.add_argument("rest", nargs="*", metavar="OPTION", help="options for vidqa describe, after --")
     arguments = parser.parse_args()
     runs: list[dict[str, object]] = []
-    head = ("clips", "seconds", "ms a clip", "ms a clip more", "CPU ms more", "peak MB", "main MB")
-    print("{:>8} {:>9} {:>10} {:>15} {:>12} {:>9} {:>9}  limited by".format(*head), flush=True)
+    head = ("clips", "seconds", "ms/clip", "ms/clip more", "CPU ms more", "peak MB", "main MB")
+    print("{:>8} {:>9} {:>10} {:>15} {:>12} {:>9} {:>9}  bottleneck".format(*head), flush=True)
     with tempfile.TemporaryDirectory() as name:
         rest = list(arguments.rest)
         if arguments.tiny:
@@ -151,7 +150,7 @@ def main() -> None:
             shutil.rmtree(clips)
             shutil.rmtree(Path(name, f"run{n_clips}"))
     growth = float(str(runs[-1]["peak_mb"])) - float(str(runs[0]["peak_mb"]))
-    print(f"growth of the peak from the first to the last line: {growth:.1f} MB")
+    print(f"growth of peak memory from the first to the last line: {growth:.1f} MB")
     machine = {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
     machine["load"] = round(os.getloadavg()[0], 1)
     settings = {"model": "tiny" if arguments.tiny else "demo", "rest": arguments.rest, "vidqa": __version__}
