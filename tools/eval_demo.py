@@ -37,7 +37,7 @@ from vidqa.records import MediaItem, Question
 #: What the bundled model is meant to reach, in percent; topics without an aim are reported too.
 AIMS = {
     "clip colour": 97, "clip shape": 97, "clip count": 97, "clip motion": 95, "clip yes_no": 95, "clip first": 90,
-    "clip caption": 85, "still colour": 97, "still shape": 97,
+    "clip caption": 85, "image colour": 97, "image shape": 97,
 }  # fmt: skip
 FIRST_SEED = 50_000_000  # far from every training seed
 STRIDE = 100_000
@@ -130,7 +130,7 @@ def score(
     right: dict[str, list[bool]] = defaultdict(list)
     wrong = []
     for name, scene in scenes.items():
-        kind = "still" if scene.still else "clip"
+        kind = "image" if scene.still else "clip"
         unseen = any((t.colour, t.shape) in HELD_OUT for t in scene.things)
         for i, pair in enumerate(asked[name]):
             said = answers.get((name, f"q{i}")) or ""

@@ -37,7 +37,7 @@ def test_compared_arms_differ_in_what_they_are_compared_by():
 
 
 def scores(right):
-    topics = ("clip colour", "clip motion", "clip caption", "still colour", "still caption")
+    topics = ("clip colour", "clip motion", "clip caption", "image colour", "image caption")
     return {topic: {"right": right + n} for n, topic in enumerate(topics)} | {"clip caption, x": {"right": 0.0}}
 
 
@@ -46,7 +46,7 @@ def test_the_table_has_means_spreads_and_differences():
     lines = table({ARMS[0].name: [scores(10), scores(14)], ARMS[1].name: [scores(10), scores(10)]}).splitlines()
     assert "| clip questions, mean of topics | 12.5 ± 2.8 | 10.5 ± 0.0 |" in lines
     last = lines[-1].split(" | ")
-    assert last[:2] == ["| united against separated", "+2.0 ± 2.8 (+0.0, +4.0)"]
+    assert last[:2] == ["| united vs. separated", "+2.0 ± 2.8 (+0.0, +4.0)"]
     assert "joint" not in lines[-1]  # arms that did not run are not compared
 
 
@@ -57,7 +57,7 @@ def test_the_most_frequent_answer_is_counted_by_kind_and_topic():
     }
     asked["a"].append(Pair("colour", "??", "x"))
     found = {topic: round(score["right"], 1) for topic, score in most_frequent(scenes, asked).items()}
-    assert found == {"clip colour": 66.7, "clip caption": 50.0, "still colour": 100.0, "still caption": 100.0}
+    assert found == {"clip colour": 66.7, "clip caption": 50.0, "image colour": 100.0, "image caption": 100.0}
     guess = {topic: {"right": 20.0} for topic in scores(0)}
     first = table({ARMS[0].name: [scores(10)]}, guess).splitlines()
     assert (

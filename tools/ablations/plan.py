@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large everything is. The defaults made the table in docs/ablations.md."""
+    """How large everything is. The defaults made the table in docs/notes/ablations.md."""
 
     clips: int = 500  # that are trained on; as many pictures
     told: int = 3000  # scenes in words, for the language model that all runs begin with
@@ -47,9 +47,9 @@ ARMS = (
 )
 #: What is compared with what: (question, arm, other arm).
 COMPARED = (
-    ("united against separated", "joint, united", "joint, separated"),
-    ("joint against video only, each clip as often", "joint, united", "video only, same clips"),
-    ("joint against video only, as many steps", "joint, united", "video only, same steps"),
+    ("united vs. separated", "joint, united", "joint, separated"),
+    ("joint vs. video only, same clips", "joint, united", "video only, same clips"),
+    ("joint vs. video only, same steps", "joint, united", "video only, same steps"),
 )
 
 

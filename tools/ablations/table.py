@@ -14,7 +14,7 @@ from ablations.plan import ARMS, COMPARED
 Scores = Mapping[str, Mapping[str, float]]  # topic -> {"right": percent, ...}
 
 #: Rows of the table; the first of a kind is the mean over its topics.
-KINDS = ("clip", "still")
+KINDS = ("clip", "image")
 
 
 def topics(scores: Scores, kind: str) -> dict[str, float]:
@@ -44,7 +44,7 @@ def most_frequent(scenes: Mapping[str, Scene], asked: Mapping[str, Sequence[Pair
     answers: dict[str, Counter[str]] = defaultdict(Counter)
     for name, pairs in asked.items():
         for pair in pairs:
-            answers[f"{'still' if scenes[name].still else 'clip'} {pair.topic}"][pair.answer] += 1
+            answers[f"{'image' if scenes[name].still else 'clip'} {pair.topic}"][pair.answer] += 1
     return {topic: {"right": 100 * max(n.values()) / n.total()} for topic, n in answers.items()}
 
 
@@ -63,7 +63,7 @@ def table(runs: Mapping[str, Sequence[Scores]], guess: Scores | None = None) -> 
     for topic in told[names[0]][0]:
         cells = [_spread([seed[topic] for seed in told[name]]) for name in names]
         lines.append(_row(topic, *cells, *([f"{guessed[topic]:.1f}"] if guessed else [])))
-    lines += ["", _row("difference, points", "clip questions", "clip caption", "still questions", "still caption")]
+    lines += ["", _row("difference, points", "clip questions", "clip caption", "image questions", "image caption")]
     lines.append(_row("---", "---", "---", "---", "---"))
     heads = [f"{kind} {what}" for kind in KINDS for what in ("questions, mean of topics", "caption")]
     for said, one, other in COMPARED:
