@@ -151,7 +151,7 @@ def score(
 def table(result: dict[str, Any]) -> str:
     """The scores for people."""
     lines = [f"model {result['model']} ({result['model_id']}), seed {result['seed']}, {result['clips']} clips", ""]
-    lines += ["| topic | right, % | +- (95 %) | questions | aim |", "| --- | --- | --- | --- | --- |"]
+    lines += ["| topic | correct, % | ± 95 % | questions | target |", "| --- | --- | --- | --- | --- |"]
     for topic, s in result["scores"].items():
         aim = AIMS.get(topic)
         met = "" if aim is None else f">= {aim}{'' if s['right'] >= aim else ' (missed)'}"

@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--steps", default=",".join(STEPS), help="comma-separated; default all: %(default)s")
     parser.add_argument("--processes", type=int, default=2, help="for training without a GPU (default: %(default)s)")
     parser.add_argument(
-        "--install", action="store_true", help="put the bundle into vidqa/demo and its scores into docs/demo_model.md"
+        "--install", action="store_true", help="copy the bundle into vidqa/demo and write docs/demo_model.md"
     )
     for f in fields(Plan):
         parser.add_argument(f"--{f.name.replace('_', '-')}", type=type(f.default), default=f.default)

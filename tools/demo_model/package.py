@@ -1,4 +1,4 @@
-"""Weights -> bundle; bundle -> scores, and the page that reports them."""
+"""Weights -> bundle; bundle -> scores, and the pages that report them."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ from vidqa.records import SamplingSpec
 
 LLM = "model.safetensors"
 NOTICE = (
-    "The demo model knows only its demo world: one to three coloured shapes that move over a plain ground. On other "
-    "videos its answers mean nothing. A real one: vidqa models pull video-llava-7b --set-default, or --model DIR."
+    "The demo model was trained on synthetic clips of colored shapes only; its answers about other videos are "
+    "meaningless. To use a real model: vidqa models pull video-llava-7b --set-default, or --model DIR."
 )
 
 
@@ -113,58 +113,86 @@ def step_scores(plan: Plan, work: Path) -> None:
     os.replace(part, work / "scores.json")
 
 
-def _of(score: list[float] | None) -> str:
-    return " | " if score is None else f"{score[0]} | {score[1]}"
-
-
 ROOT = Path(__file__).parents[2]
 EVAL = ROOT / "tools" / "eval_demo.py"
 
 
 def install(plan: Plan, work: Path) -> None:
-    """Put the bundle where vidqa ships it, and write the page with its figures."""
+    """Copy the bundle into vidqa/demo, and write docs/demo_model.md and docs/notes/demo_model.md."""
     target = ROOT / "vidqa" / "demo"
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(work / "bundle", target)
-    page = ROOT / "docs" / "demo_model.md"
-    page.parent.mkdir(exist_ok=True)
-    page.write_text(report(plan, work))
+    notes = ROOT / "docs" / "notes" / "demo_model.md"
+    notes.parent.mkdir(parents=True, exist_ok=True)
+    (ROOT / "docs" / "demo_model.md").write_text(page(work))
+    notes.write_text(page_of_notes(plan, work))
 
 
-def report(plan: Plan, work: Path) -> str:
-    """The page: what was made, how long it took, what it reached."""
+def page(work: Path) -> str:
+    """Return docs/demo_model.md: page.md next to this file, with size, scores and build time filled in."""
     from eval_demo import table  # tools/eval_demo.py prints the same table
 
-    scores = json.loads((work / "scores.json").read_text()) | {"model": "demo"}
-    seconds = json.loads((work / "seconds.json").read_text())
-    seen = json.loads((work / "seen.json").read_text())
     size = sum(p.stat().st_size for p in (work / "bundle").rglob("*") if p.is_file()) / 1e6
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "without a GPU"
+    scores = json.loads((work / "scores.json").read_text()) | {"model": "demo"}
+    return (
+        Path(__file__)
+        .with_name("page.md")
+        .read_text()
+        .format(
+            size=size,
+            command=f"python tools/eval_demo.py --model demo --seed {SCORED_SEED} --clips {SCORED_CLIPS}",
+            scores=table(scores),
+            hours=sum(_seconds(work).values()) / 3600,
+            machine=_machine(),
+        )
+    )
+
+
+def page_of_notes(plan: Plan, work: Path) -> str:
+    """Return docs/notes/demo_model.md: scores of the encoders alone, the history, and the minutes of every step."""
+    seen = json.loads((work / "seen.json").read_text())
+    seconds = _seconds(work)
     lines = [
-        "# The demo model",
+        "# Notes: the demo model",
         "",
-        "Written by `tools/make_demo.py --install`. The scores are those of the shipped bundle, by",
-        f"`python tools/eval_demo.py --model demo --seed {SCORED_SEED} --clips {SCORED_CLIPS}`.",
+        "Written by `python tools/make_demo.py --work build/demo --install`, like [demo_model.md](../demo_model.md),",
+        f"which has the scores. Trained on {plan.n_scenes:,} scenes. The evaluation world has other seeds, and combinations",
+        "of color and shape that no training clip or image shows (scenes described in text do).",
         "",
-        table(scores),
+        "## Encoders alone",
         "",
-        f"Bundle: {size:.1f} MB. Trained on {plan.n_scenes} scenes. The scored world has other seeds, and colour-shape",
-        "pairs that no training clip or picture shows (scenes told in words do).",
+        "What the patch features of the encoders alone reveal about objects in another unseen world, without the",
+        "language model (`python tools/make_demo.py --work build/demo --steps seen`):",
         "",
-        "What the encoders alone tell of the things in another unseen world, without the language model, and how many",
-        "things that were (`tools/make_demo.py --steps seen`):",
-        "",
-        "| | clips, right % | things | pictures, right % | things |",
+        "| | clips, correct % | objects | images, correct % | objects |",
         "| --- | --- | --- | --- | --- |",
-        *(f"| {told} | {p} | {n} | {_of(seen['stills'].get(told))} |" for told, (p, n) in seen["clips"].items()),
+        *(
+            f"| {name.replace('place', 'position')} | {p} | {n} | {_cells(seen['stills'].get(name))} |"
+            for name, (p, n) in seen["clips"].items()
+        ),
         "",
-        Path(__file__).with_name("learned.md").read_text(),
-        f"Made on {os.cpu_count()} cores ({platform.machine()}), {gpu}:",
+        Path(__file__).with_name("history.md").read_text(),
+        "## Time per step",
+        "",
+        f"On {_machine()}:",
         "",
         "| step | minutes |",
         "| --- | --- |",
         *(f"| {name} | {s / 60:.1f} |" for name, s in seconds.items()),
-        f"| all | {sum(seconds.values()) / 60:.1f} |",
+        f"| total | {sum(seconds.values()) / 60:.1f} |",
         "",
     ]
     return "\n".join(lines)
+
+
+def _seconds(work: Path) -> dict[str, float]:
+    return dict(json.loads((work / "seconds.json").read_text()))
+
+
+def _machine() -> str:
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "without a GPU"
+    return f"{os.cpu_count()} cores ({platform.machine()}), {gpu}"
+
+
+def _cells(score: list[float] | None) -> str:
+    return " | " if score is None else f"{score[0]} | {score[1]}"
