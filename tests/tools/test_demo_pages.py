@@ -55,6 +55,6 @@ def test_the_notes_match_their_template(work: Path) -> None:
 
 
 def test_the_page_has_the_scores_of_the_shipped_bundle(work: Path) -> None:
-    from vidqa.model.bundle import load_bundle
+    from vidqa.model.bundle.bundle import load_bundle
 
     assert json.loads((work / "scores.json").read_text())["model_id"] == load_bundle("demo").model_id
