@@ -3,9 +3,10 @@
     python tools/eval_search.py --model demo --clips 200 --out docs/notes/search.md
 
 The clips are rendered from a world that was not in the training data (`--seed` picks which), and include color-shape
-pairs that no training scene has. All captions differ, so each one has exactly one correct clip. Each caption is searched
-for among all clips with `vidqa.search`; the first search encodes the clips. recall@k is the share of captions whose clip
-is among the first k results; a clip with an equal score counts as ranked higher. By chance it is k / number of clips.
+pairs that no training scene has. All captions differ, so each one has exactly one correct clip. Each caption is
+searched for among all clips with `vidqa.search`; the first search encodes the clips. recall@k is the share of captions
+whose clip is among the first k results; a clip with an equal score counts as ranked higher. By chance it is k divided
+by the number of clips.
 """
 
 from __future__ import annotations
@@ -140,10 +141,10 @@ def page(result: dict[str, Any]) -> str:
         f"Written by `python tools/eval_search.py --model {result['model']} --seed {result['seed']} "
         f"--clips {result['clips']} --out docs/notes/search.md`.",
         "",
-        f"{result['clips']} clips of the demo world that were not in the training data, all with different captions. Each",
-        f"caption is searched for among all of them. Encoder {result['encoder_id']}, vidqa {result['vidqa']}.",
-        "recall@k is the percentage of captions whose clip is among the first k results; a clip with an equal score counts",
-        f"as ranked higher. By chance, recall@1 would be {100 / result['clips']:.1f}.",
+        f"{result['clips']} clips of the demo world that were not in the training data, all with different captions.",
+        f"Each caption is searched for among all of them. Encoder {result['encoder_id']}, vidqa {result['vidqa']}.",
+        "recall@k is the percentage of captions whose clip is among the first k results; a clip with an equal score",
+        f"counts as ranked higher. By chance, recall@1 would be {100 / result['clips']:.1f}.",
         "",
         "| captions | number | recall@1 | +- (95 %) | recall@5 | recall@10 | median rank |",
         "| --- | --- | --- | --- | --- | --- | --- |",

@@ -1,9 +1,10 @@
-"""Write examples/clips: ten clips and two pictures of the demo world, each with its true caption.
+"""Write examples/clips: ten clips and two images of the demo world, each with its true caption.
 
     python tools/make_examples.py --model demo
 
-No seed was trained on. The clips are chosen for variety of motions and, with --model, among those that the model
-describes rightly: they show what vidqa does, not how often the demo model is right (docs/demo_model.md says that).
+None of the scenes was in the training data. Clips are chosen for a variety of motions and, with --model, from those
+that the model describes correctly: they show what vidqa does,
+not how often the demo model is right (docs/demo_model.md).
 """
 
 from __future__ import annotations
@@ -25,27 +26,27 @@ from demo_world.write import media_bytes, media_name
 from vidqa.pipeline.run.run_options import RunOptions
 
 FIRST_SEED = 90_000_000
-N_CLIPS, N_STILLS = 10, 2
+N_CLIPS, N_IMAGES = 10, 2
 
 
 def choose(is_right: Callable[[Scene], bool]) -> list[Scene]:
-    """The first scenes from FIRST_SEED that each bring a motion not shown yet, then the first pictures."""
+    """Return the first scenes from FIRST_SEED that each add a new motion, then the first images."""
     chosen: list[Scene] = []
-    open_motions = set(MOTIONS)
+    new_motions = set(MOTIONS)
     for seed in range(FIRST_SEED, FIRST_SEED + 1000):
         still = len(chosen) >= N_CLIPS
         scene = make_scene(seed, still=still, held_out=True)
         motions = {t.motion for t in scene.things}
-        if (still or motions & open_motions or not open_motions) and is_right(scene):
+        if (still or motions & new_motions or not new_motions) and is_right(scene):
             chosen.append(scene)
-            open_motions -= motions
-        if len(chosen) == N_CLIPS + N_STILLS:
+            new_motions -= motions
+        if len(chosen) == N_CLIPS + N_IMAGES:
             return chosen
-    raise SystemExit("no such clips among the first thousand: is this the right model?")
+    raise SystemExit("not enough suitable clips among the first thousand scenes: is this the right model?")
 
 
 def judge(model: str | None) -> Callable[[Scene], bool]:
-    """Whether the model's caption of a scene is right; without a model every scene will do."""
+    """Return a function that tests whether the model describes a scene correctly; without a model it accepts all."""
     if model is None:
         return lambda scene: True
     import vidqa
@@ -68,7 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = Path(__file__).parent.parent / "examples" / "clips"
     parser.add_argument("--out", type=Path, default=default, help="folder to write (default: examples/clips)")
-    parser.add_argument("--model", help="keep only what this model describes rightly: a name or a folder")
+    parser.add_argument("--model", help="keep only scenes that this model (a name or a folder) describes correctly")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     records = []

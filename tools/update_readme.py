@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Write into README.md what a run on the example clips really gives.
+"""Update the table in README.md with the answers of the demo model.
 
-python tools/update_readme.py           # runs the bundled model on examples/clips and rewrites the table
-python tools/update_readme.py --check   # changes nothing; exit code 1 if the table is out of date
+python tools/update_readme.py           # run the demo model on examples/clips and rewrite the table
+python tools/update_readme.py --check   # change nothing; exit with 1 if the table is out of date
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from vidqa.pipeline.run.run_options import RunOptions
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
-BEGIN, END = "<!-- table: python tools/update_readme.py -->", "<!-- end of table -->"
+START, END = "<!-- table: python tools/update_readme.py -->", "<!-- end of table -->"
 
 
 def table() -> str:
-    """The rows of the README's first command, the columns that fit a page."""
+    """Return the rows of the README's first command as a Markdown table, with the columns that fit a page."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "captions.parquet")
         describe(str(ROOT / "examples" / "clips"), out, options=RunOptions(cache_dir=Path(folder, "cache")))
@@ -32,13 +32,14 @@ def table() -> str:
 
 
 def main() -> int:
+    """Rewrite or check the table; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing, say whether the table is out of date")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if the table is out of date")
     check = parser.parse_args().check
     text = README.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
+    before, rest = text.split(START)
     _, after = rest.split(END)
-    new = f"{before}{BEGIN}\n{table()}\n{END}{after}"
+    new = f"{before}{START}\n{table()}\n{END}{after}"
     if new == text:
         return 0
     if check:

@@ -97,7 +97,7 @@ def test_a_killed_run_is_repeated_once(wrapper, tmp_path):
 
 
 def test_a_signal_to_the_service_keeps_the_exit_code(wrapper, tmp_path):
-    """systemd signals every process of the service: the shell must survive to pass on the exit code."""
+    """The shell must survive a signal to every process of the service, to pass on the exit code."""
     slow = FAKE.replace("echo results\n", "kill -TERM $PPID\nsleep 0.3\n")
     (tmp_path / "vidqa").write_text(slow)
     done = wrapper(143)
