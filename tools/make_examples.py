@@ -3,8 +3,8 @@
     python tools/make_examples.py --model demo
 
 None of the scenes was in the training data. Clips are chosen for a variety of motions and, with --model, from those
-that the model describes correctly: they show what vidqa does,
-not how often the demo model is right (docs/demo_model.md).
+that the model describes correctly: they show what vidqa does, not how often the demo model is right
+(docs/demo_model.md).
 """
 
 from __future__ import annotations
