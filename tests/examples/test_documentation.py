@@ -46,6 +46,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("docs/quickstart.md", 6, 1),
         ("docs/python_api.md", 0, 3),
         ("examples/README.md", 2, 0),
+        ("docs/demo_model.md", 3, 0),
     ],
 )
 def test_code_blocks_run(page, n_commands, n_scripts, folder, monkeypatch, capsys):
