@@ -1,17 +1,17 @@
 #!/usr/bin/env python
-"""Decoding speed: 8 frames of a short and of a long clip, by vidqa and by decord, PyAV and torchcodec alone.
+"""Benchmark decoding: 8 frames of a short and a long clip with vidqa, and with decord, PyAV and torchcodec alone.
 
     python tools/bench_decode.py                   10 s and 120 s, 640 x 360, H.264, HEVC, VP9; best of 3
-    python tools/bench_decode.py --long 7200       a film of two hours (encoding it takes a while)
-    python tools/bench_decode.py --codec h264.ts --codec h264.avi        containers without a list of their frames
+    python tools/bench_decode.py --long 7200       a two-hour video (encoding it takes a while)
+    python tools/bench_decode.py --codec h264.ts --codec h264.avi        containers without a frame index
 
-The clips are made here, with B-frames and a keyframe every 10 s, as most encoders do. Every frame says its own
-number, so speed is reported beside the frames that really came: `right` is the share of wanted frames that were the
-wanted ones. Each figure holds opening, indexing and conversion to RGB; CPU seconds are given because they hold on a
-busy machine, too. `auto`, `pyav` and `decord` are vidqa with its checks; `raw decord`, `raw pyav` and `torchcodec` are
-these libraries alone, as their manuals use them, with one thread: PyAV seeks to the keyframe before each frame and
-decodes up to it. torchcodec is no dependency; where it is not installed its line says so. `whole` decodes every frame.
-The last line is one JSON object.
+The clips are encoded here, with B-frames and a keyframe every 10 s, as most encoders do. Every frame shows its own
+number, so the correctness of the result is reported next to the speed: `right` is the share of requested frames that
+were returned. Each figure includes opening, indexing and conversion to RGB. CPU seconds are printed because they also
+hold on a busy machine. `auto`, `pyav` and `decord` are vidqa with all its checks. `raw decord`, `raw pyav` and
+`torchcodec` are the plain libraries with one thread, used as in their documentation: PyAV seeks to the keyframe before
+each frame and decodes from there. torchcodec is optional; without it, its line shows an error. `whole` decodes every
+frame. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -42,30 +42,30 @@ ENCODERS = {
     "h264.avi": ("libx264", ".avi", {"preset": "veryfast", "bf": "3"}),
     "mpeg2.vob": ("mpeg2video", ".vob", {"g": "15", "bf": "2", "b": "4M"}),
 }
-#: What is measured where nothing is asked for.
-USUAL = ("h264", "hevc", "vp9")
-_BITS = 20  # of the frame number, drawn as blocks along the top
+#: The codecs measured by default.
+DEFAULT_CODECS = ("h264", "hevc", "vp9")
+_BITS = 20  # bits of the frame number, shown as blocks along the top edge
 
 
-def draw(number: int, background: np.ndarray, height: int, width: int) -> np.ndarray:
-    """A moving textured picture with its number as black and white blocks; uint8 RGB [H, W, 3]."""
+def render(number: int, background: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return a moving textured frame that shows its number as black and white blocks; uint8 RGB [H, W, 3]."""
     down, right = number * 2 % (background.shape[0] - height), number * 3 % (background.shape[1] - width)
-    picture = background[down : down + height, right : right + width].copy()
+    frame = background[down : down + height, right : right + width].copy()
     block = width // _BITS
     for bit in range(_BITS):
-        picture[:32, bit * block : (bit + 1) * block] = 235 if number >> bit & 1 else 16
-    return picture
+        frame[:32, bit * block : (bit + 1) * block] = 235 if number >> bit & 1 else 16
+    return frame
 
 
-def read(picture: np.ndarray) -> int:
-    """The number that a decoded picture says."""
-    block = picture.shape[1] // _BITS
-    bits = [picture[8:24, b * block + block // 4 : (b + 1) * block - block // 4].mean() > 128 for b in range(_BITS)]
+def read(frame: np.ndarray) -> int:
+    """Return the number that a decoded frame shows."""
+    block = frame.shape[1] // _BITS
+    bits = [frame[8:24, b * block + block // 4 : (b + 1) * block - block // 4].mean() > 128 for b in range(_BITS)]
     return sum(1 << i for i, on in enumerate(bits) if on)
 
 
 def make_clip(folder: Path, codec: str, seconds: int, width: int, height: int) -> Path:
-    """Encode one clip; an existing one is taken as it is."""
+    """Encode one clip, or return the existing file."""
     import av
 
     encoder, suffix, options = ENCODERS[codec]
@@ -79,7 +79,7 @@ def make_clip(folder: Path, codec: str, seconds: int, width: int, height: int) -
         stream = container.add_stream(encoder, rate=FPS, options={"g": "250", **options})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for i in range(seconds * FPS):
-            frame = av.VideoFrame.from_ndarray(draw(i, background, height, width), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(render(i, background, height, width), format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     part.replace(path)
@@ -87,7 +87,7 @@ def make_clip(folder: Path, codec: str, seconds: int, width: int, height: int) -
 
 
 def by_vidqa(backend: str) -> Callable[[Path], list[int]]:
-    """8 frames through the project's own path."""
+    """Return a function that decodes 8 frames with a backend of vidqa."""
 
     def run(path: Path) -> list[int]:
         from vidqa.media.decode import decode
@@ -99,7 +99,7 @@ def by_vidqa(backend: str) -> Callable[[Path], list[int]]:
 
 
 def raw_decord(path: Path) -> list[int]:
-    """8 frames by decord as it comes, one thread."""
+    """Decode 8 frames with plain decord, one thread."""
     import decord
 
     reader = decord.VideoReader(str(path), num_threads=1)
@@ -108,7 +108,7 @@ def raw_decord(path: Path) -> list[int]:
 
 
 def raw_pyav(path: Path) -> list[int]:
-    """8 frames by PyAV as it comes: a seek for each, frames told by their time."""
+    """Decode 8 frames with plain PyAV: one seek per frame, frames identified by their timestamp."""
     import av
 
     with av.open(str(path)) as container:
@@ -127,7 +127,7 @@ def raw_pyav(path: Path) -> list[int]:
 
 
 def torchcodec(path: Path) -> list[int]:
-    """8 frames by torchcodec as it comes, one thread."""
+    """Decode 8 frames with plain torchcodec, one thread."""
     from torchcodec.decoders import VideoDecoder
 
     decoder = VideoDecoder(str(path), dimension_order="NHWC", num_ffmpeg_threads=1)
@@ -136,7 +136,7 @@ def torchcodec(path: Path) -> list[int]:
 
 
 def whole(path: Path) -> list[int]:
-    """Every frame decoded by PyAV with one thread, 8 of them converted."""
+    """Decode every frame with PyAV, one thread, and convert 8 of them."""
     import av
 
     with av.open(str(path)) as container:
@@ -160,14 +160,14 @@ WAYS: dict[str, Callable[[Path], list[int]]] = {
 
 
 def measure(way: str, path: Path, n_frames: int, repeat: int) -> dict[str, object]:
-    """Best, median and spread of several runs in seconds, and the share of right frames."""
+    """Return best, median and spread of several runs in seconds, and the share of correct frames."""
     wanted = [int(i) for i in np.linspace(0, n_frames - 1, N_WANTED)]
     seconds, cpu, right = [], [], 1.0
     for _ in range(repeat):
         began, began_cpu = time.perf_counter(), time.process_time()
         try:
             got = WAYS[way](path)
-        except Exception as e:  # a way that fails is a result of this measurement, whatever it raises
+        except Exception as e:  # noqa: BLE001 - a library that fails is a result of this benchmark
             return {"error": f"{type(e).__name__}: {e}".splitlines()[0]}
         seconds.append(time.perf_counter() - began)
         cpu.append(time.process_time() - began_cpu)
@@ -178,7 +178,7 @@ def measure(way: str, path: Path, n_frames: int, repeat: int) -> dict[str, objec
 
 
 def environment() -> dict[str, object]:
-    """Versions, hardware and commit."""
+    """Return versions, hardware and commit."""
     found: dict[str, object] = {
         "python": platform.python_version(),
         "cores": os.cpu_count(),
@@ -203,28 +203,28 @@ def environment() -> dict[str, object]:
 
 
 def main() -> int:
-    """Make the clips, measure, print the table and the JSON line."""
+    """Encode the clips, measure, print the table and the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--short", type=int, default=10, help="seconds of the short clip (10)")
-    parser.add_argument("--long", type=int, default=120, help="seconds of the long clip (120)")
-    parser.add_argument("--size", default="640x360", help="WIDTHxHEIGHT (640x360)")
-    parser.add_argument("--codec", choices=sorted(ENCODERS), action="append", help="repeatable; h264, hevc, vp9")
-    parser.add_argument("--way", choices=list(WAYS), action="append", help="repeatable; all by default")
-    parser.add_argument("--repeat", type=int, default=3, help="runs of each measurement (3)")
-    parser.add_argument("--clips", type=Path, help="keep the clips in this folder and use those that are there")
-    asked = parser.parse_args()
-    width, height = (int(n) for n in asked.size.split("x"))
+    parser.add_argument("--short", type=int, default=10, help="seconds of the short clip [10]")
+    parser.add_argument("--long", type=int, default=120, help="seconds of the long clip [120]")
+    parser.add_argument("--size", default="640x360", help="WIDTHxHEIGHT [640x360]")
+    parser.add_argument("--codec", choices=sorted(ENCODERS), action="append", help="repeatable [h264, hevc, vp9]")
+    parser.add_argument("--way", choices=list(WAYS), action="append", help="repeatable [all]")
+    parser.add_argument("--repeat", type=int, default=3, help="runs of each measurement [3]")
+    parser.add_argument("--clips", type=Path, help="keep the clips in this folder and reuse them")
+    args = parser.parse_args()
+    width, height = (int(n) for n in args.size.split("x"))
     results = []
     with tempfile.TemporaryDirectory() as temporary:
-        folder = asked.clips or Path(temporary)
+        folder = args.clips or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         print(f"{'clip':16}{'way':12}{'best s':>9}{'median s':>10}{'CPU s':>8}{'right':>7}")
-        for codec in asked.codec or USUAL:
-            for seconds in (asked.short, asked.long):
-                print(f"making {codec} {seconds} s ...", end="\r", file=sys.stderr, flush=True)
+        for codec in args.codec or DEFAULT_CODECS:
+            for seconds in (args.short, args.long):
+                print(f"encoding {codec} {seconds} s ...", end="\r", file=sys.stderr, flush=True)
                 path = make_clip(folder, codec, seconds, width, height)
-                for way in asked.way or WAYS:
-                    found = measure(way, path, seconds * FPS, asked.repeat)
+                for way in args.way or WAYS:
+                    found = measure(way, path, seconds * FPS, args.repeat)
                     results.append({"codec": codec, "seconds": seconds, "way": way, **found})
                     line = f"{codec + f' {seconds} s':16}{way:12}"
                     if "error" in found:
@@ -232,9 +232,7 @@ def main() -> int:
                     else:
                         times = f"{found['best_s']:9.3f}{found['median_s']:10.3f}{found['cpu_s']:8.3f}"
                         print(f"{line}{times}{found['right']:7.0%}", flush=True)
-    print(
-        json.dumps({"bench": "decode", "size": asked.size, "n_wanted": N_WANTED, "results": results, **environment()})
-    )
+    print(json.dumps({"bench": "decode", "size": args.size, "n_wanted": N_WANTED, "results": results, **environment()}))
     return 0
 
 

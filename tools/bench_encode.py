@@ -1,12 +1,12 @@
-"""How fast the encoders run: the exported ONNX graph on onnxruntime against the torch tower, at several batch sizes.
+"""Benchmark the encoders: the exported ONNX graph in ONNX Runtime against the torch tower, at several batch sizes.
 
-    python tools/bench_encode.py                        the tower of the demo model's size
-    python tools/bench_encode.py --shape vit-l-14       the size of LanguageBind's towers; minutes on a CPU
+    python tools/bench_encode.py                        a tower of the demo model's size
+    python tools/bench_encode.py --shape vit-l-14       a tower of LanguageBind's size; minutes on a CPU
     python tools/bench_encode.py --device cuda --fp16
 
-Prints a table, and one JSON line last. Both sides get the same random weights and the same clips and run in float32
-(with --fp16 the graph runs in float16); the largest difference of their outputs stands beside the speed. The sides take
-turns, so that a busy machine slows both.
+Prints a table; the last line is one JSON object. Both sides use the same random weights and inputs, in float32 or, with
+--fp16, in float16. The largest difference of their outputs is printed next to the speed. The sides take turns, so that
+other load on the machine slows both.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SHAPES = {
 
 
 def tower_of(shape: str, kind: str) -> tuple[VisionTower, int]:
-    """A tower with random weights and its frames per input."""
+    """Return a tower with random weights and its frames per input."""
     *sizes, n_frames = SHAPES[shape]
     torch.manual_seed(0)
     video = kind == "video"
@@ -47,14 +47,14 @@ def tower_of(shape: str, kind: str) -> tuple[VisionTower, int]:
 
 
 def seconds(run: Callable[[], object]) -> float:
-    """Wall time of one call."""
+    """Return the wall time of one call."""
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
 
 
 def measure(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of every side, `repeats` times, in turns, after one call that does not count."""
+    """Time every side `repeats` times, in turns, after one warm-up call each."""
     for run in sides.values():
         run()
     times: dict[str, list[float]] = {name: [] for name in sides}
@@ -65,7 +65,7 @@ def measure(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, l
 
 
 def rate(times: Sequence[float], batch: int) -> tuple[float, float]:
-    """Inputs per second: median, and half the distance of the quartiles."""
+    """Return inputs per second: the median, and half the interquartile range."""
     rates = sorted(batch / t for t in times)
     quarter = len(rates) // 4
     return statistics.median(rates), (rates[-1 - quarter] - rates[quarter]) / 2
@@ -74,7 +74,7 @@ def rate(times: Sequence[float], batch: int) -> tuple[float, float]:
 def bench_batch(
     tower: VisionTower, sessions: dict[str, OnnxSession], n_frames: int, batch: int, repeats: int
 ) -> dict[str, object]:
-    """One line of the table."""
+    """Measure one batch size; return one row of the table."""
     size = tower.config.image_size
     rng = np.random.default_rng(batch)
     pixels = rng.standard_normal((batch, n_frames, 3, size, size)).astype(np.float32)
@@ -87,19 +87,19 @@ def bench_batch(
 
     sides: dict[str, Callable[[], object]] = {"torch": by_torch}
     sides |= {name: (lambda s=s: s.run(pixels)) for name, s in sessions.items()}
-    want, line = by_torch(), {"batch": batch}
+    expected, line = by_torch(), {"batch": batch}
     for name, times in measure(sides, repeats).items():
         line[name], line[f"{name}_spread"] = (round(v, 3) for v in rate(times, batch))
     errors = [
         float(np.abs(a.astype(np.float32) - b.astype(np.float32)).max())
         for s in sessions.values()
-        for a, b in zip(s.run(pixels)[1:], want[1:], strict=True)  # tokens are float16 here; the export checks them
+        for a, b in zip(s.run(pixels)[1:], expected[1:], strict=True)  # tokens are float16 here; the export checks them
     ]
     return line | {"embedding_error": max(errors)}
 
 
 def environment(device: str) -> dict[str, object]:
-    """What the figures depend on."""
+    """Return hardware and versions."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -115,20 +115,20 @@ def environment(device: str) -> dict[str, object]:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="demo")
     parser.add_argument("--kind", choices=["video", "image"], default="video")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=cpu_threads())
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N; for both sides")
-    parser.add_argument("--fp16", action="store_true", help="half precision on both sides, for GPUs")
+    parser.add_argument("--device", default="cpu", help="device of both sides: cpu, cuda or cuda:N [cpu]")
+    parser.add_argument("--fp16", action="store_true", help="run both sides in float16, for GPUs")
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark; 1 when in float32 a graph and torch differ by more than the export allows."""
+    """Run the benchmark; return 1 if a float32 graph and torch differ by more than the export allows."""
     args = parse(arguments)
     torch.set_num_threads(args.threads)
     tower, n_frames = tower_of(args.shape, args.kind)
@@ -141,9 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.fp16:
             tower = tower.half()
         names = ["torch", *sessions]
-        print(
-            f"{args.shape}, {args.kind}, {n_frames} frames an input; inputs per second (median +- half the quartiles)"
-        )
+        print(f"{args.shape}, {args.kind}, {n_frames} frames per input; inputs per second (median +- half the IQR)")
         print("batch  " + "".join(f"{n:>20}" for n in names) + "   fused/torch")
         lines = []
         for batch in args.batches:
@@ -152,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{batch:>5}  {cells}{line['onnx_fused'] / line['torch']:>12.2f}x", flush=True)
             lines.append(line)
     max_error = {n: r.max_abs_error for n, r in reports.items()}
-    print("largest difference to torch at export: " + ", ".join(f"{n} {e:.1e}" for n, e in max_error.items()))
+    print("largest difference from torch at export: " + ", ".join(f"{n} {e:.1e}" for n, e in max_error.items()))
     setting = {k: getattr(args, k) for k in ("shape", "kind", "fp16", "repeats")}
     result = {
         "bench": "encode",
@@ -162,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         **environment(args.device),
     }
     print(json.dumps(result))
-    # Half precision is a speed with a known price; in float32 a difference means that a rate is of something else.
+    # Half precision is expected to differ; in float32 a difference means that the sides do not compute the same.
     agree = all(line["embedding_error"] <= FP32_TOLERANCE for line in lines)
     return 0 if agree or args.fp16 else 1
 

@@ -1,19 +1,20 @@
 #!/usr/bin/env python3
-"""The LLM's part alone: Q questions after one beginning of P tokens, three ways, same weights, greedy tokens compared.
+"""Benchmark the LLM alone, four ways: Q questions that share a prefix of P tokens, same weights, greedy decoding.
 
     python tools/bench_llm.py                                     4 layers x 256, P = 2,056, Q = 8, 32 new tokens
     python tools/bench_llm.py --layers 8 --width 512 --threads 2
     python tools/bench_llm.py --layers 32 --width 4096 --new-tokens 64 --device cuda --dtype bfloat16       the 7B shape
 
-Ways: transformers' generate one question at a time, the same in one batch padded on the left, the shared beginning with
-transformers' Llama, and the same with vidqa's own, which a bundle with a plain Llama gets.
-Random weights. Wall and CPU seconds; on a CPU the ratios are of CPU seconds, which hold on a busy machine, too. The
-parts of the shared ways (beginning, questions, steps) stand below, and the share of the hardware's limit: operations of
-the prompts at the measured rate of plain matrix products, and bytes that the steps read at that of plain copies. In
-float32 all answers must be equal to those one by one; in half precision the number that is, is reported. With --clips
-the shared ways answer the questions of so many clips at once (one beginning, computed and stored for each), and are
-compared by answers a second. With --profile the longest operations of a step and of a beginning are listed. One JSON
-line comes last.
+The ways are transformers' generate one question at a time, the same in one left-padded batch, vidqa's shared prefix
+with transformers' Llama, and the shared prefix with vidqa's own Llama, which plain Llama bundles use.
+
+The weights are random. On a CPU the ratios compare CPU seconds, which also hold on a busy machine. The times of the
+shared ways are broken down into prefill, questions and decode, and compared with the roofline: the operations of the
+prompts at the measured matmul rate, plus the bytes that decode steps read at the measured copy rate. In float32 all
+answers must equal those of the first way; in half precision the number of equal answers is reported. With --clips the
+shared ways answer the questions of that many clips at once, with one prefix computed and stored per clip, and are
+compared by answers per second. With --profile the longest operations of a decode step and of a prefill are listed. The
+last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ VOCABULARY = 1000
 
 
 def as_own(llm: Any) -> Llama:
-    """The same weights in vidqa's own Llama."""
+    """Load the same weights into vidqa's own Llama."""
     c = llm.config
     sizes = {name: getattr(c, name) for name in LlamaConfig.__dataclass_fields__ if hasattr(c, name)}
     own = Llama(LlamaConfig(**sizes | {"rope_theta": c.rope_parameters["rope_theta"]}), device="meta")
@@ -55,7 +56,7 @@ def as_own(llm: Any) -> Llama:
 
 
 def random_llm(layers: int, width: int, device: str, dtype: str) -> Any:
-    """A Llama without an end token; weights wide enough for answers to differ."""
+    """Return a Llama without an end-of-sequence token; the weights vary enough for answers to differ."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=VOCABULARY,
@@ -76,7 +77,7 @@ def random_llm(layers: int, width: int, device: str, dtype: str) -> Any:
 
 
 class Task:
-    """One beginning and its questions."""
+    """One shared prefix and its questions."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.n_new, self.n_clips, width = args.new_tokens, args.clips, args.width
@@ -84,11 +85,11 @@ class Task:
         where: dict[str, Any] = {"device": self.llm.device, "dtype": self.llm.dtype}
         self.model = VideoLlava(torch.nn.Linear(8, width, **where), self.llm, None, get_format("v1", ""), 4096)
         self.own = VideoLlava(self.model.connector, as_own(self.llm), None, self.model.chat, 4096)
-        self.begun = (torch.randn(args.beginning, width) * 0.3).to(**where)
-        rng, table = np.random.default_rng(0), self.llm.get_input_embeddings()
+        self.prefix = (torch.randn(args.prefix, width) * 0.3).to(**where)
+        rng, embed = np.random.default_rng(0), self.llm.get_input_embeddings()
         ids = [torch.from_numpy(rng.integers(3, VOCABULARY, 12 + q)) for q in range(args.questions)]
         with torch.inference_mode():
-            self.tails = [table(one.to(self.llm.device)) for one in ids]
+            self.suffixes = [embed(one.to(self.llm.device)) for one in ids]
         self.work = EngineStats()  # of the last shared run
         self.parts: dict[str, float] = {}
 
@@ -101,36 +102,36 @@ class Task:
         return answers
 
     def one_by_one(self) -> list[list[int]]:
-        whole = [torch.cat([self.begun, tail])[None] for tail in self.tails]
-        return [self._generate(e, torch.ones(e.shape[:2], dtype=torch.int64, device=e.device))[0] for e in whole]
+        prompts = [torch.cat([self.prefix, suffix])[None] for suffix in self.suffixes]
+        return [self._generate(e, torch.ones(e.shape[:2], dtype=torch.int64, device=e.device))[0] for e in prompts]
 
     def batched(self) -> list[list[int]]:
-        whole = [torch.cat([self.begun, tail]) for tail in self.tails]
-        longest = max(map(len, whole))
-        embeds = whole[0].new_zeros(len(whole), longest, whole[0].shape[1])
-        mask = torch.zeros(len(whole), longest, dtype=torch.int64, device=embeds.device)
-        for i, e in enumerate(whole):
+        prompts = [torch.cat([self.prefix, suffix]) for suffix in self.suffixes]
+        longest = max(map(len, prompts))
+        embeds = prompts[0].new_zeros(len(prompts), longest, prompts[0].shape[1])
+        mask = torch.zeros(len(prompts), longest, dtype=torch.int64, device=embeds.device)
+        for i, e in enumerate(prompts):
             embeds[i, longest - len(e) :], mask[i, longest - len(e) :] = e, 1
         return self._generate(embeds, mask)
 
     def batch(self, model: VideoLlava) -> RunningBatch:
-        """With room for all clips and questions."""
-        own = max(map(len, self.tails)) + self.n_new
-        room = CacheCapacity(len(self.tails) * self.n_clips, self.n_clips, len(self.begun), own)
+        """Return a batch with capacity for all clips and questions."""
+        own = max(map(len, self.suffixes)) + self.n_new
+        room = CacheCapacity(len(self.suffixes) * self.n_clips, self.n_clips, len(self.prefix), own)
         return RunningBatch(model, room, static=self.llm.device.type == "cuda")
 
     def profile(self) -> None:
-        """Print the longest operations of one step (not recorded) and of one beginning."""
+        """Print the longest operations of one decode step (outside CUDA graphs) and of one prefill."""
         from torch.profiler import ProfilerActivity, profile
 
         on_gpu = self.llm.device.type == "cuda"
         kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
         batch = self.batch(self.own)
-        clips = [batch.begin([self.begun])[0] for _ in range(self.n_clips)]
-        batch.ask([clip for clip in clips for _ in self.tails], self.tails * self.n_clips)
+        clips = [batch.begin([self.prefix])[0] for _ in range(self.n_clips)]
+        batch.ask([clip for clip in clips for _ in self.suffixes], self.suffixes * self.n_clips)
         assert batch.logits is not None
         picked = batch.logits.argmax(-1)
-        for name, run in (("a step", lambda: batch.step(picked)), ("a beginning", self._one_beginning)):
+        for name, run in (("a decode step", lambda: batch.step(picked)), ("a prefill", self._prefill)):
             run()
             with profile(activities=kinds) as seen:
                 run()
@@ -140,16 +141,16 @@ class Task:
             by = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
             print(seen.key_averages().table(sort_by=by, row_limit=16, max_name_column_width=70))
 
-    def _one_beginning(self) -> None:
-        self.batch(self.own).begin([self.begun])
+    def _prefill(self) -> None:
+        self.batch(self.own).begin([self.prefix])
 
     def shared(self, model: VideoLlava) -> list[list[int]]:
-        n = len(self.tails)
+        n = len(self.suffixes)
         batch = self.batch(model)
         times = [time.perf_counter()]
-        clips = [batch.begin([self.begun])[0] for _ in range(self.n_clips)]
+        clips = [batch.begin([self.prefix])[0] for _ in range(self.n_clips)]
         times.append(time.perf_counter())
-        batch.ask([clip for clip in clips for _ in range(n)], self.tails * self.n_clips)
+        batch.ask([clip for clip in clips for _ in range(n)], self.suffixes * self.n_clips)
         times.append(time.perf_counter())
         answers: list[list[int]] = [[] for _ in range(n * self.n_clips)]
         for step in range(self.n_new):
@@ -160,7 +161,7 @@ class Task:
             if step + 1 < self.n_new:
                 batch.step(picked)
         times.append(time.perf_counter())
-        parts = zip(("beginning_s", "questions_s", "steps_s"), pairwise(times), strict=True)
+        parts = zip(("prefill_s", "questions_s", "decode_s"), pairwise(times), strict=True)
         self.parts = {name: round(end - start, 4) for name, (start, end) in parts}
         self.work = batch.work
         return answers
@@ -168,11 +169,11 @@ class Task:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("layers", 4), ("width", 256), ("beginning", 2056), ("questions", 8), ("new-tokens", 32)):
+    for name, default in (("layers", 4), ("width", 256), ("prefix", 2056), ("questions", 8), ("new-tokens", 32)):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"[{default}]")
-    parser.add_argument("--clips", type=int, default=1, help="that the shared ways answer about at once [1]")
-    parser.add_argument("--profile", action="store_true", help="list the longest operations, too")
-    parser.add_argument("--threads", type=int, default=1, help="of torch [1]")
+    parser.add_argument("--clips", type=int, default=1, help="clips that the shared ways answer about at once [1]")
+    parser.add_argument("--profile", action="store_true", help="also list the longest operations")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads [1]")
     parser.add_argument("--device", default="cpu", help="[cpu]")
     parser.add_argument("--dtype", default="float32", help="[float32]")
     args = parser.parse_args()
@@ -182,7 +183,7 @@ def main() -> int:
     ways: dict[str, Callable[[], list[list[int]]]] = {
         "one by one": task.one_by_one,
         "one batch": task.batched,
-        "shared beginning": lambda: task.shared(task.model),
+        "shared prefix": lambda: task.shared(task.model),
         "shared, own Llama": lambda: task.shared(task.own),
     }
     found: dict[str, dict[str, float]] = {}
@@ -191,7 +192,7 @@ def main() -> int:
         limits = measure(task.llm.device, task.llm.dtype)
         for _ in range(2 if on_gpu else 1):
             for model in (task.model, task.own):
-                task.shared(model)  # what is loaded at first use does not count
+                task.shared(model)  # warm up: lazy loading is not part of the measurement
         for name, run in ways.items():
             start, cpu = time.perf_counter(), time.process_time()
             answers = run()
@@ -207,8 +208,8 @@ def main() -> int:
                 prompts = prefill_operations(task.model, task.work.prefill_tokens) / limits.matrix_per_s
                 least = prompts + decode_bytes(task.model, task.work) / limits.copy_bytes_per_s
                 found[name] |= task.parts | {"roofline_s": round(least, 4)}
-                said = ", ".join(f"{part[:-2]} {seconds:.3f} s" for part, seconds in task.parts.items())
-                print(f"  {said}; at the hardware's limit {least:.3f} s, reached {least / wall:.0%}", flush=True)
+                times = ", ".join(f"{part[:-2]} {seconds:.3f} s" for part, seconds in task.parts.items())
+                print(f"  {times}; hardware limit {least:.3f} s, {least / wall:.0%} of it reached", flush=True)
         if args.profile:
             task.profile()
     machine = {"cores": os.cpu_count(), "machine": platform.machine(), "load": os.getloadavg()[0]}

@@ -1,10 +1,9 @@
-"""How long merging into a table of N rows takes, and how much memory it needs: `python tools/bench_merge.py`.
+"""Benchmark the merge of one run into a table of N rows: time and memory. Usage: `python tools/bench_merge.py`.
 
-Makes a table of so many rows, and a night's run beside it (new rows, renamed files, retried failures, copies). Then a
-process of its own reads what the table has and merges. Seconds are those of the processor. `keys MB` is what the
-process holds of the table after reading it, `load MB` the most that it took meanwhile, `merge MB` the most that merging
-took on top of the keys: resident sizes, less what the process had at its start. Memory that does not grow with the
-table shows in the last column.
+Writes a table with N rows and the journal of one run (new rows, renamed files, retried failures, copies). A separate
+process then loads the table's keys and merges. Times are CPU seconds. Memory is resident memory beyond that of the
+empty process: `keys MB` is held after loading, `load MB` is the peak while loading, and `merge MB` is the peak of the
+merge on top of the keys. If memory does not grow with the table, `merge MB` stays the same in all lines.
 """
 
 from __future__ import annotations
@@ -33,12 +32,12 @@ STEP = 50_000
 
 
 def media_id(file: int) -> str:
-    """A content like no other, that looks like a digest."""
+    """Return a unique string that looks like a content digest."""
     return f"{file * 0x9E3779B97F4A7C15 % (1 << 128):032x}"
 
 
 def row(file: int, k: int, **changes: object) -> AnswerRow:
-    """Row `k` of a file."""
+    """Return row `k` of a file."""
     values: dict[str, object] = dict.fromkeys(SCHEMA)
     values |= {
         "media_id": media_id(file), "path": f"shelf{file % 1000:03d}/clip{file:08d}.mp4", "root": "/archive",
@@ -53,7 +52,7 @@ def row(file: int, k: int, **changes: object) -> AnswerRow:
 
 
 def frames(n_rows: int, per_file: int) -> Iterator[pl.DataFrame]:
-    """The rows of a table, made from one frame by arithmetic."""
+    """Yield the rows of a table in batches, derived from one template frame."""
     base = rows_to_frame(row(0, k) for k in range(per_file))
     for start in range(0, n_rows, STEP):
         files = range(start // per_file, min(start + STEP, n_rows) // per_file)
@@ -65,8 +64,8 @@ def frames(n_rows: int, per_file: int) -> Iterator[pl.DataFrame]:
         yield new.with_columns(answer).select(*SCHEMA)
 
 
-def night(table: Table, n_files: int, per_file: int) -> None:
-    """What a run brings, part by part: of 10 files 7 are new, and one each was renamed, asked again and copied."""
+def add_run(table: Table, n_files: int, per_file: int) -> None:
+    """Journal the changes of one run: of 10 files, 7 are new, one was renamed, one retried and one copied."""
     for k in range(n_files):
         old, new = k * 7, 1_000_000_000 + k
         item = MediaItem(f"/archive/n/{k}.mp4", "/archive", f"n/{k}.mp4", 1, 1)
@@ -84,22 +83,22 @@ def night(table: Table, n_files: int, per_file: int) -> None:
 
 
 def resident_mb() -> float:
-    """Resident size of this process now, in MB (Linux)."""
+    """Return the current resident memory of this process in MB (Linux)."""
     with open("/proc/self/statm") as f:
         return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 class Peak:
-    """The highest resident size inside a block, and the processor's seconds of the block."""
+    """Measure the peak resident memory and the CPU seconds of a `with` block."""
 
     def __enter__(self) -> Peak:
-        self.mb, self._done, self._begin = resident_mb(), threading.Event(), time.process_time()
+        self.mb, self._done, self._start = resident_mb(), threading.Event(), time.process_time()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         return self
 
     def __exit__(self, *unused: object) -> None:
-        self.seconds = time.process_time() - self._begin
+        self.seconds = time.process_time() - self._start
         self._done.set()
         self._thread.join()
         self.mb = max(self.mb, resident_mb())
@@ -110,26 +109,30 @@ class Peak:
 
 
 def measure(path: str) -> dict[str, float]:
-    """Load the table and merge; in the process that was started for it."""
-    begin_mb = resident_mb()
+    """Load the table and merge; runs in the separate process."""
+    start_mb = resident_mb()
     with Peak() as load:
         table = Table(path).load()
     keys_mb = resident_mb()
     with Peak() as merge:
         table.recover()
     return {
-        "load_s": load.seconds, "merge_s": merge.seconds, "start_mb": begin_mb, "keys_mb": keys_mb - begin_mb,
-        "load_mb": load.mb - begin_mb, "merge_mb": merge.mb - keys_mb,
+        "load_s": load.seconds, "merge_s": merge.seconds, "start_mb": start_mb, "keys_mb": keys_mb - start_mb,
+        "load_mb": load.mb - start_mb, "merge_mb": merge.mb - keys_mb,
     }  # fmt: skip
 
 
 def main() -> None:
-    """Parse, make, measure, print."""
+    """Write the tables, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 2_000_000], help="sizes of the table")
-    parser.add_argument("--per-file", type=int, default=10, help="rows of a file: segments and questions [10]")
-    parser.add_argument("--new", type=int, default=2_000, help="files that the night brings [2000]")
-    parser.add_argument("--out", default="t.parquet", help="name of the table; `set/` for a data set [t.parquet]")
+    parser.add_argument(
+        "--rows", type=int, nargs="+", default=[1_000_000, 2_000_000], help="table sizes in rows [1000000 2000000]"
+    )
+    parser.add_argument("--per-file", type=int, default=10, help="rows per file: segments times questions [10]")
+    parser.add_argument("--new", type=int, default=2_000, help="files that the run changes [2000]")
+    parser.add_argument(
+        "--out", default="t.parquet", help="name of the table; `set/` for a folder of files [t.parquet]"
+    )
     parser.add_argument("--work", type=Path, help="folder for the tables [a temporary one]")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -144,15 +147,15 @@ def main() -> None:
             first = f"{folder}/set/part-000001.parquet" if out.endswith("/") else out
             Path(first).parent.mkdir(exist_ok=True)
             formats.write_batches(frames(n_rows, args.per_file), first)
-            night(Table(out).load(), args.new, args.per_file)
-            said = subprocess.run([sys.executable, __file__, "--measure", out], capture_output=True, check=True).stdout
-            found = json.loads(said) | {"rows": n_rows, "table_mb": os.path.getsize(first) / 1e6}
+            add_run(Table(out).load(), args.new, args.per_file)
+            command = [sys.executable, __file__, "--measure", out]
+            found = json.loads(subprocess.run(command, capture_output=True, check=True).stdout) | {"rows": n_rows, "table_mb": os.path.getsize(first) / 1e6}
         results.append(found)
         columns = (found[k] for k in ("table_mb", "load_s", "merge_s", "keys_mb", "load_mb", "merge_mb"))
         print(f"{n_rows:>10} " + " ".join(f"{v:>{w}.1f}" for v, w in zip(columns, (9, 7, 8, 8, 8, 9), strict=True)))
-    where = {"python": platform.python_version(), "polars": pl.__version__, "cpus": os.cpu_count()}
-    asked = {"out": args.out, "per_file": args.per_file, "new_files": args.new}
-    print(json.dumps({"bench": "merge"} | asked | {"results": results} | where))
+    versions = {"python": platform.python_version(), "polars": pl.__version__, "cpus": os.cpu_count()}
+    settings = {"out": args.out, "per_file": args.per_file, "new_files": args.new}
+    print(json.dumps({"bench": "merge"} | settings | {"results": results} | versions))
 
 
 if __name__ == "__main__":

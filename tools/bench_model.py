@@ -1,4 +1,4 @@
-"""Bundles with random weights of real shapes, and the same weights in transformers' own model: for benchmarks."""
+"""Bundles with random weights in realistic shapes, and the same weights in transformers' model, for benchmarks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from vidqa.records import SamplingSpec
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a tower and an LLM."""
+    """The sizes of a tower and an LLM."""
 
     image_size: int
     patch_size: int
@@ -61,28 +61,28 @@ SHAPES = {
 
 
 def make_clip(path: Path, seconds: int, seed: int = 0, size: tuple[int, int] = (320, 240), fps: int = 25) -> Path:
-    """A moving textured H.264 clip."""
+    """Write an H.264 clip of a moving texture."""
     rng = np.random.default_rng(seed)
     width, height = size
     blocks = rng.integers(0, 255, (height // 8, width // 8, 3), dtype=np.uint8)
-    picture = np.kron(blocks, np.ones((8, 8, 1), np.uint8))
+    image = np.kron(blocks, np.ones((8, 8, 1), np.uint8))
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=fps, options={"preset": "veryfast", "g": "50"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for i in range(seconds * fps):
-            frame = av.VideoFrame.from_ndarray(np.roll(picture, 3 * i, axis=1), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(np.roll(image, 3 * i, axis=1), format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
 
 
 def tokenizer(vocabulary: int) -> Any:
-    """One token a character, and tokens for the media."""
+    """Return a tokenizer with one token per character, plus the media tokens."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     names = ["<unk>", "<s>", "</s>", "<pad>", *string.printable]
-    names += [chr(0x4E00 + i) for i in range(vocabulary - 2 - len(names))]  # so that any id has a text of its own
+    names += [chr(0x4E00 + i) for i in range(vocabulary - 2 - len(names))]  # every id decodes to another text
     made = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     made.decoder = decoders.Fuse()
@@ -94,14 +94,14 @@ def tokenizer(vocabulary: int) -> Any:
 
 
 def tower_of(shape: Shape, seed: int) -> VisionTower:
-    """A tower with random weights, no temporal attention."""
+    """Return a tower with random weights and without temporal attention."""
     torch.manual_seed(seed)
     s = shape
     return VisionTower(VisionConfig(s.image_size, s.patch_size, s.width, s.mlp, s.layers, s.heads, 64)).eval()
 
 
 def llm_config(shape: Shape) -> Any:
-    """A Llama of the shape. Weights are wide enough for answers to differ from one another."""
+    """Return the config of a Llama; its random weights vary enough for answers to differ."""
     from transformers import LlamaConfig
 
     return LlamaConfig(
@@ -121,7 +121,7 @@ def llm_config(shape: Shape) -> Any:
 def make_bundle(
     name: str, folder: Path, dtype: str = "float32", fp16_encoder: bool = False, device: str = "cpu"
 ) -> Path:
-    """Write a bundle of a named shape; the LLM's numbers are drawn on `device`, which for 7B takes a CPU minutes."""
+    """Write a bundle of a named shape; the LLM is initialized on `device`, because 7B take minutes on a CPU."""
     from transformers import LlamaForCausalLM
 
     shape = SHAPES[name]
@@ -146,12 +146,11 @@ def make_bundle(
         (part / "encoders").mkdir(parents=True)
         video = tower_of(shape, 1)
         export_tower(video, part / "encoders/video.onnx", 8, fp16=fp16_encoder)
-        # Pictures are not part of the benchmark; a small graph of the same form keeps the bundle whole.
+        # The benchmark uses no images, but a bundle needs an image encoder: a small graph of the same form will do.
         small = Shape(shape.image_size, shape.patch_size, shape.width, 64, 3, shape.heads, 1, 1, 1, 1, 1)
         export_tower(tower_of(small, 2), part / "encoders/image.onnx", 1, fp16=fp16_encoder)
         torch.manual_seed(3)
-        kind = getattr(torch, dtype)
-        torch.set_default_dtype(kind)
+        torch.set_default_dtype(getattr(torch, dtype))
         with torch.device(device):
             llm = LlamaForCausalLM(llm_config(shape))
         connector = build_connector("mlp2x_gelu", shape.width, shape.llm_width)
@@ -164,7 +163,7 @@ def make_bundle(
 
 
 def llm_weights(llm: Any, bundle: Path) -> dict[str, torch.Tensor]:
-    """By their published names; from the bundle again where they were packed for a CPU."""
+    """Return the LLM's weights by their published names, read from the bundle if they are packed for a CPU."""
     if not isinstance(llm, Llama):
         return dict(llm.state_dict())
     if not llm.packed:
@@ -177,7 +176,7 @@ def llm_weights(llm: Any, bundle: Path) -> dict[str, torch.Tensor]:
 
 
 def to_transformers(model: LoadedModel, name: str, bundle: Path) -> Any:
-    """VideoLlavaForConditionalGeneration with the bundle's weights; projector and, on a GPU, LLM share them."""
+    """Build VideoLlavaForConditionalGeneration; it shares the projector and, on a GPU, the LLM with the bundle."""
     from transformers import CLIPVisionConfig, CLIPVisionModel, VideoLlavaConfig, VideoLlavaForConditionalGeneration
 
     shape, llava = SHAPES[name], model.llava
@@ -198,17 +197,17 @@ def to_transformers(model: LoadedModel, name: str, bundle: Path) -> Any:
         theirs = VideoLlavaForConditionalGeneration(config)
     video = CLIPVisionModel(vision)
     ours = tower_of(shape, 1).state_dict()
-    wanted = video.state_dict()
-    # Versions differ in one level of the names.
+    names = video.state_dict()
+    # Versions of transformers differ in one prefix of the names.
     bare = {k.removeprefix("vision_model."): v for k, v in ours.items()}
-    video.load_state_dict({k: bare[k.removeprefix("vision_model.")] for k in wanted})
+    video.load_state_dict({k: bare[k.removeprefix("vision_model.")] for k in names})
     theirs.model.video_tower = video.to(llava.device, llava.dtype)
     theirs.model.image_tower = video
     decoder = theirs.model.language_model
     weights = llm_weights(llava.llm, bundle)
     head = weights.pop("lm_head.weight")
     decoder.load_state_dict({name.removeprefix("model."): value for name, value in weights.items()}, assign=True)
-    decoder.rotary_emb = type(decoder.rotary_emb)(decoder.config).to(llava.device)  # its buffers are not in the state
+    decoder.rotary_emb = type(decoder.rotary_emb)(decoder.config).to(llava.device)  # has no saved buffers
     theirs.lm_head.weight = torch.nn.Parameter(head, requires_grad=False)
     projector = theirs.model.multi_modal_projector
     projector.linear_1, projector.linear_2 = [m for m in llava.connector.modules() if isinstance(m, torch.nn.Linear)]

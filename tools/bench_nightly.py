@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""What a night costs for every file that is there already: processor time, memory and disk, and what a million take.
-
-Makes an archive of small files with different contents, a table with one row for each, and runs `describe` over it:
-nothing is to do, so all that is measured is finding, naming and looking up. Two sizes are run, each in a process of its
-own; the difference between them is the cost per file, without what any run costs. Seconds are those of the processor:
-waiting for a slow disk comes on top, and what else the machine does stays out.
+"""Benchmark the cost of existing files in a repeated run: CPU time, memory and disk per file and per million files.
 
     python tools/bench_nightly.py --files 20000
+
+Writes an archive of small files with different contents and a table with one row per file, then runs `describe`, which
+finds nothing to do: it only scans, identifies and looks up. Two sizes run in separate processes; their difference is
+the cost per file without the fixed cost of a run. Times are CPU seconds, so they exclude waiting for a slow disk and
+other load on the machine.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ MILLION = 1_000_000
 def main() -> None:
     """Run both sizes and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--files", type=int, default=20_000, help="files of the larger archive [20000]")
-    parser.add_argument("--work", type=Path, help="folder for the archives [a temporary one, removed afterwards]")
-    parser.add_argument("--json", action="store_true", help="numbers for machines")
+    parser.add_argument("--files", type=int, default=20_000, help="files in the larger archive [20000]")
+    parser.add_argument("--work", type=Path, help="folder for the archives [a temporary one]")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -42,30 +42,30 @@ def main() -> None:
     if options.json:
         print(json.dumps({"files": sizes, "few": few, "many": many, "per_file": per_file}))
         return
-    print(f"{sizes[1]} files against {sizes[0]}, on {os.cpu_count()} cores")
+    print(f"{sizes[1]} files compared with {sizes[0]}, on {os.cpu_count()} cores")
     print(f"| {'what':38} | per file | one million files |\n| {'-' * 38} | --- | --- |")
     for name, value in per_file.items():
         unit, what = name.split(" ", 1)
-        small, large = shown(unit, value), shown(unit, value * MILLION)
+        small, large = format_value(unit, value), format_value(unit, value * MILLION)
         print(f"| {what:38} | {small} | {large} |")
 
 
-def shown(unit: str, value: float) -> str:
-    """A number with its unit."""
+def format_value(unit: str, value: float) -> str:
+    """Format a number with a readable unit."""
     if unit == "s":
         return f"{value * 1e6:.0f} us" if value < 0.01 else f"{value:.0f} s" if value < 600 else f"{value / 60:.0f} min"
     return f"{value:.0f} B" if value < 1e5 else f"{value / 1e6:.0f} MB" if value < 1e9 else f"{value / 1e9:.1f} GB"
 
 
 def run_apart(n: int, work: Path | None) -> dict[str, float]:
-    """Measure one size in a fresh process: memory must be its own."""
+    """Measure one size in a fresh process, so that its peak memory is not that of the other."""
     with tempfile.TemporaryDirectory(dir=work) as folder:
         command = [sys.executable, __file__, "--one", str(n), "--work", folder]
         return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
 def measure(n: int, folder: Path) -> dict[str, float]:
-    """Seconds and bytes for an archive of `n` files."""
+    """Measure an archive of `n` files; return seconds and bytes by name."""
     import vidqa
     from vidqa.cache.media_index import MediaIndex
     from vidqa.media.scan import scan
@@ -85,11 +85,11 @@ def measure(n: int, folder: Path) -> dict[str, float]:
     index = MediaIndex(options.cache_dir)
     began = time.process_time()
     named = [(item, index.media_id(item)) for item in items]
-    found["s first night: hash (1 kB files)"] = time.process_time() - began
+    found["s first run: hash (1 kB files)"] = time.process_time() - began
     began = time.process_time()
     for item in items:
         index.media_id(item)
-    found["s every night: look up the content"] = time.process_time() - began
+    found["s every run: look up the content"] = time.process_time() - began
     index.close()
     who, settings = model.identity, settings_of(options, question)
     nothing = dict.fromkeys(AnswerRow.__dataclass_fields__)
@@ -107,21 +107,21 @@ def measure(n: int, folder: Path) -> dict[str, float]:
         for item, media_id in named
     )
     new.commit()
-    found["s add a row and write the table"] = time.process_time() - began
+    found["s add rows and write the table"] = time.process_time() - began
     del new, named, items
     began = time.process_time()
     summary = vidqa.describe(str(archive), table, model=model, options=options)
-    found["s every night: a run with nothing to do"] = time.process_time() - began
+    found["s every run: nothing to do"] = time.process_time() - began
     if not summary.nothing_done or summary.known["ok"] != n:
-        raise SystemExit(f"this run should have found nothing to do: {summary.as_dict()}")
+        raise SystemExit(f"expected a run with nothing to do: {summary.as_dict()}")
     found["B memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
     found["B disk: table"] = float(table.stat().st_size)
-    found["B disk: index of contents"] = float(sum(p.stat().st_size for p in options.cache_dir.glob("index*")))
+    found["B disk: media index"] = float(sum(p.stat().st_size for p in options.cache_dir.glob("index*")))
     return found
 
 
 def make_archive(folder: Path, n: int) -> None:
-    """Files of 1 kB with different contents, a thousand in a folder, all an hour old."""
+    """Write files of 1 kB with different contents, a thousand per folder, all modified an hour ago."""
     hour_ago = time.time() - 3600
     for number in range(n):
         path = folder / f"{number // 1000:04d}" / f"clip {number:07d}.mp4"

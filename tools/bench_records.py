@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""What a large file of conversations costs: finding its records, finding them again, reading some, checking them.
-
-Writes a JSON list of the wanted size, of records such as Valley's, and measures in a process of its own, so that memory
-is that of this work alone. Seconds are those of the processor: what else the machine does stays out.
+"""Benchmark a large file of conversations: index its records, open it again, read records in random order.
 
     python tools/bench_records.py --megabytes 1000
+
+Writes a JSON list of the given size with records in Valley's format, and measures in a separate process, so that the
+memory is that of this work only. Times are CPU seconds, so they exclude other load on the machine.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def main() -> None:
     """Write the file, measure, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=200, help="size of the list [200]")
-    parser.add_argument("--work", type=Path, help="folder for it [a temporary one, removed afterwards]")
-    parser.add_argument("--json", action="store_true", help="numbers for machines")
+    parser.add_argument("--work", type=Path, help="folder for the list [a temporary one]")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -43,29 +43,29 @@ def main() -> None:
         return
     size, n = found["bytes"], found["records"]
     print(f"{size / 1e6:.0f} MB, {n} records, on one of {os.cpu_count()} cores\n| what | cost |\n| --- | --- |")
-    print(f"| first opening | {found['first_s']:.1f} s, {size / 1e6 / found['first_s']:.0f} MB/s |")
+    print(f"| opening for the first time | {found['first_s']:.1f} s, {size / 1e6 / found['first_s']:.0f} MB/s |")
     print(f"| opening again | {found['again_s'] * 1e3:.0f} ms |")
     print(f"| reading one record of a shuffled epoch | {found['record_s'] * 1e6:.0f} us |")
-    print(f"| memory beside that of an empty process | {found['memory'] / 1e6:.0f} MB |")
+    print(f"| memory beyond an empty process | {found['memory'] / 1e6:.0f} MB |")
     print(f"| index on disk | {found['index'] / 1e6:.1f} MB |")
 
 
 def write_list(path: Path, size: int) -> None:
-    """A JSON list of about `size` bytes."""
+    """Write a JSON list of about `size` bytes."""
     written, number = 0, 0
     with path.open("w", encoding="utf-8") as f:
         f.write("[")
         while written < size:
             answer = f'A dog called "{number}" runs over a wide green field, turns, and comes back.'
-            said = [{"from": "human", "value": "What happens?"}, {"from": "gpt", "value": answer}]
-            record = {"id": str(number), "source": "webvid", "v_id": str(number), "conversations": said}
+            turns = [{"from": "human", "value": "What happens?"}, {"from": "gpt", "value": answer}]
+            record = {"id": str(number), "source": "webvid", "v_id": str(number), "conversations": turns}
             written += f.write((", " if number else "") + json.dumps(record))
             number += 1
         f.write("]")
 
 
 def measure(path: Path) -> dict[str, float]:
-    """Seconds and bytes for one file."""
+    """Measure one file; return seconds and bytes."""
     from vidqa.train.data import Corpus, Source
 
     def opened() -> tuple[Corpus, float]:
@@ -73,7 +73,7 @@ def measure(path: Path) -> dict[str, float]:
         corpus = Corpus([Source(str(path))], cache_dir=path.parent / "cache")
         return corpus, time.process_time() - began
 
-    # An index of a file that was changed this very moment would not be trusted.
+    # The index of a file that has just changed is not reused: a further change could have the same timestamp.
     os.utime(path, (time.time() - 60, time.time() - 60))
     before = _peak_bytes()
     corpus, first_s = opened()

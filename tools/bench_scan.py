@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""A nightly run that finds nothing new: time and memory of `vidqa describe` over N files that are all in the table.
+"""Benchmark a run that finds nothing new: `vidqa describe` over N files that are all in the table.
 
     python tools/bench_scan.py                    100,000 files
     python tools/bench_scan.py --files 1000 --files 10000
 
-The files are a few bytes each (their rows say that they were answered; nobody decodes them), in folders of 1,000. Table
-and index of contents are filled through vidqa's own code first; that is not part of the measurement. Prints a table and
-one JSON line last; exit code 1 when a run did anything but know all rows.
+The files have a few bytes each and are in folders of 1,000. They are never decoded, because the table has a row for
+each of them. Table and media index are filled with vidqa's own code before the measurement. Prints a table; the last
+line is one JSON object. Exit code 1 if a run did not find all rows.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _AN_HOUR_NS = 3600 * 10**9
 
 
 def make_files(folder: Path, n_files: int) -> None:
-    """Small files that differ, an hour old: younger ones would be read again, for a change could hide in the clock."""
+    """Write different small files modified an hour ago; a run hashes files again that have just been modified."""
     old = time.time_ns() - _AN_HOUR_NS
     for i in range(n_files):
         inner = folder / f"{i // 1000:04d}"
@@ -46,7 +46,7 @@ def make_files(folder: Path, n_files: int) -> None:
 
 
 def fill(folder: Path, table_path: Path, cache: Path) -> None:
-    """Rows for every file, and an index that knows them."""
+    """Add a row and an entry of the media index for every file."""
     model, options = load_model("demo"), RunOptions(cache)
     (question,) = load_questions("caption")
     who, settings = model.identity, settings_of(options, question)
@@ -64,7 +64,7 @@ def fill(folder: Path, table_path: Path, cache: Path) -> None:
 
 
 def measure(folder: Path, table: Path, cache: Path) -> dict[str, float]:
-    """One run in a process of its own, which says its peak itself."""
+    """Measure one run in a separate process, which reports its own peak memory."""
     code = (
         "import json, resource, sys; from vidqa.cli.main import run; code = run(sys.argv[1:]); "
         "u = resource.getrusage(resource.RUSAGE_SELF); "
@@ -82,10 +82,10 @@ def measure(folder: Path, table: Path, cache: Path) -> dict[str, float]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--files", type=int, action="append", help="how many; may be given again [100000]")
+    parser.add_argument("--files", type=int, action="append", help="number of files; repeatable [100000]")
     args = parser.parse_args()
     lines, right = [], True
-    print(f"{'files':>8} {'wall s':>8} {'CPU s':>8} {'peak MB':>9} {'us a file':>10}", flush=True)
+    print(f"{'files':>8} {'wall s':>8} {'CPU s':>8} {'peak MB':>9} {'us/file':>10}", flush=True)
     for n_files in args.files or [100_000]:
         with tempfile.TemporaryDirectory() as name:
             folder, table, cache = Path(name, "clips"), Path(name, "table.parquet"), Path(name, "cache")

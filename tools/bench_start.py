@@ -1,13 +1,12 @@
 #!/usr/bin/env python3
-"""How long `vidqa ask` takes on a clip whose features are cached, and where the time goes.
+"""Benchmark `vidqa ask` on a clip with cached features, and show where the start-up time goes.
 
     python tools/bench_start.py
     python tools/bench_start.py --model /models/my_bundle --repeat 5
 
-Runs the command several times in processes of their own (best and median, wall and CPU seconds), once with
-`python -X importtime`, and prints the packages by the time that their own modules take, then the largest parts of
-vidqa's own import tree. Import times of that one run are longer than without the option; their shares hold. Prints one
-JSON line last.
+Runs the command several times (best and median, wall and CPU seconds), then once with `python -X importtime`. Prints
+the import time of each package, excluding what its modules import in turn, and the slowest imports of vidqa's own
+modules. `-X importtime` slows all imports down; only their shares are meaningful. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -28,28 +27,33 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 _LINE = re.compile(r"import time:\s+(\d+) \|\s+(\d+) \|(\s+)(\S+)")
-#: Parts of torch and transformers that are worth a line of their own.
+#: Subpackages of torch and transformers that are listed separately.
 _PARTS = ("torch._dynamo", "torch.distributed", "torch._inductor", "transformers.generation", "transformers.models")
 
 
 def run(command: list[str]) -> tuple[float, float, str]:
-    """Wall seconds, CPU seconds and stderr of one process."""
+    """Run one process; return (wall seconds, CPU seconds, stderr)."""
     before = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
     start = time.perf_counter()
-    # Compiled modules are kept, as in an installation, also where the surroundings say otherwise.
-    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=kept)
+    # Allow .pyc files, as in an installation, even if the environment forbids them.
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
     wall = time.perf_counter() - start
     return wall, sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]) - before, done.stderr
 
 
 def package_of(module: str) -> str:
-    """What a module counts as."""
+    """Return the package under which a module is listed."""
     return next((part for part in _PARTS if module.startswith(part)), module.split(".")[0])
 
 
 def shares(log: str) -> tuple[Counter[str], list[tuple[str, float]]]:
-    """Seconds by package, each module's own; and (module, seconds with all below it) of the outermost ones."""
+    """Parse the log of `-X importtime`.
+
+    Returns:
+        Seconds by package, excluding nested imports; and (module, seconds including nested imports) of vidqa's own
+        modules, the slowest first.
+    """
     own: Counter[str] = Counter()
     tree: list[tuple[str, float]] = []
     for line in log.splitlines():
@@ -77,10 +81,10 @@ def main() -> int:
     best, middle = min(walls), statistics.median(walls)
     print(f"vidqa ask, cached: best {best:.2f} s, median {middle:.2f} s, CPU {min(cpus):.2f} s")
     print(f"import torch alone: {imports[0][0]:.2f} s, CPU {imports[0][1]:.2f} s")
-    print("\nimports by package (own time of its modules):")
+    print("\nimports by package (excluding nested imports):")
     for name, seconds in own.most_common(12):
         print(f"  {name:<28}{seconds:>7.2f} s")
-    print("\nvidqa's modules, with all that they bring in:")
+    print("\nvidqa's modules (including nested imports):")
     for name, seconds in tree[:10]:
         print(f"  {name:<28}{seconds:>7.2f} s")
     result = {"best_s": best, "median_s": middle, "cpu_s": min(cpus), "import_torch_s": imports[0][0]}

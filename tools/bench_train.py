@@ -1,11 +1,11 @@
-"""Seconds per step of tuning: features out of the cache against features made anew for every step.
+"""Benchmark training: seconds per step with cached features and with features encoded again at every step.
 
     python tools/bench_train.py                    the demo model on the example clips
     python tools/bench_train.py --steps 20 --batch 16
 
-Both stages (connector; connector and LLM) are run twice over the same batches from the same weights: once with
-`--encode cache`, whose features are made before the clock starts, and once with `--encode on-the-fly`. The largest
-difference of their losses stands beside the times. Prints a table, and one JSON line last.
+Both stages (connector; connector and LLM) run twice over the same batches from the same weights: once with
+`--encode cache`, which encodes before the clock starts, and once with `--encode on-the-fly`. The largest difference of
+their losses is printed next to the times. Prints a table; the last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from vidqa.train.stage.metrics import read_metrics
 
 RECIPES = Path(__file__).resolve().parent.parent / "examples" / "recipes"
 WAYS = ("cache", "on-the-fly")
-#: Steps of each stage that do not count: sessions open, buffers grow.
+#: Warm-up steps of each stage, not measured: they open sessions and allocate buffers.
 WARM = 2
-#: Of the losses of the two ways, in all steps. For a GPU nothing is measured yet: its figure leaves room for bfloat16.
-MOST_DIFFERENT = {"cpu": 1e-3, "cuda": 0.1}
+#: Allowed difference of the losses of the two ways in any step; on a GPU a margin for bfloat16, not yet measured.
+LOSS_TOLERANCE = {"cpu": 1e-3, "cuda": 0.1}
 
 
 def recipe(folder: Path, model: str, batch: int, steps: int) -> Path:
@@ -51,15 +51,15 @@ def recipe(folder: Path, model: str, batch: int, steps: int) -> Path:
     return path
 
 
-def run(way: str, words: Path, folder: Path, device: str) -> list[dict[str, float]]:
-    """The metrics of one run."""
+def run(way: str, path: Path, folder: Path, device: str) -> list[dict[str, float]]:
+    """Train once and return the metrics."""
     options = RunOptions(cache_dir=folder / "cache")
-    train(words, folder / way, encode="cache" if way == "cache" else "on-the-fly", device=device, options=options)
+    train(path, folder / way, encode="cache" if way == "cache" else "on-the-fly", device=device, options=options)
     return read_metrics(folder / way / "metrics.jsonl")
 
 
 def compare(lines: dict[str, list[dict[str, float]]]) -> list[dict[str, object]]:
-    """One row a stage."""
+    """Compare the two ways; return one row per stage."""
     rows: list[dict[str, object]] = []
     for stage in (1, 2):
         row: dict[str, object] = {"stage": stage}
@@ -76,28 +76,28 @@ def compare(lines: dict[str, list[dict[str, float]]]) -> list[dict[str, object]]
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo", help="name or folder of a bundle [demo]")
-    parser.add_argument("--batch", type=int, default=8, help="conversations of a step [8]")
-    parser.add_argument("--steps", type=int, default=10, help="measured steps of each stage and way [10]")
+    parser.add_argument("--batch", type=int, default=8, help="conversations per step [8]")
+    parser.add_argument("--steps", type=int, default=10, help="measured steps per stage and way [10]")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda [auto]")
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run and print."""
+    """Run both ways and print the comparison."""
     args = parse(arguments)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        words = recipe(folder, args.model, args.batch, args.steps)
-        lines = {way: run(way, words, folder, args.device) for way in WAYS}
+        path = recipe(folder, args.model, args.batch, args.steps)
+        lines = {way: run(way, path, folder, args.device) for way in WAYS}
     rows = compare(lines)
-    print(f"{'stage':<8}{'cache s/step':>16}{'on the fly s/step':>22}{'times':>8}{'largest loss difference':>26}")
+    print(f"{'stage':<8}{'cache s/step':>16}{'on-the-fly s/step':>22}{'ratio':>8}{'largest loss difference':>26}")
     for row in rows:
         cached, live = (f"{row[w]} +- {row[f'{w}_spread']}" for w in WAYS)
-        times = float(str(row["on-the-fly"])) / max(1e-9, float(str(row["cache"])))
-        print(f"{row['stage']:<8}{cached:>16}{live:>22}{times:>8.2f}{row['loss_difference']:>26.2e}")
+        ratio = float(str(row["on-the-fly"])) / max(1e-9, float(str(row["cache"])))
+        print(f"{row['stage']:<8}{cached:>16}{live:>22}{ratio:>8.2f}{row['loss_difference']:>26.2e}")
     facts = {
         "vidqa": __version__,
         "torch": torch.__version__,
@@ -106,9 +106,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
     print(json.dumps({"bench": "train", "batch": args.batch, "steps": args.steps, "rows": rows, **facts}))
-    # A GPU computes in bfloat16, where features that differ in their last bit round some sums the other way.
+    # A GPU computes in bfloat16: features that differ in the last bit can round sums differently.
     on_gpu = args.device != "cpu" and torch.cuda.is_available()
-    most = MOST_DIFFERENT["cuda" if on_gpu else "cpu"]
+    most = LOSS_TOLERANCE["cuda" if on_gpu else "cpu"]
     return 0 if all(float(str(row["loss_difference"])) < most for row in rows) else 1
 
 

@@ -1,13 +1,13 @@
-"""Compare vidqa with recorded outputs of the published models' own code: every fixture of a folder, one line each.
+"""Compare vidqa with recorded outputs of the published models' own code, one line per fixture.
 
     python tools/check_golden.py tests/golden
     python tools/check_golden.py DIR --only valley --verbose
 
-A fixture is NAME.json, in most cases with NAME.safetensors. Sizes, texts and seeds come from these files, so any folder
-of the same layout will do. A line says what was compared, the largest error, and how many token ids are equal; what
-differs, and what is stored but has no counterpart in vidqa, follows below it. Missing and unknown files are named.
+A fixture is NAME.json, usually with NAME.safetensors. Sizes, texts and seeds come from these files, so any folder with
+the same layout works. Each line shows what was compared, the largest error, and how many token ids are equal.
+Differences, and stored values without a counterpart in vidqa, follow below it. Missing and unexpected files are listed.
 
-Exit status: 0 all that is there holds; 1 something differs, is damaged, or there is nothing to compare; 2 wrong usage.
+Exit status: 0 all present fixtures agree; 1 a fixture differs or is damaged, or there is none; 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ FIXTURES = {
     "video_llava_forward": ("video_llava", True),
     "video_llava_hf": ("video_llava_hf", True),
 }
-#: Files that may lie there, too.
-BESIDE = {"README.md", "tokenizer.model"}
+#: Other files that the folder may contain.
+OTHER_FILES = {"README.md", "tokenizer.model"}
 
 
 def check(folder: Path, name: str) -> Report:
-    """Run one fixture; what stops it is a miss like any other."""
+    """Compare one fixture; an exception is reported as a mismatch."""
     from golden_checks.fixture import Fixture
 
     module = FIXTURES[name][0]
@@ -45,24 +45,26 @@ def check(folder: Path, name: str) -> Report:
         return Report(name, misses=[f"{f}: missing" for f in missing])
     try:
         return importlib.import_module(f"golden_checks.{module}").check(Fixture.read(folder, name))
-    except Exception as e:  # a fixture of another layout must not keep the others from being compared
+    except Exception as e:  # noqa: BLE001 - a malformed fixture must not stop the comparison of the others
         return Report(name, misses=[f"stopped by {type(e).__name__}: {e}"])
 
 
 def files_of(name: str) -> list[str]:
-    """Files of a fixture."""
+    """Return the file names of a fixture."""
     return [f"{name}.json", f"{name}.safetensors"] if FIXTURES[name][1] else [f"{name}.json"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compare, print, and give the exit status."""
+    """Compare, print, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, metavar="DIR", help="holds the fixtures")
-    parser.add_argument("--only", action="append", choices=sorted(FIXTURES), help="this fixture alone (repeatable)")
-    parser.add_argument("-v", "--verbose", action="store_true", help="all misses and notes, not the first few")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder with the fixtures")
+    parser.add_argument("--only", action="append", choices=sorted(FIXTURES), help="only this fixture; repeatable [all]")
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="print all differences and notes, not only the first five"
+    )
     options = parser.parse_args(arguments)
     if not options.folder.is_dir():
-        parser.error(f"{options.folder} is no folder")
+        parser.error(f"{options.folder} is not a folder")
     names = options.only or list(FIXTURES)
     ran = failed = 0
     for name in names:
@@ -77,9 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             shown = lines if options.verbose else lines[:5]
             for line in [*shown, *([f"... and {len(lines) - len(shown)} more"] if len(lines) > len(shown) else [])]:
                 print(f"        {kind}: {line}")
-    known = {f for name in FIXTURES for f in files_of(name)} | BESIDE
-    for extra in sorted(p.name for p in options.folder.iterdir() if p.name not in known):
-        print(f"extra {extra}: no known fixture, not looked at")
+    expected = {f for name in FIXTURES for f in files_of(name)} | OTHER_FILES
+    for extra in sorted(p.name for p in options.folder.iterdir() if p.name not in expected):
+        print(f"extra {extra}: not a fixture, ignored")
     print(f"{ran} fixtures compared, {failed} with differences")
     return 1 if failed or not ran else 0
 

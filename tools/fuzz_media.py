@@ -1,10 +1,11 @@
-"""Damage media files in every way and decode them: `python tools/fuzz_media.py --count 10000 --seed 0`.
+"""Fuzz the media stage with damaged files: `python tools/fuzz_media.py --count 10000 --seed 0`.
 
-Makes small clips and pictures of many kinds, and from them mutants: bits flipped, cut short, parts moved, doubled or
-left out, boxes of MP4 spliced and lied about, two files grown together. One in five has a name that says nothing, so
-that the scan must look into it. Each goes through scan, probe and decode as in a run, in batches whose main process
-stands for that of a run: if it dies or hangs, the mutants are kept and the tool fails. Every file must end as decoded,
-as an error with a kind and a sentence, or as left out with a reason.
+Writes small clips and images in many formats and derives mutants from them: flipped bits, truncation, chunks that are
+moved, duplicated or removed, MP4 boxes that are spliced or have wrong sizes, two files joined together. One in five has
+an uninformative suffix, so that the scan must inspect its content. Mutants go through scan, probe and decode in
+batches, each in a subprocess that stands for the main process of a run. If that process crashes or hangs, the tool
+keeps the mutants and fails. Every file must end as decoded, as an error with a kind and a message, or as excluded with
+a reason.
 """
 
 from __future__ import annotations
@@ -49,33 +50,33 @@ CLIPS = {
     "q.ts": ("mpegts", "libx264", "yuv420p"),
     "r.vob": ("vob", "mpeg2video", "yuv420p"),
 }
-PICTURES = {"j.png": "PNG", "k.jpg": "JPEG", "l.gif": "GIF", "m.webp": "WEBP", "n.tiff": "TIFF", "o.bmp": "BMP"}
+IMAGES = {"j.png": "PNG", "k.jpg": "JPEG", "l.gif": "GIF", "m.webp": "WEBP", "n.tiff": "TIFF", "o.bmp": "BMP"}
 
 
 def make_originals(folder: Path) -> list[Path]:
-    """The sound files; kinds that this build of FFmpeg cannot write are left out."""
+    """Write the intact files, except in formats that this build of FFmpeg cannot write."""
     folder.mkdir(parents=True)
-    pictures = [np.random.default_rng(i).integers(0, 255, (48, 64, 3), np.uint8) for i in range(12)]
+    frames = [np.random.default_rng(i).integers(0, 255, (48, 64, 3), np.uint8) for i in range(12)]
     for name, (form, codec, pixels) in CLIPS.items():
         try:
             with av.open(str(folder / name), "w", format=form) as container:
                 rate = 25 if codec == "mpeg2video" else 10
                 stream = container.add_stream(codec, rate=rate, options={"g": "4", "bf": "2"} if name > "p" else {})
                 stream.width, stream.height, stream.pix_fmt = 64, 48, pixels
-                for picture in pictures:
-                    container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+                for frame in frames:
+                    container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
                 container.mux(stream.encode())
         except (av.FFmpegError, ValueError):
             (folder / name).unlink(missing_ok=True)
-    stills = [Image.fromarray(picture) for picture in pictures]
-    for name, form in PICTURES.items():
-        more = {"save_all": True, "append_images": stills[1:4]} if form in ("GIF", "WEBP") else {}
-        stills[0].save(folder / name, form, **more)
+    images = [Image.fromarray(frame) for frame in frames]
+    for name, form in IMAGES.items():
+        more = {"save_all": True, "append_images": images[1:4]} if form in ("GIF", "WEBP") else {}
+        images[0].save(folder / name, form, **more)
     return sorted(folder.iterdir())
 
 
 def flip(data: bytearray, others: list[bytes], chance: random.Random) -> bytearray:
-    """Some bits change, half of the time near the beginning, where headers are."""
+    """Flip some bits, half of the time near the start, where the headers are."""
     for _ in range(chance.choice((1, 2, 8, 64))):
         stop = len(data) if chance.random() < 0.5 else min(len(data), 400)
         data[chance.randrange(stop)] ^= 1 << chance.randrange(8)
@@ -83,27 +84,27 @@ def flip(data: bytearray, others: list[bytes], chance: random.Random) -> bytearr
 
 
 def cut(data: bytearray, others: list[bytes], chance: random.Random) -> bytearray:
-    """The end is missing, or the beginning."""
+    """Cut off the end, or the start."""
     at = chance.randrange(len(data))
     return data[:at] if chance.random() < 0.8 else data[at:]
 
 
 def shuffle(data: bytearray, others: list[bytes], chance: random.Random) -> bytearray:
-    """A stretch is doubled, left out, or moved."""
+    """Duplicate, remove or move a chunk."""
     a, b = sorted(chance.randrange(len(data) + 1) for _ in range(2))
     piece, rest = data[a:b], data[:a] + data[b:]
     at = chance.randrange(len(rest) + 1)
     return chance.choice((rest, data[:b] + piece + data[b:], rest[:at] + piece + rest[at:]))
 
 
-def grow_together(data: bytearray, others: list[bytes], chance: random.Random) -> bytearray:
-    """The beginning of one file and the end of another."""
+def join(data: bytearray, others: list[bytes], chance: random.Random) -> bytearray:
+    """Join the start of one file and the end of another."""
     other = chance.choice(others)
     return data[: chance.randrange(len(data))] + other[chance.randrange(len(other)) :]
 
 
 def numbers(data: bytearray, others: list[bytes], chance: random.Random) -> bytearray:
-    """A field becomes one of the numbers that programs stumble over."""
+    """Overwrite four bytes with a number that often breaks parsers."""
     at = chance.randrange(max(1, min(len(data), 2000) - 8))
     number = chance.choice((0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0xFFFF, chance.getrandbits(32)))
     data[at : at + 4] = struct.pack(chance.choice(("<I", ">I")), number)
@@ -111,7 +112,7 @@ def numbers(data: bytearray, others: list[bytes], chance: random.Random) -> byte
 
 
 def boxes(data: bytearray, others: list[bytes], chance: random.Random) -> bytearray:
-    """A box of MP4 lies about its size, is renamed, left out or put into another place; other files are cut instead."""
+    """Give an MP4 box a wrong size, rename it, remove it, duplicate it or replace it; truncate files without boxes."""
     found = list(_boxes(data, 0, len(data)))
     if data[4:8] != b"ftyp" or not found:
         return cut(data, others, chance)
@@ -132,7 +133,7 @@ def boxes(data: bytearray, others: list[bytes], chance: random.Random) -> bytear
 
 
 def _boxes(data: bytearray, start: int, stop: int) -> list[tuple[int, int]]:
-    """First byte and end of all boxes, nested ones included."""
+    """Return (start, end) of all boxes, including nested ones."""
     found = []
     while start + 8 <= stop:
         size = struct.unpack(">I", data[start : start + 4])[0]
@@ -155,29 +156,29 @@ def _boxes(data: bytearray, start: int, stop: int) -> list[tuple[int, int]]:
 
 
 MUTATIONS: tuple[Callable[[bytearray, list[bytes], random.Random], bytearray], ...] = (
-    flip, flip, cut, shuffle, grow_together, numbers, boxes, boxes,
+    flip, flip, cut, shuffle, join, numbers, boxes, boxes,
 )  # fmt: skip
 
 
 def mutants(originals: list[Path], seed: int, first: int, count: int, folder: Path) -> None:
-    """Write mutants number first ... first + count - 1; each depends on the seed and its number alone."""
+    """Write mutants number `first` to `first + count - 1`; each depends only on the seed and its number."""
     folder.mkdir(parents=True)
-    sound = [path.read_bytes() for path in originals]
+    intact = [path.read_bytes() for path in originals]
     for number in range(first, first + count):
         chance = random.Random(f"{seed}-{number}")
-        k = chance.randrange(len(sound))
-        data = bytearray(sound[k])
+        k = chance.randrange(len(intact))
+        data = bytearray(intact[k])
         for _ in range(chance.choice((1, 1, 2, 3))):
-            data = chance.choice(MUTATIONS)(data, sound, chance) or bytearray(b"\0")
+            data = chance.choice(MUTATIONS)(data, intact, chance) or bytearray(b"\0")
         suffix = ".bin" if chance.random() < 0.2 else originals[k].suffix
         (folder / f"{number:06d}{suffix}").write_bytes(data)
 
 
 def through(folder: Path, timeout_s: float) -> Counter[str]:
-    """Scan, probe and decode a folder as a run does; how each file ended.
+    """Scan, probe and decode a folder as a run does; count the outcomes.
 
     Raises:
-        RuntimeError: a file was not accounted for, or exactly once.
+        RuntimeError: a file has no outcome or more than one.
     """
     files = sorted(path for path in folder.iterdir() if path.is_file())
     found = scan([str(folder)])
@@ -186,36 +187,36 @@ def through(folder: Path, timeout_s: float) -> Counter[str]:
     ends = Counter(f"left out: {out.reason}" for out in found.left_out)
     rule = SamplingSpec()
     jobs = (DecodeJob(path=item.path, seconds=None, sampling=rule) for item in found.items)
-    told = set()
+    finished = set()
     with DecodePool(n_workers=os.cpu_count() or 1, timeout_s=timeout_s, memory_bytes=2 << 30) as pool:
         for _ in pool.look(probe, [item.path for item in found.items]):
-            pass  # decoding says it again, and is counted
+            pass  # decoding reports the same error, which is counted below
         for job, result in pool.run(jobs):
-            told.add(job.path)
+            finished.add(job.path)
             ends[f"failed: {result.kind}" if isinstance(result, MediaError) else "decoded"] += 1
             if isinstance(result, MediaError) and not result.what:
                 raise RuntimeError(f"{job.path}: an error without a sentence")
-    if told != {item.path for item in found.items}:
-        raise RuntimeError(f"{len(found.items)} files, {len(told)} results")
+    if finished != {item.path for item in found.items}:
+        raise RuntimeError(f"{len(found.items)} files, {len(finished)} results")
     return ends
 
 
 def fuzz(count: int, seed: int, timeout_s: float, keep: Path) -> tuple[Counter[str], list[str]]:
-    """Run all mutants, a batch in a process of its own.
+    """Run all mutants in batches, each in a separate process.
 
     Returns:
-        How files ended, and the batches whose process died or hung.
+        The number of files per outcome, and the batches whose process crashed or hung.
     """
     ends: Counter[str] = Counter()
     broken = []
     with tempfile.TemporaryDirectory(prefix="vidqa-fuzz-") as home:
-        originals = make_originals(Path(home) / "sound")
+        originals = make_originals(Path(home) / "intact")
         for first in range(0, count, BATCH):
             folder = Path(home) / f"batch{first}"
             mutants(originals, seed, first, min(BATCH, count - first), folder)
             command = [sys.executable, __file__, "--through", str(folder), "--timeout", str(timeout_s)]
             try:
-                # Each file may take its whole time in probe and in decode, and the process some to start.
+                # Each file may use its full timeout in probe and in decode; the process needs time to start.
                 limit_s = 120 + 2 * timeout_s * BATCH
                 done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s)
                 trouble = f"exit {done.returncode}: {done.stderr[-500:]}" if done.returncode else None
@@ -232,23 +233,23 @@ def fuzz(count: int, seed: int, timeout_s: float, keep: Path) -> tuple[Counter[s
 
 
 def main() -> None:
-    """Parse, fuzz, say."""
+    """Fuzz and print the outcomes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=10_000, help="mutants [10000]")
-    parser.add_argument("--seed", type=int, default=0, help="of the mutants [0]")
-    parser.add_argument("--timeout", type=float, default=20.0, help="seconds for decoding one file [20]")
-    parser.add_argument("--keep", type=Path, default=Path("fuzz_found"), help="where bad batches are put [fuzz_found]")
+    parser.add_argument("--count", type=int, default=10_000, help="number of mutants [10000]")
+    parser.add_argument("--seed", type=int, default=0, help="random seed [0]")
+    parser.add_argument("--timeout", type=float, default=20.0, help="seconds per file [20]")
+    parser.add_argument("--keep", type=Path, default=Path("fuzz_found"), help="folder for failing batches [fuzz_found]")
     parser.add_argument("--through", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.through:
         print(json.dumps(through(args.through, args.timeout)))
         return
-    begin = time.monotonic()
+    start = time.monotonic()
     ends, broken = fuzz(args.count, args.seed, args.timeout, args.keep)
     for end, number in ends.most_common():
         print(f"{number:>7} {end}")
     print("\n".join(broken))
-    wall_s = round(time.monotonic() - begin, 1)
+    wall_s = round(time.monotonic() - start, 1)
     print(json.dumps({"fuzz": "media", "count": args.count, "seed": args.seed, "wall_s": wall_s, "ends": ends}))
     if broken or sum(ends.values()) != args.count:
         sys.exit(1)
