@@ -149,7 +149,10 @@ def main() -> None:
             formats.write_batches(frames(n_rows, args.per_file), first)
             add_run(Table(out).load(), args.new, args.per_file)
             command = [sys.executable, __file__, "--measure", out]
-            found = json.loads(subprocess.run(command, capture_output=True, check=True).stdout) | {"rows": n_rows, "table_mb": os.path.getsize(first) / 1e6}
+            found = json.loads(subprocess.run(command, capture_output=True, check=True).stdout) | {
+                "rows": n_rows,
+                "table_mb": os.path.getsize(first) / 1e6,
+            }
         results.append(found)
         columns = (found[k] for k in ("table_mb", "load_s", "merge_s", "keys_mb", "load_mb", "merge_mb"))
         print(f"{n_rows:>10} " + " ".join(f"{v:>{w}.1f}" for v, w in zip(columns, (9, 7, 8, 8, 8, 9), strict=True)))
