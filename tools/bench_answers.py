@@ -56,9 +56,9 @@ from vidqa.pipeline.monitor.throughput import ThroughputMeter
 from vidqa.pipeline.run.answer_stage import answer_works
 from vidqa.pipeline.run.loaded_model import LoadedModel, load_model
 from vidqa.pipeline.run.run_context import RunContext
-from vidqa.pipeline.run.run_options import RunOptions, WorkItem
+from vidqa.pipeline.run.run_options import RunOptions
 from vidqa.prompts.build import build_prompt
-from vidqa.records import FrameBatch
+from vidqa.records import FrameBatch, WorkItem
 
 SUBJECTS = ("ball", "cat", "sky", "road", "left hand", "first door", "tallest tree", "old man")
 

@@ -31,8 +31,8 @@ from demo_world.write import media_bytes, media_name, parallel
 from vidqa.pipeline.monitor.reporter import Reporter
 from vidqa.pipeline.run.answer_stage import answer_works
 from vidqa.pipeline.run.run_context import RunContext
-from vidqa.pipeline.run.run_options import RunOptions, WorkItem
-from vidqa.records import MediaItem, Question
+from vidqa.pipeline.run.run_options import RunOptions
+from vidqa.records import MediaItem, Question, WorkItem
 
 #: What the bundled model is meant to reach, in percent; topics without an aim are reported too.
 AIMS = {

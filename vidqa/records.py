@@ -1,9 +1,9 @@
-"""The values that cross a border between two stages. Frozen, with units in their names; they check themselves.
+"""Values passed between stages: frozen dataclasses with units in their field names that validate their shapes and dtypes.
 
-Letters used everywhere for axes: B clips in a batch, T frames, H rows, W columns, P visual tokens per frame, D feature
-width, E width of the pooled embedding, S prompt tokens, V visual tokens of a prompt.
+Axis letters used everywhere: B batch, T frames, H rows, W columns, P visual tokens per frame, D feature dimension,
+E embedding dimension, S prompt tokens, V visual tokens of a prompt.
 
-`frozen` stops a field from being bound anew; it does not stop writes into an array.
+`frozen` prevents assignment to a field; it does not prevent writes into an array.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from datetime import datetime
 from fractions import Fraction
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
+
+from vidqa.errors import ItemError
 
 MediaKind = Literal["image", "video"]
 Status = Literal["ok", "truncated", "empty", "failed", "skipped"]
@@ -21,17 +23,17 @@ Status = Literal["ok", "truncated", "empty", "failed", "skipped"]
 
 @dataclass(frozen=True)
 class MediaItem:
-    """One file that the run will answer for.
+    """A media file of a run.
 
-    Undecodable bytes in names are kept as Python keeps them (surrogateescape).
+    Undecodable bytes in file names are kept as surrogate escapes, as Python returns them.
     """
 
-    path: str  # absolute; opened with this
-    root: str  # the folder named by the user, or the one that a file named by the user lies in; absolute
+    path: str  # absolute
+    root: str  # absolute; the folder that the user named, or the parent of a file that the user named
     rel: str  # path relative to root
     size: int  # bytes
     mtime_ns: int
-    named: bool = False  # True when the user named this very file (then it always gets rows)
+    named: bool = False  # True if the user named this file itself; such a file always has rows
 
     def __post_init__(self) -> None:
         if not self.path or not self.rel:
@@ -40,24 +42,24 @@ class MediaItem:
 
 @dataclass(frozen=True)
 class MediaFacts:
-    """What is known of a file without decoding it whole. Sizes are as displayed: upright, square pixels."""
+    """Properties of a file that are available without decoding all of it. Sizes are upright, with square pixels."""
 
     kind: MediaKind
     codec: str
     width: int
     height: int
-    duration_s: float | None  # None for stills and where neither header nor content tells
+    duration_s: float | None  # None for images, and if neither header nor content has a duration
     fps: float | None  # average rate
-    rotation_deg: int = 0  # clockwise turn that was applied to get upright: 0, 90, 180, 270
+    rotation_deg: int = 0  # clockwise rotation that was applied: 0, 90, 180 or 270
     pixel_aspect: Fraction = Fraction(1)  # of the stored pixels
-    n_frames_from_header: int | None = None  # what the file claims; may be wrong
-    n_frames_from_content: int | None = None  # counted; None until somebody counted
+    n_frames_from_header: int | None = None  # as the header states; may be wrong
+    n_frames_from_content: int | None = None  # None if the frames have not been counted
     stream_index: int = 0
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of a clip in seconds from its first frame; `end_s` None means to the end."""
+    """A time range of a video, in seconds from its first frame; `end_s` None means to the end."""
 
     start_s: float = 0.0
     end_s: float | None = None
@@ -68,7 +70,7 @@ class Segment:
 
     @property
     def key(self) -> str:
-        """Stable text for cache keys and for telling rows apart: `whole` or `0.000-10.000`."""
+        """Stable text for cache keys: `whole` or `0.000-10.000`."""
         if self.start_s == 0.0 and self.end_s is None:
             return "whole"
         end = "end" if self.end_s is None else f"{self.end_s:.3f}"
@@ -80,13 +82,15 @@ WHOLE = Segment()
 
 @dataclass(frozen=True)
 class SamplingSpec:
-    """Which frames of a segment are looked at. Part of the cache key.
+    """Which frames of a segment are sampled. Part of the cache key.
 
-    rule:
-        `linspace`: n_frames spread over the clip, both ends included (Video-LLaVA, LanguageBind).
-        `arange`: n_frames at steps of N/n_frames from the first (the transformers port).
-        `segments`: midpoints of equal parts, at most n_frames (Video-ChatGPT).
-        `fps`: a fixed rate, `rate` frames a second, at most n_frames.
+    Attributes:
+        rule: `linspace`: n_frames evenly spaced, first and last frame included (Video-LLaVA, LanguageBind).
+            `arange`: n_frames in steps of N/n_frames from the first frame (the transformers port).
+            `segments`: midpoints of equal parts, at most n_frames (Video-ChatGPT).
+            `fps`: `rate` frames per second, at most n_frames.
+        n_frames: number of frames, or the maximum.
+        rate: frames per second, for `fps` only.
     """
 
     rule: Literal["linspace", "arange", "segments", "fps"] = "linspace"
@@ -96,11 +100,11 @@ class SamplingSpec:
 
 @dataclass(frozen=True)
 class FrameBatch:
-    """Frames of one clip in playing order. A still image is a batch of one."""
+    """Frames of one video or image in display order; an image has one frame."""
 
     pixels: np.ndarray  # uint8 RGB, [T, H, W, 3], upright, square pixels
     pts_s: np.ndarray  # float64 [T]; seconds from the first frame of the stream
-    repeated: np.ndarray  # bool [T]; True where a short clip had to show a frame again
+    repeated: np.ndarray  # bool [T]; True where a short video repeats a frame to reach n_frames
     kind: MediaKind = "video"
 
     def __post_init__(self) -> None:
@@ -115,9 +119,9 @@ class FrameBatch:
 
 @dataclass(frozen=True)
 class EncoderInput:
-    """A FrameBatch after preprocessing: what an encoder graph takes."""
+    """A preprocessed FrameBatch: the input of an encoder graph."""
 
-    values: np.ndarray  # float32 [T, 3, H, W], H = W = the encoder's image size
+    values: np.ndarray  # float32 [T, 3, H, W]; H = W = the image size of the encoder
     pts_s: np.ndarray  # float64 [T], as in FrameBatch
     repeated: np.ndarray  # bool [T], as in FrameBatch
     kind: MediaKind
@@ -130,31 +134,31 @@ class EncoderInput:
 
 @dataclass(frozen=True)
 class DecodedSegment:
-    """One segment with its frames (or, where the decode worker preprocessed them, the encoder's input)."""
+    """One segment with its frames, or with the encoder input if the decode worker preprocessed them."""
 
     segment: Segment
-    start_s: float  # resolved, seconds
-    end_s: float  # resolved: never None; equals start_s for a still
+    start_s: float  # resolved
+    end_s: float  # resolved, never None; equals start_s for an image
     frames: FrameBatch | EncoderInput
 
 
 @dataclass(frozen=True)
 class DecodedMedia:
-    """What the decode stage gives for one file."""
+    """The decoded segments of one file."""
 
     facts: MediaFacts
     segments: tuple[DecodedSegment, ...]
-    backend: str  # `pyav`, `decord` or (stills) `pillow`
+    backend: str  # `pyav`, `decord`, or `pillow` for images
     seconds: float  # wall time spent decoding
 
 
 @dataclass(frozen=True)
 class Features:
-    """What the encoder saw of one segment: all that the LLM and the search need."""
+    """Encoder output for one segment: the visual tokens for the LLM, and the embedding for search."""
 
-    tokens: np.ndarray  # float16 [T, P, D], layer tokens of each frame
-    embedding: np.ndarray  # float32 [E], pooled and projected, not normalised
-    keep_cls: bool  # True when tokens[:, 0] is the class token
+    tokens: np.ndarray  # float16 [T, P, D], hidden states of each frame
+    embedding: np.ndarray  # float32 [E], pooled and projected, not normalized
+    keep_cls: bool  # True if tokens[:, 0] is the class token
     kind: MediaKind
 
     def __post_init__(self) -> None:
@@ -166,19 +170,41 @@ class Features:
 
 @dataclass(frozen=True)
 class EncodedSegment:
-    """Features of one segment with the facts that a row needs; this is what the cache stores."""
+    """Features of one segment, with the facts that its rows need. This is the content of a cache entry."""
 
     facts: MediaFacts
     start_s: float
     end_s: float
     frame_times_s: tuple[float, ...]
-    repeated: tuple[bool, ...]
+    repeated: tuple[bool, ...]  # as in FrameBatch
     features: Features
+
+
+class MediaShape(NamedTuple):
+    """Number of visual tokens of one image or video.
+
+    Attributes:
+        kind: image or video.
+        n_frames: number of frames; 1 for an image.
+        tokens_per_frame: visual tokens per frame.
+        runs: lengths of its runs of visual tokens, for chat formats that put text between them; empty for one run of
+            `n_frames * tokens_per_frame`.
+    """
+
+    kind: MediaKind
+    n_frames: int
+    tokens_per_frame: int
+    runs: tuple[int, ...] = ()
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Lengths of the runs."""
+        return self.runs or (self.n_frames * self.tokens_per_frame,)
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question of a set."""
+    """One question of a question set."""
 
     id: str
     text: str
@@ -188,10 +214,32 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """Token ids with room for visual tokens.
+class WorkItem:
+    """One file and the questions that are still pending for it."""
 
-    `ids` holds the tokenizer's ids; where `slots` is True the id is meaningless and a visual token takes the place.
+    item: MediaItem
+    media_id: str | None  # digest of the content; None only if the content could not be read
+    questions: tuple[Question, ...] = ()
+    segments: tuple[Segment, ...] | None = None  # None: split as the options of the run say
+    read_features: bool = True  # False: features need to be in the cache, but are not read into memory
+
+
+@dataclass(frozen=True)
+class EncodedItem:
+    """A file on its way from the encoder to the LLM: its segments in order of time, or the error that stopped it."""
+
+    work: WorkItem
+    segments: tuple[EncodedSegment, ...] = ()
+    error: ItemError | None = None
+    cached: bool = False  # True if no frame had to be decoded
+    decode_s: float = 0.0  # time that a decode process spent on it
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids with slots for visual tokens.
+
+    Where `slots` is True, the id is a placeholder that a visual token replaces.
     """
 
     ids: np.ndarray  # int64 [S]
@@ -205,25 +253,25 @@ class Prompt:
 
     @property
     def n_slots(self) -> int:
-        """Number of visual tokens that the prompt makes room for."""
+        """Number of slots for visual tokens."""
         return int(self.slots.sum())
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said to one prompt."""
+    """The model's answer to one prompt."""
 
     text: str
     status: Literal["ok", "truncated", "empty"]
     finish_reason: Literal["eos", "stop", "length"]
     n_visual_tokens: int
-    n_prompt_tokens: int  # visual tokens included
+    n_prompt_tokens: int  # including visual tokens
     n_answer_tokens: int
 
 
 @dataclass(frozen=True)
 class AnswerRow:
-    """One row of the table: one (media, segment, question). The order of the fields is the order of the columns."""
+    """One row of the table: the answer to one question about one segment. Fields are in the order of the columns."""
 
     media_id: str | None
     path: str
@@ -231,6 +279,7 @@ class AnswerRow:
     start_s: float | None
     end_s: float | None
     frame_times_s: tuple[float, ...] | None
+    n_repeated_frames: int | None  # of the sampled frames; None if no frame was decoded, and in older tables
     question_id: str
     question: str
     answer: str | None
@@ -257,11 +306,9 @@ class AnswerRow:
 
     def __post_init__(self) -> None:
         if (self.status == "failed") != (self.error_kind is not None):
-            raise ValueError(
-                f"a failed row and only a failed row has an error kind, got {self.status=} {self.error_kind=}"
-            )
+            raise ValueError(f"failed rows, and no others, have an error kind, got {self.status=} {self.error_kind=}")
         if self.status in ("failed", "skipped") and self.answer is not None:
-            raise ValueError("a row without an answer must not carry one: an error is never a caption")
+            raise ValueError(f"a row with status {self.status!r} has no answer; an error is never a caption")
 
 
 ROW_COLUMNS: tuple[str, ...] = tuple(f.name for f in fields(AnswerRow))

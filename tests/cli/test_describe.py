@@ -105,6 +105,22 @@ def test_new_question_uses_the_cache(vidqa, clips, tmp_path):
     assert Counter(row["question_id"] for row in rows_of(table)) == {"caption": 3, "who": 3}
 
 
+def test_repeated_frames_are_counted_for_new_and_for_cached_features(vidqa, tmp_path, make_clip):
+    folder, table, questions = tmp_path / "short", tmp_path / "t.parquet", tmp_path / "q.toml"
+    make_clip(folder / "five.mp4", n_frames=5)
+    make_clip(folder / "one.mp4", seed=1, n_frames=1)
+    make_clip(folder / "whole.mp4", seed=2, n_frames=12)
+    (folder / "text.mp4").write_text("not a video")
+    expected = {"five.mp4": 3, "one.mp4": 7, "whole.mp4": 0, "text.mp4": None}
+    assert vidqa("describe", folder, "--out", table).code == 3
+    assert {row["path"]: row["n_repeated_frames"] for row in rows_of(table)} == expected
+    questions.write_text('[[question]]\nid = "who"\ntext = "Who is there?"\n')
+    done = vidqa("describe", folder, "--out", table, "--questions", questions, "--json")
+    assert json.loads(done.out)["clips"]["cached"] == 3
+    new_rows = [row for row in rows_of(table) if row["question_id"] == "who"]
+    assert {row["path"]: row["n_repeated_frames"] for row in new_rows} == expected
+
+
 def test_renamed_file_keeps_its_row(vidqa, clips, tmp_path):
     table = tmp_path / "t.parquet"
     vidqa("describe", clips, "--out", table)

@@ -18,8 +18,8 @@ from vidqa.pipeline.monitor.reporter import StageClock
 from vidqa.pipeline.monitor.throughput import ThroughputMeter
 from vidqa.pipeline.run.answer_stage import _AHEAD, answer_works
 from vidqa.pipeline.run.loaded_model import LoadedModel, load_model
-from vidqa.pipeline.run.run_options import EncodedItem, RunOptions, WorkItem
-from vidqa.records import EncodedSegment, Features, MediaFacts, MediaItem, Question
+from vidqa.pipeline.run.run_options import RunOptions
+from vidqa.records import EncodedItem, EncodedSegment, Features, MediaFacts, MediaItem, Question, WorkItem
 
 QUESTIONS = (Question("a", "What?"), Question("b", "Why is that so?"))
 FACTS = MediaFacts("video", "h264", 32, 32, 1.0, 10.0)

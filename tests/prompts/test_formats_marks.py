@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from vidqa.errors import UsageError
-from vidqa.prompts.build import IGNORED, MediaShape, build_labels, build_prompt
+from vidqa.prompts.build import IGNORED, build_labels, build_prompt
 from vidqa.prompts.chat_formats import FORMATS, get_format, render
+from vidqa.records import MediaShape
 
 FOLDER = Path(__file__).resolve().parent.parent / "golden"
 CHATGPT, VALLEY = get_format("video-chatgpt_v1", "Look."), get_format("valley", "Look.")

@@ -11,8 +11,8 @@ from PIL import Image
 
 from vidqa.cache.media_index import MediaIndex
 from vidqa.media.workers.decode_pool import DecodePool
-from vidqa.prompts.build import MediaShape
 from vidqa.prompts.chat_formats import FORMATS
+from vidqa.records import MediaShape
 from vidqa.train.data import Corpus, Rejected, RejectLog, Source
 from vidqa.train.data.data_check import check_data
 from vidqa.train.data.histogram import bins, save_histogram

@@ -10,8 +10,9 @@ import torch
 from vidqa.errors import UsageError
 from vidqa.model.bundle.registry import find_bundle
 from vidqa.model.llm import load_tokenizer
-from vidqa.prompts.build import IGNORED, MediaShape, build_labels
+from vidqa.prompts.build import IGNORED, build_labels
 from vidqa.prompts.chat_formats import FORMATS
+from vidqa.records import MediaShape
 from vidqa.train.api import ByPath, GivenSamples, TuneSettings, tune
 from vidqa.train.batching.dataset import TrainingBatch, TrainingDataset, labeller
 from vidqa.train.batching.packing import collate

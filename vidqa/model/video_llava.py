@@ -21,9 +21,8 @@ from vidqa.model.bundle.bundle import Bundle
 from vidqa.model.connector import Connector, build_connector
 from vidqa.model.llm import Quantise, load_llm
 from vidqa.model.visual_tokens import fill_slots
-from vidqa.prompts.build import MediaShape
 from vidqa.prompts.chat_formats import ChatFormat, get_format
-from vidqa.records import Features, Prompt
+from vidqa.records import Features, MediaShape, Prompt
 
 
 class VideoLlava(nn.Module):

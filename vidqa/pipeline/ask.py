@@ -14,8 +14,8 @@ from vidqa.pipeline.monitor.summary import Summary
 from vidqa.pipeline.run.answer_stage import answer_works
 from vidqa.pipeline.run.loaded_model import LoadedModel
 from vidqa.pipeline.run.run_context import RunContext
-from vidqa.pipeline.run.run_options import RunOptions, WorkItem
-from vidqa.records import AnswerRow, MediaItem, Question
+from vidqa.pipeline.run.run_options import RunOptions
+from vidqa.records import AnswerRow, MediaItem, Question, WorkItem
 
 
 def ask(

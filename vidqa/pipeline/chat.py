@@ -24,13 +24,11 @@ from vidqa.pipeline.monitor.reporter import QUIET, Reporter
 from vidqa.pipeline.run.answer_stage import generation_settings
 from vidqa.pipeline.run.loaded_model import LoadedModel
 from vidqa.pipeline.run.run_context import RunContext
-from vidqa.pipeline.run.run_options import RunOptions, WorkItem
-from vidqa.records import Features, MediaItem, Question, Status
+from vidqa.pipeline.run.run_options import RunOptions
+from vidqa.records import Features, MediaItem, Status, WorkItem
 
 #: Architecture -> how many pictures and clips one prompt of its published models may hold; others: any number.
 _MOST = {"valley": 1, "video_chatgpt": 1}
-# The feed reads features from the cache only for work that has questions.
-_SOME = (Question("any", "any"),)
 
 
 @dataclass(frozen=True)
@@ -139,9 +137,9 @@ def features_of(run: RunContext, media: Sequence[str | Path]) -> tuple[Features,
     found: dict[int, Features] = {}
 
     def owed(item: MediaItem, media_id: str) -> WorkItem:
-        return WorkItem(item, media_id, _SOME)
+        return WorkItem(item, media_id)
 
-    with run.reporter.progress(len(items), "file"), closing(run.encoded(items, owed, _SOME)) as encoded:
+    with run.reporter.progress(len(items), "file"), closing(run.encoded(items, owed, ())) as encoded:
         for one in encoded:
             if one.error is not None:
                 path = one.work.item.path

@@ -23,9 +23,9 @@ from vidqa.pipeline.run.loaded_model import LoadedModel
 from vidqa.pipeline.run.pruning import vanished
 from vidqa.pipeline.run.retry_policy import RetryPolicy
 from vidqa.pipeline.run.run_context import RunContext
-from vidqa.pipeline.run.run_options import RunOptions, WorkItem
+from vidqa.pipeline.run.run_options import RunOptions
 from vidqa.prompts.questions import Sets, gather_questions
-from vidqa.records import MediaItem, Question
+from vidqa.records import MediaItem, Question, WorkItem
 from vidqa.tables.table import Table
 
 
@@ -123,7 +123,7 @@ def encode(
     def owed(item: MediaItem, media_id: str) -> WorkItem | None:
         first = media_id not in seen
         seen.add(media_id)
-        return WorkItem(item, media_id) if first else None
+        return WorkItem(item, media_id, read_features=False) if first else None
 
     with (
         reporter.stop.held(),

@@ -27,8 +27,8 @@ from vidqa.pipeline.run.loaded_model import LoadedModel
 from vidqa.pipeline.run.pruning import vanished
 from vidqa.pipeline.run.retry_policy import RetryPolicy
 from vidqa.pipeline.run.run_context import RunContext
-from vidqa.pipeline.run.run_options import RunOptions, WorkItem
-from vidqa.records import MediaFacts, MediaItem, Question
+from vidqa.pipeline.run.run_options import RunOptions
+from vidqa.records import MediaFacts, MediaItem, Question, WorkItem
 
 #: Bytes of an entry beside its numbers (safetensors header with the facts), and of a row that nobody measured yet.
 _ENTRY_BYTES = 1500

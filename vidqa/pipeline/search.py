@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 
 import numpy as np
 
@@ -24,8 +25,8 @@ from vidqa.media.segments import plan_segments
 from vidqa.pipeline.monitor.reporter import QUIET, Reporter
 from vidqa.pipeline.run.loaded_model import LoadedModel
 from vidqa.pipeline.run.run_context import RunContext
-from vidqa.pipeline.run.run_options import EncodedItem, RunOptions, WorkItem
-from vidqa.records import MediaItem, MediaKind
+from vidqa.pipeline.run.run_options import RunOptions
+from vidqa.records import EncodedItem, MediaItem, MediaKind, WorkItem
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ class _Shelf:
         if not items:
             return
         self._run.reporter.say(f"{len(items)} of the files are not in the cache and are encoded now")
-        with closing(self._run.encoded(items, WorkItem, ())) as encoded:
+        with closing(self._run.encoded(items, partial(WorkItem, read_features=False), ())) as encoded:
             for one in encoded:
                 self._take_encoded(one)
 

@@ -23,8 +23,18 @@ from vidqa.model.bundle.bundle import Bundle
 from vidqa.pipeline.monitor.reporter import Reporter
 from vidqa.pipeline.run.loaded_model import LoadedModel
 from vidqa.pipeline.run.run_context import RunContext
-from vidqa.pipeline.run.run_options import EncodedItem, RunOptions, WorkItem
-from vidqa.records import WHOLE, EncodedSegment, EncoderInput, Features, MediaFacts, MediaItem, Segment
+from vidqa.pipeline.run.run_options import RunOptions
+from vidqa.records import (
+    WHOLE,
+    EncodedItem,
+    EncodedSegment,
+    EncoderInput,
+    Features,
+    MediaFacts,
+    MediaItem,
+    Segment,
+    WorkItem,
+)
 from vidqa.train.data import MediaRef, SampleError
 from vidqa.train.stage.checkpoints import in_units, need_room
 
@@ -92,7 +102,7 @@ def fill_cache(refs: Iterable[MediaRef], model: LoadedModel, options: RunOptions
 
     def owed(item: MediaItem, media_id: str) -> WorkItem:
         features.media_ids[item.path] = media_id
-        return WorkItem(item, media_id, segments=tuple(wanted[item.path]))
+        return WorkItem(item, media_id, segments=tuple(wanted[item.path]), read_features=False)
 
     run = RunContext.begin(model, options, reporter)
     with reporter.progress(len(items), "medium"), closing(run.encoded(items, owed, ())) as encoded:

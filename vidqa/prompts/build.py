@@ -14,37 +14,19 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from vidqa.errors import UsageError
 from vidqa.prompts.chat_formats import ChatFormat, Turn, check_turns, render_spans
-from vidqa.records import MediaKind, Prompt
+from vidqa.records import MediaKind, MediaShape, Prompt
 
 IGNORED = -100
 """Label of a position that the loss leaves out."""
 
 _MARK = "\0"
 _TAG = re.compile("<(image|video)>")
-
-
-class MediaShape(NamedTuple):
-    """How much room one picture or clip needs.
-
-    `runs` are the lengths of its runs of visual tokens, which some formats keep apart; where nothing is said, there is
-    one, of `n_frames` (1 for a picture) times `tokens_per_frame`.
-    """
-
-    kind: MediaKind
-    n_frames: int
-    tokens_per_frame: int
-    runs: tuple[int, ...] = ()
-
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        """Lengths of the runs."""
-        return self.runs or (self.n_frames * self.tokens_per_frame,)
 
 
 class Tokenizer(Protocol):

@@ -21,8 +21,8 @@ from vidqa.pipeline.monitor.reporter import StageClock
 from vidqa.pipeline.run.hardware_limit import add_work
 from vidqa.pipeline.run.loaded_model import LoadedModel
 from vidqa.pipeline.run.rows import answered_row, failed_row
-from vidqa.pipeline.run.run_options import EncodedItem, Identity, RunOptions, WorkItem, settings_of
-from vidqa.records import Answer, AnswerRow, EncodedSegment, Question
+from vidqa.pipeline.run.run_options import Identity, RunOptions, settings_of
+from vidqa.records import Answer, AnswerRow, EncodedItem, EncodedSegment, Question, WorkItem
 
 #: Files with their features that may wait for the LLM, beside those whose prompts it has taken.
 _AHEAD = 4

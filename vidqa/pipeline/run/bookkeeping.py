@@ -18,8 +18,8 @@ from vidqa.errors import TableError
 from vidqa.pipeline.run.answer_stage import Answered
 from vidqa.pipeline.run.retry_policy import RetryPolicy
 from vidqa.pipeline.run.run_context import RunContext
-from vidqa.pipeline.run.run_options import WorkItem, settings_of
-from vidqa.records import MediaItem, Question
+from vidqa.pipeline.run.run_options import settings_of
+from vidqa.records import MediaItem, Question, WorkItem
 from vidqa.tables.table import Table
 
 #: What is finished reaches the disk after so many rows, or so many seconds, whichever comes first.

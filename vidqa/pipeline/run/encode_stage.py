@@ -17,8 +17,7 @@ from vidqa.errors import ItemError, MediaError
 from vidqa.pipeline.monitor.reporter import StageClock
 from vidqa.pipeline.run.loaded_model import LoadedModel
 from vidqa.pipeline.run.prefetch import Decoded
-from vidqa.pipeline.run.run_options import EncodedItem
-from vidqa.records import DecodedSegment, EncodedSegment, EncoderInput, Features
+from vidqa.records import DecodedSegment, EncodedItem, EncodedSegment, EncoderInput, Features
 
 #: Segments that go to the encoder together unless the user says otherwise.
 DEFAULT_BATCH = 16

@@ -19,8 +19,7 @@ from vidqa.common.devices import cpu_threads
 from vidqa.common.display import display_path
 from vidqa.errors import ItemError, MediaError
 from vidqa.media.files import file_error
-from vidqa.pipeline.run.run_options import WorkItem
-from vidqa.records import DecodedMedia, MediaItem
+from vidqa.records import DecodedMedia, MediaItem, WorkItem
 
 _TRIES = 3
 #: Files that are read side by side: a disk whose head must move gains nothing from more.

@@ -26,8 +26,8 @@ from vidqa.media.segments import plan_segments
 from vidqa.media.workers.decode_pool import DecodeJob, DecodePool
 from vidqa.model.bundle.bundle import Bundle
 from vidqa.pipeline.run.hashing import confirm
-from vidqa.pipeline.run.run_options import EncodedItem, RunOptions, WorkItem
-from vidqa.records import DecodedMedia, EncodedSegment
+from vidqa.pipeline.run.run_options import RunOptions
+from vidqa.records import DecodedMedia, EncodedItem, EncodedSegment, WorkItem
 
 #: Files that may wait in the queue. Each holds at most its own features or prepared frames.
 _AHEAD = 8
@@ -164,7 +164,7 @@ class Prefetcher:
             CacheKey(work.media_id, segment.key, self._bundle.encoder_id)
             for segment in plan_segments(facts, work.segments or self._options.segment_s)
         ]
-        if not work.questions:
+        if not work.read_features:
             return () if all(map(self._store.has, keys)) else None
         found = []
         for key in keys:

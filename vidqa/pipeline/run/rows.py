@@ -10,8 +10,8 @@ from typing import Any
 
 from vidqa.common.display import message_without_path
 from vidqa.errors import ItemError
-from vidqa.pipeline.run.run_options import Identity, WorkItem
-from vidqa.records import Answer, AnswerRow, EncodedSegment, MediaFacts, Question
+from vidqa.pipeline.run.run_options import Identity
+from vidqa.records import Answer, AnswerRow, EncodedSegment, MediaFacts, Question, WorkItem
 
 
 def answered_row(
@@ -34,6 +34,7 @@ def answered_row(
     """
     values = _common(work, question, who, settings) | _facts(segment.facts)
     values |= {"start_s": segment.start_s, "end_s": segment.end_s, "frame_times_s": segment.frame_times_s}
+    values["n_repeated_frames"] = sum(segment.repeated)
     if isinstance(answer, ItemError):
         return AnswerRow(**values | _failure(answer, work))
     values |= {

@@ -24,8 +24,8 @@ from vidqa.pipeline.run.encode_stage import encode_works
 from vidqa.pipeline.run.hashing import identify_all
 from vidqa.pipeline.run.loaded_model import LoadedModel, load_model
 from vidqa.pipeline.run.prefetch import Prefetcher
-from vidqa.pipeline.run.run_options import EncodedItem, RunOptions, WorkItem
-from vidqa.records import MediaItem, Question
+from vidqa.pipeline.run.run_options import RunOptions
+from vidqa.records import EncodedItem, MediaItem, Question, WorkItem
 
 #: Media id of a file, and the work that it needs; None when it needs none.
 Owed = Callable[[MediaItem, str], WorkItem | None]

@@ -13,8 +13,8 @@ from typing import Literal
 
 from vidqa.cache.key import default_cache_dir
 from vidqa.config import settings_id
-from vidqa.errors import ItemError, UsageError
-from vidqa.records import EncodedSegment, MediaItem, Question, Segment
+from vidqa.errors import UsageError
+from vidqa.records import Question
 
 
 def _user_cache() -> Path:
@@ -71,27 +71,6 @@ class RunOptions:
             wrong.append(f"retry must be 'failed' or 'all', got {self.retry!r}")
         if wrong:
             raise UsageError("\n".join(wrong))
-
-
-@dataclass(frozen=True)
-class WorkItem:
-    """One file and what is still to be asked of it. `media_id` is None only if the content could not be read."""
-
-    item: MediaItem
-    media_id: str | None
-    questions: tuple[Question, ...] = ()
-    segments: tuple[Segment, ...] | None = None  # None: cut as the run's options say
-
-
-@dataclass(frozen=True)
-class EncodedItem:
-    """A file on its way from the encoder to the LLM: its segments in order of time, or why there are none."""
-
-    work: WorkItem
-    segments: tuple[EncodedSegment, ...] = ()
-    error: ItemError | None = None
-    cached: bool = False  # True when no frame had to be decoded
-    decode_s: float = 0.0  # seconds that a decode process worked on it
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ Op = Literal["row", "move", "copy", "drop"]
 _OPS = ("row", "move", "copy", "drop")
 _EXTRA = {"op": pl.String(), "to_root": pl.String(), "to_path": pl.String()}
 LOG_SCHEMA: dict[str, pl.DataType] = SCHEMA | _EXTRA
+#: Columns that part files of earlier versions do not have.
+_ADDED_LATER = ("n_repeated_frames",)
 _KEYS = ["op", "media_id", "root", "path", *Cell._fields, "status", "to_root", "to_path"]
 
 
@@ -65,6 +67,9 @@ def check(frame: pl.DataFrame, source: str) -> pl.DataFrame:
     Raises:
         TableError: it is none.
     """
+    if missing := [name for name in _ADDED_LATER if name not in frame.columns]:
+        nulls = [pl.lit(None, LOG_SCHEMA[name]).alias(name) for name in missing]
+        frame = frame.with_columns(nulls).select(*(name for name in LOG_SCHEMA if name in {*frame.columns, *missing}))
     if dict(frame.schema) != LOG_SCHEMA or not frame["op"].is_in(_OPS).all():
         hint = "move this file away to go on without its rows; they are then asked again"
         raise TableError(f"{source}: not a part of a table that this version of vidqa wrote", hint=hint)

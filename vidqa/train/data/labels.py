@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vidqa.errors import UsageError
-from vidqa.prompts.build import LabelledPrompt, MediaShape, Tokenizer, build_labels
+from vidqa.prompts.build import LabelledPrompt, Tokenizer, build_labels
 from vidqa.prompts.chat_formats import ChatFormat
-from vidqa.records import MediaKind
+from vidqa.records import MediaKind, MediaShape
 from vidqa.train.data.sample import Sample, SampleError
 
 

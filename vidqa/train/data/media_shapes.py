@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from vidqa.model.bundle.spec import BundleSpec, ConnectorSpec
-from vidqa.prompts.build import MediaShape
-from vidqa.records import MediaKind
+from vidqa.records import MediaKind, MediaShape
 from vidqa.train.data.sample import MediaRef
 
 

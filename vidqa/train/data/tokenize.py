@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
 
-from vidqa.prompts.build import IGNORED, LabelledPrompt, MediaShape, Tokenizer
+from vidqa.prompts.build import IGNORED, LabelledPrompt, Tokenizer
 from vidqa.prompts.chat_formats import ChatFormat
+from vidqa.records import MediaShape
 from vidqa.train.data.corpus import Corpus
 from vidqa.train.data.labels import check_length, labelled
 from vidqa.train.data.rejects import Rejected
