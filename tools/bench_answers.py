@@ -46,7 +46,7 @@ import numpy as np
 import torch
 from bench_model import SHAPES, make_bundle, make_clip, to_transformers
 
-from vidqa.encoders.preprocess import prepare
+from vidqa.encoders.preprocess import preprocess
 from vidqa.generate.roofline import Limits
 from vidqa.generate.roofline import measure as measure_limits
 from vidqa.media.frame_sampling import arange_indices
@@ -85,7 +85,7 @@ class Sides:
             frames = [f.to_ndarray(format="rgb24") for i, f in enumerate(container.decode(video=0)) if i in wanted]
         batch = FrameBatch(np.stack(frames), np.zeros(8), np.zeros(8, bool))
         spec = self.ours.bundle.spec.encoders
-        values = prepare(batch, image=spec.image.preprocess, video=spec.video.preprocess).values
+        values = preprocess(batch, image=spec.image.preprocess, video=spec.video.preprocess).values
         return torch.from_numpy(values).to(self.theirs.device, self.theirs.dtype)
 
     def prompts(self, n: int) -> list[torch.Tensor]:

@@ -182,14 +182,14 @@ def through(folder: Path, timeout_s: float) -> Counter[str]:
     """
     files = sorted(path for path in folder.iterdir() if path.is_file())
     found = scan([str(folder)])
-    if len(found.items) + len(found.left_out) != len(files):
-        raise RuntimeError(f"{len(files)} files, {len(found.items)} found and {len(found.left_out)} left out")
-    ends = Counter(f"left out: {out.reason}" for out in found.left_out)
+    if len(found.items) + len(found.ignored) != len(files):
+        raise RuntimeError(f"{len(files)} files, {len(found.items)} found and {len(found.ignored)} left out")
+    ends = Counter(f"left out: {out.reason}" for out in found.ignored)
     rule = SamplingSpec()
-    jobs = (DecodeJob(path=item.path, seconds=None, sampling=rule) for item in found.items)
+    jobs = (DecodeJob(path=item.path, segments=None, sampling=rule) for item in found.items)
     finished = set()
     with DecodePool(n_workers=os.cpu_count() or 1, timeout_s=timeout_s, memory_bytes=2 << 30) as pool:
-        for _ in pool.look(probe, [item.path for item in found.items]):
+        for _ in pool.map_unordered(probe, [item.path for item in found.items]):
             pass  # decoding reports the same error, which is counted below
         for job, result in pool.run(jobs):
             finished.add(job.path)

@@ -45,7 +45,7 @@ def test_a_known_file_is_not_read(tmp_path: Path) -> None:
     f.unlink()  # whoever still wants to read it fails
     assert index.media_id(seen) == digest(b"one")
     assert MediaIndex(tmp_path / "cache").media_id(seen) == digest(b"one")
-    assert index.n_read == 1 and index.n_files() == 1
+    assert index.n_hashed == 1 and index.n_files() == 1
 
 
 def test_size_or_time_or_path_make_it_read_again(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_size_or_time_or_path_make_it_read_again(tmp_path: Path) -> None:
     assert index.media_id(item(f)) == digest(b"LONGER")
     g = old_file(tmp_path / "b.mp4", b"LONGER")
     assert index.media_id(item(g)) == digest(b"LONGER")
-    assert index.n_read == 4
+    assert index.n_hashed == 4
 
 
 def test_a_file_just_modified_is_not_trusted(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_time_in_the_future_does_not_mean_reading_every_night(tmp_path: Path) 
     index = MediaIndex(tmp_path / "cache")
     index.media_id(item(f))
     index.media_id(item(f))
-    assert index.n_read == 1
+    assert index.n_hashed == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names are bytes on Linux")
@@ -95,7 +95,7 @@ def test_names_of_any_bytes(tmp_path: Path) -> None:
     for _ in range(2):
         ids = [index.media_id(item(os.fsdecode(os.path.join(os.fsencode(tmp_path), n)))) for n in names]
         assert ids == [digest(b"%d" % i) for i in range(len(names))]
-    assert index.n_read == len(names)
+    assert index.n_hashed == len(names)
 
 
 def test_what_cannot_be_read_has_a_kind(tmp_path: Path) -> None:
@@ -143,20 +143,20 @@ def test_facts_come_back_equal(tmp_path: Path) -> None:
     index = MediaIndex(tmp_path)
     facts = MediaFacts("video", "hevc", 1920, 1080, 12.345678901234567, 30000 / 1001, 270, Fraction(4, 3), 370, 371, 2)
     assert index.facts("a" * 32) is None
-    index.remember_facts("a" * 32, facts)
+    index.store_facts("a" * 32, facts)
     assert MediaIndex(tmp_path).facts("a" * 32) == facts
     still = MediaFacts("image", "png", 3, 2, None, None)
-    index.remember_facts("a" * 32, still)
+    index.store_facts("a" * 32, still)
     assert index.facts("a" * 32) == still
 
 
 def test_facts_of_another_version_are_asked_again(tmp_path: Path) -> None:
     index = MediaIndex(tmp_path)
-    index.remember_facts("a" * 32, MediaFacts("image", "png", 3, 2, None, None))
+    index.store_facts("a" * 32, MediaFacts("image", "png", 3, 2, None, None))
     with sqlite3.connect(tmp_path / INDEX_NAME) as db:
         db.execute('UPDATE facts SET facts = \'{"codec": "png"}\'')
     assert index.facts("a" * 32) is None
-    index.remember_facts("a" * 32, MediaFacts("image", "png", 3, 2, None, None))
+    index.store_facts("a" * 32, MediaFacts("image", "png", 3, 2, None, None))
     with sqlite3.connect(tmp_path / INDEX_NAME) as db:
         db.execute("UPDATE facts SET revision = revision - 1")
     assert index.facts("a" * 32) is None
@@ -225,7 +225,7 @@ def test_two_writers_and_kill_9(tmp_path: Path) -> None:
     for path in (tmp_path / "files").iterdir():
         if path.stat().st_size:  # one may have been cut between truncation and write
             assert index.media_id(item(path)) == digest(path.read_bytes())
-    assert index.n_read <= 2
+    assert index.n_hashed <= 2
 
 
 def test_known_files_are_found_by_key_and_not_read(tmp_path: Path) -> None:
@@ -237,4 +237,4 @@ def test_known_files_are_found_by_key_and_not_read(tmp_path: Path) -> None:
     assert "SEARCH" in plan[-1]  # a scan would make an archive of n files cost n * n
     items = [MediaItem(f"/archive/{i:06d}.mp4", "/archive", f"{i:06d}.mp4", i, i) for i in range(5_000)]
     assert [index.media_id(it) for it in items] == [f"{i:032x}" for i in range(5_000)]
-    assert index.n_read == 0
+    assert index.n_hashed == 0

@@ -32,11 +32,11 @@ def segment(n_tokens: int = 3000) -> EncodedSegment:
 class Counted(io.BytesIO):
     """How many bytes were read."""
 
-    n_read = 0
+    n_hashed = 0
 
     def read(self, size: int | None = -1, /) -> bytes:
         got = super().read(size)
-        self.n_read += len(got)
+        self.n_hashed += len(got)
         return got
 
 
@@ -46,7 +46,7 @@ def test_same_numbers_and_few_bytes() -> None:
     found = entry.read_pooled(f, KEY)
     np.testing.assert_array_equal(found.embedding, whole.features.embedding)
     assert (found.start_s, found.end_s, found.facts) == (whole.start_s, whole.end_s, whole.facts)
-    assert f.n_read < 2000 < len(data) / 50
+    assert f.n_hashed < 2000 < len(data) / 50
 
 
 def test_another_key() -> None:
@@ -84,11 +84,11 @@ def test_lengths_that_ask_for_all_memory() -> None:
 
 def test_store(tmp_path: Path) -> None:
     store = FeatureStore(tmp_path)
-    assert store.pooled(KEY) is None
+    assert store.get_pooled(KEY) is None
     store.put(KEY, segment(3))
-    found = store.pooled(KEY)
+    found = store.get_pooled(KEY)
     assert found is not None and found.end_s == 2.0
     path = store.path(KEY)
     path.write_bytes(path.read_bytes()[:-40])
-    assert store.pooled(KEY) is None and not path.exists(), "a damaged entry is removed and encoded again"
+    assert store.get_pooled(KEY) is None and not path.exists(), "a damaged entry is removed and encoded again"
     assert [d.path for d in store.damaged] == [path]

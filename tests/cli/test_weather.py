@@ -51,7 +51,7 @@ def long_clip(path: Path, seconds: list[float]) -> None:
 
 
 def test_decoders_that_die_hang_or_want_everything(vidqa, make_clip, tmp_path, monkeypatch):
-    monkeypatch.setattr(prefetch, "prepare", weather_hooks.strike)
+    monkeypatch.setattr(prefetch, "preprocess", weather_hooks.strike)
     folder = tmp_path / "clips"
     for name in ("SEGFAULT", "OOM_KILLED", "HANGS", "GREEDY"):
         make_clip(folder / f"{name.lower()}.mp4", size=getattr(weather_hooks, name))
@@ -83,9 +83,9 @@ def test_decoders_that_die_hang_or_want_everything(vidqa, make_clip, tmp_path, m
 
 def test_containers_that_kill_whoever_opens_them(vidqa, make_clip, tmp_path, monkeypatch):
     """Neither the plan nor the scan opens a strange file in the run's own process."""
-    monkeypatch.setattr("vidqa.media.probe.holds_video", weather_hooks.strike_look)
+    monkeypatch.setattr("vidqa.media.probe.has_video_stream", weather_hooks.strike_look)
     monkeypatch.setattr("vidqa.pipeline.dry_run.probe", weather_hooks.strike_probe)
-    monkeypatch.setattr(prefetch, "prepare", weather_hooks.strike)
+    monkeypatch.setattr(prefetch, "preprocess", weather_hooks.strike)
     folder, table = tmp_path / "clips", tmp_path / "t.parquet"
     make_clip(folder / "segfault.mp4", size=weather_hooks.SEGFAULT)
     (folder / "twin_of_segfault.mp4").write_bytes((folder / "segfault.mp4").read_bytes())
@@ -220,13 +220,13 @@ def test_a_source_on_a_disk_that_is_mounted_read_only(vidqa, clips, small_disk, 
 
 def test_a_gpu_that_runs_full_in_the_middle(vidqa, clips, tmp_path, monkeypatch):
     """The provider says so for two clips at once: the batch is halved, and nobody's row suffers."""
-    from vidqa.encoders.onnx_errors import memory_errors
+    from vidqa.encoders.onnx_errors import as_memory_error
     from vidqa.encoders.onnx_session import OnnxSession
 
     honest, refused = OnnxSession.run, []
 
     def full(self, batch):
-        with memory_errors():
+        with as_memory_error():
             if len(batch) > 1:
                 refused.append(len(batch))
                 raise RuntimeError("[ONNXRuntimeError] : 1 : FAIL : CUDA failure 2: out of memory ; GPU=0")

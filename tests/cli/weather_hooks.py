@@ -8,15 +8,15 @@ import time
 
 import numpy as np
 
-from vidqa.encoders.preprocess import prepare
-from vidqa.media.probe import holds_video, probe
+from vidqa.encoders.preprocess import preprocess
+from vidqa.media.probe import has_video_stream, probe
 from vidqa.records import EncoderInput, FrameBatch, MediaFacts
 
 SEGFAULT, OOM_KILLED, HANGS, GREEDY = 34, 36, 38, 40
 
 
 def strike(frames: FrameBatch, **how: object) -> EncoderInput:
-    """As `prepare`, but for frames of certain widths, which do to their process what a bad file does to a decoder."""
+    """As `preprocess`, but for frames of certain widths, which do to their process what a bad file does to a decoder."""
     width = frames.pixels.shape[2]
     if width == SEGFAULT:
         os.kill(os.getpid(), signal.SIGSEGV)
@@ -26,7 +26,7 @@ def strike(frames: FrameBatch, **how: object) -> EncoderInput:
         time.sleep(600)
     if width == GREEDY:
         np.ones(100 << 27)  # 100 GB
-    return prepare(frames, **how)  # type: ignore[arg-type]
+    return preprocess(frames, **how)  # type: ignore[arg-type]
 
 
 def strike_probe(path: str) -> MediaFacts:
@@ -37,7 +37,7 @@ def strike_probe(path: str) -> MediaFacts:
 
 
 def strike_look(path: str) -> bool:
-    """As `holds_video`, with the same exception."""
+    """As `has_video_stream`, with the same exception."""
     if "segfault" in path:
         os.kill(os.getpid(), signal.SIGSEGV)
-    return holds_video(path)
+    return has_video_stream(path)

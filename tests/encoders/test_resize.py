@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.nn import functional as F
 
-from vidqa.encoders import preprocess
-from vidqa.encoders.preprocess import PreprocessSpec, prepare, resized_size
+from vidqa.encoders import preprocess as preprocess_module
+from vidqa.encoders.preprocess import PreprocessSpec, preprocess, resized_size
 from vidqa.records import FrameBatch, MediaKind
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
@@ -25,7 +25,7 @@ def frames(t: int, h: int, w: int, kind: MediaKind = "video", seed: int = 0) -> 
 
 def run(batch: FrameBatch, **changes: object) -> np.ndarray:
     spec = PreprocessSpec(**PLAIN | changes)
-    return prepare(batch, image=spec, video=spec).values
+    return preprocess(batch, image=spec, video=spec).values
 
 
 def planes(batch: FrameBatch) -> torch.Tensor:
@@ -36,7 +36,7 @@ def planes(batch: FrameBatch) -> torch.Tensor:
 @given(SIDES, SIDES, st.integers(1, 50), st.sampled_from(["image", "video"]))
 def test_original_equals_torch_then_crop(h: int, w: int, size: int, kind: MediaKind) -> None:
     batch = frames(2 if kind == "video" else 1, h, w, kind)
-    rows, cols = (resized_size if kind == "image" else preprocess._resized_size_video)(h, w, size)
+    rows, cols = (resized_size if kind == "image" else preprocess_module._resized_size_video)(h, w, size)
     mode = "bicubic" if kind == "image" else "bilinear"
     whole = F.interpolate(planes(batch), size=(rows, cols), mode=mode, align_corners=False)
     top, left = round((rows - size) / 2), round((cols - size) / 2)
@@ -67,7 +67,7 @@ def test_video_chatgpt_equals_torch_nearest(h: int, w: int, size: int) -> None:
 @pytest.mark.parametrize("kind", ["image", "video"])
 def test_exact_size_is_not_resized(mode: str, kind: MediaKind, monkeypatch) -> None:
     for name in ("_resize_original", "_resize_hf", "_resize_nearest"):
-        monkeypatch.delattr(preprocess, name)
+        monkeypatch.delattr(preprocess_module, name)
     batch = frames(1 if kind == "image" else 3, 32, 32, kind)
     got = run(batch, mode=mode, image_size=32)
     np.testing.assert_array_equal(got, batch.pixels.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255))
@@ -83,8 +83,8 @@ def test_normalisation() -> None:
 
 def test_the_spec_of_the_kind_is_used() -> None:
     image, video = PreprocessSpec(image_size=8), PreprocessSpec(image_size=12)
-    assert prepare(frames(1, 20, 30, "image"), image, video).values.shape == (1, 3, 8, 8)
-    out = prepare(frames(4, 20, 30), image, video)
+    assert preprocess(frames(1, 20, 30, "image"), image, video).values.shape == (1, 3, 8, 8)
+    out = preprocess(frames(4, 20, 30), image, video)
     assert out.values.shape == (4, 3, 12, 12)
     assert out.kind == "video"
     np.testing.assert_array_equal(out.pts_s, np.arange(4.0))
@@ -146,7 +146,7 @@ def test_extreme_shapes(h: int, w: int, mode: str) -> None:
 
 def test_the_two_rules_for_the_long_side_differ_where_the_references_do() -> None:
     assert resized_size(98, 427, 224) == (224, 976)
-    assert preprocess._resized_size_video(98, 427, 224) == (224, 975)
+    assert preprocess_module._resized_size_video(98, 427, 224) == (224, 975)
 
 
 @pytest.mark.parametrize(

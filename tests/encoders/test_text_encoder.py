@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vidqa.encoders.text_encoder import TextEncoder, TextTokens
+from vidqa.encoders.text_encoder import TextEncoder, TextTokenizer
 from vidqa.errors import BundleError, UsageError
 from vidqa.model.bundle.bundle import BUNDLE_FILE, Bundle, load_bundle, save_bundle
 
@@ -37,8 +37,8 @@ def word_tokenizer(file: Path) -> Path:
 
 
 @pytest.fixture
-def tokens(tmp_path: Path) -> TextTokens:
-    return TextTokens(word_tokenizer(tmp_path / "tokenizer.json"), 12, "<start>", "<end>")
+def tokens(tmp_path: Path) -> TextTokenizer:
+    return TextTokenizer(word_tokenizer(tmp_path / "tokenizer.json"), 12, "<start>", "<end>")
 
 
 @pytest.fixture
@@ -56,12 +56,12 @@ def folder(tmp_path: Path) -> Path:
     return save_bundle(tmp_path / "model", spec, fill).folder
 
 
-def test_ids_stand_between_the_marks(tokens: TextTokens) -> None:
+def test_ids_stand_between_the_marks(tokens: TextTokenizer) -> None:
     assert tokens.ids("a red circle moves") == [9, 4, 1, 6, 8, 10]
     assert tokens.ids(" a\nred circle moves ") == tokens.ids("a red circle moves")
 
 
-def test_longest_text(tokens: TextTokens) -> None:
+def test_longest_text(tokens: TextTokenizer) -> None:
     assert len(tokens.ids("red " * 10)) == 12
     with pytest.raises(UsageError, match="has 11 tokens, 1 more than") as e:
         tokens.ids("red " * 11)
@@ -69,7 +69,7 @@ def test_longest_text(tokens: TextTokens) -> None:
 
 
 @pytest.mark.parametrize(("text", "says"), [("", "empty"), (" \n", "empty"), ("a <end> b", "<end>")])
-def test_texts_that_are_refused(text: str, says: str, tokens: TextTokens) -> None:
+def test_texts_that_are_refused(text: str, says: str, tokens: TextTokenizer) -> None:
     with pytest.raises(UsageError, match=says):
         tokens.ids(text)
 
@@ -127,12 +127,12 @@ def test_damaged_files(name: str, folder: Path) -> None:
         load_bundle(folder)
 
 
-def test_wrong_files(tmp_path: Path, tokens: TextTokens) -> None:
+def test_wrong_files(tmp_path: Path, tokens: TextTokenizer) -> None:
     (tmp_path / "empty.json").write_text("{}")
     with pytest.raises(BundleError, match="not a tokenizer"):
-        TextTokens(tmp_path / "empty.json", 12, None, "<end>")
+        TextTokenizer(tmp_path / "empty.json", 12, None, "<end>")
     with pytest.raises(BundleError, match="no token <stop>"):
-        TextTokens(tmp_path / "tokenizer.json", 12, None, "<stop>")
+        TextTokenizer(tmp_path / "tokenizer.json", 12, None, "<stop>")
     with pytest.raises(BundleError, match="not a text tower"):
         TextEncoder(DEMO.image_graph, tokens, "cpu")
 

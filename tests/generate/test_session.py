@@ -33,8 +33,8 @@ def as_format(model: VideoLlava) -> Callable[[str], VideoLlava]:
         model.chat = get_format(name, "A short header." if name not in ("plain", "hf") else None)
         model.tokenizer = copy.deepcopy(model.tokenizer)
         # The tiny connector makes one run of tokens of a clip.
-        model.chat = replace(model.chat, marks=model.chat.marks[:1])
-        marks = [word for mark in model.chat.marks for word in mark]
+        model.chat = replace(model.chat, special_tokens=model.chat.special_tokens[:1])
+        marks = [word for mark in model.chat.special_tokens for word in mark]
         tokens = ["<image>", "<video>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>", *marks]
         model.tokenizer.add_tokens(tokens, special_tokens=True)
         model.tokenizer.chat_template = TEMPLATE

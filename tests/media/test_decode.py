@@ -19,10 +19,10 @@ from vidqa.media import container
 from vidqa.media import decode as decode_module
 from vidqa.media.backends import pyav
 from vidqa.media.backends.pyav import PyavReader
-from vidqa.media.container import Opened, open_video, packets
+from vidqa.media.container import OpenVideo, open_video, read_packets
 from vidqa.media.decode import decode, open_reader
-from vidqa.media.frame_index.from_gops import GroupReader
-from vidqa.media.frame_index.from_packets import FramesDifferError, IndexBuilder
+from vidqa.media.frame_index.from_gops import GopReader
+from vidqa.media.frame_index.from_packets import IndexMismatchError, PacketIndexBuilder
 from vidqa.media.probe import probe
 from vidqa.records import FrameBatch, SamplingSpec
 
@@ -266,7 +266,7 @@ def test_sparse_frames_of_a_long_clip_do_not_decode_it_all(
         monkeypatch.setattr(where, method, counting)
 
     count(PyavReader, "_decoded")
-    count(GroupReader, "_decoded")
+    count(GopReader, "_decoded")
     media = decode(str(path))
     assert numbers(media.segments[0].frames.pixels) == [0, 137, 274, 411, 548, 685, 822, 959]  # type: ignore[union-attr]
     assert n_decoded <= 8 * 13 * n_groups + 24  # 24: those that confirm an index
@@ -276,7 +276,7 @@ def test_a_reader_that_says_try_again_is_asked_again(clip: Path) -> None:
     """FFmpeg's reader of transport streams does so in the midst of damaged ones; each call reads on from there."""
 
     class Hesitant:
-        def __init__(self, opened: Opened, often: int) -> None:
+        def __init__(self, opened: OpenVideo, often: int) -> None:
             self.all, self.asked, self.often = list(opened.container.demux(opened.stream)), 0, often
 
         def demux(self, _stream: object):
@@ -289,23 +289,23 @@ def test_a_reader_that_says_try_again_is_asked_again(clip: Path) -> None:
 
     with open_video(str(clip)) as opened:
         hesitant = Hesitant(opened, often=3)
-        assert list(packets(replace(opened, container=hesitant))) == hesitant.all  # type: ignore[arg-type]
+        assert list(read_packets(replace(opened, container=hesitant))) == hesitant.all  # type: ignore[arg-type]
     with open_video(str(clip)) as opened, pytest.raises(BlockingIOError):
-        list(packets(replace(opened, container=Hesitant(opened, often=10**9))))  # type: ignore[arg-type]
+        list(read_packets(replace(opened, container=Hesitant(opened, often=10**9))))  # type: ignore[arg-type]
 
 
 def test_a_file_that_cannot_be_read_on_ends_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counting by decoding, too, keeps what came before."""
     path = write_video(tmp_path / "a.ts", n=40, bf="0")
-    read = container.packets
+    read = container.read_packets
 
-    def broken(opened: Opened):
+    def broken(opened: OpenVideo):
         for n, packet in enumerate(read(opened)):
             if n == 20:
                 raise av.error.InvalidDataError(errno.EINVAL, "broken")
             yield packet
 
-    monkeypatch.setattr(pyav, "packets", broken)
+    monkeypatch.setattr(pyav, "read_packets", broken)
     with open_reader(str(path), "pyav", trusted="decoding") as reader:
         assert 0 < len(reader.pts_s) <= 20
 
@@ -314,7 +314,7 @@ def test_the_other_backend_steps_in(clip: Path, monkeypatch: pytest.MonkeyPatch)
     pytest.importorskip("decord")
 
     def fail(self: PyavReader, indices: object) -> object:
-        raise MediaError("unreadable", "no frame today") if self.index.by_order else FramesDifferError
+        raise MediaError("unreadable", "no frame today") if self.index.by_order else IndexMismatchError
         yield
 
     monkeypatch.setattr(PyavReader, "frames", fail)
@@ -335,7 +335,7 @@ def test_the_index_leaves_out_what_is_never_shown() -> None:
             return len(self)
 
     def n_kept(codec: str, *contents: bytes) -> int:
-        builder = IndexBuilder(codec, 1, None, True)  # type: ignore[arg-type]
+        builder = PacketIndexBuilder(codec, 1, None, True)  # type: ignore[arg-type]
         for i, content in enumerate(contents):
             packet = Packet(content)
             packet.pts = i

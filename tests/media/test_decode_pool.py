@@ -94,7 +94,7 @@ def test_anything_may_be_asked_with_the_same_care(picture, tmp_path: Path) -> No
     for size in sizes:
         (tmp_path / str(size)).write_bytes(bytes(size))
     with DecodePool(2) as pool:
-        told = dict(pool.look(worker_hooks.ask_size, (str(tmp_path / str(size)) for size in sizes)))
+        told = dict(pool.map_unordered(worker_hooks.ask_size, (str(tmp_path / str(size)) for size in sizes)))
         assert outcomes(pool, [picture(GOOD)]) == {picture(GOOD): "ok"}  # the same processes decode as well
     found = {Path(path).name: r.kind if isinstance(r, MediaError) else r for path, r in told.items()}
     assert found == {"0": "crashed", "1": "unreadable", "2": 2, "300": 300}

@@ -12,8 +12,8 @@ from numbered_clips import MATRICES, draw, numbers, pack_as_divx, set_orientatio
 from vidqa.errors import MediaError
 from vidqa.media.backends import pyav
 from vidqa.media.decode import Reader, decode, open_reader
-from vidqa.media.frame_index.from_gops import GroupReader
-from vidqa.media.frame_index.from_packets import FramesDifferError
+from vidqa.media.frame_index.from_gops import GopReader
+from vidqa.media.frame_index.from_packets import IndexMismatchError
 from vidqa.records import SamplingSpec
 
 N = 40
@@ -96,9 +96,9 @@ def test_frames_between_two_keyframes_stand_for_themselves(tmp_path: Path, monke
     """AVI tells no times of H.264: groups are found by their packets, and none is decoded that nobody wants."""
     path = write_video(tmp_path / "a.avi", n=120, bf="2", sc_threshold="0")
     taken = []
-    take = GroupReader._take
+    take = GopReader._take
     monkeypatch.setattr(
-        GroupReader, "_take", lambda self, group, wanted: (taken.append(group), take(self, group, wanted))[1]
+        GopReader, "_take", lambda self, group, wanted: (taken.append(group), take(self, group, wanted))[1]
     )
     with open_reader(str(path), "pyav") as reader:
         assert numbers(list(reader.frames([0, 11, 12, 100, 107]))) == [0, 11, 12, 100, 107]
@@ -127,7 +127,7 @@ def test_a_group_that_lacks_a_frame_is_counted_by_decoding(tmp_path: Path) -> No
     with open_reader(str(path), "pyav") as reader:
         assert len(reader.pts_s) == 60
         assert numbers(list(reader.frames([0, 23, 59]))) == [0, 23, 59], "whole groups"
-        with pytest.raises(FramesDifferError):
+        with pytest.raises(IndexMismatchError):
             list(reader.frames([33]))
     with open_reader(str(path), "pyav", trusted="decoding") as slow:
         n = len(slow.pts_s)

@@ -55,7 +55,7 @@ def test_the_list_says_what_the_packets_say(codec: str, settings: dict[str, str]
 def test_a_film_is_not_read_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_video(tmp_path / "a.mp4", n=600, bf="2", picture=lambda n: np.full((64, 96, 3), n % 256, np.uint8))
     n_read = 0
-    read = from_container.packets
+    read = from_container.read_packets
 
     def counting(opened: object):
         nonlocal n_read
@@ -63,8 +63,8 @@ def test_a_film_is_not_read_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             n_read += 1
             yield packet
 
-    monkeypatch.setattr(from_container, "packets", counting)
-    monkeypatch.setattr(pyav, "packets", counting)
+    monkeypatch.setattr(from_container, "read_packets", counting)
+    monkeypatch.setattr(pyav, "read_packets", counting)
     with PyavReader(str(path)) as reader:
         assert len(reader.index) == 600 and n_read <= 13
 

@@ -35,9 +35,9 @@ def test_the_collection_is_whole() -> None:
     assert len(ROWS) == 60
     assert sum(row["expected"].startswith("ok") for row in ROWS) == 49
     found = scan([str(FOLDER)])
-    accounted = {i.rel for i in found.items} | {str(Path(o.path).relative_to(FOLDER)) for o in found.left_out}
+    accounted = {i.rel for i in found.items} | {str(Path(o.path).relative_to(FOLDER)) for o in found.ignored}
     assert accounted == {row["file"] for row in ROWS} | {"MANIFEST.csv"}
-    left = {Path(o.path).name: o.reason for o in found.left_out}
+    left = {Path(o.path).name: o.reason for o in found.ignored}
     assert left == {
         "MANIFEST.csv": "text",
         "subtitles-unicode.srt": "subtitles",

@@ -37,7 +37,7 @@ def test_content_decides_not_the_name(tmp_path: Path, clip: Path) -> None:
     (tmp_path / "empty.webm").touch()
     found = scan([str(tmp_path)])
     assert [i.rel for i in found.items] == ["empty.webm", "no suffix", "text.mp4", "video.txt"]
-    assert {os.path.basename(o.path): o.reason for o in found.left_out} == {
+    assert {os.path.basename(o.path): o.reason for o in found.ignored} == {
         "notes.txt": "text",
         "subs.srt": "subtitles",
         "list.m3u8": "playlist",
@@ -55,7 +55,7 @@ def test_a_sound_suffix_is_looked_into(tmp_path: Path, clip: Path) -> None:
     (tmp_path / "sound.m4a").write_bytes(sound.read_bytes())
     found = scan([str(tmp_path)])
     assert [i.rel for i in found.items] == ["film.m4a"]
-    assert [o.reason for o in found.left_out] == ["audio"]
+    assert [o.reason for o in found.ignored] == ["audio"]
 
 
 def test_named_files_always_get_an_item(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_named_files_always_get_an_item(tmp_path: Path) -> None:
     found = scan([str(tmp_path / "notes.txt"), str(tmp_path / "gone.mp4")])
     assert [(i.rel, i.named, i.size) for i in found.items] == [("gone.mp4", True, 0), ("notes.txt", True, 5)]
     assert {(i.root, os.path.join(i.root, i.rel) == i.path) for i in found.items} == {(str(tmp_path), True)}
-    assert found.left_out == ()
+    assert found.ignored == ()
 
 
 @pytest.mark.parametrize("paths", [[], [""], ["clip.mp4", ""]])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vidqa.encoders.text_encoder import TextTokens
+from vidqa.encoders.text_encoder import TextTokenizer
 from vidqa.errors import BundleError
 from vidqa.model.towers.clip_tokenizer import END, START, save_clip_tokenizer
 
@@ -42,7 +42,7 @@ def test_same_ids(text: str, published: Path, tmp_path: Path) -> None:
     from transformers import CLIPTokenizer
 
     save_clip_tokenizer(published, tmp_path / "tokenizer.json", 1000)
-    tokens = TextTokens(tmp_path / "tokenizer.json", 77, START, END)
+    tokens = TextTokenizer(tmp_path / "tokenizer.json", 77, START, END)
     wanted = CLIPTokenizer.from_pretrained(published)(text).input_ids
     assert tokens.ids(text) == wanted
     assert len(wanted) > 3
@@ -50,7 +50,7 @@ def test_same_ids(text: str, published: Path, tmp_path: Path) -> None:
 
 def test_words_are_merged_and_small(published: Path, tmp_path: Path) -> None:
     save_clip_tokenizer(published, tmp_path / "tokenizer.json", 1000)
-    tokens = TextTokens(tmp_path / "tokenizer.json", 77, START, END)
+    tokens = TextTokenizer(tmp_path / "tokenizer.json", 77, START, END)
     ids = tokens.ids("RED dog")
     assert len(ids) == 4 and ids[-1] == max(ids) == ids[0] + 1
 

@@ -141,12 +141,12 @@ def decoded(bundle: Bundle, clip: Path) -> np.ndarray:
 
 def frames_of(bundle: Bundle, clip: Path) -> EncoderInput:
     """The clip as the encoder takes it."""
-    from vidqa.encoders.preprocess import prepare
+    from vidqa.encoders.preprocess import preprocess
     from vidqa.records import FrameBatch
 
     pixels = decoded(bundle, clip)
     n, e = len(pixels), bundle.spec.encoders
-    return prepare(
+    return preprocess(
         FrameBatch(pixels, np.arange(n) / 10.0, np.zeros(n, np.bool_)), e.image.preprocess, e.video.preprocess
     )
 

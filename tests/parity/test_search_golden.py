@@ -53,7 +53,7 @@ def remember(embeddings: np.ndarray, folder: Path, encoder_id: str) -> list[str]
         Image.fromarray(np.full((4, 4, 3), i, np.uint8)).save(files[-1])
         media_id = index.media_id(scan([files[-1]]).items[0])
         facts = MediaFacts("image", "png", 4, 4, None, None)
-        index.remember_facts(media_id, facts)
+        index.store_facts(media_id, facts)
         features = Features(np.zeros((1, 2, 3), np.float16), embedding.astype(np.float32), False, "image")
         value = EncodedSegment(facts, 0.0, 0.0, (0.0,), (False,), features)
         store.put(CacheKey(media_id, "whole", encoder_id), value)

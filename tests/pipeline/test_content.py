@@ -53,11 +53,11 @@ def test_known_files_are_neither_read_nor_given_to_threads(
 ) -> None:
     monkeypatch.setattr(index_module, "_TICK_NS", -1)  # written just now, and believed all the same
     list(identify_all(index, items))
-    n_read = index.n_read
-    assert n_read == 40
+    n_hashed = index.n_hashed
+    assert n_hashed == 40
     monkeypatch.setattr(threading.Thread, "start", lambda thread: pytest.fail("a thread for a known file"))
     assert [known for _, known in identify_all(index, items)] == [_digest(n) for n in range(40)]
-    assert index.n_read == n_read
+    assert index.n_hashed == n_hashed
 
 
 def test_several_are_read_side_by_side(

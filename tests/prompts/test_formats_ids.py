@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from vidqa.errors import UsageError
-from vidqa.prompts.build import IGNORED, build_labels, build_prompt
+from vidqa.prompts.build import IGNORE_INDEX, build_labels, build_prompt
 from vidqa.prompts.chat_formats import FORMATS, get_format
 
 FOLDER = Path(__file__).resolve().parent.parent / "golden"
@@ -48,8 +48,8 @@ def test_several_turns_put_the_media_before_the_first(tokenizer: Any) -> None:
     labelled = build_labels(tokenizer, FORMATS["v1"], [("Q1", "A1"), ("Q2", "A2")], [("video", 2, 3)])
     n = len(prompt.ids)
     assert labelled.prompt.ids[:n].tolist() == prompt.ids.tolist()
-    assert (labelled.labels[: n - 1] != IGNORED).any(), "earlier answers are learned too"
-    assert (labelled.labels[n:] != IGNORED).all()
+    assert (labelled.labels[: n - 1] != IGNORE_INDEX).any(), "earlier answers are learned too"
+    assert (labelled.labels[n:] != IGNORE_INDEX).all()
 
 
 def test_wrong_calls_are_errors(tokenizer: Any) -> None:
@@ -118,5 +118,5 @@ def test_chat_template_labels_are_the_answers_and_their_closing_token(with_templ
     turns = [("Name one river.", "The Rhine."), ("And then?", "Nothing.")]
     labelled = build_labels(with_template, FORMATS["chat_template"], turns, [("video", 2, 3)])
     assert labelled.problem is None
-    learned = labelled.labels[labelled.labels != IGNORED].tolist()
+    learned = labelled.labels[labelled.labels != IGNORE_INDEX].tolist()
     assert with_template.decode(learned).replace(" ", "") == "TheRhine.<|end|>Nothing.<|end|>"

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from vidqa.errors import UsageError
-from vidqa.prompts.build import IGNORED, build_labels, build_prompt
+from vidqa.prompts.build import IGNORE_INDEX, build_labels, build_prompt
 from vidqa.prompts.chat_formats import FORMATS, get_format, render
 from vidqa.records import MediaShape
 
 FOLDER = Path(__file__).resolve().parent.parent / "golden"
 CHATGPT, VALLEY = get_format("video-chatgpt_v1", "Look."), get_format("valley", "Look.")
-WORDS = [word for name in ("video-chatgpt_v1", "valley") for marks in FORMATS[name].marks for word in marks]
+WORDS = [word for name in ("video-chatgpt_v1", "valley") for marks in FORMATS[name].special_tokens for word in marks]
 CLIP = MediaShape("video", 3, 5, (9,))
 VALLEY_CLIP = MediaShape("video", 3, 5, (4, 3))
 
@@ -73,7 +73,7 @@ def test_history_follows_the_original() -> None:
 
 @pytest.mark.parametrize("chat", [CHATGPT, VALLEY])
 def test_marks_are_not_for_users(chat: Any, tokenizer: Any) -> None:
-    for word in (w for marks in chat.marks for w in marks):
+    for word in (w for marks in chat.special_tokens for w in marks):
         with pytest.raises(UsageError, match="reserves"):
             build_prompt(tokenizer, chat, [(f"What is {word}?", None)], [])
 
@@ -95,13 +95,13 @@ def test_training_puts_the_clip_at_its_tag_and_learns_the_answer(tokenizer: Any)
         assert made.prompt.n_slots == 9
         first = int(made.prompt.slots.argmax())
         assert ("Why" in tokenizer.decode(made.prompt.ids[:first])) == question.startswith("Why")
-        assert (made.labels[made.prompt.slots] == IGNORED).all()
-        learned = made.labels[made.labels != IGNORED].tolist()
+        assert (made.labels[made.prompt.slots] == IGNORE_INDEX).all()
+        learned = made.labels[made.labels != IGNORE_INDEX].tolist()
         assert tokenizer.decode(learned).replace(" ", "") == "So.</s>"
 
 
 def test_what_the_model_has_to_say_itself_is_learned_too(tokenizer: Any) -> None:
     made = build_labels(tokenizer, VALLEY, [("Why?", "So.")], [VALLEY_CLIP])
-    learned = tokenizer.decode(made.labels[made.labels != IGNORED].tolist())
+    learned = tokenizer.decode(made.labels[made.labels != IGNORE_INDEX].tolist())
     assert made.problem is None
     assert learned.replace(" ", "") == "Assistent:So.\n###"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sentencepiece import SentencePieceProcessor
 
-from vidqa.prompts.build import IGNORED
+from vidqa.prompts.build import IGNORE_INDEX
 from vidqa.prompts.chat_formats import FORMATS, get_format
 from vidqa.train.data import Corpus, MediaRef, Sample, SampleError, Source, labelled
 
@@ -80,7 +80,7 @@ def test_records_get_the_labels_of_the_original_tuning(tmp_path, slow):
 
 def runs(labels):
     """Unmasked runs as (first, last + 1)."""
-    edges = np.flatnonzero(np.diff((labels != IGNORED).astype(int), prepend=0, append=0))
+    edges = np.flatnonzero(np.diff((labels != IGNORE_INDEX).astype(int), prepend=0, append=0))
     return list(zip(edges[::2], edges[1::2], strict=True))
 
 
@@ -90,17 +90,17 @@ def test_every_turn_of_a_dialogue_about_several_media(slow):
     made = labelled(Sample("1", media, turns), slow, FORMATS["v1"], [("video", 3, 5), ("image", 1, 7), ("image", 1, 7)])
     spans = runs(made.labels)
     assert [slow.say(made.labels[a:b]) for a, b in spans] == [" One dog.</s>", " No.</s>", " The ball is red.</s>"]
-    assert [b - a for a, b in runs(np.where(made.prompt.slots, 1, IGNORED))] == [15, 7, 7]
+    assert [b - a for a, b in runs(np.where(made.prompt.slots, 1, IGNORE_INDEX))] == [15, 7, 7]
     slots = np.flatnonzero(made.prompt.slots)
     assert slots[14] < spans[0][0] < spans[1][1] < slots[15]  # each medium stands at its own tag
-    assert np.array_equal(made.labels[made.labels != IGNORED], made.prompt.ids[made.labels != IGNORED])
+    assert np.array_equal(made.labels[made.labels != IGNORE_INDEX], made.prompt.ids[made.labels != IGNORE_INDEX])
 
 
 def test_plain_learns_the_caption_behind_the_medium(slow):
     sample = Sample("1", (MediaRef("a.mp4", "video"),), (("<video>\nDescribe the clip", "One dog."),))
     made = labelled(sample, slow, FORMATS["plain"], [("video", 8, 2)])
     assert made.prompt.slots.sum() == 16
-    assert slow.say(made.labels[made.labels != IGNORED]) == " One dog.<0x0A>"
+    assert slow.say(made.labels[made.labels != IGNORE_INDEX]) == " One dog.<0x0A>"
     assert slow.say(made.prompt.ids[~made.prompt.slots]) == "<s> One dog.<0x0A>"
 
 

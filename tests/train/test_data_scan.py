@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vidqa.cache.key import RECORDS as FOLDER
+from vidqa.cache.key import RECORDS_FOLDER as FOLDER
 from vidqa.errors import TrainError, UsageError
 from vidqa.train.data.json_scanner import layout_of, scan_json
 from vidqa.train.data.record_index import RecordFile

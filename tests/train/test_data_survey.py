@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
-from vidqa.cache.key import RECORDS
+from vidqa.cache.key import RECORDS_FOLDER
 from vidqa.train.data import Corpus, Source
 from vidqa.train.data.metadata import group_of, length_of
 from vidqa.train.data.sample import SampleError
@@ -84,7 +84,7 @@ def test_what_was_looked_at_is_what_the_samples_say(corpus):
 
 def test_another_content_is_looked_at_anew_and_damage_costs_time_alone(corpus, reads, tmp_path, caplog):
     corpus().look()
-    kept = [path for path in (tmp_path / "cache" / RECORDS).iterdir() if path.stem.count("-") == 2]
+    kept = [path for path in (tmp_path / "cache" / RECORDS_FOLDER).iterdir() if path.stem.count("-") == 2]
     assert len(kept) == 2
     for path in kept:
         path.write_bytes(b"broken")

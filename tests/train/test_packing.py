@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from vidqa.prompts.build import IGNORED, build_labels
+from vidqa.prompts.build import IGNORE_INDEX, build_labels
 from vidqa.prompts.chat_formats import FORMATS
 from vidqa.train.batching.dataset import TrainingBatch
 from vidqa.train.batching.packing import attention_mask, collate, pack
@@ -26,7 +26,7 @@ def loss_of(model, one, *features):
     ids, slots, labels = (torch.from_numpy(a)[None] for a in (one.prompt.ids, one.prompt.slots, one.labels))
     visual = torch.cat([torch.zeros(0, 24), *model.visual_tokens(features)])
     logits = model(ids, slots, visual).logits
-    known = labels[0, 1:] != IGNORED
+    known = labels[0, 1:] != IGNORE_INDEX
     return F.cross_entropy(logits[0, :-1][known], labels[0, 1:][known], reduction="sum"), int(known.sum())
 
 

@@ -10,7 +10,7 @@ import torch
 from vidqa.errors import UsageError
 from vidqa.model.bundle.registry import find_bundle
 from vidqa.model.llm import load_tokenizer
-from vidqa.prompts.build import IGNORED, build_labels
+from vidqa.prompts.build import IGNORE_INDEX, build_labels
 from vidqa.prompts.chat_formats import FORMATS
 from vidqa.records import MediaShape
 from vidqa.train.api import ByPath, GivenSamples, TuneSettings, tune
@@ -58,7 +58,7 @@ def test_the_loss_is_the_one_computed_by_hand(tiny_model, features_of, lab):
     visual = torch.cat(tiny_model.visual_tokens([features_of("3.mp4")]))
     logits = tiny_model(ids, slots, visual).logits[0].detach()
     total = 0.0
-    learned = [i for i in range(1, len(made.labels)) if made.labels[i] != IGNORED]
+    learned = [i for i in range(1, len(made.labels)) if made.labels[i] != IGNORE_INDEX]
     for n, i in enumerate(learned):
         shares = logits[i - 1].double().exp()
         if n == 1:  # `c` after `a`: `d` could not have been right

@@ -17,7 +17,7 @@ from torch import nn
 
 from demo_model.plan import Plan, device, log, rank, save
 from vidqa.encoders.encoder import Encoder
-from vidqa.encoders.preprocess import CLIP_MEAN, CLIP_STD, PreprocessSpec, prepare
+from vidqa.encoders.preprocess import CLIP_MEAN, CLIP_STD, PreprocessSpec, preprocess
 from vidqa.model.onnx.export import export_text, export_tower
 from vidqa.model.towers.text import TextConfig, TextTower
 from vidqa.model.towers.vit import VisionConfig, VisionTower
@@ -162,7 +162,7 @@ def step_features(plan: Plan, work: Path) -> None:
         out: Any = None
         for i in range(0, len(pixels), 16):
             frames = [FrameBatch(np.array(p), times, repeated, kind) for p in pixels[i : i + 16]]
-            tokens = np.stack([f.tokens for f in encoder.encode([prepare(b, spec, spec) for b in frames])])
+            tokens = np.stack([f.tokens for f in encoder.encode([preprocess(b, spec, spec) for b in frames])])
             if out is None:
                 shape = (len(pixels), *tokens.shape[1:])
                 out = np.lib.format.open_memmap(work / "features" / f"{name}.npy", "w+", np.float16, shape)

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from demo_model.plan import Plan, log, save
 from demo_model.tuning import new_model
 from vidqa.encoders.encoder import Encoder
-from vidqa.encoders.preprocess import PreprocessSpec, prepare
+from vidqa.encoders.preprocess import PreprocessSpec, preprocess
 from vidqa.model.video_llava import VideoLlava
 from vidqa.records import FrameBatch, MediaKind
 
@@ -73,7 +73,7 @@ def seen(plan: Plan, work: Path, tables: dict[int, Tensor]) -> tuple[Tensor, Ten
         truths = np.load(work / "arrays" / f"{name}_truth.npy", mmap_mode="r")
         times, repeated = np.zeros(pixels.shape[1]), np.zeros(pixels.shape[1], bool)
         for p, truth in zip(pixels, truths, strict=False):
-            inputs = prepare(FrameBatch(np.array(p), times, repeated, kind), spec, spec)
+            inputs = preprocess(FrameBatch(np.array(p), times, repeated, kind), spec, spec)
             tokens = torch.from_numpy(np.asarray(encoder.encode([inputs])[0].tokens)).float()
             said = torch.zeros(*tokens.shape[:2], width)
             patches = said[:, -truth.shape[1] :]  # a class token, where there is one, says nothing new

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from golden_checks.fixture import Fixture
 from golden_checks.report import Report
-from vidqa.encoders.preprocess import PreprocessSpec, prepare
+from vidqa.encoders.preprocess import PreprocessSpec, preprocess
 from vidqa.records import FrameBatch, MediaKind
 
 #: Name of the reference transform -> kind of the frame, the spec that reproduces it, and what float16 storage costs.
@@ -41,7 +41,7 @@ def run(fixture: Fixture, name: str, index: int, size: int) -> np.ndarray:
     kind, settings, _ = TRANSFORMS[name]
     spec = PreprocessSpec(image_size=size, **settings)
     batch = FrameBatch(frame_of(fixture, index)[None], np.zeros(1), np.zeros(1, bool), kind)
-    return prepare(batch, image=spec, video=spec).values[0]
+    return preprocess(batch, image=spec, video=spec).values[0]
 
 
 def check(fixture: Fixture) -> Report:

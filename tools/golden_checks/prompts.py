@@ -125,7 +125,7 @@ def _valley(report: Report, meta: dict[str, Any]) -> None:
             _note(report, f"valley {name}: the original raises; vidqa asks without a clip, or spells the role itself")
             continue
         text = render(*_as_asked(chat, want["messages"]))
-        text = re.sub("<(video|image)>", chat.medium(VALLEY_RUNS), text)
+        text = re.sub("<(video|image)>", chat.media_text(VALLEY_RUNS), text)
         report.exact(f"valley {name}", (len(text), _sha(text)), (want["n_chars"], want["sha256"]))
 
     class Plain:
@@ -133,7 +133,7 @@ def _valley(report: Report, meta: dict[str, Any]) -> None:
             return "".join(ids)
 
     for raw, answer in meta.get("valley_process_response", []):
-        stopper = Stopper(Plain(), chat.stop, chat.leads)
+        stopper = Stopper(Plain(), chat.stop, chat.answer_prefixes)
         report.exact(f"valley answer {raw[:30]!r}", stopper.text(raw), answer)  # type: ignore[arg-type]
 
 
@@ -192,8 +192,8 @@ def _labels(report: Report, meta: dict[str, Any], slow: dict[str, Slow]) -> None
         "preprocess_v1/real_system_llava_v1/": (FORMATS["llava_v1"], _one_labelled),
         "preprocess_plain/": (FORMATS["plain"], _one_caption),
         # The loss of this style lies beside the answers by a few tokens in the original; vidqa's lies on them.
-        "preprocess_v0_style": (replace(tuned, media="split", marks=()), _one_text),
-        "valley_training_masks/": (replace(tuned, media="split", marks=()), _one_text),
+        "preprocess_v0_style": (replace(tuned, media="split", special_tokens=()), _one_text),
+        "valley_training_masks/": (replace(tuned, media="split", special_tokens=()), _one_text),
     }
     for group, cases in groups.items():
         prefix = next((p for p in forms if group.startswith(p)), None)

@@ -106,7 +106,7 @@ def unpack(data: bytes | np.ndarray, key: CacheKey | None = None) -> tuple[Cache
 
 
 @dataclass(frozen=True)
-class Pooled:
+class PooledEntry:
     """The part of an entry that a search needs: some kilobytes of some megabytes."""
 
     embedding: np.ndarray  # float32 [E], not normalised
@@ -115,7 +115,7 @@ class Pooled:
     facts: MediaFacts
 
 
-def read_pooled(f: BinaryIO, key: CacheKey) -> Pooled:
+def read_pooled(f: BinaryIO, key: CacheKey) -> PooledEntry:
     """Read the embedding and the times of an entry, and leave out its tokens.
 
     The checksum is over the whole entry, so a flipped bit of the embedding that keeps it finite is not found here.
@@ -145,7 +145,7 @@ def read_pooled(f: BinaryIO, key: CacheKey) -> Pooled:
         if tensor["dtype"] != "F32" or [len(embedding)] != tensor["shape"] or not np.isfinite(embedding).all():
             raise ValueError("embedding")
         facts = facts_from_dict(metadata["facts"])
-        return Pooled(embedding, float(metadata["start_s"]), float(metadata["end_s"]), facts)
+        return PooledEntry(embedding, float(metadata["start_s"]), float(metadata["end_s"]), facts)
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         raise CacheError(f"content does not fit the form: {error}") from error
 

@@ -40,7 +40,7 @@ _NO_WRITE = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 @dataclass(frozen=True)
-class Damage:
+class DamagedEntry:
     """An entry that was found damaged, and why."""
 
     path: Path
@@ -59,8 +59,8 @@ class FeatureStore:
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root)
-        self.damaged: list[Damage] = []
-        prepare_root(self.root)
+        self.damaged: list[DamagedEntry] = []
+        create_cache_folder(self.root)
 
     def path(self, key: CacheKey) -> Path:
         """Where the entry of `key` lies, if it is there."""
@@ -90,13 +90,13 @@ class FeatureStore:
             return None
         except OSError as error:
             if error.errno in _NO_WRITE:
-                raise write_error(self.root, error) from error
+                raise cache_error(self.root, error) from error
             self._give_up(path, error.strerror or str(error))  # a bad block of the disk
             return None
-        note_use(path)
+        mark_used(path)
         return value
 
-    def pooled(self, key: CacheKey) -> entry.Pooled | None:
+    def get_pooled(self, key: CacheKey) -> entry.PooledEntry | None:
         """As `get`, but only the embedding, the times and the facts of an entry; its tokens are not read.
 
         Raises:
@@ -112,8 +112,8 @@ class FeatureStore:
             whole = self.get(key)
             if whole is None:
                 return None
-            return entry.Pooled(whole.features.embedding.copy(), whole.start_s, whole.end_s, whole.facts)
-        note_use(path)
+            return entry.PooledEntry(whole.features.embedding.copy(), whole.start_s, whole.end_s, whole.facts)
+        mark_used(path)
         return found
 
     def put(self, key: CacheKey, value: EncodedSegment) -> None:
@@ -123,7 +123,7 @@ class FeatureStore:
             CacheError: no room, or the folder cannot be written. Says which folder and what to try.
         """
         path, data = self.path(key), entry.pack(key, value)
-        with explained(self.root):
+        with cache_errors(self.root):
             try:
                 self._write(path, data)
             except FileNotFoundError:  # first entry of this folder
@@ -136,9 +136,9 @@ class FeatureStore:
             f.write(data)
 
     def _give_up(self, path: Path, reason: str) -> None:
-        self.damaged.append(Damage(path, reason))
+        self.damaged.append(DamagedEntry(path, reason))
         log.warning("damaged cache entry, will be encoded again: %s: %s", path, reason)
-        with explained(self.root):
+        with cache_errors(self.root):
             path.unlink(missing_ok=True)
 
 
@@ -153,13 +153,13 @@ def _read(path: Path) -> np.ndarray:
     return whole
 
 
-def prepare_root(root: Path) -> None:
+def create_cache_folder(root: Path) -> None:
     """Make the cache folder and mark it as a cache for backup programs.
 
     Raises:
         CacheError: it cannot be made.
     """
-    with explained(root):
+    with cache_errors(root):
         root.mkdir(parents=True, exist_ok=True)
         tag = root / "CACHEDIR.TAG"
         if not tag.exists() and os.access(root, os.W_OK):  # a cache that may only be read still serves
@@ -168,15 +168,15 @@ def prepare_root(root: Path) -> None:
 
 
 @contextmanager
-def explained(root: Path) -> Iterator[None]:
+def cache_errors(root: Path) -> Iterator[None]:
     """Turn the system's errors inside the block into a CacheError that names the cache folder and what to try."""
     try:
         yield
     except OSError as error:
-        raise write_error(root, error) from error
+        raise cache_error(root, error) from error
 
 
-def write_error(root: Path, error: OSError) -> CacheError:
+def cache_error(root: Path, error: OSError) -> CacheError:
     """What to tell a user about a system error under `root`."""
     reason = error.strerror or str(error)
     if error.errno in _NO_ROOM:
@@ -186,7 +186,7 @@ def write_error(root: Path, error: OSError) -> CacheError:
     return CacheError(f"cannot use the cache folder {root}: {reason}", hint=hint)
 
 
-def note_use(path: Path) -> None:
+def mark_used(path: Path) -> None:
     """Let a file of the cache be the last that pruning takes; seldom written, for it costs a write."""
     now = time.time()
     try:

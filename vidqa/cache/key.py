@@ -44,14 +44,14 @@ class CacheKey:
     @property
     def relative(self) -> Path:
         """Where the entry lies below the cache: `features/ENCODER/ab/abcd....safetensors`."""
-        return Path(FEATURES, self.encoder_id, self.digest[:2], self.digest + SUFFIX)
+        return Path(FEATURES_FOLDER, self.encoder_id, self.digest[:2], self.digest + ENTRY_SUFFIX)
 
 
 #: Folder of all entries below the root, and how an entry's name ends.
-FEATURES = "features"
+FEATURES_FOLDER = "features"
 #: Folder of what is remembered of files of conversations (`vidqa.train.data.record_index`): DIGEST-DIGEST*.npz, .jsonl
-RECORDS = "records"
-SUFFIX = ".safetensors"
+RECORDS_FOLDER = "records"
+ENTRY_SUFFIX = ".safetensors"
 
 
 def default_cache_dir() -> Path:

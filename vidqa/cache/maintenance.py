@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vidqa.cache import entry
-from vidqa.cache.feature_store import Damage, explained
-from vidqa.cache.key import FEATURES, RECORDS, SUFFIX
+from vidqa.cache.feature_store import DamagedEntry, cache_errors
+from vidqa.cache.key import ENTRY_SUFFIX, FEATURES_FOLDER, RECORDS_FOLDER
 from vidqa.cache.media_index import INDEX_NAME
 from vidqa.errors import CacheError, UsageError
 
@@ -57,7 +57,7 @@ class VerifyReport:
 
     n_entries: int
     n_bytes: int
-    damaged: tuple[Damage, ...]
+    damaged: tuple[DamagedEntry, ...]
     n_removed: int
 
 
@@ -137,7 +137,7 @@ def verify(root: str | os.PathLike[str], *, delete: bool = False) -> VerifyRepor
         CacheError: the folder cannot be read, or damaged entries cannot be removed.
     """
     root = Path(root)
-    damaged: list[Damage] = []
+    damaged: list[DamagedEntry] = []
     n_entries = n_bytes = n_removed = 0
     for f in _files(root):
         try:
@@ -148,9 +148,9 @@ def verify(root: str | os.PathLike[str], *, delete: bool = False) -> VerifyRepor
         except FileNotFoundError:
             continue  # pruned just now by another process
         except CacheError as error:
-            damaged.append(Damage(f.path, error.what))
+            damaged.append(DamagedEntry(f.path, error.what))
         except OSError as error:
-            damaged.append(Damage(f.path, error.strerror or str(error)))
+            damaged.append(DamagedEntry(f.path, error.strerror or str(error)))
         n_entries, n_bytes = n_entries + 1, n_bytes + f.n_bytes
     if delete:
         n_removed = sum(_remove(root, d.path) for d in damaged)
@@ -204,13 +204,19 @@ def _number_and_unit(text: str) -> tuple[float | None, str]:
 
 def _files(root: Path) -> Iterator[_File]:
     """Every entry, sound or not."""
-    yield from (f for f in _walk(root / FEATURES, root) if f.path.suffix == SUFFIX and not f.path.name.startswith("."))
+    yield from (
+        f
+        for f in _walk(root / FEATURES_FOLDER, root)
+        if f.path.suffix == ENTRY_SUFFIX and not f.path.name.startswith(".")
+    )
 
 
 def _records(root: Path) -> Iterator[_File]:
     """What is remembered of files of conversations. All that belongs to one of them was used when its index was: the
     JSON lines of a Parquet file are never touched, for a change of their time would stop who reads them."""
-    found = [f for f in _walk(root / RECORDS, root) if f.path.suffix in (".npz", ".jsonl") and f.path.name[0] != "."]
+    found = [
+        f for f in _walk(root / RECORDS_FOLDER, root) if f.path.suffix in (".npz", ".jsonl") and f.path.name[0] != "."
+    ]
     used: dict[str, float] = {}
     for f in found:
         name = _of_file(f.path)
@@ -224,12 +230,12 @@ def _of_file(path: Path) -> str:
 
 def _leftovers(root: Path) -> Iterator[_File]:
     """Every temporary file of a write that has not ended; those of other programs are none of ours."""
-    for folder in (FEATURES, RECORDS):
+    for folder in (FEATURES_FOLDER, RECORDS_FOLDER):
         yield from (f for f in _walk(root / folder, root) if f.path.name.startswith(".") and f.path.suffix == ".part")
 
 
 def _walk(folder: Path, root: Path) -> Iterator[_File]:
-    with explained(root):
+    with cache_errors(root):
         try:
             found = sorted(os.scandir(folder), key=lambda e: e.name)
         except FileNotFoundError:
@@ -246,7 +252,7 @@ def _walk(folder: Path, root: Path) -> Iterator[_File]:
 
 
 def _remove(root: Path, path: Path) -> int:
-    with explained(root):
+    with cache_errors(root):
         try:
             path.unlink()
         except FileNotFoundError:

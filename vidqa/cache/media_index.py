@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from vidqa.cache.entry import facts_from_dict, facts_to_dict
-from vidqa.cache.feature_store import explained, prepare_root, write_error
+from vidqa.cache.feature_store import cache_error, cache_errors, create_cache_folder
 from vidqa.errors import CacheError, MediaError
 from vidqa.records import MediaFacts, MediaItem
 
@@ -63,8 +63,8 @@ class MediaIndex:
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root)
-        self.n_read = 0  # files whose content was read because the index did not know them
-        prepare_root(self.root)
+        self.n_hashed = 0  # files whose content was read because the index did not know them
+        create_cache_folder(self.root)
         self._lock = threading.Lock()
         with self._explained():
             try:
@@ -75,7 +75,7 @@ class MediaIndex:
                 self._db = _open_copy(self.root / INDEX_NAME)
             except sqlite3.DatabaseError as error:
                 log.warning("damaged index %s (%s): starting an empty one", self.root / INDEX_NAME, error)
-                with explained(self.root):
+                with cache_errors(self.root):
                     for name in (INDEX_NAME, INDEX_NAME + "-wal", INDEX_NAME + "-shm"):
                         (self.root / name).unlink(missing_ok=True)
                 self._db = _open(self.root / INDEX_NAME)
@@ -95,7 +95,7 @@ class MediaIndex:
             MediaError: the file is gone, may not be read, or keeps changing while it is read.
             CacheError: the index cannot be written.
         """
-        return self.known(item) or self.read(item)
+        return self.cached_media_id(item) or self.read(item)
 
     def read(self, item: MediaItem) -> str:
         """As `media_id`, but the file is read whether it is known or not.
@@ -105,11 +105,11 @@ class MediaIndex:
         """
         path, read_ns = os.fsencode(item.path), time.time_ns()
         size, mtime_ns, media_id = _digest_steady(item.path)
-        self.n_read += 1
+        self.n_hashed += 1
         self._write("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", (path, size, mtime_ns, media_id, read_ns))
         return media_id
 
-    def known(self, item: MediaItem) -> str | None:
+    def cached_media_id(self, item: MediaItem) -> str | None:
         """As `media_id`, but None where the file would have to be read."""
         path = os.fsencode(item.path)
         found = self._one("SELECT size, mtime_ns, media_id, read_ns FROM files WHERE path = ?", (path,))
@@ -126,7 +126,7 @@ class MediaIndex:
             return None
         return _facts(row[1])
 
-    def remember_facts(self, media_id: str, facts: MediaFacts) -> None:
+    def store_facts(self, media_id: str, facts: MediaFacts) -> None:
         """Keep the facts of a content.
 
         Raises:
@@ -135,7 +135,7 @@ class MediaIndex:
         row = (media_id, FACTS_REVISION, json.dumps(facts_to_dict(facts)))
         self._write("INSERT OR REPLACE INTO facts VALUES (?, ?, ?)", row)
 
-    def probed(self, path: str, size: int, mtime_ns: int) -> MediaFacts | None:
+    def probed_facts(self, path: str, size: int, mtime_ns: int) -> MediaFacts | None:
         """Facts of a file that was opened and decoded well while it had this size and modification time.
 
         Its content need not have been read: this is for who wants to know whether a file can be decoded, no more.
@@ -148,7 +148,7 @@ class MediaIndex:
             return None
         return _facts(row[1])
 
-    def remember_probed(self, path: str, size: int, mtime_ns: int, read_ns: int, facts: MediaFacts) -> None:
+    def store_probed_facts(self, path: str, size: int, mtime_ns: int, read_ns: int, facts: MediaFacts) -> None:
         """Keep what `probed` gives.
 
         Args:
@@ -191,9 +191,9 @@ class MediaIndex:
             text = str(error)
             # SQLite calls a full disk by its name only where it writes itself, not where it maps the file.
             if "full" in text or ("I/O" in text and _is_full(self.root)):
-                raise write_error(self.root, OSError(errno.ENOSPC, text)) from error
+                raise cache_error(self.root, OSError(errno.ENOSPC, text)) from error
             if "readonly" in text or "unable to open" in text:
-                raise write_error(self.root, OSError(errno.EACCES, text)) from error
+                raise cache_error(self.root, OSError(errno.EACCES, text)) from error
             hint = f"if no other vidqa is running, remove {self.root / INDEX_NAME}*; it is made anew"
             raise CacheError(f"the index of the cache folder {self.root} failed: {text}", hint=hint) from error
 

@@ -17,7 +17,7 @@ from vidqa.prompts.chat_formats import FORMATS
 
 def words_of(chat: str) -> tuple[str, ...]:
     """All marks of a chat format."""
-    return tuple(word for marks in FORMATS[chat].marks for word in marks)
+    return tuple(word for marks in FORMATS[chat].special_tokens for word in marks)
 
 
 def check_ids(plan: LlmPlan, wanted: Mapping[str, int | None]) -> None:

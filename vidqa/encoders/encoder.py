@@ -153,7 +153,7 @@ class Encoder:
         wanted = self._batch_size or max(1, frames // self.session(kind).n_frames)
         return min(wanted, self._limit.get(kind, wanted))
 
-    def operations(self, kind: MediaKind) -> float:
+    def flops(self, kind: MediaKind) -> float:
         """Operations that one group of frames asks for: 2 a weight and token, attention's own products left out."""
         session, graph = self.session(kind), self._graphs[kind]
         n_bytes = sum(os.path.getsize(p) for p in (graph.path, *graph.external))

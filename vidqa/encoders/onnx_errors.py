@@ -25,7 +25,7 @@ _OUT_OF_MEMORY = (
 )
 
 
-def check_file(path: Path, sha256: str | None) -> None:
+def verify_file(path: Path, sha256: str | None) -> None:
     """See that a part of a model is there and, where its digest is known, unaltered.
 
     Raises:
@@ -38,7 +38,7 @@ def check_file(path: Path, sha256: str | None) -> None:
 
 
 @contextlib.contextmanager
-def memory_errors() -> Iterator[None]:
+def as_memory_error() -> Iterator[None]:
     """Give the many texts of running out of memory one class, MemoryError; let all else through."""
     try:
         yield

@@ -27,7 +27,7 @@ from vidqa.common.devices import (
     find_cuda,
     parse_device,
 )
-from vidqa.encoders.onnx_errors import VERIFY_HINT, check_file, first_line, is_out_of_memory, memory_errors
+from vidqa.encoders.onnx_errors import VERIFY_HINT, as_memory_error, first_line, is_out_of_memory, verify_file
 from vidqa.errors import BundleError, DeviceError
 
 __all__ = ["OnnxSession", "available_devices", "open_graph", "resolve_device"]
@@ -100,9 +100,9 @@ class OnnxSession:
     ) -> None:
         self.path = Path(path)
         self.device = resolve_device(device)
-        check_file(self.path, sha256)
+        verify_file(self.path, sha256)
         for name, digest in (external or {}).items():
-            check_file(self.path.parent / name, digest)
+            verify_file(self.path.parent / name, digest)
         self._session = open_graph(self.path, self.device, threads)
         self.provider: str = self._session.get_providers()[0]
         _say_once(f"onnxruntime: {self.provider} on {self.device}")
@@ -139,7 +139,7 @@ class OnnxSession:
         """
         if self.device == "cpu":
             self._check_shape(values.shape)
-            with memory_errors():
+            with as_memory_error():
                 tokens, embedding = self._session.run(list(_OUTPUTS), {_INPUT: np.ascontiguousarray(values)})
         else:
             tokens, embedding = (value.numpy() for value in self.run_on_device(values))
@@ -192,14 +192,14 @@ def _on_device(run: Callable[[], Result]) -> Result:
     """
     with UNDISTURBED:
         try:
-            with memory_errors():
+            with as_memory_error():
                 return run()
         except MemoryError:
             if not GIVE_BACK:
                 raise
         for give_back in GIVE_BACK:
             give_back()
-        with memory_errors():
+        with as_memory_error():
             return run()
 
 

@@ -61,7 +61,7 @@ class PreprocessSpec:
             raise ValueError("pad does not go with video_chatgpt: that mode crops nothing anyway")
 
 
-def prepare(frames: FrameBatch, image: PreprocessSpec, video: PreprocessSpec) -> EncoderInput:
+def preprocess(frames: FrameBatch, image: PreprocessSpec, video: PreprocessSpec) -> EncoderInput:
     """Turn decoded frames into the input of the encoder of their kind.
 
     Args:

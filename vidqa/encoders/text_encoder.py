@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vidqa.encoders.onnx_errors import VERIFY_HINT, check_file, first_line
+from vidqa.encoders.onnx_errors import VERIFY_HINT, first_line, verify_file
 from vidqa.encoders.onnx_session import open_graph, resolve_device
 from vidqa.errors import BundleError, UsageError
 
@@ -60,7 +60,7 @@ class TextBundle(Protocol):
     def spec(self) -> _Spec: ...
 
 
-class TextTokens:
+class TextTokenizer:
     """Text -> ids as the tower was trained with: start mark, tokens, end mark.
 
     Args:
@@ -76,7 +76,7 @@ class TextTokens:
     def __init__(self, file: Path, max_length: int, start: str | None, end: str) -> None:
         from tokenizers import Tokenizer
 
-        check_file(file, None)
+        verify_file(file, None)
         try:
             self._tokenizer = Tokenizer.from_file(str(file))
         except Exception as e:  # the package raises nothing narrower
@@ -124,10 +124,10 @@ class TextEncoder:
         DeviceError: the device was asked for by name and cannot be had.
     """
 
-    def __init__(self, graph: Path, tokens: TextTokens, device: str = "auto") -> None:
+    def __init__(self, graph: Path, tokens: TextTokenizer, device: str = "auto") -> None:
         self.path, self.tokens = graph, tokens
         self.device = resolve_device(device)
-        check_file(graph, None)
+        verify_file(graph, None)
         self._session: Any = open_graph(graph, self.device)
         ins = {i.name: i.shape for i in self._session.get_inputs()}
         outs = {o.name: o.shape for o in self._session.get_outputs()}
@@ -151,11 +151,11 @@ class TextEncoder:
         if text is None or graph is None or tokenizer is None:
             what = f"the model {bundle.spec.name} has no text tower, so its clips cannot be searched by text"
             raise UsageError(what, hint="--model demo, or convert the model again with its text tower")
-        check_file(graph, text.sha256)
+        verify_file(graph, text.sha256)
         for name, digest in text.external.items():
-            check_file(bundle.folder / name, digest)
-        check_file(tokenizer, text.tokenizer_sha256)
-        return cls(graph, TextTokens(tokenizer, text.max_length, text.start, text.end), device)
+            verify_file(bundle.folder / name, digest)
+        verify_file(tokenizer, text.tokenizer_sha256)
+        return cls(graph, TextTokenizer(tokenizer, text.max_length, text.start, text.end), device)
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Embed some texts.

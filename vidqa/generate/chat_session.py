@@ -75,7 +75,7 @@ class ChatSession:
             self._visual = model.visual_tokens(self._features)
         stops = (*model.chat.stop, *self.settings.stop)
         self._stops = tuple(s for s in stops if s)
-        self._stopper = Stopper(model.tokenizer, stops, model.chat.leads)
+        self._stopper = Stopper(model.tokenizer, stops, model.chat.answer_prefixes)
         self._end_ids = end_ids(model.llm, model.tokenizer, stops)
         self._line = ChatKVCache(model)
 
@@ -177,7 +177,7 @@ class ChatSession:
             text = text.rstrip("\ufffd")
             held = [n for stop in self._stops for n in range(1, len(stop)) if text.endswith(stop[:n])]
             text = text[: len(text) - max(held, default=0)].rstrip()
-            if any(lead.startswith(text) for lead in self.model.chat.leads):  # it may yet be taken off
+            if any(lead.startswith(text) for lead in self.model.chat.answer_prefixes):  # it may yet be taken off
                 return ""
         if not text.startswith(now.shown):
             return ""

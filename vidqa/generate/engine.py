@@ -84,7 +84,7 @@ class Engine:
         self._model, self._settings = model, settings
         self._most = batch_size or most_lines(model)
         stops = (*model.chat.stop, *settings.stop)
-        self._stopper = Stopper(model.tokenizer, stops, model.chat.leads)
+        self._stopper = Stopper(model.tokenizer, stops, model.chat.answer_prefixes)
         ends = StoppingCriteria(end_ids(model.llm, model.tokenizer, stops), self._stopper.stops)
         on_gpu = model.device.type == "cuda"
         if on_gpu:

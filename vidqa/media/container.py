@@ -24,7 +24,7 @@ from av.video.stream import VideoStream
 
 from vidqa.common.display import display_path
 from vidqa.errors import MediaError
-from vidqa.media.files import identify, plain_name
+from vidqa.media.files import identify, native_path
 from vidqa.media.frame_index.from_packets import FrameIndex
 from vidqa.media.sniff import Signature
 from vidqa.records import MediaFacts
@@ -44,7 +44,7 @@ _OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _DEMUXERS}
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenVideo:
     """An open container and the stream that is the picture."""
 
     path: str
@@ -59,23 +59,23 @@ class Opened:
 
 
 @contextmanager
-def open_video(path: str, signature: Signature | None = None) -> Iterator[Opened]:
+def open_video(path: str, signature: Signature | None = None) -> Iterator[OpenVideo]:
     """Open the container of a video safely: this one local file, no other.
 
     Raises:
         MediaError: whatever keeps the file from being read.
     """
     signature = signature or identify(path)
-    with plain_name(path) as name:
+    with native_path(path) as name:
         try:
             container = av.open(f"file:{name}", options=_OPTIONS, metadata_errors="replace")
         except av.error.FFmpegError as e:
             raise container_error(path, signature, e) from e
     with container:
-        stream = choose_stream(path, container)
+        stream = select_video_stream(path, container)
         codec = stream.codec_context
         if codec.width * codec.height > MAX_PIXELS:
-            raise too_large(path, codec.width, codec.height)
+            raise too_large_error(path, codec.width, codec.height)
         for other in container.streams:
             if other is not stream:
                 other.discard = Discard.all  # its packets need not be read
@@ -83,10 +83,10 @@ def open_video(path: str, signature: Signature | None = None) -> Iterator[Opened
         codec.thread_count = (
             1  # files are decoded side by side; one thread each wastes nothing, and lets frames be skipped
         )
-        yield Opened(path, container, stream, signature)
+        yield OpenVideo(path, container, stream, signature)
 
 
-def choose_stream(path: str, container: InputContainer) -> VideoStream:
+def select_video_stream(path: str, container: InputContainer) -> VideoStream:
     """The stream a viewer is shown: the default one; cover pictures are no video.
 
     Raises:
@@ -110,7 +110,7 @@ def choose_stream(path: str, container: InputContainer) -> VideoStream:
     return stream
 
 
-def packets(opened: Opened) -> Iterator[Packet]:
+def read_packets(opened: OpenVideo) -> Iterator[Packet]:
     """Packets of the picture from here on.
 
     FFmpeg's reader of transport streams may say "try again" in the midst of a damaged one; what follows is read then.
@@ -131,11 +131,11 @@ def packets(opened: Opened) -> Iterator[Packet]:
                 raise
 
 
-def first_frame(opened: Opened, seen: Callable[[Packet], None] | None = None) -> VideoFrame:
+def decode_first_frame(opened: OpenVideo, seen: Callable[[Packet], None] | None = None) -> VideoFrame:
     """Decode up to the first picture.
 
     Args:
-        opened: at its first packet; behind the first picture's packets afterwards.
+        opened: at its first packet; behind the first video packets afterwards.
         seen: hears of every packet of the stream that was read on the way.
 
     Raises:
@@ -143,7 +143,7 @@ def first_frame(opened: Opened, seen: Callable[[Packet], None] | None = None) ->
     """
     n_failed, why = 0, None
     try:
-        for packet in packets(opened):
+        for packet in read_packets(opened):
             if seen is not None:
                 seen(packet)
             if packet.has_sidedata("encryption_info"):
@@ -160,14 +160,14 @@ def first_frame(opened: Opened, seen: Callable[[Packet], None] | None = None) ->
     ) from why
 
 
-def header_facts(opened: Opened, frame: VideoFrame) -> MediaFacts:
+def facts_from_header(opened: OpenVideo, frame: VideoFrame) -> MediaFacts:
     """What container and first frame say. Sizes are as displayed."""
     stream, container = opened.stream, opened.container
     turn, _ = orientation(frame)
     aspect = pixel_aspect(stream)
-    width, height = displayed_size(frame.width, frame.height, aspect, turn)
+    width, height = display_size(frame.width, frame.height, aspect, turn)
     if width * height > MAX_PIXELS:
-        raise too_large(opened.path, width, height)
+        raise too_large_error(opened.path, width, height)
     duration = stream.duration * stream.time_base if stream.duration and stream.time_base else None
     if duration is None and container.duration:
         duration = Fraction(container.duration, av.time_base)
@@ -187,7 +187,7 @@ def header_facts(opened: Opened, frame: VideoFrame) -> MediaFacts:
     )
 
 
-def counted_facts(header: MediaFacts, index: FrameIndex) -> MediaFacts:
+def facts_from_index(header: MediaFacts, index: FrameIndex) -> MediaFacts:
     """Facts after counting: count, duration and rate of the content; what the header claimed keeps its field."""
     if header.kind == "image":
         return replace(header, n_frames_from_content=len(index))
@@ -201,7 +201,7 @@ def pixel_aspect(stream: VideoStream) -> Fraction:
     return Fraction(aspect) if aspect and Fraction(1, 8) <= aspect <= 8 else Fraction(1)
 
 
-def displayed_size(width: int, height: int, aspect: Fraction, turn: int) -> tuple[int, int]:
+def display_size(width: int, height: int, aspect: Fraction, turn: int) -> tuple[int, int]:
     """Size in square pixels after turning by `turn` degrees."""
     width = max(1, round(width * aspect))
     return (height, width) if turn in (90, 270) else (width, height)
@@ -224,7 +224,7 @@ def orientation(frame: VideoFrame) -> tuple[int, bool]:
     return round(math.degrees(math.atan2(sign * b, sign * a)) / 90) * 90 % 360, mirrored
 
 
-def too_large(path: str, width: int, height: int) -> MediaError:
+def too_large_error(path: str, width: int, height: int) -> MediaError:
     """A frame beyond the limit."""
     return MediaError(
         "too_large", f"{display_path(path)}: {width} x {height} pixels in a frame, the limit is {MAX_PIXELS} pixels"

@@ -17,9 +17,9 @@ import numpy as np
 from vidqa.common.display import display_path
 from vidqa.errors import MediaError
 from vidqa.media.files import identify
-from vidqa.media.frame_index.from_packets import FramesDifferError, Trusted
+from vidqa.media.frame_index.from_packets import IndexMismatchError, Trusted
 from vidqa.media.frame_sampling import frame_indices
-from vidqa.media.segments import BORDER_S, plan_segments
+from vidqa.media.segments import BOUNDARY_TOLERANCE_S, plan_segments
 from vidqa.records import DecodedMedia, DecodedSegment, EncoderInput, FrameBatch, MediaFacts, SamplingSpec, Segment
 
 Backend = Literal["auto", "pyav", "decord"]
@@ -51,9 +51,9 @@ def open_reader(path: str, backend: Backend = "auto", *, trusted: Trusted = "lis
     """
     signature = identify(path)
     if signature.family == "image" and signature.container != "heif":
-        from vidqa.media.backends.image import StillReader
+        from vidqa.media.backends.image import ImageReader
 
-        return StillReader(path)
+        return ImageReader(path)
     from vidqa.media.backends.pyav import PyavReader
 
     if backend == "decord" and trusted == "list":
@@ -104,11 +104,11 @@ def decode(
     for trusted in by_trust:
         try:
             return attempt(backend, trusted)
-        except FramesDifferError:
+        except IndexMismatchError:
             pass
     try:
         return attempt(backend, "decoding")
-    except (FramesDifferError, MediaError) as e:
+    except (IndexMismatchError, MediaError) as e:
         if backend == "auto":
             try:
                 return attempt("decord", "packets")
@@ -154,8 +154,12 @@ def pick(
     Returns:
         int64 [T] indices and bool [T] repeated.
     """
-    first = int(np.searchsorted(pts_s, segment.start_s - BORDER_S, side="left"))
-    last = len(pts_s) if segment.end_s is None else int(np.searchsorted(pts_s, segment.end_s - BORDER_S, side="left"))
+    first = int(np.searchsorted(pts_s, segment.start_s - BOUNDARY_TOLERANCE_S, side="left"))
+    last = (
+        len(pts_s)
+        if segment.end_s is None
+        else int(np.searchsorted(pts_s, segment.end_s - BOUNDARY_TOLERANCE_S, side="left"))
+    )
     held = last <= first
     if held:
         first, last = max(0, last - 1), max(1, last)

@@ -28,7 +28,7 @@ MEDIA_SUFFIXES = frozenset(f".{name}" for name in _MEDIA.split())
 AUDIO_SUFFIXES = frozenset(f".{name}" for name in _AUDIO.split())
 
 
-def listed(paths: Paths) -> list[str]:
+def as_path_list(paths: Paths) -> list[str]:
     """One path, or several in any form that a caller may give them, as a list."""
     return [os.fspath(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
 
@@ -83,7 +83,7 @@ def file_error(path: str, error: OSError | ValueError) -> MediaError:
 
 
 @contextmanager
-def plain_name(path: str) -> Iterator[str]:
+def native_path(path: str) -> Iterator[str]:
     """A name for the same file that C libraries can take: UTF-8, absolute, no suffix that could sway a format guess.
 
     Where the system offers it, the file is opened here and handed on as /dev/fd/N, which also settles undecodable

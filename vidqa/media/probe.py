@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from vidqa.errors import MediaError
-from vidqa.media.container import first_frame, header_facts, open_video
+from vidqa.media.container import decode_first_frame, facts_from_header, open_video
 from vidqa.media.decode import open_reader
 from vidqa.media.files import identify
 from vidqa.records import MediaFacts
 
 
-def holds_video(path: str) -> bool:
+def has_video_stream(path: str) -> bool:
     """True where a container opens and has a video stream that is no cover picture."""
     try:
         with open_video(path):
@@ -33,8 +33,8 @@ def probe(path: str, *, count: bool = False) -> MediaFacts:
             return reader.facts
     signature = identify(path)
     if signature.family == "image" and signature.container != "heif":
-        from vidqa.media.backends.image import probe_still
+        from vidqa.media.backends.image import probe_image
 
-        return probe_still(path)
+        return probe_image(path)
     with open_video(path, signature) as opened:
-        return header_facts(opened, first_frame(opened))
+        return facts_from_header(opened, decode_first_frame(opened))

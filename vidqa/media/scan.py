@@ -52,11 +52,11 @@ class ScanResult:
     """What a scan found: every file and folder met is in one of the two lists."""
 
     items: tuple[MediaItem, ...]  # sorted by the bytes of the path
-    left_out: tuple[ExcludedFile, ...]  # sorted by the bytes of the path
+    ignored: tuple[ExcludedFile, ...]  # sorted by the bytes of the path
 
     def counts(self) -> dict[str, int]:
         """Number of things left out by reason, most frequent first."""
-        return dict(Counter(out.reason for out in self.left_out).most_common())
+        return dict(Counter(out.reason for out in self.ignored).most_common())
 
 
 def scan(paths: Sequence[str]) -> ScanResult:
@@ -91,10 +91,10 @@ def scan(paths: Sequence[str]) -> ScanResult:
 
 
 def _is_search(path: str) -> bool:
-    return os.path.isdir(path) or is_pattern(path)
+    return os.path.isdir(path) or is_glob(path)
 
 
-def is_pattern(path: str) -> bool:
+def is_glob(path: str) -> bool:
     """Whether a path of the user stands for what it matches: a name that exists stands for itself."""
     return not os.path.lexists(path) and glob.has_magic(path)
 
@@ -102,7 +102,7 @@ def is_pattern(path: str) -> bool:
 @dataclass
 class _Scan:
     items: list[MediaItem] = field(default_factory=list)
-    left_out: list[ExcludedFile] = field(default_factory=list)
+    ignored: list[ExcludedFile] = field(default_factory=list)
     doubtful: dict[str, tuple[MediaItem, str]] = field(default_factory=dict)  # with the reason if there is no video
     files_seen: set[tuple[int, int] | str] = field(default_factory=set)
     folders_seen: set[tuple[int, int] | str] = field(default_factory=set)
@@ -110,11 +110,11 @@ class _Scan:
     def result(self) -> ScanResult:
         return ScanResult(
             tuple(sorted(self.items, key=lambda item: os.fsencode(item.path))),
-            tuple(sorted(self.left_out, key=lambda out: (os.fsencode(out.path), out.reason))),
+            tuple(sorted(self.ignored, key=lambda out: (os.fsencode(out.path), out.reason))),
         )
 
     def leave(self, path: str, reason: str) -> None:
-        self.left_out.append(ExcludedFile(path, reason))
+        self.ignored.append(ExcludedFile(path, reason))
 
     def add_named(self, path: str) -> None:
         root, name = os.path.dirname(path), os.path.basename(path) or path
@@ -130,7 +130,7 @@ class _Scan:
         if os.path.isdir(path):
             self.walk(os.path.abspath(path), os.path.abspath(path))
             return
-        root = os.path.abspath(fixed_part(path))
+        root = os.path.abspath(glob_root(path))
         matches = sorted(glob.glob(path, recursive=True), key=os.fsencode)
         if not matches:
             self.leave(path, "no file matches")
@@ -188,7 +188,7 @@ class _Scan:
             self.leave(path, "not a regular file")
         elif self.first_time(found, path):
             item = MediaItem(path, root, os.path.relpath(path, root), found.st_size, found.st_mtime_ns)
-            reason, sure = reason_against(path)
+            reason, sure = ignore_reason(path)
             if not sure:
                 self.doubtful[path] = item, reason
             elif reason:
@@ -204,17 +204,17 @@ class _Scan:
         from vidqa.media.workers.decode_pool import DecodePool
 
         with DecodePool(_LOOKERS, _LOOK_S) as pool:
-            for path, holds_video in pool.look(probe.holds_video, self.doubtful):
+            for path, has_video_stream in pool.map_unordered(probe.has_video_stream, self.doubtful):
                 item, reason = self.doubtful[path]
-                if isinstance(holds_video, MediaError):
-                    self.leave(path, f"{holds_video.kind} when looked into")
-                elif holds_video:
+                if isinstance(has_video_stream, MediaError):
+                    self.leave(path, f"{has_video_stream.kind} when looked into")
+                elif has_video_stream:
                     self.items.append(item)
                 else:
                     self.leave(path, reason)
 
 
-def reason_against(path: str) -> tuple[str, bool]:
+def ignore_reason(path: str) -> tuple[str, bool]:
     """Why a file found in a folder gets no row, by its name and its first bytes.
 
     Args:
@@ -244,7 +244,7 @@ def _is_hidden(name: str, is_folder: bool) -> bool:
     return name.startswith(".") or name.lower() in (_SYSTEM_FOLDERS if is_folder else _SYSTEM_FILES)
 
 
-def fixed_part(pattern: str) -> str:
+def glob_root(pattern: str) -> str:
     """The folder of a glob above its first wildcard."""
     folder = pattern
     while glob.has_magic(folder):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from vidqa.records import WHOLE, MediaFacts, Segment
 
 #: Frame times are sums of fractions; a frame this close to a border belongs to the window that begins there.
-BORDER_S = 1e-6
+BOUNDARY_TOLERANCE_S = 1e-6
 
 
 def plan_segments(facts: MediaFacts, seconds: float | tuple[Segment, ...] | None) -> tuple[Segment, ...]:
@@ -32,5 +32,5 @@ def plan_segments(facts: MediaFacts, seconds: float | tuple[Segment, ...] | None
     if seconds is None or facts.kind == "image":
         return (WHOLE,)
     last_frame_s = max(0.0, (facts.duration_s or 0.0) - (1.0 / facts.fps if facts.fps else 0.0))
-    n_windows = int((last_frame_s + BORDER_S) / seconds) + 1
+    n_windows = int((last_frame_s + BOUNDARY_TOLERANCE_S) / seconds) + 1
     return tuple(Segment(round(i * seconds, 6), round((i + 1) * seconds, 6)) for i in range(n_windows))

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 
-def write_clip(path: Path, seconds: float = 10.0, seed: int = 0) -> None:
+def write_test_video(path: Path, seconds: float = 10.0, seed: int = 0) -> None:
     """Write a moving textured clip: H.264, 640 x 360, 25 frames a second, a keyframe every two seconds.
 
     Args:

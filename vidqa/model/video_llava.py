@@ -257,7 +257,11 @@ def _format_problem(chat: ChatFormat, tokenizer: Any) -> str | None:
     """What the tokenizer lacks for a chat format."""
     if chat.kind == "template" and not tokenizer.chat_template:
         return "the tokenizer has no chat template"
-    tags = ("<image>", "<video>") if chat.media == "tokens" else tuple(word for marks in chat.marks for word in marks)
+    tags = (
+        ("<image>", "<video>")
+        if chat.media == "tokens"
+        else tuple(word for marks in chat.special_tokens for word in marks)
+    )
     for tag in tags:
         if tokenizer.encode(tag, add_special_tokens=False) != [tokenizer.convert_tokens_to_ids(tag)]:
             return f"the tokenizer has no token {tag}"

@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 
 from vidqa.errors import UsageError
-from vidqa.media.files import Paths, listed
+from vidqa.media.files import Paths, as_path_list
 from vidqa.pipeline.monitor.reporter import QUIET, Reporter
 from vidqa.pipeline.monitor.summary import Summary
 from vidqa.pipeline.run.answer_stage import answer_works
@@ -44,7 +44,7 @@ def ask(
     """
     run = RunContext.begin(model, options, reporter)
     asked = as_questions(questions)
-    found = run.find(listed(media))
+    found = run.find(as_path_list(media))
 
     def owed(item: MediaItem, media_id: str) -> WorkItem:
         return WorkItem(item, media_id, asked)

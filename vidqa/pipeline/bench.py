@@ -17,10 +17,10 @@ from typing import cast
 
 from vidqa.common.devices import cpu_threads
 from vidqa.common.display import display_path, message_without_path
-from vidqa.encoders.preprocess import prepare
+from vidqa.encoders.preprocess import preprocess
 from vidqa.errors import ItemError, UsageError
 from vidqa.media.scan import scan
-from vidqa.media.synthetic import write_clip
+from vidqa.media.synthetic import write_test_video
 from vidqa.media.workers.decode_pool import DecodeJob, DecodePool
 from vidqa.pipeline.monitor.reporter import QUIET, Reporter
 from vidqa.pipeline.monitor.throughput import ThroughputMeter
@@ -121,7 +121,7 @@ def bench(
 
 def _files(paths: Sequence[str], folder: Path) -> list[str]:
     if not paths:
-        write_clip(folder / "clip.mp4")
+        write_test_video(folder / "clip.mp4")
         return [str(folder / "clip.mp4")]
     found = [item.path for item in scan(paths).items][:_MOST_FILES]
     if not found:
@@ -137,7 +137,7 @@ def _decode(
     One that cannot be decoded is left out: an archive has such files, and its rates are those of the others.
     """
     encoders = model.bundle.spec.encoders
-    transform = partial(prepare, image=encoders.image.preprocess, video=encoders.video.preprocess)
+    transform = partial(preprocess, image=encoders.image.preprocess, video=encoders.video.preprocess)
     inputs: dict[str, EncoderInput] = {}
     broken: dict[str, ItemError] = {}
     end, n_done = float("inf"), 0
@@ -188,7 +188,7 @@ def _encode(
     n, busy_s = _repeat(run, how.seconds)
     meter.encode.add(n, busy_s)
     operations = sum(
-        encoder.operations(value.kind) * len(value.values) / encoder.session(value.kind).n_frames for value in batch
+        encoder.flops(value.kind) * len(value.values) / encoder.session(value.kind).n_frames for value in batch
     )
     meter.encode_operations = operations * n / len(batch)
     return features[: len(inputs)]

@@ -16,7 +16,7 @@ from vidqa.common.display import display_path, message_without_path
 from vidqa.errors import ItemError, UsageError
 from vidqa.generate.chat_session import ChatSession
 from vidqa.generate.engine import Request, generate
-from vidqa.media.files import Paths, listed
+from vidqa.media.files import Paths, as_path_list
 from vidqa.media.scan import scan
 from vidqa.model.bundle.bundle import Bundle
 from vidqa.pipeline.ask import as_questions
@@ -116,7 +116,7 @@ def chat(
         VidqaError: the model or the cache cannot be used.
     """
     run = RunContext.begin(model, options, reporter)
-    features = features_of(run, listed(media))
+    features = features_of(run, as_path_list(media))
     session = ChatSession(run.model.llava, features, generation_settings(run.model, run.options))
     session.warm()
     return session

@@ -12,7 +12,7 @@ from pathlib import Path
 from vidqa.common.display import display_path
 from vidqa.common.file_lock import FileLock
 from vidqa.errors import TableError, UsageError
-from vidqa.media.files import Paths, listed
+from vidqa.media.files import Paths, as_path_list
 from vidqa.pipeline.monitor.reporter import QUIET, Reporter
 from vidqa.pipeline.monitor.summary import Summary
 from vidqa.pipeline.monitor.throughput_history import remember
@@ -63,7 +63,7 @@ def describe(
     asked = gather_questions(questions)
     _say_if_typed(asked, reporter)
     table = open_table(out)
-    searched = listed(paths)
+    searched = as_path_list(paths)
     run.summary.table = str(out)
     with FileLock(table.path) as lock:
         if lock.taken_over is not None:
@@ -117,7 +117,7 @@ def encode(
     """
     start = time.perf_counter()
     run = RunContext.begin(model, options, reporter)
-    found = run.find(listed(paths))
+    found = run.find(as_path_list(paths))
     seen: set[str] = set()
 
     def owed(item: MediaItem, media_id: str) -> WorkItem | None:

@@ -158,7 +158,7 @@ class _Count:
         options = self._run.options
         n_workers = options.n_workers or cpu_threads()
         with DecodePool(n_workers=n_workers, timeout_s=options.timeout_s, memory_bytes=options.memory_bytes) as pool:
-            for path, facts in pool.look(probe, self._unknown(items)):
+            for path, facts in pool.map_unordered(probe, self._unknown(items)):
                 self._add(self._waiting.pop(path), facts)
 
     def _unknown(self, items: Sequence[MediaItem]) -> Iterator[str]:

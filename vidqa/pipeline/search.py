@@ -1,6 +1,6 @@
 """A text and files -> the files (or their segments) by how well they fit it, the best first.
 
-Pooled embeddings come from the feature cache; what is not there is decoded, encoded and stored first. Knows the text
+PooledEntry embeddings come from the feature cache; what is not there is decoded, encoded and stored first. Knows the text
 tower and the stages up to the encoder; the LLM is not loaded.
 """
 
@@ -14,13 +14,13 @@ from functools import partial
 
 import numpy as np
 
-from vidqa.cache.entry import Pooled
+from vidqa.cache.entry import PooledEntry
 from vidqa.cache.feature_store import FeatureStore
 from vidqa.cache.key import CacheKey
 from vidqa.cache.media_index import MediaIndex
 from vidqa.common.display import message_without_path
 from vidqa.errors import ItemError, UsageError
-from vidqa.media.files import Paths, listed
+from vidqa.media.files import Paths, as_path_list
 from vidqa.media.segments import plan_segments
 from vidqa.pipeline.monitor.reporter import QUIET, Reporter
 from vidqa.pipeline.run.loaded_model import LoadedModel
@@ -89,7 +89,7 @@ def search(
         raise UsageError(f"top must be at least 1, got {top}")
     run = RunContext.begin(model, options, reporter)
     wanted = _normal(run.model.text_encoder.encode([text]))[0]
-    items = run.find(listed(paths)).items
+    items = run.find(as_path_list(paths)).items
     shelf = _Shelf(run)
     with reporter.progress(len(items), "file"), closing(shelf):
         missing = [item for item in items if not shelf.take(item)]
@@ -119,7 +119,7 @@ class _Shelf:
     def __init__(self, run: RunContext) -> None:
         self._run = run
         self._store, self._index = FeatureStore(run.options.cache_dir), MediaIndex(run.options.cache_dir)
-        self.pooled: list[tuple[MediaItem, str, Pooled]] = []
+        self.pooled: list[tuple[MediaItem, str, PooledEntry]] = []
         self.failed: list[tuple[str, ItemError]] = []
 
     def close(self) -> None:
@@ -138,7 +138,7 @@ class _Shelf:
             return False
         found = []
         for segment in plan_segments(facts, self._run.options.segment_s):
-            one = self._store.pooled(CacheKey(media_id, segment.key, self._run.model.bundle.encoder_id))
+            one = self._store.get_pooled(CacheKey(media_id, segment.key, self._run.model.bundle.encoder_id))
             if one is None:
                 return False
             found.append((item, media_id, one))
@@ -161,7 +161,7 @@ class _Shelf:
             self._fail(item, one.error or ItemError("unreadable", "the content could not be read"))
         elif one.segments:
             self.pooled += [
-                (item, media_id, Pooled(s.features.embedding, s.start_s, s.end_s, s.facts)) for s in one.segments
+                (item, media_id, PooledEntry(s.features.embedding, s.start_s, s.end_s, s.facts)) for s in one.segments
             ]
             self._run.reporter.advance()
         elif not self.take(item):  # another file with the same content was first, and is gone from the cache again

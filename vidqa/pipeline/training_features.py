@@ -16,7 +16,7 @@ from vidqa.cache.key import CacheKey
 from vidqa.cache.media_index import MediaIndex
 from vidqa.common.devices import cpu_threads
 from vidqa.common.display import display_path, message_without_path
-from vidqa.encoders.preprocess import prepare
+from vidqa.encoders.preprocess import preprocess
 from vidqa.errors import ItemError, MediaError, TrainError
 from vidqa.media.workers.decode_pool import DecodeJob, DecodePool
 from vidqa.model.bundle.bundle import Bundle
@@ -137,7 +137,7 @@ def _look_for_room(
     with closing(MediaIndex(store.root)) as index:
         missing = n_missing = 0
         for item in items:
-            media_id = index.known(item)
+            media_id = index.cached_media_id(item)
             for segment in wanted[item.path]:
                 if media_id is None or not store.has(CacheKey(media_id, segment.key, bundle.encoder_id)):
                     n_missing += 1
@@ -196,7 +196,7 @@ class LiveFeatures:
 
     def __enter__(self) -> LiveFeatures:
         encoders, n = self.model.bundle.spec.encoders, self.options.n_workers or cpu_threads()
-        prepared = partial(prepare, image=encoders.image.preprocess, video=encoders.video.preprocess)
+        prepared = partial(preprocess, image=encoders.image.preprocess, video=encoders.video.preprocess)
         self._pool = DecodePool(n, self.options.timeout_s, self.options.memory_bytes, transform=prepared)
         return self
 

@@ -22,7 +22,7 @@ from vidqa.errors import UsageError
 from vidqa.prompts.chat_formats import ChatFormat, Turn, check_turns, render_spans
 from vidqa.records import MediaKind, MediaShape, Prompt
 
-IGNORED = -100
+IGNORE_INDEX = -100
 """Label of a position that the loss leaves out."""
 
 _MARK = "\0"
@@ -45,14 +45,14 @@ class Tokenizer(Protocol):
 class LabelledPrompt:
     """A whole dialogue for training.
 
-    `labels` are the ids to learn, `IGNORED` where there is no loss: on everything but the answers and their closing
-    mark. `problem` says why nothing of the sample can be learned (then all labels are `IGNORED`).
+    `labels` are the ids to learn, `IGNORE_INDEX` where there is no loss: on everything but the answers and their closing
+    mark. `problem` says why nothing of the sample can be learned (then all labels are `IGNORE_INDEX`).
     """
 
     prompt: Prompt
     labels: np.ndarray  # int64 [S]
     problem: str | None = None
-    left_out: np.ndarray | None = None  # int64 [S]: which answers the loss leaves out there, 0 for none
+    ignored_rows: np.ndarray | None = None  # int64 [S]: which answers the loss leaves out there, 0 for none
 
 
 def build_prompt(
@@ -108,7 +108,7 @@ def build_labels(
     writer = _Writer(tokenizer, chat)
     text, spans = writer.write(_media_first(chat, turns, len(shapes)) if marked is None else marked, learn=True)
     prompt = _tokenise(tokenizer, chat, text, shapes)
-    labels = np.full_like(prompt.ids, IGNORED)
+    labels = np.full_like(prompt.ids, IGNORE_INDEX)
     if problem := _problem(chat, turns):
         return LabelledPrompt(prompt, labels, problem)
     for span in spans:
@@ -116,10 +116,10 @@ def build_labels(
         if not np.array_equal(prompt.ids[: len(end.ids)], end.ids) or not np.array_equal(
             end.ids[: len(start.ids)], start.ids
         ):
-            labels[:] = IGNORED
+            labels[:] = IGNORE_INDEX
             return LabelledPrompt(prompt, labels, "a token reaches across the border of an answer")
         labels[len(start.ids) : len(end.ids)] = prompt.ids[len(start.ids) : len(end.ids)]
-    labels[prompt.slots] = IGNORED
+    labels[prompt.slots] = IGNORE_INDEX
     return LabelledPrompt(prompt, labels)
 
 
@@ -185,7 +185,7 @@ def _media_at_tags(turns: Sequence[Turn], shapes: Sequence[MediaShape]) -> list[
 
 def _refuse_reserved(chat: ChatFormat, turns: Sequence[Turn]) -> None:
     tokens = ("<image>", "<video>") if chat.media == "tokens" else ()
-    reserved = (_MARK, *tokens, *(word for marks in chat.marks for word in marks))
+    reserved = (_MARK, *tokens, *(word for marks in chat.special_tokens for word in marks))
     for part in (p for turn in turns for p in turn if p):
         for word in reserved:
             if word in part:
@@ -234,11 +234,11 @@ def _tokenise(tokenizer: Tokenizer, chat: ChatFormat, text: str, shapes: Sequenc
 
 def _by_marks(tokenizer: Tokenizer, chat: ChatFormat, chunks: Sequence[str], shapes: Sequence[MediaShape]) -> Prompt:
     """Tokenise the whole text with a token for each place of a visual token."""
-    text = chunks[0] + "".join(chat.medium(s.lengths) + c for s, c in zip(shapes, chunks[1:], strict=True))
+    text = chunks[0] + "".join(chat.media_text(s.lengths) + c for s, c in zip(shapes, chunks[1:], strict=True))
     ids = np.array(_first_ids(tokenizer) + tokenizer.encode(text, add_special_tokens=False), dtype=np.int64)
-    slots = np.isin(ids, [tokenizer.convert_tokens_to_ids(m.place) for m in chat.marks])
+    slots = np.isin(ids, [tokenizer.convert_tokens_to_ids(m.patch) for m in chat.special_tokens])
     if slots.sum() != sum(sum(s.lengths) for s in shapes):
-        names = ", ".join(word for marks in chat.marks for word in marks)
+        names = ", ".join(word for marks in chat.special_tokens for word in marks)
         raise ValueError(f"the tokenizer lacks one of {names}, which the chat format {chat.name} needs")
     return Prompt(ids, slots)
 

@@ -39,7 +39,7 @@ class SpecialTokens(NamedTuple):
     """Special tokens of the vocabulary around one run of visual tokens, and the one that holds their places."""
 
     before: str
-    place: str
+    patch: str
     after: str
 
 
@@ -60,7 +60,7 @@ class ChatFormat:
         (Video-ChatGPT, Valley).
     question_first:
         The media stand behind the first question and not before it.
-    says_role:
+    role_in_prompt:
         An open turn ends with `{assistant}:`; else the model says that itself, and it is taken off its answer.
     """
 
@@ -74,20 +74,22 @@ class ChatFormat:
     answer_end: str = "</s>"
     media: Literal["split", "tokens", "marks"] = "split"
     stop: tuple[str, ...] = ()  # strings that end an answer where the model has no end token for it
-    marks: tuple[SpecialTokens, ...] = ()  # of each run
+    special_tokens: tuple[SpecialTokens, ...] = ()  # of each run
     question_first: bool = False
-    says_role: bool = True
-    leads: tuple[str, ...] = ()  # what a model may put before its answer, in any order and number
+    role_in_prompt: bool = True
+    answer_prefixes: tuple[str, ...] = ()  # what a model may put before its answer, in any order and number
 
-    def medium(self, runs: Sequence[int]) -> str:
+    def media_text(self, runs: Sequence[int]) -> str:
         """What stands in the text for a medium with these runs of visual tokens (`marks` only).
 
         Raises:
             ValueError: the format has marks for another number of runs.
         """
-        if len(runs) != len(self.marks):
-            raise ValueError(f"chat format {self.name} has marks for {len(self.marks)} runs of tokens, not {len(runs)}")
-        return "".join(f"{m.before}{m.place * n}{m.after}" for m, n in zip(self.marks, runs, strict=True))
+        if len(runs) != len(self.special_tokens):
+            raise ValueError(
+                f"chat format {self.name} has marks for {len(self.special_tokens)} runs of tokens, not {len(runs)}"
+            )
+        return "".join(f"{m.before}{m.patch * n}{m.after}" for m, n in zip(self.special_tokens, runs, strict=True))
 
     @property
     def cue(self) -> str:
@@ -111,7 +113,7 @@ _CHATGPT = replace(
     _V1,
     name="vicuna_v1_1",
     media="marks",
-    marks=(SpecialTokens("<vid_start>", "<vid_patch>", "<vid_end>"),),
+    special_tokens=(SpecialTokens("<vid_start>", "<vid_patch>", "<vid_end>"),),
     question_first=True,
 )
 # What Valley was tuned with; it is asked otherwise, see below.
@@ -122,12 +124,12 @@ _VALLEY_TUNED = replace(
     user_end="\n### ",
     answer_end="\n### ",
     media="marks",
-    marks=(
+    special_tokens=(
         SpecialTokens("<im_start>", "<im_patch>", "<im_end>"),
         SpecialTokens("<vi_start>", "<vi_frame>", "<vi_end>"),
     ),
     question_first=True,
-    leads=("###", "Assistant:", "Assistent:", "Response:", "Valley:"),
+    answer_prefixes=("###", "Assistant:", "Assistent:", "Response:", "Valley:"),
 )
 
 #: Every chat format by its name, as bundles name it.
@@ -152,7 +154,7 @@ FORMATS: dict[str, ChatFormat] = {
             assistant=" Assistent",  # spelled so in the original
             user_end=" \n###",
             answer_end=" \n###",
-            says_role=False,
+            role_in_prompt=False,
         ),
         ChatFormat("chat_template", kind="template", user_end="", answer_end=""),
     )
@@ -215,10 +217,10 @@ def render_spans(chat: ChatFormat, turns: Sequence[Turn]) -> tuple[str, list[tup
     for question, answer in turns:
         text += f"{chat.user}: {question}{chat.user_end}" if question else f"{chat.user}:"
         start = len(text)
-        if chat.says_role or answer:
+        if chat.role_in_prompt or answer:
             text += f"{chat.assistant}:"
         if answer:
-            start = len(text) if chat.says_role else start
+            start = len(text) if chat.role_in_prompt else start
             text += f" {answer}{chat.answer_end}"
             spans.append((start, len(text)))
     return text, spans

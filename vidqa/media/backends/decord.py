@@ -16,7 +16,7 @@ import numpy as np
 from vidqa.common.display import display_path
 from vidqa.errors import MediaError
 from vidqa.media.backends.pyav import PyavReader
-from vidqa.media.files import plain_name
+from vidqa.media.files import native_path
 
 _CONTAINERS = ("isobmff", "matroska", "avi")
 #: Frames decoded by one call: more would only hold more memory.
@@ -64,7 +64,7 @@ class DecordReader:
         if reason := _unfit(known):
             raise self._refused(reason)
         decord.logging.set_level(decord.logging.QUIET)
-        name = self._exit.enter_context(plain_name(self.path))
+        name = self._exit.enter_context(native_path(self.path))
         try:
             reader = decord.VideoReader(name, num_threads=1)
         except (decord.DECORDError, RuntimeError) as e:

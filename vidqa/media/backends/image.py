@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 
 from vidqa.common.display import display_path
 from vidqa.errors import MediaError
-from vidqa.media.container import MAX_PIXELS, too_large
+from vidqa.media.container import MAX_PIXELS, too_large_error
 from vidqa.media.files import file_error
 from vidqa.records import MediaFacts
 
@@ -28,7 +28,7 @@ _ORIENTATION_TAG = 0x0112
 _TURNS = {3: 180, 4: 180, 5: 270, 6: 90, 7: 90, 8: 270}
 
 
-class StillReader:
+class ImageReader:
     """Frames of one picture file, by index. The arguments and errors of `PyavReader`."""
 
     backend = "pillow"
@@ -43,7 +43,7 @@ class StillReader:
             raise
         self.pts_s = np.asarray(starts_ms, np.float64) / 1000
 
-    def __enter__(self) -> StillReader:
+    def __enter__(self) -> ImageReader:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -65,7 +65,7 @@ class StillReader:
                     self._image.close()
                     self._image = _open(self.path)
                 self._image.seek(int(i))
-                pixels = _upright_rgb(self._image)
+                pixels = _to_display_rgb(self._image)
             except _DAMAGE as e:
                 raise _damaged(self.path, e) from e
             if pixels.shape[:2] != (self.facts.height, self.facts.width):
@@ -73,7 +73,7 @@ class StillReader:
             yield pixels
 
 
-def probe_still(path: str) -> MediaFacts:
+def probe_image(path: str) -> MediaFacts:
     """Facts of a picture file; frames of an animation are not counted.
 
     Raises:
@@ -114,7 +114,7 @@ def _open(path: str) -> Image.Image:
         raise _damaged(path, e) from e
     if image.width * image.height > MAX_PIXELS:
         image.close()
-        raise too_large(path, image.width, image.height)
+        raise too_large_error(path, image.width, image.height)
     if image.format == "PNG" and not _png_is_whole(path):
         image.close()
         raise MediaError("unreadable", f"{display_path(path)}: the picture is truncated")
@@ -188,7 +188,7 @@ def _clock(image: Image.Image) -> tuple[list[float], float]:
     return starts, now
 
 
-def _upright_rgb(image: Image.Image) -> np.ndarray:
+def _to_display_rgb(image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         grey = np.asarray(image, np.float64)
         top = 65535.0 if image.mode != "F" else max(1.0, float(grey.max()))

@@ -26,19 +26,25 @@ from av.video.frame import VideoFrame
 from vidqa.common.display import display_path
 from vidqa.errors import MediaError
 from vidqa.media.container import (
-    Opened,
-    counted_facts,
+    OpenVideo,
     decode_error,
-    first_frame,
-    header_facts,
+    decode_first_frame,
+    facts_from_header,
+    facts_from_index,
     open_video,
     orientation,
-    packets,
+    read_packets,
 )
-from vidqa.media.frame_index.from_container import listed_index
-from vidqa.media.frame_index.from_gops import GroupReader
-from vidqa.media.frame_index.from_packets import FrameIndex, FramesDifferError, IndexBuilder, Trusted, counted_index
-from vidqa.media.pixels import upright_rgb
+from vidqa.media.frame_index.from_container import index_from_container
+from vidqa.media.frame_index.from_gops import GopReader
+from vidqa.media.frame_index.from_packets import (
+    FrameIndex,
+    IndexMismatchError,
+    PacketIndexBuilder,
+    Trusted,
+    counted_index,
+)
+from vidqa.media.pixels import to_display_rgb
 from vidqa.media.sniff import Signature
 
 #: Containers that store one frame a packet together with the time when it is shown.
@@ -75,24 +81,24 @@ class PyavReader:
         self._way: Literal["seek", "pass", "decode"] = "seek"  # how far ahead is gone; a way that failed is left
         self._sought = False  # True after a seek, until the next start from the first packet
         self._position: int | None = None  # last frame given: ticks, or its number where frames go by order
-        self._groups: GroupReader | None = None
+        self._groups: GopReader | None = None
         self._begun_at: int | None = None  # last keyframe that the decoder was given: ticks
         try:
             self.opened = self._open()  # anew where the file is read from its start again
             builder = self._index_builder()
-            frame = first_frame(self.opened, builder.add)
-            self._header = header_facts(self.opened, frame)
+            frame = decode_first_frame(self.opened, builder.add)
+            self._header = facts_from_header(self.opened, frame)
             self._turn, self.mirrored = orientation(frame)
             index = self._index_from_list(frame.pts) if trusted == "list" else None
             if not index and trusted != "decoding":
                 index = self._index_from_packets(builder)
             self.index = index or self._index_from_decoding()
             if self.index.group_starts is not None:
-                self._groups = GroupReader(self.index.group_starts, len(self.index), builder.is_shown, self._from_start)
+                self._groups = GopReader(self.index.group_starts, len(self.index), builder.is_shown, self._from_start)
         except BaseException:
             self.close()
             raise
-        self.facts = counted_facts(self._header, self.index)
+        self.facts = facts_from_index(self._header, self.index)
         self.pts_s = self.index.pts_s
 
     def __enter__(self) -> PyavReader:
@@ -110,7 +116,7 @@ class PyavReader:
         """Yield frames in the order of `indices`; ascending order is fast, each a fresh uint8 RGB array [H, W, 3].
 
         Raises:
-            FramesDifferError: the decoder does not give a frame that the packets promised.
+            IndexMismatchError: the decoder does not give a frame that the packets promised.
             MediaError: the file cannot be read on.
         """
         numbers = {int(i) for i in indices}
@@ -125,9 +131,9 @@ class PyavReader:
                     frame = self._by_time(int(self.index.pts[i]), wanted)
             except av.error.FFmpegError as e:
                 raise decode_error(self.path, e) from e
-            yield upright_rgb(frame, self.facts, self._turn, self.mirrored)
+            yield to_display_rgb(frame, self.facts, self._turn, self.mirrored)
 
-    def _open(self) -> Opened:
+    def _open(self) -> OpenVideo:
         self._exit.close()
         opened = self._exit.enter_context(open_video(self.path, self._signature))
         self._signature = opened.signature
@@ -136,16 +142,16 @@ class PyavReader:
     def _restart(self) -> None:
         """Back to the first packet, the sure way: seeking to the start is not exact in every container."""
         self.opened = self._open()
-        self._packets = packets(self.opened)
+        self._packets = read_packets(self.opened)
         self._ahead, self._position, self._begun_at, self._sought = [], None, None, False
 
     def _from_start(self) -> tuple[Iterator[Packet], VideoCodecContext]:
         self._restart()
         return self._packets, self.opened.stream.codec_context
 
-    def _index_builder(self) -> IndexBuilder:
+    def _index_builder(self) -> PacketIndexBuilder:
         stream = self.opened.stream
-        return IndexBuilder(
+        return PacketIndexBuilder(
             codec=stream.codec_context.codec.canonical_name,
             time_base=self.opened.time_base,
             frame_s=1 / Fraction(stream.average_rate) if stream.average_rate else None,
@@ -154,19 +160,19 @@ class PyavReader:
 
     def _index_from_list(self, first_pts: int | None) -> FrameIndex | None:
         try:
-            return listed_index(self.opened, first_pts)
-        except FramesDifferError:  # known at another place of the file: back to where the first frame was read
+            return index_from_container(self.opened, first_pts)
+        except IndexMismatchError:  # known at another place of the file: back to where the first frame was read
             self.opened = self._open()
-            first_frame(self.opened)
+            decode_first_frame(self.opened)
             return None
 
-    def _index_from_packets(self, builder: IndexBuilder) -> FrameIndex | None:
+    def _index_from_packets(self, builder: PacketIndexBuilder) -> FrameIndex | None:
         """Read the packets behind those that the first picture took, decode none. None where they cannot tell.
 
         The file is not opened anew for it: that alone takes 3 to 4 ms, a twentieth of a short clip's time.
         """
         try:
-            for packet in packets(self.opened):
+            for packet in read_packets(self.opened):
                 builder.add(packet)
         except av.error.FFmpegError:
             pass  # a broken tail: what came before it counts
@@ -248,7 +254,7 @@ class PyavReader:
                 if self._seek(earlier) and (frame := self._decode_to(pts, wanted)):
                     return frame
             if self.index.guessed:
-                raise FramesDifferError(f"{display_path(self.path)}: no frame at tick {pts}, which its list tells")
+                raise IndexMismatchError(f"{display_path(self.path)}: no frame at tick {pts}, which its list tells")
             self._way = "pass"
         if self._way == "pass":
             if self._pass_over(key) and (frame := self._decode_to(pts, wanted)):
@@ -257,7 +263,7 @@ class PyavReader:
         self._restart()
         if frame := self._decode_to(pts, wanted):
             return frame
-        raise FramesDifferError(f"{display_path(self.path)}: no frame at tick {pts}")
+        raise IndexMismatchError(f"{display_path(self.path)}: no frame at tick {pts}")
 
     def _seek(self, key: int) -> bool:
         """Go to a keyframe, by its number; False where the container cannot."""
@@ -266,7 +272,7 @@ class PyavReader:
             self.opened.container.seek(int(aims[key]), stream=self.opened.stream, backward=True, any_frame=False)
         except av.error.FFmpegError:
             return False
-        self._packets = packets(self.opened)
+        self._packets = read_packets(self.opened)
         self._ahead, self._position, self._begun_at, self._sought = [], None, None, True
         return True
 

@@ -13,8 +13,8 @@ from fractions import Fraction
 import av
 import numpy as np
 
-from vidqa.media.container import Opened, packets
-from vidqa.media.frame_index.from_packets import FrameIndex, FramesDifferError
+from vidqa.media.container import OpenVideo, read_packets
+from vidqa.media.frame_index.from_packets import FrameIndex, IndexMismatchError
 
 #: Frames of a film that is worth it; packets of a shorter one are read in a few milliseconds.
 LEAST_FRAMES = 2000
@@ -24,7 +24,7 @@ _MOST_CHECKED = 1500
 _SHOWN = ("h264", "hevc", "mpeg4")
 
 
-def listed_index(opened: Opened, first_pts: int | None) -> FrameIndex | None:
+def index_from_container(opened: OpenVideo, first_pts: int | None) -> FrameIndex | None:
     """The index by the file's own list; None where that cannot tell.
 
     It is a guess that whoever reads the frames must confirm: a frame that does not come at its time says that the
@@ -35,7 +35,7 @@ def listed_index(opened: Opened, first_pts: int | None) -> FrameIndex | None:
         first_pts: time of the first frame, as decoded, in ticks.
 
     Raises:
-        FramesDifferError: the last group is not as the list says; the file is somewhere near its end.
+        IndexMismatchError: the last group is not as the list says; the file is somewhere near its end.
     """
     stream, codec = opened.stream, opened.stream.codec_context.codec.canonical_name
     if not opened.container.format.name.startswith("mov") or codec not in _SHOWN or first_pts is None:
@@ -62,15 +62,15 @@ def listed_index(opened: Opened, first_pts: int | None) -> FrameIndex | None:
         guessed=True,
     )
     if not _ends_so(opened, index, n - int(keys[-1])):
-        raise FramesDifferError("the last frames are not those of the list")
+        raise IndexMismatchError("the last frames are not those of the list")
     return index
 
 
-def _ends_so(opened: Opened, index: FrameIndex, n_last: int) -> bool:
+def _ends_so(opened: OpenVideo, index: FrameIndex, n_last: int) -> bool:
     """Whether the packets from the last keyframe on are as many as promised, at the promised times."""
     try:
         opened.container.seek(int(index.keys[-1]), stream=opened.stream, backward=True, any_frame=False)
-        times = [packet.pts for packet in packets(opened) if packet.size and not packet.is_corrupt]
+        times = [packet.pts for packet in read_packets(opened) if packet.size and not packet.is_corrupt]
     except av.error.FFmpegError:
         return False
     return None not in times and sorted(times) == index.pts[-n_last:].tolist()  # type: ignore[type-var]

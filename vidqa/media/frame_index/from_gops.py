@@ -22,7 +22,7 @@ from av.packet import Packet
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 
-from vidqa.media.frame_index.from_packets import FramesDifferError
+from vidqa.media.frame_index.from_packets import IndexMismatchError
 
 #: From the first packet on, and the decoder they are for.
 Start = Callable[[], tuple[Iterator[Packet], VideoCodecContext]]
@@ -31,7 +31,7 @@ Start = Callable[[], tuple[Iterator[Packet], VideoCodecContext]]
 _MOST_KEPT = 16
 
 
-class GroupReader:
+class GopReader:
     """Frames by number. Ascending numbers read the file once.
 
     Args:
@@ -66,7 +66,7 @@ class GroupReader:
             wanted: it and others that will be asked for; few of one group are kept when it is decoded first.
 
         Raises:
-            FramesDifferError: its group does not give a frame a packet.
+            IndexMismatchError: its group does not give a frame a packet.
             av.error.FFmpegError: the file cannot be read on.
         """
         group = int(np.searchsorted(self._edges, number, side="right")) - 1
@@ -81,7 +81,7 @@ class GroupReader:
             self._at += 1
             if self._at == number:
                 return frame
-        raise FramesDifferError(f"no frame {number}")
+        raise IndexMismatchError(f"no frame {number}")
 
     def _take(self, group: int, wanted: Collection[int]) -> None:
         """Hold the packets of a group, and those before that it needs, once they were seen to give a frame each."""
@@ -100,7 +100,7 @@ class GroupReader:
             return
         self._group, self._kept = None, {}
         if self._lead or not group:
-            raise FramesDifferError(f"{end - begin} packets gave {number - begin} frames, {n_corrupt} damaged")
+            raise IndexMismatchError(f"{end - begin} packets gave {number - begin} frames, {n_corrupt} damaged")
         self._lead = 1
         self._take(group, wanted)
 

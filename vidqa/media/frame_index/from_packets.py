@@ -22,7 +22,7 @@ _USUAL_RATE = Fraction(25)
 _GROUP_LIMIT = 1 << 26
 
 
-class FramesDifferError(Exception):
+class IndexMismatchError(Exception):
     """The packets promised a frame that the decoder does not give: count by decoding instead."""
 
 
@@ -79,7 +79,7 @@ class FrameIndex:
 
 
 @dataclass
-class IndexBuilder:
+class PacketIndexBuilder:
     """Collects packets in the order of the file.
 
     Where a seek must aim to land on a keyframe's packet (`key_seeks`): containers with a list of their keyframes find

@@ -98,7 +98,9 @@ class DecodePool:
             if waiting:
                 self._give_up()
 
-    def look(self, ask: Callable[[str], Found], paths: Iterable[str]) -> Iterator[tuple[str, Found | MediaError]]:
+    def map_unordered(
+        self, ask: Callable[[str], Found], paths: Iterable[str]
+    ) -> Iterator[tuple[str, Found | MediaError]]:
         """Ask something else of files, with the same care: opening a damaged one may kill or hang whoever does it.
 
         Args:
@@ -109,7 +111,7 @@ class DecodePool:
         Raises:
             RuntimeError: as `run`.
         """
-        jobs = (DecodeJob(path, look=ask) for path in paths)
+        jobs = (DecodeJob(path, function=ask) for path in paths)
         return ((job.path, cast("Found | MediaError", outcome)) for job, outcome in self.run(jobs))
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ _SIZE = struct.Struct("<Q")
 TAKEN = "taken"
 
 
-class WireClosedError(Exception):
+class PipeClosedError(Exception):
     """The other side is gone, or hung up in the middle of a message."""
 
 
@@ -46,7 +46,7 @@ def receive(pipe: IO[bytes]) -> Any:
     """Read one value; its arrays are writable.
 
     Raises:
-        WireClosedError: the other side is gone.
+        PipeClosedError: the other side is gone.
     """
     length, n_buffers = _HEAD.unpack(_exactly(pipe, _HEAD.size))
     body = _exactly(pipe, length)
@@ -64,6 +64,6 @@ def _exactly(pipe: IO[bytes], size: int) -> bytearray:
     while done < size:
         n = pipe.readinto(view[done:])  # type: ignore[attr-defined]
         if not n:
-            raise WireClosedError
+            raise PipeClosedError
         done += n
     return data

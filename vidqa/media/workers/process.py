@@ -18,7 +18,7 @@ from typing import IO
 
 from vidqa.common.display import display_path
 from vidqa.errors import MediaError
-from vidqa.media.workers.ipc import TAKEN, WireClosedError, receive, send
+from vidqa.media.workers.ipc import TAKEN, PipeClosedError, receive, send
 from vidqa.records import DecodedMedia, EncoderInput, FrameBatch, SamplingSpec, Segment
 
 _START_TIMEOUT_S = 60.0
@@ -34,10 +34,12 @@ class DecodeJob:
     """One file to decode. `tag` stays on this side and comes back with the result."""
 
     path: str
-    seconds: float | tuple[Segment, ...] | None = None  # length of a segment, or the segments; None = whole
+    segments: float | tuple[Segment, ...] | None = None  # length of a segment, or the segments; None = whole
     sampling: SamplingSpec = field(default_factory=SamplingSpec)
     tag: object = None
-    look: Callable[[str], object] | None = None  # called with the path instead of decoding; see `DecodePool.look`
+    function: Callable[[str], object] | None = (
+        None  # called with the path instead of decoding; see `DecodePool.map_unordered`
+    )
 
 
 @dataclass(frozen=True)
@@ -108,10 +110,10 @@ class Worker:
         clock.daemon = True
         clock.start()
         try:
-            send(_pipe(process.stdin), (job.path, job.seconds, job.sampling, job.look))
+            send(_pipe(process.stdin), (job.path, job.segments, job.sampling, job.function))
             taken = receive(_pipe(process.stdout)) == TAKEN
             result = receive(_pipe(process.stdout))
-        except (WireClosedError, OSError):
+        except (PipeClosedError, OSError):
             self._end()
             return taken or late.is_set(), self._death(job, process, late.is_set())
         finally:
@@ -138,7 +140,7 @@ class Worker:
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         with self._lock:
             if self._stopped:
-                raise WireClosedError
+                raise PipeClosedError
             process = subprocess.Popen(
                 [sys.executable, "-c", _START],
                 stdin=subprocess.PIPE,
@@ -155,7 +157,7 @@ class Worker:
             send(_pipe(process.stdin), [p or os.getcwd() for p in sys.path], framed=False)
             send(_pipe(process.stdin), limits)
             ready = receive(_pipe(process.stdout))
-        except (WireClosedError, OSError) as e:
+        except (PipeClosedError, OSError) as e:
             self._end()
             raise RuntimeError(f"a decoder process did not start (exit code {process.returncode})") from e
         except BaseException:  # a transform that does not pickle

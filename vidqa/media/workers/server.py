@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from vidqa.common.display import display_path
 from vidqa.errors import MediaError
-from vidqa.media.workers.ipc import TAKEN, WireClosedError, receive, send
+from vidqa.media.workers.ipc import TAKEN, PipeClosedError, receive, send
 
 _LOOK_AFTER_PARENT_S = 0.5
 
@@ -35,7 +35,7 @@ def serve() -> None:
     try:
         memory_bytes, transform, backend = receive(jobs)
         from vidqa.media.backends import pyav  # noqa: F401  the first file should not pay for the imports
-    except WireClosedError:
+    except PipeClosedError:
         return
     except Exception as e:  # told to the caller: a transform that cannot be imported is its bug
         send(results, RuntimeError(f"a decoder process cannot start: {type(e).__name__}: {e}"))
@@ -47,7 +47,7 @@ def serve() -> None:
             job = receive(jobs)
             send(results, TAKEN)  # from here on, what kills this process is this file's doing
             _answer(results, job, transform, backend)
-    except (WireClosedError, BrokenPipeError):
+    except (PipeClosedError, BrokenPipeError):
         return
 
 

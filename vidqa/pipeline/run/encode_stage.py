@@ -122,7 +122,7 @@ def _note(batch: Sequence[Decoded], model: LoadedModel, clock: StageClock, busy_
         for segment in decoded.media.segments:
             kind = decoded.media.facts.kind
             n_groups = len(segment.frames.pts_s) / model.encoder.session(kind).n_frames
-            meter.encode_operations += n_groups * model.encoder.operations(kind)
+            meter.encode_operations += n_groups * model.encoder.flops(kind)
     meter.encode.add(sum(len(decoded.media.segments) for decoded in batch), busy_s)
 
 

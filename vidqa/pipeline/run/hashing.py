@@ -40,7 +40,7 @@ def identify(index: MediaIndex, item: MediaItem) -> tuple[MediaItem, str]:
         MediaError: gone, not readable, or it keeps changing.
     """
     for _ in range(_TRIES):
-        if (known := index.known(item)) is not None:  # size and time of the scan are those of the content
+        if (known := index.cached_media_id(item)) is not None:  # size and time of the scan are those of the content
             return item, known
         media_id = index.read(item)
         try:
@@ -78,7 +78,7 @@ def identify_all(
             while more and len(ahead) < 2 * n_threads:
                 if (item := next(source, None)) is None:
                     more = False
-                elif not ahead and (known := index.known(item)) is not None:
+                elif not ahead and (known := index.cached_media_id(item)) is not None:
                     yield item, known
                 else:
                     ahead.append((item, readers.read(item)))

@@ -20,7 +20,7 @@ from vidqa.cache.feature_store import FeatureStore
 from vidqa.cache.key import CacheKey
 from vidqa.cache.media_index import MediaIndex
 from vidqa.common.devices import cpu_threads
-from vidqa.encoders.preprocess import prepare
+from vidqa.encoders.preprocess import preprocess
 from vidqa.errors import ItemError
 from vidqa.media.segments import plan_segments
 from vidqa.media.workers.decode_pool import DecodeJob, DecodePool
@@ -122,7 +122,7 @@ class Prefetcher:
         if first is None:  # all of it cached: no decode process is started
             return
         encoders = self._bundle.spec.encoders
-        transform = partial(prepare, image=encoders.image.preprocess, video=encoders.video.preprocess)
+        transform = partial(preprocess, image=encoders.image.preprocess, video=encoders.video.preprocess)
         n_workers = self._options.n_workers or cpu_threads()
         with DecodePool(
             n_workers=n_workers,
@@ -136,7 +136,7 @@ class Prefetcher:
                     self._put(EncodedItem(work, error=result))
                     continue
                 if work.media_id is not None:
-                    self._index.remember_facts(work.media_id, result.facts)
+                    self._index.store_facts(work.media_id, result.facts)
                 self._put(Decoded(work, result, n_workers))
 
     def _jobs(self) -> Iterator[DecodeJob]:
@@ -152,7 +152,7 @@ class Prefetcher:
                 continue
             self._waiting[number] = work
             yield DecodeJob(
-                path=work.item.path, seconds=work.segments or self._options.segment_s, sampling=sampling, tag=number
+                path=work.item.path, segments=work.segments or self._options.segment_s, sampling=sampling, tag=number
             )
 
     def _cached(self, work: WorkItem) -> tuple[EncodedSegment, ...] | None:

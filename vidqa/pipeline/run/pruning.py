@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
 
-from vidqa.media.scan import fixed_part, is_pattern
+from vidqa.media.scan import glob_root, is_glob
 
 
 def vanished(searched: Sequence[str]) -> Callable[[str], bool]:
@@ -40,9 +40,9 @@ def vanished(searched: Sequence[str]) -> Callable[[str], bool]:
 
 def _search(path: str) -> tuple[str, list[str]]:
     """The folder (or file) that a path of the user searches, and the names that a glob asks for below it."""
-    if not is_pattern(path):
+    if not is_glob(path):
         return os.path.abspath(path), []
-    root = os.path.abspath(fixed_part(path))
+    root = os.path.abspath(glob_root(path))
     return root, _names(os.path.abspath(path), root)
 
 

@@ -58,7 +58,7 @@ class RunContext:
         began = time.perf_counter()
         with self.clock.stage("read"):
             found = scan(paths)
-        for out in found.left_out:
+        for out in found.ignored:
             self.reporter.say(f"left out: {display_path(out.path)}: {out.reason}", level=2)
             self.reporter.event("scan", "left out", media=out.path, note=out.reason)
         self.reporter.event("scan", "ok", seconds=time.perf_counter() - began, note=f"{len(found.items)} files")

@@ -15,7 +15,7 @@ import torch
 
 from vidqa.errors import TrainError
 from vidqa.model.video_llava import VideoLlava
-from vidqa.prompts.build import IGNORED, LabelledPrompt
+from vidqa.prompts.build import IGNORE_INDEX, LabelledPrompt
 from vidqa.prompts.chat_formats import ChatFormat
 from vidqa.records import Features
 from vidqa.train.batching.packing import Packed, PackedBatch, collate, pack
@@ -69,7 +69,7 @@ class TrainingBatch:
     @property
     def n_learned(self) -> int:
         """Positions with a loss."""
-        return int((self.packed.labels[:, 1:] != IGNORED).sum())
+        return int((self.packed.labels[:, 1:] != IGNORE_INDEX).sum())
 
     @property
     def n_positions(self) -> tuple[int, int]:
@@ -158,7 +158,7 @@ class TrainingDataset(torch.utils.data.Dataset[Item]):
 EMPTY = Packed(
     np.zeros(1, np.int64),
     np.zeros(1, np.bool_),
-    np.full(1, IGNORED, np.int64),
+    np.full(1, IGNORE_INDEX, np.int64),
     np.zeros(1, np.int64),
     np.zeros(1, np.int64),
     np.zeros(1, np.int64),
@@ -181,7 +181,7 @@ def labeller(
     def label(sample: Sample, features: Sequence[Features]) -> LabelledPrompt:
         made = labelled(sample, tokenizer, chat, [shape(f) for f in features], max_tokens)
         # Text may speak of anything: what media never show counts for answers about media alone.
-        return replace(made, left_out=left_out.where(made)) if left_out and sample.media else made
+        return replace(made, ignored_rows=left_out.where(made)) if left_out and sample.media else made
 
     return label
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vidqa.prompts.build import IGNORED, LabelledPrompt
+from vidqa.prompts.build import IGNORE_INDEX, LabelledPrompt
 from vidqa.records import Prompt
 
 
@@ -25,7 +25,7 @@ class Packed:
 
     ids: np.ndarray  # int64 [S]
     slots: np.ndarray  # bool [S]
-    labels: np.ndarray  # int64 [S], IGNORED where there is no loss
+    labels: np.ndarray  # int64 [S], IGNORE_INDEX where there is no loss
     positions: np.ndarray  # int64 [S]
     branch: np.ndarray  # int64 [S]
     left_out: np.ndarray  # int64 [S], row of what the loss leaves out at a label (`vidqa.train.data.unseen_pairs`)
@@ -51,7 +51,7 @@ def pack(conversations: Sequence[LabelledPrompt]) -> Packed:
     return Packed(
         ids=np.concatenate([head.ids[:cut], *parts]),
         slots=np.concatenate([head.slots[:cut], *(c.prompt.slots[cut:] for c in conversations)]),
-        labels=np.concatenate([np.full(cut, IGNORED), *(c.labels[cut:] for c in conversations)]),
+        labels=np.concatenate([np.full(cut, IGNORE_INDEX), *(c.labels[cut:] for c in conversations)]),
         positions=np.concatenate([np.arange(cut), *(np.arange(cut, cut + n) for n in sizes)]),
         branch=np.concatenate([np.zeros(cut, np.int64), *(np.full(n, k + 1) for k, n in enumerate(sizes))]),
         left_out=np.concatenate([np.zeros(cut, np.int64), *(_left_out(c)[cut:] for c in conversations)]),
@@ -59,7 +59,7 @@ def pack(conversations: Sequence[LabelledPrompt]) -> Packed:
 
 
 def _left_out(made: LabelledPrompt) -> np.ndarray:
-    return np.zeros(len(made.labels), np.int64) if made.left_out is None else made.left_out
+    return np.zeros(len(made.labels), np.int64) if made.ignored_rows is None else made.ignored_rows
 
 
 def _shared(head: Prompt, other: LabelledPrompt) -> int:
@@ -69,7 +69,7 @@ def _shared(head: Prompt, other: LabelledPrompt) -> int:
     """
     n = min(len(head.ids), len(other.prompt.ids))
     same = (head.ids[:n] == other.prompt.ids[:n]) & (head.slots[:n] == other.prompt.slots[:n])
-    learned = np.flatnonzero(other.labels != IGNORED)
+    learned = np.flatnonzero(other.labels != IGNORE_INDEX)
     limit = int(learned[0]) - 1 if len(learned) else n
     return min(n if same.all() else int(np.argmin(same)), limit)
 
@@ -101,7 +101,7 @@ def collate(packed: Sequence[Packed]) -> PackedBatch:
     return PackedBatch(
         stack("ids", 0),
         stack("slots", False),
-        stack("labels", IGNORED),
+        stack("labels", IGNORE_INDEX),
         stack("positions", 0),
         stack("branch", -1),
         stack("left_out", 0),

@@ -37,7 +37,7 @@ class Prober:
         new: dict[str, tuple[int, int] | None] = {}
         for path in dict.fromkeys(paths):
             state = _state(path)
-            if path not in self._known and self.index and state and (facts := self.index.probed(path, *state)):
+            if path not in self._known and self.index and state and (facts := self.index.probed_facts(path, *state)):
                 self._known[path] = facts
             if path in self._known:
                 yield path, self._known[path]
@@ -51,7 +51,7 @@ class Prober:
                 self._known[job.path] = found = outcome if isinstance(outcome, MediaError) else outcome.facts
                 state = new[job.path]
                 if self.index and state and isinstance(found, MediaFacts) and _state(job.path) == state:
-                    self.index.remember_probed(job.path, *state, began_ns, found)
+                    self.index.store_probed_facts(job.path, *state, began_ns, found)
                 yield job.path, found
 
 

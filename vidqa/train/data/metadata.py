@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vidqa.cache.feature_store import note_use
+from vidqa.cache.feature_store import mark_used
 from vidqa.common import atomic_io
 from vidqa.train.data.sample import MediaRef, Sample, SampleError
 
@@ -130,7 +130,7 @@ def _load(kept: Path, n: int, sha256: str) -> tuple[np.ndarray, np.ndarray, list
     except (OSError, ValueError, TypeError, KeyError, EOFError) as e:
         log.warning("damaged survey %s (%s): every record is read again", kept, e)
         return None
-    note_use(kept)
+    mark_used(kept)
     return (groups, lengths, refs) if groups.shape == lengths.shape == (n,) else None
 
 

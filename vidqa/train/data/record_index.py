@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from vidqa.cache.feature_store import note_use
-from vidqa.cache.key import RECORDS
+from vidqa.cache.feature_store import mark_used
+from vidqa.cache.key import RECORDS_FOLDER
 from vidqa.common import atomic_io
 from vidqa.common.display import bar_size
 from vidqa.errors import TrainError, UsageError
@@ -54,7 +54,7 @@ class RecordFile:
         layout = layout_of(self.path)
         found = os.stat(self.path)
         state = digest([found.st_size, found.st_mtime_ns, INDEX_FORMAT])
-        index = Path(cache_dir, RECORDS, f"{digest([str(self.path.absolute())])}-{state}.npz")
+        index = Path(cache_dir, RECORDS_FOLDER, f"{digest([str(self.path.absolute())])}-{state}.npz")
         self.index = index
         self.data = index.with_suffix(".jsonl") if layout == "parquet" else self.path
         known = _load(index, found.st_mtime_ns) if self.data.exists() else None
@@ -131,7 +131,7 @@ def _load(index: Path, mtime_ns: int) -> Scanned | None:
             if abs(read_ns - mtime_ns) <= _TICK_NS:
                 return None  # changed just before it was read: a later change could hide behind the same time
             spans, sha256, size = stored["spans"], str(stored["sha256"]), int(stored["size"])
-        note_use(index)
+        mark_used(index)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError) as e:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
 
-from vidqa.prompts.build import IGNORED, LabelledPrompt, Tokenizer
+from vidqa.prompts.build import IGNORE_INDEX, LabelledPrompt, Tokenizer
 from vidqa.prompts.chat_formats import ChatFormat
 from vidqa.records import MediaShape
 from vidqa.train.data.corpus import Corpus
@@ -89,7 +89,7 @@ def _look(corpus: Corpus, reader: RecordTokenizer, numbers: range) -> TokenizedC
             look.numbers.append(number)
             look.tokens.append(len(made.labels))
             look.visual.append(int(made.prompt.slots.sum()))
-            look.learned.append(int((made.labels != IGNORED).sum()))
+            look.learned.append(int((made.labels != IGNORE_INDEX).sum()))
             look.media.append(sample.media)
             n_narrowed, said = _left_out(reader.left_out if sample.media else None, made)
             look.narrowed.append(n_narrowed)

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from vidqa.config.toml_lines import meant, read_toml, title
 from vidqa.errors import UsageError
-from vidqa.prompts.build import IGNORED, LabelledPrompt
+from vidqa.prompts.build import IGNORE_INDEX, LabelledPrompt
 
 #: How vocabularies write white space: byte-level ones as letters, those of sentencepiece as a low line.
 _WHITE = str.maketrans("Ġ▁Ċĉ", "  \n\t")
@@ -172,7 +172,7 @@ class IgnoredTokens:
             if waiting is None or self._group_of[waiting] == self._group_of[word]:
                 waiting = word
                 continue
-            if made.labels[at] != IGNORED:
+            if made.labels[at] != IGNORE_INDEX:
                 yield PairMention(at, word, form, waiting)
             waiting = None
 

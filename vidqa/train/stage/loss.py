@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidqa.model.video_llava import VideoLlava
-from vidqa.prompts.build import IGNORED
+from vidqa.prompts.build import IGNORE_INDEX
 from vidqa.train.batching.dataset import TrainingBatch
 from vidqa.train.batching.packing import attention_mask
 from vidqa.train.data.unseen_pairs import rows_mask
@@ -47,7 +47,7 @@ class PackedLoss(nn.Module):
             position_ids=packed.positions,
             use_cache=False,
         ).last_hidden_state
-        learn = packed.labels[:, 1:] != IGNORED  # position i says what stands at i + 1
+        learn = packed.labels[:, 1:] != IGNORE_INDEX  # position i says what stands at i + 1
         logits = model.llm.get_output_embeddings()(states[:, :-1][learn]).float()
         if self.left_out:
             logits = logits.masked_fill(self._mask(logits)[packed.left_out[:, 1:][learn]], -torch.inf)
