@@ -36,7 +36,7 @@ from demo_world.scene import Scene, make_scene
 from eval_demo import answer_all, ask_about, score, write_media
 
 from vidqa import __version__
-from vidqa.common.atomic_io import commit
+from vidqa.common.atomic_io import atomic_write
 from vidqa.model.bundle.bundle import load_bundle
 
 SETTINGS, RESULT = "sizes.json", "ablations.json"
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for seed in range(args.seeds):  # all arms of a seed, then the next: a run cut short still compares
         for arm in ARMS:
             runs[arm.name].append(run(work, arm, seed, sizes))
-            with commit(work / RESULT) as f:
+            with atomic_write(work / RESULT) as f:
                 f.write(json.dumps(facts | {"runs": runs}, indent=1).encode())
     print(table(runs, guess))
     return 0
@@ -92,7 +92,7 @@ def _same_sizes(work: Path, sizes: Sizes) -> bool:
     file = work / SETTINGS
     if file.exists():
         return bool(json.loads(file.read_text()) == asdict(sizes))
-    with commit(file) as f:
+    with atomic_write(file) as f:
         f.write(json.dumps(asdict(sizes)).encode())
     return True
 
@@ -136,7 +136,7 @@ def run(work: Path, arm: Arm, seed: int, sizes: Sizes) -> Scores:
         scenes, asked = asked_of(work)
         answers, _ = answer_all(work / "scored", str(folder / "model"), asked)
         scores, _ = score(scenes, asked, answers)
-        with commit(result) as f:
+        with atomic_write(result) as f:
             f.write(json.dumps(scores, indent=1).encode())
         log(f"{arm.name}, seed {seed}: {time.monotonic() - start:.0f} s")
     found: Scores = json.loads(result.read_text())

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from vidqa.common.atomic_io import digest_file
+from vidqa.common.atomic_io import sha256_of_file
 from vidqa.encoders.encoder import AUTO_FRAMES, Encoder, Graph
 from vidqa.encoders.onnx_session import OnnxSession
 from vidqa.errors import BundleError, DeviceError, ItemError
@@ -160,7 +160,9 @@ def test_from_bundle_checks_digests_and_takes_its_settings(image, video, make_in
     data = image.path.with_name("image.onnx.data")
     folder = image.path.parent
     parts = SimpleNamespace(
-        image=SimpleNamespace(keep_cls=True, sha256=digest_file(image.path), external={data.name: digest_file(data)}),
+        image=SimpleNamespace(
+            keep_cls=True, sha256=sha256_of_file(image.path), external={data.name: sha256_of_file(data)}
+        ),
         video=SimpleNamespace(keep_cls=True, sha256="0" * 64, external={}),
     )
     bundle = SimpleNamespace(

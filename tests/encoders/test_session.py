@@ -14,10 +14,9 @@ import pytest
 import torch
 
 from vidqa.common import devices
-from vidqa.common.atomic_io import digest_file
-from vidqa.common.devices import Device, available_devices, cpu_threads, find_cuda, parse_device
+from vidqa.common.atomic_io import sha256_of_file
+from vidqa.common.devices import Device, available_devices, cpu_threads, find_cuda, is_out_of_memory, parse_device
 from vidqa.encoders import onnx_session
-from vidqa.encoders.onnx_errors import is_out_of_memory
 from vidqa.encoders.onnx_session import OnnxSession, resolve_device
 from vidqa.errors import BundleError, DeviceError
 
@@ -55,7 +54,7 @@ class FakeRuntime:
 
 def test_run_gives_what_torch_gives(video) -> None:
     pixels = torch.randn(3, 4, 3, 24, 24)
-    s = OnnxSession(video.path, "cpu", sha256=digest_file(video.path))
+    s = OnnxSession(video.path, "cpu", sha256=sha256_of_file(video.path))
     assert (s.provider, s.device) == ("CPUExecutionProvider", "cpu")
     assert (s.n_frames, s.image_size, s.n_tokens, s.hidden_size, s.embedding_size) == (4, 24, 10, 32, 12)
     tokens, embedding = s.run(pixels.numpy())
@@ -119,7 +118,7 @@ def test_altered_file(video, tmp_path: Path) -> None:
     data[len(data) // 2] ^= 1  # one bit of a weight: the graph would load and give other features
     path.write_bytes(data)
     with pytest.raises(BundleError, match=r"video\.onnx: altered"):
-        OnnxSession(path, "cpu", sha256=digest_file(video.path))
+        OnnxSession(path, "cpu", sha256=sha256_of_file(video.path))
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage" * 100, b"<html>404</html>"])
@@ -146,7 +145,7 @@ def test_another_graph(tmp_path: Path) -> None:
 
 def test_external_weights_are_found_and_checked(image, tmp_path: Path) -> None:
     data = image.path.with_name("image.onnx.data")
-    digests = {data.name: digest_file(data)}
+    digests = {data.name: sha256_of_file(data)}
     OnnxSession(image.path, "cpu", external=digests).run(np.zeros((1, 1, 3, 24, 24), np.float32))
     graph = shutil.copy(image.path, tmp_path)
     with pytest.raises(BundleError, match=r"image\.onnx\.data: missing"):
@@ -246,7 +245,7 @@ def test_others_give_back_memory_before_a_device_is_full(one_gpu, video, monkeyp
 
     runtime = Crowded(["CUDAExecutionProvider", "CPUExecutionProvider"])
     monkeypatch.setattr(onnx_session, "_runtime", lambda: runtime)
-    monkeypatch.setattr(onnx_session, "GIVE_BACK", [lambda: given.append(1)])
+    monkeypatch.setattr(onnx_session, "RELEASE_MEMORY", [lambda: given.append(1)])
     if room_after:
         onnx_session.open_graph(video.path, "cuda:0")
     else:

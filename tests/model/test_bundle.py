@@ -17,8 +17,7 @@ from typing import Any
 
 import pytest
 
-from vidqa.common.atomic_io import digest_file
-from vidqa.common.growing_folder import growing
+from vidqa.common.atomic_io import sha256_of_file, temporary_folder
 from vidqa.errors import BundleError, LockedError, UsageError
 from vidqa.model.bundle.bundle import BUNDLE_FILE, load_bundle, save_bundle
 
@@ -39,7 +38,7 @@ def edit(folder: Path, change: Callable[[Json], Any]) -> None:
 
 def list_llm_files(folder: Path) -> None:
     """Make the digests of the LLM's files true again."""
-    files = {p.name: digest_file(p) for p in (folder / "llm").iterdir()}
+    files = {p.name: sha256_of_file(p) for p in (folder / "llm").iterdir()}
     edit(folder, lambda data: data["llm"].update(files=files))
 
 
@@ -382,8 +381,8 @@ class TestLeftovers:
     def killed(self, tmp_path: Path) -> Path:
         """The hidden folder of a process that was killed while it wrote `model`."""
         code = (
-            "import sys, os, signal; from pathlib import Path; from vidqa.common.growing_folder import growing\n"
-            "with growing(Path(sys.argv[1])) as part:\n"
+            "import sys, os, signal; from pathlib import Path; from vidqa.common.atomic_io import temporary_folder\n"
+            "with temporary_folder(Path(sys.argv[1])) as part:\n"
             "    (part / 'llm').mkdir(); (part / 'llm' / 'model.safetensors').write_bytes(bytes(1000))\n"
             "    os.kill(os.getpid(), signal.SIGKILL)"
         )
@@ -410,10 +409,10 @@ class TestLeftovers:
         assert {p.name for p in tmp_path.iterdir()} == {"model", *(p.name for p in others)}
         said = [record.getMessage() for record in caplog.records]
         assert [line.split(" (")[0] for line in said] == [f"removed {killed}", f"removed {aside}"]
-        assert all("left by a process that was killed" in line for line in said)
+        assert all("left by a killed process" in line for line in said)
 
     def test_not_while_its_process_lives(self, save: Callable, tmp_path: Path) -> None:
-        with growing(tmp_path / "model") as part:
+        with temporary_folder(tmp_path / "model") as part:
             with pytest.raises(LockedError, match="is being written by another process"):
                 save()
             assert part.is_dir()

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vidqa.common.path_text import escape, unescape
+from vidqa.common.path_text import escape_path, unescape_path
 from vidqa.errors import TableError
 from vidqa.records import ROW_COLUMNS, AnswerRow
 from vidqa.tables.formats import SUFFIXES, format_of, read_table, write
@@ -235,15 +235,15 @@ def test_no_room_leaves_the_old_table(tmp_path: Path, row: Make) -> None:
 
 @given(st.binary(max_size=40).map(os.fsdecode) | st.text(string.printable + "\\xe9\udc80\udfff\ud83d", max_size=20))
 def test_names_survive_whatever_their_bytes(name: str) -> None:
-    text = escape(name)
+    text = escape_path(name)
     text.encode("utf-8")
-    assert unescape(text) == name
+    assert unescape_path(text) == name
 
 
 def test_ordinary_names_stay_as_they_are() -> None:
     for name in ("a b.mp4", "C:\\videos\\a.mp4", "\u043a\u0438\u043d\u043e.mp4"):
-        assert escape(name) == name
-    assert escape(os.fsdecode(b"caf\xe9.mp4")) == "caf\\xe9.mp4"
+        assert escape_path(name) == name
+    assert escape_path(os.fsdecode(b"caf\xe9.mp4")) == "caf\\xe9.mp4"
 
 
 def test_an_error_sentence_with_a_strange_name_is_written(tmp_path: Path, row: Make) -> None:

@@ -91,7 +91,7 @@ def test_clocks_that_run_backwards(tmp_path: Path, row: Make) -> None:
     assert table.done(A, "2026", *ASKED[1:]) == table.done(A, "1971", *ASKED[1:]) == "ok"
     (tmp_path / ".t.parquet.lock").write_text(json.dumps({"host": "h", "pid": 1, "start": "2099-01-01T00:00:00+00:00"}))
     with FileLock(out) as lock:
-        assert lock.taken_over is not None and lock.taken_over.start.startswith("2099")
+        assert lock.stale_holder is not None and lock.stale_holder.start.startswith("2099")
 
 
 def test_what_an_interrupted_run_left_counts_at_once_and_is_not_touched_by_a_look(tmp_path: Path, row: Make) -> None:

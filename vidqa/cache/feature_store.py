@@ -4,7 +4,7 @@ Entries are whole or absent, so any number of processes may read and write one c
 other is to encode a segment twice. The time of last use is the file's modification time.
 
 Cost on an ordinary disk: an entry of 4 MB (8 x 257 x 1024) is written in 28 ms and read in 8; one of 0.1 MB in 8 and
-0.2. A third to a half of the writing is fsync, which `atomic_io.commit` does; without it entries would still be safe (the
+0.2. A third to a half of the writing is fsync, which `atomic_io.atomic_write` does; without it entries would still be safe (the
 checksum finds a torn one), but a power cut would cost the encoding of everything since the last flush.
 """
 
@@ -132,7 +132,7 @@ class FeatureStore:
 
     @staticmethod
     def _write(path: Path, data: bytes) -> None:
-        with atomic_io.commit(path) as f:
+        with atomic_io.atomic_write(path) as f:
             f.write(data)
 
     def _give_up(self, path: Path, reason: str) -> None:
@@ -163,7 +163,7 @@ def create_cache_folder(root: Path) -> None:
         root.mkdir(parents=True, exist_ok=True)
         tag = root / "CACHEDIR.TAG"
         if not tag.exists() and os.access(root, os.W_OK):  # a cache that may only be read still serves
-            with atomic_io.commit(tag) as f:
+            with atomic_io.atomic_write(tag) as f:
                 f.write(_TAG.encode())
 
 

@@ -17,7 +17,7 @@ from typing import NoReturn
 import click
 
 from vidqa import __version__
-from vidqa.common.path_text import encode_visibly
+from vidqa.common.path_text import encode_surrogates
 from vidqa.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, VidqaError
 
 #: Exit codes of a process that SIGTERM ended, and of one whose reader went away (`vidqa ask ... | head -1`).
@@ -126,7 +126,7 @@ def entry() -> NoReturn:
     """The console script."""
     _open_streams()
     signal.signal(signal.SIGTERM, _on_terminate)
-    codecs.register_error("visible", encode_visibly)
+    codecs.register_error("visible", encode_surrogates)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # None in a service without a terminal
             stream.reconfigure(errors="visible")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidqa.common.display import display_path
-from vidqa.common.path_text import escape, visible
+from vidqa.common.path_text import escape_path, escape_surrogates
 
 if TYPE_CHECKING:  # numpy comes with it
     from vidqa.records import AnswerRow
@@ -50,36 +50,18 @@ def rows_as_table(rows: Sequence[AnswerRow]) -> str:
     )
 
 
-def human_bytes(n_bytes: int) -> str:
-    """`1.5 GB`; steps of 1000, as disks are sold and as `--max-size` reads them."""
-    size = float(n_bytes)
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if size < 1000 or unit == "TB":
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    raise AssertionError("the loop returns at TB")
-
-
-def human_seconds(seconds: float) -> str:
-    """`4.2 s`, `3 min 20 s` or `2 h 5 min`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
 def _plain(value: Any, is_name: bool = False) -> Any:
     """What `json` can write. Names of files are escaped so that they can be found again, other text for show."""
     if is_dataclass(value) and not isinstance(value, type):
         value = asdict(value)
     if isinstance(value, dict):
-        return {visible(str(key)): _plain(inner, key in _NAMES) for key, inner in value.items()}
+        return {escape_surrogates(str(key)): _plain(inner, key in _NAMES) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(inner, is_name) for inner in value]
     if isinstance(value, datetime):
         return value.isoformat()
     if isinstance(value, Path):
-        return escape(str(value))
+        return escape_path(str(value))
     if isinstance(value, str):
-        return escape(value) if is_name else visible(value)
+        return escape_path(value) if is_name else escape_surrogates(value)
     return value

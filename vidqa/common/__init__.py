@@ -1,7 +1,14 @@
-"""Helpers that every layer may use: atomic files, file locks, devices, text for people.
+"""Helpers that every layer may use. Nothing here imports another part of vidqa except `errors`.
 
-atomic_io.py      write a file atomically; growing_folder.py does the same for a folder
-file_lock.py      one process at a time may write a table or model
-devices.py        CPU threads, CUDA devices; free_memory.py reports what is free
-display.py        size of progress bars
+atomic_io.py      files and folders that appear under their name only when they are complete
+file_lock.py      one process at a time may write a table or a model
+devices.py        CPU threads, CUDA devices, free memory, out-of-memory errors
+disk_space.py     free bytes of a disk, disk-full errors
+display.py        paths, sizes and durations as text for people
+path_text.py      file names of arbitrary bytes as text that a table can hold
 """
+
+from vidqa.common.atomic_io import atomic_write
+from vidqa.common.display import display_path, human_bytes, human_duration
+
+__all__ = ["atomic_write", "display_path", "human_bytes", "human_duration"]

@@ -1,7 +1,7 @@
-"""Which devices could run a graph: a name asked for -> `cpu` or `cuda:N`, or a DeviceError.
+"""Devices: names such as `cuda:1` resolved without importing torch or onnxruntime, free memory, out-of-memory errors.
 
-Asks the driver only, through ctypes: no context is made and nothing heavy is imported, so `--help` and `doctor` can
-afford it. Does not know graphs; whether the provider itself really starts, `session` finds out.
+The CUDA driver is queried through ctypes, which creates no CUDA context, so `--help` and `doctor` stay fast. Whether
+the CUDA provider of onnxruntime really starts is only known when a session opens (encoders/onnx_session.py).
 """
 
 from __future__ import annotations
@@ -15,34 +15,46 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from vidqa.errors import DeviceError
 
-#: Held while a CUDA device does what another thread must not disturb: the recording of a graph on one side, calls of
-#: onnxruntime, which wait for the whole device when a session opens, on the other.
-UNDISTURBED = threading.RLock()
-#: How others give back memory of CUDA devices that they hold and do not use (torch keeps what it freed): onnxruntime
-#: asks for it, holding `UNDISTURBED`, before it says that a device is full.
-GIVE_BACK: list[Callable[[], None]] = []
+#: Serializes CUDA graph capture with calls of onnxruntime, which synchronizes the whole device when a session opens
+#: and would break a capture in another thread.
+CUDA_EXCLUSIVE = threading.RLock()
+#: Callbacks that return unused device memory to the driver (torch caches what it frees). onnxruntime calls them,
+#: holding `CUDA_EXCLUSIVE`, before it reports that a device is full.
+RELEASE_MEMORY: list[Callable[[], None]] = []
 _CUDA_HINT = (
     "--device cpu, or install a driver and the CUDA and cuDNN wheels that onnxruntime-gpu names: "
     'pip install "onnxruntime-gpu[cuda,cudnn]"'
+)
+#: Messages of torch's allocators, onnxruntime's arenas, the CUDA runtime and driver, cuBLAS, cuDNN, Triton and the C++
+#: library when memory runs out. onnxruntime and Triton have no exception class for it.
+_OUT_OF_MEMORY = (
+    "failed to allocate memory",
+    "can't allocate memory",
+    "bad_alloc",
+    "bad allocation",
+    "out of memory",
+    "smaller than requested",
+    "_status_alloc_failed",
 )
 
 
 @dataclass(frozen=True)
 class Device:
-    """One line of `vidqa doctor`."""
+    """A device as `vidqa doctor` lists it."""
 
     name: str  # `cpu`, `cuda:0`
-    title: str  # what it is, for people
+    title: str  # such as the GPU's product name
     usable: bool
-    reason: str = ""  # why not, empty when usable
+    reason: str = ""  # why it is not usable; empty if it is
 
 
 def available_devices() -> tuple[Device, ...]:
-    """The CPU and every CUDA device that the driver shows, or one line that says why there is none."""
+    """Return the CPU and every CUDA device the driver reports, or one entry with the reason why there is none."""
     cpu = Device("cpu", f"{cpu_threads()} threads", True)
     names, problem = _cuda_names()
     if problem:
@@ -52,13 +64,13 @@ def available_devices() -> tuple[Device, ...]:
 
 
 def parse_device(device: str) -> tuple[str, int | None]:
-    """Split a device's name.
+    """Split a device name.
 
     Args:
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
 
     Returns:
-        `auto`, `cpu` or `cuda`, and N where it was given.
+        `auto`, `cpu` or `cuda`, and N or None.
 
     Raises:
         DeviceError: any other text.
@@ -70,10 +82,13 @@ def parse_device(device: str) -> tuple[str, int | None]:
 
 
 def find_cuda(index: int | None) -> str:
-    """`cuda:N` for a device that driver and onnxruntime both know.
+    """Return `cuda:N` for a device that both the driver and onnxruntime support.
+
+    Args:
+        index: N; None means 0.
 
     Raises:
-        DeviceError: there is none, with the reason.
+        DeviceError: no such device; the message has the reason.
     """
     names, problem = _cuda_names()
     if not problem and not has_cuda_build():
@@ -81,18 +96,18 @@ def find_cuda(index: int | None) -> str:
     if problem:
         raise DeviceError(f"no CUDA device can be used: {problem}", hint=_CUDA_HINT)
     if (index or 0) >= len(names):
-        known = ", ".join(f"cuda:{i} ({name})" for i, name in enumerate(names))
-        raise DeviceError(f"there is no device cuda:{index}", hint=f"one of {known}")
+        existing = ", ".join(f"cuda:{i} ({name})" for i, name in enumerate(names))
+        raise DeviceError(f"there is no device cuda:{index}", hint=f"choose one of {existing}")
     return f"cuda:{index or 0}"
 
 
 def cuda_error(device: str, detail: str) -> DeviceError:
-    """The error for a CUDA device that is there but does not start."""
+    """Return the error for a CUDA device that exists but does not start."""
     return DeviceError(f"onnxruntime cannot use {device}: {detail}", hint=_CUDA_HINT)
 
 
 def cpu_threads() -> int:
-    """CPUs that this process may run on; a container or `taskset` may allow fewer than the machine has."""
+    """Return the number of CPUs this process may use; a container or `taskset` may allow fewer than there are."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -100,7 +115,7 @@ def cpu_threads() -> int:
 
 @functools.cache
 def has_cuda_build() -> bool:
-    """Whether the installed onnxruntime was built with CUDA, told from its files without importing it."""
+    """Return whether the installed onnxruntime has a CUDA provider, judged by its files without importing it."""
     spec = importlib.util.find_spec("onnxruntime")
     if spec is None or spec.origin is None:
         return False
@@ -110,22 +125,62 @@ def has_cuda_build() -> bool:
 
 @functools.cache
 def _cuda_names() -> tuple[tuple[str, ...], str]:
-    """Names of the CUDA devices in the driver's order, and what stands in the way (empty when nothing does)."""
+    """Names of the CUDA devices in the driver's order, and the reason if there are none (otherwise empty)."""
     try:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
         return (), "no NVIDIA driver is installed"
     if code := driver.cuInit(0):
-        return (), f"the NVIDIA driver does not start (cuInit gives {code})"
+        return (), f"the NVIDIA driver does not start (cuInit returned {code})"
     count = ctypes.c_int()
     if code := driver.cuDeviceGetCount(ctypes.byref(count)):
-        return (), f"the NVIDIA driver does not tell its devices (code {code})"
+        return (), f"the NVIDIA driver does not list its devices (error code {code})"
     if count.value == 0:
-        return (), "the NVIDIA driver shows no device"
+        return (), "the NVIDIA driver reports no device"
     names = []
     for i in range(count.value):
         text = ctypes.create_string_buffer(100)
         handle = ctypes.c_int()
-        known = driver.cuDeviceGet(ctypes.byref(handle), i) == 0 and driver.cuDeviceGetName(text, 100, handle) == 0
-        names.append(text.value.decode(errors="replace") if known else "unknown")
+        named = driver.cuDeviceGet(ctypes.byref(handle), i) == 0 and driver.cuDeviceGetName(text, 100, handle) == 0
+        names.append(text.value.decode(errors="replace") if named else "unknown")
     return tuple(names), ""
+
+
+def free_memory() -> dict[str, int]:
+    """Return the free bytes of main memory (`cpu`) and of every CUDA device; what cannot be read is missing."""
+    free = {}
+    if (cpu := _free_main_memory()) is not None:
+        free["cpu"] = cpu
+    try:
+        cuda = import_module("torch").cuda
+        if cuda.is_available():
+            free |= {f"cuda:{i}": int(cuda.mem_get_info(i)[0]) for i in range(cuda.device_count())}
+    except Exception:  # noqa: BLE001 - a broken torch or driver is reported by other checks of `doctor`
+        pass
+    return free
+
+
+def available_main_memory() -> int | None:
+    """Return the bytes that Linux reports as available to new programs; None on other systems."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error of torch, onnxruntime, CUDA or Triton means that memory ran out, on a CPU or a GPU."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error).lower()
+    return any(part in text for part in _OUT_OF_MEMORY)
+
+
+def _free_main_memory() -> int | None:
+    if (available := available_main_memory()) is not None:
+        return available
+    try:  # all of it, where the system does not report how much is free
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None

@@ -1,38 +1,68 @@
-"""The size of the terminal that a progress bar is drawn on."""
+"""Values as text for people: paths, counts, bytes, durations, and the size of progress bars."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any, TextIO
 
 from vidqa.errors import ItemError
 
 
-def bar_size(stream: TextIO) -> dict[str, Any]:
-    """Arguments for tqdm: it measures the terminal itself, but for one that does not tell its size.
+def display_path(path: str) -> str:
+    """Return a path as one printable line; undecodable bytes and line breaks become escapes."""
+    return "".join(c if c.isprintable() else _escaped(c) for c in path)
 
-    A terminal of 0 columns or rows (some containers, serial lines, pty of a script) means "unknown"; tqdm would draw
-    nothing on it.
+
+def message_without_path(error: ItemError, path: str) -> str:
+    """Return the message of an error without the path at its start, for use where the path is already shown."""
+    return error.what.removeprefix(f"{display_path(path)}: ")
+
+
+def plural(number: int, noun: str) -> str:
+    """Return a count with its noun: `1 file`, `5,000 files`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def counts(numbers: Mapping[str, int]) -> str:
+    """Return counts with their names, the largest first: `12 ok, 3 failed`."""
+    by_size = sorted(numbers.items(), key=lambda pair: (-pair[1], pair[0]))
+    return ", ".join(f"{number:,} {name}" for name, number in by_size)
+
+
+def human_bytes(n_bytes: float) -> str:
+    """Return a size such as `1.5 GB`, in steps of 1000 as disks are sold and as `--max-size` is read."""
+    size = float(n_bytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def human_duration(seconds: float) -> str:
+    """Return a duration such as `4.2 s`, `3 min 20 s` or `2 h 5 min`."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60} min"
+
+
+def bar_size(stream: TextIO) -> dict[str, Any]:
+    """Return tqdm's arguments for the width of a progress bar.
+
+    tqdm measures the terminal itself, except one that reports 0 columns or rows (some containers, serial lines, a
+    script's pty): there it would draw nothing, so a size is set.
     """
     try:
         columns, rows = os.get_terminal_size(stream.fileno())
-    except (OSError, ValueError, AttributeError):  # no terminal, closed, or no file at all
+    except (OSError, ValueError, AttributeError):  # not a terminal, closed, or not a real file
         return {"dynamic_ncols": True}
     if columns > 0 and rows > 0:
         return {"dynamic_ncols": True}
     return {"ncols": columns or 80, "nrows": rows or 24}
 
 
-def display_path(path: str) -> str:
-    """The path as one printable line: undecodable bytes and line breaks are written as escapes."""
-    return "".join(c if c.isprintable() else _escaped(c) for c in path)
-
-
-def message_without_path(error: ItemError, path: str) -> str:
-    """The sentence of an error, for a place where its file is named already: equal causes read equal."""
-    return error.what.removeprefix(f"{display_path(path)}: ")
-
-
 def _escaped(c: str) -> str:
-    byte = ord(c) - 0xDC00  # how Python keeps a byte of a name that is no UTF-8
+    byte = ord(c) - 0xDC00  # Python keeps an undecodable byte of a file name as a lone surrogate
     return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else c.encode("unicode_escape").decode()

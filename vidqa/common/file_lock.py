@@ -1,8 +1,8 @@
-"""One run at a time for one table: a lock file beside it, which says host, process and start of the holder.
+"""One process at a time may write a table or a model: a lock file next to it that names the holder.
 
-The operating system holds the lock, so it dies with its process, and a recycled process number fools nobody; what a
-killed run leaves is a file without a lock, which the next run takes over and can say so. On a network file system
-without locks two hosts would not see each other.
+The operating system holds the lock, so it ends with its process, and a recycled process id fools no one. A killed run
+leaves a lock file without a lock; the next run takes it over and can report whose it was. On a network file system
+without locks, two hosts do not see each other.
 """
 
 from __future__ import annotations
@@ -10,129 +10,123 @@ from __future__ import annotations
 import json
 import os
 import socket
-import sys
-import threading
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
-from vidqa.common.path_text import visible
+from filelock import lock_descriptor
+
+from vidqa.common.path_text import escape_surrogates
 from vidqa.errors import LockedError, TableError
 
-# The system's locks belong to a process and would let its second thread through.
-_held: set[str] = set()
-_guard = threading.Lock()
+#: Lock files that this process holds. A forked child inherits their descriptors and with them the lock, which would
+#: outlive a killed parent; the child closes them right after the fork.
+_open_files: set[IO[str]] = set()
+
+
+def _close_in_child() -> None:
+    while _open_files:
+        with suppress(OSError):
+            _open_files.pop().close()  # the parent keeps the lock: only its own unlock or exit releases it
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_child)
 
 
 @dataclass(frozen=True)
-class Holder:
-    """Who holds a lock, or held it when it died."""
+class LockHolder:
+    """The process that holds a lock, or that held it when it was killed."""
 
     host: str
     pid: int
     start: str  # ISO 8601, UTC
 
     def __str__(self) -> str:
+        """Return the holder as it appears in messages."""
         return f"process {self.pid} on {self.host}, started {self.start}"
 
 
 class FileLock:
-    """The lock of a table, for use with `with`.
-
-    `taken_over` tells, once the lock is held, whose lock was found lying there after its process had died.
+    """Exclusive lock on an output path, used as a context manager.
 
     Args:
-        table: path of the table; need not exist yet.
+        target: the table or folder to be written; it need not exist yet, its parent must.
+
+    Attributes:
+        path: the lock file, `.NAME.lock` next to the target.
+        stale_holder: set while the lock is held, if the lock file was left by a process that no longer runs.
     """
 
-    def __init__(self, table: str | os.PathLike[str]) -> None:
-        self.table = Path(os.path.realpath(table))
-        self.path = self.table.with_name(f".{self.table.name}.lock")
-        self.taken_over: Holder | None = None
+    def __init__(self, target: str | os.PathLike[str]) -> None:
+        self.target = Path(os.path.realpath(target))
+        self.path = self.target.with_name(f".{self.target.name}.lock")
+        self.stale_holder: LockHolder | None = None
         self._file: IO[str] | None = None
 
     def __enter__(self) -> FileLock:
-        """Take the lock.
+        """Take the lock without waiting.
 
         Raises:
-            LockedError: another run holds it; says which.
-            TableError: the lock file cannot be made.
+            LockedError: another process, or this one, holds it.
+            TableError: the lock file cannot be created.
         """
-        with _guard:
-            if str(self.path) in _held:
-                raise self._refusal("this process")
-            self._file = self._taken()
-            _held.add(str(self.path))
-        self.taken_over = _read_holder(self._file)
-        me = Holder(socket.gethostname(), os.getpid(), datetime.now(UTC).isoformat(timespec="seconds"))
+        self._file = self._acquire()
+        _open_files.add(self._file)
+        self.stale_holder = _read_holder(self._file)
+        me = LockHolder(socket.gethostname(), os.getpid(), datetime.now(UTC).isoformat(timespec="seconds"))
         self._file.truncate(0)
         self._file.write(json.dumps(asdict(me)) + "\n")
         self._file.flush()
         return self
 
     def __exit__(self, *unused: object) -> None:
-        """Let go. The file is removed while still locked: who opened it before that sees that it is gone."""
+        """Release the lock. The file is removed while still locked; `_acquire` checks for that."""
         if self._file is None:
             return
         with suppress(OSError):  # Windows does not remove an open file: it stays, unlocked and empty
             self._file.truncate(0)
             self.path.unlink()
-        with _guard:
-            self._file.close()
-            _held.discard(str(self.path))
+        _open_files.discard(self._file)
+        self._file.close()
         self._file = None
 
-    def _taken(self) -> IO[str]:
+    def _acquire(self) -> IO[str]:
         for _ in range(100):
             try:
-                # Appending: opening must not wipe out what the holder wrote.
-                f = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115 - lives as long as the lock
+                # Append mode: opening must not erase what the holder wrote.
+                f = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115 - stays open as long as the lock is held
             except OSError as error:
-                what = f"{visible(str(self.path))}: the lock cannot be made: {error.strerror or error}"
-                raise TableError(what, hint=f"the rights to write {visible(str(self.path.parent))}") from error
-            if not _lock(f):
+                what = f"{escape_surrogates(str(self.path))}: cannot create the lock file: {error.strerror or error}"
+                hint = f"check that {escape_surrogates(str(self.path.parent))} exists and is writable"
+                raise TableError(what, hint=hint) from error
+            if not _try_lock(f):
                 holder = _read_holder(f)
                 f.close()
                 raise self._refusal(str(holder) if holder else "another run")
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(f.fileno()), os.stat(self.path)):
                     return f
-            f.close()  # its holder removed it between our opening and our locking: the next round makes a new one
-        raise self._refusal("runs that come and go")
+            f.close()  # the last holder removed the file between our open and our lock: try again with a new one
+        raise self._refusal("a series of short runs")
 
     def _refusal(self, holder: str) -> LockedError:
-        what = f"{visible(str(self.table))} is being written by {holder}"
-        return LockedError(what, hint="wait for it to end, or write to another table with --out")
+        what = f"{escape_surrogates(str(self.target))} is being written by {holder}"
+        return LockedError(what, hint="wait for it to end, or choose another --out")
 
 
-def _lock(f: IO[str]) -> bool:
-    """Try to lock without waiting. True when held."""
-    if sys.platform == "win32":
-        import msvcrt
-
-        try:
-            f.seek(1 << 20)  # far behind the text, which others want to read
-            msvcrt.locking(f.fileno(), msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-    import fcntl
-
-    # lockf and not flock: forked decode workers would inherit a lock of flock and could outlive a killed run.
+def _try_lock(f: IO[str]) -> bool:
     try:
-        fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
+        return lock_descriptor(f.fileno(), blocking=False)
     except OSError:
-        pass  # a file system without locks: better unlocked than no table at all
-    return True
+        return True  # a file system without locks: an unlocked table is better than none
 
 
-def _read_holder(f: IO[str]) -> Holder | None:
+def _read_holder(f: IO[str]) -> LockHolder | None:
     try:
         f.seek(0)
-        return Holder(**json.loads(f.read()))
+        return LockHolder(**json.loads(f.read()))
     except (OSError, ValueError, TypeError):
         return None

@@ -11,7 +11,7 @@ import re
 import tomllib
 from pathlib import Path
 
-from vidqa.common.atomic_io import commit
+from vidqa.common.atomic_io import atomic_write
 from vidqa.config.settings import FILE_NAME
 from vidqa.errors import UsageError
 
@@ -60,7 +60,7 @@ def set_default_model(folder: Path) -> tuple[Path, str | None]:
     if before | {"model": str(folder.absolute())} != after:
         raise UsageError(f"{path}: the line of `model` could not be found, so it was not changed", hint=line)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with commit(path.resolve()) as f:  # a link into a folder of settings stays one
+    with atomic_write(path.resolve()) as f:  # a link into a folder of settings stays one
         f.write(text.replace("\n", newline).encode())
     return path, _what_beats(path)
 

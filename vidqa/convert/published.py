@@ -112,7 +112,7 @@ def pull(
         VidqaError: it cannot be fetched.
         BundleError: as `convert`.
     """
-    from vidqa.common.growing_folder import remove_leftovers
+    from vidqa.common.atomic_io import remove_leftovers
     from vidqa.convert.convert import convert
     from vidqa.convert.output_options import OutputOptions
     from vidqa.model.bundle.bundle import check_target

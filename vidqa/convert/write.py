@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from vidqa import __version__
-from vidqa.common.growing_folder import remove_leftovers
+from vidqa.common.atomic_io import remove_leftovers
 from vidqa.convert.finite import read_finite
 from vidqa.convert.lazy_tensors import LazyTensor, n_bytes
 from vidqa.convert.output_options import OutputOptions

@@ -9,20 +9,11 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from vidqa.common.atomic_io import digest_file
+from vidqa.common.atomic_io import sha256_of_file
+from vidqa.common.devices import is_out_of_memory
 from vidqa.errors import BundleError
 
 VERIFY_HINT = "vidqa models verify, then install the model again"
-
-# What its arenas, the CUDA runtime and the C++ library say when memory runs out.
-_OUT_OF_MEMORY = (
-    "failed to allocate memory",
-    "bad_alloc",
-    "bad allocation",
-    "out of memory",
-    "smaller than requested",
-    "_status_alloc_failed",  # cuBLAS and cuDNN
-)
 
 
 def verify_file(path: Path, sha256: str | None) -> None:
@@ -33,7 +24,7 @@ def verify_file(path: Path, sha256: str | None) -> None:
     """
     if not path.is_file():
         raise BundleError(f"{path}: missing", hint=VERIFY_HINT)
-    if sha256 and (found := digest_file(path)) != sha256:
+    if sha256 and (found := sha256_of_file(path)) != sha256:
         raise BundleError(f"{path}: altered (sha256 is {found[:12]}, must be {sha256[:12]})", hint=VERIFY_HINT)
 
 
@@ -46,12 +37,6 @@ def as_memory_error() -> Iterator[None]:
         if is_out_of_memory(e):
             raise MemoryError(first_line(e)) from e
         raise
-
-
-def is_out_of_memory(e: Exception) -> bool:
-    """Whether an error says that memory ran out, on the CPU or on a GPU."""
-    text = str(e).lower()
-    return isinstance(e, MemoryError) or any(part in text for part in _OUT_OF_MEMORY)
 
 
 def first_line(e: Exception) -> str:

@@ -19,15 +19,16 @@ from typing import Any, TypeVar
 import numpy as np
 
 from vidqa.common.devices import (
-    GIVE_BACK,
-    UNDISTURBED,
+    CUDA_EXCLUSIVE,
+    RELEASE_MEMORY,
     available_devices,
     cpu_threads,
     cuda_error,
     find_cuda,
+    is_out_of_memory,
     parse_device,
 )
-from vidqa.encoders.onnx_errors import VERIFY_HINT, as_memory_error, first_line, is_out_of_memory, verify_file
+from vidqa.encoders.onnx_errors import VERIFY_HINT, as_memory_error, first_line, verify_file
 from vidqa.errors import BundleError, DeviceError
 
 __all__ = ["OnnxSession", "available_devices", "open_graph", "resolve_device"]
@@ -190,14 +191,14 @@ def _on_device(run: Callable[[], Result]) -> Result:
     Raises:
         MemoryError: there is no room all the same.
     """
-    with UNDISTURBED:
+    with CUDA_EXCLUSIVE:
         try:
             with as_memory_error():
                 return run()
         except MemoryError:
-            if not GIVE_BACK:
+            if not RELEASE_MEMORY:
                 raise
-        for give_back in GIVE_BACK:
+        for give_back in RELEASE_MEMORY:
             give_back()
         with as_memory_error():
             return run()

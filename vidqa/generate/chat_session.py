@@ -17,9 +17,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vidqa.common.devices import is_out_of_memory
 from vidqa.errors import ItemError, PromptTooLongError, UsageError
 from vidqa.generate.engine import GenerationSettings
-from vidqa.generate.kv_cache.capacity import is_out_of_memory
 from vidqa.generate.kv_cache.chat_cache import ChatKVCache, n_common
 from vidqa.generate.sampling import RandomStream, content_of, pick_greedy, pick_sampled
 from vidqa.generate.stop_strings import Stopper, end_ids

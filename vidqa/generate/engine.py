@@ -13,9 +13,10 @@ from collections.abc import Sequence
 
 import torch
 
+from vidqa.common.devices import is_out_of_memory
 from vidqa.errors import ItemError
 from vidqa.generate.fallback import FallbackEngine
-from vidqa.generate.kv_cache.capacity import is_out_of_memory, most_lines
+from vidqa.generate.kv_cache.capacity import most_lines
 from vidqa.generate.llm_adapter import can_share
 from vidqa.generate.requests import GenerationSettings, Request, plan_job, to_answer
 from vidqa.generate.running_batch import EngineStats

@@ -12,6 +12,8 @@ from typing import Any
 
 from vidqa.cache.media_index import MediaIndex
 from vidqa.common.devices import cpu_threads
+from vidqa.common.disk_space import free_disk_bytes
+from vidqa.common.display import human_bytes
 from vidqa.errors import CacheError
 from vidqa.model.bundle.bundle import load_bundle
 from vidqa.model.llm import load_tokenizer
@@ -30,7 +32,6 @@ from vidqa.train.data.unseen_pairs import IgnoredTokens, read_unseen
 from vidqa.train.recipe.definition import Stage
 from vidqa.train.recipe.load import read_recipe
 from vidqa.train.recipe.requirements import disk_bytes
-from vidqa.train.stage.checkpoints import free_in, in_units
 from vidqa.train.stage.stage import chat_of, plan_of
 
 log = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ class DiskSpace:
         if self.checkpoints is not None:
             wanted.append(("checkpoints and model", self.checkpoints, self.disk_free, "run"))
         return [
-            f"  {what}: up to {in_units(need)}, {in_units(free)} free on the disk of the {place}"
+            f"  {what}: up to {human_bytes(need)}, {human_bytes(free)} free on the disk of the {place}"
             + (": TOO LITTLE" if free < need else "")
             for what, need, free, place in wanted
         ]
@@ -154,7 +155,7 @@ def check(
             plan = plan_of(trained, corpus, words.seed) if trained else None
             features = len(corpus.look().media) * entry_bytes(bundle)
             disk = disk_bytes(words, trained, bundle) if trained else None
-            room = DiskSpace(features, free_in(Path(options.cache_dir)), disk, free_in(folder))
+            room = DiskSpace(features, free_disk_bytes(Path(options.cache_dir)), disk, free_disk_bytes(folder))
             found.append(StageCheck(name, checked, *checked.save(folder / name), plan, room))
     return found
 

@@ -66,8 +66,8 @@ def describe(
     searched = as_path_list(paths)
     run.summary.table = str(out)
     with FileLock(table.path) as lock:
-        if lock.taken_over is not None:
-            _say_taken_over(str(out), str(lock.taken_over), reporter)
+        if lock.stale_holder is not None:
+            _report_stale_lock(str(out), str(lock.stale_holder), reporter)
         with run.clock.stage("read"):
             _recover(table.load(), reporter)
         found = run.find(searched)
@@ -172,7 +172,7 @@ def _recover(table: Table, reporter: Reporter) -> None:
         reporter.event("write", "recovered", note=text)
 
 
-def _say_taken_over(out: str, holder: str, reporter: Reporter) -> None:
-    text = f"the lock of {display_path(out)} was left by {holder}, which is gone: taken over"
+def _report_stale_lock(out: str, holder: str, reporter: Reporter) -> None:
+    text = f"removed a stale lock on {display_path(out)} (held by {holder}, which no longer runs)"
     reporter.say(text)
-    reporter.event("run", "lock taken over", note=text)
+    reporter.event("run", "removed a stale lock", note=text)

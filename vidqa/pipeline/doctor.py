@@ -16,8 +16,9 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from vidqa.common.free_memory import describe_room, free_memory
+from vidqa.common.devices import free_memory
 from vidqa.errors import VidqaError
+from vidqa.pipeline.memory_estimate import describe_fit
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def _kernels() -> str:
 
 
 def _room(place: str, free: int) -> str:
-    fits, says = describe_room(free)
+    fits, says = describe_fit(free)
     if not fits:
         raise _Lacking(says)
     return says

@@ -12,6 +12,7 @@ from vidqa.cache.feature_store import FeatureStore
 from vidqa.cache.key import CacheKey
 from vidqa.cache.media_index import MediaIndex
 from vidqa.common.devices import cpu_threads
+from vidqa.common.display import human_duration
 from vidqa.errors import ItemError, MediaError
 from vidqa.media.probe import probe
 from vidqa.media.segments import plan_segments
@@ -19,7 +20,6 @@ from vidqa.media.workers.decode_pool import DecodePool
 from vidqa.model.bundle.spec import EncoderSpec
 from vidqa.pipeline.describe import open_table
 from vidqa.pipeline.monitor.reporter import QUIET, Reporter
-from vidqa.pipeline.monitor.summary import length
 from vidqa.pipeline.monitor.throughput_history import recall
 from vidqa.pipeline.run.bookkeeping import RunBookkeeper
 from vidqa.pipeline.run.hashing import identify_all
@@ -77,7 +77,7 @@ class DryRunPlan:
         """For people."""
         lines = [
             f"{self.files} file{'' if self.files == 1 else 's'}: {self.files_known} known, {self.files_to_do} to do "
-            f"({self.files_to_decode} to decode), {length(3600 * self.hours_of_video)} of video",
+            f"({self.files_to_decode} to decode), {human_duration(3600 * self.hours_of_video)} of video",
             f"{self.new_rows} new rows, {self.known_rows} already in {self.table}",
         ]
         if self.files_unreadable:

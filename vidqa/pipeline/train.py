@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from vidqa.common.display import human_bytes
 from vidqa.common.file_lock import FileLock
 from vidqa.errors import UsageError
 from vidqa.model.bundle.bundle import BUNDLE_FILE, load_bundle
@@ -32,7 +33,7 @@ from vidqa.train.recipe.definition import Evaluation, Recipe, Stage
 from vidqa.train.recipe.load import as_written, read_recipe, where_set
 from vidqa.train.recipe.requirements import check_deepspeed, check_device, check_exports, check_packages, check_space
 from vidqa.train.stage.callbacks import Interrupted
-from vidqa.train.stage.checkpoints import in_units, room_needed
+from vidqa.train.stage.checkpoints import room_needed
 from vidqa.train.stage.metrics import MetricsFile
 from vidqa.train.stage.stage import StageRun
 
@@ -188,7 +189,7 @@ class _Run:
             wait_for_all()
         refs = self._look(corpora)
         if encode == "on-the-fly":
-            need = in_units(len(refs) * entry_bytes(self.start.base))
+            need = human_bytes(len(refs) * entry_bytes(self.start.base))
             self.reporter.say(f"features are made anew for every step; the cache would take up to {need}")
             if self.recipe.hardware.workers:
                 raise UsageError(

@@ -15,7 +15,7 @@ from vidqa.cache.feature_store import FeatureStore
 from vidqa.cache.key import CacheKey
 from vidqa.cache.media_index import MediaIndex
 from vidqa.common.devices import cpu_threads
-from vidqa.common.display import display_path, message_without_path
+from vidqa.common.display import display_path, human_bytes, message_without_path
 from vidqa.encoders.preprocess import preprocess
 from vidqa.errors import ItemError, MediaError, TrainError
 from vidqa.media.workers.decode_pool import DecodeJob, DecodePool
@@ -36,7 +36,7 @@ from vidqa.records import (
     WorkItem,
 )
 from vidqa.train.data import MediaRef, SampleError
-from vidqa.train.stage.checkpoints import in_units, need_room
+from vidqa.train.stage.checkpoints import need_room
 
 #: What an entry of the cache takes beside its tokens: facts, embedding, checksum.
 _ENTRY_BYTES = 4096
@@ -143,7 +143,9 @@ def _look_for_room(
                     n_missing += 1
                     missing += entry_bytes(bundle)
     if n_missing:
-        reporter.say(f"features: {n_missing} of {sum(map(len, wanted.values()))} are to be made, {in_units(missing)}")
+        reporter.say(
+            f"features: {n_missing} of {sum(map(len, wanted.values()))} are to be made, {human_bytes(missing)}"
+        )
         need_room(store.root, missing, "features", "another --cache-dir, or --encode on-the-fly, which keeps none")
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from vidqa.common.path_text import visible
+from vidqa.common.path_text import escape_surrogates
 from vidqa.errors import TableError
 from vidqa.tables import formats
 
@@ -69,23 +69,25 @@ class Destination:
         """
         parent = self.path.parent
         if not parent.is_dir():
-            there = visible(str(parent))
+            there = escape_surrogates(str(parent))
             raise TableError(f"the folder {there} does not exist", hint=f"mkdir -p {there}")
         if self.path.is_dir() and not self.is_dataset:
-            raise TableError(f"{visible(str(self.path))} is a folder", hint="name a file, as in captions.parquet")
+            raise TableError(
+                f"{escape_surrogates(str(self.path))} is a folder", hint="name a file, as in captions.parquet"
+            )
         if self.is_dataset and self.path.exists():
             self._check_dataset()
         for folder in {parent, self.folder}:
             if folder.exists() and not os.access(folder, os.W_OK):
-                raise TableError(f"the folder {visible(str(folder))} cannot be written", hint="another --out")
+                raise TableError(f"the folder {escape_surrogates(str(folder))} cannot be written", hint="another --out")
 
     def _check_dataset(self) -> None:
         if not self.path.is_dir():
-            what = f"{visible(str(self.path))} is a file, and no folder for a data set"
+            what = f"{escape_surrogates(str(self.path))} is a file, and no folder for a data set"
             raise TableError(what, hint="leave the slash at its end away, or name another --out")
         strange = [n for n in os.listdir(self.path) if not n.startswith((".", "_")) and not _PART.fullmatch(n)]
         if strange:
-            what = f"{visible(str(self.path))} holds {visible(min(strange))}: a data set needs a folder of its own"
+            what = f"{escape_surrogates(str(self.path))} holds {escape_surrogates(min(strange))}: a data set needs a folder of its own"
             raise TableError(what, hint="name a new folder with --out DIR/, or a file, as in captions.parquet")
 
 

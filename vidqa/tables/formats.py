@@ -17,7 +17,7 @@ import polars as pl
 from polars.io.plugins import register_io_source
 
 from vidqa.common import atomic_io
-from vidqa.common.path_text import visible
+from vidqa.common.path_text import escape_surrogates
 from vidqa.errors import TableError
 from vidqa.tables.schema import SCHEMA, align, check_values
 
@@ -46,8 +46,8 @@ def format_of(path: str | os.PathLike[str]) -> Format:
     """
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
-        what = f"{visible(str(path))}: a table's name must end in .parquet, .csv, .jsonl or .arrow"
-        raise TableError(what, hint=f"{visible(Path(path).stem)}.parquet")
+        what = f"{escape_surrogates(str(path))}: a table's name must end in .parquet, .csv, .jsonl or .arrow"
+        raise TableError(what, hint=f"{escape_surrogates(Path(path).stem)}.parquet")
     return SUFFIXES[suffix]
 
 
@@ -83,7 +83,7 @@ def batches(path: str | os.PathLike[str], columns: Sequence[str] | None = None) 
     Raises:
         TableError: as `schema.read_table`, when the piece that is at fault is reached.
     """
-    form, source = format_of(path), visible(os.fspath(path))
+    form, source = format_of(path), escape_surrogates(os.fspath(path))
     try:
         with open(path, "rb"):
             pass
@@ -128,7 +128,7 @@ def write_batches(frames: Iterable[pl.DataFrame], path: str | os.PathLike[str]) 
     """
     form = format_of(path)
     try:
-        with atomic_io.commit(path) as f:
+        with atomic_io.atomic_write(path) as f:
             _WRITERS[form](frames, f)
     except pl.exceptions.PolarsError as error:  # polars wraps some of the system's errors in its own
         raise OSError(str(error)) from error
@@ -142,8 +142,8 @@ def write_error(path: str | os.PathLike[str], error: OSError, kept: str = "the t
         error: the system's.
         kept: what is not lost, at the end of the hint.
     """
-    what = f"{visible(os.fspath(path))}: the table cannot be written: {error.strerror or error}"
-    hint = f"free space or rights in {visible(os.path.dirname(path) or '.')}, or another --out; {kept}"
+    what = f"{escape_surrogates(os.fspath(path))}: the table cannot be written: {error.strerror or error}"
+    hint = f"free space or rights in {escape_surrogates(os.path.dirname(path) or '.')}, or another --out; {kept}"
     return TableError(what, hint=hint)
 
 

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import polars as pl
 
-from vidqa.common.path_text import escape, unescape, visible
+from vidqa.common.path_text import escape_path, escape_surrogates, unescape_path
 from vidqa.errors import TableError
 from vidqa.records import ROW_COLUMNS, AnswerRow, Status
 
@@ -49,7 +49,7 @@ def frame_to_rows(frame: pl.DataFrame) -> list[AnswerRow]:
     rows = []
     for values in frame.iter_rows(named=True):
         for name in _NAMES:
-            values[name] = unescape(values[name])
+            values[name] = unescape_path(values[name])
         if values["frame_times_s"] is not None:
             values["frame_times_s"] = tuple(values["frame_times_s"])
         rows.append(AnswerRow(**values))
@@ -108,7 +108,7 @@ def check_values(frame: pl.DataFrame, source: str) -> None:
 
 def _to_cell(name: str, value: Any) -> Any:
     if isinstance(value, str):
-        return escape(value) if name in _NAMES else visible(value)
+        return escape_path(value) if name in _NAMES else escape_surrogates(value)
     if isinstance(value, tuple):
         return list(value)
     if name == "created_at" and value is not None:

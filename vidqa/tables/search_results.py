@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import polars as pl
 
 from vidqa.common import atomic_io
-from vidqa.common.path_text import escape, visible
+from vidqa.common.path_text import escape_path, escape_surrogates
 from vidqa.errors import TableError
 from vidqa.tables.formats import Format, format_of
 
@@ -48,10 +48,10 @@ def check_target(path: str | os.PathLike[str]) -> None:
         TableError: unknown suffix, no such folder, or a file that is no table of hits.
     """
     form, path = format_of(path), Path(path)
-    name = visible(str(path))
+    name = escape_surrogates(str(path))
     if not path.parent.is_dir():
-        what = f"{name}: the folder {visible(str(path.parent))} does not exist"
-        raise TableError(what, hint=f"mkdir -p {visible(str(path.parent))}")
+        what = f"{name}: the folder {escape_surrogates(str(path.parent))} does not exist"
+        raise TableError(what, hint=f"mkdir -p {escape_surrogates(str(path.parent))}")
     if not path.exists():
         return
     try:
@@ -75,14 +75,14 @@ def write_hits(hits: Sequence[DataclassInstance], path: str | os.PathLike[str]) 
     form = format_of(path)
     rows = [asdict(hit) for hit in hits]
     for row in rows:
-        row |= {name: escape(row[name]) for name in ("path", "root")}
+        row |= {name: escape_path(row[name]) for name in ("path", "root")}
     frame = pl.DataFrame(rows, schema=SCHEMA, strict=True)
     try:
-        with atomic_io.commit(Path(path)) as f:
+        with atomic_io.atomic_write(Path(path)) as f:
             _write(frame, f, form)
     except (OSError, pl.exceptions.PolarsError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        what = f"{visible(str(path))}: the table cannot be written: {reason}"
+        what = f"{escape_surrogates(str(path))}: the table cannot be written: {reason}"
         raise TableError(what, hint="free space or rights there, or another --out") from error
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from vidqa.cli.options import HELP, cache_option, output_options
-from vidqa.cli.output import as_json, human_bytes
+from vidqa.cli.output import as_json
+from vidqa.common.display import human_bytes
 from vidqa.errors import EXIT_OK, EXIT_PARTIAL, UsageError
 
 

@@ -10,7 +10,7 @@ import click
 
 from vidqa.cli.options import HELP, _with, output_options
 from vidqa.cli.output import as_json as to_json
-from vidqa.cli.output import human_bytes, human_seconds
+from vidqa.common.display import human_bytes, human_duration
 from vidqa.errors import EXIT_FAILED, EXIT_OK, UsageError
 
 if TYPE_CHECKING:  # it loads torch
@@ -280,4 +280,4 @@ def _tell(made: Conversion, as_json: bool, say: Any) -> None:
         for line in spec.compat.fixed:
             say(f"  otherwise than published: {line}", level=2)
     peak = f", at most {human_bytes(made.peak_bytes)} of memory" if made.peak_bytes else ""
-    say(f"took {human_seconds(made.seconds)}{peak}")
+    say(f"took {human_duration(made.seconds)}{peak}")

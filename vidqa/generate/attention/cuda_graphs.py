@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vidqa.common.devices import UNDISTURBED
+from vidqa.common.devices import CUDA_EXCLUSIVE
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class StepGraphs:
             return step(given)
         wanted, usual = step(given), torch.cuda.current_stream(given.device)
         try:
-            with UNDISTURBED:
+            with CUDA_EXCLUSIVE:
                 recorded = self._record(step, given)
             recorded.graph.replay()
             torch.cuda.synchronize(given.device)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from vidqa.common.devices import GIVE_BACK
+from vidqa.common.devices import RELEASE_MEMORY
 from vidqa.generate.kv_cache.buffers import CacheCapacity
 from vidqa.model.video_llava import VideoLlava
 
@@ -21,16 +21,6 @@ _GPU_SHARE = 0.7  # of what is free now; the rest is for activations
 _MOST_LINES = {"cpu": 32, "cuda": 256}
 #: Tokens of beginnings that are computed together: enough to keep a device busy.
 _PREFILL_TOKENS = {"cpu": 1024, "cuda": 8192}
-#: What the CPU's allocator, CUDA, its driver, Triton and libraries say; the last ones take memory that torch does not
-#: manage.
-_FULL = (
-    "can't allocate memory",
-    "CUDA error: out of memory",
-    "CUDA driver error: out of memory",
-    "Triton Error [CUDA]: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-)
 #: Buffers are sized in steps of so many positions, so that a slightly longer prompt does not ask for new ones.
 _STEP = 64
 
@@ -41,7 +31,7 @@ def give_back() -> None:
         torch.cuda.empty_cache()
 
 
-GIVE_BACK.append(give_back)
+RELEASE_MEMORY.append(give_back)
 
 
 def most_lines(model: VideoLlava) -> int:
@@ -106,11 +96,6 @@ def free_bytes(device: torch.device) -> int:
     except (OSError, StopIteration, ValueError, IndexError):  # another system
         return _CPU_BYTES
     return min(_CPU_MOST_BYTES, int(available * _CPU_SHARE))
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """True for errors of a full device: torch's own, and those that are told by their text only."""
-    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _FULL)
 
 
 def _cache_bytes_per_position(model: VideoLlava) -> int:

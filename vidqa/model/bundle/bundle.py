@@ -22,8 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-from vidqa.common.atomic_io import digest_file, sync_folder
-from vidqa.common.growing_folder import growing, remove_leftovers
+from vidqa.common.atomic_io import fsync_folder, remove_leftovers, sha256_of_file, temporary_folder
 from vidqa.encoders.preprocess import PREPROCESSING_REVISION
 from vidqa.errors import BundleError, UsageError
 from vidqa.model.bundle.registry import BUNDLE_FILE, DEMO, built_in_bundles, find_bundle, pulled_models
@@ -109,7 +108,7 @@ class Bundle:
         problems = []
         for name, digest in digests(self.spec).items():
             try:
-                if digest_file(inside(self.folder, name)) != digest:
+                if sha256_of_file(inside(self.folder, name)) != digest:
                     problems.append(f"{name}: the content is not what {BUNDLE_FILE} says (sha256 differs)")
             except (BundleError, OSError) as e:
                 problems.append(e.what if isinstance(e, BundleError) else f"{name}: {e.strerror}")
@@ -202,7 +201,7 @@ def save_bundle(
     check_target(target, replace_old)
     remove_leftovers(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with growing(target) as part:
+    with temporary_folder(target) as part:
         fill(part)
         full = _with_digests(part, spec)
         text = json.dumps(as_table(full), indent=2, ensure_ascii=False) + "\n"
@@ -218,15 +217,15 @@ def _with_digests(folder: Path, spec: BundleSpec) -> BundleSpec:
     e = spec.encoders
 
     def hashed(part: _Graph) -> _Graph:
-        beside = {name: digest_file(inside(folder, name)) for name in external_files(folder, part.file)}
-        return replace(part, sha256=digest_file(inside(folder, part.file)), external=beside)
+        beside = {name: sha256_of_file(inside(folder, name)) for name in external_files(folder, part.file)}
+        return replace(part, sha256=sha256_of_file(inside(folder, part.file)), external=beside)
 
     text = e.text and hashed(e.text)
     if text and text.tokenizer:
-        text = replace(text, tokenizer_sha256=digest_file(inside(folder, text.tokenizer)))
+        text = replace(text, tokenizer_sha256=sha256_of_file(inside(folder, text.tokenizer)))
     encoders = replace(e, image=hashed(e.image), video=hashed(e.video), text=text)
-    connector = replace(spec.connector, sha256=digest_file(inside(folder, spec.connector.file)))
-    files = {n: digest_file(inside(folder, f"{spec.llm.folder}/{n}")) for n in files_below(folder / spec.llm.folder)}
+    connector = replace(spec.connector, sha256=sha256_of_file(inside(folder, spec.connector.file)))
+    files = {n: sha256_of_file(inside(folder, f"{spec.llm.folder}/{n}")) for n in files_below(folder / spec.llm.folder)}
     return replace(spec, encoders=encoders, connector=connector, llm=replace(spec.llm, files=files))
 
 
@@ -237,7 +236,7 @@ def _settle(folder: Path) -> None:
     for path in [*folder.rglob("*"), folder]:
         if path == folder or path.is_file():  # safetensors writes files that only their owner may read
             os.chmod(path, (0o666 if path.is_file() else 0o777) & ~umask)
-        sync_folder(path)  # opens for reading only, so it serves files that were copied as read-only too
+        fsync_folder(path)  # opens for reading only, so it serves files that were copied as read-only too
 
 
 def _swap(part: Path, target: Path) -> None:
@@ -252,7 +251,7 @@ def _swap(part: Path, target: Path) -> None:
         if old:
             old.rename(target)
         raise
-    sync_folder(target.parent)
+    fsync_folder(target.parent)
     if old:
         shutil.rmtree(old.parent, ignore_errors=True)
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import TextIO
 
 from vidqa.common.display import display_path
-from vidqa.common.path_text import visible
+from vidqa.common.path_text import escape_surrogates
 
 
 class EventLog:
@@ -45,7 +45,7 @@ class EventLog:
         name = None if media is None else display_path(media)
         if self._as_json:
             fields = {"time": time, "stage": stage, "outcome": outcome, "seconds": None, "media": name}
-            fields["note"] = visible(note)
+            fields["note"] = escape_surrogates(note)
             if seconds is not None:
                 fields["seconds"] = round(seconds, 3)  # type: ignore[assignment]
             line = json.dumps(fields)  # ASCII: any reader of lines can take it

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vidqa import __version__
 from vidqa.common import atomic_io
-from vidqa.common.path_text import visible
+from vidqa.common.path_text import escape_surrogates
 from vidqa.pipeline.monitor.summary import Summary
 
 #: Name -> what it says. All are gauges of the last run: the numbers start anew with each.
@@ -62,7 +62,7 @@ def write_metrics(path: str | os.PathLike[str], table: str, ended: Ended, summar
         OSError: it cannot be written; the old one is untouched.
     """
     last = ended.end_s if ended.success else _last_success(Path(path), table)
-    with atomic_io.commit(path) as f:
+    with atomic_io.atomic_write(path) as f:
         f.write(metrics_text(table, ended, summary, last).encode())
 
 
@@ -118,7 +118,7 @@ def _labels(labels: dict[str, str]) -> str:
 
 def _escaped(value: str) -> str:
     """A label: UTF-8, with the three escapes of the format."""
-    text = visible(value)
+    text = escape_surrogates(value)
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 

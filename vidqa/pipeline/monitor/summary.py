@@ -9,7 +9,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass, field
 
-from vidqa.common.display import display_path
+from vidqa.common.display import display_path, human_duration
 from vidqa.pipeline.monitor.reporter import STAGES, StageClock
 from vidqa.pipeline.monitor.throughput import ThroughputMeter
 from vidqa.pipeline.run.retry_policy import QUARANTINE_AFTER
@@ -148,7 +148,7 @@ class Summary:
         else:
             clips, cached = f"{_n(self._encoded, 'clip')} encoded", f", {self.clips_cached} in the cache already"
         cached = cached if self.clips_cached else ""
-        return f"{clips}{cached}, {length(self.video_s)} of video in {self.wall_s:.1f} s"
+        return f"{clips}{cached}, {human_duration(self.video_s)} of video in {self.wall_s:.1f} s"
 
 
 def _n(number: int, what: str) -> str:
@@ -166,8 +166,3 @@ def _took(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
-
-
-def length(seconds: float) -> str:
-    """How long clips are together, for people."""
-    return f"{seconds:.1f} s" if seconds < 600 else f"{seconds / 3600:.2f} h"

@@ -102,7 +102,7 @@ def remember(cache_dir: Path, model: LoadedModel, summary: Summary) -> None:
     known = _read(path)
     known[_key(model)] = known.get(_key(model), Rates()).with_run(summary, own_device=str(model.device) != "cpu")
     data = {"format": _FORMAT, "rates": {key: asdict(rates) for key, rates in known.items()}}
-    with contextlib.suppress(OSError), atomic_io.commit(path) as f:
+    with contextlib.suppress(OSError), atomic_io.atomic_write(path) as f:
         f.write(json.dumps(data, indent=1).encode())
 
 

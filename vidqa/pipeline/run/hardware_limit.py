@@ -5,7 +5,7 @@ Knows the LLM's counts and the meter; does not know how either came about.
 
 from __future__ import annotations
 
-from vidqa.generate.kv_cache.capacity import is_out_of_memory
+from vidqa.common.devices import is_out_of_memory
 from vidqa.generate.roofline import decode_bytes, measure, prefill_operations
 from vidqa.generate.running_batch import EngineStats
 from vidqa.pipeline.monitor.throughput import ThroughputMeter

@@ -81,7 +81,7 @@ class LoadedModel:
         Raises:
             DeviceError: they do not fit into the memory of the device.
         """
-        from vidqa.generate.kv_cache.capacity import is_out_of_memory
+        from vidqa.common.devices import is_out_of_memory
         from vidqa.model.llm import named_dtype
         from vidqa.model.video_llava import load_model as load_llava
 

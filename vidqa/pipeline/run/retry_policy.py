@@ -144,7 +144,7 @@ class RetryPolicy:
         try:
             if self._known:
                 data = {"format": _FORMAT, "failures": [asdict(failure) for failure in self._known.values()]}
-                with atomic_io.commit(self.path) as f:
+                with atomic_io.atomic_write(self.path) as f:
                     f.write(json.dumps(data, indent=0).encode())
             else:
                 self.path.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 
 import polars as pl
 
-from vidqa.common.path_text import escape, unescape
+from vidqa.common.path_text import escape_path, unescape_path
 from vidqa.errors import TableError
 from vidqa.records import AnswerRow, Status
 from vidqa.tables.journal.row_index import Index
@@ -79,13 +79,13 @@ def check(frame: pl.DataFrame, source: str) -> pl.DataFrame:
 def replay(frame: pl.DataFrame, index: Index) -> None:
     """Do the steps of a log to an index."""
     for (op, media_id, root, path, *_), some in groupby(frame.select(_KEYS).iter_rows(), lambda step: step[:4]):
-        root, path = unescape(root), unescape(path)
+        root, path = unescape_path(root), unescape_path(path)
         if op == "row":
             add_rows(index, media_id, root, path, [(Cell(*step[4:7]), step[7]) for step in some])
             continue
         for step in some:
             cell = None if step[4] is None else Cell(*step[4:7])
-            to = [unescape(step[k]) if step[k] is not None else None for k in (8, 9)]
+            to = [unescape_path(step[k]) if step[k] is not None else None for k in (8, 9)]
             change(index, Change(op, media_id, root, path, cell, *to))
 
 
@@ -120,7 +120,7 @@ def _changes_frame(changes: Iterable[Change]) -> pl.DataFrame:
     columns: dict[str, list[Any]] = {name: [] for name in _KEYS}
     for step in changes:
         cell = step.cell or (None, None, None)
-        names = [None if n is None else escape(n) for n in (step.root, step.path, step.to_root, step.to_path)]
+        names = [None if n is None else escape_path(n) for n in (step.root, step.path, step.to_root, step.to_path)]
         values = (step.op, step.media_id, *names[:2], *cell, None, *names[2:])
         for name, value in zip(_KEYS, values, strict=True):
             columns[name].append(value)

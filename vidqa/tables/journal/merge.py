@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import polars as pl
 
-from vidqa.common.path_text import escape
+from vidqa.common.path_text import escape_path
 from vidqa.tables.journal.row_index import Index
 
 
@@ -79,5 +79,5 @@ def gathered(frames: Iterable[pl.DataFrame], n_rows: int) -> Iterator[pl.DataFra
 
 
 def _named(frame: pl.DataFrame, at: np.ndarray, names: Iterable[Iterable[str]]) -> pl.DataFrame:
-    roots, paths = ([escape(name) for name in some] for some in zip(*names, strict=True))
+    roots, paths = ([escape_path(name) for name in some] for some in zip(*names, strict=True))
     return frame.with_columns(frame["root"].clone().scatter(at, roots), frame["path"].clone().scatter(at, paths))

@@ -22,7 +22,7 @@ from pathlib import Path
 import polars as pl
 
 from vidqa.common import atomic_io
-from vidqa.common.path_text import visible
+from vidqa.common.path_text import escape_surrogates
 from vidqa.errors import TableError
 from vidqa.tables import formats
 from vidqa.tables.journal import change_log
@@ -70,8 +70,8 @@ class RowParts:
         try:
             if not self.folder.is_dir():
                 self.folder.mkdir()
-                atomic_io.sync_folder(self.folder.parent)
-            with atomic_io.commit(self.folder / name) as f:
+                atomic_io.fsync_folder(self.folder.parent)
+            with atomic_io.atomic_write(self.folder / name) as f:
                 frame.write_parquet(f, compression="zstd")
         except (OSError, pl.exceptions.PolarsError) as error:
             refusal = error if isinstance(error, OSError) else OSError(str(error))
@@ -86,7 +86,7 @@ class RowParts:
             TableError: it is damaged, or none of ours.
         """
         path = self.folder / name
-        source = visible(str(path))
+        source = escape_surrogates(str(path))
         try:
             frame = pl.read_parquet(path.read_bytes())
         except (OSError, pl.exceptions.PolarsError) as error:
@@ -116,7 +116,7 @@ class RowParts:
         """
         replaces = {name: state_of(self._target / name) for name in names}
         text = json.dumps({"replaces": replaces, "parts": list(parts)})
-        with atomic_io.commit(self.folder / _READY) as f:
+        with atomic_io.atomic_write(self.folder / _READY) as f:
             f.write(text.encode("utf-8", "surrogateescape"))
         self.finish()
 
@@ -132,17 +132,17 @@ class RowParts:
         if ready is not None:
             for name in ready.replaces:
                 if (self.folder / (_NEW + name)).exists():
-                    atomic_io.take_name(self.folder / (_NEW + name), self._target / name)
+                    atomic_io.replace_file(self.folder / (_NEW + name), self._target / name)
             for part in ready.parts:
                 (self.folder / part).unlink(missing_ok=True)
-            atomic_io.sync_folder(self.folder)  # the parts are gone for good before the file that lists them as merged
+            atomic_io.fsync_folder(self.folder)  # the parts are gone for good before the file that lists them as merged
         (self.folder / _READY).unlink(missing_ok=True)
         for path in self.folder.iterdir():
             if path.name.startswith(_NEW) or (path.name.startswith(".") and path.name.endswith(".part")):
                 path.unlink(missing_ok=True)
         with suppress(OSError):  # there are parts still, or files of somebody else
             self.folder.rmdir()
-            atomic_io.sync_folder(self.folder.parent)
+            atomic_io.fsync_folder(self.folder.parent)
 
     def current(self, name: str) -> Path:
         """Where the content of a file of the table lies, a publication that was decided included."""
@@ -162,7 +162,7 @@ class RowParts:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            what = f"{visible(str(self.folder / _READY))}: damaged: {error}"
+            what = f"{escape_surrogates(str(self.folder / _READY))}: damaged: {error}"
             raise TableError(what, hint="move this file away: the parts beside it are then merged anew") from error
         waiting = [name for name in old if (self.folder / (_NEW + name)).exists()]
         return ready if all(state_of(self._target / name) == old[name] for name in waiting) else None

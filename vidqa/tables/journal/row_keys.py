@@ -14,7 +14,7 @@ from typing import NamedTuple, get_args
 import numpy as np
 import polars as pl
 
-from vidqa.common.path_text import unescape
+from vidqa.common.path_text import unescape_path
 from vidqa.records import Status
 from vidqa.tables.journal.interning import Numbering, Texts
 
@@ -160,7 +160,7 @@ class Keys:
 
     def place(self, file: int) -> tuple[str, str]:
         """root and path of a file, as the system knows them."""
-        return unescape(self._roots[int(self._root_of[file])]), unescape(self._paths[file])
+        return unescape_path(self._roots[int(self._root_of[file])]), unescape_path(self._paths[file])
 
 
 def _code(media_id: str) -> int:

@@ -12,7 +12,7 @@ from itertools import chain, islice
 
 import polars as pl
 
-from vidqa.common.path_text import visible
+from vidqa.common.path_text import escape_surrogates
 from vidqa.errors import TableError
 from vidqa.tables import formats
 from vidqa.tables.destination import FILE_ROWS, Destination
@@ -99,7 +99,7 @@ class Shelf:
                 parts.
         """
         if self._state_on_disk() != self._state:
-            what = f"{visible(str(self.target.path))} was changed by somebody else during the run; it is left as it is"
+            what = f"{escape_surrogates(str(self.target.path))} was changed by somebody else during the run; it is left as it is"
             raise TableError(what, hint="run again: what was finished is then added to it")
         written = bool(self._saved) or (even_without_rows and not self.target.names())
         try:
@@ -111,7 +111,9 @@ class Shelf:
                 names = list(self._write_dataset(changes) if self.target.is_dataset else self._write_file(changes))
                 self._parts.publish(names, self._saved)
         except OSError as error:
-            kept = f"finished rows are safe in {visible(str(self._parts.folder))}, and the next run merges them"
+            kept = (
+                f"finished rows are safe in {escape_surrogates(str(self._parts.folder))}, and the next run merges them"
+            )
             raise formats.write_error(self.target.path, error, kept) from error
         self._state = self._state_on_disk()
         if written:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from vidqa.cache.key import default_cache_dir
-from vidqa.common.path_text import visible
+from vidqa.common.path_text import escape_surrogates
 from vidqa.errors import UsageError
 from vidqa.train.data.media_paths import MediaFolder
 from vidqa.train.data.metadata import TokenStats, joined, look
@@ -154,7 +154,9 @@ class Corpus:
         """The line for the table of rejects."""
         which, number = self.place(index)
         source, name = self.sources[which].path, id or self._id(which, number)
-        return Rejected(visible(source), number, visible(name), error.kind, visible(error.what))
+        return Rejected(
+            escape_surrogates(source), number, escape_surrogates(name), error.kind, escape_surrogates(error.what)
+        )
 
     def _id(self, which: int, number: int) -> str:
         try:
@@ -185,7 +187,7 @@ class Corpus:
     def files(self) -> tuple[FileFacts, ...]:
         """The sources as a report names them."""
         return tuple(
-            FileFacts(visible(source.path), len(file), file.size, file.sha256, source.weight)
+            FileFacts(escape_surrogates(source.path), len(file), file.size, file.sha256, source.weight)
             for source, (file, _) in zip(self.sources, self._opened, strict=True)
         )
 

@@ -35,7 +35,7 @@ def save_histogram(path: Path, tokens: np.ndarray, limit: int | None) -> Path:
     draw.text((_LEFT, 14), f"Tokens of a sample, visual ones included: {len(tokens)} samples", _INK, font)
     if len(tokens):
         _draw_bars(draw, font, tokens, limit)
-    with atomic_io.commit(path) as f:
+    with atomic_io.atomic_write(path) as f:
         image.save(f, "PNG")
     return path
 

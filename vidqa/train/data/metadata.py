@@ -137,7 +137,7 @@ def _load(kept: Path, n: int, sha256: str) -> tuple[np.ndarray, np.ndarray, list
 def _save(kept: Path, groups: np.ndarray, lengths: np.ndarray, media: tuple[MediaRef, ...], sha256: str) -> None:
     told = json.dumps([(ref.path, ref.kind, ref.start_s, ref.end_s) for ref in media]).encode()
     try:
-        with atomic_io.commit(kept) as f:
+        with atomic_io.atomic_write(kept) as f:
             np.savez(
                 f,
                 groups=groups,

@@ -64,7 +64,7 @@ class RecordFile:
                 if layout == "parquet":
                     _write_lines(self.path, self.data)
                     lines = scan_json(self.data, "lines")
-                    known = Scanned(lines.spans, atomic_io.digest_file(self.path), found.st_size)
+                    known = Scanned(lines.spans, atomic_io.sha256_of_file(self.path), found.st_size)
                 else:
                     known = scan_json(self.path, layout, tell=tell)
             _save(index, known, began_ns)
@@ -143,7 +143,7 @@ def _load(index: Path, mtime_ns: int) -> Scanned | None:
 def _save(index: Path, found: Scanned, read_ns: int) -> None:
     try:
         index.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_io.commit(index) as f:
+        with atomic_io.atomic_write(index) as f:
             np.savez(
                 f,
                 spans=found.spans,
@@ -169,7 +169,7 @@ def _write_lines(path: Path, lines: Path) -> None:
             hint = "write the pictures to files and name them in a column `image`"
             raise UsageError(f"{path}: column {binary[0]} holds bytes, not paths", hint=hint)
         lines.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_io.commit(lines) as f:
+        with atomic_io.atomic_write(lines) as f:
             for start in range(0, n_rows, _BLOCK_ROWS):
                 for row in table.slice(start, _BLOCK_ROWS).collect().iter_rows(named=True):
                     f.write(json.dumps(row, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass") + b"\n")

@@ -103,7 +103,7 @@ def write_rejects(path: str | Path, rejected: Iterable[Rejected]) -> Path:
     path = Path(path)
     rows = sorted((asdict(r) for r in rejected), key=lambda r: (r["source"], r["record"]))
     schema = {name: pl.Int64 if name == "record" else pl.String for name in COLUMNS}
-    with atomic_io.commit(path) as f:
+    with atomic_io.atomic_write(path) as f:
         pl.DataFrame(rows, schema=schema).write_parquet(f)
     return path
 

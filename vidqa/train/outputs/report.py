@@ -14,8 +14,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from vidqa.common.atomic_io import commit
-from vidqa.train.stage.checkpoints import in_units
+from vidqa.common.atomic_io import atomic_write
+from vidqa.common.display import human_bytes
 
 _SIZE, _MARGIN = (960, 480), (70, 30, 30, 45)  # pixels; left, top, right, bottom
 _INK, _GRID, _COLOURS = (40, 40, 40), (225, 225, 225), ((31, 119, 180), (214, 39, 40))
@@ -74,7 +74,7 @@ def write_report(
     lines += ["", "All of them are in rejects.parquet."] if rejected else []
     lines += ["", "## Settings", "", "```json"]
     lines += [json.dumps(recipe, indent=1), "```", ""]
-    with commit(path) as f:
+    with atomic_write(path) as f:
         f.write("\n".join(lines).encode())
 
 
@@ -88,7 +88,7 @@ def _stage_row(stage: StageFacts) -> dict[str, str]:
         "processes x at once": f"{stage.processes} x {stage.per_device}",
         "time": f"{stage.seconds:.1f} s",
         "tokens/s": f"{rate:.0f}",
-        "peak memory": in_units(stage.peak_bytes),
+        "peak memory": human_bytes(stage.peak_bytes),
         "last loss": f"{stage.final_loss:.4f}",
         "held-out loss": "" if stage.eval_loss is None else f"{stage.eval_loss:.4f}",
     }
@@ -136,7 +136,7 @@ def draw_curves(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
         a, b = at(n, y)
         pen.ellipse([a - 4, b - 4, a + 4, b + 4], fill=_COLOURS[1])
     pen.text((left, _SIZE[1] - 24), f"{len(lines)} steps; loss per token, held-out points in red", fill=_INK)
-    with commit(path) as f:
+    with atomic_write(path) as f:
         picture.save(f, "PNG")
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from vidqa import __version__
-from vidqa.common.path_text import visible
+from vidqa.common.path_text import escape_surrogates
 from vidqa.model.bundle.bundle import Bundle
 from vidqa.train.data import Corpus
 from vidqa.train.data.rejects import Rejected, read_rejects, write_rejects
@@ -105,5 +105,7 @@ def _rejected(recipe: Recipe, out: Path) -> list[Rejected]:
 def _sources(recipe: Recipe, corpora: Sequence[Corpus], told: RunReport) -> list[dict[str, object]]:
     """A line of the page for each file that a stage learned from, and each weight that it had."""
     files = dict.fromkeys(f for corpus in corpora for f in corpus.files)
-    names = {visible(d.file): said["file"] for d, said in zip(recipe.data, told.settings["data"], strict=True)}
+    names = {
+        escape_surrogates(d.file): said["file"] for d, said in zip(recipe.data, told.settings["data"], strict=True)
+    }
     return [{"file": names[f.path], "records": f.n_records, "weight": f.weight, "sha256": f.sha256[:16]} for f in files]

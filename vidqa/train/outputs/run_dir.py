@@ -17,7 +17,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vidqa.common.atomic_io import commit, sync_folder
+from vidqa.common.atomic_io import atomic_write, fsync_folder
 from vidqa.config.toml_lines import shown
 from vidqa.errors import UsageError
 from vidqa.train.data.unseen_pairs import UnseenPairs
@@ -96,7 +96,7 @@ def open_run(work: Path, identity: dict[str, Any], resume: bool, overrides: Sequ
             )
         return True
     work.mkdir(parents=True, exist_ok=True)
-    with commit(file) as f:
+    with atomic_write(file) as f:
         f.write(json.dumps(identity | {_SET: list(overrides)}, indent=1).encode())
     return False
 
@@ -142,10 +142,10 @@ def save_stage(folder: Path, weights: dict[str, Tensor], facts: StageFacts) -> N
     part.mkdir(parents=True, exist_ok=True)
     with checkpoints.explained(part, "the weights of the stage"):
         save_weights(weights, part / _WEIGHTS)
-        sync_folder(part / _WEIGHTS)
+        fsync_folder(part / _WEIGHTS)
     (part / _WEIGHTS).replace(folder / _WEIGHTS)
     part.rmdir()
-    with commit(folder / _DONE) as f:
+    with atomic_write(folder / _DONE) as f:
         f.write(json.dumps(asdict(facts)).encode())
     for _, checkpoint in checkpoints.found_in(folder):
         shutil.rmtree(checkpoint, ignore_errors=True)

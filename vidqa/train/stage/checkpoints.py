@@ -6,7 +6,6 @@ renamed; what a killed run left under a temporary name is removed by the next. K
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import shutil
@@ -14,13 +13,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vidqa.common.atomic_io import sync_folder
+from vidqa.common.atomic_io import fsync_folder
+from vidqa.common.disk_space import free_disk_bytes, is_disk_full
+from vidqa.common.display import human_bytes
 from vidqa.errors import TrainError
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 _PART = ".part"
 _AGAIN = "free some space and run the same command again: it goes on from the last checkpoint"
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def found_in(folder: Path) -> list[tuple[int, Path]]:
@@ -51,26 +51,18 @@ def settle(part: Path, folder: Path, step: int, keep: int) -> Path:
         The checkpoint.
     """
     for path in [*part.rglob("*"), part]:
-        sync_folder(path)
+        fsync_folder(path)
     target = folder / f"checkpoint-{step}"
     if target.exists():  # of a run that went this way before
         shutil.rmtree(target)
     part.rename(target)
-    sync_folder(folder)
+    fsync_folder(folder)
     for _, old in found_in(folder)[:-keep]:
         # Renamed first: a checkpoint that is half removed must not look whole.
         gone = old.with_name(f".{old.name}{_PART}")
         old.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
     return target
-
-
-def free_in(folder: Path) -> int:
-    """Bytes that are free on the disk of a folder, which need not exist yet."""
-    place = folder.absolute()
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place).free
 
 
 def need_room(folder: Path, n_bytes: int, what: str, hint: str | None = None) -> None:
@@ -85,10 +77,10 @@ def need_room(folder: Path, n_bytes: int, what: str, hint: str | None = None) ->
     Raises:
         TrainError: it has not; says how much is wanted and there.
     """
-    free = free_in(folder)
+    free = free_disk_bytes(folder)
     if free < n_bytes:
         raise TrainError(
-            f"no room for {what} in {folder}: {in_units(n_bytes)} needed, {in_units(free)} free",
+            f"no room for {what} in {folder}: {human_bytes(n_bytes)} needed, {human_bytes(free)} free",
             hint=hint or "free some space, another --out, or a smaller output.keep in the recipe",
         )
 
@@ -105,7 +97,7 @@ def explained(folder: Path, what: str) -> Iterator[None]:
         yield
     except (OSError, RuntimeError) as error:
         shutil.rmtree(folder, ignore_errors=True)
-        if not is_no_room(error):
+        if not is_disk_full(error):
             raise
         raise TrainError(f"no room for {what} in {folder.parent}: {error}", hint=_AGAIN) from error
 
@@ -120,26 +112,9 @@ def room_needed(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if not is_no_room(error):
+        if not is_disk_full(error):
             raise
         raise TrainError(f"no room for the run in {folder}: {error.strerror or error}", hint=_AGAIN) from error
-
-
-def is_no_room(error: BaseException) -> bool:
-    """True for a full disk, however the library in between words it (torch's writer has no errno)."""
-    if isinstance(error, OSError) and error.errno in _NO_ROOM:
-        return True
-    words = str(error).lower()
-    return any(w in words for w in ("no space left", "file too large", "quota", "pytorchstreamwriter failed"))
-
-
-def in_units(n_bytes: float) -> str:
-    """`1.5 GB`."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.0f} bytes" if unit == "bytes" else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.1f} TB"
 
 
 def folder_bytes(folder: Path) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from vidqa.common.atomic_io import commit
+from vidqa.common.atomic_io import atomic_write
 from vidqa.errors import ItemError, UsageError
 from vidqa.generate.engine import GenerationSettings, Request, generate
 from vidqa.model.video_llava import VideoLlava
@@ -140,7 +140,7 @@ def add_rows(path: Path, rows: Sequence[SampleRow]) -> None:
         before = (pl.col("stage") < now.stage) | ((pl.col("stage") == now.stage) & (pl.col("step") < now.step))
         table = pl.concat([old.filter(before), table])
     path.parent.mkdir(parents=True, exist_ok=True)
-    with commit(path) as f:
+    with atomic_write(path) as f:
         table.write_parquet(f)
 
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from transformers import PrinterCallback
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from vidqa.common.devices import is_out_of_memory
 from vidqa.errors import TrainError
-from vidqa.generate.kv_cache.capacity import is_out_of_memory
 from vidqa.model.video_llava import VideoLlava
 from vidqa.train.batching.dataset import TrainingDataset, to_batch
 from vidqa.train.data import RejectLog

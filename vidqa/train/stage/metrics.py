@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vidqa.common.atomic_io import commit
+from vidqa.common.atomic_io import atomic_write
 
 
 class MetricsFile:
@@ -45,7 +45,7 @@ class MetricsFile:
         if not self.active or not self.path.exists():
             return
         kept = [line for line in read_metrics(self.path) if (line["stage"], line["step"]) <= (stage, step)]
-        with commit(self.path) as f:
+        with atomic_write(self.path) as f:
             f.write("".join(f"{json.dumps(line)}\n" for line in kept).encode())
 
 

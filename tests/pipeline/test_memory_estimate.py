@@ -1,17 +1,18 @@
 """What of a 7B model fits."""
 
-from vidqa.common.free_memory import describe_room, free_memory, need_bytes
+from vidqa.common.devices import free_memory
+from vidqa.pipeline.memory_estimate import describe_fit, required_bytes
 
 
 def test_needs_are_those_of_the_shapes() -> None:
-    gb = {name: need_bytes(name) / 1e9 for name in ("float32", "float16", "8bit", "4bit")}
+    gb = {name: required_bytes(name) / 1e9 for name in ("float32", "float16", "8bit", "4bit")}
     # LLaMA-7B has 6.738e9 values; to them come both towers in float32 (2.83 GB) and one prompt's cache.
     assert 6.738 * 2 + 2.83 < gb["float16"] < 6.738 * 2 + 2.83 + 1.5
     assert gb["4bit"] < gb["8bit"] < gb["float16"] < gb["float32"]
 
 
 def test_what_fits_is_named() -> None:
-    assert describe_room(0)[0] is False and "fits: nothing" in describe_room(0)[1]
-    fits, says = describe_room(need_bytes("8bit"))
+    assert describe_fit(0)[0] is False and "fits: nothing" in describe_fit(0)[1]
+    fits, says = describe_fit(required_bytes("8bit"))
     assert fits and "fits: 8bit, 4bit" in says
     assert all(free > 0 for free in free_memory().values())

@@ -63,10 +63,10 @@ def test_the_lock_of_a_killed_run_is_taken_over_and_said(tmp_path: Path, more: t
     process = holder(table, *more)
     killed(process)
     with FileLock(table) as lock:
-        assert lock.taken_over is not None and lock.taken_over.pid == process.pid
+        assert lock.stale_holder is not None and lock.stale_holder.pid == process.pid
         assert json.loads(lock.path.read_text())["pid"] == os.getpid()
     with FileLock(table) as lock:
-        assert lock.taken_over is None
+        assert lock.stale_holder is None
     assert os.listdir(tmp_path) == []
 
 
@@ -96,17 +96,17 @@ def test_an_error_inside_lets_go(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), FileLock(tmp_path / "t.parquet"):
         raise RuntimeError
     with FileLock(tmp_path / "t.parquet") as lock:
-        assert lock.taken_over is None
+        assert lock.stale_holder is None
 
 
 def test_a_lock_file_of_garbage_is_no_obstacle(tmp_path: Path) -> None:
     (tmp_path / ".t.parquet.lock").write_bytes(b"\xff\x00garbage")
     with FileLock(tmp_path / "t.parquet") as lock:
-        assert lock.taken_over is None
+        assert lock.stale_holder is None
 
 
 def test_no_folder_is_said(tmp_path: Path) -> None:
-    with pytest.raises(TableError, match="lock cannot be made"), FileLock(tmp_path / "none" / "t.parquet"):
+    with pytest.raises(TableError, match="cannot create the lock file"), FileLock(tmp_path / "none" / "t.parquet"):
         pass
 
 
