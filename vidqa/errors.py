@@ -1,7 +1,7 @@
-"""What can go wrong, by name. Every error says what failed, where, and what to try.
+"""Errors and exit codes. Every error message states what failed, where, and what to try.
 
-A `MediaError` (or any other `ItemError`) belongs to one file or one question: the run turns it into a row and goes on.
-Any other `VidqaError` ends the command with its exit code. Everything else is a bug and keeps its traceback.
+A `MediaError` (or any other `ItemError`) concerns one file or one question: the run turns it into a row and continues.
+Any other `VidqaError` ends the command with its exit code. All other exceptions are bugs and keep their traceback.
 """
 
 from __future__ import annotations
@@ -13,32 +13,32 @@ EXIT_PARTIAL = 3
 EXIT_LOCKED = 4
 EXIT_INTERRUPTED = 130
 
-#: Every value that the column `error_kind` can take, with what it means to a user.
+#: Every value of the column `error_kind`, with its meaning for a user.
 ERROR_KINDS: dict[str, str] = {
-    "missing": "there is no such file, or it vanished between scan and read",
-    "changed": "the file was written to while it was read",
-    "empty_file": "the file has no bytes",
-    "not_media": "the content is not a picture or a video, whatever the name says",
-    "unreadable": "the container or picture is damaged and nothing can be decoded",
+    "missing": "the file does not exist, or disappeared between the scan and reading it",
+    "changed": "the file was modified while it was being read",
+    "empty_file": "the file has a size of 0 bytes",
+    "not_media": "the content is neither an image nor a video, whatever the file name suggests",
+    "unreadable": "the container or image is damaged and nothing can be decoded",
     "no_video": "a media file without a video stream (audio only, subtitles)",
     "encrypted": "the stream is encrypted",
-    "unsupported": "no installed decoder knows this codec or format",
-    "not_local": "a playlist or script that would open other files or addresses; refused",
-    "permission": "the file may not be read by this user",
+    "unsupported": "no installed decoder supports this codec or format",
+    "not_local": "a playlist or script that would open other files or URLs; refused",
+    "permission": "this user is not allowed to read the file",
     "too_large": "a frame is larger than the limit",
     "timeout": "decoding took longer than the time limit",
     "crashed": "the decoder process died",
     "out_of_memory": "decoding or answering ran out of memory",
-    "prompt_too_long": "the prompt does not fit the context of the model",
+    "prompt_too_long": "the prompt does not fit into the model's context",
 }
 
 
 class VidqaError(Exception):
-    """Base of all errors that a user can cause or mend.
+    """Base class of all errors that a user can cause or fix.
 
     Args:
         what: one sentence: what failed and where.
-        hint: what to try next; shown on a line of its own.
+        hint: what to try next; printed on a separate line.
     """
 
     exit_code = EXIT_FAILED
@@ -49,23 +49,24 @@ class VidqaError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
+        """Return the message and, on a second line, the hint."""
         return f"{self.what}\n  try: {self.hint}" if self.hint else self.what
 
 
 class UsageError(VidqaError):
-    """Wrong flags, settings or question files. `what` lists all problems, one a line."""
+    """Wrong flags, settings or question files. `what` lists all problems, one per line."""
 
     exit_code = EXIT_USAGE
 
 
 class DeviceError(VidqaError):
-    """A requested device cannot be had."""
+    """A requested device is not available."""
 
     exit_code = EXIT_USAGE
 
 
 class BundleError(VidqaError):
-    """A model folder is incomplete, altered, or not one that this version can load."""
+    """A model folder is incomplete, modified, or of a kind that this version cannot load."""
 
 
 class CacheError(VidqaError):
@@ -73,21 +74,21 @@ class CacheError(VidqaError):
 
 
 class TableError(VidqaError):
-    """A table cannot be read or written, or has another schema."""
+    """A table cannot be read or written, or has a different schema."""
 
 
 class TrainError(VidqaError):
-    """Training cannot begin or go on: too many bad samples, a loss that is no number, no room for checkpoints."""
+    """Training cannot start or continue: too many bad samples, a NaN loss, a disk too small for checkpoints."""
 
 
 class LockedError(VidqaError):
-    """Another run holds the lock of the table, or writes the same model."""
+    """Another run holds the lock on the table or model."""
 
     exit_code = EXIT_LOCKED
 
 
 class ItemError(VidqaError):
-    """An error that belongs to one item and becomes a row.
+    """An error that concerns one item and becomes a row.
 
     Args:
         kind: one of `ERROR_KINDS`.
@@ -96,25 +97,27 @@ class ItemError(VidqaError):
 
     def __init__(self, kind: str, what: str, *, hint: str | None = None) -> None:
         if kind not in ERROR_KINDS:
-            raise ValueError(f"unknown error kind {kind!r}; known: {', '.join(ERROR_KINDS)}")
+            raise ValueError(f"unknown error kind {kind!r}; choose from {', '.join(ERROR_KINDS)}")
         super().__init__(what, hint=hint)
         self.kind = kind
 
-    def __reduce__(self) -> tuple[object, ...]:  # crosses process borders whole
+    def __reduce__(self) -> tuple[object, ...]:
+        """Keep all fields when the error is sent between processes."""
         return _rebuild_item_error, (type(self), self.kind, self.what, self.hint)
 
 
 class MediaError(ItemError):
-    """One media file cannot be turned into frames."""
+    """A media file cannot be decoded into frames."""
 
 
 class PromptTooLongError(ItemError):
-    """A prompt does not fit the context; the sentence says by how many tokens."""
+    """A prompt does not fit into the context; the message states by how many tokens."""
 
     def __init__(self, what: str, *, hint: str | None = None) -> None:
         super().__init__("prompt_too_long", what, hint=hint)
 
     def __reduce__(self) -> tuple[object, ...]:
+        """Keep all fields when the error is sent between processes."""
         return _rebuild_prompt_too_long, (self.what, self.hint)
 
 

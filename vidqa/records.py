@@ -1,4 +1,4 @@
-"""Values passed between stages: frozen dataclasses with units in their field names that validate their shapes and dtypes.
+"""Values passed between stages: frozen dataclasses that check their shapes and dtypes, with units in field names.
 
 Axis letters used everywhere: B batch, T frames, H rows, W columns, P visual tokens per frame, D feature dimension,
 E embedding dimension, S prompt tokens, V visual tokens of a prompt.
@@ -111,10 +111,10 @@ class FrameBatch:
         p = self.pixels
         if p.ndim != 4 or p.shape[3] != 3 or p.dtype != np.uint8 or p.shape[0] < 1:
             raise ValueError(f"pixels must be uint8 [T>=1, H, W, 3], got {p.dtype} {p.shape}")
-        for name, want in (("pts_s", np.float64), ("repeated", np.bool_)):
+        for name, dtype in (("pts_s", np.float64), ("repeated", np.bool_)):
             a = getattr(self, name)
-            if a.shape != (p.shape[0],) or a.dtype != want:
-                raise ValueError(f"{name} must be {np.dtype(want)} [{p.shape[0]}], got {a.dtype} {a.shape}")
+            if a.shape != (p.shape[0],) or a.dtype != dtype:
+                raise ValueError(f"{name} must be {np.dtype(dtype)} [{p.shape[0]}], got {a.dtype} {a.shape}")
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ class WorkItem:
     item: MediaItem
     media_id: str | None  # digest of the content; None only if the content could not be read
     questions: tuple[Question, ...] = ()
-    segments: tuple[Segment, ...] | None = None  # None: split as the options of the run say
+    segments: tuple[Segment, ...] | None = None  # None: split as the options of the run require
     read_features: bool = True  # False: features need to be in the cache, but are not read into memory
 
 

@@ -1,7 +1,7 @@
 """Devices: names such as `cuda:1` resolved without importing torch or onnxruntime, free memory, out-of-memory errors.
 
 The CUDA driver is queried through ctypes, which creates no CUDA context, so `--help` and `doctor` stay fast. Whether
-the CUDA provider of onnxruntime really starts is only known when a session opens (encoders/onnx_session.py).
+the CUDA provider of onnxruntime really starts shows only when a session opens (encoders/onnx_session.py).
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def bar_size(stream: TextIO) -> dict[str, Any]:
     """Return tqdm's arguments for the width of a progress bar.
 
     tqdm measures the terminal itself, except one that reports 0 columns or rows (some containers, serial lines, a
-    script's pty): there it would draw nothing, so a size is set.
+    script's pty): there it would print nothing, so a size is set.
     """
     try:
         columns, rows = os.get_terminal_size(stream.fileno())

@@ -1,4 +1,10 @@
-"""Settings: vidqa.toml and VIDQA_ variables -> options of commands; TOML with line numbers; the settings digest."""
+"""Settings: vidqa.toml and VIDQA_* variables become defaults for the options of commands.
+
+settings.py        read the file and the variables, check them, return click's `default_map`
+toml_lines.py      TOML files with the line number of every key, for error messages
+default_model.py   change the default model in the user's vidqa.toml
+digest.py          `settings_id` of a row: a digest of everything that can change an answer
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Which model is the default: one line of the user's vidqa.toml, changed without touching the others.
-
-Knows TOML as lines. Does not know models.
-"""
+"""Set the default model: change one line of the user's vidqa.toml and leave all other lines as they are."""
 
 from __future__ import annotations
 
@@ -16,13 +13,13 @@ from vidqa.config.settings import FILE_NAME
 from vidqa.errors import UsageError
 
 _MODEL = re.compile(r"\s*(model|\"model\"|'model')\s*=")
-#: A plain text as the value, and what stands behind it.
+#: A quoted string as the value, and the comment after it.
 _COMMENT = re.compile(r"[^=]*=\s*(?:\"[^\"\\]*\"|'[^']*')(\s*#.*)")
 _TABLE = re.compile(r"\s*\[")
 
 
 def user_settings_file() -> Path:
-    """The user's own vidqa.toml, there or not."""
+    """Return the path of the user's vidqa.toml, whether or not it exists."""
     from platformdirs import user_config_path  # here: see `vidqa.config.settings`
 
     return user_config_path("vidqa", appauthor=False) / FILE_NAME
@@ -31,11 +28,14 @@ def user_settings_file() -> Path:
 def set_default_model(folder: Path) -> tuple[Path, str | None]:
     """Write `model = "<folder>"` at the top of the user's settings; all other lines stay as they are.
 
+    Args:
+        folder: the bundle.
+
     Returns:
-        The file, and what beats it here and now (another settings file or a variable), if anything does.
+        The settings file, and what overrides it at the moment (another settings file or a variable), or None.
 
     Raises:
-        UsageError: the file is no sound TOML, before or after.
+        UsageError: the file is not valid TOML, before or after the change.
     """
     path = user_settings_file()
     content = path.read_bytes() if path.is_file() else b""
@@ -43,29 +43,33 @@ def set_default_model(folder: Path) -> tuple[Path, str | None]:
     try:
         lines = content.decode().replace("\r\n", "\n").removesuffix("\n").split("\n") if content else []
     except UnicodeDecodeError as e:
-        raise UsageError(f"{path} is not sound TOML ({e}), so it was not changed") from e
-    line = f"model = {json.dumps(str(folder.absolute()), ensure_ascii=False)}"  # JSON's texts are TOML's
+        raise UsageError(f"{path} is not valid TOML ({e}), so it was not changed") from e
+    line = f"model = {json.dumps(str(folder.absolute()), ensure_ascii=False)}"  # a JSON string is a valid TOML string
     end = next((i for i, text in enumerate(lines) if _TABLE.match(text)), len(lines))
     at = next((i for i in range(end) if _MODEL.match(lines[i])), None)
     if at is None:
         changed = [line, *lines]
     else:
-        behind = _COMMENT.fullmatch(lines[at])
-        changed = [*lines[:at], line + (behind[1] if behind else ""), *lines[at + 1 :]]
+        comment = _COMMENT.fullmatch(lines[at])
+        changed = [*lines[:at], line + (comment[1] if comment else ""), *lines[at + 1 :]]
     text = "\n".join(changed) + "\n"
     try:
         before, after = tomllib.loads("\n".join(lines)), tomllib.loads(text)
     except tomllib.TOMLDecodeError as e:
-        raise UsageError(f"{path} is not sound TOML ({e}), so it was not changed", hint=f"write into it: {line}") from e
+        raise UsageError(
+            f"{path} is not valid TOML ({e}), so it was not changed", hint=f"add this line by hand: {line}"
+        ) from e
     if before | {"model": str(folder.absolute())} != after:
-        raise UsageError(f"{path}: the line of `model` could not be found, so it was not changed", hint=line)
+        raise UsageError(
+            f"{path}: cannot find the line that sets `model`, so it was not changed", hint=f"set it by hand: {line}"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path.resolve()) as f:  # a link into a folder of settings stays one
+    with atomic_write(path.resolve()) as f:  # a symbolic link stays a link
         f.write(text.replace("\n", newline).encode())
-    return path, _what_beats(path)
+    return path, _what_overrides(path)
 
 
-def _what_beats(path: Path) -> str | None:
+def _what_overrides(path: Path) -> str | None:
     if os.environ.get("VIDQA_MODEL"):
         return "the variable VIDQA_MODEL"
     if os.environ.get("VIDQA_CONFIG") and Path(os.environ["VIDQA_CONFIG"]) != path:

@@ -1,4 +1,4 @@
-"""Settings -> the `settings_id` of a row: two rows with the same id were asked in the same way."""
+"""The `settings_id` of a row: two rows with the same id were asked with the same settings."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ if TYPE_CHECKING:  # records load numpy, which a command that only shows its hel
 
 
 def settings_id(segment_s: float | None, generation: Mapping[str, object], question: Question) -> str:
-    """Digest of everything outside model and question text that can change an answer. What cannot is left out.
+    """Return a digest of everything except model and question text that can change an answer.
 
     Args:
-        segment_s: length of the segments in seconds; None for the whole clip.
-        generation: `max_new_tokens`, `temperature`, `top_p`, `seed`, `stop` and whatever else generation knows; values
-            that JSON can carry. None values count as absent.
-        question: its own `max_new_tokens` beats that of `generation`; type and choices bind the answer.
+        segment_s: length of the segments in seconds; None for the whole video.
+        generation: `max_new_tokens`, `temperature`, `top_p`, `seed`, `stop` and any other generation setting; values
+            that JSON can hold. None values are ignored.
+        question: its own `max_new_tokens` overrides that of `generation`; its type and choices constrain the answer.
 
     Returns:
         16 hex digits.
     """
     values = {name: value for name, value in generation.items() if value is not None}
-    if not values.get("temperature"):  # greedy: the same answer whatever these say
+    if not values.get("temperature"):  # greedy decoding ignores these
         values = {name: value for name, value in values.items() if name not in ("temperature", "top_p", "seed")}
     if question.max_new_tokens is not None:
         values["max_new_tokens"] = question.max_new_tokens

@@ -1,17 +1,16 @@
-"""vidqa.toml and VIDQA_ variables -> defaults for the options of every command.
+"""Defaults for the options of every command, from vidqa.toml and VIDQA_* variables.
 
-An option on the command line beats the variable, the variable beats the file. A file may hold, for example,
+An option on the command line overrides the variable, and the variable overrides the file. An example file:
 
-    model = "/models/video-llava-7b"     # top: for every command that has the option
+    model = "/models/video-llava-7b"     # at the top: for every command that has the option
     cache-dir = "/data/vidqa"
     [describe]                           # for this command only
     questions = ["caption", "traffic.toml"]
     [cache.prune]
     max-size = "500GB"
 
-The variables are named after the options (`--batch-size`: VIDQA_BATCH_SIZE); only `--cache-dir` is VIDQA_CACHE. Lists
-in a variable are separated by commas. Paths in a file are relative to that file. Knows the names and types of options,
-not what they do.
+Variables are named after the options (`--batch-size`: VIDQA_BATCH_SIZE), except that `--cache-dir` is VIDQA_CACHE.
+Lists in a variable are separated by commas. Relative paths in a file are relative to the folder of that file.
 """
 
 from __future__ import annotations
@@ -23,21 +22,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vidqa.config.toml_lines import TomlFile, meant, read_toml, title
+from vidqa.config.toml_lines import TomlFile, did_you_mean, dotted, read_toml
 from vidqa.errors import UsageError
 
 FILE_NAME = "vidqa.toml"
-#: Variables that are no options: which settings file to read, and a switch of the test suite.
+#: Variables that are not options: the path of the settings file, and a switch of the test suite.
 OTHER_VARIABLES = ("VIDQA_CONFIG", "VIDQA_REQUIRE_GPU")
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A type of option."""
+class OptionType:
+    """The type of an option's value."""
 
-    says: str  # what is right, for messages
+    description: str  # valid values, for messages
     accepts: Callable[[Any], bool]
-    from_text: Callable[[str], Any] = str  # how the text of a variable is read; ValueError when it cannot be
+    from_text: Callable[[str], Any] = str  # parses the text of a variable; raises ValueError
 
 
 def _is_count(value: Any) -> bool:
@@ -67,30 +66,32 @@ def _or_word(word: str, read: Callable[[str], Any]) -> Callable[[str], Any]:
     return lambda text: text if text == word else read(text)
 
 
-TEXT = Kind("a text", _is_text)
-PATH = Kind("a path", _is_text)
-FLAG = Kind("true or false", lambda v: isinstance(v, bool), _flag)
-COUNT = Kind("a whole number of at least 1", _is_count, int)
-SECONDS = Kind("a positive number of seconds", _is_seconds, float)
-SEGMENT = Kind(
+TEXT = OptionType("a non-empty string", _is_text)
+PATH = OptionType("a path", _is_text)
+FLAG = OptionType("true or false", lambda v: isinstance(v, bool), _flag)
+COUNT = OptionType("a whole number of at least 1", _is_count, int)
+SECONDS = OptionType("a positive number of seconds", _is_seconds, float)
+SEGMENT = OptionType(
     'a positive number of seconds or "whole"', lambda v: v == "whole" or _is_seconds(v), _or_word("whole", float)
 )
-BATCH = Kind('a whole number of at least 1 or "auto"', lambda v: v == "auto" or _is_count(v), _or_word("auto", int))
-SETS = Kind("a list of names or files", _is_texts, lambda text: [part.strip() for part in text.split(",")])
-ENCODE = Kind('"cache" or "on-the-fly"', lambda v: v in ("cache", "on-the-fly"))
-RESUME = Kind('"auto" or "never"', lambda v: v in ("auto", "never"))
-RETRY = Kind('"failed" or "all"', lambda v: v in ("failed", "all"))
-COMPAT = Kind('"fixed" or "original"', lambda v: v in ("fixed", "original"))
-DTYPE = Kind("float32, float16 or bfloat16", lambda v: v in ("float32", "float16", "bfloat16"))
-QUANTIZE = Kind('"8bit" or "4bit"', lambda v: v in ("8bit", "4bit"))
+BATCH = OptionType(
+    'a whole number of at least 1 or "auto"', lambda v: v == "auto" or _is_count(v), _or_word("auto", int)
+)
+SETS = OptionType("a list of names or files", _is_texts, lambda text: [part.strip() for part in text.split(",")])
+ENCODE = OptionType('"cache" or "on-the-fly"', lambda v: v in ("cache", "on-the-fly"))
+RESUME = OptionType('"auto" or "never"', lambda v: v in ("auto", "never"))
+RETRY = OptionType('"failed" or "all"', lambda v: v in ("failed", "all"))
+COMPAT = OptionType('"fixed" or "original"', lambda v: v in ("fixed", "original"))
+DTYPE = OptionType("float32, float16 or bfloat16", lambda v: v in ("float32", "float16", "bfloat16"))
+QUANTIZE = OptionType('"8bit" or "4bit"', lambda v: v in ("8bit", "4bit"))
 
 _OUTPUT = {"as_json": FLAG, "quiet": FLAG, "verbose": FLAG}
 _CACHE = {"cache_dir": PATH, **_OUTPUT}
 _READ = {"model": TEXT, "device": TEXT, "timeout": SECONDS, **_CACHE}
 _WORK = {"segment": SEGMENT, "batch_size": BATCH, **_READ}
 _PRECISION = {"dtype": DTYPE, "quantize": QUANTIZE}
-#: Command -> its options, by the names of their parameters. What is not here can be set by flag only.
-OPTIONS: dict[str, dict[str, Kind]] = {
+#: Command -> its options by parameter name. Options that are not listed here can only be set on the command line.
+OPTIONS: dict[str, dict[str, OptionType]] = {
     "describe": {
         **{"out": PATH, "questions": SETS, "max_new_tokens": COUNT, "retry": RETRY, "dry_run": FLAG},
         **{"prune_missing": FLAG, "log": PATH, "log_json": FLAG, "metrics": PATH},
@@ -120,23 +121,23 @@ OPTIONS: dict[str, dict[str, Kind]] = {
     "models convert": {"compat": COMPAT, **_OUTPUT},
     "models pull": {"compat": COMPAT, **_OUTPUT},
 }
-_KINDS = {name: kind for options in OPTIONS.values() for name, kind in options.items()}
+_TYPES = {name: option for options in OPTIONS.values() for name, option in options.items()}
 
 
 def load_settings(toml_path: Path | None = None, environ: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Defaults for the options of every command, in the form of click's `default_map`.
+    """Return defaults for the options of every command, in the form of click's `default_map`.
 
     Args:
-        toml_path: the settings file, which must exist. None: the file that VIDQA_CONFIG names, else `vidqa.toml` in the
-            current folder, else `vidqa.toml` in the user's settings folder, else none.
-        environ: the variables; None takes those of the process.
+        toml_path: the settings file, which must exist. None: the file named by VIDQA_CONFIG, else `vidqa.toml` in the
+            current folder, else `vidqa.toml` in the user's settings folder, else no file.
+        environ: the variables; None means those of the process.
 
     Returns:
-        Command -> parameter -> value, only for what is set; commands of a group in the group's own mapping:
+        Command -> parameter -> value, for values that are set; commands of a group are nested in the group's mapping:
         `{"describe": {"model": "demo"}, "cache": {"prune": {"max_size": "9GB"}}}`.
 
     Raises:
-        UsageError: lists all that is wrong in file and variables, each with its place.
+        UsageError: lists all problems in the file and the variables, each with its location.
     """
     environ = os.environ if environ is None else environ
     problems: list[str] = []
@@ -158,19 +159,19 @@ def load_settings(toml_path: Path | None = None, environ: Mapping[str, str] | No
 
 
 def option_name(parameter: str) -> str:
-    """How a parameter is written in a file, and after `--`: `max_new_tokens` is `max-new-tokens`."""
+    """Return the name of a parameter in a file and after `--`: `max_new_tokens` is `max-new-tokens`."""
     return parameter.removeprefix("as_").replace("_", "-")
 
 
 def variable_name(parameter: str) -> str:
-    """The variable of a parameter: `batch_size` has VIDQA_BATCH_SIZE."""
+    """Return the name of the variable for a parameter: VIDQA_BATCH_SIZE for `batch_size`."""
     return "VIDQA_CACHE" if parameter == "cache_dir" else "VIDQA_" + option_name(parameter).replace("-", "_").upper()
 
 
 def _find_file(environ: Mapping[str, str]) -> Path | None:
     if environ.get("VIDQA_CONFIG"):
         return Path(environ["VIDQA_CONFIG"])
-    from platformdirs import user_config_path  # here: a command whose settings lie beside it need not load it
+    from platformdirs import user_config_path  # imported late: not needed when vidqa.toml is in the current folder
 
     here = Path(FILE_NAME)
     there = user_config_path("vidqa", appauthor=False) / FILE_NAME
@@ -178,68 +179,71 @@ def _find_file(environ: Mapping[str, str]) -> Path | None:
 
 
 def _from_file(file: TomlFile, flat: dict[str, dict[str, Any]], problems: list[str]) -> None:
-    """Fill in what the file says: the top first, so that tables beat it."""
-    for place, table in _tables(file.values, (), problems, file):
-        commands = [c for c in OPTIONS if c.split()[: len(place)] == list(place)]
-        known = {option_name(p): p for c in commands for p in OPTIONS[c]}
-        inner = {c.split()[len(place)] for c in commands if len(c.split()) > len(place)}
+    """Fill in the values of the file: the top level first, so that the tables of commands override it."""
+    for key_path, table in _tables(file.values, (), problems, file):
+        commands = [c for c in OPTIONS if c.split()[: len(key_path)] == list(key_path)]
+        options = {option_name(p): p for c in commands for p in OPTIONS[c]}
+        inner = {c.split()[len(key_path)] for c in commands if len(c.split()) > len(key_path)}
         for key, value in table.items():
-            parameter = known.get(key.replace("_", "-"))
+            parameter = options.get(key.replace("_", "-"))
             if parameter is None:
+                suggestion = did_you_mean(key, [*options, *inner])
+                problems.append(f"{file.where(*key_path, key)}: unknown key `{dotted((*key_path, key))}`{suggestion}")
+            elif not _TYPES[parameter].accepts(value):
                 problems.append(
-                    f"{file.where(*place, key)}: unknown key `{title((*place, key))}`{meant(key, [*known, *inner])}"
+                    f"{file.where(*key_path, key)}: `{key}` must be {_TYPES[parameter].description}, not {value!r}"
                 )
-            elif not _KINDS[parameter].accepts(value):
-                problems.append(f"{file.where(*place, key)}: `{key}` must be {_KINDS[parameter].says}, not {value!r}")
             else:
                 for command in commands:
                     if parameter in OPTIONS[command]:
-                        flat[command][parameter] = _beside(file.path, parameter, value)
+                        flat[command][parameter] = _relative_to_file(file.path, parameter, value)
 
 
 def _tables(
-    values: dict[str, Any], place: tuple[str, ...], problems: list[str], file: TomlFile
+    values: dict[str, Any], key_path: tuple[str, ...], problems: list[str], file: TomlFile
 ) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
-    """(place, its own keys) of the file and of each table in it that is named like a command or group."""
+    """Yield (key path, own keys) for the file and for each table in it that is named after a command or group."""
     inner = {
-        c.split()[len(place)] for c in OPTIONS if len(c.split()) > len(place) and c.split()[: len(place)] == [*place]
+        c.split()[len(key_path)]
+        for c in OPTIONS
+        if len(c.split()) > len(key_path) and c.split()[: len(key_path)] == [*key_path]
     }
-    yield place, {k: v for k, v in values.items() if k not in inner}
+    yield key_path, {k: v for k, v in values.items() if k not in inner}
     for name in inner & values.keys():
         if isinstance(values[name], dict):
-            yield from _tables(values[name], (*place, name), problems, file)
+            yield from _tables(values[name], (*key_path, name), problems, file)
         else:
-            problems.append(f"{file.where(*place, name)}: `{name}` is a command and must be a table: [{name}]")
+            problems.append(f"{file.where(*key_path, name)}: `{name}` is a command and must be a table: [{name}]")
 
 
 def _from_variables(environ: Mapping[str, str], flat: dict[str, dict[str, Any]], problems: list[str]) -> None:
-    known = {variable_name(p): p for p in _KINDS}
+    variables = {variable_name(p): p for p in _TYPES}
     for variable in sorted(v for v in environ if v.startswith("VIDQA_") and v not in OTHER_VARIABLES):
-        parameter, text = known.get(variable), environ[variable]
+        parameter, text = variables.get(variable), environ[variable]
         if parameter is None:
-            problems.append(f"unknown variable {variable}{meant(variable, known)}")
+            problems.append(f"unknown variable {variable}{did_you_mean(variable, variables)}")
             continue
         if not text:
-            continue  # how a shell says "not set"
-        kind = _KINDS[parameter]
+            continue  # an empty variable counts as not set
+        option = _TYPES[parameter]
         try:
-            value = kind.from_text(text)
-            right = kind.accepts(value)
+            value = option.from_text(text)
+            valid = option.accepts(value)
         except ValueError:
-            right = False
-        if not right:
-            problems.append(f"variable {variable} must be {kind.says}, not {text!r}")
+            valid = False
+        if not valid:
+            problems.append(f"variable {variable} must be {option.description}, not {text!r}")
             continue
         for command, options in OPTIONS.items():
             if parameter in options:
                 flat[command][parameter] = value
 
 
-def _beside(file: Path, parameter: str, value: Any) -> Any:
-    """Paths of a settings file mean what they say from where the file lies; `demo` and `caption` are names."""
+def _relative_to_file(file: Path, parameter: str, value: Any) -> Any:
+    """Resolve a relative path against the folder of the settings file; `demo` and `caption` are names, not paths."""
     if isinstance(value, list):
-        return [_beside(file, parameter, one) for one in value]
-    is_path = _KINDS[parameter] is PATH or (
+        return [_relative_to_file(file, parameter, one) for one in value]
+    is_path = _TYPES[parameter] is PATH or (
         parameter in ("model", "questions") and ("/" in value or os.sep in value or value.endswith(".toml"))
     )
     return str(file.parent / os.path.expanduser(value)) if is_path else value

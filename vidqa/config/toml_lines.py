@@ -1,7 +1,7 @@
-"""A TOML file -> its values, and the line where each key stands.
+"""TOML files with the line number of every key, for error messages.
 
-The standard library's reader gives no lines, so a second look at the text finds where keys begin. It may assume that
-the text is right, for the reader was there first. Does not know which keys there should be.
+The standard library's parser reports no line numbers, so a second pass over the text finds where each key starts. It
+runs after the parser and can assume valid TOML.
 """
 
 from __future__ import annotations
@@ -17,36 +17,38 @@ from typing import Any
 
 from vidqa.errors import UsageError
 
-Place = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 
-_DEEPEST = 30
+_MAX_DEPTH = 30
 
-# A piece of text in which only the newline and the brackets mean something, or one in which nothing does.
+# A string, a comment, or a single character; only newlines and brackets outside strings and comments matter.
 _PIECES = re.compile(r'"""(?:\\.|[^\\])*?"{3,5}|\'\'\'.*?\'{3,5}|"(?:\\.|[^"\\\n])*"|\'[^\'\n]*\'|#[^\n]*|.', re.DOTALL)
 _KEY = re.compile(r'\s*((?:"(?:\\.|[^"\\])*"|\'[^\']*\'|[^="\'])+)=')
 
 
 @dataclass(frozen=True)
 class TomlFile:
-    """The values of a file. Places are keys and list indices from the top: `("question", 0, "id")`."""
+    """The values of a file. A key path lists keys and list indices from the top: `("question", 0, "id")`."""
 
     path: Path
     values: dict[str, Any]
-    lines: dict[Place, int]
-    options: dict[Place, str] = field(default_factory=dict)  # what options of the command put there, as they were given
+    lines: dict[KeyPath, int]
+    options: dict[KeyPath, str] = field(
+        default_factory=dict
+    )  # values that command line options set, as the user wrote them
 
-    def where(self, *place: str | int) -> str:
-        """`FILE:LINE` of a place, or the option that set it; of what it stands in when it is not there itself."""
-        while place and place not in self.lines and place not in self.options:
-            place = place[:-1]
-        return self.options.get(place) or f"{self.path}:{self.lines.get(place, 1)}"
+    def where(self, *key_path: str | int) -> str:
+        """Return `FILE:LINE` of a key, or the option that set it; for a missing key, those of the nearest table."""
+        while key_path and key_path not in self.lines and key_path not in self.options:
+            key_path = key_path[:-1]
+        return self.options.get(key_path) or f"{self.path}:{self.lines.get(key_path, 1)}"
 
 
 def read_toml(path: Path) -> TomlFile:
     """Read a TOML file.
 
     Raises:
-        UsageError: it cannot be read, is not UTF-8, or not TOML; names file and line.
+        UsageError: the file cannot be read, is not UTF-8, or is not TOML; the message has file and line.
     """
     try:
         data = path.read_bytes()
@@ -65,48 +67,48 @@ def read_toml(path: Path) -> TomlFile:
         raise UsageError(f"{path}:{line}: not TOML: {re.sub(r' *[(]at .*[)]$', '', str(error))}") from error
     except RecursionError as error:
         raise UsageError(f"{path}:1: nested too deeply") from error
-    except ValueError as error:  # Python reads no number of more than 4300 digits
+    except ValueError as error:  # Python refuses numbers of more than 4300 digits
         long = re.search(r"[\d_]{4300}", text)
         line = text.count("\n", 0, long.start()) + 1 if long else 1
         raise UsageError(f"{path}:{line}: not TOML: a number of thousands of digits") from error
     file = TomlFile(path, values, _lines(text))
-    for place, fault in unusable(values):
-        raise UsageError(f"{file.where(*place)}: `{title(place)}`: {fault}")
+    for key_path, fault in invalid_values(values):
+        raise UsageError(f"{file.where(*key_path)}: `{dotted(key_path)}`: {fault}")
     return file
 
 
-def title(place: Iterable[str | int]) -> str:
-    """A place for people: its keys with dots between them."""
-    return ".".join(shown(key) for key in place if isinstance(key, str))
+def dotted(key_path: Iterable[str | int]) -> str:
+    """Return a key path as text: its keys joined by dots."""
+    return ".".join(printable(key) for key in key_path if isinstance(key, str))
 
 
-def shown(text: str) -> str:
-    """A text for a message, which is one line and moves no cursor: as it is, or quoted with escapes."""
+def printable(text: str) -> str:
+    """Return text that is safe in a one-line message: control characters are escaped and the text is quoted."""
     return text if text.isprintable() else json.dumps(text)
 
 
-def meant(wrong: str, right: Iterable[str]) -> str:
-    """`; did you mean ...?` for a misspelt name, or nothing where no name is near."""
-    near = difflib.get_close_matches(wrong, list(right), n=1)
+def did_you_mean(wrong: str, valid: Iterable[str]) -> str:
+    """Return `; did you mean ...?` for a misspelled name, or an empty string if no valid name is similar."""
+    near = difflib.get_close_matches(wrong, list(valid), n=1)
     return f"; did you mean `{near[0]}`?" if near else ""
 
 
-def unusable(value: Any, place: Place = ()) -> Iterator[tuple[Place, str]]:
-    """What the standard library's reader lets through, but no setting can be: (place, sentence)."""
-    if len(place) > _DEEPEST:
-        yield place[:3], "nested too deeply"
+def invalid_values(value: Any, key_path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
+    """Yield (key path, problem) for values that the parser accepts but that no setting can have."""
+    if len(key_path) > _MAX_DEPTH:
+        yield key_path[:3], "nested too deeply"
     elif isinstance(value, dict | list):
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from unusable(inner, (*place, key))
+            yield from invalid_values(inner, (*key_path, key))
     elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
-        yield place, "a whole number that does not fit 64 bits"
+        yield key_path, "an integer that does not fit 64 bits"
 
 
-def _lines(text: str) -> dict[Place, int]:
-    """Place -> line of every table header and every key outside inline tables."""
-    lines: dict[Place, int] = {}
-    n_of_array: dict[Place, int] = {}
-    table: Place = ()
+def _lines(text: str) -> dict[KeyPath, int]:
+    """The line of every table header and every key outside inline tables."""
+    lines: dict[KeyPath, int] = {}
+    n_of_array: dict[KeyPath, int] = {}
+    table: KeyPath = ()
     for line, statement in _statements(text):
         if statement.startswith("["):
             is_array = statement.startswith("[[")
@@ -121,33 +123,33 @@ def _lines(text: str) -> dict[Place, int]:
                     table = (*table, n_of_array[table])
                 lines.setdefault(table, line)
         elif match := _KEY.match(statement):
-            place = table
+            key_path = table
             for name in _names(match[1]):
-                place = (*place, name)
-                lines.setdefault(place, line)
+                key_path = (*key_path, name)
+                lines.setdefault(key_path, line)
     return lines
 
 
 def _statements(text: str) -> Iterator[tuple[int, str]]:
-    """(line of its beginning, text without comments) of each header and each `key = value`."""
-    line, began, depth = 1, 1, 0
+    """Yield (first line, text without comments) of each header and each `key = value`."""
+    line, first, depth = 1, 1, 0
     statement = ""
     for match in _PIECES.finditer(text + "\n"):
         piece = match[0]
         if piece == "\n" and depth == 0:
             if statement.strip():
-                yield began, statement.strip()
+                yield first, statement.strip()
             statement = ""
         elif not piece.startswith("#"):
             if not statement.strip():
-                began = line
+                first = line
             statement += piece
             depth += (piece in "[{") - (piece in "]}")
         line += piece.count("\n")
 
 
 def _names(dotted: str) -> list[str]:
-    """The parts of a dotted key, whose parts may be quoted."""
+    """The parts of a dotted key; parts may be quoted."""
     inner: Any = tomllib.loads(f"{dotted.strip()} = 0")
     names = []
     while isinstance(inner, dict):

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from vidqa.config.toml_lines import TomlFile, meant, read_toml, title
+from vidqa.config.toml_lines import TomlFile, did_you_mean, dotted, read_toml
 from vidqa.errors import UsageError
 from vidqa.records import Question
 
@@ -49,7 +49,7 @@ def load_questions(name_or_file: str | os.PathLike[str]) -> tuple[Question, ...]
     if path.suffix.lower() != ".toml" and path.name == name:
         path = _FOLDER / f"{name}.toml"
         if name not in question_sets():
-            what = f"no question set {name!r}{meant(name, question_sets())}"
+            what = f"no question set {name!r}{did_you_mean(name, question_sets())}"
             raise UsageError(what, hint=f"built-in: {', '.join(question_sets())}; or a file that ends in .toml")
     file = read_toml(path)
     problems: list[str] = []
@@ -116,7 +116,7 @@ def merge_questions(sets: Iterable[Iterable[Question]]) -> tuple[Question, ...]:
 def _questions(file: TomlFile, problems: list[str]) -> tuple[Question, ...]:
     for key in file.values:
         if key != "question":
-            problems.append(f"{file.where(key)}: unknown key `{title([key])}`{meant(key, ['question'])}")
+            problems.append(f"{file.where(key)}: unknown key `{dotted([key])}`{did_you_mean(key, ['question'])}")
     tables = file.values.get("question", [])
     if not isinstance(tables, list) or not all(isinstance(t, dict) for t in tables):
         problems.append(f"{file.where('question')}: `question` must be written [[question]], once for each question")
@@ -149,7 +149,7 @@ def _question(file: TomlFile, number: int, table: dict[str, Any], problems: list
 
     for key in table:
         if key not in _CHECKS:
-            wrong(key, f"unknown key `{title([key])}`{meant(key, _CHECKS)}")
+            wrong(key, f"unknown key `{dotted([key])}`{did_you_mean(key, _CHECKS)}")
     for key in ("id", "text"):
         if key not in table:
             wrong(key, f"`{key}` is missing in question {number + 1}")
@@ -191,7 +191,7 @@ def _text_complaint(value: Any) -> str | None:
 def _type_complaint(value: Any) -> str | None:
     if value in _TYPES:
         return None
-    near = meant(value, _TYPES).removeprefix("; ") if isinstance(value, str) else ""
+    near = did_you_mean(value, _TYPES).removeprefix("; ") if isinstance(value, str) else ""
     return f"one of {', '.join(_TYPES)}{f' ({near})' if near else ''}"
 
 

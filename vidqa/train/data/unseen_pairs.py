@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from vidqa.config.toml_lines import meant, read_toml, title
+from vidqa.config.toml_lines import did_you_mean, dotted, read_toml
 from vidqa.errors import UsageError
 from vidqa.prompts.build import IGNORE_INDEX, LabelledPrompt
 
@@ -55,7 +55,7 @@ class UnseenPairs(BaseModel):
         for a, b in self.pairs:
             if a not in first or b not in second:
                 wrong, group = (a, first) if a not in first else (b, second)
-                raise ValueError(f"pair {a} {b}: no word {wrong!r} in its group{meant(wrong, group)}")
+                raise ValueError(f"pair {a} {b}: no word {wrong!r} in its group{did_you_mean(wrong, group)}")
         return self
 
     @property
@@ -78,9 +78,9 @@ def read_unseen(path: Path) -> UnseenPairs:
         for one in error.errors(include_url=False):
             place = tuple(one["loc"])
             text = str(one["msg"]).removeprefix("Value error, ")
-            said = f"`{title(place)}`: {text[:1].lower()}{text[1:]}" if place else text
+            said = f"`{dotted(place)}`: {text[:1].lower()}{text[1:]}" if place else text
             if one["type"] == "extra_forbidden":
-                said = f"unknown key `{title(place)}`{meant(str(place[-1]), UnseenPairs.model_fields)}"
+                said = f"unknown key `{dotted(place)}`{did_you_mean(str(place[-1]), UnseenPairs.model_fields)}"
             lines.append(f"{file.where(*place)}: {said}")
         raise UsageError("\n".join(lines)) from error
 

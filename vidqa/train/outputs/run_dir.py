@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vidqa.common.atomic_io import atomic_write, fsync_folder
-from vidqa.config.toml_lines import shown
+from vidqa.config.toml_lines import printable
 from vidqa.errors import UsageError
 from vidqa.train.data.unseen_pairs import UnseenPairs
 from vidqa.train.outputs.report import StageFacts
@@ -107,7 +107,7 @@ def _told(before: Sequence[str], now: Sequence[str]) -> list[str]:
         return []
 
     def words(given: Sequence[str]) -> str:
-        return " ".join(f"--set {shlex.quote(shown(one))}" for one in given) or "no --set"
+        return " ".join(f"--set {shlex.quote(printable(one))}" for one in given) or "no --set"
 
     return [f"it was begun with {words(before)}; this is {words(now)}"]
 

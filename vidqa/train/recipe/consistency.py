@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vidqa.config.toml_lines import shown
+from vidqa.config.toml_lines import printable
 from vidqa.prompts.chat_formats import FORMATS
 from vidqa.train.recipe.definition import Hardware, Part, Recipe, Stage, StageKind
 
@@ -21,7 +21,7 @@ def contradictions(recipe: Recipe) -> Iterator[tuple[Place, str]]:
     titles = [d.title for d in recipe.data]
     for i, title in enumerate(titles):
         if title in titles[:i]:
-            yield ("data", i), f"a second source is named `{shown(title)}`; give it another `name`"
+            yield ("data", i), f"a second source is named `{printable(title)}`; give it another `name`"
     latest: Stage | None = None
     for i, stage in enumerate(recipe.stage):
         for key, problem in _of_stage(stage, titles, recipe.hardware):
@@ -48,7 +48,7 @@ def _of_stage(stage: Stage, titles: list[str], hardware: Hardware) -> Iterator[t
     if not stage.parts:
         yield "freeze", "nothing is left to train"
     if stage.prompt is not None and stage.prompt not in FORMATS:
-        yield "prompt", f"unknown chat format `{shown(stage.prompt)}`; known: {', '.join(FORMATS)}"
+        yield "prompt", f"unknown chat format `{printable(stage.prompt)}`; known: {', '.join(FORMATS)}"
     if stage.prompt in FORMATS and FORMATS[stage.prompt].kind == "plain" and stage.packing > 1:
         yield "packing", f"captions in the format `{stage.prompt}` follow their medium at once and cannot share it"
     if "lora" in stage.parts and "llm" in stage.parts:
@@ -76,7 +76,7 @@ def _of_stage(stage: Stage, titles: list[str], hardware: Hardware) -> Iterator[t
     if stage.data is not None:
         for title in stage.data:
             if title not in titles:
-                yield "data", f"no source is named `{shown(title)}`; there are: {', '.join(map(shown, titles))}"
+                yield "data", f"no source is named `{printable(title)}`; there are: {', '.join(map(printable, titles))}"
 
 
 def _of_hardware(recipe: Recipe) -> Iterator[tuple[Place, str]]:

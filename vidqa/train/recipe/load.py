@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from vidqa.config.toml_lines import TomlFile, meant, read_toml, shown, title
+from vidqa.config.toml_lines import TomlFile, did_you_mean, dotted, printable, read_toml
 from vidqa.errors import UsageError
 from vidqa.model.bundle.registry import BUNDLE_FILE, built_in_bundles, find_bundle, pulled_models
 from vidqa.train.data.unseen_pairs import read_unseen
@@ -70,7 +70,7 @@ def _contradictory(file: TomlFile, recipe: Recipe, original: TomlFile, overrides
         where = file.where(*_known(file, place))
         owed = [o for o in _owed_to(original, overrides, (place, sentence)) if o != where] if overrides else []
         with_them = f" (with {', '.join(owed)})" if owed else ""
-        problems.append(f"{where}: `{title(place)}`: {sentence}{with_them}")
+        problems.append(f"{where}: `{dotted(place)}`: {sentence}{with_them}")
     return problems
 
 
@@ -89,7 +89,7 @@ def _owed_to(original: TomlFile, overrides: Sequence[str], problem: tuple[Place,
         return recipe is None or problem in contradictions(recipe)  # None: it cannot be known
 
     alone = [o for n, o in enumerate(overrides) if not there([*overrides[:n], *overrides[n + 1 :]])]
-    return [f"{FLAG} {shown(o)}" for o in alone or ([] if there([]) else overrides)]
+    return [f"{FLAG} {printable(o)}" for o in alone or ([] if there([]) else overrides)]
 
 
 def _without_wrong(file: TomlFile, values: dict[str, Any], error: ValidationError) -> Recipe | None:
@@ -187,7 +187,9 @@ def _missing(file: TomlFile, values: dict[str, Any]) -> list[str]:
     if isinstance(model, dict) and isinstance(base := model.get("base"), str) and not _is_model(base):
         known = ", ".join([*built_in_bundles(), *pulled_models()])
         where = f"{file.where('model', 'base')}: `model.base`"
-        problems.append(f"{where}: no model at {shown(base)}; give a folder with {BUNDLE_FILE}, or a name of: {known}")
+        problems.append(
+            f"{where}: no model at {printable(base)}; give a folder with {BUNDLE_FILE}, or a name of: {known}"
+        )
     for table in _both():
         found = values.get(table)
         for number, one in enumerate(found if isinstance(found, list) else [found]):
@@ -197,12 +199,12 @@ def _missing(file: TomlFile, values: dict[str, Any]) -> list[str]:
             for key, value in one.items():
                 if not isinstance(value, str):
                     continue
-                where = f"{file.where(*place, key)}: `{title((*place, key))}`"
+                where = f"{file.where(*place, key)}: `{dotted((*place, key))}`"
                 # os.path, unlike Path, answers for names that no system could have
                 if key in _FILES.get(table, ()) and not os.path.isfile(value):
-                    problems.append(f"{where}: no such file: {shown(value)}")
+                    problems.append(f"{where}: no such file: {printable(value)}")
                 if key in _FOLDERS.get(table, ()) and not os.path.isdir(value):
-                    problems.append(f"{where}: no such folder: {shown(value)}")
+                    problems.append(f"{where}: no such folder: {printable(value)}")
     return problems
 
 
@@ -227,11 +229,11 @@ def _sentence(file: TomlFile, error: Any) -> str:
     where = file.where(*known)
     kind, given = error["type"], error["input"]
     if kind == "extra_forbidden":
-        return f"{where}: unknown key `{title(known)}`{meant(str(place[-1]), keys_at(place[:-1]))}"
+        return f"{where}: unknown key `{dotted(known)}`{did_you_mean(str(place[-1]), keys_at(place[:-1]))}"
     if kind == "missing":
-        return f"{where}: `{title(place)}` is missing"
+        return f"{where}: `{dotted(place)}` is missing"
     text = str(error["msg"])
-    return f"{where}: `{title(known)}`: {text[:1].lower()}{text[1:]}, got {given!r:.60}"
+    return f"{where}: `{dotted(known)}`: {text[:1].lower()}{text[1:]}, got {given!r:.60}"
 
 
 def _known(file: TomlFile, place: Place) -> Place:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vidqa.config.toml_lines import Place, TomlFile, meant, shown, title, unusable
+from vidqa.config.toml_lines import KeyPath, TomlFile, did_you_mean, dotted, invalid_values, printable
 from vidqa.train.recipe.definition import keys_at
 
 FLAG = "--set"  # the option of `vidqa train` that messages name
@@ -37,14 +37,14 @@ def overridden(file: TomlFile, overrides: Sequence[str]) -> tuple[TomlFile, list
     """
     values, lines, options = copy.deepcopy(file.values), file.lines, dict(file.options)
     problems: list[str] = []
-    taken: dict[Place, str] = {}
+    taken: dict[KeyPath, str] = {}
     for given in overrides:
-        said = f"{FLAG} {shown(given)}"
+        said = f"{FLAG} {printable(given)}"
         try:
             place, value = _read(given, file.values)
             for earlier, other in taken.items():
                 if earlier[: len(place)] == place[: len(earlier)]:
-                    raise _Wrong(f"`{title(place)}` is set twice, also by {other}")
+                    raise _Wrong(f"`{dotted(place)}` is set twice, also by {other}")
             options |= dict.fromkeys(_put(values, place, value), said)
         except _Wrong as error:
             problems.append(f"{said}: {error}")
@@ -54,20 +54,20 @@ def overridden(file: TomlFile, overrides: Sequence[str]) -> tuple[TomlFile, list
     return replace(file, values=values, lines=lines, options=options), problems
 
 
-def _read(given: str, values: Mapping[str, Any]) -> tuple[Place, Any]:
+def _read(given: str, values: Mapping[str, Any]) -> tuple[KeyPath, Any]:
     path, equals, text = (part.strip() for part in given.partition("="))
     if not equals or not path:
         raise _Wrong("PATH=VALUE is wanted, as in stage.2.lr=2e-5")
     place = _place(path, values)
     value = _value(text)
-    for _, fault in unusable(value, place):
-        raise _Wrong(f"`{title(place)}`: {fault}")
+    for _, fault in invalid_values(value, place):
+        raise _Wrong(f"`{dotted(place)}`: {fault}")
     return place, value
 
 
-def _place(path: str, values: Mapping[str, Any]) -> Place:
+def _place(path: str, values: Mapping[str, Any]) -> KeyPath:
     """Keys and indices of a path; `stage.2.lr` is `("stage", 1, "lr")`."""
-    place: Place = ()
+    place: KeyPath = ()
     rest: str | None = path
     while rest is not None:
         if len(place) == 1 and place[0] in _LISTS:
@@ -77,9 +77,9 @@ def _place(path: str, values: Mapping[str, Any]) -> Place:
         key, dot, after = rest.partition(".")
         known = keys_at(place)
         if place and not known:
-            raise _Wrong(f"`{title(place)}` is no table, so there is no `{shown(path)}`")
+            raise _Wrong(f"`{dotted(place)}` is no table, so there is no `{printable(path)}`")
         if key not in known:
-            raise _Wrong(f"unknown key `{title((*place, key))}`{meant(key, known)}")
+            raise _Wrong(f"unknown key `{dotted((*place, key))}`{did_you_mean(key, known)}")
         place, rest = (*place, key), after if dot else None
     return place
 
@@ -100,9 +100,9 @@ def _entry(table: str, rest: str, entries: Any) -> tuple[int, str | None]:
     if len(found) == 1:
         return found.popitem()
     if found:
-        raise _Wrong(f"`{shown(head)}` could be several sources: {', '.join(str(i + 1) for i in sorted(found))}")
-    there = ", ".join(str(i) if name is None else f"{i} ({shown(name)})" for i, name in enumerate(names, start=1))
-    raise _Wrong(f"there is no {_LISTS[table]} `{shown(head)}`; there are: {there or 'none'}")
+        raise _Wrong(f"`{printable(head)}` could be several sources: {', '.join(str(i + 1) for i in sorted(found))}")
+    there = ", ".join(str(i) if name is None else f"{i} ({printable(name)})" for i, name in enumerate(names, start=1))
+    raise _Wrong(f"there is no {_LISTS[table]} `{printable(head)}`; there are: {there or 'none'}")
 
 
 def _name(source: Mapping[str, Any]) -> str | None:
@@ -127,9 +127,9 @@ def _value(text: str) -> Any:
     return text
 
 
-def _put(values: dict[str, Any], place: Place, value: Any) -> list[Place]:
+def _put(values: dict[str, Any], place: KeyPath, value: Any) -> list[KeyPath]:
     """Set a value, and give back the tables that had to be made for it."""
-    made: list[Place] = []
+    made: list[KeyPath] = []
     table: Any = values
     for n, key in enumerate(place[:-1], start=1):
         if isinstance(key, str) and key not in table:
@@ -137,6 +137,6 @@ def _put(values: dict[str, Any], place: Place, value: Any) -> list[Place]:
             made.append(place[:n])
         table = table[key]
         if not isinstance(table, list if n < len(place) and isinstance(place[n], int) else dict):
-            raise _Wrong(f"`{title(place[:n])}` is no table in the recipe")
+            raise _Wrong(f"`{dotted(place[:n])}` is no table in the recipe")
     table[place[-1]] = value
     return made
