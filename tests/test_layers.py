@@ -28,6 +28,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     "onnxscript": ("vidqa.model.onnx.export",),
     "decord": ("vidqa.media.backends.decord",),
     "av": (
+        "vidqa.media.backends.gop_reader",
         "vidqa.media.backends.pyav",
         "vidqa.media.frame_index",
         "vidqa.media.pixels",

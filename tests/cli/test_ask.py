@@ -81,7 +81,7 @@ def test_failures_are_no_answers(vidqa, clips):
     done = vidqa("ask", clips / "text.mp4", "What?")
     assert done.code == 3
     assert done.out.strip() == ""
-    assert "vidqa: text.mp4: not_media: not a picture or a video but text (utf-8)" in done.err.splitlines()
+    assert "vidqa: text.mp4: not_media: not an image or video but text (utf-8)" in done.err.splitlines()
     done = vidqa("ask", clips / "no\x1bcfilm.mp4", "What?")  # a name that would wipe the screen
     assert done.code == 3 and "vidqa: no\\x1bcfilm.mp4: missing: no such file" in done.err.splitlines()
     done = vidqa("ask", clips, "What?")

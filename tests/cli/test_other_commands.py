@@ -31,7 +31,7 @@ def test_encode_counts_failures(vidqa, clips):
     assert done.code == 3
     told = json.loads(done.out)
     assert told["clips"]["failed"] == 1 and told["errors"] == {"not_media": 1}
-    said = "failed: text.mp4: not_media: not a picture or a video but text (utf-8)"
+    said = "failed: text.mp4: not_media: not an image or video but text (utf-8)"
     assert done.err.splitlines().count(said) == 1
     assert "3 clips encoded," in done.err and "failures: 1 not_media" in done.err
     assert told["line"].startswith("vidqa: cache: 3 clips encoded, 1 failed; 4 files in ")

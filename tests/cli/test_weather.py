@@ -96,7 +96,7 @@ def test_containers_that_kill_whoever_opens_them(vidqa, make_clip, tmp_path, mon
     planned = vidqa("describe", folder, "--out", table, "--segment", 0.5, "--dry-run", "--json")
     assert planned.code == 0, planned.err
     plan = json.loads(planned.out)
-    assert plan["left_out"] == {"crashed when looked into": 1, "not media": 1}
+    assert plan["left_out"] == {"crashed when probed": 1, "not media": 1}
     assert (plan["files"], plan["files_to_do"], plan["files_known"], plan["files_unreadable"]) == (3, 2, 0, 1)
     done = vidqa("describe", folder, "--out", table, "--segment", 0.5, "--json")
     assert done.code == 3, done.err

@@ -18,11 +18,12 @@ from vidqa.errors import MediaError
 from vidqa.media import container
 from vidqa.media import decode as decode_module
 from vidqa.media.backends import pyav
+from vidqa.media.backends.gop_reader import GopReader
 from vidqa.media.backends.pyav import PyavReader
 from vidqa.media.container import OpenVideo, open_video, read_packets
 from vidqa.media.decode import decode, open_reader
-from vidqa.media.frame_index.from_gops import GopReader
-from vidqa.media.frame_index.from_packets import IndexMismatchError, PacketIndexBuilder
+from vidqa.media.frame_index.frame_index import IndexMismatchError
+from vidqa.media.frame_index.from_packets import PacketIndexBuilder
 from vidqa.media.probe import probe
 from vidqa.records import FrameBatch, SamplingSpec
 
@@ -306,7 +307,7 @@ def test_a_file_that_cannot_be_read_on_ends_where_it_is(tmp_path: Path, monkeypa
             yield packet
 
     monkeypatch.setattr(pyav, "read_packets", broken)
-    with open_reader(str(path), "pyav", trusted="decoding") as reader:
+    with open_reader(str(path), "pyav", index_source="decoding") as reader:
         assert 0 < len(reader.pts_s) <= 20
 
 

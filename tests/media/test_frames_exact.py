@@ -11,9 +11,9 @@ from numbered_clips import MATRICES, draw, numbers, pack_as_divx, set_orientatio
 
 from vidqa.errors import MediaError
 from vidqa.media.backends import pyav
-from vidqa.media.decode import Reader, decode, open_reader
-from vidqa.media.frame_index.from_gops import GopReader
-from vidqa.media.frame_index.from_packets import IndexMismatchError
+from vidqa.media.backends.gop_reader import GopReader
+from vidqa.media.decode import FrameReader, decode, open_reader
+from vidqa.media.frame_index.frame_index import IndexMismatchError
 from vidqa.records import SamplingSpec
 
 N = 40
@@ -96,9 +96,9 @@ def test_frames_between_two_keyframes_stand_for_themselves(tmp_path: Path, monke
     """AVI tells no times of H.264: groups are found by their packets, and none is decoded that nobody wants."""
     path = write_video(tmp_path / "a.avi", n=120, bf="2", sc_threshold="0")
     taken = []
-    take = GopReader._take
+    take = GopReader._load
     monkeypatch.setattr(
-        GopReader, "_take", lambda self, group, wanted: (taken.append(group), take(self, group, wanted))[1]
+        GopReader, "_load", lambda self, group, wanted: (taken.append(group), take(self, group, wanted))[1]
     )
     with open_reader(str(path), "pyav") as reader:
         assert numbers(list(reader.frames([0, 11, 12, 100, 107]))) == [0, 11, 12, 100, 107]
@@ -113,7 +113,7 @@ def test_pictures_packed_as_divx_did(tmp_path: Path) -> None:
     source = write_video(tmp_path / "a.avi", "mpeg4", 120, bf="1", q="2", b="4M", sc_threshold="1000000000")
     path = pack_as_divx(source, tmp_path / "packed.avi")
     with open_reader(str(path), "pyav") as reader:
-        assert reader.index.group_starts is not None  # type: ignore[attr-defined]
+        assert reader.index.gop_starts is not None  # type: ignore[attr-defined]
         assert numbers(list(reader.frames([0, 22, 23, 24, 25, 59, 119]))) == [0, 22, 23, 24, 25, 59, 119]
         assert numbers(list(reader.frames(range(120)))) == list(range(120))
         assert numbers(list(reader.frames([70, 23]))) == [70, 23]
@@ -129,7 +129,7 @@ def test_a_group_that_lacks_a_frame_is_counted_by_decoding(tmp_path: Path) -> No
         assert numbers(list(reader.frames([0, 23, 59]))) == [0, 23, 59], "whole groups"
         with pytest.raises(IndexMismatchError):
             list(reader.frames([33]))
-    with open_reader(str(path), "pyav", trusted="decoding") as slow:
+    with open_reader(str(path), "pyav", index_source="decoding") as slow:
         n = len(slow.pts_s)
         assert n < 60
     frames = decode(str(path), video=SamplingSpec("linspace", 60)).segments[0].frames
@@ -162,7 +162,7 @@ def test_a_file_is_opened_once(name: str, encoder: str, tmp_path: Path, monkeypa
 def test_skipping_changes_no_pixel(clip: Path) -> None:
     """Pictures that nothing refers to are left undecoded on the way; the wanted ones must not notice."""
     wanted = [7, 17, 29, 38]
-    with open_reader(str(clip)) as sparse, open_reader(str(clip), trusted="decoding") as full:
+    with open_reader(str(clip)) as sparse, open_reader(str(clip), index_source="decoding") as full:
         assert not sparse.index.by_order and full.index.by_order  # type: ignore[attr-defined]
         for a, b in zip(sparse.frames(wanted), full.frames(wanted), strict=True):
             assert np.array_equal(a, b)
@@ -231,7 +231,7 @@ def test_full_range_and_limited_range_show_the_same_grey(tmp_path: Path) -> None
             assert np.abs(x.astype(int) - y).mean() <= 2
 
 
-def _open(path: Path, backend: str) -> Reader:
+def _open(path: Path, backend: str) -> FrameReader:
     if backend == "decord":
         pytest.importorskip("decord")
     try:

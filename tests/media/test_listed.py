@@ -15,7 +15,7 @@ from vidqa.media.backends import pyav
 from vidqa.media.backends.pyav import PyavReader
 from vidqa.media.decode import decode, open_reader
 from vidqa.media.frame_index import from_container
-from vidqa.media.frame_index.from_packets import FrameIndex
+from vidqa.media.frame_index.frame_index import FrameIndex
 from vidqa.records import SamplingSpec
 
 N = 60
@@ -25,7 +25,7 @@ SPARSE = [0, 1, 11, 12, 13, 23, 24, 37, 58, 59]
 @pytest.fixture(autouse=True)
 def of_short_clips(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As if they were long enough."""
-    monkeypatch.setattr(from_container, "LEAST_FRAMES", 10)
+    monkeypatch.setattr(from_container, "MIN_FRAMES", 10)
     yield
 
 
@@ -43,8 +43,8 @@ def of_short_clips(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize("suffix", ["mp4", "mov"])
 def test_the_list_says_what_the_packets_say(codec: str, settings: dict[str, str], suffix: str, tmp_path: Path) -> None:
     path = str(write_video(tmp_path / f"a.{suffix}", codec, N, **settings))
-    with PyavReader(path) as fast, PyavReader(path, trusted="packets") as slow:
-        assert fast.index.guessed and not slow.index.guessed
+    with PyavReader(path) as fast, PyavReader(path, index_source="packets") as slow:
+        assert fast.index.unverified and not slow.index.unverified
         assert np.array_equal(fast.index.pts, slow.index.pts) and np.array_equal(fast.pts_s, slow.pts_s)
         assert fast.facts == slow.facts
         assert numbers(list(fast.frames(SPARSE))) == SPARSE
@@ -118,11 +118,11 @@ def _one_keyframe_far_away(path: Path) -> None:
     ids=lambda f: f.__name__,
 )
 def test_where_it_cannot_tell_the_packets_do(make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(from_container, "_MOST_CHECKED", 30)
+    monkeypatch.setattr(from_container, "_MAX_CHECKED", 30)
     path = tmp_path / "a.mp4"
     make(path)
-    with PyavReader(str(path)) as reader, PyavReader(str(path), trusted="packets") as slow:
-        assert not reader.index.guessed
+    with PyavReader(str(path)) as reader, PyavReader(str(path), index_source="packets") as slow:
+        assert not reader.index.unverified
         assert np.array_equal(reader.index.pts, slow.index.pts)
         n = len(reader.pts_s)
         assert numbers(list(reader.frames([0, n - 1]))) == numbers(list(slow.frames([0, n - 1])))
@@ -131,7 +131,7 @@ def test_where_it_cannot_tell_the_packets_do(make, tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize("lie", ["an end that is not there", "one frame too many", "a rate that is not kept"])
 def test_a_list_that_lies_is_found_out(lie: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_video(tmp_path / "a.mp4", n=N, bf="2")
-    true = from_container._ends_so
+    true = from_container._last_gop_matches
 
     def altered(opened: object, index: FrameIndex, n_last: int) -> bool:
         if lie == "an end that is not there":
@@ -142,9 +142,9 @@ def test_a_list_that_lies_is_found_out(lie: str, tmp_path: Path, monkeypatch: py
         index.pts[20:40] += step // 3  # in the midst, where nobody looked
         return True
 
-    monkeypatch.setattr(from_container, "_ends_so", altered)
+    monkeypatch.setattr(from_container, "_last_gop_matches", altered)
     media = decode(str(path), video=SamplingSpec("linspace", 7))
     assert media.facts.n_frames_from_content == N
     assert numbers(media.segments[0].frames.pixels) == [0, 9, 19, 29, 39, 49, 59]  # type: ignore[union-attr]
-    with open_reader(str(path), trusted="packets") as reader:
+    with open_reader(str(path), index_source="packets") as reader:
         assert np.allclose(media.segments[0].frames.pts_s, reader.pts_s[[0, 9, 19, 29, 39, 49, 59]])  # type: ignore[union-attr]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vidqa.media.decode import pick
+from vidqa.media.decode import select_frames
 from vidqa.media.segments import plan_segments
 from vidqa.records import WHOLE, MediaFacts, SamplingSpec, Segment
 
@@ -43,7 +43,7 @@ def test_nonsense_is_refused(seconds: float) -> None:
 def test_every_frame_belongs_to_one_window() -> None:
     pts_s = np.arange(0, 251) / 10
     every = SamplingSpec("fps", 10_000, rate=10.0)
-    found = [list(pick(pts_s, s, every, 10.0)[0]) for s in plan_segments(facts(25.1), 2.5)]
+    found = [list(select_frames(pts_s, s, every, 10.0)[0]) for s in plan_segments(facts(25.1), 2.5)]
     assert len(found) == 11
     assert [i for window in found for i in window] == list(range(251))
     assert found[1][0] == 25  # the frame at 2.5 s begins the second window
@@ -51,12 +51,12 @@ def test_every_frame_belongs_to_one_window() -> None:
 
 def test_a_window_without_a_frame_shows_the_standing_one() -> None:
     pts_s = np.array([0.0, 1.0, 25.0])
-    indices, repeated = pick(pts_s, Segment(10.0, 20.0), SamplingSpec(n_frames=2), 1.0)
+    indices, repeated = select_frames(pts_s, Segment(10.0, 20.0), SamplingSpec(n_frames=2), 1.0)
     assert indices.tolist() == [1, 1] and repeated.tolist() == [True, True]
 
 
 def test_short_windows_mark_repetition() -> None:
     pts_s = np.arange(10) / 10
-    indices, repeated = pick(pts_s, Segment(0.5, 0.8), SamplingSpec(n_frames=4), 10.0)
+    indices, repeated = select_frames(pts_s, Segment(0.5, 0.8), SamplingSpec(n_frames=4), 10.0)
     assert indices.tolist() == [5, 5, 6, 7]
     assert repeated.tolist() == [False, True, False, False]

@@ -1,7 +1,7 @@
-"""Path -> open container of a video, its picture stream, and the facts that header and first frame give.
+"""Open the container of a video safely, select its video stream, and read facts from header and first frame.
 
-What the header says and what was counted stay apart; a count replaces the header's duration and rate, never its own
-field. Does not sample.
+A count of frames never overwrites what the header claims: the two have separate fields in `MediaFacts`. Duration and
+rate come from the count once there is one.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from av.video.stream import VideoStream
 from vidqa.common.display import display_path
 from vidqa.errors import MediaError
 from vidqa.media.files import identify, native_path
-from vidqa.media.frame_index.from_packets import FrameIndex
+from vidqa.media.frame_index.frame_index import FrameIndex
 from vidqa.media.sniff import Signature
 from vidqa.records import MediaFacts
 
-#: Pixels of a frame. Lets a photo of 108 megapixels pass and stops 16,384 x 16,384 before anything is decoded.
+#: Maximum number of pixels in a frame. Accepts photos of 108 megapixels; rejects 16,384 x 16,384 before decoding.
 MAX_PIXELS = 1 << 27
 
-#: Demuxers that read one local file and nothing else: no playlists, scripts, image patterns, devices or network.
+#: Demuxers that read one local file only: no playlists, scripts, image patterns, devices or network.
 _DEMUXERS = (
     "mov,matroska,avi,asf,asf_o,flv,live_flv,mpegts,mpeg,mpegvideo,m4v,h264,hevc,vvc,obu,av1,ivf,ogg,rm,rv10,mxf,dv,nut,wtv,gxf,"
     "yuv4mpegpipe,nsv,smk,bink,roq,flic,film_cpk,4xm,dirac,dnxhd,vc1,vc1test,cavsvideo,avs2,avs3,mjpeg,amv,swf,h261,h263,"
     "mp3,aac,ac3,eac3,flac,wav,w64,aiff,amr,caf,ape,wv,dts,truehd,tta,au,mmf,voc"
 )
-#: Times that a reader may ask to try again with no packet in between.
-_MOST_IN_VAIN = 1000
+#: Consecutive EAGAIN results from a demuxer before its error counts.
+_MAX_EMPTY_READS = 1000
 _OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _DEMUXERS}
 
 
 @dataclass(frozen=True)
 class OpenVideo:
-    """An open container and the stream that is the picture."""
+    """An open container and its selected video stream."""
 
     path: str
     container: InputContainer
@@ -54,16 +54,20 @@ class OpenVideo:
 
     @property
     def time_base(self) -> Fraction:
-        """Seconds in a tick of the stream's clock."""
+        """Time base of the stream: seconds per tick."""
         return Fraction(self.stream.time_base or Fraction(1, av.time_base))
 
 
 @contextmanager
 def open_video(path: str, signature: Signature | None = None) -> Iterator[OpenVideo]:
-    """Open the container of a video safely: this one local file, no other.
+    """Open the container of a video, without access to any other file or to the network.
+
+    Args:
+        path: path of the file.
+        signature: its signature if already determined.
 
     Raises:
-        MediaError: whatever keeps the file from being read.
+        MediaError: the file cannot be opened or has no usable video stream.
     """
     signature = signature or identify(path)
     with native_path(path) as name:
@@ -78,30 +82,32 @@ def open_video(path: str, signature: Signature | None = None) -> Iterator[OpenVi
             raise too_large_error(path, codec.width, codec.height)
         for other in container.streams:
             if other is not stream:
-                other.discard = Discard.all  # its packets need not be read
+                other.discard = Discard.all  # do not read its packets
         codec.options = {"max_pixels": str(MAX_PIXELS)}
-        codec.thread_count = (
-            1  # files are decoded side by side; one thread each wastes nothing, and lets frames be skipped
-        )
+        # Several files are decoded in parallel, so one thread each uses all cores; frame threads would also prevent
+        # the decoder from skipping non-reference frames.
+        codec.thread_count = 1
         yield OpenVideo(path, container, stream, signature)
 
 
 def select_video_stream(path: str, container: InputContainer) -> VideoStream:
-    """The stream a viewer is shown: the default one; cover pictures are no video.
+    """Return the stream that a player shows: the default video stream, ignoring cover images and thumbnails.
+
+    Args:
+        path: path of the file, for error messages.
+        container: the open container.
 
     Raises:
-        MediaError: no_video, unsupported.
+        MediaError: no_video, unsupported, unreadable.
     """
     not_shown = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.dependent
     shown = [s for s in container.streams.video if not s.disposition & not_shown]
     tiled = any(s.disposition & Disposition.dependent for s in container.streams.video)
-    if tiled and not any(s.disposition & Disposition.default for s in shown):  # what is left is a thumbnail
-        raise MediaError(
-            "unsupported", f"{display_path(path)}: a picture made of tiles", hint="convert it to JPEG or PNG"
-        )
+    if tiled and not any(s.disposition & Disposition.default for s in shown):  # the remaining stream is a thumbnail
+        raise MediaError("unsupported", f"{display_path(path)}: tiled image", hint="convert it to JPEG or PNG")
     if not shown:
         if not container.streams:
-            raise MediaError("unreadable", f"{display_path(path)}: a container without streams")
+            raise MediaError("unreadable", f"{display_path(path)}: the container has no streams")
         kinds = ", ".join(sorted({s.type or "unknown" for s in container.streams}))
         raise MediaError("no_video", f"{display_path(path)}: no video stream, only {kinds}")
     stream = min(shown, key=lambda s: (s.frames == 1, not s.disposition & Disposition.default, s.index))
@@ -110,77 +116,92 @@ def select_video_stream(path: str, container: InputContainer) -> VideoStream:
     return stream
 
 
-def read_packets(opened: OpenVideo) -> Iterator[Packet]:
-    """Packets of the picture from here on.
+def read_packets(video: OpenVideo) -> Iterator[Packet]:
+    """Yield the packets of the video stream from the current position.
 
-    FFmpeg's reader of transport streams may say "try again" in the midst of a damaged one; what follows is read then.
+    FFmpeg's MPEG-TS demuxer may return EAGAIN in the middle of a damaged stream; reading then continues.
+
+    Args:
+        video: the open video.
 
     Raises:
-        av.error.FFmpegError: the file cannot be read on.
+        av.error.FFmpegError: the file cannot be read any further.
     """
-    n_in_vain = 0
+    n_empty = 0
     while True:
         try:
-            for packet in opened.container.demux(opened.stream):
-                n_in_vain = 0
+            for packet in video.container.demux(video.stream):
+                n_empty = 0
                 yield packet
             return
         except av.error.BlockingIOError:
-            n_in_vain += 1
-            if n_in_vain > _MOST_IN_VAIN:
+            n_empty += 1
+            if n_empty > _MAX_EMPTY_READS:
                 raise
 
 
-def decode_first_frame(opened: OpenVideo, seen: Callable[[Packet], None] | None = None) -> VideoFrame:
-    """Decode up to the first picture.
+def decode_first_frame(video: OpenVideo, on_packet: Callable[[Packet], None] | None = None) -> VideoFrame:
+    """Decode up to the first frame.
 
     Args:
-        opened: at its first packet; behind the first video packets afterwards.
-        seen: hears of every packet of the stream that was read on the way.
+        video: an open video, positioned at its first packet. Afterwards it is positioned after the packets that the
+            first frame needed.
+        on_packet: called with every packet that is read on the way.
 
     Raises:
-        MediaError: encrypted, too_large, unreadable.
+        MediaError: encrypted, unreadable, unsupported, out_of_memory.
     """
-    n_failed, why = 0, None
+    n_failed, cause = 0, None
     try:
-        for packet in read_packets(opened):
-            if seen is not None:
-                seen(packet)
+        for packet in read_packets(video):
+            if on_packet is not None:
+                on_packet(packet)
             if packet.has_sidedata("encryption_info"):
-                raise MediaError("encrypted", f"{display_path(opened.path)}: the video stream is encrypted")
+                raise MediaError("encrypted", f"{display_path(video.path)}: the video stream is encrypted")
             try:
                 for frame in packet.decode():
                     return frame
-            except av.error.InvalidDataError as e:  # a damaged start; the next keyframe may be whole
-                n_failed, why = n_failed + 1, e
+            except av.error.InvalidDataError as e:  # a damaged start; a later keyframe may be intact
+                n_failed, cause = n_failed + 1, e
     except av.error.FFmpegError as e:
-        raise decode_error(opened.path, e) from e
+        raise decode_error(video.path, e) from e
     raise MediaError(
-        "unreadable", f"{display_path(opened.path)}: no frame can be decoded ({n_failed} damaged packets)"
-    ) from why
+        "unreadable", f"{display_path(video.path)}: no frame can be decoded ({n_failed} damaged packets)"
+    ) from cause
 
 
-def facts_from_header(opened: OpenVideo, frame: VideoFrame) -> MediaFacts:
-    """What container and first frame say. Sizes are as displayed."""
-    stream, container = opened.stream, opened.container
-    turn, _ = orientation(frame)
+def facts_from_header(video: OpenVideo, frame: VideoFrame) -> MediaFacts:
+    """Return the facts that the container header and the first frame claim.
+
+    Args:
+        video: the open video.
+        frame: its first frame, as decoded.
+
+    Returns:
+        Facts with the display size (upright, square pixels) and without a frame count.
+
+    Raises:
+        MediaError: too_large.
+    """
+    stream, container = video.stream, video.container
+    rotation_deg, _ = orientation(frame)
     aspect = pixel_aspect(stream)
-    width, height = display_size(frame.width, frame.height, aspect, turn)
+    width, height = display_size(frame.width, frame.height, aspect, rotation_deg)
     if width * height > MAX_PIXELS:
-        raise too_large_error(opened.path, width, height)
+        raise too_large_error(video.path, width, height)
     duration = stream.duration * stream.time_base if stream.duration and stream.time_base else None
     if duration is None and container.duration:
         duration = Fraction(container.duration, av.time_base)
     rate = stream.average_rate or stream.guessed_rate
-    still = opened.signature.family == "image" and (stream.frames or 1) == 1
+    is_image = video.signature.family == "image" and (stream.frames or 1) == 1
     return MediaFacts(
-        kind="image" if still else "video",
+        kind="image" if is_image else "video",
         codec=stream.codec_context.codec.canonical_name,
         width=width,
         height=height,
-        duration_s=None if still or duration is None else float(duration),
-        fps=None if still or not rate else float(rate),
-        rotation_deg=turn,
+        duration_s=None if is_image or duration is None else float(duration),
+        fps=None if is_image or not rate else float(rate),
+        rotation_deg=rotation_deg,
         pixel_aspect=aspect,
         n_frames_from_header=stream.frames or None,
         stream_index=stream.index,
@@ -188,7 +209,12 @@ def facts_from_header(opened: OpenVideo, frame: VideoFrame) -> MediaFacts:
 
 
 def facts_from_index(header: MediaFacts, index: FrameIndex) -> MediaFacts:
-    """Facts after counting: count, duration and rate of the content; what the header claimed keeps its field."""
+    """Complete the header's facts with frame count, duration and rate from the frame index.
+
+    Args:
+        header: facts from the header. `n_frames_from_header` keeps its value.
+        index: the frame index of the same stream.
+    """
     if header.kind == "image":
         return replace(header, n_frames_from_content=len(index))
     duration = header.duration_s if len(index) == 1 and not index.last_duration else index.duration_s
@@ -196,24 +222,27 @@ def facts_from_index(header: MediaFacts, index: FrameIndex) -> MediaFacts:
 
 
 def pixel_aspect(stream: VideoStream) -> Fraction:
-    """Width by height of a stored pixel; 1 where unknown or beyond belief."""
+    """Return width / height of a stored pixel; 1 if unknown or implausible."""
     aspect = stream.sample_aspect_ratio
     return Fraction(aspect) if aspect and Fraction(1, 8) <= aspect <= 8 else Fraction(1)
 
 
-def display_size(width: int, height: int, aspect: Fraction, turn: int) -> tuple[int, int]:
-    """Size in square pixels after turning by `turn` degrees."""
+def display_size(width: int, height: int, aspect: Fraction, rotation_deg: int) -> tuple[int, int]:
+    """Return (width, height) in square pixels after a clockwise rotation by `rotation_deg`."""
     width = max(1, round(width * aspect))
-    return (height, width) if turn in (90, 270) else (width, height)
+    return (height, width) if rotation_deg in (90, 270) else (width, height)
 
 
 def orientation(frame: VideoFrame) -> tuple[int, bool]:
-    """How a stored frame becomes upright.
+    """Read from the display matrix how a stored frame becomes upright.
+
+    Args:
+        frame: a decoded frame. Its matrix maps (x, y) to (a x + c y, b x + d y) with y pointing down; a determinant
+            below 0 means mirrored.
 
     Returns:
-        Clockwise turn in degrees (0, 90, 180, 270), and whether the frame is to be mirrored left to right before it
-        (front cameras). The display matrix maps (x, y) to (a x + c y, b x + d y), y downwards; mirrored means a
-        determinant below 0.
+        The clockwise rotation in degrees (0, 90, 180 or 270), and whether the frame has to be mirrored horizontally
+        before it (front cameras).
     """
     side = frame.side_data.get(SideType.DISPLAYMATRIX)  # type: ignore[call-overload]
     if side is None:
@@ -225,26 +254,24 @@ def orientation(frame: VideoFrame) -> tuple[int, bool]:
 
 
 def too_large_error(path: str, width: int, height: int) -> MediaError:
-    """A frame beyond the limit."""
+    """Return the error for a frame with more than `MAX_PIXELS` pixels."""
     return MediaError(
-        "too_large", f"{display_path(path)}: {width} x {height} pixels in a frame, the limit is {MAX_PIXELS} pixels"
+        "too_large", f"{display_path(path)}: frames of {width} x {height} exceed the limit of {MAX_PIXELS} pixels"
     )
 
 
 def container_error(path: str, signature: Signature, error: av.error.FFmpegError) -> MediaError:
-    """What FFmpeg said on opening, as a row can carry it."""
+    """Convert an FFmpeg error on opening a file."""
     if error.errno == errno.ENOMEM:
         return MediaError("out_of_memory", f"{display_path(path)}: not enough memory to open the file")
     if isinstance(error, av.error.ArgumentError):
-        return MediaError(
-            "unsupported", f"{display_path(path)}: a container that is not read here ({signature.container})"
-        )
+        return MediaError("unsupported", f"{display_path(path)}: unsupported container ({signature.container})")
     kind = "not_media" if signature.family == "unknown" else "no_video" if signature.family == "audio" else "unreadable"
     return MediaError(kind, f"{display_path(path)}: the container cannot be read: {error.strerror}")
 
 
 def decode_error(path: str, error: av.error.FFmpegError) -> MediaError:
-    """What FFmpeg said on reading or decoding, as a row can carry it."""
+    """Convert an FFmpeg error on reading or decoding a stream."""
     if error.errno == errno.ENOMEM:
         return MediaError("out_of_memory", f"{display_path(path)}: not enough memory to decode")
     unsupported = isinstance(error, (av.error.DecoderNotFoundError, av.error.PatchWelcomeError))

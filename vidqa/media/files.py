@@ -1,6 +1,6 @@
-"""Path -> first bytes and plain facts of the file. Does not know containers or decoders.
+"""Paths as bytes of the file system: first bytes of a file, its signature, and errors for files that cannot be read.
 
-A path is opened as bytes from the file system and never as an address: names such as `concat:a|b` stay names.
+A path is never interpreted as an address: a file may be called `concat:a|b`.
 """
 
 from __future__ import annotations
@@ -14,27 +14,30 @@ from vidqa.common.display import display_path
 from vidqa.errors import MediaError
 from vidqa.media.sniff import SNIFF_BYTES, Signature, sniff
 
-#: What a caller may name files, folders and globs by.
+#: Files, folders and globs as callers pass them.
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
-#: A claim to be media, by name. Only decides whether a file that is not media gets a row saying so, or is left out.
+#: Suffixes that claim video or image content. A file with such a name gets a row even if it is something else.
 _MEDIA = (
     "3g2 3gp amv apng asf avi avif avifs bmp divx dv f4v flv gif h264 h265 heic heics heif heifs hevc ivf jfif jp2 "
     "jpe jpeg jpg m1v m2ts m2v m4v mjpeg mjpg mk3d mkv mov mp4 mpe mpeg mpg mpv mts mxf nut ogm ogv png qt rm rmvb tif "
     "tiff vob webm webp wmv y4m"
 )
-#: A claim to be sound. A container with this suffix is opened to see whether it holds a picture all the same.
+#: Suffixes that claim audio. A container with such a name is opened to check whether it has a video stream.
 _AUDIO = "aac ac3 aif aiff amr ape dts eac3 flac m4a m4b m4p mka mp2 mp3 mpga oga ogg opus ra spx wav wma wv"
 MEDIA_SUFFIXES = frozenset(f".{name}" for name in _MEDIA.split())
 AUDIO_SUFFIXES = frozenset(f".{name}" for name in _AUDIO.split())
 
 
 def as_path_list(paths: Paths) -> list[str]:
-    """One path, or several in any form that a caller may give them, as a list."""
+    """Return one path, or several in any accepted form, as a list of strings."""
     return [os.fspath(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
 
 
 def read_head(path: str) -> bytes:
-    """First bytes of a regular file. Never blocks on a pipe or a device: those are not opened.
+    """Read the first `SNIFF_BYTES` bytes of a regular file. Pipes and devices are not opened, so this never blocks.
+
+    Args:
+        path: path of the file.
 
     Raises:
         MediaError: missing, permission, not_media (not a regular file), unreadable.
@@ -54,26 +57,29 @@ def read_head(path: str) -> bytes:
 
 
 def identify(path: str) -> Signature:
-    """Signature of a file that may hold pictures.
+    """Determine the signature of a file, and reject files that cannot contain video or an image.
+
+    Args:
+        path: path of the file.
 
     Raises:
-        MediaError: as `read_head`, and empty_file, not_local, not_media, no_video where the first bytes settle it.
+        MediaError: as `read_head`; empty_file, not_local or not_media if the first bytes are conclusive.
     """
     signature = sniff(read_head(path))
     name, container = display_path(path), signature.container
     if signature.family == "empty":
-        raise MediaError("empty_file", f"{name}: the file has no bytes")
+        raise MediaError("empty_file", f"{name}: the file is empty")
     if signature.family == "playlist":
         raise MediaError(
-            "not_local", f"{name}: a playlist or script that names other files or addresses; it is not opened"
+            "not_local", f"{name}: a playlist or script that refers to other files or addresses; not opened"
         )
     if signature.family in ("text", "subtitles", "other"):
-        raise MediaError("not_media", f"{name}: not a picture or a video but {signature.family} ({container})")
+        raise MediaError("not_media", f"{name}: not an image or video but {signature.family} ({container})")
     return signature
 
 
 def file_error(path: str, error: OSError | ValueError) -> MediaError:
-    """What the operating system said, as a row can carry it."""
+    """Convert an error of the operating system."""
     reason = getattr(error, "strerror", None) or str(error)
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
         return MediaError("missing", f"{display_path(path)}: no such file")
@@ -84,10 +90,16 @@ def file_error(path: str, error: OSError | ValueError) -> MediaError:
 
 @contextmanager
 def native_path(path: str) -> Iterator[str]:
-    """A name for the same file that C libraries can take: UTF-8, absolute, no suffix that could sway a format guess.
+    """Yield a name of the file for C libraries: UTF-8, absolute, without a suffix that could affect format detection.
 
-    Where the system offers it, the file is opened here and handed on as /dev/fd/N, which also settles undecodable
-    bytes.
+    Where the system has /dev/fd, the file is opened here and passed as /dev/fd/N, which also works for undecodable
+    names.
+
+    Args:
+        path: path of the file.
+
+    Raises:
+        MediaError: missing, permission, unreadable.
     """
     if not os.path.isdir("/dev/fd"):
         yield os.path.abspath(path)

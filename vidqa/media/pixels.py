@@ -1,4 +1,4 @@
-"""Decoded frame -> pixels as a viewer sees them. Does not read files."""
+"""Decoded video frame -> RGB pixels as displayed: upright and with square pixels."""
 
 from __future__ import annotations
 
@@ -10,19 +10,23 @@ from vidqa.media.container import display_size
 from vidqa.records import MediaFacts
 
 
-def to_display_rgb(frame: VideoFrame, facts: MediaFacts, turn: int, mirrored: bool) -> np.ndarray:
-    """RGB of a frame, uint8 [H, W, 3], of the size that the facts of its clip name.
+def to_display_rgb(frame: VideoFrame, facts: MediaFacts, rotation_deg: int, mirrored: bool) -> np.ndarray:
+    """Convert a frame to RGB at the display size of its video.
 
     Args:
-        frame: as it was decoded.
-        facts: of the clip, whose first size holds where a stream changes it on the way.
-        turn, mirrored: as `vidqa.media.container.orientation` gives them.
+        frame: the frame as decoded.
+        facts: facts of the video. Frames are scaled to its size even if the stream changes its resolution.
+        rotation_deg: clockwise rotation, from `vidqa.media.container.orientation`.
+        mirrored: whether to mirror horizontally before the rotation.
+
+    Returns:
+        uint8 [H, W, 3].
     """
     width, height = display_size(frame.width, frame.height, facts.pixel_aspect, 0)
-    upright = (height, width) if turn in (90, 270) else (width, height)
+    upright = (height, width) if rotation_deg in (90, 270) else (width, height)
     if upright != (facts.width, facts.height):
-        width, height = (facts.height, facts.width) if turn in (90, 270) else (facts.width, facts.height)
+        width, height = (facts.height, facts.width) if rotation_deg in (90, 270) else (facts.width, facts.height)
     pixels = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation=Interpolation.BILINEAR)
     if mirrored:
         pixels = pixels[:, ::-1]
-    return np.ascontiguousarray(np.rot90(pixels, -turn // 90))
+    return np.ascontiguousarray(np.rot90(pixels, -rotation_deg // 90))

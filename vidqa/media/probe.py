@@ -1,4 +1,4 @@
-"""Path -> facts of a media file, by opening it and decoding one frame, or counting all. Does not sample."""
+"""Path -> facts of a media file: open it and decode one frame, or count all frames."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vidqa.records import MediaFacts
 
 
 def has_video_stream(path: str) -> bool:
-    """True where a container opens and has a video stream that is no cover picture."""
+    """Return whether a container opens and has a video stream that is not a cover image."""
     try:
         with open_video(path):
             return True
@@ -19,14 +19,14 @@ def has_video_stream(path: str) -> bool:
 
 
 def probe(path: str, *, count: bool = False) -> MediaFacts:
-    """Facts of one file.
+    """Return the facts of one file.
 
     Args:
-        path: of the file.
-        count: count the frames (reads the file, decodes next to nothing); then duration and rate are the true ones.
+        path: path of the file.
+        count: count the frames, which gives exact duration and rate. Reads the packets; decodes almost nothing.
 
     Raises:
-        MediaError: the file gives no picture; the kind says why.
+        MediaError: no frame can be decoded; `kind` is the reason.
     """
     if count:
         with open_reader(path) as reader:
@@ -36,5 +36,5 @@ def probe(path: str, *, count: bool = False) -> MediaFacts:
         from vidqa.media.backends.image import probe_image
 
         return probe_image(path)
-    with open_video(path, signature) as opened:
-        return facts_from_header(opened, decode_first_frame(opened))
+    with open_video(path, signature) as video:
+        return facts_from_header(video, decode_first_frame(video))

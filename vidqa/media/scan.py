@@ -1,8 +1,8 @@
-"""Paths, folders and globs -> media items, sorted, each real file once. Decides by content; does not decode.
+"""Paths, folders and globs -> media items, sorted and without duplicates. Content decides, not the suffix.
 
-The first bytes settle nearly every file. A container is opened only where they cannot tell: an unknown binary, or a
-container that may hold pictures under a suffix that says sound. That happens in processes of their own, for what is in
-such a file may kill or hang FFmpeg.
+The first bytes suffice for nearly every file. A container is opened only if they do not: an unknown binary, or a
+container that may contain video under an audio suffix. This happens in decoder processes, because such a file may crash
+or hang FFmpeg.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ _SYSTEM_FOLDERS = frozenset(
     }
 )
 _SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "ehthumbs.db"})
-#: Containers that hold sound only as often as pictures: the suffix decides whether they are looked into.
+#: Containers that often contain audio only: with an audio suffix, they are opened to check for a video stream.
 _AMBIGUOUS = frozenset({"isobmff", "matroska", "asf", "rm"})
-#: Opening containers: seconds for one, and processes side by side.
-_LOOK_S = 60.0
-_LOOKERS = min(4, os.cpu_count() or 1)
+#: Opening ambiguous files: time limit per file, and number of parallel processes.
+_PROBE_TIMEOUT_S = 60.0
+_N_PROBE_WORKERS = min(4, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
 class ExcludedFile:
-    """Something that was found and gets no row."""
+    """A file or folder that was found and gets no row."""
 
     path: str
     reason: str
@@ -49,33 +49,33 @@ class ExcludedFile:
 
 @dataclass(frozen=True)
 class ScanResult:
-    """What a scan found: every file and folder met is in one of the two lists."""
+    """Result of a scan. Every file and folder that was found is in one of the two lists."""
 
     items: tuple[MediaItem, ...]  # sorted by the bytes of the path
     ignored: tuple[ExcludedFile, ...]  # sorted by the bytes of the path
 
     def counts(self) -> dict[str, int]:
-        """Number of things left out by reason, most frequent first."""
+        """Return the number of ignored paths by reason, most frequent first."""
         return dict(Counter(out.reason for out in self.ignored).most_common())
 
 
 def scan(paths: Sequence[str]) -> ScanResult:
-    """Find media.
+    """Find media files.
 
-    A file that is named gets its item whatever it holds, even if it does not exist. A folder is searched with all below
-    it; a glob that is no existing name stands for what it matches, under the rules for folders.
+    A file that is named explicitly always becomes an item, even if it does not exist. Folders are searched recursively.
+    A glob is used only if no file has that name; its matches follow the rules for folders.
 
     Args:
-        paths: files, folders and globs, relative to the working folder or absolute.
+        paths: files, folders and globs, relative to the working directory or absolute.
 
     Returns:
-        Items sorted, each real file once (a named one wins, then a plain name over a link, then the first met), and
-        what was left out with its reason.
+        Items, sorted, each file once (explicitly named files first, then regular entries before links, then the first
+        one found), and the ignored paths with their reasons.
 
     Raises:
-        UsageError: no path at all, or an empty one.
+        UsageError: `paths` is empty or contains an empty path.
     """
-    if not paths or not all(map(os.fspath, paths)):  # empty: a variable of a script that was not set
+    if not paths or not all(map(os.fspath, paths)):  # an empty path is usually an unset variable of a script
         raise UsageError("a path is missing" if not paths else "one of the paths is empty", hint="a file or folder")
     state = _Scan()
     named: list[str] = []
@@ -86,7 +86,7 @@ def scan(paths: Sequence[str]) -> ScanResult:
         state.add_named(os.path.abspath(path))
     for path in searched:
         state.search(path)
-    state.look_into_doubtful()
+    state.probe_ambiguous()
     return state.result()
 
 
@@ -95,7 +95,7 @@ def _is_search(path: str) -> bool:
 
 
 def is_glob(path: str) -> bool:
-    """Whether a path of the user stands for what it matches: a name that exists stands for itself."""
+    """Return whether a path is a glob. An existing file with wildcard characters in its name is not."""
     return not os.path.lexists(path) and glob.has_magic(path)
 
 
@@ -103,7 +103,7 @@ def is_glob(path: str) -> bool:
 class _Scan:
     items: list[MediaItem] = field(default_factory=list)
     ignored: list[ExcludedFile] = field(default_factory=list)
-    doubtful: dict[str, tuple[MediaItem, str]] = field(default_factory=dict)  # with the reason if there is no video
+    ambiguous: dict[str, tuple[MediaItem, str]] = field(default_factory=dict)  # and the reason if it has no video
     files_seen: set[tuple[int, int] | str] = field(default_factory=set)
     folders_seen: set[tuple[int, int] | str] = field(default_factory=set)
 
@@ -113,17 +113,17 @@ class _Scan:
             tuple(sorted(self.ignored, key=lambda out: (os.fsencode(out.path), out.reason))),
         )
 
-    def leave(self, path: str, reason: str) -> None:
+    def ignore(self, path: str, reason: str) -> None:
         self.ignored.append(ExcludedFile(path, reason))
 
     def add_named(self, path: str) -> None:
         root, name = os.path.dirname(path), os.path.basename(path) or path
         try:
             found = os.stat(path)
-        except (OSError, ValueError):  # missing or not reachable: the row will say so
+        except (OSError, ValueError):  # missing or unreachable: gets a failed row
             self.items.append(MediaItem(path, root, name, 0, 0, named=True))
             return
-        if self.first_time(found, path):
+        if self.is_new(found, path):
             self.items.append(MediaItem(path, root, name, found.st_size, found.st_mtime_ns, named=True))
 
     def search(self, path: str) -> None:
@@ -133,100 +133,100 @@ class _Scan:
         root = os.path.abspath(glob_root(path))
         matches = sorted(glob.glob(path, recursive=True), key=os.fsencode)
         if not matches:
-            self.leave(path, "no file matches")
+            self.ignore(path, "no file matches")
         for match in map(os.path.abspath, matches):
             if os.path.isdir(match):
                 self.walk(match, root)
             else:
-                self.meet(match, root)
+                self.add_found(match, root)
 
     def walk(self, folder: str, root: str) -> None:
-        """Plain files before links, so that a link to a file in the tree is the one that is left out."""
+        """Search a folder. Links come last, so of a file and a link to it, the link is ignored."""
         pending, links = [folder], list[str]()
         while pending or links:
             here = pending.pop() if pending else links.pop(0)
             if os.path.islink(here) and not os.path.isdir(here):
-                self.meet(here, root)
+                self.add_found(here, root)
                 continue
             for entry in self.list_folder(here):
                 if _is_hidden(entry.name, entry.is_dir()):
-                    self.leave(entry.path, "hidden or system")
+                    self.ignore(entry.path, "hidden or system")
                 elif entry.is_symlink():
                     links.append(entry.path)
                 elif entry.is_dir():
                     pending.append(entry.path)
                 else:
-                    self.meet(entry.path, root)
+                    self.add_found(entry.path, root)
 
     def list_folder(self, folder: str) -> Iterator[os.DirEntry[str]]:
         try:
-            if not self.first_time(os.stat(folder), folder, folder=True):
+            if not self.is_new(os.stat(folder), folder, folder=True):
                 return
             with os.scandir(folder) as entries:
                 yield from sorted(entries, key=lambda e: os.fsencode(e.name))
         except OSError:
-            self.leave(folder, "folder cannot be read")
+            self.ignore(folder, "folder cannot be read")
 
-    def first_time(self, found: os.stat_result, path: str, *, folder: bool = False) -> bool:
-        # Some network file systems have no inode numbers; there the resolved path has to do.
+    def is_new(self, found: os.stat_result, path: str, *, folder: bool = False) -> bool:
+        # Some network file systems have no inode numbers; use the resolved path there.
         key = (found.st_dev, found.st_ino) if found.st_ino else os.path.realpath(path)
         seen = self.folders_seen if folder else self.files_seen
         if key in seen:
-            self.leave(path, "same folder again" if folder else "same file again")
+            self.ignore(path, "duplicate folder" if folder else "duplicate file")
             return False
         seen.add(key)
         return True
 
-    def meet(self, path: str, root: str) -> None:
-        """A file found in a search: an item if it is media or claims to be, else left out with its reason."""
+    def add_found(self, path: str, root: str) -> None:
+        """Add a file found by a search: as an item if it is media or claims to be, else as ignored."""
         try:
             found = os.stat(path)
         except OSError:
-            self.leave(path, "broken link" if os.path.islink(path) else "cannot be read")
+            self.ignore(path, "broken link" if os.path.islink(path) else "cannot be read")
             return
         if not stat.S_ISREG(found.st_mode):
-            self.leave(path, "not a regular file")
-        elif self.first_time(found, path):
+            self.ignore(path, "not a regular file")
+        elif self.is_new(found, path):
             item = MediaItem(path, root, os.path.relpath(path, root), found.st_size, found.st_mtime_ns)
             reason, sure = ignore_reason(path)
             if not sure:
-                self.doubtful[path] = item, reason
+                self.ambiguous[path] = item, reason
             elif reason:
-                self.leave(path, reason)
+                self.ignore(path, reason)
             else:
                 self.items.append(item)
 
-    def look_into_doubtful(self) -> None:
-        """Open the containers whose first bytes did not tell enough."""
-        if not self.doubtful:
+    def probe_ambiguous(self) -> None:
+        """Open the files whose first bytes were inconclusive."""
+        if not self.ambiguous:
             return
-        from vidqa.media import probe  # only here: most scans never need a decoder
+        from vidqa.media import probe  # imported here because most scans need no decoder
         from vidqa.media.workers.decode_pool import DecodePool
 
-        with DecodePool(_LOOKERS, _LOOK_S) as pool:
-            for path, has_video_stream in pool.map_unordered(probe.has_video_stream, self.doubtful):
-                item, reason = self.doubtful[path]
-                if isinstance(has_video_stream, MediaError):
-                    self.leave(path, f"{has_video_stream.kind} when looked into")
-                elif has_video_stream:
+        with DecodePool(_N_PROBE_WORKERS, _PROBE_TIMEOUT_S) as pool:
+            for path, has_video in pool.map_unordered(probe.has_video_stream, self.ambiguous):
+                item, reason = self.ambiguous[path]
+                if isinstance(has_video, MediaError):
+                    self.ignore(path, f"{has_video.kind} when probed")
+                elif has_video:
                     self.items.append(item)
                 else:
-                    self.leave(path, reason)
+                    self.ignore(path, reason)
 
 
 def ignore_reason(path: str) -> tuple[str, bool]:
-    """Why a file found in a folder gets no row, by its name and its first bytes.
+    """Decide by suffix and first bytes whether a file found in a folder is ignored.
 
     Args:
-        path: of a regular file.
+        path: path of a regular file.
 
     Returns:
-        The reason, empty where it is media or claims to be; and False where only opening it tells whether it holds a
-        video after all.
+        The reason to ignore it, empty if it is media or claims to be; and False if the file has to be opened to find
+        out whether it contains video after all.
     """
     suffix = os.path.splitext(path)[1].lower()
     if suffix in MEDIA_SUFFIXES:
-        return "", True  # media, or a row that says why not
+        return "", True  # if it is not media, it gets a failed row
     try:
         signature = sniff(read_head(path))
     except MediaError:
@@ -245,7 +245,7 @@ def _is_hidden(name: str, is_folder: bool) -> bool:
 
 
 def glob_root(pattern: str) -> str:
-    """The folder of a glob above its first wildcard."""
+    """Return the folder of a glob before its first wildcard."""
     folder = pattern
     while glob.has_magic(folder):
         folder = os.path.dirname(folder)

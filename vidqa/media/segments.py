@@ -1,36 +1,36 @@
-"""Facts of a clip -> the stretches that get rows. Pure; does not know files or decoders."""
+"""Facts of a video -> its segments. A pure function."""
 
 from __future__ import annotations
 
 from vidqa.records import WHOLE, MediaFacts, Segment
 
-#: Frame times are sums of fractions; a frame this close to a border belongs to the window that begins there.
+#: Frame times are sums of fractions; a frame this close to a boundary belongs to the segment that starts there.
 BOUNDARY_TOLERANCE_S = 1e-6
 
 
-def plan_segments(facts: MediaFacts, seconds: float | tuple[Segment, ...] | None) -> tuple[Segment, ...]:
-    """Cut a clip into windows of fixed length, or as told.
+def plan_segments(facts: MediaFacts, segments: float | tuple[Segment, ...] | None) -> tuple[Segment, ...]:
+    """Split a video into segments of fixed length, or use the given ones.
 
-    There is a window for every stretch in which a frame begins: the duration of the last frame does not make a new one.
-    The last window keeps its nominal end, so keys do not depend on how exactly the duration is known.
+    Every segment contains the start of at least one frame: the duration of the last frame never adds a segment. The
+    last segment keeps its nominal end, so cache keys do not depend on how precisely the duration is known.
 
     Args:
-        facts: of the clip; counted facts give exact windows, a lying header gives wrong ones.
-        seconds: length of a window; None means one segment, the whole clip; or the windows themselves. Stills are
-            always whole.
+        facts: facts of the video. Counted facts give exact segments; a wrong header gives wrong ones.
+        segments: length of a segment in seconds, the segments themselves, or None for one segment that covers the
+            whole video. Images always have one segment.
 
     Returns:
-        Windows in playing order, at least one. A clip of unknown duration gives one window.
+        Segments in playing order, at least one. A video of unknown duration has one segment.
 
     Raises:
-        ValueError: `seconds` is not above 0.
+        ValueError: the length is not above 0.
     """
-    if isinstance(seconds, tuple):
-        return (WHOLE,) if facts.kind == "image" else seconds
-    if seconds is not None and not seconds > 0:
-        raise ValueError(f"a segment needs a length above 0 seconds, got {seconds=}")
-    if seconds is None or facts.kind == "image":
+    if isinstance(segments, tuple):
+        return (WHOLE,) if facts.kind == "image" else segments
+    if segments is not None and not segments > 0:
+        raise ValueError(f"the segment length must be above 0 seconds, got {segments}")
+    if segments is None or facts.kind == "image":
         return (WHOLE,)
     last_frame_s = max(0.0, (facts.duration_s or 0.0) - (1.0 / facts.fps if facts.fps else 0.0))
-    n_windows = int((last_frame_s + BOUNDARY_TOLERANCE_S) / seconds) + 1
-    return tuple(Segment(round(i * seconds, 6), round((i + 1) * seconds, 6)) for i in range(n_windows))
+    n_segments = int((last_frame_s + BOUNDARY_TOLERANCE_S) / segments) + 1
+    return tuple(Segment(round(i * segments, 6), round((i + 1) * segments, 6)) for i in range(n_segments))

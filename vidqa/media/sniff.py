@@ -1,4 +1,4 @@
-"""First bytes of a file -> what it is. Knows magic numbers; does not know names, containers' insides or decoders.
+"""First bytes of a file -> its type, by magic numbers.
 
 The order of the rules matters: strong signatures first, then scripts, then plain text, then weak signatures.
 """
@@ -11,21 +11,16 @@ from typing import Literal
 
 Family = Literal["video", "image", "audio", "subtitles", "playlist", "text", "other", "empty", "unknown"]
 
-#: How much of a file `sniff` wants to see.
+#: Number of bytes that `sniff` needs.
 SNIFF_BYTES = 4096
 
 
 @dataclass(frozen=True)
 class Signature:
-    """What the first bytes say.
+    """File type according to the first bytes."""
 
-    family: `video` also covers containers that may turn out to hold only sound; `unknown` means that the bytes decide
-        nothing.
-    container: short name such as `isobmff`, `matroska`, `jpeg`, `zip`.
-    """
-
-    family: Family
-    container: str
+    family: Family  # `video` includes containers that may contain only audio; `unknown` means inconclusive
+    container: str  # short name such as `isobmff`, `matroska`, `jpeg`, `zip`
 
 
 _UNKNOWN = Signature("unknown", "unknown")
@@ -92,7 +87,7 @@ _PREFIXES: tuple[tuple[bytes, Family, str], ...] = (
     (b"\0\x05\x16\x07", "other", "appledouble"),
 )
 
-#: Scripts that make a player open other files. FFmpeg must never see them.
+#: Scripts that make a player open other files. They are never passed to FFmpeg.
 _PLAYLIST = re.compile(
     rb"#EXTM3U|#EXT-X-|ffconcat version|\[playlist\]|\[reference\]|RTSPtext|v=0\s+o=|"
     rb"(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<(?:MPD|SmoothStreamingMedia|playlist|asx|smil)\b",
@@ -106,13 +101,13 @@ _BOXES = {b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot", b"styp", b"moof"
 
 
 def sniff(head: bytes) -> Signature:
-    """What the first bytes of a file say.
+    """Determine the type of a file from its first bytes.
 
     Args:
-        head: the first `SNIFF_BYTES` bytes, or all there are.
+        head: the first `SNIFF_BYTES` bytes, or fewer if the file is shorter.
 
     Returns:
-        The signature; its family is `unknown` where the bytes decide nothing.
+        The signature; its family is `unknown` if the bytes are inconclusive.
     """
     if not head:
         return Signature("empty", "empty")
@@ -130,7 +125,7 @@ def _prefix(head: bytes) -> Signature | None:
 
 
 def _boxes(head: bytes) -> Signature | None:
-    """ISO base media (MP4, MOV, 3GP, HEIF, AVIF). An audio brand is believed, others may hold anything."""
+    """ISO base media (MP4, MOV, 3GP, HEIF, AVIF). Audio brands are trusted; other brands may contain anything."""
     kind = head[4:8]
     if kind == b"ftyp":
         brand = head[8:12]
@@ -149,21 +144,21 @@ def _riff_ogg_ebml(head: bytes) -> Signature | None:
             b"WAVE": Signature("audio", "wav"),
         }
         return kinds.get(head[8:12], Signature("other", "riff"))
-    if head.startswith(b"OggS"):  # every stream announces its codec in the first pages
-        moving = (b"\x80theora", b"BBCD\0", b"OVP80", b"\x01video\0", b"fishead\0")
-        return Signature("video" if any(m in head for m in moving) else "audio", "ogg")
+    if head.startswith(b"OggS"):  # the first pages name the codec of every stream
+        video_codecs = (b"\x80theora", b"BBCD\0", b"OVP80", b"\x01video\0", b"fishead\0")
+        return Signature("video" if any(codec in head for codec in video_codecs) else "audio", "ogg")
     return Signature("video", "matroska") if head.startswith(b"\x1aE\xdf\xa3") else None
 
 
 def _streams(head: bytes) -> Signature | None:
-    """Transport streams (a sync byte every 188, 192 or 204 bytes) and bare H.264 / HEVC streams."""
+    """MPEG transport streams (a sync byte every 188, 192 or 204 bytes) and raw H.264 / HEVC streams."""
     for step, first in ((188, 0), (192, 4), (204, 0)):
-        marks = head[first : first + 8 * step : step]
-        if len(marks) >= 3 and set(marks) == {0x47}:
+        sync_bytes = head[first : first + 8 * step : step]
+        if len(sync_bytes) >= 3 and set(sync_bytes) == {0x47}:
             return Signature("video", "mpegts")
     nal = 4 if head.startswith(b"\0\0\0\x01") else 3 if head.startswith(b"\0\0\x01") else 0
     if nal and len(head) > nal + 1:
-        if head[nal] & 0x9F in (0x07, 0x09):  # sequence parameters or access unit delimiter
+        if head[nal] & 0x9F in (0x07, 0x09):  # sequence parameter set or access unit delimiter
             return Signature("video", "h264_es")
         if head[nal] in (0x40, 0x42, 0x46) and head[nal + 1] == 0x01:
             return Signature("video", "hevc_es")
@@ -183,13 +178,13 @@ def _script_or_text(head: bytes) -> Signature | None:
     try:
         head.decode("utf-8")
     except UnicodeDecodeError as e:
-        # The last character may be cut in two by the end of the sample.
+        # The sample may end in the middle of a character.
         return Signature("text", "utf-8") if len(head) == SNIFF_BYTES and e.start >= len(head) - 3 else None
     return Signature("text", "utf-8")
 
 
 def _weak(head: bytes) -> Signature | None:
-    """Short signatures that random bytes may also show: only after everything else."""
+    """Short signatures that may also occur in random bytes; checked last."""
     if (
         head.startswith(b"BM")
         and len(head) >= 26

@@ -1,7 +1,7 @@
-"""Still and animated pictures (JPEG, PNG, GIF, WebP, TIFF, BMP ...) -> frames, by Pillow. Does not choose which frames.
+"""Images and animations (JPEG, PNG, GIF, WebP, TIFF, BMP ...) -> frames, with Pillow.
 
-Pillow and not FFmpeg, because it plays animated WebP, knows all eight EXIF orientations, and calls a truncated picture
-truncated. Transparent parts are shown on white, as on a page. Grey pictures of 16 bits keep their upper 8.
+Pillow is used instead of FFmpeg because it reads animated WebP, handles all eight EXIF orientations and reports
+truncated images. Transparent areas become white. 16-bit grayscale images are reduced to their upper 8 bits.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from vidqa.media.files import file_error
 from vidqa.records import MediaFacts
 
 _CODECS = {"JPEG": "mjpeg", "MPO": "mjpeg"}
-#: Shorter delays are a mistake of the encoder; browsers and FFmpeg show such frames for a tenth of a second.
-_SHORTEST_DELAY_MS, _DEFAULT_DELAY_MS = 10, 100.0
+#: Delays up to this are encoder errors; browsers and FFmpeg show such frames for a tenth of a second.
+_MIN_DELAY_MS, _DEFAULT_DELAY_MS = 10, 100.0
 _ORIENTATION_TAG = 0x0112
-#: EXIF orientation -> clockwise turn in degrees (2, 4, 5, 7 are mirrored as well).
-_TURNS = {3: 180, 4: 180, 5: 270, 6: 90, 7: 90, 8: 270}
+#: EXIF orientation -> clockwise rotation in degrees (2, 4, 5 and 7 are also mirrored).
+_ROTATIONS = {3: 180, 4: 180, 5: 270, 6: 90, 7: 90, 8: 270}
 
 
 class ImageReader:
-    """Frames of one picture file, by index. The arguments and errors of `PyavReader`."""
+    """Reads frames of one image or animation by index. Same interface as `PyavReader`."""
 
     backend = "pillow"
 
@@ -54,37 +54,40 @@ class ImageReader:
         self._image.close()
 
     def frames(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
-        """Yield frames in the order of `indices`, each a fresh uint8 RGB array [H, W, 3].
+        """Yield frames in the order of `indices`, each a new uint8 RGB array [H, W, 3].
 
         Raises:
-            MediaError: the picture is damaged.
+            MediaError: the image is damaged.
         """
         for i in indices:
             try:
-                if i < self._image.tell():  # back to the start by opening anew: rewinding APNG loses its place
+                if i < self._image.tell():  # reopen to return to the start: Pillow cannot rewind APNG reliably
                     self._image.close()
                     self._image = _open(self.path)
                 self._image.seek(int(i))
                 pixels = _to_display_rgb(self._image)
-            except _DAMAGE as e:
-                raise _damaged(self.path, e) from e
+            except _DECODE_ERRORS as e:
+                raise _damage_error(self.path, e) from e
             if pixels.shape[:2] != (self.facts.height, self.facts.width):
-                raise MediaError("unreadable", f"{display_path(self.path)}: frame {i} has another size than the first")
+                raise MediaError("unreadable", f"{display_path(self.path)}: frame {i} differs in size from the first")
             yield pixels
 
 
 def probe_image(path: str) -> MediaFacts:
-    """Facts of a picture file; frames of an animation are not counted.
+    """Return the facts of an image file without counting the frames of an animation.
+
+    Args:
+        path: path of the file.
 
     Raises:
-        MediaError: the file gives no picture.
+        MediaError: the image cannot be decoded.
     """
     with _open(path) as image:
         return _facts(path, image, count=False)[0]
 
 
-#: What Pillow raises for damaged pictures, besides its own kinds.
-_DAMAGE = (
+#: Exceptions that Pillow raises for damaged images.
+_DECODE_ERRORS = (
     OSError,
     ValueError,
     SyntaxError,
@@ -106,26 +109,26 @@ def _open(path: str) -> Image.Image:
         raise MediaError("too_large", f"{display_path(path)}: {e}") from e
     except UnidentifiedImageError as e:
         raise MediaError(
-            "unreadable", f"{display_path(path)}: the picture's header is damaged or of an unknown kind"
+            "unreadable", f"{display_path(path)}: the image header is damaged or of an unknown format"
         ) from e
     except (FileNotFoundError, PermissionError) as e:
         raise file_error(path, e) from e
-    except _DAMAGE as e:
-        raise _damaged(path, e) from e
+    except _DECODE_ERRORS as e:
+        raise _damage_error(path, e) from e
     if image.width * image.height > MAX_PIXELS:
         image.close()
         raise too_large_error(path, image.width, image.height)
-    if image.format == "PNG" and not _png_is_whole(path):
+    if image.format == "PNG" and not _png_is_complete(path):
         image.close()
-        raise MediaError("unreadable", f"{display_path(path)}: the picture is truncated")
+        raise MediaError("unreadable", f"{display_path(path)}: the image is truncated")
     return image
 
 
-def _png_is_whole(path: str) -> bool:
-    """Whether every chunk up to the last one is there: Pillow shows what is missing as blank without a word."""
+def _png_is_complete(path: str) -> bool:
+    """Return whether all chunks are present: Pillow silently leaves missing rows blank."""
     with open(path, "rb") as f:
         size = f.seek(0, os.SEEK_END)
-        at = 8  # after the signature
+        at = 8  # after the PNG signature
         while at + 12 <= size:
             f.seek(at)
             length, kind = struct.unpack(">I4s", f.read(8))
@@ -136,15 +139,15 @@ def _png_is_whole(path: str) -> bool:
 
 
 def _facts(path: str, image: Image.Image, *, count: bool) -> tuple[MediaFacts, list[float]]:
-    """Facts and, where counted, the start of each frame in milliseconds."""
+    """Return the facts and, if counted, the start of each frame in milliseconds."""
     codec = _CODECS.get(image.format or "", (image.format or "unknown").lower())
     try:
         n_claimed = int(getattr(image, "n_frames", 1)) if image.format not in ("MPO", "TIFF", "JPEG") else 1
-        turn = _TURNS.get(image.getexif().get(_ORIENTATION_TAG, 1), 0)
-        starts_ms, end_ms = _clock(image) if n_claimed > 1 and count else ([0.0], 0.0)
-    except _DAMAGE as e:
-        raise _damaged(path, e) from e
-    width, height = (image.height, image.width) if turn in (90, 270) else image.size
+        rotation_deg = _ROTATIONS.get(image.getexif().get(_ORIENTATION_TAG, 1), 0)
+        starts_ms, end_ms = _frame_starts(image) if n_claimed > 1 and count else ([0.0], 0.0)
+    except _DECODE_ERRORS as e:
+        raise _damage_error(path, e) from e
+    width, height = (image.height, image.width) if rotation_deg in (90, 270) else image.size
     n_counted = len(starts_ms) if count else None
     if n_claimed == 1 or n_counted == 1:
         return MediaFacts(
@@ -154,7 +157,7 @@ def _facts(path: str, image: Image.Image, *, count: bool) -> tuple[MediaFacts, l
             height=height,
             duration_s=None,
             fps=None,
-            rotation_deg=turn,
+            rotation_deg=rotation_deg,
             n_frames_from_header=1,
             n_frames_from_content=n_counted,
         ), [0.0]
@@ -166,23 +169,23 @@ def _facts(path: str, image: Image.Image, *, count: bool) -> tuple[MediaFacts, l
         height=height,
         duration_s=end_ms / 1000 if count else None,
         fps=rate,
-        rotation_deg=turn,
+        rotation_deg=rotation_deg,
         n_frames_from_header=n_claimed,
         n_frames_from_content=n_counted,
     )
     return facts, starts_ms
 
 
-def _clock(image: Image.Image) -> tuple[list[float], float]:
-    """Start of every frame and end of the last, in milliseconds. A broken tail ends the animation."""
+def _frame_starts(image: Image.Image) -> tuple[list[float], float]:
+    """Return the start of every frame and the end of the last, in milliseconds. A damaged frame ends the animation."""
     starts, now = [], 0.0
     try:
         for frame in ImageSequence.Iterator(image):
-            frame.load()  # WebP tells the delay of a frame only after decoding it
+            frame.load()  # WebP has the delay of a frame only after decoding it
             delay = float(frame.info.get("duration") or 0.0)
             starts.append(now)
-            now += delay if delay > _SHORTEST_DELAY_MS else _DEFAULT_DELAY_MS
-    except _DAMAGE:
+            now += delay if delay > _MIN_DELAY_MS else _DEFAULT_DELAY_MS
+    except _DECODE_ERRORS:
         if not starts:
             raise
     return starts, now
@@ -190,19 +193,19 @@ def _clock(image: Image.Image) -> tuple[list[float], float]:
 
 def _to_display_rgb(image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        grey = np.asarray(image, np.float64)
-        top = 65535.0 if image.mode != "F" else max(1.0, float(grey.max()))
-        image = Image.fromarray((grey.clip(0, top) * (255 / top)).astype(np.uint8))
+        gray = np.asarray(image, np.float64)
+        top = 65535.0 if image.mode != "F" else max(1.0, float(gray.max()))
+        image = Image.fromarray((gray.clip(0, top) * (255 / top)).astype(np.uint8))
     else:
         image = ImageOps.exif_transpose(image)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        page = Image.new("RGBA", layer.size, "white")
-        return np.array(Image.alpha_composite(page, layer).convert("RGB"))
+        rgba = image.convert("RGBA")
+        background = Image.new("RGBA", rgba.size, "white")
+        return np.array(Image.alpha_composite(background, rgba).convert("RGB"))
     return np.array(image.convert("RGB"))
 
 
-def _damaged(path: str, error: BaseException) -> MediaError:
+def _damage_error(path: str, error: BaseException) -> MediaError:
     if isinstance(error, MemoryError):
-        return MediaError("out_of_memory", f"{display_path(path)}: not enough memory for the picture")
-    return MediaError("unreadable", f"{display_path(path)}: the picture is damaged: {error}")
+        return MediaError("out_of_memory", f"{display_path(path)}: not enough memory for the image")
+    return MediaError("unreadable", f"{display_path(path)}: the image is damaged: {error}")

@@ -1,12 +1,12 @@
-"""Path -> frames at exact indices, by PyAV. Does not choose which frames.
+"""Path -> frames by index, with PyAV.
 
-Which frames there are tells the first of these that can: the file's own list (`listed`), its packets (`index`), the
-packets of each group of pictures by their number (`groups`), decoding all of it.
+The frame index comes from the first source that works: the container's sample table (`from_container`), the packets
+(`from_packets`), the packets of each GOP by number (`gop_reader`), or decoding the whole stream.
 
-Sparse frames are reached by seeking to the keyframe before each and decoding from there; on the way, pictures that
-nothing refers to are skipped. Colours: the stream's own range, and the BT.601 matrix for all streams. That is what
-decord does, and decord made the frames that the published encoders were trained on; decoding HD material by its BT.709
-tag would be truer to the eye and farther from what the encoders know. Output is upright and in square pixels.
+Sparse frames are reached by seeking to the keyframe before each one and decoding from there, skipping non-reference
+frames. Colors: the stream's own range, and the BT.601 matrix for every stream. decord does the same, and the published
+encoders were trained on frames from decord; applying the BT.709 tag of HD videos would be more accurate, but would
+differ from what the encoders were trained on. Frames are upright and have square pixels.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from av.video.frame import VideoFrame
 
 from vidqa.common.display import display_path
 from vidqa.errors import MediaError
+from vidqa.media.backends.gop_reader import GopReader
 from vidqa.media.container import (
     OpenVideo,
     decode_error,
@@ -35,66 +36,62 @@ from vidqa.media.container import (
     orientation,
     read_packets,
 )
+from vidqa.media.frame_index.frame_index import FrameIndex, IndexMismatchError, IndexSource, index_from_decoding
 from vidqa.media.frame_index.from_container import index_from_container
-from vidqa.media.frame_index.from_gops import GopReader
-from vidqa.media.frame_index.from_packets import (
-    FrameIndex,
-    IndexMismatchError,
-    PacketIndexBuilder,
-    Trusted,
-    counted_index,
-)
+from vidqa.media.frame_index.from_packets import PacketIndexBuilder
 from vidqa.media.pixels import to_display_rgb
 from vidqa.media.sniff import Signature
 
-#: Containers that store one frame a packet together with the time when it is shown.
-_TRUSTED = ("mov", "matroska")
-#: Codecs whose decoders are asked to leave out pictures that nothing refers to; others were not found to gain.
+#: Containers that store one frame per packet, with its pts.
+_RELIABLE_CONTAINERS = ("mov", "matroska")
+#: Codecs whose decoders are asked to skip non-reference frames; others showed no gain.
 _SKIPPING = ("h264", "hevc")
-#: Decoded frames that are compared with a doubtful index.
+#: Number of decoded frames that are compared with an index that needs a check.
 _N_CHECKED = 24
-#: How many keyframes earlier a seek is tried before the file is decoded from its start.
+#: Number of earlier keyframes that are tried as seek targets before the file is read from its start.
 _N_EARLIER_KEYS = 3
 
 
 class PyavReader:
-    """Frames of one video, by index.
+    """Reads frames of one video by index.
 
     Args:
-        path: of the file.
-        signature: of its first bytes, where known.
-        trusted: what tells which frames there are: the file's own list of them, where there is one, its packets, or
-            decoding the whole stream once.
+        path: path of the file.
+        signature: its signature if already determined.
+        index_source: where the frame index comes from: the container's sample table if it has one, the packets, or
+            decoding the whole stream.
 
     Raises:
-        MediaError: no frame can be had; the kind says why.
+        MediaError: no frame can be decoded; `kind` is the reason.
     """
 
     backend = "pyav"
 
-    def __init__(self, path: str, signature: Signature | None = None, *, trusted: Trusted = "list") -> None:
+    def __init__(
+        self, path: str, signature: Signature | None = None, *, index_source: IndexSource = "container"
+    ) -> None:
         self.path = path
         self._signature = signature
         self._exit = ExitStack()
         self._packets: Iterator[Packet] = iter(())
-        self._ahead: list[VideoFrame] = []  # decoded, not yet asked for
-        self._way: Literal["seek", "pass", "decode"] = "seek"  # how far ahead is gone; a way that failed is left
-        self._sought = False  # True after a seek, until the next start from the first packet
-        self._position: int | None = None  # last frame given: ticks, or its number where frames go by order
-        self._groups: GopReader | None = None
-        self._begun_at: int | None = None  # last keyframe that the decoder was given: ticks
+        self._ahead: list[VideoFrame] = []  # decoded, not yet requested
+        self._strategy: Literal["seek", "skip", "decode"] = "seek"  # how to move forward; one that failed is dropped
+        self._after_seek = False  # True from a seek until the next restart from the first packet
+        self._position: int | None = None  # last returned frame: pts in ticks, or its number if `by_order`
+        self._gops: GopReader | None = None
+        self._last_key: int | None = None  # pts of the last keyframe that was sent to the decoder, in ticks
         try:
-            self.opened = self._open()  # anew where the file is read from its start again
+            self.video = self._open()  # replaced when the file is read from its start again
             builder = self._index_builder()
-            frame = decode_first_frame(self.opened, builder.add)
-            self._header = facts_from_header(self.opened, frame)
-            self._turn, self.mirrored = orientation(frame)
-            index = self._index_from_list(frame.pts) if trusted == "list" else None
-            if not index and trusted != "decoding":
+            frame = decode_first_frame(self.video, builder.add)
+            self._header = facts_from_header(self.video, frame)
+            self._rotation_deg, self.mirrored = orientation(frame)
+            index = self._index_from_container(frame.pts) if index_source == "container" else None
+            if not index and index_source != "decoding":
                 index = self._index_from_packets(builder)
             self.index = index or self._index_from_decoding()
-            if self.index.group_starts is not None:
-                self._groups = GopReader(self.index.group_starts, len(self.index), builder.is_shown, self._from_start)
+            if self.index.gop_starts is not None:
+                self._gops = GopReader(self.index.gop_starts, len(self.index), builder.is_shown, self._from_start)
         except BaseException:
             self.close()
             raise
@@ -113,83 +110,83 @@ class PyavReader:
         self._exit.close()
 
     def frames(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
-        """Yield frames in the order of `indices`; ascending order is fast, each a fresh uint8 RGB array [H, W, 3].
+        """Yield frames in the order of `indices`, each a new uint8 RGB array [H, W, 3]. Ascending order is fastest.
 
         Raises:
-            IndexMismatchError: the decoder does not give a frame that the packets promised.
-            MediaError: the file cannot be read on.
+            IndexMismatchError: the decoder does not return a frame that is in the index.
+            MediaError: the file cannot be read any further.
         """
         numbers = {int(i) for i in indices}
         wanted = {int(self.index.pts[i]) for i in numbers}
         for i in indices:
             try:
-                if self._groups is not None:
-                    frame = self._groups.frame(int(i), numbers)
+                if self._gops is not None:
+                    frame = self._gops.frame(int(i), numbers)
                 elif self.index.by_order:
                     frame = self._by_order(int(i))
                 else:
-                    frame = self._by_time(int(self.index.pts[i]), wanted)
+                    frame = self._by_pts(int(self.index.pts[i]), wanted)
             except av.error.FFmpegError as e:
                 raise decode_error(self.path, e) from e
-            yield to_display_rgb(frame, self.facts, self._turn, self.mirrored)
+            yield to_display_rgb(frame, self.facts, self._rotation_deg, self.mirrored)
 
     def _open(self) -> OpenVideo:
         self._exit.close()
-        opened = self._exit.enter_context(open_video(self.path, self._signature))
-        self._signature = opened.signature
-        return opened
+        video = self._exit.enter_context(open_video(self.path, self._signature))
+        self._signature = video.signature
+        return video
 
     def _restart(self) -> None:
-        """Back to the first packet, the sure way: seeking to the start is not exact in every container."""
-        self.opened = self._open()
-        self._packets = read_packets(self.opened)
-        self._ahead, self._position, self._begun_at, self._sought = [], None, None, False
+        """Return to the first packet by reopening the file: a seek to the start is not exact in every container."""
+        self.video = self._open()
+        self._packets = read_packets(self.video)
+        self._ahead, self._position, self._last_key, self._after_seek = [], None, None, False
 
     def _from_start(self) -> tuple[Iterator[Packet], VideoCodecContext]:
         self._restart()
-        return self._packets, self.opened.stream.codec_context
+        return self._packets, self.video.stream.codec_context
 
     def _index_builder(self) -> PacketIndexBuilder:
-        stream = self.opened.stream
+        stream = self.video.stream
         return PacketIndexBuilder(
             codec=stream.codec_context.codec.canonical_name,
-            time_base=self.opened.time_base,
+            time_base=self.video.time_base,
             frame_s=1 / Fraction(stream.average_rate) if stream.average_rate else None,
-            trusted_container=self.opened.container.format.name.startswith(_TRUSTED),
+            reliable_container=self.video.container.format.name.startswith(_RELIABLE_CONTAINERS),
         )
 
-    def _index_from_list(self, first_pts: int | None) -> FrameIndex | None:
+    def _index_from_container(self, first_pts: int | None) -> FrameIndex | None:
         try:
-            return index_from_container(self.opened, first_pts)
-        except IndexMismatchError:  # known at another place of the file: back to where the first frame was read
-            self.opened = self._open()
-            decode_first_frame(self.opened)
+            return index_from_container(self.video, first_pts)
+        except IndexMismatchError:  # the read position has changed: return to where the first frame was read
+            self.video = self._open()
+            decode_first_frame(self.video)
             return None
 
     def _index_from_packets(self, builder: PacketIndexBuilder) -> FrameIndex | None:
-        """Read the packets behind those that the first picture took, decode none. None where they cannot tell.
+        """Read the packets after those of the first frame without decoding; None if they are ambiguous.
 
-        The file is not opened anew for it: that alone takes 3 to 4 ms, a twentieth of a short clip's time.
+        The file is not reopened: that takes 3 to 4 ms, a twentieth of the decoding time of a short video.
         """
         try:
-            for packet in read_packets(self.opened):
+            for packet in read_packets(self.video):
                 builder.add(packet)
         except av.error.FFmpegError:
-            pass  # a broken tail: what came before it counts
+            pass  # the rest of the file is damaged; keep the frames before it
         index = builder.build()
-        if index is None or (index.doubtful and not self._starts_as(index)):
-            return builder.build_by_groups(self.opened.stream.average_rate)
+        if index is None or (index.needs_check and not self._starts_like(index)):
+            return builder.build_by_gops(self.video.stream.average_rate)
         return index
 
-    def _starts_as(self, index: FrameIndex) -> bool:
-        """Whether the first frames that the decoder gives are the first frames of the index."""
+    def _starts_like(self, index: FrameIndex) -> bool:
+        """Return whether the first decoded frames are the first frames of the index."""
         self._restart()
         n = min(_N_CHECKED, len(index))
         try:
-            given = [frame.pts for frame, _ in zip(self._decoded(), range(n), strict=False)]
+            decoded = [frame.pts for frame, _ in zip(self._decoded(), range(n), strict=False)]
         except av.error.FFmpegError:
             return False
-        return given == [int(p) for p in index.pts[:n]]
+        return decoded == [int(p) for p in index.pts[:n]]
 
     def _index_from_decoding(self) -> FrameIndex:
         self._restart()
@@ -201,25 +198,25 @@ class PyavReader:
             if not times:
                 raise decode_error(self.path, e) from e
         if not times:
-            raise MediaError("unreadable", f"{display_path(self.path)}: frames were decoded once and not again")
-        return counted_index(times, self.opened.time_base, self.opened.stream.average_rate)
+            raise MediaError("unreadable", f"{display_path(self.path)}: decoding does not return the same frames twice")
+        return index_from_decoding(times, self.video.time_base, self.video.stream.average_rate)
 
     def _decoded(self, wanted: set[int] | None = None) -> Iterator[VideoFrame]:
-        """Decode on from here. Damaged packets are passed over, as players do.
+        """Decode from the current position. Damaged packets are skipped, as players do.
 
         Args:
-            wanted: frames by time; pictures that are neither wanted nor referred to may be left undecoded.
+            wanted: pts of requested frames; other non-reference frames may be skipped.
         """
-        codec = self.opened.stream.codec_context
+        codec = self.video.stream.codec_context
         while self._ahead:
             yield self._ahead.pop(0)
         for packet in self._packets:
-            if self._sought and self.index.contradicts(packet):
+            if self._after_seek and self.index.contradicts(packet):
                 return
             if wanted is not None:
                 codec.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in wanted else "NONREF"
             if packet.is_keyframe and packet.pts is not None:
-                self._begun_at = packet.pts
+                self._last_key = packet.pts
             try:
                 self._ahead.extend(packet.decode())
             except av.error.InvalidDataError:
@@ -236,62 +233,66 @@ class PyavReader:
             if at == number:
                 self._position = number
                 return frame
-        raise MediaError("unreadable", f"{display_path(self.path)}: frame {number} was decoded once and not again")
+        raise MediaError(
+            "unreadable", f"{display_path(self.path)}: frame {number} was decoded once, but not a second time"
+        )
 
-    def _by_time(self, pts: int, wanted: set[int]) -> VideoFrame:
-        """The frame at `pts`, by the first way that gives it: on from here, by a seek, front to back.
+    def _by_pts(self, pts: int, wanted: set[int]) -> VideoFrame:
+        """Return the frame at `pts`: decode on from here, or seek, or read from the start of the file.
 
-        Front to back, packets before the keyframe are read and not decoded, unless that fails, too.
+        When reading from the start, packets before the keyframe are not decoded, unless that fails, too.
         """
         keys, at = self.index.keys, self._position
         key = int(np.searchsorted(keys, pts, side="right")) - 1
         ahead = at is not None and at < pts
-        begun = self._way == "decode" or key < 0 or keys[key] in (at, self._begun_at) or (ahead and keys[key] <= at)
-        if ahead and begun and (frame := self._decode_to(pts, wanted)):
+        same_gop = (
+            self._strategy == "decode" or key < 0 or keys[key] in (at, self._last_key) or (ahead and keys[key] <= at)
+        )
+        if ahead and same_gop and (frame := self._decode_to(pts, wanted)):
             return frame
-        if self._way == "seek":
+        if self._strategy == "seek":
             for earlier in range(key, -1, -1)[:_N_EARLIER_KEYS]:
                 if self._seek(earlier) and (frame := self._decode_to(pts, wanted)):
                     return frame
-            if self.index.guessed:
-                raise IndexMismatchError(f"{display_path(self.path)}: no frame at tick {pts}, which its list tells")
-            self._way = "pass"
-        if self._way == "pass":
-            if self._pass_over(key) and (frame := self._decode_to(pts, wanted)):
+            if self.index.unverified:
+                raise IndexMismatchError(f"{display_path(self.path)}: no frame at pts {pts}, which the index contains")
+            self._strategy = "skip"
+        if self._strategy == "skip":
+            if self._skip_to(key) and (frame := self._decode_to(pts, wanted)):
                 return frame
-            self._way = "decode"
+            self._strategy = "decode"
         self._restart()
         if frame := self._decode_to(pts, wanted):
             return frame
-        raise IndexMismatchError(f"{display_path(self.path)}: no frame at tick {pts}")
+        raise IndexMismatchError(f"{display_path(self.path)}: no frame at pts {pts}")
 
     def _seek(self, key: int) -> bool:
-        """Go to a keyframe, by its number; False where the container cannot."""
-        aims = self.index.keys if self.index.key_seeks is None else self.index.key_seeks
+        """Seek to keyframe number `key`; False if the container does not support it."""
+        targets = self.index.keys if self.index.key_seeks is None else self.index.key_seeks
         try:
-            self.opened.container.seek(int(aims[key]), stream=self.opened.stream, backward=True, any_frame=False)
+            self.video.container.seek(int(targets[key]), stream=self.video.stream, backward=True, any_frame=False)
         except av.error.FFmpegError:
             return False
-        self._packets = read_packets(self.opened)
-        self._ahead, self._position, self._begun_at, self._sought = [], None, None, True
+        self._packets = read_packets(self.video)
+        self._ahead, self._position, self._last_key, self._after_seek = [], None, None, True
         return True
 
-    def _pass_over(self, key: int) -> bool:
-        """Read on to a keyframe, by its number, and decode nothing before it; False where it does not come."""
+    def _skip_to(self, key: int) -> bool:
+        """Read up to keyframe number `key` without decoding; False if it does not occur."""
         pts = int(self.index.keys[max(key, 0)])
-        last = max((p for p in (self._position, self._begun_at) if p is not None), default=None)
-        if last is None or self._sought or pts <= last:
+        last = max((p for p in (self._position, self._last_key) if p is not None), default=None)
+        if last is None or self._after_seek or pts <= last:
             self._restart()
         for packet in self._packets:
             if packet.is_keyframe and packet.pts == pts:
-                self.opened.stream.codec_context.flush_buffers()
+                self.video.stream.codec_context.flush_buffers()
                 self._packets = chain((packet,), self._packets)
                 self._ahead, self._position = [], None
                 return True
         return False
 
     def _decode_to(self, pts: int, wanted: set[int]) -> VideoFrame | None:
-        """Decode until the frame at `pts`; None where it does not come."""
+        """Decode up to the frame at `pts`; None if it does not occur."""
         skip = wanted if self.index.one_packet_one_frame and self._header.codec in _SKIPPING else None
         for frame in self._decoded(skip):
             if frame.pts is None:

@@ -1,8 +1,8 @@
-"""Jobs -> decoded media, in processes of their own: a file that kills or hangs its decoder costs one row.
+"""Decode jobs -> decoded media, in separate processes: a file that crashes or hangs its decoder fails alone.
 
-Each worker is a fresh interpreter (no fork: the parent may hold CUDA and threads; no re-import of the caller's script),
-fed by one thread here. Results come back through a pipe, arrays out of band (pickle protocol 5): nothing is left in
-shared memory when either side dies.
+Each worker is a new interpreter, fed by one thread of this process. It is not a fork, because the parent may have
+initialized CUDA or started threads, and it does not import the caller's script. Results return through a pipe, with
+arrays out of band (pickle protocol 5), so no shared memory leaks if either side dies.
 """
 
 from __future__ import annotations
@@ -17,26 +17,24 @@ from vidqa.records import DecodedMedia, EncoderInput, FrameBatch
 
 __all__ = ["DecodeJob", "DecodePool"]
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
-#: Jobs waiting beside each running one, so that a worker never idles while its result is fetched.
+#: Queued jobs per running one, so that a worker is never idle while its result is fetched.
 _QUEUED_PER_WORKER = 1
 
 
 class DecodePool:
-    """A few decoder processes behind one iterator.
+    """A pool of decoder processes. Use it as a context manager: leaving the block ends all processes.
 
     Args:
-        n_workers: processes at most; they start when jobs come. About the number of cores: each decodes with one
-            thread.
-        timeout_s: wall time for one file, in seconds; over it the process is killed and the file's error is `timeout`.
-        memory_bytes: memory for one process; None means no limit. Over it the file's error is `out_of_memory`.
-        transform: applied to every segment inside the worker, so that full frames never cross to this side. A function
-            of an importable module or a functools.partial of one; functions of the main script cannot be found by the
-            workers.
+        n_workers: maximum number of processes, about the number of cores because each one decodes with one thread.
+            They start on demand.
+        timeout_s: wall time per file in seconds. After it, the process is killed and the file fails with `timeout`.
+        memory_bytes: memory limit of a process; None means no limit. A file that exceeds it fails with
+            `out_of_memory`.
+        transform: applied to every segment in the worker, so that full-size frames are not sent to this process. A
+            function of an importable module, or a functools.partial of one; workers cannot import the main script.
         backend: see `vidqa.media.decode.open_reader`.
-
-    Use it as a context manager: leaving the block ends all processes, whatever they are doing.
     """
 
     def __init__(
@@ -66,10 +64,16 @@ class DecodePool:
         self.close()
 
     def run(self, jobs: Iterable[DecodeJob]) -> Iterator[tuple[DecodeJob, DecodedMedia | MediaError]]:
-        """Decode; results come as they finish, not in the order of the jobs.
+        """Decode files. Yields results in the order in which they finish.
 
-        Jobs are pulled in the caller's thread, a few ahead of the results: at most two for each worker are in flight.
-        If the iterator is closed early, files being decoded are given up and their processes ended.
+        Jobs are taken from `jobs` in the caller's thread, at most two per worker ahead of the results. If the iterator
+        is closed early, running jobs are cancelled and their processes killed.
+
+        Args:
+            jobs: the files to decode.
+
+        Yields:
+            Each job with its result.
 
         Raises:
             RuntimeError: the pool is closed, or worker processes do not start.
@@ -89,33 +93,36 @@ class DecodePool:
                     self._submit(job, n_busy=len(waiting))
                 if waiting:
                     done, outcome = self._results.get()
-                    if done not in waiting:  # left over from a run that was given up
+                    if done not in waiting:  # result of a cancelled run
                         continue
                     if isinstance(outcome, BaseException) and not isinstance(outcome, MediaError):
                         raise RuntimeError("decoder processes do not start") from outcome
                     yield waiting.pop(done), outcome
         finally:
             if waiting:
-                self._give_up()
+                self._cancel()
 
     def map_unordered(
-        self, ask: Callable[[str], Found], paths: Iterable[str]
-    ) -> Iterator[tuple[str, Found | MediaError]]:
-        """Ask something else of files, with the same care: opening a damaged one may kill or hang whoever does it.
+        self, function: Callable[[str], Result], paths: Iterable[str]
+    ) -> Iterator[tuple[str, Result | MediaError]]:
+        """Call a function on each path in a worker, because opening a damaged file may crash or hang the process.
 
         Args:
-            ask: a function of an importable module, called with a path. What it returns must pickle; a MediaError that
-                it raises is the answer.
-            paths: of the files, each once.
+            function: a function of an importable module, called with a path. Its result must be picklable; a
+                MediaError that it raises is the result.
+            paths: the paths, without duplicates.
+
+        Yields:
+            Each path with its result, in the order in which they finish.
 
         Raises:
             RuntimeError: as `run`.
         """
-        jobs = (DecodeJob(path, function=ask) for path in paths)
-        return ((job.path, cast("Found | MediaError", outcome)) for job, outcome in self.run(jobs))
+        jobs = (DecodeJob(path, function=function) for path in paths)
+        return ((job.path, cast("Result | MediaError", outcome)) for job, outcome in self.run(jobs))
 
     def close(self) -> None:
-        """End all processes and wait for them. May be called twice."""
+        """Kill all processes and wait for them. May be called twice."""
         self._closed = True
         for _ in self._workers:
             self._jobs.put(None)
@@ -131,8 +138,8 @@ class DecodePool:
         self._jobs.put((self._next_id, job))
         self._next_id += 1
 
-    def _give_up(self) -> None:
-        """Forget queued jobs and end running ones; a later run starts fresh processes."""
+    def _cancel(self) -> None:
+        """Drop queued jobs and kill running ones; a later run starts new processes."""
         try:
             while True:
                 self._jobs.get_nowait()

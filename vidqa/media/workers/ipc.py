@@ -1,4 +1,4 @@
-"""Python values over a pipe between two processes, arrays without an extra copy. Does not know what they mean."""
+"""Messages between two processes over a pipe: any picklable value, with arrays sent out of band (pickle protocol 5)."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import IO, Any
 _HEAD = struct.Struct("<QI")  # length of the pickle, number of buffers
 _SIZE = struct.Struct("<Q")
 
-#: Said by a process that has read a whole job and begins with it.
-TAKEN = "taken"
+#: Sent by a decoder process when it has received a job and starts it.
+ACCEPTED = "accepted"
 
 
 class PipeClosedError(Exception):
-    """The other side is gone, or hung up in the middle of a message."""
+    """The other process has exited or closed the pipe in the middle of a message."""
 
 
 def send(pipe: IO[bytes], value: object, *, framed: bool = True) -> None:
     """Write one value.
 
     Args:
-        pipe: binary, blocking.
-        value: anything that pickles.
-        framed: False writes a bare pickle, for a reader that knows nothing but `pickle.load`.
+        pipe: a binary, blocking pipe.
+        value: any picklable value.
+        framed: False writes a plain pickle, for a receiver that only has `pickle.load`.
 
     Raises:
-        OSError: the other side is gone.
+        OSError: the other process has exited.
     """
     buffers: list[pickle.PickleBuffer] = []
     if not framed:
@@ -45,19 +45,22 @@ def send(pipe: IO[bytes], value: object, *, framed: bool = True) -> None:
 def receive(pipe: IO[bytes]) -> Any:
     """Read one value; its arrays are writable.
 
+    Args:
+        pipe: a binary, blocking pipe.
+
     Raises:
-        PipeClosedError: the other side is gone.
+        PipeClosedError: the other process has exited.
     """
-    length, n_buffers = _HEAD.unpack(_exactly(pipe, _HEAD.size))
-    body = _exactly(pipe, length)
+    length, n_buffers = _HEAD.unpack(_read_exactly(pipe, _HEAD.size))
+    body = _read_exactly(pipe, length)
     buffers = []
     for _ in range(n_buffers):
-        (size,) = _SIZE.unpack(_exactly(pipe, _SIZE.size))
-        buffers.append(_exactly(pipe, size))
+        (size,) = _SIZE.unpack(_read_exactly(pipe, _SIZE.size))
+        buffers.append(_read_exactly(pipe, size))
     return pickle.loads(body, buffers=buffers)
 
 
-def _exactly(pipe: IO[bytes], size: int) -> bytearray:
+def _read_exactly(pipe: IO[bytes], size: int) -> bytearray:
     data = bytearray(size)
     view = memoryview(data)
     done = 0

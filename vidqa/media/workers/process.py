@@ -1,6 +1,6 @@
-"""One decoder process as seen from this side: started when needed, fed by a thread, ended and replaced when it dies.
+"""A decoder process and the thread that feeds it. The process starts on demand and is replaced if it dies.
 
-Knows processes and pipes; does not know what decoding is. `worker_process.py` is the other end.
+`server.py` is the code that runs in the process.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import IO
 
 from vidqa.common.display import display_path
 from vidqa.errors import MediaError
-from vidqa.media.workers.ipc import TAKEN, PipeClosedError, receive, send
+from vidqa.media.workers.ipc import ACCEPTED, PipeClosedError, receive, send
 from vidqa.records import DecodedMedia, EncoderInput, FrameBatch, SamplingSpec, Segment
 
 _START_TIMEOUT_S = 60.0
-_ATTEMPTS = 2  # to hand a job to a process
+_ATTEMPTS = 2  # at sending a job to a process
 _START = (
     "import sys, pickle; sys.path[:] = pickle.load(sys.stdin.buffer); "
     "from vidqa.media.workers.server import serve; serve()"
@@ -31,29 +31,33 @@ _START = (
 
 @dataclass(frozen=True)
 class DecodeJob:
-    """One file to decode. `tag` stays on this side and comes back with the result."""
+    """One file to decode. `tag` is not sent to the process; it is returned with the result."""
 
     path: str
-    segments: float | tuple[Segment, ...] | None = None  # length of a segment, or the segments; None = whole
+    segments: float | tuple[Segment, ...] | None = None  # length in seconds, or the segments; None = whole
     sampling: SamplingSpec = field(default_factory=SamplingSpec)
     tag: object = None
-    function: Callable[[str], object] | None = (
-        None  # called with the path instead of decoding; see `DecodePool.map_unordered`
-    )
+    function: Callable[[str], object] | None = None  # called instead of decoding; see `DecodePool.map_unordered`
 
 
 @dataclass(frozen=True)
 class WorkerLimits:
-    """What one worker may use, and how it decodes."""
+    """Resource limits and decode settings of a worker."""
 
-    timeout_s: float  # wall time for one file
-    memory_bytes: int | None  # data the process may allocate; held by the system on Linux only
+    timeout_s: float  # wall time per file
+    memory_bytes: int | None  # writable memory of the process; enforced on Linux only
     transform: Callable[[FrameBatch], EncoderInput] | None
     backend: str = "auto"
 
 
 class Worker:
-    """One process and the thread that feeds it. A process that dies is replaced at its next job."""
+    """One decoder process and the thread that feeds it. A process that died is replaced for the next job.
+
+    Args:
+        jobs: queue of (job number, job), shared by all workers; None ends a worker.
+        results: queue of (job number, result). An exception that is not a MediaError means that no process starts.
+        limits: resource limits of the process.
+    """
 
     def __init__(
         self,
@@ -63,13 +67,13 @@ class Worker:
     ) -> None:
         self._jobs, self._results, self._limits = jobs, results, limits
         self._process: subprocess.Popen[bytes] | None = None
-        self._lock = threading.Lock()  # between starting a process here and ending it from the caller's thread
+        self._lock = threading.Lock()  # held while this thread starts the process or another thread kills it
         self._stopped = False
         self.thread = threading.Thread(target=self._feed, name="vidqa-decode", daemon=True)
         self.thread.start()
 
     def stop(self) -> None:
-        """End the process at once, from any thread."""
+        """Kill the process immediately. May be called from any thread."""
         with self._lock:
             self._stopped = True
             if self._process is not None:
@@ -80,63 +84,63 @@ class Worker:
             number, job = task
             try:
                 outcome: DecodedMedia | MediaError | BaseException = self._decode(job)
-            except BaseException as e:  # the caller's thread must hear of it, or it would wait for ever
+            except BaseException as e:  # noqa: BLE001  passed to the caller, which would otherwise wait forever
                 outcome = e
             if not self._stopped:
                 self._results.put((number, outcome))
-        self._end()
+        self._end_process()
 
     def _decode(self, job: DecodeJob) -> DecodedMedia | MediaError:
-        """One file. A process that died before it took the job is replaced once: the file had no part in it.
+        """Decode one file. If the process dies before it accepts the job, the file is not the cause: try a new one.
 
-        To look whether the process lives is not enough: one that is being killed still counts as alive for a moment.
+        Polling the process first would not be enough, because a process that is being killed still counts as alive.
         """
         for attempt in range(_ATTEMPTS):
-            taken, outcome = self._try(job)
-            if taken or attempt == _ATTEMPTS - 1:
+            accepted, outcome = self._try(job)
+            if accepted or attempt == _ATTEMPTS - 1:
                 break
         return outcome
 
     def _try(self, job: DecodeJob) -> tuple[bool, DecodedMedia | MediaError]:
-        """Whether a process took the job, and what became of it."""
+        """Return whether a process accepted the job, and its result."""
         process = self._process or self._start()
-        late, taken = threading.Event(), False
+        timed_out, accepted = threading.Event(), False
 
         def kill() -> None:
-            late.set()
+            timed_out.set()
             process.kill()
 
-        clock = threading.Timer(self._limits.timeout_s, kill)
-        clock.daemon = True
-        clock.start()
+        timer = threading.Timer(self._limits.timeout_s, kill)
+        timer.daemon = True
+        timer.start()
         try:
             send(_pipe(process.stdin), (job.path, job.segments, job.sampling, job.function))
-            taken = receive(_pipe(process.stdout)) == TAKEN
+            accepted = receive(_pipe(process.stdout)) == ACCEPTED
             result = receive(_pipe(process.stdout))
         except (PipeClosedError, OSError):
-            self._end()
-            return taken or late.is_set(), self._death(job, process, late.is_set())
+            self._end_process()
+            return accepted or timed_out.is_set(), self._exit_error(job, process, timed_out.is_set())
         finally:
-            clock.cancel()
-        if late.is_set():  # finished in the very moment of the kill: the result counts, the process is gone
-            self._end()
+            timer.cancel()
+        if timed_out.is_set():  # finished just before the kill: the result is valid, the process is not
+            self._end_process()
         return True, result
 
-    def _death(self, job: DecodeJob, process: subprocess.Popen[bytes], late: bool) -> MediaError:
-        if late:
+    def _exit_error(self, job: DecodeJob, process: subprocess.Popen[bytes], timed_out: bool) -> MediaError:
+        if timed_out:
             return MediaError(
                 "timeout",
                 f"{display_path(job.path)}: not decoded within {self._limits.timeout_s:g} s",
-                hint="give it more time with --timeout",
+                hint="raise the limit with --timeout",
             )
         code = process.returncode
         how = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
-        if code == -9:  # SIGKILL: nobody else sends it
-            how += ", as the system does when memory runs out"
+        if code == -9:  # not sent by vidqa here, so probably by the kernel's OOM killer
+            how += ", probably because the system ran out of memory"
         return MediaError("crashed", f"{display_path(job.path)}: the decoder process died ({how})")
 
     def _start(self) -> subprocess.Popen[bytes]:
-        # One thread for array libraries: files are decoded side by side. Noise of C libraries goes nowhere.
+        # One thread for array libraries, because files are decoded in parallel. Output of C libraries is discarded.
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         with self._lock:
             if self._stopped:
@@ -149,29 +153,29 @@ class Worker:
                 env=environment,
             )
             self._process = process
-        clock = threading.Timer(_START_TIMEOUT_S, process.kill)
-        clock.daemon = True
-        clock.start()
+        timer = threading.Timer(_START_TIMEOUT_S, process.kill)
+        timer.daemon = True
+        timer.start()
         try:
             limits = (self._limits.memory_bytes, self._limits.transform, self._limits.backend)
             send(_pipe(process.stdin), [p or os.getcwd() for p in sys.path], framed=False)
             send(_pipe(process.stdin), limits)
             ready = receive(_pipe(process.stdout))
         except (PipeClosedError, OSError) as e:
-            self._end()
+            self._end_process()
             raise RuntimeError(f"a decoder process did not start (exit code {process.returncode})") from e
-        except BaseException:  # a transform that does not pickle
-            self._end()
+        except BaseException:  # for example a transform that cannot be pickled
+            self._end_process()
             raise
         finally:
-            clock.cancel()
+            timer.cancel()
         if isinstance(ready, BaseException):
-            self._end()
+            self._end_process()
             raise ready
         return process
 
-    def _end(self) -> None:
-        """Kill if still there, and take the exit status so that no zombie stays."""
+    def _end_process(self) -> None:
+        """Kill the process if it still runs, and collect its exit status."""
         with self._lock:
             process, self._process = self._process, None
         if process is None:
@@ -179,10 +183,10 @@ class Worker:
         process.kill()
         process.wait()
         for pipe in (process.stdin, process.stdout):
-            with contextlib.suppress(OSError):  # what could not be written any more is of no interest
+            with contextlib.suppress(OSError):  # unwritten data does not matter
                 _pipe(pipe).close()
 
 
 def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
-    assert pipe is not None  # both are made by _start
+    assert pipe is not None  # both are created by _start
     return pipe

@@ -1,7 +1,7 @@
-"""The other end of `workers.py`: reads jobs from standard input, decodes, writes results. Never imports torch.
+"""Main loop of a decoder process: reads jobs from standard input, decodes, and writes results. Never imports torch.
 
-Output of C libraries must not get between the results: the pipe is moved away from descriptor 1 before anything is
-imported.
+Counterpart of `process.py`. The result pipe is moved away from file descriptor 1 before anything else is imported, so
+that output of C libraries cannot corrupt the results.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from typing import BinaryIO
 
 from vidqa.common.display import display_path
 from vidqa.errors import MediaError
-from vidqa.media.workers.ipc import TAKEN, PipeClosedError, receive, send
+from vidqa.media.workers.ipc import ACCEPTED, PipeClosedError, receive, send
 
-_LOOK_AFTER_PARENT_S = 0.5
+_PARENT_POLL_S = 0.5
 
 
 def serve() -> None:
-    """Decode until the parent hangs up."""
-    # Ctrl-C reaches the whole group, and a service manager ends all processes of a service at once. The parent decides
-    # what ends: a file that is being decoded has not failed. Without it, `_die_with` ends this process.
+    """Decode jobs until the parent closes the pipe."""
+    # Ctrl-C reaches the whole process group, and a service manager terminates all processes of a service at once. Only
+    # the parent decides: a file that is being decoded has not failed. If the parent dies, `_exit_with_parent` ends us.
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)
     jobs = sys.stdin.buffer
     results = os.fdopen(os.dup(1), "wb")
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
-    threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
+    threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
     try:
         memory_bytes, transform, backend = receive(jobs)
-        from vidqa.media.backends import pyav  # noqa: F401  the first file should not pay for the imports
+        from vidqa.media.backends import pyav  # noqa: F401  imported here so that the first file does not wait for it
     except PipeClosedError:
         return
-    except Exception as e:  # told to the caller: a transform that cannot be imported is its bug
+    except Exception as e:  # noqa: BLE001  passed to the caller: the transform cannot be imported
         send(results, RuntimeError(f"a decoder process cannot start: {type(e).__name__}: {e}"))
         return
     _limit_memory(memory_bytes)
@@ -45,39 +45,39 @@ def serve() -> None:
     try:
         while True:
             job = receive(jobs)
-            send(results, TAKEN)  # from here on, what kills this process is this file's doing
-            _answer(results, job, transform, backend)
+            send(results, ACCEPTED)  # if this process dies from now on, the file is the cause
+            _run_job(results, job, transform, backend)
     except (PipeClosedError, BrokenPipeError):
         return
 
 
-def _answer(results: BinaryIO, job: tuple, transform: object, backend: str) -> None:
+def _run_job(results: BinaryIO, job: tuple, transform: object, backend: str) -> None:
     from vidqa.media.decode import decode
 
-    path, seconds, sampling, look = job
+    path, segments, sampling, function = job
     try:
         outcome: object = (
-            look(path) if look else decode(path, seconds, None, sampling, backend, transform=transform)  # type: ignore[arg-type]
+            function(path) if function else decode(path, segments, None, sampling, backend, transform=transform)  # type: ignore[arg-type]
         )
     except MediaError as e:
         outcome = e
     except MemoryError:
-        outcome = MediaError(
-            "out_of_memory", f"{display_path(path)}: the frames do not fit the memory limit of a decoder process"
-        )
-    except Exception as e:  # the one place: whatever a strange file provokes becomes a row that names it
+        outcome = _out_of_memory(path)
+    except Exception as e:  # noqa: BLE001  any exception caused by a damaged file becomes its error
         outcome = MediaError("crashed", f"{display_path(path)}: {type(e).__name__}: {e}")
     try:
         send(results, outcome)
-    except MemoryError:  # nothing was written: the failure is in making the message
-        outcome = MediaError(
-            "out_of_memory", f"{display_path(path)}: the frames do not fit the memory limit of a decoder process"
-        )
-        send(results, outcome)
+    except MemoryError:  # raised while building the message, before anything was written
+        send(results, _out_of_memory(path))
+
+
+def _out_of_memory(path: str) -> MediaError:
+    what = f"{display_path(path)}: the frames exceed the memory limit of a decoder process"
+    return MediaError("out_of_memory", what)
 
 
 def _limit_memory(memory_bytes: int | None) -> None:
-    """RLIMIT_DATA: what the process really may write to. Address space would count reserved but unused arenas, too."""
+    """Limit RLIMIT_DATA, the writable memory. RLIMIT_AS would also count reserved but unused address space."""
     if not memory_bytes:
         return
     try:
@@ -85,11 +85,11 @@ def _limit_memory(memory_bytes: int | None) -> None:
 
         resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
     except (ImportError, ValueError, OSError):
-        pass  # a system without the limit still has the time limit and the limit on frame size
+        pass  # without this limit, the time limit and the maximum frame size still apply
 
 
-def _die_with(parent: int) -> None:
-    """A parent killed outright cannot end its workers; a busy worker would not notice the closed pipe."""
+def _exit_with_parent(parent: int) -> None:
+    """Exit when the parent is gone: a killed parent cannot stop its workers, and a busy one ignores the closed pipe."""
     while os.getppid() == parent:
-        time.sleep(_LOOK_AFTER_PARENT_S)
+        time.sleep(_PARENT_POLL_S)
     os._exit(1)
