@@ -1,9 +1,9 @@
-"""Score a model on clips and pictures of the demo world that it has never seen.
+"""Score a model on clips and images of the demo world that were not in its training data.
 
     python tools/eval_demo.py --model demo --seed 1 --clips 1000
 
-Renders them fresh, runs the files through vidqa (scan, decode, encode, answer) and compares every answer with what is
-known of the scene. A seed is a world of its own; colour-shape pairs that training never showed are among the objects.
+Renders new scenes, runs the files through vidqa (scan, decode, encode, answer) and compares every answer with the
+scene. Each seed is a different world. The objects include color-shape pairs that no training scene has.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from vidqa.pipeline.run.run_context import RunContext
 from vidqa.pipeline.run.run_options import RunOptions
 from vidqa.records import MediaItem, Question, WorkItem
 
-#: What the bundled model is meant to reach, in percent; topics without an aim are reported too.
-AIMS = {
+#: Target scores of the bundled model in percent, by topic; topics without a target are reported, too.
+TARGETS = {
     "clip colour": 97, "clip shape": 97, "clip count": 97, "clip motion": 95, "clip yes_no": 95, "clip first": 90,
     "clip caption": 85, "image colour": 97, "image shape": 97,
 }  # fmt: skip
@@ -44,11 +44,11 @@ STRIDE = 100_000
 
 
 def main() -> None:
-    """Render, run, score, print."""
+    """Render the scenes, answer, score, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo", help="name or folder of a bundle (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="which unseen world (default: %(default)s)")
-    parser.add_argument("--clips", type=int, default=1000, help="number of clips; a quarter as many pictures are added")
+    parser.add_argument("--clips", type=int, default=1000, help="number of clips; a quarter as many images are added")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     parser.add_argument("--show", type=int, default=0, metavar="N", help="print the first N wrong answers on stderr")
     args = parser.parse_args()
@@ -75,14 +75,14 @@ def main() -> None:
 
 
 def write_media(folder: Path, seed: int, n_clips: int) -> dict[str, Scene]:
-    """Fresh files; file name -> scene."""
+    """Render new files; return the scenes by file name."""
     folder.mkdir()
     first = FIRST_SEED + seed * STRIDE
-    n_stills = math.ceil(n_clips / 4)
+    n_images = math.ceil(n_clips / 4)
     scenes: dict[str, Scene] = {}
     for still, seeds in (
         (False, range(first, first + n_clips)),
-        (True, range(first + n_clips, first + n_clips + n_stills)),
+        (True, range(first + n_clips, first + n_clips + n_images)),
     ):
         for scene in parallel(partial(_write, folder, still), seeds):
             scenes[media_name(scene)] = scene
@@ -96,7 +96,7 @@ def _write(folder: Path, still: bool, seed: int) -> Scene:
 
 
 def ask_about(scene: Scene) -> list[Pair]:
-    """All questions of a scene, the caption first."""
+    """Return all questions about a scene, the caption first."""
     rng = np.random.default_rng([scene.seed, 81])
     asked = CAPTION_QUESTIONS[scene.still]
     ask = asked[int(rng.integers(len(asked)))]
@@ -106,7 +106,7 @@ def ask_about(scene: Scene) -> list[Pair]:
 def answer_all(
     folder: Path, model: str, asked: dict[str, list[Pair]]
 ) -> tuple[dict[tuple[str, str], str | None], dict[str, Any]]:
-    """(file name, question id) -> answer, through vidqa's own pipeline; and what answered."""
+    """Answer with vidqa's own pipeline; return the answers by (file name, question id), and the model's identity."""
     run = RunContext.begin(model, RunOptions(cache_dir=folder / "cache"), Reporter())
     found = run.find([str(folder / "media")])
 
@@ -126,20 +126,20 @@ def answer_all(
 def score(
     scenes: dict[str, Scene], asked: dict[str, list[Pair]], answers: dict[tuple[str, str], str | None]
 ) -> tuple[dict[str, dict[str, float]], list[str]]:
-    """Share of right answers by topic, and the wrong ones in words."""
+    """Return the share of correct answers by topic, and a description of every wrong answer."""
     right: dict[str, list[bool]] = defaultdict(list)
     wrong = []
     for name, scene in scenes.items():
         kind = "image" if scene.still else "clip"
         unseen = any((t.colour, t.shape) in HELD_OUT for t in scene.things)
         for i, pair in enumerate(asked[name]):
-            said = answers.get((name, f"q{i}")) or ""
-            good = claims(said) == truth(scene) if pair.topic == "caption" else said.strip() == pair.answer
+            answer = answers.get((name, f"q{i}")) or ""
+            good = claims(answer) == truth(scene) if pair.topic == "caption" else answer.strip() == pair.answer
             right[f"{kind} {pair.topic}"].append(good)
             if pair.topic == "caption":
                 right[f"{kind} caption, {'a pair never trained on' if unseen else 'only trained pairs'}"].append(good)
             if not good:
-                wrong.append(f"{name} {pair.topic}: {pair.question} true: {pair.answer} said: {said}")
+                wrong.append(f"{name} {pair.topic}: {pair.question} correct: {pair.answer} got: {answer}")
     scores = {}
     for topic in sorted(right):
         n, k = len(right[topic]), sum(right[topic])
@@ -149,12 +149,12 @@ def score(
 
 
 def table(result: dict[str, Any]) -> str:
-    """The scores for people."""
+    """Format the scores as a Markdown table."""
     lines = [f"model {result['model']} ({result['model_id']}), seed {result['seed']}, {result['clips']} clips", ""]
     lines += ["| topic | correct, % | ± 95 % | questions | target |", "| --- | --- | --- | --- | --- |"]
     for topic, s in result["scores"].items():
-        aim = AIMS.get(topic)
-        met = "" if aim is None else f">= {aim}{'' if s['right'] >= aim else ' (missed)'}"
+        target = TARGETS.get(topic)
+        met = "" if target is None else f">= {target}{'' if s['right'] >= target else ' (missed)'}"
         lines.append(f"| {topic} | {s['right']:.1f} | {s['error']:.1f} | {s['n']} | {met} |")
     return "\n".join(lines)
 

@@ -1,10 +1,10 @@
-"""Make the bundled demo model from nothing: world, tokenizer, encoders, language model, tuning, bundle, scores.
+"""Build the bundled demo model from scratch: world, tokenizer, encoders, language model, training, bundle, scores.
 
     python tools/make_demo.py --work build/demo --install
 
-Each step leaves its result in the work folder; a step whose result is there is not done again, so that a stopped run
-goes on where it was. Uses a GPU when there is one. Without one, the training steps run as two processes of one thread
-each. Every budget is in minutes of wall-clock time or epochs: see `Plan` in demo_model/plan.py.
+Each step writes its result into the work folder. Steps with a result are skipped, so running the command again resumes
+an interrupted build. Training uses a GPU if there is one, else two processes with one thread each. Budgets are minutes
+of wall time or epochs: see `Plan` in demo_model/plan.py.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import torch
 from demo_model import encoders, package, seen, tuning, words
 from demo_model.plan import Plan, device, log
 
-#: Step -> what runs, the result that says it is done, and whether several processes share the work.
+#: Step -> (function, result file that marks it as done, whether several processes share the work).
 STEPS: dict[str, tuple[Callable[[Plan, Path], None], str, bool]] = {
     "world": (encoders.step_world, "world/conversations.json", False),
     "tokenizer": (encoders.step_tokenizer, "tokenizer/tokenizer.json", False),
@@ -52,11 +52,13 @@ STEPS: dict[str, tuple[Callable[[Plan, Path], None], str, bool]] = {
 
 
 def main() -> None:
-    """Run the steps whose result is not there yet."""
+    """Run the steps that have no result yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder for everything that is made on the way")
-    parser.add_argument("--steps", default=",".join(STEPS), help="comma-separated; default all: %(default)s")
-    parser.add_argument("--processes", type=int, default=2, help="for training without a GPU (default: %(default)s)")
+    parser.add_argument("--work", type=Path, required=True, help="folder for all intermediate results")
+    parser.add_argument("--steps", default=",".join(STEPS), help="comma-separated steps (default: all, %(default)s)")
+    parser.add_argument(
+        "--processes", type=int, default=2, help="training processes without a GPU (default: %(default)s)"
+    )
     parser.add_argument(
         "--install", action="store_true", help="copy the bundle into vidqa/demo and write docs/demo_model.md"
     )
@@ -67,7 +69,7 @@ def main() -> None:
         parser.error(f"unknown steps: {', '.join(sorted(unknown))}")
     plan = Plan(**{f.name: getattr(args, f.name) for f in fields(Plan)})
     args.work.mkdir(parents=True, exist_ok=True)
-    if "RANK" in os.environ:  # one of several processes, with one step to do
+    if "RANK" in os.environ:  # one of the processes that share a single step
         torch.distributed.init_process_group("gloo")
         STEPS[args.steps][0](plan, args.work)
         torch.distributed.destroy_process_group()
@@ -80,10 +82,10 @@ def main() -> None:
 
 
 def run_step(name: str, plan: Plan, work: Path, processes: int) -> None:
-    """One step, unless its result is there; its seconds go to seconds.json."""
+    """Run one step unless it has a result; append its duration to seconds.json."""
     run, result, shared = STEPS[name]
     if (work / result).exists():
-        log(f"{name}: there already")
+        log(f"{name}: done already")
         return
     log(f"{name}: {run.__doc__}")
     start = time.monotonic()
@@ -99,9 +101,9 @@ def run_step(name: str, plan: Plan, work: Path, processes: int) -> None:
 
 
 def run_shared(name: str, plan: Plan, work: Path, processes: int) -> None:
-    """Run a step as several processes of one thread each.
+    """Run a step in several processes with one thread each.
 
-    Small matrices gain little from a second thread: two processes made twice the steps of two threads.
+    Small matrices gain little from a second thread: two processes took twice as many steps as two threads.
     """
     options = [f"--{k.replace('_', '-')}={v}" for k, v in asdict(plan).items()]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]

@@ -1,10 +1,11 @@
-"""Kill a run at random instants, and show that nothing is lost: `python tools/prove_kills.py --count 100`.
+"""Kill runs at random times and check that no row is lost: `python tools/prove_kills.py --count 100`.
 
-Makes some clips and lets one run describe them undisturbed. Then runs over the same clips are killed with signal 9,
-with all their processes, each after a random time; the next one goes on. After each kill the table must be absent or
-whole and the cache sound; when a run comes to its end, the table must hold the rows of the undisturbed one: none lost,
-none twice. In the second half of each round some clips are renamed, copied and new. `--model` gives the answers. Runs
-are forked from one process that has loaded the packages, and killed from the moment when they hold their lock.
+Writes some clips and describes them once without interruption. Then further runs over the same clips are killed with
+SIGKILL, including all their processes, after random times; each run resumes the one before. After every kill the table
+must be missing or valid and the cache undamaged. When a run completes, the table must have the rows of the
+uninterrupted run: none missing, none duplicated. In the second half of each round some clips are renamed, copied and
+added. Runs are forked from a process that has loaded the packages, and may be killed from the moment they hold the
+table's lock.
 """
 
 from __future__ import annotations
@@ -31,16 +32,17 @@ import numpy as np
 from vidqa.cache.maintenance import verify
 from vidqa.tables.formats import read_table
 
-#: Rows of a part, so few that a short run writes several.
+#: Rows per journal part: so few that a short run writes several.
 PART_ROWS = 3
-TELLING = ["media_id", "path", "start_s", "question", "status", "answer"]
+COMPARED_COLUMNS = ["media_id", "path", "start_s", "question", "status", "answer"]
 
-#: Loads what a run needs once; then each line on stdin, a JSON list of arguments, is a run in a forked process.
+#: Imports what a run needs, then forks one run per line on stdin, a JSON list of arguments.
 SERVER = """
 import json, os, sys
 import vidqa.pipeline.run.bookkeeping as ledger
 from vidqa.cli.main import run
-import vidqa.pipeline.describe, vidqa.generate.engine, vidqa.encoders.encoder, vidqa.model.video_llava, vidqa.tables.table
+import vidqa.pipeline.describe, vidqa.generate.engine, vidqa.encoders.encoder
+import vidqa.model.video_llava, vidqa.tables.table
 import transformers.models.llama.modeling_llama, transformers.models.auto.tokenization_auto
 ledger.COMMIT_ROWS = int(sys.argv[1])
 for line in sys.stdin:
@@ -56,25 +58,25 @@ for line in sys.stdin:
 
 
 class Broken(Exception):
-    """What must not happen, happened."""
+    """A guarantee does not hold."""
 
 
 def make_clip(path: Path, seed: int) -> None:
-    """Twelve frames of a moving pattern, as small as a clip can be."""
-    picture = np.random.default_rng(seed).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+    """Write a very small clip: twelve frames of a moving pattern."""
+    image = np.random.default_rng(seed).integers(0, 255, (32, 32, 3), dtype=np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("mpeg4", rate=10)
         stream.width = stream.height = 32
         stream.pix_fmt = "yuv420p"
         for i in range(12):
-            frame = av.VideoFrame.from_ndarray(np.roll(picture, i, axis=1), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(np.roll(image, i, axis=1), format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
 
 
 def second_half(clips: Path) -> None:
-    """What may happen to an archive between two nights."""
+    """Change the archive as it may change between two runs: rename, copy and add files."""
     names = sorted(clips.iterdir())
     names[0].rename(clips / "renamed.mp4")
     shutil.copy(names[1], clips / "copied.mp4")
@@ -82,35 +84,35 @@ def second_half(clips: Path) -> None:
 
 
 class Run:
-    """One run of `vidqa describe`: a process group of its own, a child of the server."""
+    """One run of `vidqa describe` in its own process group, forked from the server."""
 
     def __init__(self, server: subprocess.Popen[bytes], arguments: list[str]) -> None:
         assert server.stdin is not None and server.stdout is not None
-        self._said = server.stdout
+        self._output = server.stdout
         self._status: int | None = None
-        server.stdin.write(json.dumps(arguments).encode() + b"\n")  # not buffered, nor is what comes back
-        self.pid = int(self._said.readline())
+        server.stdin.write(json.dumps(arguments).encode() + b"\n")  # both pipes are unbuffered
+        self.pid = int(self._output.readline())
 
     def ended(self) -> bool:
-        """True when it has ended by itself."""
-        return self._status is not None or bool(select.select([self._said], [], [], 0)[0])
+        """Return whether the run has exited."""
+        return self._status is not None or bool(select.select([self._output], [], [], 0)[0])
 
     def wait(self) -> int:
-        """Status as the system gives it; 0 is success."""
+        """Wait for the run; return its wait status, 0 for success."""
         if self._status is None:
-            self._status = int(self._said.readline())
+            self._status = int(self._output.readline())
         return self._status
 
     def kill(self) -> None:
-        """Signal 9 to the run and all of its processes."""
+        """Send SIGKILL to the run and all of its processes."""
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self.wait()
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where runs work, and with what."""
+class Setup:
+    """What all runs of a round share: clips, folder, table and model."""
 
     server: subprocess.Popen[bytes]
     clips: Path
@@ -120,11 +122,11 @@ class Place:
 
     @property
     def table(self) -> Path:
-        """The table, file or folder."""
+        """Path of the table, a file or a folder."""
         return self.work / self.out.rstrip("/")
 
     def start(self) -> Run:
-        """Begin a run and wait until it holds its lock, that is until it works."""
+        """Start a run and wait until it holds the table's lock."""
         lock = self.work / f".{self.table.name}.lock"
         before = lock.read_bytes() if lock.exists() else b""
         arguments = ["describe", str(self.clips), "--out", f"{self.work}/{self.out}", "--model", self.model]
@@ -135,97 +137,97 @@ class Place:
         return run
 
     def finish(self) -> float:
-        """A whole run, which must succeed; its seconds from the lock to the end."""
-        run, begin = self.start(), time.monotonic()
+        """Run to completion, which must succeed; return the seconds since it held the lock."""
+        run, start = self.start(), time.monotonic()
         if run.wait():
-            raise Broken(f"a run that nobody killed ended with status {run.wait()}")
-        return time.monotonic() - begin
+            raise Broken(f"a run that was not killed ended with status {run.wait()}")
+        return time.monotonic() - start
 
 
 def rows(table: Path) -> Counter[tuple[object, ...]]:
-    """The rows by what tells them apart; raises where the table is not whole."""
-    return Counter(read_table(table).select(TELLING).iter_rows())
+    """Count the rows by the compared columns; raises if the table is damaged."""
+    return Counter(read_table(table).select(COMPARED_COLUMNS).iter_rows())
 
 
-def look(place: Place) -> None:
-    """Hold what a kill left to the promises: a whole table or none, no row twice, no damaged entry in the cache."""
-    if place.table.exists() and max(rows(place.table).values(), default=1) > 1:
-        raise Broken("after a kill, the table holds a row twice")
-    if (place.work / "cache").exists() and (damaged := verify(place.work / "cache").damaged):
-        raise Broken(f"after a kill, the cache holds damaged entries: {damaged}")
+def inspect(setup: Setup) -> None:
+    """Check the state after a kill: a valid table or none, no duplicate rows, no damaged cache entries."""
+    if setup.table.exists() and max(rows(setup.table).values(), default=1) > 1:
+        raise Broken("after a kill, the table has a duplicate row")
+    if (setup.work / "cache").exists() and (damaged := verify(setup.work / "cache").damaged):
+        raise Broken(f"after a kill, the cache has damaged entries: {damaged}")
 
 
-def undisturbed(place: Place) -> tuple[list[Counter[tuple[object, ...]]], float]:
-    """Both halves without a kill: their rows, and how long a run works in seconds."""
-    place.work.mkdir()
+def uninterrupted(setup: Setup) -> tuple[list[Counter[tuple[object, ...]]], float]:
+    """Run both halves without kills; return their rows and the seconds of the first run."""
+    setup.work.mkdir()
     tables, seconds = [], []
     for half in (1, 2):
         if half == 2:
-            second_half(place.clips)
-        seconds.append(place.finish())
-        tables.append(rows(place.table))
+            second_half(setup.clips)
+        seconds.append(setup.finish())
+        tables.append(rows(setup.table))
     return tables, seconds[0]
 
 
-def disturbed(place: Place, n_kills: int, run_s: float, chance: random.Random, seen: Counter[str]) -> None:
-    """Kill some runs, look at what each leaves, and let the last one come to its end."""
+def interrupted(setup: Setup, n_kills: int, run_s: float, chance: random.Random, seen: Counter[str]) -> None:
+    """Kill some runs, inspect the state after each, and let the last run complete."""
     for _ in range(n_kills):
-        run = place.start()
+        run = setup.start()
         time.sleep(chance.uniform(0, run_s))
         seen["ended before the kill" if run.ended() else "killed"] += 1
         run.kill()
-        parts = place.work / (place.table.name + ".parts")
+        parts = setup.work / (setup.table.name + ".parts")
         seen["left parts"] += parts.exists() and any(parts.glob("0*"))
-        seen["left a table"] += place.table.exists()
-        look(place)
-    place.finish()
+        seen["left a table"] += setup.table.exists()
+        inspect(setup)
+    setup.finish()
     seen["compared"] += 1
-    strange = [p.name for p in place.work.iterdir() if ".parts" in p.name or p.name.endswith((".part", ".lock"))]
-    if strange:
-        raise Broken(f"a run that ended left {strange}")
+    leftovers = [p.name for p in setup.work.iterdir() if ".parts" in p.name or p.name.endswith((".part", ".lock"))]
+    if leftovers:
+        raise Broken(f"a completed run left {leftovers}")
 
 
 def prove(home: Path, server: subprocess.Popen[bytes], args: argparse.Namespace) -> dict[str, object]:
-    """Kill as many runs as asked for.
+    """Kill the requested number of runs.
 
     Returns:
-        What was seen, as numbers.
+        Counts of what was observed.
 
     Raises:
-        Broken: a promise does not hold.
+        Broken: a guarantee does not hold.
     """
     chance, seen = random.Random(args.seed), Counter[str]()
     for i in range(args.clips):
         make_clip(home / "first" / f"clip{i:02d}.mp4", i)
     shutil.copytree(home / "first", home / "clips")
-    expected, run_s = undisturbed(Place(server, home / "clips", home / "whole", args.out, args.model))
-    place = Place(server, home / "clips", home / "work", args.out, args.model)
+    expected, run_s = uninterrupted(Setup(server, home / "clips", home / "expected", args.out, args.model))
+    setup = Setup(server, home / "clips", home / "work", args.out, args.model)
     while seen["killed"] < args.count:
-        shutil.rmtree(place.clips)
-        shutil.copytree(home / "first", place.clips)
-        place.work.mkdir()
+        shutil.rmtree(setup.clips)
+        shutil.copytree(home / "first", setup.clips)
+        setup.work.mkdir()
         for half in (0, 1):
             if half:
-                second_half(place.clips)
+                second_half(setup.clips)
             left = args.count - seen["killed"]
-            disturbed(place, min(left, chance.randrange(2, 6)), run_s, chance, seen)
-            if rows(place.table) != expected[half]:
-                raise Broken(f"rows differ from those of the undisturbed run after {seen['killed']} kills")
-        shutil.rmtree(place.work)
+            interrupted(setup, min(left, chance.randrange(2, 6)), run_s, chance, seen)
+            if rows(setup.table) != expected[half]:
+                raise Broken(f"rows differ from those of the uninterrupted run after {seen['killed']} kills")
+        shutil.rmtree(setup.work)
         print(f"{seen['killed']} of {args.count} killed: {dict(seen)}", file=sys.stderr, flush=True)
     return {"rows": [sum(table.values()) for table in expected], "run_s": round(run_s, 2), **seen}
 
 
 def main() -> None:
-    """Parse, prove, say."""
+    """Kill runs and print the counts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=100, help="kills [100]")
-    parser.add_argument("--seed", type=int, default=0, help="of the instants [0]")
-    parser.add_argument("--out", default="t.parquet", help="name of the table; `set/` for a data set [t.parquet]")
-    parser.add_argument("--model", default="demo", help="bundle that answers [demo]")
-    parser.add_argument("--clips", type=int, default=12, help="clips of the archive [12]")
+    parser.add_argument("--count", type=int, default=100, help="number of kills [100]")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the kill times [0]")
+    parser.add_argument("--out", default="t.parquet", help="name of the table; `set/` for a folder [t.parquet]")
+    parser.add_argument("--model", default="demo", help="name or folder of a bundle [demo]")
+    parser.add_argument("--clips", type=int, default=12, help="clips in the archive [12]")
     args = parser.parse_args()
-    begin = time.monotonic()
+    start = time.monotonic()
     command = [sys.executable, "-c", SERVER, str(PART_ROWS)]
     with (
         tempfile.TemporaryDirectory(prefix="vidqa-kills-") as home,
@@ -237,7 +239,7 @@ def main() -> None:
             sys.exit(f"BROKEN (seed {args.seed}): {error}")
         finally:
             server.terminate()
-    print(json.dumps({"proof": "kills", "seed": args.seed, "wall_s": round(time.monotonic() - begin, 1), **seen}))
+    print(json.dumps({"proof": "kills", "seed": args.seed, "wall_s": round(time.monotonic() - start, 1), **seen}))
 
 
 if __name__ == "__main__":

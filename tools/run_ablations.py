@@ -1,12 +1,11 @@
-"""The paper's two ablations in miniature, on the demo world: one command, several seeds, a table with its spread.
+"""Run the paper's two ablations at small scale on the demo world, with several seeds; print a table with the spread.
 
     python tools/run_ablations.py --work build/ablations --seeds 3
 
-United against separated: the picture encoder is aligned with language, or learned from pixels alone. Joint against
-video only: pictures and clips are trained on, or clips alone (with each clip seen as often, or with as many steps). All
-runs begin with the same language model, which has read about scenes and never seen one, and with a new connector; both
-stages go through `vidqa train`; answers are scored by the code of tools/eval_demo.py. A run that was stopped goes on
-where it was when the command is given again.
+United vs. separated: the image encoder is aligned with language, or trained on pixels only. Joint vs. video only:
+training uses images and clips, or only clips (with the same number of epochs, or of steps). All runs start from the
+same language model, trained on text descriptions of scenes only, and a new connector. Both stages use `vidqa train`;
+the answers are scored as in tools/eval_demo.py. Run the command again to resume an interrupted run.
 """
 
 from __future__ import annotations
@@ -43,16 +42,16 @@ SETTINGS, RESULT = "sizes.json", "ablations.json"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do what is not done yet, and print the table."""
+    """Run the pending runs and print the table."""
     args = parse(arguments)
     sizes = Sizes(**{f.name: getattr(args, f.name) for f in fields(Sizes)})
     work: Path = args.work.absolute()
     if not _same_sizes(work, sizes):
-        print(f"{work} holds runs of other sizes ({work / SETTINGS}); give another --work", file=sys.stderr)
+        print(f"{work} has runs with other sizes ({work / SETTINGS}); use another --work", file=sys.stderr)
         return 2
     torch.set_num_threads(args.threads)
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
-    begin(work, sizes)
+    prepare(work, sizes)
     runs: dict[str, list[Scores]] = {arm.name: [] for arm in ARMS}
     guess = most_frequent(*asked_of(work))
     facts: dict[str, Any] = {
@@ -63,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "sizes": asdict(sizes),
         "most frequent answer": guess,
     }
-    for seed in range(args.seeds):  # all arms of a seed, then the next: a run cut short still compares
+    for seed in range(args.seeds):  # all arms of one seed first, so that an interrupted run can be compared
         for arm in ARMS:
             runs[arm.name].append(run(work, arm, seed, sizes))
             with atomic_write(work / RESULT) as f:
@@ -73,9 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder for everything that is made on the way")
+    parser.add_argument("--work", type=Path, required=True, help="folder for all intermediate results")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each arm (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="processor threads (default: %(default)s)")
     for f in fields(Sizes):
@@ -87,7 +86,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _same_sizes(work: Path, sizes: Sizes) -> bool:
-    """Whether what lies in the folder is of these sizes; notes them where nothing lies there."""
+    """Return whether the folder has runs of these sizes; writes the sizes into an empty folder."""
     work.mkdir(parents=True, exist_ok=True)
     file = work / SETTINGS
     if file.exists():
@@ -97,18 +96,18 @@ def _same_sizes(work: Path, sizes: Sizes) -> bool:
     return True
 
 
-def begin(work: Path, sizes: Sizes) -> None:
-    """World, language model, encoders, and the files that are asked about."""
-    starts.whole(work / "world", partial(starts.make_world, sizes=sizes))
-    starts.whole(work / "blank", partial(starts.make_blank, sizes=sizes))
+def prepare(work: Path, sizes: Sizes) -> None:
+    """Create the world, the language model, the encoders, and the evaluation files."""
+    starts.build_once(work / "world", partial(starts.make_world, sizes=sizes))
+    starts.build_once(work / "blank", partial(starts.make_blank, sizes=sizes))
     if not (work / "read" / "bundle.json").exists():
         (work / "read.toml").write_text(language_recipe(sizes))
         vidqa_train(work / "read.toml", work / "read", work)
-    starts.whole(work / "pixels", partial(starts.make_pixels, sizes=sizes))
-    starts.whole(work / "united", partial(starts.make_united, read=work / "read"))
+    starts.build_once(work / "pixels", partial(starts.make_pixels, sizes=sizes))
+    starts.build_once(work / "united", partial(starts.make_united, read=work / "read"))
     graph = work / "pixels" / "image.onnx"
-    starts.whole(work / "separated", partial(starts.make_separated, read=work / "read", image_graph=graph))
-    starts.whole(work / "scored", lambda part: _scored(part, sizes))
+    starts.build_once(work / "separated", partial(starts.make_separated, read=work / "read", image_graph=graph))
+    starts.build_once(work / "scored", lambda part: _scored(part, sizes))
 
 
 def _scored(part: Path, sizes: Sizes) -> None:
@@ -116,7 +115,7 @@ def _scored(part: Path, sizes: Sizes) -> None:
 
 
 def asked_of(work: Path) -> tuple[dict[str, Scene], dict[str, list[Pair]]]:
-    """File name -> scene, and file name -> questions, of what is asked about."""
+    """Return the scenes and the questions of the evaluation files, both by file name."""
     scenes = {
         file.name: make_scene(int(file.stem), still=file.suffix == ".png", held_out=True)
         for file in sorted((work / "scored" / "media").iterdir())
@@ -125,7 +124,7 @@ def asked_of(work: Path) -> tuple[dict[str, Scene], dict[str, list[Pair]]]:
 
 
 def run(work: Path, arm: Arm, seed: int, sizes: Sizes) -> Scores:
-    """One arm with one seed: trained, asked, scored; read back where it was done already."""
+    """Train and score one arm with one seed, or read the scores of an earlier run."""
     folder = work / "runs" / f"{arm.name.replace(', ', '-').replace(' ', '-')}-{seed}"
     result = folder / "scores.json"
     if not result.exists():
@@ -143,14 +142,14 @@ def run(work: Path, arm: Arm, seed: int, sizes: Sizes) -> Scores:
     return found
 
 
-def vidqa_train(words: Path, out: Path, work: Path) -> None:
-    """`vidqa train`, with one cache for all runs: each encoder sees each file once."""
+def vidqa_train(recipe_file: Path, out: Path, work: Path) -> None:
+    """Call `vidqa train`; all runs share one cache, so that each encoder encodes each file once."""
     command = [
         sys.executable,
         "-m",
         "vidqa",
         "train",
-        str(words),
+        str(recipe_file),
         "--out",
         str(out),
         "--cache-dir",

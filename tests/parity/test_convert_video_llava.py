@@ -61,7 +61,7 @@ def test_original(convert: Callable[..., Bundle]) -> None:
         pixels = fixture.input(name)
         tokens = encoded(bundle, kind, pixels.transpose(0, 1) if kind == "video" else pixels[None])
         if fixture.has(f"{name}_tower_features"):
-            want = fixture.want(f"{name}_tower_features")
+            want = fixture.expected(f"{name}_tower_features")
             report.close(f"{name} features", tokens, want[0] if kind == "video" else want)
         frames[name] = list(model.connector(tokens))
     for case, media in fixture.meta["media"].items():

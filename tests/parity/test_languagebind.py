@@ -32,7 +32,7 @@ def close(got: Tensor, want: Tensor) -> None:
 def test_the_temporal_attention_is_what_is_looked_at() -> None:
     gold = pair("languagebind_video")
     states, _ = gold.tower(temporal_length=0).vision_model(gold.pixels)
-    with_time = gold.fixture.want(f"vision_hidden_states_{gold.tower().config.n_layers - 1}")
+    with_time = gold.fixture.expected(f"vision_hidden_states_{gold.tower().config.n_layers - 1}")
     assert float((states[-2] - with_time).abs().max()) > 0.1
 
 
@@ -61,8 +61,8 @@ def test_exported_video_graph_equals_the_reference(tmp_path: Path) -> None:
     assert export_tower(tower, tmp_path / "tower.onnx", gold.pixels.shape[1]).fused
     session = onnxruntime.InferenceSession(str(tmp_path / "tower.onnx"), providers=["CPUExecutionProvider"])
     tokens, embedding = (torch.from_numpy(v) for v in session.run(None, {"pixel_values": gold.pixels.numpy()}))
-    close(tokens, gold.fixture.want(f"vision_hidden_states_{tower.config.n_layers - 1}"))
-    close(embedding, gold.fixture.want("image_features_unnormalised"))
+    close(tokens, gold.fixture.expected(f"vision_hidden_states_{tower.config.n_layers - 1}"))
+    close(embedding, gold.fixture.expected("image_features_unnormalised"))
 
 
 def test_exported_text_graph_equals_the_reference(tmp_path: Path) -> None:
@@ -75,4 +75,4 @@ def test_exported_text_graph_equals_the_reference(tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(str(tmp_path / "text.onnx"), providers=["CPUExecutionProvider"])
     ids, mask = (gold.fixture.tensors[f"in/{k}"].numpy() for k in ("input_ids", "attention_mask"))
     (embedding,) = session.run(None, {"input_ids": ids, "attention_mask": mask})
-    close(F.normalize(torch.from_numpy(embedding), dim=-1), gold.fixture.want("text_embeds"))
+    close(F.normalize(torch.from_numpy(embedding), dim=-1), gold.fixture.expected("text_embeds"))

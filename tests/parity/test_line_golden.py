@@ -30,7 +30,7 @@ def model_and_cases() -> tuple[VideoLlava, dict[str, Case]]:
     for name, media in fixture.meta["media"].items():
         frames = list(chain.from_iterable(visual[medium] for medium in media["images_list"]))
         row = video_llava.row_of(fixture, fixture.tensors[f"in/{name}/input_ids"][0], frames)
-        cases[name] = (row.prompt, row.visual, fixture.want(f"{name}/greedy_tokens")[0].tolist())
+        cases[name] = (row.prompt, row.visual, fixture.expected(f"{name}/greedy_tokens")[0].tolist())
     return model, cases
 
 

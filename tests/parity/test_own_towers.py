@@ -57,7 +57,7 @@ def test_the_port_with_the_true_towers(tmp_path: Path) -> None:
     llm = LlamaForCausalLM(LlamaConfig(**text)).eval()
     own = {k.removeprefix("language_model."): v for k, v in weights.items() if k.startswith("language_model.")}
     llm.load_state_dict(own)
-    features = torch.cat([recorded.want(f"{kind}_tower_features").flatten(0, -2) for kind in ("image", "video")])
+    features = torch.cat([recorded.expected(f"{kind}_tower_features").flatten(0, -2) for kind in ("image", "video")])
     w = {k.removeprefix("multi_modal_projector."): v for k, v in weights.items() if k.startswith("multi_modal")}
     inner = F.gelu(F.linear(features, w["linear_1.weight"], w["linear_1.bias"]))
     projected = F.linear(inner, w["linear_2.weight"], w["linear_2.bias"])
@@ -116,11 +116,11 @@ def test_embeddings_are_the_recorded_ones(kind: str, repositories: tuple[Bundle,
     pixels = recorded.input("pixel_values")
     pixels = pixels[:, None] if kind == "image" else pixels.transpose(1, 2)
     _, seen = graph_run(getattr(bundle, f"{kind}_graph"), pixels.contiguous())
-    torch.testing.assert_close(seen, recorded.want("image_features_unnormalised"), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(seen, recorded.expected("image_features_unnormalised"), atol=1e-4, rtol=1e-4)
     if kind == "image":  # the text tower of the first repository is taken; the second one's is the same when published
         ids, mask = (recorded.tensors[f"in/{k}"].numpy() for k in ("input_ids", "attention_mask"))
         texts = torch.from_numpy(TextEncoder.from_bundle(bundle, "cpu").embed(ids, mask))
-        torch.testing.assert_close(F.normalize(texts, dim=-1), recorded.want("text_embeds"), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(F.normalize(texts, dim=-1), recorded.expected("text_embeds"), atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()

@@ -30,6 +30,6 @@ def test_the_recorded_tokens_in_one_batch(tmp_path: Path) -> None:
     for case, media in fixture.meta["media"].items():
         frames = list(chain.from_iterable(visual[name] for name in media["images_list"]))
         rows.append(video_llava.row_of(fixture, fixture.tensors[f"in/{case}/input_ids"][0], frames, 12))
-        wanted.append(fixture.want(f"{case}/greedy_tokens")[0].tolist())
+        wanted.append(fixture.expected(f"{case}/greedy_tokens")[0].tolist())
     said, _ = greedy(model, rows)
     assert said == wanted

@@ -5,7 +5,7 @@ import tomllib
 import pytest
 import torch
 from ablations.plan import ARMS, COMPARED, Sizes, language_recipe, recipe
-from ablations.starts import Fill
+from ablations.starts import MaskedAutoencoder
 from ablations.table import figures, most_frequent, table
 from demo_world.language import Pair
 from demo_world.scene import make_scene
@@ -67,10 +67,10 @@ def test_the_most_frequent_answer_is_counted_by_kind_and_topic():
 
 def test_the_encoder_of_pixels_sees_half_and_is_asked_for_all():
     torch.manual_seed(0)
-    fill = Fill(VisionTower(VisionConfig(8, 4, 16, 32, 2, 2, 8)))
+    model = MaskedAutoencoder(VisionTower(VisionConfig(8, 4, 16, 32, 2, 2, 8)))
     pixels = torch.randn(3, 3, 8, 8)
-    fill(pixels).backward()
-    assert all(p.grad is not None for p in fill.head.parameters())
+    model(pixels).backward()
+    assert all(p.grad is not None for p in model.head.parameters())
     with torch.no_grad():
-        fill.head[1].weight.zero_(), fill.head[1].bias.zero_()
-        assert fill(pixels).item() == pytest.approx(float((pixels**2).mean() / pixels.var()), rel=1e-5)
+        model.head[1].weight.zero_(), model.head[1].bias.zero_()
+        assert model(pixels).item() == pytest.approx(float((pixels**2).mean() / pixels.var()), rel=1e-5)

@@ -8,20 +8,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large everything is. The defaults made the table in docs/notes/ablations.md."""
+    """All sizes. The defaults produced the table in docs/notes/ablations.md."""
 
-    clips: int = 500  # that are trained on; as many pictures
-    told: int = 3000  # scenes in words, for the language model that all runs begin with
+    clips: int = 500  # training clips, and as many images
+    told: int = 3000  # scenes described in text, for the language model that all runs start from
     language_steps: int = 500
-    pixel_steps: int = 400  # of the picture encoder that knows no language
+    pixel_steps: int = 400  # of the image encoder trained without language
     connector_steps: int = 60
     instruct_steps: int = 240
-    batch: int = 8  # sequences of a step
-    packing: int = 6  # conversations about one medium in a sequence
+    batch: int = 8  # sequences per step
+    packing: int = 6  # conversations about one file per sequence
     llm_width: int = 96
     llm_layers: int = 3
-    scored_clips: int = 240  # unseen; a quarter as many pictures are added
-    scored_seed: int = 7  # a world of its own
+    scored_clips: int = 240  # evaluation clips; a quarter as many images are added
+    scored_seed: int = 7  # of the evaluation world
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Arm:
     name: str
     start: str  # a bundle of `starts`
     media: tuple[str, ...]
-    share: float  # of the steps of a full run
+    share: float  # fraction of the steps of a full run
 
     def steps(self, full: int) -> int:
-        """Of a stage that has `full` steps in a full run."""
+        """Return the steps of a stage that has `full` steps in a full run."""
         return max(1, round(self.share * full))
 
 
@@ -45,7 +45,7 @@ ARMS = (
     Arm("video only, same clips", "united", ("clips",), 0.5),
     Arm("video only, same steps", "united", ("clips",), 1.0),
 )
-#: What is compared with what: (question, arm, other arm).
+#: The comparisons: (title, arm, other arm).
 COMPARED = (
     ("united vs. separated", "joint, united", "joint, separated"),
     ("joint vs. video only, same clips", "joint, united", "video only, same clips"),
@@ -54,7 +54,7 @@ COMPARED = (
 
 
 def recipe(arm: Arm, seed: int, sizes: Sizes) -> str:
-    """Both stages of a run; it lies in `runs/NAME`, two folders below world and bundles."""
+    """Return the recipe of a run. It is written to `runs/NAME`, two levels below the world and the bundles."""
     captions = [f"{medium}_captions" for medium in arm.media]
     common = f'batch_size = {sizes.batch}\nper_device = {sizes.batch}\npacking = {sizes.packing}\nvisits = "draw"\n'
     parts = [
@@ -70,13 +70,13 @@ def recipe(arm: Arm, seed: int, sizes: Sizes) -> str:
 
 
 def source(folder: str, kind: str) -> str:
-    """A file of the world."""
+    """Return the recipe section of one data file of the world."""
     name = folder.rpartition("/")[2] + ("_captions" if kind == "captions" else "")
     return f'[[data]]\nname = "{name}"\nfile = "{folder}/{kind}.json"\nmedia = "{folder}/media"\n'
 
 
 def language_recipe(sizes: Sizes) -> str:
-    """The language model that has read, and not seen."""
+    """Return the recipe of the language model trained on text only."""
     return (
         '[model]\nbase = "blank"\nname = "read"\n[[data]]\nname = "told"\nfile = "world/told.jsonl"\n'
         f'[[stage]]\nkind = "language"\nlr = 2e-3\nsteps = {sizes.language_steps}\nbatch_size = {sizes.batch}\n'

@@ -1,8 +1,9 @@
-"""What the runs begin with: a small world, a language model that has only read, and two sets of encoders.
+"""What all runs start from: a small world, a language model trained on text only, and two sets of encoders.
 
-The united set is the demo model's: picture and video encoder are aligned with the same text encoder, the video encoder
-having begun as the picture encoder. The separated set has the same video encoder beside a picture encoder of the same
-shape that never met a text: it learned to fill in the hidden half of pictures, as the paper's MAE did.
+The united set is that of the demo model: image and video encoder are aligned with the same text encoder, and the video
+encoder was initialized from the image encoder. The separated set has the same video encoder and an image encoder of the
+same shape that was trained without text: it reconstructs images with half of their patches masked, like the paper's
+MAE.
 """
 
 from __future__ import annotations
@@ -35,15 +36,15 @@ from vidqa.model.video_llava import VideoLlava, save_parts
 from vidqa.prompts.chat_formats import get_format
 from vidqa.train.align import initialise
 
-_FIRST_PIXELS = 3_000_000  # seeds of pictures for the encoder that knows no language
+_FIRST_PIXELS = 3_000_000  # first seed of the images for the encoder trained without language
 _PIXEL_BATCH, _PIXEL_LR = 48, 1e-3
 
 
-def whole(target: Path, make: Callable[[Path], None]) -> None:
-    """Let `make` fill a folder that is there whole or not at all; nothing is done where it is there already."""
+def build_once(target: Path, make: Callable[[Path], None]) -> None:
+    """Create a folder atomically with `make`, unless it exists."""
     if target.exists():
         return
-    log(f"{target.name}: making it")
+    log(f"{target.name}: building")
     part = target.with_name(f"{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -52,7 +53,7 @@ def whole(target: Path, make: Callable[[Path], None]) -> None:
 
 
 def make_world(folder: Path, sizes: Sizes) -> None:
-    """Clips and pictures with captions and conversations, and scenes in words."""
+    """Write clips and images with captions and conversations, and scenes described in text."""
     for name, still, first in (("clips", False, 0), ("stills", True, sizes.clips)):
         write_world(folder / name, range(first, first + sizes.clips), still=still)
         write_captions(folder / name, sizes.clips)
@@ -60,7 +61,7 @@ def make_world(folder: Path, sizes: Sizes) -> None:
 
 
 def make_blank(folder: Path, sizes: Sizes) -> None:
-    """The demo model's encoders beside a language model and a connector of random weights."""
+    """Write a bundle with the demo model's encoders and a random language model and connector."""
     from transformers import AutoConfig, LlamaForCausalLM
 
     demo = load_bundle("demo")
@@ -85,9 +86,9 @@ def make_blank(folder: Path, sizes: Sizes) -> None:
         demo.spec.llm.context,
     )
 
-    def fill(place: Path) -> None:
-        shutil.copytree(demo.folder / "encoders", place / "encoders")
-        save_parts(model, place / connector.file, place / demo.spec.llm.folder)
+    def fill(part: Path) -> None:
+        shutil.copytree(demo.folder / "encoders", part / "encoders")
+        save_parts(model, part / connector.file, part / demo.spec.llm.folder)
 
     spec = replace(demo.spec, name="blank", connector=connector, notice=None)
     save_bundle(folder / "blank", spec, fill)
@@ -95,22 +96,22 @@ def make_blank(folder: Path, sizes: Sizes) -> None:
 
 
 def make_united(folder: Path, read: Path) -> None:
-    """What has read, as it is."""
+    """Write the united bundle: the text-only language model with the demo model's encoders."""
     _bundle(folder, load_bundle(read), "united", None)
 
 
 def make_separated(folder: Path, read: Path, image_graph: Path) -> None:
-    """What has read, with the other picture encoder."""
+    """Write the separated bundle: the same with the image encoder trained without language."""
     _bundle(folder, load_bundle(read), "separated", image_graph)
 
 
 def _bundle(folder: Path, read: Bundle, name: str, image_graph: Path | None) -> None:
-    def fill(place: Path) -> None:
-        shutil.copytree(read.folder / "encoders", place / "encoders")
+    def fill(part: Path) -> None:
+        shutil.copytree(read.folder / "encoders", part / "encoders")
         if image_graph is not None:
-            shutil.copy2(image_graph, place / read.spec.encoders.image.file)
-        shutil.copytree(read.llm_folder, place / read.spec.llm.folder)
-        shutil.copy2(read.connector_file, place / read.spec.connector.file)
+            shutil.copy2(image_graph, part / read.spec.encoders.image.file)
+        shutil.copytree(read.llm_folder, part / read.spec.llm.folder)
+        shutil.copy2(read.connector_file, part / read.spec.connector.file)
 
     save_bundle(folder / name, replace(read.spec, name=name), fill)
     _move_up(folder, name)
@@ -122,11 +123,11 @@ def _move_up(folder: Path, name: str) -> None:
     (folder / name).rmdir()
 
 
-class Fill(nn.Module):
-    """A tower that sees half of the patches of a picture, and a linear head that paints all of them.
+class MaskedAutoencoder(nn.Module):
+    """A tower whose input has half of the patches masked, and a linear head that reconstructs all of them.
 
-    All patches count in the loss, not the hidden ones alone: without a decoder of its own behind it, the tower would
-    otherwise have no reason to keep what it sees in the tokens that the language model reads.
+    All patches count in the loss, not only the masked ones: without a separate decoder, the tower would otherwise have
+    no reason to keep the visible content in the tokens that the language model reads.
     """
 
     def __init__(self, tower: VisionTower) -> None:
@@ -136,17 +137,17 @@ class Fill(nn.Module):
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 3 * self.size**2))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """float [N, 3, H, W] -> share of the variance of the pixels that is left."""
-        wanted = F.unfold(pixels, self.size, stride=self.size).transpose(1, 2)  # [N, patches, 3 * size * size]
-        hidden = torch.rand(wanted.shape[:2]) < 0.5
-        shown = wanted.masked_fill(hidden[..., None], 0.0).transpose(1, 2)
+        """Return the unexplained share of the pixel variance for pixels float [N, 3, H, W]."""
+        target = F.unfold(pixels, self.size, stride=self.size).transpose(1, 2)  # [N, patches, 3 * size * size]
+        hidden = torch.rand(target.shape[:2]) < 0.5
+        shown = target.masked_fill(hidden[..., None], 0.0).transpose(1, 2)
         seen = F.fold(shown, pixels.shape[-2:], self.size, stride=self.size)
         states, _ = self.tower.vision_model(seen[:, None])
-        return F.mse_loss(self.head(states[-1][:, 0, 1:]), wanted) / wanted.var()
+        return F.mse_loss(self.head(states[-1][:, 0, 1:]), target) / target.var()
 
 
 def make_pixels(folder: Path, sizes: Sizes) -> None:
-    """The picture encoder that knows no language, as image.onnx."""
+    """Train the image encoder without language and export it as image.onnx."""
     plan = Plan()
     torch.manual_seed(1)
     tower = VisionTower(
@@ -155,30 +156,30 @@ def make_pixels(folder: Path, sizes: Sizes) -> None:
         )
     )
     initialise(tower)
-    fill, rng = Fill(tower), np.random.default_rng(1)
+    model, rng = MaskedAutoencoder(tower), np.random.default_rng(1)
     n = max(_PIXEL_BATCH, 4 * sizes.clips)
-    pictures = np.stack(list(parallel(_picture, range(_FIRST_PIXELS, _FIRST_PIXELS + n))))
+    images = np.stack(list(parallel(_image, range(_FIRST_PIXELS, _FIRST_PIXELS + n))))
     mean, std = (torch.tensor(v)[:, None, None] * 255 for v in (CLIP_MEAN, CLIP_STD))
-    optimizer = torch.optim.AdamW(fill.parameters(), lr=_PIXEL_LR, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=_PIXEL_LR, weight_decay=0.0)
     left: list[float] = []
     for step in range(sizes.pixel_steps):
         for group in optimizer.param_groups:
             group["lr"] = _PIXEL_LR * min(1, (step + 1) / 50) * (1 + math.cos(math.pi * step / sizes.pixel_steps)) / 2
-        drawn = torch.from_numpy(pictures[rng.integers(n, size=_PIXEL_BATCH)]).permute(0, 3, 1, 2)
-        loss = fill((drawn.float() - mean) / std)
+        batch = torch.from_numpy(images[rng.integers(n, size=_PIXEL_BATCH)]).permute(0, 3, 1, 2)
+        loss = model((batch.float() - mean) / std)
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(fill.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         left.append(loss.item())
         if step % 100 == 0:
-            log(f"pixels, step {step}: {np.mean(left[-50:]):.3f} of the variance left")
+            log(f"pixels, step {step}: {np.mean(left[-50:]):.3f} of the variance unexplained")
     export_tower(tower.eval(), folder / "image.onnx", 1)
     (folder / "facts.json").write_text(json.dumps({"steps": sizes.pixel_steps, "left": float(np.mean(left[-50:]))}))
 
 
-def _picture(seed: int) -> np.ndarray:
-    """uint8 [H, W, 3]: a frame of a clip or a picture of the training world."""
+def _image(seed: int) -> np.ndarray:
+    """Return one frame of a clip or image of the training world: uint8 [H, W, 3]."""
     scene = make_scene(seed)
     frames = render(scene)
     return frames[int(np.random.default_rng(seed).integers(len(frames)))]

@@ -1,4 +1,4 @@
-"""Scores of all runs -> one table, with the spread over the seeds, and the differences seed by seed."""
+"""Scores of all runs -> a table with the spread over seeds, and the differences of arms for each seed."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from ablations.plan import ARMS, COMPARED
 
 Scores = Mapping[str, Mapping[str, float]]  # topic -> {"right": percent, ...}
 
-#: Rows of the table; the first of a kind is the mean over its topics.
+#: Media kinds, in the order of the table.
 KINDS = ("clip", "image")
 
 
 def topics(scores: Scores, kind: str) -> dict[str, float]:
-    """Percent of right answers by topic, captions apart."""
+    """Return the percentage of correct answers by topic, without captions."""
     found = {t.removeprefix(f"{kind} "): s["right"] for t, s in scores.items() if t.startswith(f"{kind} ")}
     return {t: right for t, right in found.items() if not t.startswith("caption")}
 
 
 def figures(scores: Scores) -> dict[str, float]:
-    """What the table tells of a run."""
+    """Return the rows of the table for one run."""
     out: dict[str, float] = {}
     for kind in KINDS:
         by_topic = topics(scores, kind)
@@ -35,7 +35,7 @@ def figures(scores: Scores) -> dict[str, float]:
 
 
 def most_frequent(scenes: Mapping[str, Scene], asked: Mapping[str, Sequence[Pair]]) -> Scores:
-    """What a model would score that sees nothing and knows the most frequent answer to the questions of each topic.
+    """Return the score of always giving the most frequent answer of each topic: the baseline of a blind model.
 
     Args:
         scenes: file name -> scene.
@@ -49,36 +49,36 @@ def most_frequent(scenes: Mapping[str, Scene], asked: Mapping[str, Sequence[Pair
 
 
 def table(runs: Mapping[str, Sequence[Scores]], guess: Scores | None = None) -> str:
-    """Markdown.
+    """Format the scores as Markdown.
 
     Args:
-        runs: arm -> scores of its seeds, in their order.
-        guess: of `most_frequent`, for a last column.
+        runs: arm -> scores by seed.
+        guess: the baseline of `most_frequent`, as a last column.
     """
     guessed = figures(guess) if guess else {}
     last = ["most frequent answer"] if guessed else []
-    told = {arm: [figures(scores) for scores in seeds] for arm, seeds in runs.items()}
-    names = [arm.name for arm in ARMS if told.get(arm.name)]
+    rows = {arm: [figures(scores) for scores in seeds] for arm, seeds in runs.items()}
+    names = [arm.name for arm in ARMS if rows.get(arm.name)]
     lines = [_row("right answers, %", *names, *last), _row("---", *("---" for _ in (*names, *last)))]
-    for topic in told[names[0]][0]:
-        cells = [_spread([seed[topic] for seed in told[name]]) for name in names]
+    for topic in rows[names[0]][0]:
+        cells = [_spread([seed[topic] for seed in rows[name]]) for name in names]
         lines.append(_row(topic, *cells, *([f"{guessed[topic]:.1f}"] if guessed else [])))
     lines += ["", _row("difference, points", "clip questions", "clip caption", "image questions", "image caption")]
     lines.append(_row("---", "---", "---", "---", "---"))
     heads = [f"{kind} {what}" for kind in KINDS for what in ("questions, mean of topics", "caption")]
-    for said, one, other in COMPARED:
-        if not told.get(one) or not told.get(other):
+    for title, one, other in COMPARED:
+        if not rows.get(one) or not rows.get(other):
             continue
-        pairs = list(zip(told[one], told[other], strict=False))
+        pairs = list(zip(rows[one], rows[other], strict=False))
         by_seed = [[a[topic] - b[topic] for a, b in pairs] for topic in heads]
         lines.append(
-            _row(said, *(f"{_spread(each, '+')} ({', '.join(f'{d:+.1f}' for d in each)})" for each in by_seed))
+            _row(title, *(f"{_spread(each, '+')} ({', '.join(f'{d:+.1f}' for d in each)})" for each in by_seed))
         )
     return "\n".join(lines)
 
 
 def _spread(values: Sequence[float], sign: str = "") -> str:
-    """Mean and standard deviation over the seeds."""
+    """Format mean and standard deviation over the seeds."""
     off = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):{sign}.1f}{off}"
 

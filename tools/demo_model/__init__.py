@@ -2,7 +2,7 @@
 
 plan.py        sizes and budgets; what every step needs
 encoders.py    world -> arrays -> towers aligned with language -> ONNX and features
-seen.py        towers -> what they alone tell of unseen things
+seen.py        towers -> accuracy of the encoders alone on unseen objects
 tuning.py      features + conversations -> language model and connector
 package.py     weights -> bundle, scores and the page that reports them
 """

@@ -1,4 +1,4 @@
-"""World -> arrays -> towers aligned with language -> ONNX graphs and the features of every training medium."""
+"""World -> arrays -> towers aligned with language -> ONNX graphs and the features of all training files."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ from vidqa.train.align import Aligner, align, initialise, insert_temporal
 
 
 def step_world(plan: Plan, work: Path) -> None:
-    """Clips, pictures and conversations for training."""
+    """Render clips and images and write conversations for training."""
     write_world(work / "world", range(plan.n_scenes))
 
 
 def step_tokenizer(plan: Plan, work: Path) -> None:
-    """The tokenizer of text tower and language model."""
+    """Train the tokenizer of text tower and language model."""
     train_tokenizer(work / "tokenizer")
 
 
 def step_arrays(plan: Plan, work: Path) -> None:
-    """Frames and truths as arrays."""
+    """Decode frames and patch labels into arrays."""
     build_arrays(work / "world", range(plan.n_scenes), work / "arrays", plan.image_size // plan.patch_size)
 
 
 def make_aligners(plan: Plan, work: Path) -> tuple[Aligner, Aligner, Phrasebook]:
-    """The picture aligner and the clip aligner that shares its spatial weights and its text tower."""
+    """Return the image aligner, and the clip aligner that shares its spatial weights and its text tower."""
     from transformers import AutoTokenizer
 
-    torch.manual_seed(plan.seed)  # the same start in every process
+    torch.manual_seed(plan.seed)  # the same initial weights in every process
     tokenizer = AutoTokenizer.from_pretrained(work / "tokenizer")
     book = Phrasebook(tokenizer)
     vision = VisionTower(
@@ -61,7 +61,7 @@ def make_aligners(plan: Plan, work: Path) -> tuple[Aligner, Aligner, Phrasebook]
 
 
 def reporter(every: int = 100) -> Callable[[int, float, dict[str, float]], None]:
-    """Prints the mean of the last four reports."""
+    """Return a callback that logs the mean of the last four reports."""
     kept: list[dict[str, float]] = []
 
     def report(step: int, share: float, figures: dict[str, float]) -> None:
@@ -74,13 +74,13 @@ def reporter(every: int = 100) -> Callable[[int, float, dict[str, float]], None]
     return report
 
 
-#: Positions learn faster than the rest: patches enter with a norm of about 17, positions begin with one of about 1, and
-#: at the common rate a tower forgets where its patches are.
+#: Factor of the learning rate of position embeddings. Patches have a norm of about 17 and position embeddings start at
+#: about 1; with the common rate a tower loses the positions of its patches.
 POSITION_RATE = 10.0
 
 
 def rates(spatial: float, temporal: float = 0.0) -> Callable[[str], float]:
-    """Learning rates by parameter name, for `align`."""
+    """Return a function from parameter name to learning rate, for `align`."""
 
     def lr(name: str) -> float:
         if "temporal" in name:
@@ -91,7 +91,7 @@ def rates(spatial: float, temporal: float = 0.0) -> Callable[[str], float]:
 
 
 def step_pictures(plan: Plan, work: Path) -> None:
-    """Image tower and text tower, aligned on single frames."""
+    """Align image tower and text tower on single frames."""
     pictures, _, book = make_aligners(plan, work)
     arrays = Arrays(work / "arrays", book, list(CLIP_MEAN), list(CLIP_STD), plan.seed + 100 * rank())
     batches = forever(lambda: arrays.frames(plan.picture_batch, last=200).to(device()))
@@ -100,17 +100,17 @@ def step_pictures(plan: Plan, work: Path) -> None:
 
 
 def step_clips(plan: Plan, work: Path) -> None:
-    """Video tower: temporal attention inserted into the shared spatial weights, trained on clips and pictures."""
+    """Insert temporal attention into the shared spatial weights and train the video tower on clips and images."""
     run_clips(plan, work, "pictures", "clips", plan.clip_minutes, plan.clip_lr, plan.temporal_lr)
 
 
 def step_more_clips(plan: Plan, work: Path) -> None:
-    """A second, shorter round on clips from where the first one cooled down."""
+    """Train a second, shorter round on clips, starting from the end of the first."""
     run_clips(plan, work, "clips", "more_clips", plan.more_clip_minutes, plan.more_clip_lr, plan.more_temporal_lr)
 
 
 def step_variety(plan: Plan, work: Path) -> None:
-    """A third round: clips beside themselves backwards, pictures and clips in other hues."""
+    """Train a third round with augmentation: clips paired with their reverse, images and clips with shifted hues."""
     pictures, clips, book = make_aligners(plan, work)
     both = nn.ModuleList([pictures, clips])
     both.load_state_dict(torch.load(work / "more_clips.pt", weights_only=True, map_location=device()))
@@ -128,13 +128,13 @@ def step_variety(plan: Plan, work: Path) -> None:
 def run_clips(
     plan: Plan, work: Path, start: str, result: str, minutes: float, spatial_lr: float, temporal_lr: float
 ) -> None:
-    """Train both aligners on clips and pictures, from `start`.pt to `result`.pt."""
+    """Train both aligners on clips and images, from `start`.pt to `result`.pt."""
     pictures, clips, book = make_aligners(plan, work)
     both = nn.ModuleList([pictures, clips])
     weights = torch.load(work / f"{start}.pt", weights_only=True, map_location=device())
     if start == "pictures":
         pictures.load_state_dict(weights)
-        # Anew: the temporal attention is to start from the spatial attention that pictures have taught.
+        # Insert it again: the temporal attention must start from the spatial attention trained on images.
         clips.vision = insert_temporal(pictures.vision, N_LOOKED_AT).to(device())
         for name in ("patch_norm", "patch_projection"):
             getattr(clips, name).load_state_dict(getattr(pictures, name).state_dict())
@@ -150,7 +150,7 @@ def run_clips(
 
 
 def step_features(plan: Plan, work: Path) -> None:
-    """What the towers of the second round see of every training medium, as float16 arrays."""
+    """Encode all training files with the towers of the second round into float16 arrays."""
     encoders = work / "features" / "encoders"
     export(plan, work, "more_clips", encoders)
     spec = PreprocessSpec("original", plan.image_size)
@@ -158,7 +158,7 @@ def step_features(plan: Plan, work: Path) -> None:
     kinds: tuple[tuple[str, MediaKind], ...] = (("stills", "image"), ("clips", "video"))
     for name, kind in kinds:
         pixels = np.load(work / "arrays" / f"{name}.npy", mmap_mode="r")
-        times, repeated = np.zeros(pixels.shape[1]), np.zeros(pixels.shape[1], bool)  # no part in the features
+        times, repeated = np.zeros(pixels.shape[1]), np.zeros(pixels.shape[1], bool)  # do not affect the features
         out: Any = None
         for i in range(0, len(pixels), 16):
             frames = [FrameBatch(np.array(p), times, repeated, kind) for p in pixels[i : i + 16]]
@@ -171,12 +171,12 @@ def step_features(plan: Plan, work: Path) -> None:
 
 
 def step_encoders(plan: Plan, work: Path) -> None:
-    """The towers of the third round, as ONNX."""
+    """Export the towers of the third round to ONNX."""
     export(plan, work, "variety", work / "encoders")
 
 
 def export(plan: Plan, work: Path, weights: str, folder: Path) -> None:
-    """Towers of `weights`.pt -> image.onnx, video.onnx, text.onnx."""
+    """Export the towers of `weights`.pt to image.onnx, video.onnx and text.onnx."""
     pictures, clips, _ = make_aligners(plan, work)
     nn.ModuleList([pictures, clips]).load_state_dict(
         torch.load(work / f"{weights}.pt", weights_only=True, map_location=device())
@@ -184,5 +184,5 @@ def export(plan: Plan, work: Path, weights: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, aligner, n_frames in (("image", pictures, 1), ("video", clips, N_LOOKED_AT)):
         report = export_tower(aligner.vision, folder / f"{name}.onnx", n_frames)
-        log(f"{name}.onnx: largest difference to torch {report.max_abs_error:.1e}")
+        log(f"{name}.onnx: largest difference from torch {report.max_abs_error:.1e}")
     export_text(pictures.text, folder / "text.onnx")

@@ -1,4 +1,4 @@
-"""Weights -> bundle; bundle -> scores, and the pages that report them."""
+"""Weights -> bundle -> scores and the pages that report them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ NOTICE = (
 
 
 def step_base(plan: Plan, work: Path) -> None:
-    """Write the bundle that `vidqa train` starts from: the third round's encoders, and what `words` made."""
+    """Write the bundle that `vidqa train` starts from: the encoders of the third round and the weights of `words`."""
     model = new_model(plan, work)
     model.load_state_dict(torch.load(work / "words.pt", weights_only=True, map_location="cpu"))
     patches = (plan.image_size // plan.patch_size) ** 2
@@ -78,9 +78,9 @@ def step_base(plan: Plan, work: Path) -> None:
 
 
 def step_bundle(plan: Plan, work: Path) -> None:
-    """The model out of the folder of the run, with the mean of the weights that its last two stages ended with.
+    """Write the bundle with the mean of the final weights of the last two stages.
 
-    Both are good, and lie near each other; their mean answers better than either (Izmailov et al. 2018,
+    Both are good and close to each other; their mean scores better than either (Izmailov et al. 2018,
     arXiv:1803.05407).
     """
     tuned = load_bundle(work / "tuned")

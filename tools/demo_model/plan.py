@@ -1,4 +1,4 @@
-"""Sizes and budgets of the demo model, and the few things that every step needs."""
+"""Sizes and budgets of the demo model, and helpers of all steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes and budgets. The defaults made the shipped bundle."""
+    """Sizes and budgets. The defaults produced the shipped bundle."""
 
     n_scenes: int = 24000
     image_size: int = 96
@@ -23,13 +23,13 @@ class Plan:
     layers: int = 6
     heads: int = 5
     embedding: int = 128
-    picture_batch: int = 40  # in each process
+    picture_batch: int = 40  # per process
     clip_batch: int = 10
-    clip_pictures: int = 24  # single frames beside each batch of clips
+    clip_pictures: int = 24  # single frames added to each batch of clips
     picture_minutes: float = 9.0
     clip_minutes: float = 26.0
     align_lr: float = 1e-3
-    clip_lr: float = 2e-4  # of what the pictures have taught already
+    clip_lr: float = 2e-4  # of the weights already trained on images
     temporal_lr: float = 1e-3
     more_clip_minutes: float = 25.0
     more_clip_lr: float = 5e-4
@@ -43,7 +43,7 @@ class Plan:
     llm_inner: int = 448
     context: int = 768
     n_texts: int = 5000
-    tune_batch: int = 8  # packed sequences in each process
+    tune_batch: int = 8  # packed sequences per process
     language_lr: float = 2e-3
     connector_epochs: float = 0.12
     connector_lr: float = 2e-3
@@ -51,33 +51,33 @@ class Plan:
     instruct_lr: float = 1e-3
     more_instruct_epochs: float = 0.62
     more_instruct_lr: float = 7e-4
-    n_captioned: int = 4000  # media that the last first stage sees
-    n_looked_up: int = 8000  # media with several things, for the stage before the last
-    n_alike: int = 4000  # media with two things of one colour, which the last stage sees more often
-    n_told: int = 4000  # scenes told in words beside the seen ones
-    conversations: int = 8  # about one medium in one packed sequence
+    n_captioned: int = 4000  # files used by the connector stage of recipe.toml
+    n_looked_up: int = 8000  # files with several objects, for the lookup stage
+    n_alike: int = 4000  # files with two objects of the same color, oversampled in the last stages
+    n_told: int = 4000  # scenes described in text, in addition to the rendered ones
+    conversations: int = 8  # conversations about one file per packed sequence
     seed: int = 0
 
 
 def device() -> torch.device:
-    """A GPU where there is one."""
+    """Return the GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def log(text: str) -> None:
-    """One line with the time of day, on stderr; only the first process speaks."""
+    """Print a line with the time of day to stderr, in the first process only."""
     if rank():
         return
     print(time.strftime("%H:%M:%S"), text, file=sys.stderr, flush=True)
 
 
 def rank() -> int:
-    """Number of this process under torchrun."""
+    """Return the rank of this process under torchrun."""
     return int(os.environ.get("RANK", 0))
 
 
 def save(module: nn.Module, path: Path) -> None:
-    """Weights, whole or absent; written by the first process."""
+    """Save the weights atomically, in the first process only."""
     if rank():
         return
     part = path.with_suffix(".part")

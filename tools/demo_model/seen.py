@@ -1,7 +1,7 @@
-"""Towers -> what they alone tell of the things in an unseen world, without language model or bundle.
+"""Towers -> the accuracy of the encoders alone on objects of an unseen world, without language model or bundle.
 
-Of each thing, the patches that show it vote by their distance to the phrases of an attribute. What is wrong here no
-language model can mend; what is right here and wrong in the scores is the language model's.
+The patches of each object vote by their similarity to the phrases of an attribute. The language model cannot correct
+what is wrong here; what is correct here but wrong in the final scores is an error of the language model.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from demo_model.plan import Plan, device
 from vidqa.encoders.preprocess import CLIP_MEAN, CLIP_STD
 from vidqa.train.align import IGNORE, Aligner
 
-FIRST_SEED = 70_000_000  # far from every training seed and from those of tools/eval_demo.py
+FIRST_SEED = 70_000_000  # disjoint from the training seeds and those of tools/eval_demo.py
 N_MEDIA = {"clips": 500, "stills": 400}
 ATTRIBUTES = ("colour", "shape", "size", "place", "motion", "when")
 
 
 def step_seen(plan: Plan, work: Path) -> None:
-    """What the towers of the third round alone tell of things in an unseen world."""
+    """Measure what the encoders of the third round alone reveal about objects of an unseen world."""
     pictures, clips, book = make_aligners(plan, work)
     both = nn.ModuleList([pictures, clips])
     both.load_state_dict(torch.load(work / "variety.pt", weights_only=True, map_location=device()))
@@ -39,9 +39,9 @@ def step_seen(plan: Plan, work: Path) -> None:
     for name, aligner in (("clips", clips.eval()), ("stills", pictures.eval())):
         right: dict[tuple[str, bool], list[bool]] = defaultdict(list)
         seeds = range(FIRST_SEED, FIRST_SEED + N_MEDIA[name])
-        drawn = list(parallel(partial(_draw, name == "stills", grid), seeds))
-        for i in range(0, len(drawn), 25):
-            pixels, truths = zip(*drawn[i : i + 25], strict=True)
+        media = list(parallel(partial(_render, name == "stills", grid), seeds))
+        for i in range(0, len(media), 25):
+            pixels, truths = zip(*media[i : i + 25], strict=True)
             batch = arrays.make(np.stack(pixels), np.stack(truths), ["."] * len(pixels))
             for parts, truth in zip(_closeness(aligner, batch.pixels.to(device())), batch.truth, strict=True):
                 _count(parts, truth, right)
@@ -52,8 +52,8 @@ def step_seen(plan: Plan, work: Path) -> None:
     (work / "seen.json").write_text(json.dumps(found, indent=1))
 
 
-def _draw(still: bool, grid: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Frames uint8 [T, SIZE, SIZE, 3] and patch truth [T, patches, groups] of a scene that may hold unseen pairs."""
+def _render(still: bool, grid: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return frames uint8 [T, SIZE, SIZE, 3] and patch labels [T, patches, groups]; pairs may be held-out ones."""
     scene = make_scene(seed, still=still, held_out=True)
     frames, index = looked_at(media_bytes(scene), still)
     return frames, patch_truth(scene, index, grid)
@@ -61,14 +61,14 @@ def _draw(still: bool, grid: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 @torch.no_grad()
 def _closeness(aligner: Aligner, pixels: Tensor) -> list[tuple[Tensor, ...]]:
-    """For each clip and group: logits [T, patches, phrases of the group]."""
+    """Return logits [T, patches, phrases of the group] for each clip and group."""
     tokens, _ = aligner.vision(pixels, aligner.layer)
     close = aligner.closeness(tokens)
     return [c.cpu().split(aligner.group_sizes, dim=-1) for c in close]
 
 
 def _count(parts: tuple[Tensor, ...], truth: Tensor, right: dict[tuple[str, bool], list[bool]]) -> None:
-    """Add to `right`, by attribute and whether the thing is a pair that training never shows."""
+    """Append to `right` by attribute and whether the object is a held-out color-shape pair."""
     colour, shape = truth[..., GROUPS.index("colour")], truth[..., GROUPS.index("shape")]
     things = torch.stack([colour, shape], -1).reshape(-1, 2).unique(dim=0)
     for c, s in things[things[:, 0] != IGNORE].tolist():

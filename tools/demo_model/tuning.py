@@ -31,15 +31,15 @@ UNSEEN = UnseenPairs(groups={"colour": tuple(COLOURS), "shape": SHAPES}, pairs=t
 
 
 class FeatureArrays:
-    """Media file name -> Features, out of the arrays of `step_features`."""
+    """Maps a media file name to its Features, from the arrays of `step_features`."""
 
     def __init__(self, plan: Plan, work: Path) -> None:
         stills = [make_scene(s).still for s in range(plan.n_scenes)]
-        self.place = {s: (still, sum_before) for s, still, sum_before in _numbered(stills)}
+        self.rows = {s: (still, sum_before) for s, still, sum_before in _numbered(stills)}
         self.tokens = {n: np.load(work / "features" / f"{n}.npy", mmap_mode="r") for n in ("stills", "clips")}
 
     def __call__(self, media: str) -> Features:
-        still, row = self.place[int(Path(media).stem)]
+        still, row = self.rows[int(Path(media).stem)]
         tokens = np.array(self.tokens["stills" if still else "clips"][row])
         return Features(tokens, np.zeros(1, np.float32), not still, "image" if still else "video")
 
@@ -52,7 +52,7 @@ def _numbered(stills: list[bool]) -> Iterator[tuple[int, bool, int]]:
 
 
 def new_model(plan: Plan, work: Path) -> VideoLlava:
-    """A language model and a connector with random weights."""
+    """Return a language model and a connector with random weights."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(plan.seed)
@@ -84,7 +84,7 @@ def run_stage(
     start: str | None,
     result: str | None = None,
 ) -> None:
-    """One stage of tuning from the weights of `start` to `<result>.pt`, by default named after the stage."""
+    """Train one stage from the weights of `start` to `<result>.pt`, by default named after the stage."""
     model = new_model(plan, work)
     if start:
         model.load_state_dict(torch.load(work / f"{start}.pt", weights_only=True, map_location=device()))
@@ -95,32 +95,32 @@ def run_stage(
 
 
 def no_features(media: str) -> Features:
-    """For text."""
+    """Stand in for the features of text-only stages, which must not request any."""
     raise ValueError(f"a text-only stage has no features of {media}")
 
 
 def step_language(plan: Plan, work: Path) -> None:
-    """Teach the language model to talk and reason about scenes written out as words."""
+    """Train the language model on text: conversations about scenes described in words."""
     groups = []
     for seed in range(1_000_000, 1_000_000 + plan.n_texts):
         scene, rng = make_scene(seed), np.random.default_rng(seed)
-        said = summary(scene, rng)
+        text = summary(scene, rng)
         found = []
         for k, conversation in enumerate(turns(scene, 1)):
             (question, answer), *rest = [(p.question, p.answer) for p in conversation]
-            found.append(Sample(f"{seed}-{k}", (), ((f"{said}\n{question}", answer), *rest)))
+            found.append(Sample(f"{seed}-{k}", (), ((f"{text}\n{question}", answer), *rest)))
         groups.append(tuple(found))
     settings = TuneSettings("language", 1.0, plan.tune_batch, plan.language_lr, max_conversations=plan.conversations)
     run_stage(plan, work, groups, settings, None)
 
 
 def read_world(plan: Plan, work: Path) -> list[tuple[Sample, ...]]:
-    """The conversations of the training world, by medium."""
+    """Return the conversations of the training world, grouped by media file."""
     return by_media(read_conversations(work / "world" / "conversations.json"))
 
 
 def step_connector(plan: Plan, work: Path) -> None:
-    """First stage: the connector alone, on captions and descriptions."""
+    """First stage: train only the connector, on captions and descriptions."""
     captions = [
         tuple(s for s in group if s.turns[0][0].split("\n", 1)[1] in CAPTIONING) for group in read_world(plan, work)
     ]
@@ -129,7 +129,7 @@ def step_connector(plan: Plan, work: Path) -> None:
 
 
 def step_instruct(plan: Plan, work: Path) -> None:
-    """Second stage: connector and language model, on all conversations."""
+    """Second stage: train connector and language model on all conversations."""
     settings = TuneSettings(
         "instruct",
         plan.instruct_epochs,
@@ -142,7 +142,7 @@ def step_instruct(plan: Plan, work: Path) -> None:
 
 
 def step_more_instruct(plan: Plan, work: Path) -> None:
-    """Second stage again from where it cooled down, with other draws of the same conversations."""
+    """Repeat the second stage from its end, with another random sample of the same conversations."""
     settings = TuneSettings(
         "instruct",
         plan.more_instruct_epochs,
@@ -156,7 +156,7 @@ def step_more_instruct(plan: Plan, work: Path) -> None:
 
 
 def step_conversations(plan: Plan, work: Path) -> None:
-    """Captions and look-ups for the first stages of `vidqa train`, and scenes that are only told for the last."""
+    """Write captions and lookups for the first stages of `vidqa train`, and text-only scenes for the last."""
     write_captions(work / "world", plan.n_captioned)
     write_lookups(work / "world", plan.n_looked_up)
     write_alike(work / "world", plan.n_alike)
@@ -165,9 +165,9 @@ def step_conversations(plan: Plan, work: Path) -> None:
 
 
 def step_tune(plan: Plan, work: Path) -> None:
-    """The stages of `vidqa train`, as recipe.toml says; media that are not in the cache yet are encoded first."""
+    """Run `vidqa train` with recipe.toml; files that are not in the cache are encoded first."""
     shutil.copy2(Path(__file__).with_name("recipe.toml"), work / "recipe.toml")
     command = [sys.executable, "-m", "vidqa", "train", "recipe.toml", "--out", "tuned", "--cache-dir", "cache"]
-    if device().type == "cpu":  # two processes of one thread, as in the other steps
+    if device().type == "cpu":  # two processes with one thread each, as in the other steps
         command[1:1] = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     subprocess.run(command, cwd=work, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})

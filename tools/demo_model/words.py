@@ -1,9 +1,9 @@
-"""Connector + what is true of each patch -> a connector that says it in the language model's own words.
+"""Connector + patch labels -> a connector whose tokens are close to the language model's word embeddings.
 
-A visual token becomes a small copy of what the connector said before, plus the embeddings of the words for what the
-patch shows (colour, shape, size, place, motion). Two things are mended by that: visual tokens come out as large as
-words (left alone they grow twenty times as large, and what the layers of the language model add to them is lost), and
-"square" in a question stands near the squares of a picture, as it stands near the squares of a text.
+The target of a visual token is a scaled-down copy of the connector's previous output plus the embeddings of the words
+for what the patch shows (color, shape, size, position, motion). This solves two problems. Visual tokens get the norm of
+word embeddings; otherwise they grow twenty times as large, and what the layers of the language model add to them is
+lost. And "square" in a question is close to the patches of squares, as it is close to the word "square" in a text.
 """
 
 from __future__ import annotations
@@ -27,42 +27,42 @@ from vidqa.model.video_llava import VideoLlava
 from vidqa.records import FrameBatch, MediaKind
 
 WORDS = {"colour": tuple(COLOURS), "shape": SHAPES, "size": tuple(SIZES), "place": PLACES, "motion": MOTIONS}
-OLD_SIZE = 3.0  # mean length of what stays of the old tokens; about that of a word
-STEPS, TOKENS, PEAK_LR = 3000, (1024, 512), 3e-3  # tokens of a step: of things, of background
+OLD_SIZE = 3.0  # mean norm of the scaled-down old tokens, about that of a word embedding
+STEPS, TOKENS, PEAK_LR = 3000, (1024, 512), 3e-3  # tokens per step: of objects, of background
 
 
 def step_words(plan: Plan, work: Path) -> None:
-    """Teach the connector the language model's own words for what patches show."""
+    """Train the connector to output the word embeddings of what patches show."""
     model = new_model(plan, work)
     model.load_state_dict(torch.load(work / "more_instruct.pt", weights_only=True, map_location="cpu"))
     tables = word_tables(model)
-    tokens, said = seen(plan, work, tables)
+    tokens, words_sum = seen(plan, work, tables)
     with torch.no_grad():
         old = model.connector(tokens)
         scale = OLD_SIZE / old.norm(dim=-1).mean()
         last = [m for m in model.connector.modules() if isinstance(m, nn.Linear)][-1]
         last.weight.mul_(scale)
         last.bias.mul_(scale)
-        target = old * scale + said
-    regress(model.connector, tokens, target, said.abs().sum(1) > 0)
+        target = old * scale + words_sum
+    regress(model.connector, tokens, target, words_sum.abs().sum(1) > 0)
     save(model, work / "words.pt")
 
 
 def word_tables(model: VideoLlava) -> dict[int, Tensor]:
-    """Number of the group in the truth arrays -> embeddings [sayings, width], sums over words (`top left`)."""
+    """Return embeddings [phrases, width] by label group; those of several words (`top left`) are summed."""
     embeddings = model.llm.get_input_embeddings().weight.detach()
 
-    def saying(words: str) -> Tensor:
+    def embed(words: str) -> Tensor:
         return sum(
             (embeddings[model.tokenizer(f" {w}", add_special_tokens=False).input_ids[-1]] for w in words.split()),
             torch.zeros(embeddings.shape[1]),
         )
 
-    return {GROUPS.index(group): torch.stack([saying(w) for w in words]) for group, words in WORDS.items()}
+    return {GROUPS.index(group): torch.stack([embed(w) for w in words]) for group, words in WORDS.items()}
 
 
 def seen(plan: Plan, work: Path, tables: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
-    """Tokens [N, D] of some training media, and the sum of the words that are true of each [N, L]."""
+    """Return tokens [N, D] of some training files, and the sum of the embeddings of their correct words [N, L]."""
     spec = PreprocessSpec("original", plan.image_size)
     encoder = Encoder(work / "encoders" / "image.onnx", work / "encoders" / "video.onnx", "cpu")
     width = next(iter(tables.values())).shape[1]
@@ -75,18 +75,18 @@ def seen(plan: Plan, work: Path, tables: dict[int, Tensor]) -> tuple[Tensor, Ten
         for p, truth in zip(pixels, truths, strict=False):
             inputs = preprocess(FrameBatch(np.array(p), times, repeated, kind), spec, spec)
             tokens = torch.from_numpy(np.asarray(encoder.encode([inputs])[0].tokens)).float()
-            said = torch.zeros(*tokens.shape[:2], width)
-            patches = said[:, -truth.shape[1] :]  # a class token, where there is one, says nothing new
+            words_sum = torch.zeros(*tokens.shape[:2], width)
+            patches = words_sum[:, -truth.shape[1] :]  # the class token, if there is one, has no label
             for group, table in tables.items():
-                known = torch.from_numpy(truth[..., group].astype(np.int64))
-                patches[known >= 0] += table[known[known >= 0]]
+                labels = torch.from_numpy(truth[..., group].astype(np.int64))
+                patches[labels >= 0] += table[labels[labels >= 0]]
             found.append(tokens.flatten(0, 1))
-            sums.append(said.flatten(0, 1))
+            sums.append(words_sum.flatten(0, 1))
     return torch.cat(found), torch.cat(sums)
 
 
 def regress(connector: nn.Module, tokens: Tensor, target: Tensor, thing: Tensor) -> None:
-    """Least squares by AdamW; things are drawn more often than background."""
+    """Fit the connector by least squares with AdamW; objects are sampled more often than background."""
     connector.requires_grad_(True)
     optimizer = torch.optim.AdamW(connector.parameters(), lr=PEAK_LR, weight_decay=0.0)
     things, ground = thing.nonzero()[:, 0], (~thing).nonzero()[:, 0]
@@ -101,5 +101,5 @@ def regress(connector: nn.Module, tokens: Tensor, target: Tensor, thing: Tensor)
         loss.backward()
         optimizer.step()
         if step % 500 == 0:
-            log(f"words, step {step}: {float(loss / target.var()):.3f} of the variance left")
+            log(f"words, step {step}: {float(loss / target.var()):.3f} of the variance unexplained")
     connector.requires_grad_(False)

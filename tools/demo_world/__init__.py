@@ -2,8 +2,8 @@
 
     scene.py      seed -> Scene (objects, motions, background, camera)
     render.py     Scene -> uint8 frames
-    language.py   Scene -> captions, questions, true answers; text -> what it claims (for scoring)
+    language.py   Scene -> captions, questions, correct answers; text -> its claims (for scoring)
     write.py      scenes -> MP4 / PNG files and LLaVA-format JSON
 
-Nothing here knows vidqa's model code.
+Scope: no model code of vidqa, except for encoder alignment in alignment.py and variety.py.
 """

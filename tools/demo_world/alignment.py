@@ -1,4 +1,4 @@
-"""World folder -> the arrays and batches of encoder alignment: frames, captions, and which phrase is true where."""
+"""World folder -> arrays and batches for encoder alignment: frames, captions, and the labels of each patch."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from demo_world.write import N_LOOKED_AT, looked_at, media_name, parallel
 from vidqa.train.align import IGNORE, AlignBatch
 
 ORDINALS = ("two", "three", "four", "five", "six", "seven", "eight")
-#: The phrases to tell apart, by attribute. `truth` arrays number them in this order.
+#: The phrases to distinguish, by attribute. `truth` arrays index them in this order.
 PHRASES: dict[str, tuple[str, ...]] = {
     "presence": ("background", "an object"),
     "colour": tuple(COLOURS),
     "shape": SHAPES,
     "size": tuple(SIZES),
-    "place": tuple(f"at the {p}" for p in PLACES),  # of a thing that stays there
+    "place": tuple(f"at the {p}" for p in PLACES),  # position of an object that does not move
     "motion": tuple(f"it {SAYINGS[m][0]}" for m in MOTIONS),
-    "when": tuple(f"in frame {w}" for w in ORDINALS),  # frame in which it appears or is gone
+    "when": tuple(f"in frame {w}" for w in ORDINALS),  # frame in which it appears or disappears
 }
 GROUPS = list(PHRASES)
-#: bool [colours, shapes]: pairs that training never shows.
+#: bool [colors, shapes]: held-out pairs, which no training scene has.
 NEVER_SHOWN = np.array([[(c, s) in HELD_OUT for s in SHAPES] for c in COLOURS])
 _N_PHRASES = sum(map(len, PHRASES.values()))
 _AT = {
@@ -40,7 +40,7 @@ _AT = {
 
 
 def patch_truth(scene: Scene, index: np.ndarray, grid: int) -> np.ndarray:
-    """int8 [T, grid * grid, groups] for the frames `index` of a scene."""
+    """Return the patch labels of the frames `index` of a scene: int8 [T, grid * grid, groups]."""
     masks = cover(scene, index, grid).reshape(len(index), len(scene.things), grid * grid)
     top, best = masks.max(axis=1), masks.argmax(axis=1)
     truth = np.full((*top.shape, len(GROUPS)), IGNORE, np.int8)
@@ -65,16 +65,16 @@ def patch_truth(scene: Scene, index: np.ndarray, grid: int) -> np.ndarray:
 
 
 def told_apart(truth: torch.Tensor, never: np.ndarray = NEVER_SHOWN) -> torch.Tensor:
-    """Which phrases each patch is to be told apart from: bool [..., all phrases] for truths [..., groups].
+    """Return which phrases are candidates for each patch: bool [..., all phrases] for labels [..., groups].
 
-    A shape that training never shows in some colour is not among the answers for things of that colour, nor the colour
-    among those for things of that shape. Otherwise every red thing would teach "red, so it is no star", and a red star
-    would be taken for something else however clearly it is seen: balanced softmax (Ren et al. 2020, "Balanced
-    Meta-Softmax for Long-Tailed Visual Recognition"), where the prior of an answer that cannot occur is nought.
+    If training never shows a shape in some color, the shape is not a candidate for objects of that color, and the color
+    is not a candidate for objects of that shape. Otherwise every red object would be a negative example for "star", and
+    a red star would be misclassified however clearly it is visible. This is balanced softmax (Ren et al. 2020,
+    "Balanced Meta-Softmax for Long-Tailed Visual Recognition") with a prior of zero for classes that cannot occur.
 
     Args:
         truth: int64 [..., groups].
-        never: bool [colours, shapes], pairs that do not occur.
+        never: bool [colors, shapes], pairs that do not occur.
     """
     found = torch.ones(*truth.shape[:-1], _N_PHRASES, dtype=torch.bool)
     table = torch.from_numpy(never)
@@ -85,7 +85,7 @@ def told_apart(truth: torch.Tensor, never: np.ndarray = NEVER_SHOWN) -> torch.Te
 
 
 def build_arrays(world: Path, seeds: range, folder: Path, grid: int) -> None:
-    """Decode the world's files once into .npy files that can be mapped: clips, pictures, truths and captions."""
+    """Decode the world's files into memory-mappable .npy files: clips, images, patch labels and captions."""
     folder.mkdir(parents=True, exist_ok=True)
     is_still = {s: make_scene(s).still for s in seeds}
     clips, stills = ([s for s in seeds if is_still[s] == kind] for kind in (False, True))
@@ -96,9 +96,9 @@ def build_arrays(world: Path, seeds: range, folder: Path, grid: int) -> None:
             folder / f"{name}_truth.npy", "w+", np.int8, (len(chosen), t, grid**2, len(GROUPS))
         )
         captions = []
-        for i, (frames, known, said) in enumerate(parallel(partial(_arrays_of, world, grid), chosen)):
-            pixels[i], truth[i] = frames, known
-            captions.append(said)
+        for i, (frames, labels, sentences) in enumerate(parallel(partial(_arrays_of, world, grid), chosen)):
+            pixels[i], truth[i] = frames, labels
+            captions.append(sentences)
         (folder / f"{name}_captions.json").write_text(json.dumps(captions))
 
 
@@ -110,14 +110,14 @@ def _arrays_of(world: Path, grid: int, seed: int) -> tuple[np.ndarray, np.ndarra
 
 
 class Phrasebook:
-    """Sentences -> padded ids for the text tower: no start token, the end-of-text token last."""
+    """Tokenizes sentences for the text tower: padded ids without a start token, with the end-of-text token last."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self.end = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
 
     def ids(self, sentences: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """int64 [B, S] and mask bool [B, S]."""
+        """Return ids int64 [B, S] and their mask bool [B, S]."""
         rows = [[*self.tokenizer(s, add_special_tokens=False).input_ids, self.end] for s in sentences]
         width = max(map(len, rows))
         ids = torch.zeros(len(rows), width, dtype=torch.long)
@@ -128,12 +128,12 @@ class Phrasebook:
         return ids, mask
 
     def phrases(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Ids and mask of each group of PHRASES."""
+        """Return ids and mask of each group of PHRASES."""
         return [self.ids(list(group)) for group in PHRASES.values()]
 
 
 class Arrays:
-    """Batches out of the mapped arrays, pixels normalised as the encoder's preprocessing does."""
+    """Batches from the memory-mapped arrays, with pixels normalized as in the encoder's preprocessing."""
 
     def __init__(self, folder: Path, book: Phrasebook, mean: list[float], std: list[float], seed: int = 0) -> None:
         self.data = {n: self._open(folder, n) for n in ("clips", "stills")}
@@ -147,20 +147,20 @@ class Arrays:
         return pixels, np.load(folder / f"{name}_truth.npy"), json.loads((folder / f"{name}_captions.json").read_text())
 
     def batch(self, name: str, size: int, last: int = 0) -> AlignBatch:
-        """Random clips or stills; the `last` ones of the data are never drawn (kept for checking)."""
+        """Sample random clips or images; the `last` ones of the data are reserved for validation."""
         pixels, truth, captions = self.data[name]
         pick = np.sort(self.rng.choice(len(pixels) - last, size, replace=False))
         return self.make(pixels[pick], truth[pick], [captions[i][int(self.rng.integers(3))] for i in pick])
 
     def frames(self, size: int, last: int = 0) -> AlignBatch:
-        """Single frames, half of them out of clips (captioned by what is visible), half of them stills."""
+        """Sample single frames: half from clips, captioned by what is visible, and half images."""
         stills = self.batch("stills", size // 2, last)
         pixels, truth, _ = self.data["clips"]
         pick = np.sort(self.rng.choice(len(pixels) - last, size - size // 2, replace=False))
         t = self.rng.integers(0, pixels.shape[1], len(pick))
-        known = truth[pick, t][:, None].copy()
-        known[..., GROUPS.index("motion") :] = IGNORE
-        clips = self.make(pixels[pick, t][:, None], known, [_seen(k) for k in known[:, 0]])
+        labels = truth[pick, t][:, None].copy()
+        labels[..., GROUPS.index("motion") :] = IGNORE
+        clips = self.make(pixels[pick, t][:, None], labels, [_seen(k) for k in labels[:, 0]])
         width = max(stills.caption_ids.shape[1], clips.caption_ids.shape[1])
         pad = [(b, width - b.caption_ids.shape[1]) for b in (stills, clips)]
         return AlignBatch(
@@ -173,15 +173,15 @@ class Arrays:
         )
 
     def make(self, pixels: np.ndarray, truth: np.ndarray, captions: list[str]) -> AlignBatch:
-        """uint8 pixels [B, T, H, W, 3], truths and captions -> a batch."""
+        """Build a batch from pixels uint8 [B, T, H, W, 3], patch labels and captions."""
         ids, mask = self.book.ids(captions)
         values = (torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 1, 4, 2, 3).float() - self.mean) / self.std
-        known = torch.from_numpy(truth.astype(np.int64))
-        return AlignBatch(values, ids, mask, known, torch.ones(len(known), dtype=torch.bool), told_apart(known))
+        labels = torch.from_numpy(truth.astype(np.int64))
+        return AlignBatch(values, ids, mask, labels, torch.ones(len(labels), dtype=torch.bool), told_apart(labels))
 
 
 def _seen(truth: np.ndarray) -> str:
-    """What one frame shows, from its patch truth [patches, groups]: the things whose patches are there."""
+    """Return a caption of one frame, naming the objects that have patches in its labels [patches, groups]."""
     found: dict[tuple[int, int], int] = {}
     for presence, colour, shape, size, *_ in truth.tolist():
         if presence == 1:
@@ -192,6 +192,6 @@ def _seen(truth: np.ndarray) -> str:
 
 
 def forever(*makers: Any) -> Iterator[tuple[AlignBatch, ...]]:
-    """One batch of each maker, again and again."""
+    """Yield one batch of each maker, endlessly."""
     while True:
         yield tuple(make() for make in makers)

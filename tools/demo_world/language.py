@@ -1,7 +1,7 @@
-"""Scene -> true sentences, and back: captions, questions with answers, and a reader that scores a caption.
+"""Scene -> captions, questions and correct answers; caption -> claims, for scoring.
 
-Answers are short and come in one wording each; captions and questions vary. The reader understands every wording that
-the speaker uses, so a generated caption can be compared with the scene, attribute by attribute.
+Answers are short and have one wording each; captions and questions vary. `claims` parses every wording used here, so a
+generated caption can be compared with the scene, attribute by attribute.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from demo_world.scene import COLOURS, MOTIONS, SHAPES, SIZE, Scene, Thing
 
-#: What a thing does, in third person; the first wording is the one used in answers.
+#: Motion -> wordings in third person; answers use the first one.
 SAYINGS: dict[str, tuple[str, ...]] = {
     "left": ("moves left", "moves to the left", "slides left"),
     "right": ("moves right", "moves to the right", "slides right"),
@@ -32,7 +32,7 @@ SAYINGS: dict[str, tuple[str, ...]] = {
 }
 NUMBERS = ("zero", "one", "two", "three")
 PLACES = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right")
-#: By "is it a picture". One question set is asked of a whole folder, so pictures are asked about "the video", too.
+#: By whether it is an image. A question set applies to all files of a folder, so images get "the video" questions, too.
 CAPTION_QUESTIONS = {
     False: (
         "Describe the video.",
@@ -77,7 +77,7 @@ _ASK_MOTION = ("What does the {0} do?", "What happens to the {0}?", "How does th
 
 @dataclass(frozen=True)
 class Pair:
-    """One question with its true answer. `topic` groups pairs for scoring."""
+    """A question with its correct answer; `topic` groups pairs for scoring."""
 
     topic: str
     question: str
@@ -85,17 +85,17 @@ class Pair:
 
 
 def caption(scene: Scene, rng: np.random.Generator | None = None) -> str:
-    """One true sentence about the whole scene; the wording is drawn from `rng`, or the plainest one."""
+    """Return a sentence that describes the scene, with a wording sampled from `rng`, or else the first one."""
     return _sentence(" ".join(_join([_phrase(t, scene.still, rng) for t in _in_order(scene)])))
 
 
 def names(text: str) -> set[tuple[str, str]]:
-    """The colours and shapes of all things that a text names."""
+    """Return the (color, shape) pairs of all objects that a text names."""
     return {(colour, shape) for _, colour, shape, _ in claims(text)}
 
 
 def detail(scene: Scene) -> str:
-    """A sentence for the number of things and one for each of them."""
+    """Return a detailed description: a sentence with the number of objects, and one or two for each of them."""
     n = len(scene.things)
     parts = [f"There is {NUMBERS[1]} object." if n == 1 else f"There are {NUMBERS[n]} objects."]
     for t in _in_order(scene):
@@ -107,14 +107,14 @@ def detail(scene: Scene) -> str:
 
 
 def pairs(scene: Scene, rng: np.random.Generator) -> list[Pair]:
-    """Every kind of question that has one true answer here, each once, in a drawn order."""
+    """Return one question of every kind that has a single correct answer for this scene, in random order."""
     found = [pair for maker in _MAKERS for pair in maker(scene, rng)]
     order = rng.permutation(len(found))
     return [found[i] for i in order]
 
 
 def dialogue(scene: Scene, rng: np.random.Generator) -> list[Pair]:
-    """Three turns about one thing; the later ones say `it`."""
+    """Return a dialogue about one object, whose later turns call it `it`."""
     t = _pick(scene.things, rng)
     turns = [Pair("dialogue", f"Is there a {t.name}?".replace("a orange", "an orange"), "Yes.")]
     turns.append(Pair("dialogue", "What shape is it?", f"It is a {t.shape}."))
@@ -126,18 +126,18 @@ def dialogue(scene: Scene, rng: np.random.Generator) -> list[Pair]:
 
 
 def lookups(scene: Scene, rng: np.random.Generator) -> list[Pair]:
-    """Questions that point at a thing by its shape or its colour alone, for every thing that is the only one with it.
+    """Return questions that identify an object by its shape or its color only, where that is unambiguous.
 
-    Whoever is told of a red circle can nearly always find it by the red. Without these questions a model learns to do
-    just that, and guesses when it is asked about "the circle".
+    A model can nearly always find "the red circle" by its color. Without these questions it relies on that, and guesses
+    when it is asked about "the circle".
     """
     found = []
     for t in scene.things:
         if _alone(scene, t, "shape"):
             found.append(Pair("lookup", f"Name the colour of the {t.shape}.", f"The {t.shape} is {t.colour}."))
             found.append(Pair("lookup", _choice(rng, _ASK_COLOUR).format(t.shape), f"It is {t.colour}."))
-            said = str(rng.choice([x.colour for x in scene.things] if rng.random() < 0.8 else list(COLOURS)))
-            found.append(Pair("lookup", f"Is the {t.shape} {said}?", "Yes." if said == t.colour else "No."))
+            colour = str(rng.choice([x.colour for x in scene.things] if rng.random() < 0.8 else list(COLOURS)))
+            found.append(Pair("lookup", f"Is the {t.shape} {colour}?", "Yes." if colour == t.colour else "No."))
             found += _doings(scene, t, t.shape, rng)
         if _alone(scene, t, "colour"):
             found.append(Pair("lookup", _choice(rng, _ASK_SHAPE).format(t.colour), f"It is a {t.shape}."))
@@ -146,7 +146,7 @@ def lookups(scene: Scene, rng: np.random.Generator) -> list[Pair]:
 
 
 def plain(scene: Scene, rng: np.random.Generator) -> list[Pair]:
-    """What people ask who see one thing and call it `it`; and what, and which colours, there are."""
+    """Return everyday questions: about a single object called `it`, and about which objects and colors there are."""
     found = []
     if len(scene.things) == 1:
         t = scene.things[0]
@@ -169,10 +169,10 @@ def plain(scene: Scene, rng: np.random.Generator) -> list[Pair]:
 
 
 def checks(scene: Scene, rng: np.random.Generator) -> list[Pair]:
-    """Claims to be checked, the false ones made of what is true of another thing; and which of two came first.
+    """Return claims to verify, and which of two objects appeared first.
 
-    A false claim drawn at random mostly speaks of something that is nowhere in the scene. Who has learned from such
-    claims alone says yes as soon as anything does what is asked of this thing.
+    False claims use attributes of other objects in the scene. Random false claims would mostly name something that is
+    nowhere in the scene; a model trained on those answers yes as soon as any object has the attribute.
     """
     found = []
     for t in scene.things:
@@ -192,24 +192,24 @@ def checks(scene: Scene, rng: np.random.Generator) -> list[Pair]:
 
 
 def _things(scene: Scene) -> str:
-    """All things, and nothing of what they do."""
+    """Return a sentence that lists all objects without their motion."""
     return _sentence(" ".join(_join([_phrase(t, True, None) for t in _in_order(scene)])))
 
 
 def _doings(scene: Scene, t: Thing, name: str, rng: np.random.Generator) -> list[Pair]:
-    """One question about a thing that is called `name`: what it does, or how large it is."""
+    """Return one question about the motion or the size of an object, which the question calls `name`."""
     if not scene.still and (not t.size or rng.random() < 0.6):
         return [Pair("lookup", _choice(rng, _ASK_MOTION).format(name), f"It {SAYINGS[t.motion][0]}.")]
     return [Pair("lookup", _choice(rng, _ASK_SIZE).format(name), f"It is {t.size}.")] if t.size else []
 
 
 def share_a_colour(scene: Scene) -> bool:
-    """Whether two things have the same colour, so that a caption names the one right after the other."""
+    """Return whether two objects have the same color, so that a caption names them one after the other."""
     return len({t.colour for t in scene.things}) < len(scene.things)
 
 
 def summary(scene: Scene, rng: np.random.Generator) -> str:
-    """The scene as a list of words, for teaching the language model to reason before it can see."""
+    """Return the scene as a list of phrases, for training the language model on text only."""
     when = sorted((t.at, t.name) for t in scene.things if t.motion in ("appears", "disappears"))
     rank = {name: i for i, (_, name) in enumerate(when)}
     items = []
@@ -223,7 +223,7 @@ def summary(scene: Scene, rng: np.random.Generator) -> str:
     return "; ".join(items)
 
 
-# --- reading a caption ------------------------------------------------------------------------------------------------
+# --- parsing a caption ------------------------------------------------------------------------------------------------
 
 _MEANING = {saying: motion for motion, sayings in SAYINGS.items() for saying in sayings}
 _CLAIM = re.compile(
@@ -233,12 +233,12 @@ _CLAIM = re.compile(
 
 
 def claims(text: str) -> set[tuple[str | None, str, str, str | None]]:
-    """What a caption says: a set of (size, colour, shape, motion), None where it says nothing."""
+    """Return the claims of a caption: a set of (size, color, shape, motion), None for unstated attributes."""
     return {(m[1] or None, m[2], m[3], _MEANING.get(m[4])) for m in _CLAIM.finditer(text.lower())}
 
 
 def truth(scene: Scene) -> set[tuple[str | None, str, str, str | None]]:
-    """What a whole right caption of the scene says, in the form of `claims`."""
+    """Return the claims of a complete and correct caption of the scene."""
     return {(t.size, t.colour, t.shape, None if scene.still else t.motion) for t in scene.things}
 
 
@@ -298,7 +298,7 @@ def _position(scene: Scene, rng: np.random.Generator) -> list[Pair]:
 
 
 def _yes_no(scene: Scene, rng: np.random.Generator) -> list[Pair]:
-    """Two questions: one to be answered with yes, one with no, so that both are equally many."""
+    """Return one question with the answer yes and one with the answer no, to balance them."""
     return [_true_or_false(scene, rng, True), _true_or_false(scene, rng, False)]
 
 
@@ -352,7 +352,7 @@ def _phrase(t: Thing, still: bool, rng: np.random.Generator | None) -> str:
 
 
 def _in_order(scene: Scene) -> list[Thing]:
-    """By colour, then by shape. Who names things in no order of its own must remember which ones were named."""
+    """Sort objects by color, then shape; without a fixed order, a captioner must track which ones it has named."""
     return sorted(scene.things, key=lambda t: (list(COLOURS).index(t.colour), SHAPES.index(t.shape)))
 
 
@@ -365,7 +365,7 @@ def _sentence(text: str) -> str:
 
 
 def place(t: Thing) -> str | None:
-    """One of PLACES; None where a person would hesitate, and of a thing that travels."""
+    """Return one of PLACES, or None if the position is ambiguous or the object moves."""
     if t.motion in ("left", "right", "up", "down", "bounces", "leaves"):
         return None
     x, y = t.start
@@ -384,12 +384,12 @@ def _unique(scene: Scene, rng: np.random.Generator, attribute: str) -> Thing | N
 
 
 def _alone(scene: Scene, t: Thing, attribute: str) -> bool:
-    """Whether no other thing has its shape, or its colour."""
+    """Return whether no other object has the same shape, or the same color."""
     return all(x is t or getattr(x, attribute) != getattr(t, attribute) for x in scene.things)
 
 
 def _absent(scene: Scene, t: Thing, rng: np.random.Generator) -> str:
-    """A thing that is not there, mostly one that shares the colour or the shape of one that is."""
+    """Return the name of an object that is not in the scene, often with the color or shape of `t`."""
     names = {x.name for x in scene.things}
     while True:
         colour = t.colour if rng.random() < 0.4 else str(rng.choice(list(COLOURS)))

@@ -1,4 +1,4 @@
-"""Scene -> frames: anti-aliased shapes over a muted background, drawn with numpy alone."""
+"""Scene -> frames: anti-aliased shapes over a muted background, rendered with numpy only."""
 
 from __future__ import annotations
 
@@ -6,56 +6,56 @@ import numpy as np
 
 from demo_world.scene import SIZE, Scene, Thing, path_of
 
-_PAD = 10  # background beyond the picture, for the camera to travel over
+_PAD = 10  # background beyond the frame, for camera motion
 
 
 def render(scene: Scene, frames: np.ndarray | None = None) -> np.ndarray:
-    """Draw the scene.
+    """Render a scene.
 
     Args:
-        scene: what to draw.
-        frames: int [F], which frames; all of them when None.
+        scene: the scene.
+        frames: int [F], indices of the frames; None for all.
 
     Returns:
         uint8 [F, SIZE, SIZE, 3].
     """
-    return _draw(scene, frames)[0]
+    return _render(scene, frames)[0]
 
 
 def cover(scene: Scene, frames: np.ndarray, grid: int) -> np.ndarray:
-    """How much of each cell of a grid each thing covers: float32 [F, n_things, grid, grid], 0 to 1."""
-    masks = _draw(scene, frames)[1]
+    """Return the share of each grid cell that each object covers: float32 [F, n_things, grid, grid], 0 to 1."""
+    masks = _render(scene, frames)[1]
     cell = SIZE // grid
     f, n = masks.shape[:2]
     return masks.reshape(f, n, grid, cell, grid, cell).mean(axis=(3, 5), dtype=np.float32)
 
 
 def times(scene: Scene, frames: np.ndarray | None = None) -> np.ndarray:
-    """Time of each frame, 0 to 1."""
+    """Return the time of each frame, 0 to 1."""
     index = np.arange(scene.n_frames) if frames is None else np.asarray(frames)
     return index / max(scene.n_frames - 1, 1)
 
 
-def _draw(scene: Scene, frames: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+def _render(scene: Scene, frames: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng([scene.seed, 78])
     u = times(scene, frames)
     ground = _ground(scene, rng)
-    picture = np.empty((len(u), SIZE, SIZE, 3), np.float32)
+    image = np.empty((len(u), SIZE, SIZE, 3), np.float32)
     shift = np.outer(u, scene.pan)
     for i, (dx, dy) in enumerate(np.rint(shift).astype(int)):
-        picture[i] = ground[_PAD + dy : _PAD + dy + SIZE, _PAD + dx : _PAD + dx + SIZE]
+        image[i] = ground[_PAD + dy : _PAD + dy + SIZE, _PAD + dx : _PAD + dx + SIZE]
     masks = np.zeros((len(u), len(scene.things), SIZE, SIZE), np.float32)
     for k, thing in enumerate(scene.things):
-        _place(masks[:, k], thing, u, shift)
+        _add_coverage(masks[:, k], thing, u, shift)
         alpha = masks[:, k, :, :, None]
-        picture += alpha * (np.array(thing.rgb, np.float32) - picture)
+        image += alpha * (np.array(thing.rgb, np.float32) - image)
     if scene.noise:
-        picture += rng.normal(0, scene.noise, picture.shape).astype(np.float32)
-    return np.clip(np.rint(picture), 0, 255).astype(np.uint8), masks
+        image += rng.normal(0, scene.noise, image.shape).astype(np.float32)
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8), masks
 
 
-def _place(out: np.ndarray, thing: Thing, u: np.ndarray, shift: np.ndarray) -> None:
-    """Write the coverage of one thing into `out` [F, SIZE, SIZE]."""
+def _add_coverage(out: np.ndarray, thing: Thing, u: np.ndarray, shift: np.ndarray) -> None:
+    """Write the coverage of one object into `out` [F, SIZE, SIZE]."""
     x, y, radius, angle, visible = path_of(thing, u)
     x, y = x - shift[:, 0], y - shift[:, 1]
     reach = int(np.ceil(radius.max())) + 2
@@ -76,7 +76,7 @@ def _place(out: np.ndarray, thing: Thing, u: np.ndarray, shift: np.ndarray) -> N
 
 
 def _distance(shape: str, x: np.ndarray, y: np.ndarray, r: np.ndarray) -> np.ndarray:
-    """Signed distance in pixels to the outline, negative inside; arrays broadcast to [F, n, n]."""
+    """Return the signed distance to the outline in pixels, negative inside; arrays broadcast to [F, n, n]."""
     if shape == "circle":
         return np.hypot(x, y) - 0.95 * r
     if shape == "ring":
@@ -107,7 +107,7 @@ def _distance(shape: str, x: np.ndarray, y: np.ndarray, r: np.ndarray) -> np.nda
 
 
 def _ground(scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """float32 [SIZE + 2 PAD, SIZE + 2 PAD, 3]: a mix of the two ground colours by a pattern between 0 and 1."""
+    """Return a blend of the two background colors by a pattern: float32 [SIZE + 2 PAD, SIZE + 2 PAD, 3]."""
     n = SIZE + 2 * _PAD
     y, x = np.mgrid[0:n, 0:n].astype(np.float32) / n
     turn = rng.uniform(0, 2 * np.pi)

@@ -1,7 +1,7 @@
-"""Seed -> Scene: one to three coloured shapes, each with a motion, on a background, under a camera.
+"""Seed -> Scene: one to three colored shapes, each with a motion, on a background, filmed by a camera.
 
-Positions are pixels of a square picture of SIZE; time runs from 0 to 1 over the clip. Every scene keeps its objects
-apart, so that each sentence about it can be checked by eye.
+Positions are pixels of a square frame of SIZE; time runs from 0 to 1 over the clip. The objects of a scene do not
+overlap, so that each sentence about it can be verified by eye.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ MOTIONS = (
     "leaves",
 )  # fmt: skip
 BACKGROUNDS = ("plain", "gradient", "stripes", "checks", "clouds")
-#: Pairs that no training scene shows; evaluation does.
+#: Color-shape pairs that no training scene has; evaluation scenes may.
 HELD_OUT = frozenset(
     {("red", "star"), ("blue", "circle"), ("green", "cross"), ("yellow", "ring"), ("purple", "square")}
 )
-_TURNING = ("square", "triangle", "star", "cross")  # a turning circle or ring looks still
+_TURNING = ("square", "triangle", "star", "cross")  # rotation of a circle or ring is invisible
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One object. `size` is None where it changes (grows, shrinks)."""
+    """One object; `size` is None if it changes (grows, shrinks)."""
 
     shape: str
     colour: str
@@ -54,16 +54,16 @@ class Thing:
 
     @property
     def name(self) -> str:
-        """`red star`: unique within a scene."""
+        """Name of the object, such as `red star`, unique within a scene."""
         return f"{self.colour} {self.shape}"
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that a renderer and a speaker need."""
+    """Everything that rendering and captioning need."""
 
     seed: int
-    still: bool  # a picture, not a clip
+    still: bool  # an image, not a clip
     n_frames: int
     things: tuple[Thing, ...]
     background: str
@@ -74,7 +74,7 @@ class Scene:
 
 
 def path_of(thing: Thing, u: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Centre x, y, radius, angle and visibility of a thing at times `u` (0 to 1), camera at rest."""
+    """Return center x, y, radius, angle and visibility of an object at times `u` (0 to 1), without camera motion."""
     x = thing.start[0] + (thing.end[0] - thing.start[0]) * u
     y = thing.start[1] + (thing.end[1] - thing.start[1]) * u
     if thing.motion == "bounces":
@@ -86,36 +86,36 @@ def path_of(thing: Thing, u: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nda
         visible = u >= thing.at
     elif thing.motion == "disappears":
         visible = u < thing.at
-    elif thing.motion == "blinks":  # on and off by sevenths of the clip: seen by any spread of eight frames
+    elif thing.motion == "blinks":  # toggles every seventh of the clip, so that eight evenly spaced frames show it
         visible = np.floor(u * 7 + 0.5 + (thing.at > 0.5)).astype(int) % 2 == 0
     return x, y, radius, angle, visible
 
 
 def is_still(seed: int) -> bool:
-    """Whether `make_scene` draws a picture from this seed, without drawing it."""
-    return _draws_still(np.random.default_rng([seed, 77]))
+    """Return whether `make_scene` creates an image from this seed, without creating it."""
+    return _choose_still(np.random.default_rng([seed, 77]))
 
 
-def _draws_still(rng: np.random.Generator) -> bool:
+def _choose_still(rng: np.random.Generator) -> bool:
     return bool(rng.random() < 0.2)
 
 
 def make_scene(seed: int, *, still: bool | None = None, held_out: bool = False) -> Scene:
-    """A scene from its seed.
+    """Create the scene of a seed.
 
     Args:
-        seed: the same seed gives the same scene on every machine.
-        still: force a picture or a clip; None draws one picture in five.
-        held_out: allow the colour-shape pairs that training never shows.
+        seed: the same seed creates the same scene on every machine.
+        still: force an image or a clip; None creates an image for one seed in five.
+        held_out: allow the color-shape pairs that no training scene has.
     """
     rng = np.random.default_rng([seed, 77])
-    is_still = _draws_still(rng) if still is None else still
+    is_still = _choose_still(rng) if still is None else still
     for _ in range(500):
-        things = _draw_things(rng, is_still, held_out)
+        things = _make_things(rng, is_still, held_out)
         if things is not None:
             break
     else:
-        raise RuntimeError(f"seed {seed}: no room for the objects")
+        raise RuntimeError(f"seed {seed}: the objects do not fit without overlapping")
     base = rng.integers(80, 165)
     ground = tuple(tuple(int(v) for v in np.clip(base + rng.integers(-22, 23, 3), 55, 190)) for _ in range(2))
     pan = (0.0, 0.0)
@@ -135,7 +135,7 @@ def make_scene(seed: int, *, still: bool | None = None, held_out: bool = False) 
     )
 
 
-def _draw_things(rng: np.random.Generator, still: bool, held_out: bool) -> tuple[Thing, ...] | None:
+def _make_things(rng: np.random.Generator, still: bool, held_out: bool) -> tuple[Thing, ...] | None:
     count = int(rng.choice([1, 2, 3], p=[0.3, 0.4, 0.3]))
     pairs: set[tuple[str, str]] = set()
     while len(pairs) < count:
@@ -145,13 +145,13 @@ def _draw_things(rng: np.random.Generator, still: bool, held_out: bool) -> tuple
     ordered = sorted(pairs)
     rng.shuffle(ordered)
     forced: list[str | None] = [None] * count
-    if not still and count >= 2 and rng.random() < 0.3:  # enough clips to ask "which came first" about
+    if not still and count >= 2 and rng.random() < 0.3:  # so that enough clips have "which came first" questions
         forced[0] = forced[1] = str(rng.choice(["appears", "disappears"]))
     n_large_max = 2 if count == 3 else count
     things: list[Thing] = []
     for (colour, shape), motion in zip(ordered, forced, strict=True):
         for _ in range(30):
-            thing = _draw_thing(rng, colour, shape, still, motion)
+            thing = _make_thing(rng, colour, shape, still, motion)
             large = sum(max(t.radius) > 14 for t in [*things, thing])
             if large <= n_large_max and _apart([*things, thing]) and _ordered([*things, thing]):
                 things.append(thing)
@@ -161,7 +161,7 @@ def _draw_things(rng: np.random.Generator, still: bool, held_out: bool) -> tuple
     return tuple(sorted(things, key=lambda t: t.start[0]))
 
 
-def _draw_thing(rng: np.random.Generator, colour: str, shape: str, still: bool, motion: str | None) -> Thing:
+def _make_thing(rng: np.random.Generator, colour: str, shape: str, still: bool, motion: str | None) -> Thing:
     if motion is None:
         options = [m for m in MOTIONS if m != "spins" or shape in _TURNING]
         motion = "still" if still else str(rng.choice(options))
@@ -187,7 +187,7 @@ def _draw_thing(rng: np.random.Generator, colour: str, shape: str, still: bool, 
     elif motion == "bounces":
         y = float(rng.uniform(low + 30, high))
         ey = y - float(rng.uniform(30, y - low))
-    elif motion == "leaves":  # through the nearest edge, gone at about three quarters of the clip
+    elif motion == "leaves":  # through the nearest edge, out of the frame after about three quarters of the clip
         way = min((x, "l"), (SIZE - x, "r"), (y, "t"), (SIZE - y, "b"))[1]
         gone = float(rng.uniform(0.65, 0.85))
         far = {"l": -r - 2 - x, "r": SIZE + r + 2 - x, "t": -r - 2 - y, "b": SIZE + r + 2 - y}[way] / gone
@@ -210,7 +210,7 @@ def _draw_thing(rng: np.random.Generator, colour: str, shape: str, still: bool, 
 
 
 def _apart(things: list[Thing]) -> bool:
-    """The last thing keeps clear of the others all the time."""
+    """Return whether the last object does not touch the others at any time."""
     u = np.linspace(0, 1, 15)
     new = path_of(things[-1], u)
     for old in things[:-1]:
@@ -221,7 +221,7 @@ def _apart(things: list[Thing]) -> bool:
 
 
 def _ordered(things: list[Thing]) -> bool:
-    """Two things that appear (or disappear) do so clearly one after the other."""
+    """Return whether objects that appear (or disappear) do so clearly one after the other."""
     new = things[-1]
     if new.motion not in ("appears", "disappears"):
         return True

@@ -1,6 +1,6 @@
 """The tokenizer of the demo language model: byte-level BPE trained on the sentences of the demo world.
 
-Every byte is in the vocabulary, so any question can be written; the words of the world are one token each.
+Every byte is in the vocabulary, so any question can be encoded; the words of the world are one token each.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Batches that break two habits of the training world: clips played backwards, and pictures in other hues.
+"""Augmentation against two biases of the training world: clips played backwards, and images with shifted hues.
 
-Backwards: a clip and its reverse differ in the order of the frames alone, so what order means is learned at once.
-Hues: where some colour never goes with some shape, an encoder learns to read the shape off the colour. Turning all
-hues of a picture by one angle gives every shape almost every colour. An angle that would show a held-out pair is not
-used: what training never shows stays unseen.
+Backwards: a clip and its reverse differ only in the order of the frames, so the encoder must use the order. Hues: if
+some color never occurs with some shape, an encoder infers the shape from the color. Shifting all hues of an image by an
+angle shows every shape in almost every color. Angles that would show a held-out pair are excluded, so that those pairs
+stay unseen.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ from demo_world.language import caption
 from demo_world.scene import COLOURS, HELD_OUT, MOTIONS, SHAPES, Scene, is_still, make_scene
 from vidqa.train.align import IGNORE, AlignBatch
 
-#: What a motion looks like backwards; None: nothing that has a name here.
+#: Motion -> the motion of the reversed clip; None if that has no name here.
 BACKWARDS: dict[str, str | None] = {
     "left": "right", "right": "left", "up": "down", "down": "up", "grows": "shrinks", "shrinks": "grows",
     "appears": "disappears", "disappears": "appears", "leaves": None,
 }  # fmt: skip
 HEADINGS = ("left", "right", "up", "down")
-NEAR = 22.0  # degrees between hues that could be taken for each other
+NEAR = 22.0  # degrees between hues that could be confused
 _COLOUR, _SHAPE, _MOTION, _WHEN = (GROUPS.index(g) for g in ("colour", "shape", "motion", "when"))
 _HUES = {c: 360 * colorsys.rgb_to_hsv(*(v / 255 for v in rgb))[0] for c, rgb in COLOURS.items()}
 _GREY = {"white", "black"}
 
 
 def backwards(truth: np.ndarray) -> np.ndarray:
-    """The patch truth [T, patches, groups] of a clip played backwards."""
+    """Return the patch labels [T, patches, groups] of a clip played backwards."""
     found = truth[::-1].copy()
     motion, when = found[..., _MOTION], found[..., _WHEN]
     table = [MOTIONS.index(other) if (other := BACKWARDS.get(m, m)) else IGNORE for m in MOTIONS]
     found[..., _MOTION] = np.where(motion == IGNORE, IGNORE, np.array(table)[motion])
-    # Gone from frame c on is there from frame T - c on; `when` counts from frame 1.
+    # What disappears in frame c appears in frame T - c of the reversed clip; `when` counts from frame 1.
     found[..., _WHEN] = np.where(when == IGNORE, IGNORE, len(truth) - 2 - when)
     return found
 
 
 def played_backwards(scene: Scene) -> Scene | None:
-    """A scene that speaks of the clip as it looks backwards (not to be rendered); None where there are no words."""
+    """Return a scene that describes the reversed clip (not for rendering), or None if it cannot be described."""
     others = [BACKWARDS.get(t.motion, t.motion) for t in scene.things]
     if None in others:
         return None
@@ -53,7 +53,7 @@ def played_backwards(scene: Scene) -> Scene | None:
 
 
 def turn(degrees: float, strength: float = 1.0) -> np.ndarray:
-    """Matrix [3, 3] for rows of RGB: hues turned about the grey axis, saturation times `strength`."""
+    """Return the matrix [3, 3] for rows of RGB that rotates hues about the grey axis and scales the saturation."""
     a = math.radians(degrees)
     cross = np.array([[0, 1, -1], [-1, 0, 1], [1, -1, 0]]) / math.sqrt(3)
     grey = np.full((3, 3), 1 / 3)
@@ -61,7 +61,7 @@ def turn(degrees: float, strength: float = 1.0) -> np.ndarray:
 
 
 def never_shown(degrees: float) -> np.ndarray:
-    """bool [colours, shapes]: things that would pass for a held-out pair after the turn."""
+    """Return which objects would look like a held-out pair after the rotation: bool [colors, shapes]."""
     found = np.zeros((len(COLOURS), len(SHAPES)), bool)
     for i, colour in enumerate(COLOURS):
         if colour in _GREY:
@@ -74,7 +74,7 @@ def never_shown(degrees: float) -> np.ndarray:
 
 
 class Variety:
-    """Batches as those of `Arrays`, with half of the pictures and of the pairs of clips in other hues."""
+    """Batches like those of `Arrays`, with shifted hues in half of the images and of the pairs of clips."""
 
     def __init__(self, arrays: Arrays) -> None:
         self.arrays, self.rng = arrays, arrays.rng
@@ -84,35 +84,37 @@ class Variety:
         self.heading = np.flatnonzero(np.isin(truth[..., _MOTION], ways).any(axis=(1, 2)))
 
     def frames(self, size: int, last: int = 0) -> AlignBatch:
-        """Single frames."""
+        """Sample single frames, half of them with shifted hues."""
         return self._in_other_hues(self.arrays.frames(size, last), 1)
 
     def clips(self, n_pairs: int, last: int = 0) -> AlignBatch:
-        """Clips, then the same clips backwards; in half of them something goes left, right, up or down."""
+        """Sample clips, followed by the same clips reversed; in at least half an object moves in a direction."""
         pixels, truth, _ = self.arrays.data["clips"]
         n = len(pixels) - last
         heading = self.rng.choice(self.heading[self.heading < n], n_pairs)
         pick = np.where(self.rng.random(n_pairs) < 0.5, heading, self.rng.integers(n, size=n_pairs))
         scenes: list[Scene | None] = [make_scene(self.seeds[i]) for i in pick]
         scenes += [played_backwards(s) for s in scenes if s]
-        said = [caption(s, self.rng) if s else "" for s in scenes]
+        captions = [caption(s, self.rng) if s else "" for s in scenes]
         both = np.concatenate([pixels[pick], pixels[pick][:, ::-1]])
-        known = np.concatenate([truth[pick], np.stack([backwards(truth[i]) for i in pick])])
-        batch = self.arrays.make(both, known, said)
+        labels = np.concatenate([truth[pick], np.stack([backwards(truth[i]) for i in pick])])
+        batch = self.arrays.make(both, labels, captions)
         batch = replace(batch, captioned=torch.tensor([s is not None for s in scenes]))
         return self._in_other_hues(batch, 2)
 
     def _in_other_hues(self, batch: AlignBatch, copies: int) -> AlignBatch:
-        """Turn the hues of half of the batch; the `copies` parts of the batch alike. Colours and captions are not true
-        any more there."""
+        """Shift the hues of half of the batch, by the same angle in all `copies` parts of the batch.
+
+        Where hues are shifted, color labels and captions are no longer correct and are removed.
+        """
         pixels, truth, captioned = batch.pixels.clone(), batch.truth.clone(), batch.captioned.clone()
         n = len(pixels) // copies
         low, high = (0 - self.arrays.mean) / self.arrays.std, (255 - self.arrays.mean) / self.arrays.std
         apart = batch.told_apart.clone()
         for i in np.flatnonzero(self.rng.random(n) < 0.5):
             strength = self.rng.choice([0.0, 0.5, 1.0], p=[0.2, 0.2, 0.6])
-            drawn = ((d, never_shown(d)) for d in self.rng.uniform(20, 340, 8))
-            found = next(((d, never) for d, never in drawn if not never[_pairs(truth[i])].any()), None)
+            candidates = ((d, never_shown(d)) for d in self.rng.uniform(20, 340, 8))
+            found = next(((d, never) for d, never in candidates if not never[_pairs(truth[i])].any()), None)
             if strength and found is None:
                 continue
             degrees, never = found if strength and found else (0.0, np.zeros((len(COLOURS), len(SHAPES)), bool))
@@ -123,13 +125,13 @@ class Variety:
                 pixels[k] = ((turned - self.arrays.mean) / self.arrays.std).clamp(low, high)
                 apart[k] = told_apart(truth[k], never)
                 truth[k, ..., _COLOUR], captioned[k] = IGNORE, False
-        if int(captioned.sum()) < 2:  # a contrast needs two
+        if int(captioned.sum()) < 2:  # a contrastive loss needs two
             captioned = batch.captioned
         return replace(batch, pixels=pixels, truth=truth, captioned=captioned, told_apart=apart)
 
 
 def _pairs(truth: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of the colours and of the shapes of the things that are there."""
+    """Return the color and shape indices of the visible objects."""
     there = truth[..., [_COLOUR, _SHAPE]].reshape(-1, 2).unique(dim=0).numpy()
     there = there[(there != IGNORE).all(axis=1)]
     return there[:, 0], there[:, 1]

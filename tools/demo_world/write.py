@@ -1,8 +1,8 @@
-"""Scenes -> MP4 and PNG files with LLaVA-format conversations; files -> the arrays that encoder alignment reads.
+"""Scenes -> MP4 and PNG files with LLaVA-format conversations; files -> frames for encoder alignment.
 
 A world folder:
 
-    media/000123.mp4 | .png     the clip or picture of seed 123
+    media/000123.mp4 | .png     the clip or image of seed 123
     conversations.json          [{"id", "video" | "image", "conversations": [{"from", "value"}, ...]}, ...]
 """
 
@@ -39,17 +39,17 @@ from demo_world.language import (
 from demo_world.render import render
 from demo_world.scene import COLOURS, FPS, HELD_OUT, SHAPES, SIZE, Scene, make_scene
 
-N_LOOKED_AT = 8  # frames per clip that the video encoder is given
-FIRST_TEXT = 1_000_000  # seeds of scenes that are only told
+N_LOOKED_AT = 8  # frames per clip for the video encoder
+FIRST_TEXT = 1_000_000  # first seed of the text-only scenes
 
 
 def media_name(scene: Scene) -> str:
-    """File name of a scene's media."""
+    """Return the file name of a scene's clip or image."""
     return f"{scene.seed:06d}.{'png' if scene.still else 'mp4'}"
 
 
 def media_bytes(scene: Scene) -> bytes:
-    """The scene as a PNG or an H.264 MP4 file."""
+    """Encode the scene as PNG or H.264 MP4."""
     frames = render(scene)
     buffer = io.BytesIO()
     if scene.still:
@@ -60,14 +60,14 @@ def media_bytes(scene: Scene) -> bytes:
         stream.width = stream.height = SIZE
         stream.pix_fmt = "yuv420p"
         stream.thread_count = 1
-        for picture in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
     return buffer.getvalue()
 
 
 def looked_at(data: bytes, still: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The frames that the encoder sees: uint8 [T, SIZE, SIZE, 3] (T is 1 or N_LOOKED_AT), and their indices [T]."""
+    """Decode the frames for the encoder: uint8 [T, SIZE, SIZE, 3] (T is 1 or N_LOOKED_AT), and their indices [T]."""
     if still:
         return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))[None], np.zeros(1, int)
     with av.open(io.BytesIO(data)) as container:
@@ -78,10 +78,10 @@ def looked_at(data: bytes, still: bool) -> tuple[np.ndarray, np.ndarray]:
 
 
 def turns(scene: Scene, seed: int = 0) -> list[list[Pair]]:
-    """Conversations about a scene: each inner list is one conversation of one or more turns."""
+    """Return the conversations about a scene, each a list of one or more turns."""
     rng = np.random.default_rng([scene.seed, seed, 79])
-    ask_caption = _drawn(CAPTION_QUESTIONS, scene, rng)
-    ask_detail = _drawn(DETAIL_QUESTIONS, scene, rng)
+    ask_caption = _choose(CAPTION_QUESTIONS, scene, rng)
+    ask_detail = _choose(DETAIL_QUESTIONS, scene, rng)
     found = [[Pair("caption", ask_caption, caption(scene, rng))], [Pair("detail", ask_detail, detail(scene))]]
     found += [[pair] for pair in pairs(scene, rng)]
     found.append(dialogue(scene, rng))
@@ -91,14 +91,14 @@ def turns(scene: Scene, seed: int = 0) -> list[list[Pair]]:
     return found
 
 
-def _drawn(questions: dict[bool, tuple[str, ...]], scene: Scene, rng: np.random.Generator) -> str:
+def _choose(questions: dict[bool, tuple[str, ...]], scene: Scene, rng: np.random.Generator) -> str:
     return questions[scene.still][int(rng.integers(len(questions[scene.still])))]
 
 
 def records(scene: Scene, seed: int = 0) -> list[dict[str, Any]]:
-    """The conversations of a scene in the LLaVA format, one record each.
+    """Return the conversations of a scene in the LLaVA format, one record each.
 
-    None asks about a pair that no picture shows: "is there a red star?" would always be answered with no.
+    Conversations about held-out pairs are skipped: the answer to "is there a red star?" would always be no.
     """
     kind = "image" if scene.still else "video"
     made = []
@@ -113,7 +113,7 @@ def records(scene: Scene, seed: int = 0) -> list[dict[str, Any]]:
 
 
 def _values(lead: str, conversation: Sequence[Pair]) -> list[dict[str, str]]:
-    """The turns in the LLaVA format; `lead` stands in a line of its own before the first question."""
+    """Return the turns in the LLaVA format; `lead` is a line before the first question."""
     values = []
     for i, pair in enumerate(conversation):
         values.append({"from": "human", "value": (f"{lead}\n" if i == 0 else "") + pair.question})
@@ -122,7 +122,7 @@ def _values(lead: str, conversation: Sequence[Pair]) -> list[dict[str, str]]:
 
 
 def all_records(scene: Scene) -> list[dict[str, Any]]:
-    """Three draws of every kind of conversation; of the many look-ups, checks and plain questions one."""
+    """Return three samples of every kind of conversation, but one of the many lookups, checks and plain questions."""
     return [
         r
         for seed in range(3)
@@ -142,22 +142,22 @@ def write_world(folder: Path, seeds: Sequence[int], *, held_out: bool = False, s
 
 
 def write_captions(folder: Path, n_media: int) -> None:
-    """captions.json: what conversations.json says of the first media as a whole, captions and descriptions."""
+    """Write captions.json: the captions and descriptions of the first files in conversations.json."""
     _write_chosen(folder, "captions.json", n_media, lambda scene: True, ("caption", "detail"))
 
 
 def write_lookups(folder: Path, n_media: int) -> None:
-    """lookups.json: what conversations.json asks about one of several things that can be taken for another."""
+    """Write lookups.json: questions in conversations.json about one of several objects that could be confused."""
     _write_chosen(folder, "lookups.json", n_media, lambda scene: len(scene.things) > 1, ("lookup", "check", "position"))
 
 
 def write_alike(folder: Path, n_media: int) -> None:
-    """alike.json: captions and descriptions in conversations.json of scenes where two things share a colour."""
+    """Write alike.json: captions and descriptions in conversations.json of scenes where two objects share a color."""
     _write_chosen(folder, "alike.json", n_media, share_a_colour, ("caption", "detail"))
 
 
 def _write_chosen(folder: Path, name: str, n_media: int, fits: Callable[[Scene], bool], topics: Container[str]) -> None:
-    """The conversations on some topics about the first media whose scenes fit."""
+    """Write the conversations on some topics about the first files whose scenes fit."""
     made = json.loads((folder / "conversations.json").read_text())
     seeds = sorted({_seed(record) for record in made})
     chosen = set(islice((seed for seed in seeds if fits(make_scene(seed))), n_media))
@@ -170,10 +170,9 @@ def _seed(record: dict[str, Any]) -> int:
 
 
 def write_texts(path: Path, n: int, *, held_out: bool) -> None:
-    """Conversations about scenes told in words, without media; JSON lines.
+    """Write conversations about scenes described in text, without media, as JSON lines.
 
-    With `held_out`, half of the scenes may hold colour-shape pairs that no picture shows: a language model has read of
-    more than its eyes have seen.
+    With `held_out`, half of the scenes may have held-out color-shape pairs: text may cover more than the images do.
     """
     with path.open("w") as file:
         for made in parallel(partial(_text_of, held_out), range(FIRST_TEXT, FIRST_TEXT + n)):
@@ -182,15 +181,15 @@ def write_texts(path: Path, n: int, *, held_out: bool) -> None:
 
 def _text_of(held_out: bool, seed: int) -> str:
     scene, rng = make_scene(seed, held_out=held_out and seed % 2 == 0), np.random.default_rng(seed)
-    told = summary(scene, rng)
+    description = summary(scene, rng)
     found = []
     for k, conversation in enumerate(turns(scene, 1)):
-        found.append(json.dumps({"id": f"{seed}-{k}", "conversations": _values(told, conversation)}) + "\n")
+        found.append(json.dumps({"id": f"{seed}-{k}", "conversations": _values(description, conversation)}) + "\n")
     return "".join(found)
 
 
 def write_unseen(path: Path) -> None:
-    """The colour-shape pairs that no picture shows, as `unseen_pairs` of `vidqa train` takes them."""
+    """Write the held-out color-shape pairs as a file for `unseen_pairs` of `vidqa train`."""
     lines = [
         "# Pairs that no training clip or picture shows: the loss leaves them out as answers about one.",
         f"pairs = {json.dumps(sorted(HELD_OUT))}",
@@ -204,7 +203,7 @@ def write_unseen(path: Path) -> None:
 
 
 def parallel(work: Any, seeds: Iterable[int], n_workers: int = 2) -> Iterator[Any]:
-    """`map` over processes, in order."""
+    """Map over seeds in several processes, in order."""
     with ProcessPoolExecutor(n_workers) as pool:
         yield from pool.map(work, seeds, chunksize=64)
 

@@ -1,4 +1,4 @@
-"""A fixture on disk -> its description and tensors, with a memory of which outputs were looked at."""
+"""A fixture on disk -> its description and tensors; tracks which outputs have been compared."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from golden_checks.report import Report
 
 @dataclass
 class Fixture:
-    """`NAME.json` and `NAME.safetensors` of a folder."""
+    """A fixture: `NAME.json` and `NAME.safetensors` of a folder."""
 
     name: str
     folder: Path
@@ -26,42 +26,42 @@ class Fixture:
 
     @classmethod
     def read(cls, folder: Path, name: str) -> Fixture:
-        """Read both files; the second may be missing where a fixture has no tensors."""
+        """Read both files; a fixture without tensors has no second file."""
         meta = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
         file = folder / f"{name}.safetensors"
         return cls(name, folder, meta, load_file(file) if file.is_file() else {})
 
     def part(self, prefix: str) -> dict[str, Tensor]:
-        """Tensors below a prefix, which is taken off."""
+        """Return the tensors with a prefix, without that prefix."""
         return {k[len(prefix) :]: v for k, v in self.tensors.items() if k.startswith(prefix)}
 
     def input(self, key: str) -> Tensor:
-        """An input; what is stored as float16 is given as the float32 that the reference got."""
+        """Return an input; float16 storage is converted to float32, as for the reference."""
         value = self.tensors[f"in/{key}"]
         return value.float() if value.is_floating_point() else value
 
     def outputs(self, prefix: str = "") -> list[str]:
-        """Names of the stored outputs below a prefix."""
+        """Return the names of the stored outputs with a prefix."""
         return sorted(self.part(f"out/{prefix}"))
 
     def has(self, key: str) -> bool:
-        """Whether an output is stored."""
+        """Return whether an output is stored."""
         return f"out/{key}" in self.tensors
 
-    def want(self, key: str) -> Tensor:
-        """A stored output, which now counts as compared."""
+    def expected(self, key: str) -> Tensor:
+        """Return a stored output and mark it as compared."""
         self._seen.add(f"out/{key}")
         return self.tensors[f"out/{key}"]
 
     def report(self) -> Report:
-        """An empty report with the fixture's own tolerance."""
+        """Return an empty report with the fixture's tolerance."""
         tolerance = self.meta.get("tolerance")
         numbers = tolerance if isinstance(tolerance, dict) else {}
         values = {k: float(numbers[k]) for k in ("atol", "rtol") if isinstance(numbers.get(k), int | float)}
         return Report(self.name, **values)
 
     def close(self, report: Report) -> Report:
-        """Say what was not looked at, and whether the tensors are those that the description names."""
+        """Report outputs that were not compared, and whether the tensors match the digest in the description."""
         if left := sorted(k for k in self.tensors if k.startswith("out/") and k not in self._seen):
             report.notes.append(f"{len(left)} stored outputs not compared: {', '.join(left[:8])}" + _more(left, 8))
         digest = self.meta.get("sha256_safetensors")

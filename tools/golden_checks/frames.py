@@ -1,4 +1,4 @@
-"""Which frames are looked at: the index rules of the published models."""
+"""Frame sampling: the index rules of the published models."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vidqa.records import SamplingSpec
 
 
 def check(fixture: Fixture) -> Report:
-    """Compare every recorded vector, and the traps of floating point that are recorded with them."""
+    """Compare every recorded vector and the recorded floating-point edge cases."""
     report, meta = fixture.report(), fixture.meta
     for rule in ("linspace", "arange"):
         for k, vectors in meta.get(rule, {}).items():
@@ -27,5 +27,5 @@ def check(fixture: Fixture) -> Report:
         elif name.startswith("arange length"):
             for k, (_, first) in facts.items():
                 for n in first:
-                    report.exact(f"arange n={n} k={k} gives k frames", len(arange_indices(n, int(k))), int(k))
+                    report.exact(f"arange n={n} k={k} returns k frames", len(arange_indices(n, int(k))), int(k))
     return fixture.close(report)

@@ -1,4 +1,4 @@
-"""A language model from stored weights, and the comparison of its logits, loss and greedy tokens."""
+"""Builds a language model from stored weights and compares its logits, loss and greedy tokens."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from vidqa.records import Prompt
 def build_model(
     fixture: Fixture, config: dict[str, Any], weights: dict[str, Tensor], connector: Connector, chat: str
 ) -> VideoLlava:
-    """A whole model around `connector`; `weights` by the names of a Llama of transformers, others are left alone."""
+    """Build a model around `connector`; `weights` are named as in transformers' Llama, others are ignored."""
     llm = LlamaForCausalLM(LlamaConfig(**config)).eval()
     own = ("model.layers.", "model.embed_tokens.", "model.norm.", "lm_head.")
     kept = {k: v for k, v in weights.items() if k.startswith(own) and "inv_freq" not in k}
@@ -33,38 +33,38 @@ def build_model(
     return model.eval().requires_grad_(False)
 
 
-def make_row(ids: Tensor, places: Sequence[int], visual: Sequence[Tensor], n: int) -> Row:
-    """A prompt [S] whose ids name the places of visual tokens one by one."""
+def make_row(ids: Tensor, slot_ids: Sequence[int], visual: Sequence[Tensor], n: int) -> Row:
+    """Build a row from a prompt [S]; every id in `slot_ids` is the slot of one visual token."""
     flat = ids.numpy().astype(np.int64)
-    return Row(Prompt(flat, np.isin(flat, list(places))), tuple(visual), n)
+    return Row(Prompt(flat, np.isin(flat, list(slot_ids))), tuple(visual), n)
 
 
 def greedy(model: VideoLlava, rows: Sequence[Row]) -> tuple[list[list[int]], Tensor]:
-    """New tokens of each row by our own decode loop, and the logits of each step, float [B, n, vocabulary]."""
+    """Decode greedily with vidqa's loop; return the new ids of each row and the logits float [B, n, vocabulary]."""
     scores: list[Tensor] = []
 
     def choose(logits: Tensor, lines: object) -> Tensor:
         scores.append(logits)
         return pick_greedy(logits)
 
-    said = decode(model, rows, frozenset(), choose, lambda ids: False)
-    return [s.ids for s in said], torch.stack(scores, dim=1)
+    sequences = decode(model, rows, frozenset(), choose, lambda ids: False)
+    return [s.ids for s in sequences], torch.stack(scores, dim=1)
 
 
 def n_new(fixture: Fixture, case: str) -> int:
-    """How many tokens the reference said."""
+    """Return the number of tokens that the reference generated."""
     return int(fixture.tensors[f"out/{case}/greedy_tokens"].shape[1])
 
 
 def compare_case(
     report: Report, fixture: Fixture, case: str, model: VideoLlava, rows: Sequence[Row], labels: Tensor | None = None
 ) -> None:
-    """Logits (whole, the last ones, or every n-th), loss, greedy tokens and their scores of one stored case."""
+    """Compare logits (all, the last, or every n-th), loss, greedy tokens and their scores of one stored case."""
     forms = [k for k in fixture.outputs(f"{case}/") if k.startswith("logits")]
     logits = [model.llm(inputs_embeds=model.embed_prompt(r.prompt, r.visual)[None]).logits[0] for r in rows]
     for form in forms:
-        want = fixture.want(f"{case}/{form}")
-        for i, (ours, theirs) in enumerate(zip(logits, want, strict=True)):
+        expected = fixture.expected(f"{case}/{form}")
+        for i, (ours, theirs) in enumerate(zip(logits, expected, strict=True)):
             got, theirs = _cut(form, ours, theirs)
             report.close(f"{case} {form}" + (f" row {i}" if len(rows) > 1 else ""), got, theirs)
     if labels is not None and fixture.has(f"{case}/loss"):
@@ -73,24 +73,24 @@ def compare_case(
         media = [v for r in rows for v in r.visual]
         width = model.connector.out_size
         loss = model(ids, slots, torch.cat(media) if media else torch.empty(0, width), labels=labels).loss
-        report.close(f"{case} loss", loss[None], fixture.want(f"{case}/loss"))
+        report.close(f"{case} loss", loss[None], fixture.expected(f"{case}/loss"))
     if fixture.has(f"{case}/greedy_tokens"):
-        ids_said, scores = greedy(model, rows)
-        report.tokens(f"{case} greedy tokens", ids_said, fixture.want(f"{case}/greedy_tokens"))
+        new_ids, scores = greedy(model, rows)
+        report.tokens(f"{case} greedy tokens", new_ids, fixture.expected(f"{case}/greedy_tokens"))
         if fixture.has(f"{case}/greedy_scores"):
-            report.close(f"{case} greedy scores", scores, fixture.want(f"{case}/greedy_scores"))
+            report.close(f"{case} greedy scores", scores, fixture.expected(f"{case}/greedy_scores"))
 
 
 def compare_together(report: Report, fixture: Fixture, model: VideoLlava, cases: dict[str, list[Row]]) -> None:
-    """All cases in one batch say what each says alone."""
+    """Check that all cases decoded in one batch produce the same tokens as separately."""
     flat = [row for rows in cases.values() for row in rows]
-    wanted = [fixture.tensors[f"out/{case}/greedy_tokens"].tolist() for case in cases]
-    said, _ = greedy(model, flat)
-    report.tokens("all cases in one batch", said, [row for rows in wanted for row in rows])
+    expected = [fixture.tensors[f"out/{case}/greedy_tokens"].tolist() for case in cases]
+    new_ids, _ = greedy(model, flat)
+    report.tokens("all cases in one batch", new_ids, [row for rows in expected for row in rows])
 
 
 def _cut(form: str, ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
-    """The part of our logits [S, vocabulary] that is stored under a name; a row that was padded in front is shorter."""
+    """Select the stored part of our logits [S, vocabulary]; a row with left padding is shorter."""
     if m := re.fullmatch(r"logits_every_(\d+)th", form):
         return ours[:: int(m[1])], theirs
     if form == "logits" or re.fullmatch(r"logits_last\d+", form):

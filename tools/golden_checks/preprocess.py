@@ -1,4 +1,4 @@
-"""Pixels of single frames after the preprocessing of the published models."""
+"""Compares the pixels of single frames after the preprocessing of the published models."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from golden_checks.report import Report
 from vidqa.encoders.preprocess import PreprocessSpec, preprocess
 from vidqa.records import FrameBatch, MediaKind
 
-#: Name of the reference transform -> kind of the frame, the spec that reproduces it, and what float16 storage costs.
+#: Name of the reference transform -> (media kind, spec that reproduces it, error of float16 storage).
 TRANSFORMS: dict[str, tuple[MediaKind, dict[str, Any], float]] = {
     "orig_video": ("video", {"mode": "original"}, 2e-3),
     "orig_image_noaa": ("image", {"mode": "original"}, 2e-3),
@@ -24,12 +24,12 @@ TRANSFORMS: dict[str, tuple[MediaKind, dict[str, Any], float]] = {
     "video_chatgpt": ("video", {"mode": "video_chatgpt"}, 1e-3),
     "valley_video": ("video", {"mode": "valley"}, 2e-3),
 }
-#: Not offered, and why.
-LEFT_OUT = {"orig_image_aa": "the antialiasing that newer torchvision adds is no published model's"}
+#: Transforms without a counterpart in vidqa -> reason.
+UNSUPPORTED = {"orig_image_aa": "no published model uses the antialiasing of newer torchvision"}
 
 
 def frame_of(fixture: Fixture, index: int) -> np.ndarray:
-    """uint8 [H, W, 3]"""
+    """Return a stored input frame: uint8 [H, W, 3]."""
     if (raw := fixture.tensors.get(f"in/frame{index}")) is not None:
         return raw.numpy()
     png = fixture.tensors[f"in/frame{index}_png"].numpy().tobytes()
@@ -37,7 +37,7 @@ def frame_of(fixture: Fixture, index: int) -> np.ndarray:
 
 
 def run(fixture: Fixture, name: str, index: int, size: int) -> np.ndarray:
-    """float32 [3, S, S] by the package's own preprocessing."""
+    """Preprocess a frame with vidqa: float32 [3, S, S]."""
     kind, settings, _ = TRANSFORMS[name]
     spec = PreprocessSpec(image_size=size, **settings)
     batch = FrameBatch(frame_of(fixture, index)[None], np.zeros(1), np.zeros(1, bool), kind)
@@ -45,22 +45,22 @@ def run(fixture: Fixture, name: str, index: int, size: int) -> np.ndarray:
 
 
 def check(fixture: Fixture) -> Report:
-    """Compare the stored pixels, and the statistics of the whole pictures."""
+    """Compare the stored pixels, and the statistics of the full images."""
     report = fixture.report()
     for key, stats in fixture.meta["stats"].items():
         name, _, frame = key.partition("/frame")
         stored = [k for k in fixture.outputs() if re.match(rf"{name}/frame{frame}_(s|rows)\d", k)]
         if name not in TRANSFORMS:
             for k in stored:
-                fixture.want(k)
-            note = f"{name} is not compared: {LEFT_OUT.get(name, 'vidqa has no such transform')}"
+                fixture.expected(k)
+            note = f"{name} is not compared: {UNSUPPORTED.get(name, 'vidqa has no such transform')}"
             report.notes += [note] if note not in report.notes else []
             continue
         strided = next(k for k in stored if re.search(r"_s\d+$", k))
         step = int(strided.rsplit("_s", 1)[1])
         got = run(fixture, name, int(frame), fixture.tensors[f"out/{strided}"].shape[-1] * step)
         for k in stored:
-            _compare(report, k, got, fixture.want(k), TRANSFORMS[name][2])
+            _compare(report, k, got, fixture.expected(k), TRANSFORMS[name][2])
         exact = got.astype(np.float64)
         report.close(f"{key} mean", exact.mean((1, 2)), stats["mean"], 1e-6, 0)
         report.close(f"{key} std", exact.std((1, 2)), stats["std"], 1e-6, 0)
@@ -68,10 +68,10 @@ def check(fixture: Fixture) -> Report:
     return fixture.close(report)
 
 
-def _compare(report: Report, key: str, got: np.ndarray, want: Tensor, atol: float) -> None:
+def _compare(report: Report, key: str, got: np.ndarray, expected: Tensor, atol: float) -> None:
     if m := re.search(r"_rows(\d+)_(\d+)$", key):
         part = got[:, int(m[1]) : int(m[2])]
     else:
         step = int(key.rsplit("_s", 1)[1])
         part = got[:, ::step, ::step]
-    report.close(key, part.astype(np.float32), want.float().numpy(), atol, 0)
+    report.close(key, part.astype(np.float32), expected.float().numpy(), atol, 0)

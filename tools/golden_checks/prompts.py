@@ -1,4 +1,4 @@
-"""Rendered prompts, token ids and labels, and how an answer is cleaned."""
+"""Compares rendered prompts, token ids and labels, and the cleaning of answers."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from vidqa.prompts.chat_formats import FORMATS, ChatFormat, Turn, get_format, re
 
 PLACEHOLDER = -200
 MODES = ("legacy", "legacy_false")
-#: Runs of visual tokens of Valley's recorded prompts.
+#: Lengths of the runs of visual tokens in Valley's recorded prompts.
 VALLEY_RUNS = (256, 8)
 ROLES = {"user": 0, "assistent": 1}
 
 
 class Slow:
-    """The slow Llama tokenizer of transformers 4.31, on sentencepiece.
+    """The slow Llama tokenizer of transformers 4.31, based on sentencepiece.
 
-    The tokenizer that transformers 5 makes of the same file leaves out the prefix of a text that begins with a space,
-    so it does not reproduce all recorded ids.
+    The tokenizer that transformers 5 builds from the same file omits the prefix of a text that starts with a space, so
+    it does not reproduce all recorded ids.
     """
 
     bos_token_id = 1
@@ -40,7 +40,7 @@ class Slow:
         self.legacy = legacy
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """Ids of a text; `</s>` is the end token."""
+        """Return the ids of a text; `</s>` is the end token."""
         out = [1] if add_special_tokens else []
         for i, part in enumerate(text.split("</s>")):
             out += [2] * (i > 0)
@@ -52,22 +52,22 @@ class Slow:
         return out
 
     def convert_tokens_to_ids(self, tokens: str) -> int:
-        """Not asked for by the formats that are compared with this tokenizer."""
+        """Fail: the formats compared with this tokenizer do not use it."""
         raise ValueError(f"no token {tokens} here")
 
     def apply_chat_template(self, conversation: Any, *, tokenize: bool, add_generation_prompt: bool) -> str:
-        """Llama of that time has none."""
+        """Fail: the Llama tokenizer of that version has no chat template."""
         raise ValueError("no chat template here")
 
 
 def tokenizers(fixture: Fixture) -> dict[str, Slow]:
-    """The fixture's tokenizer with its two settings."""
+    """Return the fixture's tokenizer in its two modes."""
     file = fixture.folder / fixture.meta["tokenizer"]["file"]
     return {mode: Slow(file, mode == "legacy") for mode in MODES}
 
 
 def check(fixture: Fixture) -> Report:
-    """Compare everything that is recorded and that vidqa has a form for; say what it has none for."""
+    """Compare everything that vidqa has a counterpart for; note the rest."""
     report = fixture.report()
     slow = tokenizers(fixture)
     _rendered(report, fixture.meta)
@@ -98,35 +98,40 @@ def _rendered(report: Report, meta: dict[str, Any]) -> None:
             if name not in FORMATS:
                 _note(report, f"rendered prompts of {name!r} are not compared: vidqa has no such format")
                 continue
-            for structure, want in cases.items():
+            for structure, expected in cases.items():
                 what, turns = f"{name} {structure}", _pairs(meta["turn_structures"][structure])
                 try:
                     text = render(FORMATS[name], turns)
                 except ValueError:
-                    report.exact(what, "raises", "raises" if "raises" in want else want)
+                    report.exact(what, "raises", "raises" if "raises" in expected else expected)
                     continue
-                report.exact(what, (len(text), _sha(text)), (want.get("n_chars"), want.get("sha256")))
+                report.exact(what, (len(text), _sha(text)), (expected.get("n_chars"), expected.get("sha256")))
 
 
 def _systems(report: Report, meta: dict[str, Any]) -> None:
-    for name, want in meta.get("system_prompts", {}).items():
+    for name, expected in meta.get("system_prompts", {}).items():
         chat = FORMATS.get(name.rpartition(":")[2])
         if chat is None:
             _note(report, f"the system text of {name!r} is not compared: vidqa has no such format")
             continue
-        report.exact(f"system text of {name}", (len(chat.system), _sha(chat.system)), (want["n_chars"], want["sha256"]))
+        report.exact(
+            f"system text of {name}", (len(chat.system), _sha(chat.system)), (expected["n_chars"], expected["sha256"])
+        )
 
 
 def _valley(report: Report, meta: dict[str, Any]) -> None:
-    """Prompts as Valley is asked, and what becomes of its raw answers."""
+    """Compare Valley's inference prompts and the cleaning of its raw answers."""
     chat = FORMATS["valley"]
-    for name, want in meta.get("valley_inference_prompts", {}).items():
-        if "raises" in want:
-            _note(report, f"valley {name}: the original raises; vidqa asks without a clip, or spells the role itself")
+    for name, expected in meta.get("valley_inference_prompts", {}).items():
+        if "raises" in expected:
+            _note(
+                report,
+                f"valley {name}: the original raises; vidqa allows questions without a clip and writes the role itself",
+            )
             continue
-        text = render(*_as_asked(chat, want["messages"]))
+        text = render(*_as_asked(chat, expected["messages"]))
         text = re.sub("<(video|image)>", chat.media_text(VALLEY_RUNS), text)
-        report.exact(f"valley {name}", (len(text), _sha(text)), (want["n_chars"], want["sha256"]))
+        report.exact(f"valley {name}", (len(text), _sha(text)), (expected["n_chars"], expected["sha256"]))
 
     class Plain:
         def decode(self, ids: Sequence[str], skip_special_tokens: bool) -> str:
@@ -138,7 +143,7 @@ def _valley(report: Report, meta: dict[str, Any]) -> None:
 
 
 def _as_asked(chat: ChatFormat, messages: Sequence[Sequence[str]]) -> tuple[ChatFormat, list[Turn]]:
-    """Messages of the original -> format and turns; it drops what a user says without a medium."""
+    """Convert messages of the original to format and turns; it drops user messages without media."""
     system, turns = "", []
     for role, content in messages:
         if role == "system":
@@ -151,13 +156,13 @@ def _as_asked(chat: ChatFormat, messages: Sequence[Sequence[str]]) -> tuple[Chat
 
 
 def with_placeholders(labelled: LabelledPrompt) -> tuple[list[int], list[int]]:
-    """Ids as the original writes them when every frame takes one slot."""
+    """Return ids and labels as in the original, with one placeholder per frame."""
     p = labelled.prompt
     return np.where(p.slots, PLACEHOLDER, p.ids).tolist(), labelled.labels.tolist()
 
 
 def dialogue(source: list[dict[str, str]]) -> tuple[list[Turn], list[tuple[Any, int, int]]]:
-    """Turns and media of a recorded conversation; an opening answer is left out, as in the original."""
+    """Return turns and media of a recorded conversation; a leading answer is dropped, as in the original."""
     values: list[str] = [one["value"] for one in (source[1:] if source[0]["from"] == "gpt" else source)]
     turns = _pairs(values)
     kinds = [k for question, _ in turns for k in re.findall("<(image|video)>", question)]
@@ -172,7 +177,7 @@ def _encodings(report: Report, meta: dict[str, Any], slow: dict[str, Slow]) -> N
     for case in meta.get("tokenizer_image_token", []):
         if not case["prompt"]:
             continue
-        # As answers of captions, where tags are not special: the pieces come from the recorded text alone.
+        # Encoded as caption answers, where tags are not special: the pieces come from the recorded text only.
         first, *rest = case["prompt"].split("<image>")
         turns: list[Turn] = [("", first), *(("<image>", piece) for piece in rest)]
         for mode in MODES:
@@ -185,15 +190,15 @@ def _labels(report: Report, meta: dict[str, Any], slow: dict[str, Slow]) -> None
     groups = {k: v for k, v in masking.items() if "/" in k}
     groups |= {k: v for k, v in meta.items() if k.startswith("valley_training_masks/")}
     neutral = masking.get("neutral_system_text", "")
-    tuned = get_format("valley_tuned", neutral)
+    valley = get_format("valley_tuned", neutral)
     forms: dict[str, tuple[ChatFormat, Callable[..., None]]] = {
         "preprocess_v1/neutral_system/": (get_format("v1", neutral), _one_labelled),
         "preprocess_v1/real_system_v1/": (FORMATS["v1"], _one_labelled),
         "preprocess_v1/real_system_llava_v1/": (FORMATS["llava_v1"], _one_labelled),
         "preprocess_plain/": (FORMATS["plain"], _one_caption),
-        # The loss of this style lies beside the answers by a few tokens in the original; vidqa's lies on them.
-        "preprocess_v0_style": (replace(tuned, media="split", special_tokens=()), _one_text),
-        "valley_training_masks/": (replace(tuned, media="split", special_tokens=()), _one_text),
+        # In the original, the loss mask of this style is off by a few tokens; vidqa's covers exactly the answers.
+        "preprocess_v0_style": (replace(valley, media="split", special_tokens=()), _one_text),
+        "valley_training_masks/": (replace(valley, media="split", special_tokens=()), _one_text),
     }
     for group, cases in groups.items():
         prefix = next((p for p in forms if group.startswith(p)), None)
@@ -202,46 +207,53 @@ def _labels(report: Report, meta: dict[str, Any], slow: dict[str, Slow]) -> None
             _note(report, f"{group} is not compared: unknown to this tool")
             continue
         chat, compare = forms[prefix]
-        for name, want in cases.items():
+        for name, expected in cases.items():
             source = (masking["plain_sources"] if "plain" in group else masking["sources"])[name.split("/")[0]]
-            compare(report, f"{group} {name}", chat, slow[mode], source["conversations"], want)
+            compare(report, f"{group} {name}", chat, slow[mode], source["conversations"], expected)
         if compare is _one_text:
-            _note(report, f"{group}: ids only; the original's loss is off by tokens, vidqa learns the answers")
+            _note(
+                report,
+                f"{group}: only ids; the original's loss mask is off by a few tokens, vidqa's covers the answers",
+            )
 
 
-def _one_labelled(report: Report, what: str, chat: ChatFormat, slow: Slow, source: Any, want: dict[str, Any]) -> None:
+def _one_labelled(
+    report: Report, what: str, chat: ChatFormat, slow: Slow, source: Any, expected: dict[str, Any]
+) -> None:
     turns, media = dialogue(source)
     labelled = build_labels(slow, chat, turns, media)
     ids, labels = with_placeholders(labelled)
-    if "input_ids" in want:
-        cut = len(want["input_ids"]) if "max_length" in what else None  # the original cuts there
-        report.tokens(f"{what} ids", ids[:cut], want["input_ids"])
+    if "input_ids" in expected:
+        cut = len(expected["input_ids"]) if "max_length" in what else None  # the original cuts there
+        report.tokens(f"{what} ids", ids[:cut], expected["input_ids"])
         if cut is None:
-            report.tokens(f"{what} labels", labels, want["labels"])
+            report.tokens(f"{what} labels", labels, expected["labels"])
     else:
         shas = [_sha(json.dumps(v, separators=(",", ":"))) for v in (ids, labels)]
-        report.exact(what, (len(ids), *shas), (want["n"], want["ids_sha256"], want["labels_sha256"]))
+        report.exact(what, (len(ids), *shas), (expected["n"], expected["ids_sha256"], expected["labels_sha256"]))
     if "max_length" not in what:
-        report.exact(f"{what} is left out", labelled.problem is not None, want["mismatch_warning"])
+        report.exact(f"{what} is ignored", labelled.problem is not None, expected["mismatch_warning"])
 
 
-def _one_caption(report: Report, what: str, chat: ChatFormat, slow: Slow, source: Any, want: dict[str, Any]) -> None:
-    if "raises" in want:  # the original refuses a caption of nothing; here it is text to learn
+def _one_caption(
+    report: Report, what: str, chat: ChatFormat, slow: Slow, source: Any, expected: dict[str, Any]
+) -> None:
+    if "raises" in expected:  # the original rejects a caption without media; vidqa trains on its text
         return
     turns, media = dialogue(source)
-    # The original takes one placeholder for a whole video with this format.
+    # With this format, the original uses one placeholder per video.
     ids, labels = with_placeholders(build_labels(slow, chat, turns, [(k, 1, 1) for k, _, _ in media]))
-    report.tokens(f"{what} ids", ids, want["input_ids"])
-    report.tokens(f"{what} labels", labels, want["labels"])
+    report.tokens(f"{what} ids", ids, expected["input_ids"])
+    report.tokens(f"{what} labels", labels, expected["labels"])
 
 
-def _one_text(report: Report, what: str, chat: ChatFormat, slow: Slow, source: Any, want: dict[str, Any]) -> None:
+def _one_text(report: Report, what: str, chat: ChatFormat, slow: Slow, source: Any, expected: dict[str, Any]) -> None:
     turns, media = dialogue(source)
-    report.tokens(f"{what} ids", with_placeholders(build_labels(slow, chat, turns, media))[0], want["input_ids"])
+    report.tokens(f"{what} ids", with_placeholders(build_labels(slow, chat, turns, media))[0], expected["input_ids"])
 
 
 def _expansions(report: Report, meta: dict[str, Any], slow: Slow) -> None:
-    """How many frames the tags of a question ask for."""
+    """Compare the number of frames that the tags of a question stand for."""
     for style, cases in meta.get("preprocess_multimodal", {}).items():
         if style != "default":
             _note(report, f"preprocess_multimodal {style} is not compared: no published model uses it")

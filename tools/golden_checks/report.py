@@ -1,4 +1,4 @@
-"""What a comparison found: how many values, how far off, how many tokens equal, what was left out."""
+"""The result of a comparison: number of values, largest error, equal tokens, and what was skipped."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass
 class Report:
-    """Findings of one fixture. A comparison that does not hold becomes a line of `misses`; the rest still runs."""
+    """The result of one fixture; a failed comparison adds a line to `misses`, and the others still run."""
 
     name: str
     atol: float = 1e-4
@@ -23,13 +23,13 @@ class Report:
     worst: str = ""
     n_tokens: int = 0
     n_tokens_equal: int = 0
-    n_exact: int = 0  # comparisons without a tolerance, tokens not counted
+    n_exact: int = 0  # comparisons without a tolerance, except tokens
     misses: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def close(self, what: str, got: Any, want: Any, atol: float | None = None, rtol: float | None = None) -> None:
-        """Compare numbers: |got - want| <= atol + rtol * |want| everywhere."""
-        ours, theirs = (torch.as_tensor(v).detach().double() for v in (got, want))
+    def close(self, what: str, got: Any, expected: Any, atol: float | None = None, rtol: float | None = None) -> None:
+        """Compare numbers: |got - expected| <= atol + rtol * |expected| everywhere."""
+        ours, theirs = (torch.as_tensor(v).detach().double() for v in (got, expected))
         self.n_arrays += 1
         if ours.shape != theirs.shape:
             self.misses.append(f"{what}: shape {list(ours.shape)}, the reference has {list(theirs.shape)}")
@@ -43,28 +43,28 @@ class Report:
         if not bool((error <= allowed).all()):
             self.misses.append(f"{what}: off by up to {largest:.2e}")
 
-    def tokens(self, what: str, got: Any, want: Any) -> None:
-        """Compare lists of ids."""
-        ours, theirs = _flat(got), _flat(want)
+    def tokens(self, what: str, got: Any, expected: Any) -> None:
+        """Compare lists of token ids."""
+        ours, theirs = _flat(got), _flat(expected)
         self.n_tokens += len(theirs)
         equal = sum(a == b for a, b in zip(ours, theirs, strict=False))
         self.n_tokens_equal += equal
         if ours != theirs:
-            self.misses.append(f"{what}: {equal} of {len(theirs)} tokens equal, {len(ours)} given")
+            self.misses.append(f"{what}: {equal} of {len(theirs)} tokens equal, got {len(ours)}")
 
-    def exact(self, what: str, got: object, want: object) -> None:
-        """Compare values that leave no room for rounding."""
+    def exact(self, what: str, got: object, expected: object) -> None:
+        """Compare values that must be equal."""
         self.n_exact += 1
-        if got != want:
-            self.misses.append(f"{what}: {got!r:.80}, the reference has {want!r:.80}")
+        if got != expected:
+            self.misses.append(f"{what}: {got!r:.80}, the reference has {expected!r:.80}")
 
     @property
     def ok(self) -> bool:
-        """Something was compared, and all of it held."""
+        """Whether something was compared and everything agreed."""
         return not self.misses and bool(self.n_arrays + self.n_tokens + self.n_exact)
 
     def line(self) -> str:
-        """One line for people."""
+        """Return a one-line summary."""
         parts = []
         if self.n_arrays:
             at = f" ({self.worst})" if self.worst else ""

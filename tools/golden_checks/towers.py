@@ -1,4 +1,4 @@
-"""LanguageBind image and video: vision tower, text tower, projections and their cosines."""
+"""Compares LanguageBind image and video: vision tower, text tower, projections and their cosines."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vidqa.model.video_llava import load_strictly
 
 
 def vision_config(c: dict[str, Any]) -> VisionConfig:
-    """A tower's shape from the words of a transformers config."""
+    """Convert a transformers config into the config of a tower."""
     return VisionConfig(
         image_size=c["image_size"],
         patch_size=c["patch_size"],
@@ -35,7 +35,7 @@ def vision_config(c: dict[str, Any]) -> VisionConfig:
 
 
 def vision_model(config: dict[str, Any], weights: dict[str, Tensor], source: str) -> VisionModel:
-    """A tower without its projection, loaded strictly."""
+    """Load a tower without its projection; all weights must match."""
     model = VisionModel(vision_config(config)).eval()
     load_strictly(model, {k: v for k, v in weights.items() if not k.endswith("position_ids")}, source)
     return model
@@ -43,18 +43,18 @@ def vision_model(config: dict[str, Any], weights: dict[str, Tensor], source: str
 
 @dataclass(frozen=True)
 class Pair:
-    """The two towers of a fixture; each can be built with another activation or without its temporal parts."""
+    """The two towers of a fixture; each can be built with another activation or without temporal attention."""
 
     fixture: Fixture
 
     @property
     def pixels(self) -> Tensor:
-        """float32 [B, T, 3, S, S]"""
+        """Input pixels, float32 [B, T, 3, S, S]."""
         values = self.fixture.input("pixel_values")
         return values.transpose(1, 2) if values.ndim == 5 else values[:, None]
 
     def tower(self, **changes: Any) -> VisionTower:
-        """The vision tower, with some of its settings changed."""
+        """Build the vision tower, with some settings changed."""
         tower = VisionTower(replace(vision_config(self.fixture.meta["config"]["vision"]), **changes)).eval()
         weights = self.fixture.part("weights/")
         own = {k: v for k, v in weights.items() if k.startswith(("vision_model.", "visual_projection."))}
@@ -64,7 +64,7 @@ class Pair:
         return tower
 
     def text_tower(self, **changes: Any) -> TextTower:
-        """The text tower, with some of its settings changed."""
+        """Build the text tower, with some settings changed."""
         c = self.fixture.meta["config"]["text"]
         config = TextConfig(
             vocab_size=c["vocab_size"],
@@ -84,9 +84,9 @@ class Pair:
         return tower
 
 
-def stored(values: Tensor, want: Tensor) -> Tensor:
-    """Our [B, T, P, D] in the reference's axes: it has no T for images."""
-    return values if want.ndim == 4 else values[:, 0]
+def stored(values: Tensor, expected: Tensor) -> Tensor:
+    """Convert [B, T, P, D] to the axes of the reference, which has no T for images."""
+    return values if expected.ndim == 4 else values[:, 0]
 
 
 @torch.no_grad()
@@ -101,11 +101,11 @@ def check(fixture: Fixture) -> Report:
     if fixture.has("no_temporal/vision_pooled"):
         _compare_seen(report, fixture, pair, "no_temporal/", {"temporal_length": 0}, texts[usual])
     for joined in sorted({m[1] for key in fixture.outputs() if (m := re.match(r"(t\d+)/", key))}):
-        clip = pair.pixels.flatten(0, 1)[None, : int(joined[1:])]  # so many frames of all clips as one
+        clip = pair.pixels.flatten(0, 1)[None, : int(joined[1:])]  # that many frames of all clips joined into one
         states, pooled = pair.tower().vision_model(clip)
         for key in fixture.outputs(f"{joined}/"):
             ours = pooled if key == "vision_pooled" else states[int(key.rsplit("_", 1)[1])]
-            report.close(f"{joined}/{key}", ours, fixture.want(f"{joined}/{key}"))
+            report.close(f"{joined}/{key}", ours, fixture.expected(f"{joined}/{key}"))
     _compare_wrapper(report, fixture, pair, texts[usual])
     return fixture.close(report)
 
@@ -124,13 +124,13 @@ def _compare_text(report: Report, fixture: Fixture, pair: Pair) -> None:
     ours["text_embeds"] = F.normalize(tower(ids, mask), dim=-1)
     for key, value in ours.items():
         if fixture.has(key):
-            report.close(key, value, fixture.want(key))
+            report.close(key, value, fixture.expected(key))
 
 
 def _compare_seen(
     report: Report, fixture: Fixture, pair: Pair, prefix: str, changes: dict[str, Any], texts: Tensor
 ) -> None:
-    """States, pooled tokens, embeddings and cosines of the vision tower with some of its settings changed."""
+    """Compare states, pooled tokens, embeddings and cosines of the vision tower, with some settings changed."""
     tower = pair.tower(**changes)
     states, pooled = tower.vision_model(pair.pixels)
     scale = math.exp(fixture.meta["config"]["logit_scale"])
@@ -145,19 +145,19 @@ def _compare_seen(
             ours[key] = states[-1]
         elif key.startswith("tower_select_"):
             chosen = tower(pair.pixels, -2)[0]
-            ours[key] = chosen if key.endswith("cls_patch") or fixture.want(key).ndim == 4 else chosen[:, :, 1:]
+            ours[key] = chosen if key.endswith("cls_patch") or fixture.expected(key).ndim == 4 else chosen[:, :, 1:]
         if key in ours:
-            want = fixture.want(prefix + key)
-            ours[key] = ours[key] if ours[key].ndim == want.ndim else stored(ours[key], want)
-            # The logits are `scale` times a cosine, and so is their rounding error.
-            report.close(prefix + key, ours[key], want)
+            expected = fixture.expected(prefix + key)
+            ours[key] = ours[key] if ours[key].ndim == expected.ndim else stored(ours[key], expected)
+            # The logits are `scale` times a cosine, and their rounding error scales with it.
+            report.close(prefix + key, ours[key], expected)
 
 
 def _compare_wrapper(report: Report, fixture: Fixture, pair: Pair, texts: Tensor) -> None:
-    """The retrieval wrapper: with its temperature the visual side is scaled."""
+    """Compare the retrieval wrapper, whose temperature scales the visual embeddings."""
     seen = F.normalize(pair.tower()(pair.pixels)[1], dim=-1)
     scale = math.exp(fixture.meta["config"]["logit_scale"])
     for key in fixture.outputs():
         if key.startswith("wrapper_"):
             ours = texts if key.endswith("_language") else seen * (scale if key.startswith("wrapper_temp_") else 1)
-            report.close(key, ours, fixture.want(key))
+            report.close(key, ours, fixture.expected(key))

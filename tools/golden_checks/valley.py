@@ -1,4 +1,4 @@
-"""Valley: tower, projector, the three temporal modules, splice between markers, language model."""
+"""Compares Valley: tower, projector, the three temporal modules, visual tokens between markers, language model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vidqa.model.compressors import Valley, WeightedValley
 from vidqa.model.connector import build_connector
 from vidqa.model.video_llava import VideoLlava, load_strictly
 
-#: Part of a name in the original -> the same in our connector; a copy that the original never uses is left out.
+#: Name prefix in the original -> prefix in our connector; a copy that the original never uses is ignored.
 RENAMED = {
     "model.mm_projector.": "",
     "model.pooling_layer.": "compressor.pooling_layer.",
@@ -28,7 +28,7 @@ UNUSED = "model.transforemr_adding_layer."
 
 
 def build(fixture: Fixture, version: str) -> VideoLlava:
-    """The model with the temporal module `v1`, `v2` or `v3`."""
+    """Build the model with the temporal module `v1`, `v2` or `v3`."""
     c = fixture.meta["config"]
     weights = fixture.part("weights/") | fixture.part(f"weights_{version}/")
     v3 = c.get("v3", {})
@@ -51,7 +51,7 @@ def build(fixture: Fixture, version: str) -> VideoLlava:
 
 @torch.no_grad()
 def seen(fixture: Fixture, report: Report) -> dict[str, Tensor]:
-    """Layer tokens of each medium, float [T, 1 + P, D]; the stored ones are compared."""
+    """Return the tower's tokens of each media item, float [T, 1 + P, D], and compare the stored ones."""
     c = fixture.meta["config"]
     tower = vision_model(c["clip"], fixture.part("weights/model.vision_tower.vision_model."), fixture.name)
     out = {}
@@ -62,7 +62,7 @@ def seen(fixture: Fixture, report: Report) -> dict[str, Tensor]:
             for key in fixture.outputs():
                 m = re.fullmatch(r"vision_hidden_states_(-?\d+)_every_(\d+)th_token", key)
                 if m and name == "video":
-                    report.close(key, states[int(m[1])][0][:, :: int(m[2])], fixture.want(key))
+                    report.close(key, states[int(m[1])][0][:, :: int(m[2])], fixture.expected(key))
     return out
 
 
@@ -89,7 +89,7 @@ def compare(report: Report, fixture: Fixture, version: str, model: VideoLlava, t
     """
     projected = model.connector(tokens["video"])
     if fixture.has("projected"):
-        report.close("projected", projected, fixture.want("projected"))
+        report.close("projected", projected, fixture.expected("projected"))
     _compare_pooled(report, fixture, version, model, projected)
     cases = {}
     for key in fixture.outputs(f"{version}/"):
@@ -112,7 +112,7 @@ def _compare_pooled(report: Report, fixture: Fixture, version: str, model: Video
             else:
                 assert isinstance(compressor, WeightedValley)
                 ours = compressor.frame_weights(part)
-            report.close(f"{version}/{key}", ours, fixture.want(f"{version}/{key}"))
+            report.close(f"{version}/{key}", ours, fixture.expected(f"{version}/{key}"))
 
 
 def row_of(fixture: Fixture, version: str, case: str, model: VideoLlava, tokens: dict[str, Tensor]) -> Row:

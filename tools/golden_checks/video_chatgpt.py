@@ -24,7 +24,7 @@ USUAL_FRAMES = {"batch_text_then_video": [100, 37], "two_videos": [37, 100]}
 
 
 def build(fixture: Fixture) -> VideoLlava:
-    """The model of the fixture."""
+    """Build the model of the fixture."""
     c = fixture.meta["config"]
     spec = CompressorSpec("video_chatgpt", n_frames=c["temporal_tokens"])
     connector: Connector = build_connector(c["projector"], c["mm_hidden_size"], c["llm"]["hidden_size"], spec)
@@ -33,24 +33,24 @@ def build(fixture: Fixture) -> VideoLlava:
 
 
 def features_of(fixture: Fixture, n_frames: int) -> Features:
-    """The first frames of the fixture, as the encoder would give them."""
+    """Return the first frames of the fixture's features, as the encoder returns them."""
     tokens = fixture.tensors["in/features"][:n_frames].half().numpy()
     return Features(tokens, np.zeros(1, np.float32), False, "video")
 
 
 @torch.no_grad()
 def check(fixture: Fixture, model: VideoLlava | None = None) -> Report:
-    """Compare everything that is stored; `model` takes the place of the one made of the fixture's weights."""
+    """Compare everything that is stored, with `model` or the model of the fixture's weights."""
     report, model = fixture.report(), model or build(fixture)
     for key in fixture.outputs():
         if m := re.fullmatch(r"(pool|projected)_T(\d+)", key):
             features = features_of(fixture, int(m[2]))
             if m[1] == "pool":
                 pooled = model.connector.compressor(torch.from_numpy(features.tokens))  # type: ignore[misc]
-                report.exact(f"{key} rows", sum(model.media_shape(features).lengths), len(fixture.want(key)))
-                report.close(key, pooled, fixture.want(key), 1e-3, 1e-3)  # a step of float16
+                report.exact(f"{key} rows", sum(model.media_shape(features).lengths), len(fixture.expected(key)))
+                report.close(key, pooled, fixture.expected(key), 1e-3, 1e-3)  # a step of float16
             else:
-                report.close(key, model.visual_tokens([features])[0], fixture.want(key))
+                report.close(key, model.visual_tokens([features])[0], fixture.expected(key))
     cases = {k.split("/")[0]: rows_of(fixture, model, k.split("/")[0]) for k in _cases(fixture)}
     for case, rows in cases.items():
         compare_case(report, fixture, case, model, rows, fixture.tensors.get(f"in/{case}/labels"))
@@ -66,11 +66,11 @@ def _cases(fixture: Fixture) -> list[str]:
 
 
 def rows_of(fixture: Fixture, model: VideoLlava, case: str) -> list[Row]:
-    """Prompts of a case with the features that the reference takes for them.
+    """Return the prompts of a case with the features that the reference uses for them.
 
-    Each video, and each row without any, takes the next of the features. Of several videos in one row the original
-    inserts the last alone: the others keep the embedding of the placeholder. vidqa inserts all, so here the places of
-    the others are made ordinary tokens.
+    Each video, and each row without video, takes the next features. If a row has several videos, the original inserts
+    only the last one: the others keep the embedding of the placeholder. vidqa inserts all, so the slots of the others
+    are turned into ordinary tokens here.
     """
     c = fixture.meta["config"]
     left = iter([model.visual_tokens([features_of(fixture, t)])[0] for t in _frames(fixture, case)])
@@ -86,12 +86,12 @@ def rows_of(fixture: Fixture, model: VideoLlava, case: str) -> list[Row]:
 
 
 def _frames(fixture: Fixture, case: str) -> list[int]:
-    """Numbers of frames of the features of a case, as its description names them."""
+    """Return the frame counts of the features of a case, as named in its description."""
     if case == "text":
         return [1]
-    said = fixture.meta["inputs"]
-    usual = USUAL_FRAMES.get(case) or _named(said.get("start_end/*", "")) or [37]
-    return _named(said.get(case, said.get(f"{case}/*", ""))) or usual
+    described = fixture.meta["inputs"]
+    usual = USUAL_FRAMES.get(case) or _named(described.get("start_end/*", "")) or [37]
+    return _named(described.get(case, described.get(f"{case}/*", ""))) or usual
 
 
 def _named(text: str) -> list[int]:
@@ -99,7 +99,7 @@ def _named(text: str) -> list[int]:
 
 
 def _runs(ids: Tensor, token: int) -> list[tuple[int, int]]:
-    """Start and end of each run of a token."""
+    """Return start and end of each run of a token."""
     out, at = [], 0
     for value, group in groupby(ids.tolist()):
         n = len(list(group))

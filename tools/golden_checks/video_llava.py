@@ -1,4 +1,4 @@
-"""Original Video-LLaVA: both towers, projector, placeholders, language model; single cases and a tuning batch."""
+"""Compares the original Video-LLaVA: towers, projector, placeholders, language model, and a training batch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vidqa.records import Prompt
 
 
 def build(fixture: Fixture) -> VideoLlava:
-    """The model of the fixture."""
+    """Build the model of the fixture."""
     c = fixture.meta["config"]
     connector = build_connector(c["mm_projector_type"], c["mm_hidden_size"], c["llm"]["hidden_size"])
     load_strictly(connector, fixture.part("weights/model.mm_projector."), fixture.name)
@@ -30,7 +30,7 @@ def build(fixture: Fixture) -> VideoLlava:
 
 @torch.no_grad()
 def seen(fixture: Fixture, model: VideoLlava, report: Report) -> dict[str, list[Tensor]]:
-    """Projected tokens of each medium, one tensor a frame; what is stored of towers and projector is compared."""
+    """Return the projected tokens of each media item, one tensor per frame; compare the stored outputs on the way."""
     c = fixture.meta["config"]
     out: dict[str, list[Tensor]] = {}
     for name in sorted({n for case in fixture.meta["media"].values() for n in case["images_list"]}):
@@ -40,24 +40,24 @@ def seen(fixture: Fixture, model: VideoLlava, report: Report) -> dict[str, list[
         pixels = fixture.input(name)
         states, _ = tower(pixels.transpose(0, 1)[None] if kind == "video" else pixels[None, None])
         tokens = states[c["mm_vision_select_layer"]][0]
-        tokens = tokens if kind == "video" else tokens[:, 1:]  # the video tower keeps the class token, whatever is set
+        tokens = tokens if kind == "video" else tokens[:, 1:]  # the video tower always keeps the class token
         out[name] = list(model.connector(tokens))
         for key, ours in ((f"{name}_tower_features", tokens), (f"{name}_projected", torch.stack(out[name]))):
             if fixture.has(key):
-                want = fixture.want(key)
-                report.close(key, ours if kind == "image" else ours[None], want)
+                expected = fixture.expected(key)
+                report.close(key, ours if kind == "image" else ours[None], expected)
     return out
 
 
 def row_of(fixture: Fixture, ids: Tensor, frames: Sequence[Tensor], n: int = 1) -> Row:
-    """Ids [S] with one placeholder a frame -> prompt with one slot a token."""
-    place = fixture.meta["config"]["image_token_index"]
+    """Convert ids [S] with one placeholder per frame into a prompt with one slot per visual token."""
+    placeholder = fixture.meta["config"]["image_token_index"]
     left = iter(frames)
-    pieces = ([place] * len(next(left)) if i == place else [i] for i in ids.tolist())
+    pieces = ([placeholder] * len(next(left)) if i == placeholder else [i] for i in ids.tolist())
     flat = np.array(list(chain.from_iterable(pieces)), dtype=np.int64)
     if next(left, None) is not None:
         raise ValueError("more frames than placeholders")
-    return Row(Prompt(flat, flat == place), tuple(frames), n)
+    return Row(Prompt(flat, flat == placeholder), tuple(frames), n)
 
 
 @torch.no_grad()
@@ -74,13 +74,13 @@ def check(fixture: Fixture) -> Report:
             report.close(
                 f"{case} embeddings",
                 model.embed_prompt(row.prompt, row.visual)[None],
-                fixture.want(f"{case}/inputs_embeds"),
+                fixture.expected(f"{case}/inputs_embeds"),
             )
         if fixture.has(f"{case}/attention_mask"):
             report.exact(
-                f"{case} length", [1] * len(row.prompt.ids), fixture.want(f"{case}/attention_mask")[0].tolist()
+                f"{case} length", [1] * len(row.prompt.ids), fixture.expected(f"{case}/attention_mask")[0].tolist()
             )
-        labels = fixture.want(f"{case}/labels") if fixture.has(f"{case}/labels") else None
+        labels = fixture.expected(f"{case}/labels") if fixture.has(f"{case}/labels") else None
         compare_case(report, fixture, case, model, [row], labels)
     compare_together(report, fixture, model, cases)
     for side in ("right", "left", "truncated"):
@@ -90,16 +90,16 @@ def check(fixture: Fixture) -> Report:
 
 
 def _rows_of_batch(fixture: Fixture, cases: Mapping[str, Sequence[Row]]) -> list[Row]:
-    """The single cases that a batch is made of, told by their ids."""
+    """Return the single cases in a batch, identified by their ids."""
     by_ids = {tuple(fixture.tensors[f"in/{case}/input_ids"][0].tolist()): rows[0] for case, rows in cases.items()}
     batch = zip(fixture.tensors["in/batch/input_ids"], fixture.tensors["in/batch/attention_mask"].bool(), strict=True)
     return [by_ids[tuple(ids[mask].tolist())] for ids, mask in batch]
 
 
 def _compare_batch(report: Report, fixture: Fixture, model: VideoLlava, side: str, rows: Sequence[Row]) -> None:
-    """A tuning batch of rows with different media, padded on one side or cut behind the visual tokens."""
+    """Compare a training batch of rows with different media, padded on one side or cut after the visual tokens."""
     name = f"batch_{side}"
-    mask, labels = fixture.want(f"{name}/attention_mask"), fixture.want(f"{name}/labels")
+    mask, labels = fixture.expected(f"{name}/attention_mask"), fixture.expected(f"{name}/labels")
     width = mask.shape[1]
     lengths = [min(len(r.prompt.ids), width) for r in rows]
     report.exact(f"{name} lengths", lengths, mask.sum(1).tolist())
@@ -113,7 +113,7 @@ def _compare_batch(report: Report, fixture: Fixture, model: VideoLlava, side: st
         media.append(joined[: int(slots[i].sum())])
     visual = torch.cat(media)
     if fixture.has(f"{name}/inputs_embeds"):
-        embeds = fixture.want(f"{name}/inputs_embeds")
+        embeds = fixture.expected(f"{name}/inputs_embeds")
         report.close(f"{name} embeddings", model.embed(ids, slots, visual)[mask], embeds[mask])
     loss = model(ids, slots, visual, mask=mask.long(), labels=labels).loss
-    report.close(f"{name} loss", loss[None], fixture.want(f"{name}/loss"))
+    report.close(f"{name} loss", loss[None], fixture.expected(f"{name}/loss"))

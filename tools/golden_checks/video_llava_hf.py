@@ -1,4 +1,4 @@
-"""The transformers port of Video-LLaVA: towers without time, projector, expanded placeholders, language model."""
+"""Compares the transformers port of Video-LLaVA: image towers, projector, expanded placeholders, language model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vidqa.records import Prompt
 
 
 def build(fixture: Fixture) -> VideoLlava:
-    """The model of the fixture."""
+    """Build the model of the fixture."""
     c = fixture.meta["config_json_as_saved"]
     if c.get("projector_hidden_act", "gelu") != "gelu":
         raise ValueError(f"{fixture.name}: a projector with {c['projector_hidden_act']} is not a published one")
@@ -33,7 +33,7 @@ def build(fixture: Fixture) -> VideoLlava:
 
 @torch.no_grad()
 def seen(fixture: Fixture, model: VideoLlava, report: Report) -> dict[str, Tensor]:
-    """Projected tokens [T * P, L] of each medium; what is stored of towers and projector is compared."""
+    """Return the projected tokens [T * P, L] of each media item, and compare the stored outputs on the way."""
     c = fixture.meta["config_json_as_saved"]
     layer = c["vision_feature_layer"]
     if c["vision_feature_select_strategy"] != "default":
@@ -53,7 +53,7 @@ def seen(fixture: Fixture, model: VideoLlava, report: Report) -> dict[str, Tenso
 
 
 def rows_of(fixture: Fixture, case: str, visual: dict[str, Tensor]) -> list[Row]:
-    """The case's prompts; padding of a batch is taken off, and each row gets the media that its ids ask for."""
+    """Return the prompts of a case without batch padding, each row with the media that its ids refer to."""
     media = fixture.meta["cases"][case]
     tags = {fixture.meta["tokens"][f"{kind}_token_index"]: iter(media[f"{kind}s"]) for kind in ("image", "video")}
     rows = []
@@ -87,4 +87,4 @@ def check(fixture: Fixture) -> Report:
 
 def _close(report: Report, fixture: Fixture, key: str, ours: Tensor) -> None:
     if fixture.has(key):
-        report.close(key, ours, fixture.want(key))
+        report.close(key, ours, fixture.expected(key))
