@@ -10,6 +10,10 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
+# Before numpy and torch are imported, here and in subprocesses: the tiny models of the tests gain nothing from a second
+# thread, but idle OpenMP threads spin and take the CPU from tests that run in parallel.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 

@@ -24,7 +24,7 @@ def test_one_line_a_fixture_and_a_word_on_the_rest(tmp_path: Path, capsys: pytes
     out = lines(capsys)
     assert sum(line.startswith("ok  ") for line in out) == 1
     assert sum(line.startswith("none  ") for line in out) == len(FIXTURES) - 1
-    assert "extra other.json: no known fixture, not looked at" in out
+    assert "extra other.json: not a fixture, ignored" in out
     assert not any("README" in line for line in out)
     assert out[-1] == "1 fixtures compared, 0 with differences"
 
