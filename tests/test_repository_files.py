@@ -1,9 +1,11 @@
-"""CI workflow, pre-commit hooks, issue forms: they parse and run the same commands as `tools/check`."""
+"""CI workflow, `tools/check`, pre-commit hooks and issue forms parse, and run the same commands."""
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,25 @@ def test_ci_runs_the_test_command_on_every_supported_python() -> None:
     assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
     (python,) = [step["with"] for step in job["steps"] if "setup-python" in step.get("uses", "")]
     assert python["cache"] == "pip" and (ROOT / python["cache-dependency-path"]).is_file()
+
+
+def checks(folder: Path, *options: str) -> list[str]:
+    """Return the commands that `tools/check` runs, from a Python that only prints its arguments."""
+    python = folder / "python"
+    python.write_text('#!/bin/sh\nprintf "[%s]" "$@"\necho\n')
+    python.chmod(0o755)
+    command = [str(ROOT / "tools" / "check"), *options]
+    done = subprocess.run(command, env=os.environ | {"PYTHON": str(python)}, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+def test_the_check_command_passes_options_to_pytest(tmp_path: Path) -> None:
+    *linters, words, tests = checks(tmp_path, "-k", "cache or table", "-x")
+    assert linters == ["[-m][ruff][check][.]", "[-m][ruff][format][--check][.]", "[-m][mypy]"]
+    assert words == "[tools/check_words.py][-q]"
+    assert tests == "[-m][pytest][-q][-n][2][--dist][loadfile][-k][cache or table][-x]"
+    assert checks(tmp_path, "-x", "--fast")[-1] == "[-m][pytest][-q][-n][2][--dist][loadfile][-m][not slow][-x]"
+    assert "--fast" in "".join(checks(tmp_path, "--help"))
 
 
 def test_pre_commit_hooks_are_local_and_match_tools_check() -> None:

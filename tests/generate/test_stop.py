@@ -27,7 +27,7 @@ def said(stopper: Stopper, text: str) -> str:
     return stopper.text(ids)
 
 
-VALLEY = Stopper(Letters(), FORMATS["valley"].stop, FORMATS["valley"].leads)
+VALLEY = Stopper(Letters(), FORMATS["valley"].stop, FORMATS["valley"].answer_prefixes)
 
 
 @pytest.mark.parametrize(
