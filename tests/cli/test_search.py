@@ -93,7 +93,7 @@ def test_what_cannot_be_searched(vidqa, folder, tmp_path, monkeypatch):
     done = vidqa("search", "a dog", tmp_path / "empty")
     assert done.code == 1 and "no media found" in done.err
     done = vidqa("search", "a red cross " * 90, folder)
-    assert done.code == 2 and "more than this model's text tower takes" in done.err
+    assert done.code == 2 and "more than this model's text tower accepts" in done.err
     done = vidqa("search", " ", folder)
     assert done.code == 2 and "empty" in done.err
     assert vidqa("search", "a dog").code == 2

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vidqa.common.atomic_io import sha256_of_file
-from vidqa.encoders.encoder import AUTO_FRAMES, Encoder, Graph
+from vidqa.encoders.encoder import AUTO_FRAMES, Encoder, EncoderGraph
 from vidqa.encoders.onnx_session import OnnxSession
 from vidqa.errors import BundleError, DeviceError, ItemError
 
@@ -179,6 +179,6 @@ def test_from_bundle_checks_digests_and_takes_its_settings(image, video, make_in
 
 def test_class_token_is_a_setting(image, video, make_input) -> None:
     value = make_input("image", 3)
-    with_cls = Encoder(Graph(image.path, keep_cls=True), video.path, "cpu").encode([value])[0]
-    without = Encoder(Graph(image.path, keep_cls=False), video.path, "cpu").encode([value])[0]
+    with_cls = Encoder(EncoderGraph(image.path, keep_cls=True), video.path, "cpu").encode([value])[0]
+    without = Encoder(EncoderGraph(image.path, keep_cls=False), video.path, "cpu").encode([value])[0]
     np.testing.assert_array_equal(with_cls.tokens[:, 1:], without.tokens)

@@ -160,5 +160,5 @@ def test_the_two_rules_for_the_long_side_differ_where_the_references_do() -> Non
     ],
 )
 def test_wrong_settings(wrong: dict) -> None:
-    with pytest.raises(ValueError, match=r"must be|need|does not go"):
+    with pytest.raises(ValueError, match=r"must be|need|cannot be combined"):
         PreprocessSpec(**wrong)

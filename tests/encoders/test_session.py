@@ -97,7 +97,7 @@ def test_threads_can_be_set(video) -> None:
 
 
 def test_provider_is_said_once(video, caplog, monkeypatch) -> None:
-    monkeypatch.setattr(onnx_session, "_said", set())
+    monkeypatch.setattr(onnx_session, "_logged", set())
     with caplog.at_level(logging.INFO, "vidqa.encoders.onnx_session"):
         OnnxSession(video.path, "cpu")
         OnnxSession(video.path, "cpu")

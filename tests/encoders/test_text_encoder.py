@@ -85,7 +85,7 @@ def test_company_changes_nothing(encoder: TextEncoder) -> None:
 
 def test_padding_is_as_in_the_published_models(encoder: TextEncoder) -> None:
     """They pad with the end mark; what stands behind the first end mark is not seen."""
-    ids = encoder.tokens.ids("a red circle")
+    ids = encoder.tokenizer.ids("a red circle")
     padded = np.array([ids + [ids[-1]] * (64 - len(ids))], np.int64)
     mask = np.array([[1] * len(ids) + [0] * (64 - len(ids))], np.int64)
     np.testing.assert_allclose(encoder.embed(padded, mask), encoder.encode(["a red circle"]), atol=1e-5)

@@ -1,7 +1,4 @@
-"""EncoderInput -> Features: clips and pictures of many files share batches; results keep the order of the inputs.
-
-Knows the two graphs of a model and how much fits into one run. Does not know files, frames or the cache.
-"""
+"""EncoderInput -> Features. Inputs of many files share batches; results keep the order of the inputs."""
 
 from __future__ import annotations
 
@@ -10,84 +7,50 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
+from vidqa.encoders.bundle_protocol import EncoderBundle, VisionEncoderSpec
 from vidqa.encoders.onnx_session import OnnxSession, resolve_device
 from vidqa.errors import ItemError
 from vidqa.records import EncoderInput, Features, MediaKind
 
 log = logging.getLogger(__name__)
 
-#: Frames of one run with `batch_size="auto"`. Chosen by judgement: enough to share one call's overhead on the CPU, and
-#: to keep a GPU busy. tools/bench_encode.py measures what other sizes give on a machine.
+#: Frames per run with `batch_size="auto"`. An estimate: enough to amortize the overhead of a call on the CPU and to
+#: keep a GPU busy. tools/bench_encode.py measures other sizes.
 AUTO_FRAMES = {"cpu": 16, "cuda": 256}
 
 
 @dataclass(frozen=True)
-class Graph:
-    """One encoder of a model: the file, and how its tokens are taken."""
+class EncoderGraph:
+    """One encoder of a model: its ONNX file, and whether the class token is kept."""
 
     path: str | os.PathLike[str]
     keep_cls: bool
-    sha256: str | None = None  # None: not checked
-    external: dict[str, str] = field(default_factory=dict)  # digests of weight files, by path from the graph's folder
-
-
-class _Part(Protocol):
-    @property
-    def keep_cls(self) -> bool: ...
-    @property
-    def sha256(self) -> str: ...
-    @property
-    def external(self) -> dict[str, str]: ...
-
-
-class _Parts(Protocol):
-    @property
-    def image(self) -> _Part: ...
-    @property
-    def video(self) -> _Part: ...
-
-
-class _Spec(Protocol):
-    @property
-    def encoders(self) -> _Parts: ...
-
-
-class EncoderBundle(Protocol):
-    """The little that the encoder wants to know of a model on disk."""
-
-    @property
-    def folder(self) -> Path: ...
-    @property
-    def image_graph(self) -> Path: ...
-    @property
-    def video_graph(self) -> Path: ...
-    @property
-    def spec(self) -> _Spec: ...
+    sha256: str | None = None  # None skips the check
+    external: dict[str, str] = field(default_factory=dict)  # digests of external weight files by path
 
 
 class Encoder:
-    """Image and video encoder of one model on one device; each graph is opened when its kind first appears.
+    """Image and video encoder of one model on one device. Each graph is opened on first use.
 
     Args:
-        image_graph: graph for pictures, or its path (class token dropped).
-        video_graph: graph for clips, or its path (class token kept).
+        image_graph: graph for images, or its path (class token dropped).
+        video_graph: graph for videos, or its path (class token kept).
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        batch_size: inputs of one run, None lets the encoder choose. After running out of memory it is halved.
-        threads: CPU threads, None for all that the process may use.
+        batch_size: inputs per run; None chooses by device. Halved whenever memory runs out.
+        threads: CPU threads; None uses all that the process may use.
 
     Raises:
-        DeviceError: the device was asked for by name and cannot be had.
+        DeviceError: the requested device is not available.
         ValueError: `batch_size` is below 1.
     """
 
     def __init__(
         self,
-        image_graph: Graph | str | os.PathLike[str],
-        video_graph: Graph | str | os.PathLike[str],
+        image_graph: EncoderGraph | str | os.PathLike[str],
+        video_graph: EncoderGraph | str | os.PathLike[str],
         device: str = "auto",
         *,
         batch_size: int | None = None,
@@ -96,50 +59,60 @@ class Encoder:
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.device = resolve_device(device)
-        self._graphs: dict[MediaKind, Graph] = {
-            "image": image_graph if isinstance(image_graph, Graph) else Graph(image_graph, keep_cls=False),
-            "video": video_graph if isinstance(video_graph, Graph) else Graph(video_graph, keep_cls=True),
+        self._graphs: dict[MediaKind, EncoderGraph] = {
+            "image": image_graph
+            if isinstance(image_graph, EncoderGraph)
+            else EncoderGraph(image_graph, keep_cls=False),
+            "video": video_graph if isinstance(video_graph, EncoderGraph) else EncoderGraph(video_graph, keep_cls=True),
         }
         self._sessions: dict[MediaKind, OnnxSession] = {}
         self._batch_size = batch_size
-        self._limit: dict[MediaKind, int] = {}  # found by running out of memory
+        self._max_batch: dict[MediaKind, int] = {}  # batch size after running out of memory
         self._threads = threads
 
     @classmethod
     def from_bundle(
         cls, bundle: EncoderBundle, device: str = "auto", *, batch_size: int | None = None, threads: int | None = None
     ) -> Encoder:
-        """The encoder of a bundle; its graphs must have the digests that the bundle names.
+        """Create the encoder of a bundle. The digests of its graphs are checked when they are opened.
+
+        Args:
+            bundle: the bundle.
+            device: as for the class.
+            batch_size: as for the class.
+            threads: as for the class.
 
         Raises:
-            DeviceError: as the class.
+            DeviceError: the requested device is not available.
         """
 
-        def graph(path: Path, part: _Part) -> Graph:
-            return Graph(
-                path, part.keep_cls, part.sha256, {str(bundle.folder / n): d for n, d in part.external.items()}
-            )
+        def graph(path: Path, spec: VisionEncoderSpec) -> EncoderGraph:
+            external = {str(bundle.folder / name): digest for name, digest in spec.external.items()}
+            return EncoderGraph(path, spec.keep_cls, spec.sha256, external)
 
-        parts = bundle.spec.encoders
-        image, video = graph(bundle.image_graph, parts.image), graph(bundle.video_graph, parts.video)
+        specs = bundle.spec.encoders
+        image, video = graph(bundle.image_graph, specs.image), graph(bundle.video_graph, specs.video)
         return cls(image, video, device, batch_size=batch_size, threads=threads)
 
     @property
     def provider(self) -> str:
-        """What runs the graphs, for people: `CUDAExecutionProvider on cuda:0`."""
+        """Execution provider and device as text: `CUDAExecutionProvider on cuda:0`."""
         name = "CPUExecutionProvider" if self.device == "cpu" else "CUDAExecutionProvider"
         return f"{name} on {self.device}"
 
     def session(self, kind: MediaKind) -> OnnxSession:
-        """The session of a kind, opened on first use.
+        """Return the session for a kind of media, opened on first use.
+
+        Args:
+            kind: `image` or `video`.
 
         Raises:
-            BundleError: the graph is missing, altered or no encoder.
+            BundleError: the graph is missing, altered or not an encoder.
         """
         if kind not in self._sessions:
             g = self._graphs[kind]
             for other, opened in self._sessions.items():
-                if self._graphs[other].path == g.path:  # one graph for pictures and clips: its weights are loaded once
+                if self._graphs[other].path == g.path:  # images and videos share a graph: load its weights once
                     self._sessions[kind] = opened
                     return opened
             self._sessions[kind] = OnnxSession(
@@ -148,32 +121,32 @@ class Encoder:
         return self._sessions[kind]
 
     def batch_size(self, kind: MediaKind) -> int:
-        """Groups of frames (for the usual graph: inputs) that the next run of a kind takes."""
+        """Return the number of frame groups per run. An input is one group unless it has more frames than the graph."""
         frames = AUTO_FRAMES["cpu" if self.device == "cpu" else "cuda"]
         wanted = self._batch_size or max(1, frames // self.session(kind).n_frames)
-        return min(wanted, self._limit.get(kind, wanted))
+        return min(wanted, self._max_batch.get(kind, wanted))
 
     def flops(self, kind: MediaKind) -> float:
-        """Operations that one group of frames asks for: 2 a weight and token, attention's own products left out."""
+        """Estimate the floating-point operations for one frame group: 2 per weight and token, without attention."""
         session, graph = self.session(kind), self._graphs[kind]
         n_bytes = sum(os.path.getsize(p) for p in (graph.path, *graph.external))
         return 2.0 * n_bytes / session.bytes_per_weight * session.n_frames * session.n_tokens
 
     def encode(self, inputs: Sequence[EncoderInput]) -> list[Features]:
-        """Encode clips and pictures, in any mix.
+        """Encode images and videos, in any mix.
 
-        A clip may have as many frames as the graph takes, or a multiple: then its frames fall into groups that do not
-        see each other, as in the published model, and the embedding is the mean over the groups.
+        A video may have as many frames as the graph takes, or a multiple. Its frames are then split into groups
+        without attention between them, as in the published model, and the embedding is the mean over the groups.
 
         Args:
-            inputs: float32 [T, 3, S, S] each; those of one kind share batches.
+            inputs: float32 [T, 3, S, S] each; inputs of the same kind share batches.
 
         Returns:
-            One `Features` an input, in the same order.
+            One `Features` per input, in the same order.
 
         Raises:
-            ItemError: (`out_of_memory`) not even one input fits into memory.
-            BundleError: a graph is missing, altered or no encoder.
+            ItemError: (`out_of_memory`) not even a single input fits into memory.
+            BundleError: a graph is missing, altered or not an encoder.
             ValueError: frames of the wrong size or number.
         """
         results: dict[int, Features] = {}
@@ -186,7 +159,7 @@ class Encoder:
 
     def _encode_kind(self, kind: MediaKind, inputs: Sequence[EncoderInput]) -> list[Features]:
         session, keep_cls = self.session(kind), self._graphs[kind].keep_cls
-        groups = [_groups(value, session) for value in inputs]
+        groups = [_frame_groups(value, session) for value in inputs]
         tokens, embeddings = self._run(kind, [g for gs in groups for g in gs])
         features, first = [], 0
         for gs in groups:
@@ -198,7 +171,7 @@ class Encoder:
         return features
 
     def _run(self, kind: MediaKind, groups: list[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """float32 [n, 3, S, S] each -> tokens float16 [n, P, D] and embedding float32 [E] each."""
+        """Groups float32 [n, 3, S, S] -> tokens float16 [n, P, D] and embedding float32 [E] of each."""
         tokens: list[np.ndarray] = []
         embeddings: list[np.ndarray] = []
         while len(tokens) < len(groups):
@@ -209,19 +182,19 @@ class Encoder:
                 if len(batch) == 1:
                     what = f"the {kind} encoder ran out of memory on {self.device} with a single input"
                     raise ItemError("out_of_memory", what, hint="--device cpu") from e
-                self._limit[kind] = len(batch) // 2
-                log.warning("%s encoder: out of memory, batch size is now %d", kind, self._limit[kind])
+                self._max_batch[kind] = len(batch) // 2
+                log.warning("%s encoder ran out of memory; batch size is now %d", kind, self._max_batch[kind])
                 continue
             tokens.extend(some_tokens)
             embeddings.extend(some_embeddings)
         return tokens, embeddings
 
 
-def _groups(value: EncoderInput, session: OnnxSession) -> list[np.ndarray]:
-    """float32 [T, 3, S, S] -> T/n arrays [n, 3, S, S], n the frames that the graph takes."""
+def _frame_groups(value: EncoderInput, session: OnnxSession) -> list[np.ndarray]:
+    """float32 [T, 3, S, S] -> T/n arrays [n, 3, S, S], where n is the number of frames that the graph takes."""
     n, n_frames = session.n_frames, len(value.values)
     size = session.image_size
     if n_frames % n or value.values.shape[2:] != (size, size):
-        want = f"{n} frames (or a multiple) of {size} x {size}"
-        raise ValueError(f"the {value.kind} encoder takes {want}, got {list(value.values.shape)}")
+        expected = f"{n} frames (or a multiple) of {size} x {size} pixels"
+        raise ValueError(f"the {value.kind} encoder takes {expected}, got {list(value.values.shape)}")
     return list(value.values.reshape(-1, n, 3, size, size))

@@ -1,7 +1,4 @@
-"""Faults of graphs and runtimes -> errors with a name.
-
-Knows the texts that onnxruntime fails with (it has no common exception class) and digests. Does not import it.
-"""
+"""Check model files, and convert errors of onnxruntime, which has no common exception class. Does not import it."""
 
 from __future__ import annotations
 
@@ -17,10 +14,14 @@ VERIFY_HINT = "vidqa models verify, then install the model again"
 
 
 def verify_file(path: Path, sha256: str | None) -> None:
-    """See that a part of a model is there and, where its digest is known, unaltered.
+    """Check that a file of a model exists and has the expected digest.
+
+    Args:
+        path: path of the file.
+        sha256: expected digest in hex; None only checks existence.
 
     Raises:
-        BundleError: missing or altered; names the file.
+        BundleError: the file is missing or altered.
     """
     if not path.is_file():
         raise BundleError(f"{path}: missing", hint=VERIFY_HINT)
@@ -30,15 +31,15 @@ def verify_file(path: Path, sha256: str | None) -> None:
 
 @contextlib.contextmanager
 def as_memory_error() -> Iterator[None]:
-    """Give the many texts of running out of memory one class, MemoryError; let all else through."""
+    """Convert any out-of-memory error inside the block to MemoryError; other errors pass unchanged."""
     try:
         yield
-    except Exception as e:  # onnxruntime's exceptions share no base class of their own
+    except Exception as e:  # noqa: BLE001  exceptions of onnxruntime have no common base class
         if is_out_of_memory(e):
             raise MemoryError(first_line(e)) from e
         raise
 
 
 def first_line(e: Exception) -> str:
-    """The first line of an error's text, at most 300 characters."""
+    """Return the first line of an error message, at most 300 characters."""
     return (str(e).strip() or type(e).__name__).splitlines()[0][:300]

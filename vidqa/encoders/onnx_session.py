@@ -1,7 +1,6 @@
-"""One ONNX file -> a thing that runs: pixel values in, layer tokens and pooled embedding out.
+"""One ONNX encoder graph on one device: pixel values -> tokens and pooled embedding.
 
-The only place that imports onnxruntime, and only when a session is made. Knows providers, threads and memory. Does not
-know media, batches of files or the cache.
+The only module in encoders/ that imports onnxruntime, and only when a session is created.
 """
 
 from __future__ import annotations
@@ -37,26 +36,26 @@ log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 _INPUT, _OUTPUTS = "pixel_values", ("tokens", "embedding")
-# The smallest graph there is (opset 13, Identity of a float), written out because building it would need `onnx`.
+# A minimal graph (opset 13, Identity of a float), stored as bytes because building it would need `onnx`.
 _PROBE_GRAPH = bytes.fromhex(
     "080812003a370a100a017812017922084964656e746974791201705a0f0a0178120a0a08080112040a02"
     "0801620f0a0179120a0a08080112040a02080142040a00100d"
 )
 
-_said: set[str] = set()
+_logged: set[str] = set()
 
 
 def resolve_device(device: str) -> str:
-    """Turn what the user asked for into a device that works.
+    """Return a working device for the requested one.
 
     Args:
-        device: `auto` (a CUDA device when one really starts, else the CPU), `cpu`, `cuda` or `cuda:N`.
+        device: `auto` (a CUDA device if onnxruntime can use it, otherwise the CPU), `cpu`, `cuda` or `cuda:N`.
 
     Returns:
         `cpu` or `cuda:N`.
 
     Raises:
-        DeviceError: unknown name, or a CUDA device was asked for and cannot be had.
+        DeviceError: unknown name, or the requested CUDA device is not available.
     """
     kind, index = parse_device(device)
     if kind == "cpu":
@@ -67,8 +66,8 @@ def resolve_device(device: str) -> str:
     except DeviceError as e:
         if kind == "cuda":
             raise
-        if any(d.name.startswith("cuda:") for d in available_devices()):  # whoever has a GPU must hear that it is idle
-            log.warning("encoders run on the CPU, so a run takes longer: %s (vidqa doctor)", e)
+        if any(d.name.startswith("cuda:") for d in available_devices()):  # the user should know that the GPU is idle
+            log.warning("encoders run on the CPU, which is slower: %s (see vidqa doctor)", e)
         else:
             log.info("device auto: cpu (%s)", e.what)
         return "cpu"
@@ -79,15 +78,15 @@ class OnnxSession:
     """One encoder graph on one device.
 
     Args:
-        path: the ONNX file, with its `.data` file beside it where it has one.
+        path: the ONNX file, with its `.data` file next to it if it has one.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        sha256: what the file must have; None trusts it.
-        external: digests of weight files beside the graph, by name.
-        threads: CPU threads of one run; None takes all that the process may use.
+        sha256: expected digest of the file; None skips the check.
+        external: digests of the external weight files next to the graph, by name.
+        threads: CPU threads of one run; None uses all that the process may use.
 
     Raises:
-        BundleError: the file is missing, altered, no ONNX graph, or not an encoder of this form.
-        DeviceError: the device was asked for by name and cannot be had.
+        BundleError: the file is missing, altered, not an ONNX graph, or not an encoder graph.
+        DeviceError: the requested device is not available.
     """
 
     def __init__(
@@ -106,11 +105,11 @@ class OnnxSession:
             verify_file(self.path.parent / name, digest)
         self._session = open_graph(self.path, self.device, threads)
         self.provider: str = self._session.get_providers()[0]
-        _say_once(f"onnxruntime: {self.provider} on {self.device}")
+        _log_once(f"onnxruntime: {self.provider} on {self.device}")
         self._read_shapes()
 
     def _read_shapes(self) -> None:
-        """Learn T, S, P, D and E from the graph, and see that it is an encoder at all."""
+        """Read T, S, P, D and E from the graph, and check that it is an encoder."""
         ins = {i.name: i.shape for i in self._session.get_inputs()}
         outs = {o.name: o.shape for o in self._session.get_outputs()}
         pixels, tokens, embedding = ins.get(_INPUT, []), *(outs.get(n, []) for n in _OUTPUTS)
@@ -119,7 +118,7 @@ class OnnxSession:
             raise BundleError(f"{self.path}: not an encoder graph of this version: {ins} -> {outs}", hint=VERIFY_HINT)
         self.n_frames: int = pixels[1]
         self.image_size: int = pixels[3]
-        self.n_tokens: int = tokens[2]  # class token counted
+        self.n_tokens: int = tokens[2]  # including the class token
         self.hidden_size: int = tokens[3]
         self.embedding_size: int = embedding[1]
         types = {o.name: o.type for o in self._session.get_outputs()}
@@ -129,14 +128,14 @@ class OnnxSession:
         """Encode a batch.
 
         Args:
-            values: float32 [B, T, 3, S, S].
+            values: pixel values, float32 [B, T, 3, S, S].
 
         Returns:
             tokens float16 [B, T, P, D], class token first, and embedding float32 [B, E].
 
         Raises:
-            MemoryError: the batch does not fit; a smaller one may.
-            ValueError: the shape is not that of the graph.
+            MemoryError: out of memory; a smaller batch may fit.
+            ValueError: the graph expects another shape.
         """
         if self.device == "cpu":
             self._check_shape(values.shape)
@@ -147,15 +146,15 @@ class OnnxSession:
         return tokens.astype(np.float16, copy=False), embedding.astype(np.float32, copy=False)
 
     def run_on_device(self, values: Any) -> tuple[Any, Any]:
-        """Encode a batch and leave the results where they were computed.
+        """Encode a batch and keep the results on the device.
 
         Args:
-            values: float32 [B, T, 3, S, S]: a numpy array, which is copied to the device once, or an
-                `onnxruntime.OrtValue` that lies there already and is not copied.
+            values: pixel values, float32 [B, T, 3, S, S]: a numpy array, which is copied to the device, or an
+                `onnxruntime.OrtValue` on the device, which is not copied.
 
         Returns:
-            tokens [B, T, P, D] in the graph's own type and embedding float32 [B, E], as `onnxruntime.OrtValue` on
-            `self.device`; they can be handed on by dlpack.
+            tokens [B, T, P, D] in the graph's dtype and embedding float32 [B, E], as `onnxruntime.OrtValue` on
+            `self.device`; other libraries can read them through DLPack.
 
         Raises:
             MemoryError, ValueError: as `run`.
@@ -163,33 +162,33 @@ class OnnxSession:
         from onnxruntime import OrtValue
 
         self._check_shape(tuple(values.shape if isinstance(values, np.ndarray) else values.shape()))
-        where, index = _ort_device(self.device)
+        kind, index = _ort_device(self.device)
 
         def run() -> tuple[Any, Any]:
-            given = values
+            source = values
             if isinstance(values, np.ndarray):
-                given = OrtValue.ortvalue_from_numpy(np.ascontiguousarray(values), where, index)
+                source = OrtValue.ortvalue_from_numpy(np.ascontiguousarray(values), kind, index)
             binding = self._session.io_binding()
-            binding.bind_ortvalue_input(_INPUT, given)
+            binding.bind_ortvalue_input(_INPUT, source)
             for name in _OUTPUTS:
-                binding.bind_output(name, where, index)
+                binding.bind_output(name, kind, index)
             self._session.run_with_iobinding(binding)
             tokens, embedding = binding.get_outputs()
             return tokens, embedding
 
-        return _on_device(run)
+        return _retry_when_full(run)
 
     def _check_shape(self, shape: tuple[int, ...]) -> None:
-        want = (self.n_frames, 3, self.image_size, self.image_size)
-        if len(shape) != 5 or tuple(shape[1:]) != want:
-            raise ValueError(f"{self.path.name} takes [B, {', '.join(map(str, want))}], got {list(shape)}")
+        expected = (self.n_frames, 3, self.image_size, self.image_size)
+        if len(shape) != 5 or tuple(shape[1:]) != expected:
+            raise ValueError(f"{self.path.name} takes [B, {', '.join(map(str, expected))}], got {list(shape)}")
 
 
-def _on_device(run: Callable[[], Result]) -> Result:
-    """Run something on a CUDA device; where it is full, once more after others have given back what they do not use.
+def _retry_when_full(run: Callable[[], Result]) -> Result:
+    """Run a function on a CUDA device. If the device is full, release unused memory of other libraries and retry once.
 
     Raises:
-        MemoryError: there is no room all the same.
+        MemoryError: the device is still full.
     """
     with CUDA_EXCLUSIVE:
         try:
@@ -198,37 +197,47 @@ def _on_device(run: Callable[[], Result]) -> Result:
         except MemoryError:
             if not RELEASE_MEMORY:
                 raise
-        for give_back in RELEASE_MEMORY:
-            give_back()
+        for release in RELEASE_MEMORY:
+            release()
         with as_memory_error():
             return run()
 
 
 def open_graph(path: Path, device: str, threads: int | None = None) -> Any:
-    """An InferenceSession that really runs on `device`; BundleError or DeviceError where there is none."""
+    """Create an InferenceSession that verifiably runs on `device`.
+
+    Args:
+        path: the ONNX file.
+        device: `cpu` or `cuda:N`.
+        threads: CPU threads; None uses all that the process may use.
+
+    Raises:
+        BundleError: the file is not a valid ONNX graph.
+        DeviceError: the graph does not fit into the device's memory, or the CUDA provider does not start.
+    """
     runtime = _runtime()
 
-    def opened() -> Any:
+    def create() -> Any:
         return runtime.InferenceSession(str(path), _options(threads), providers=_providers(device))
 
     try:
-        session = opened() if device == "cpu" else _on_device(opened)
-    except Exception as e:  # onnxruntime's exceptions share no base class of their own
+        session = create() if device == "cpu" else _retry_when_full(create)
+    except Exception as e:  # noqa: BLE001  exceptions of onnxruntime have no common base class
         if is_out_of_memory(e):
             raise DeviceError(f"{path.name} does not fit into the memory of {device}", hint="--device cpu") from e
         raise BundleError(f"{path}: cannot be loaded as an ONNX graph: {first_line(e)}", hint=VERIFY_HINT) from e
-    # onnxruntime falls back to the CPU with no more than a line on stderr; a slow surprise is not what was asked for.
+    # onnxruntime falls back to the CPU with only a line on stderr, and the run would be slow without an explanation.
     if device != "cpu" and "CUDAExecutionProvider" not in session.get_providers():
-        raise cuda_error(device, "its CUDA provider does not start (CUDA or cuDNN libraries not found?)")
+        raise cuda_error(device, "its CUDA provider does not start (are the CUDA and cuDNN libraries installed?)")
     return session
 
 
 def _options(threads: int | None) -> Any:
     options = _runtime().SessionOptions()
-    # onnxruntime counts the cores of the machine, not those that a container or taskset leaves to this process.
+    # onnxruntime counts the cores of the machine, not those that a container or taskset allows.
     options.intra_op_num_threads = threads or cpu_threads()
     options.inter_op_num_threads = 1
-    # Waiting threads must not burn the cores that the decode workers need.
+    # Idle threads must not spin on cores that the decoder processes need.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     return options
@@ -239,11 +248,11 @@ def _providers(device: str) -> list[Any]:
         return ["CPUExecutionProvider"]
     cuda = {
         "device_id": str(_ort_device(device)[1]),
-        # Grow by what is asked, not to the next power of two: the language model needs the rest of the memory.
+        # Grow by the requested size, not to the next power of two: the language model needs the rest of the memory.
         "arena_extend_strategy": "kSameAsRequested",
-        # One convolution in the whole graph: an exhaustive search for every new batch size would never pay.
+        # The graph has one convolution: an exhaustive search for every new batch size costs more than it saves.
         "cudnn_conv_algo_search": "HEURISTIC",
-        # TF32 keeps 10 bits of mantissa; a float32 graph is asked for when features must equal those of the CPU.
+        # TF32 has a mantissa of 10 bits; a float32 graph is used if features must equal those of the CPU.
         "use_tf32": "0",
     }
     return [("CUDAExecutionProvider", cuda), "CPUExecutionProvider"]
@@ -256,36 +265,36 @@ def _ort_device(device: str) -> tuple[str, int]:
 
 @functools.cache
 def _check_cuda(device: str) -> None:
-    """Start the CUDA provider with a graph of one node; the libraries may be missing although the driver is there."""
+    """Start the CUDA provider with a minimal graph: CUDA libraries may be missing although the driver is installed."""
     runtime = _runtime()
     try:
         session = runtime.InferenceSession(_PROBE_GRAPH, _options(1), providers=_providers(device))
-    except Exception as e:  # onnxruntime's exceptions share no base class of their own
+    except Exception as e:  # noqa: BLE001  exceptions of onnxruntime have no common base class
         raise cuda_error(device, first_line(e)) from e
     if "CUDAExecutionProvider" not in session.get_providers():
-        raise cuda_error(device, "its CUDA provider does not start (CUDA or cuDNN libraries not found?)")
+        raise cuda_error(device, "its CUDA provider does not start (are the CUDA and cuDNN libraries installed?)")
 
 
 @functools.cache
 def _runtime() -> Any:
-    """onnxruntime, with the CUDA and cuDNN libraries of installed nvidia-* wheels loaded where there is a device."""
+    """Import onnxruntime; if there is a CUDA device, load the CUDA and cuDNN libraries of installed nvidia-* wheels."""
     import onnxruntime
 
-    onnxruntime.set_default_logger_severity(4)  # a provider that does not start is told by an error of ours
+    onnxruntime.set_default_logger_severity(4)  # vidqa raises its own error if a provider does not start
     if any(d.name.startswith("cuda") and d.usable for d in available_devices()) and hasattr(
         onnxruntime, "preload_dlls"
     ):
-        said = io.StringIO()
-        # It prints what it cannot load; stdout is for results, and a provider that does not start says it anyway.
-        with contextlib.redirect_stdout(said), warnings.catch_warnings():
+        printed = io.StringIO()
+        # It prints the libraries that it cannot load, but stdout is for results; open_graph reports real problems.
+        with contextlib.redirect_stdout(printed), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             onnxruntime.preload_dlls()
-        for line in said.getvalue().splitlines():
+        for line in printed.getvalue().splitlines():
             log.debug("onnxruntime.preload_dlls: %s", line)
     return onnxruntime
 
 
-def _say_once(text: str) -> None:
-    if text not in _said:
-        _said.add(text)
+def _log_once(text: str) -> None:
+    if text not in _logged:
+        _logged.add(text)
         log.info(text)

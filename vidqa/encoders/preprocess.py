@@ -1,9 +1,9 @@
-"""FrameBatch -> EncoderInput: resize, crop and normalise exactly as a published model did.
+"""FrameBatch -> EncoderInput: resize, crop and normalize exactly as the published models do.
 
-Knows pixels. Does not know files, graphs or the cache. Runs inside the decode workers, so it is numpy and Pillow only,
-uses one thread, and computes no pixel that the crop throws away. No random flip: the same frames give the same bits.
+Runs in the decoder processes: numpy and Pillow only, one thread, and no pixel outside the crop is computed. It is
+deterministic (no random flip).
 
-Axes: T frames, H rows, W columns, S the side of the encoder's picture, K taps of a filter.
+Axes: T frames, H rows, W columns, S side of the encoder's input in pixels, K filter taps.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import numpy as np
 
 from vidqa.records import EncoderInput, FrameBatch
 
-#: Raise by one when a change here changes any output; it is part of the cache key.
+#: Increment when a change in this module changes any output; part of the cache key.
 PREPROCESSING_REVISION = 1
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
-# LLaVA fills with the mean colour of CLIP, cut to whole grey levels.
+# LLaVA pads with CLIP's mean color, truncated to integers.
 _PAD_RGB = (122, 116, 104)
-# PyTorch's bicubic kernel; Pillow's has -0.5, which is why `hf` goes through Pillow.
+# PyTorch's bicubic kernel; Pillow's has -0.5, so `hf` uses Pillow.
 _CUBIC_A = -0.75
 
 _Taps = tuple[np.ndarray, np.ndarray]  # source index int64 [S, K] and weight float32 [S, K]
@@ -32,16 +32,20 @@ _Taps = tuple[np.ndarray, np.ndarray]  # source index int64 [S, K] and weight fl
 
 @dataclass(frozen=True)
 class PreprocessSpec:
-    """How frames become the input of one encoder. Everything here changes bytes.
+    """Preprocessing settings of one encoder. All of them affect the features and are part of the cache key.
 
-    mode:
-        `original`: LanguageBind and Video-LLaVA. Videos bilinear, pictures bicubic, both on float values without
-        antialiasing, short side to `image_size`, then a centre crop. Bicubic overshoot is kept.
-        `hf`: the transformers port. Pillow bicubic (antialiased, rounded to grey levels), centre crop, for both kinds.
-        `video_chatgpt`: nearest neighbour to a square, the aspect ratio is not kept.
-        `valley`: Valley's clips. Pillow bilinear (antialiased, rounded to grey levels), short side to 8/7 of
-        `image_size` (256 for 224), centre crop. Its pictures go through `hf`.
-    pad: put the frame on a square canvas first, so that nothing is cropped.
+    Attributes:
+        mode: the published preprocessing to reproduce.
+            `original`: LanguageBind and Video-LLaVA. Videos bilinear, images bicubic, both in float without
+            antialiasing; short side to `image_size`, then center crop. Bicubic overshoot is not clipped.
+            `hf`: the transformers port. Pillow bicubic (antialiased, rounded to 8 bits), then center crop.
+            `video_chatgpt`: nearest neighbor to a square, ignoring the aspect ratio.
+            `valley`: Valley's videos. Pillow bilinear (antialiased, rounded to 8 bits), short side to 8/7 of
+            `image_size` (256 for 224), then center crop. Its images use `hf`.
+        image_size: side of the encoder's input in pixels.
+        mean: subtracted from the RGB channels, which are in 0..1.
+        std: the channels are divided by it.
+        pad: pad frames to a square first, so that nothing is cropped.
     """
 
     mode: Literal["original", "hf", "video_chatgpt", "valley"] = "original"
@@ -58,19 +62,19 @@ class PreprocessSpec:
         if len(self.mean) != 3 or len(self.std) != 3 or not all(s > 0 for s in self.std):
             raise ValueError(f"mean and std need three values each and std > 0, got {self.mean=} {self.std=}")
         if self.pad and self.mode == "video_chatgpt":
-            raise ValueError("pad does not go with video_chatgpt: that mode crops nothing anyway")
+            raise ValueError("pad cannot be combined with video_chatgpt, which does not crop")
 
 
 def preprocess(frames: FrameBatch, image: PreprocessSpec, video: PreprocessSpec) -> EncoderInput:
-    """Turn decoded frames into the input of the encoder of their kind.
+    """Convert decoded frames to the input of the encoder.
 
     Args:
         frames: uint8 RGB [T, H, W, 3].
-        image: used when `frames.kind` is `image`.
-        video: used when `frames.kind` is `video`.
+        image: settings for images (`frames.kind`).
+        video: settings for videos.
 
     Returns:
-        float32 [T, 3, S, S] with the times and marks of the frames.
+        float32 [T, 3, S, S], with `pts_s` and `repeated` of the frames.
     """
     spec = image if frames.kind == "image" else video
     pixels = _pad_to_square(frames.pixels) if spec.pad else frames.pixels
@@ -84,14 +88,14 @@ def preprocess(frames: FrameBatch, image: PreprocessSpec, video: PreprocessSpec)
         values = _resize_hf(pixels, spec.image_size)
     else:
         values = _resize_nearest(pixels, spec.image_size)
-    return EncoderInput(_normalise(values, spec), frames.pts_s, frames.repeated, frames.kind)
+    return EncoderInput(_normalize(values, spec), frames.pts_s, frames.repeated, frames.kind)
 
 
 def resized_size(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """Rows and columns after scaling the short side to `short_side`; the long side is rounded down.
+    """Return (rows, columns) after scaling the short side to `short_side`; the long side is rounded down.
 
-    The product comes before the quotient, as in torchvision and transformers. pytorchvideo divides first, which rounds
-    otherwise for some sizes (98 x 427 to 224: 976 columns against 975), so videos have `_resized_size_video`.
+    Multiplies before dividing, like torchvision and transformers. pytorchvideo divides first, which rounds differently
+    for some sizes (98 x 427 to 224: 975 instead of 976 columns), so videos use `_resized_size_video`.
     """
     if height <= width:
         return short_side, int(short_side * width / height)
@@ -105,11 +109,11 @@ def _resized_size_video(height: int, width: int, short_side: int) -> tuple[int, 
 
 
 def _resize_original(pixels: np.ndarray, size: int, *, cubic: bool) -> np.ndarray:
-    """uint8 [T, H, W, 3] -> float32 [T, 3, S, S] in grey levels, cropped."""
+    """uint8 [T, H, W, 3] -> float32 [T, 3, S, S] in 0..255, cropped."""
     height, width = pixels.shape[1:3]
     rows, cols = (resized_size if cubic else _resized_size_video)(height, width, size)
     taps = _cubic_taps if cubic else _linear_taps
-    # Python's round is half-to-even, as torchvision's centre crop is.
+    # Python rounds half to even, like torchvision's center crop.
     row_taps = taps(height, rows, round((rows - size) / 2), size)
     col_taps = taps(width, cols, round((cols - size) / 2), size)
     out = np.empty((len(pixels), 3, size, size), np.float32)
@@ -119,24 +123,24 @@ def _resize_original(pixels: np.ndarray, size: int, *, cubic: bool) -> np.ndarra
 
 
 def _resize_hf(pixels: np.ndarray, size: int) -> np.ndarray:
-    """uint8 [T, H, W, 3] -> float32 [T, 3, S, S] in whole grey levels, cropped."""
+    """uint8 [T, H, W, 3] -> float32 [T, 3, S, S], integers in 0..255, cropped."""
     height, width = pixels.shape[1:3]
     rows, cols = resized_size(height, width, size)
-    return _resize_by_pillow(pixels, (rows, cols), ((rows - size) // 2, (cols - size) // 2), size, cubic=True)
+    return _resize_with_pillow(pixels, (rows, cols), ((rows - size) // 2, (cols - size) // 2), size, cubic=True)
 
 
 def _resize_valley(pixels: np.ndarray, size: int) -> np.ndarray:
-    """uint8 [T, H, W, 3] -> float32 [T, 3, S, S] in whole grey levels, cropped."""
+    """uint8 [T, H, W, 3] -> float32 [T, 3, S, S], integers in 0..255, cropped."""
     height, width = pixels.shape[1:3]
     rows, cols = resized_size(height, width, round(size * 8 / 7))
     corner = round((rows - size) / 2), round((cols - size) / 2)  # half to even
-    return _resize_by_pillow(pixels, (rows, cols), corner, size, cubic=False)
+    return _resize_with_pillow(pixels, (rows, cols), corner, size, cubic=False)
 
 
-def _resize_by_pillow(
+def _resize_with_pillow(
     pixels: np.ndarray, shape: tuple[int, int], corner: tuple[int, int], size: int, *, cubic: bool
 ) -> np.ndarray:
-    """uint8 [T, H, W, 3] -> `shape`, of which the S x S at `corner` come back as float32 [T, 3, S, S]."""
+    """uint8 [T, H, W, 3] -> resized to `shape`; returns the S x S crop at `corner` as float32 [T, 3, S, S]."""
     from PIL import Image
 
     (rows, cols), (top, left) = shape, corner
@@ -148,7 +152,7 @@ def _resize_by_pillow(
 
 
 def _resize_nearest(pixels: np.ndarray, size: int) -> np.ndarray:
-    """uint8 [T, H, W, 3] -> float32 [T, 3, S, S]; PyTorch's `nearest`: the source index is rounded down, in float32."""
+    """uint8 [T, H, W, 3] -> float32 [T, 3, S, S] like PyTorch's `nearest`: indices are rounded down in float32."""
     height, width = pixels.shape[1:3]
     rows, cols = (
         np.minimum((np.arange(size, dtype=np.float32) * (np.float32(n) / np.float32(size))).astype(np.int64), n - 1)
@@ -158,7 +162,7 @@ def _resize_nearest(pixels: np.ndarray, size: int) -> np.ndarray:
 
 
 def _linear_taps(n_in: int, n_out: int, offset: int, size: int) -> _Taps:
-    """Two taps for each of the outputs offset .. offset + size of a line of n_out; sources before 0 become 0."""
+    """Two taps for each of the outputs offset .. offset + size of n_out; positions before 0 are clamped to 0."""
     source = np.maximum(_sources(n_in, n_out, offset, size), np.float32(0))
     low = np.minimum(source.astype(np.int64), n_in - 1)
     weight = np.clip(source - low.astype(np.float32), 0, 1).astype(np.float32)
@@ -166,7 +170,7 @@ def _linear_taps(n_in: int, n_out: int, offset: int, size: int) -> _Taps:
 
 
 def _cubic_taps(n_in: int, n_out: int, offset: int, size: int) -> _Taps:
-    """Four taps for each output; indices past the border repeat the border."""
+    """Four taps for each output; indices beyond the border are clamped."""
     source = _sources(n_in, n_out, offset, size)
     low = np.floor(source)
     t = source - low
@@ -184,29 +188,28 @@ def _cubic_taps(n_in: int, n_out: int, offset: int, size: int) -> _Taps:
 
 
 def _sources(n_in: int, n_out: int, offset: int, size: int) -> np.ndarray:
-    """float32 [size]: where outputs lie in the input, pixel centres at half integers, in PyTorch's arithmetic."""
+    """float32 [size]: positions of the outputs in the input, pixel centers at half integers, rounded like PyTorch."""
     scale = np.float32(n_in) / np.float32(n_out)
     return scale * (np.arange(offset, offset + size, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5)
 
 
 def _resample(frame: np.ndarray, row_taps: _Taps, col_taps: _Taps, out: np.ndarray) -> None:
-    """uint8 [H, W, 3] -> out float32 [3, S, S], a weighted sum over row taps, then over column taps.
+    """uint8 [H, W, 3] -> out float32 [3, S, S]: weighted sums over row taps, then over column taps.
 
-    Only source rows and columns that some tap needs are touched: a 720p frame is read once as bytes in rows, and turned
-    to float32 only where it counts.
+    Only the source rows and columns that a tap needs are converted to float32.
     """
     (row_index, row_weight), (col_index, col_weight) = row_taps, col_taps
-    need_rows, row_index = np.unique(row_index, return_inverse=True)
-    need_cols, col_index = np.unique(col_index, return_inverse=True)
+    used_rows, row_index = np.unique(row_index, return_inverse=True)
+    used_cols, col_index = np.unique(col_index, return_inverse=True)
     row_index, col_index = row_index.reshape(row_weight.shape), col_index.reshape(col_weight.shape)
-    needed = frame.take(need_rows, axis=0).take(need_cols, axis=1)
-    planes = np.ascontiguousarray(needed.transpose(2, 0, 1)).astype(np.float32)
-    lines = _weighted(planes, row_index, row_weight, axis=1)
-    out[:] = _weighted(lines, col_index, col_weight, axis=2)
+    used = frame.take(used_rows, axis=0).take(used_cols, axis=1)
+    planes = np.ascontiguousarray(used.transpose(2, 0, 1)).astype(np.float32)
+    rows = _weighted(planes, row_index, row_weight, axis=1)
+    out[:] = _weighted(rows, col_index, col_weight, axis=2)
 
 
 def _weighted(x: np.ndarray, index: np.ndarray, weight: np.ndarray, axis: int) -> np.ndarray:
-    """float32 [3, A, B]: sum over taps k of weight[:, k] * x.take(index[:, k], axis), always in the same order."""
+    """float32 [3, A, B]: sum over taps k of weight[:, k] * x.take(index[:, k], axis), in a fixed order."""
     shape = (1, -1, 1) if axis == 1 else (1, 1, -1)
     total = x.take(index[:, 0], axis=axis)
     total *= weight[:, 0].reshape(shape)
@@ -218,7 +221,7 @@ def _weighted(x: np.ndarray, index: np.ndarray, weight: np.ndarray, axis: int) -
 
 
 def _pad_to_square(pixels: np.ndarray) -> np.ndarray:
-    """uint8 [T, H, W, 3] -> [T, M, M, 3] with M = max(H, W), centred, the odd pixel below or to the right."""
+    """uint8 [T, H, W, 3] -> [T, M, M, 3] with M = max(H, W), centered; an odd pixel goes below or to the right."""
     n, height, width = pixels.shape[:3]
     side = max(height, width)
     if height == width:
@@ -231,12 +234,12 @@ def _pad_to_square(pixels: np.ndarray) -> np.ndarray:
 
 
 def _planar(pixels: np.ndarray) -> np.ndarray:
-    """uint8 [T, H, W, 3] -> float32 [T, 3, H, W], grey levels."""
+    """uint8 [T, H, W, 3] -> float32 [T, 3, H, W] in 0..255."""
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)).astype(np.float32)
 
 
-def _normalise(values: np.ndarray, spec: PreprocessSpec) -> np.ndarray:
-    """Grey levels -> (x / 255 - mean) / std, in place. Linear, so doing it after the resize is the same and cheaper."""
+def _normalize(values: np.ndarray, spec: PreprocessSpec) -> np.ndarray:
+    """Compute (x / 255 - mean) / std in place. Equivalent to normalizing before the resize, but faster."""
     values /= np.float32(255)
     values -= np.array(spec.mean, np.float32).reshape(1, 3, 1, 1)
     values /= np.array(spec.std, np.float32).reshape(1, 3, 1, 1)
