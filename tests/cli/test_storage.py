@@ -32,7 +32,7 @@ def test_no_room_in_the_cache(vidqa, clips, make_clip, small_disk, tmp_path):
     fill(small_disk, 24 << 10)
     done = vidqa("describe", clips, "--out", tmp_path / "t.parquet", "--cache-dir", cache, "--batch-size", 1)
     assert done.code == 1
-    assert "no room" in done.err and str(cache) in done.err and "prune" in done.err and "Traceback" not in done.err
+    assert "is full" in done.err and str(cache) in done.err and "prune" in done.err and "Traceback" not in done.err
     assert not verify(cache).damaged
     n_finished = len(read_table(tmp_path / "t.parquet"))
     assert n_finished < 9

@@ -64,20 +64,20 @@ def test_several_are_read_side_by_side(
     index: MediaIndex, items: list[MediaItem], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     together = threading.Barrier(3, timeout=20)
-    read = index_module._digest_steady
+    read = index_module._digest_stable
 
     def in_company(path: str) -> tuple[int, int, str]:
         together.wait()
         return read(path)
 
-    monkeypatch.setattr(index_module, "_digest_steady", in_company)
+    monkeypatch.setattr(index_module, "_digest_stable", in_company)
     assert [known for _, known in identify_all(index, items[:6], 3)] == [_digest(n) for n in range(6)]
 
 
 def test_who_stops_early_does_not_wait(
     index: MediaIndex, items: list[MediaItem], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    let_go, read, asked = threading.Event(), index_module._digest_steady, []
+    let_go, read, asked = threading.Event(), index_module._digest_stable, []
 
     def slow(path: str) -> tuple[int, int, str]:
         asked.append(path)
@@ -85,7 +85,7 @@ def test_who_stops_early_does_not_wait(
             assert let_go.wait(60)
         return read(path)
 
-    monkeypatch.setattr(index_module, "_digest_steady", slow)
+    monkeypatch.setattr(index_module, "_digest_stable", slow)
     found = identify_all(index, items, 2)
     assert next(found) == (items[0], _digest(0))
     began = time.monotonic()

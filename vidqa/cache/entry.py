@@ -1,12 +1,12 @@
-"""EncodedSegment <-> the bytes of one cache entry. Pure: knows no folder and opens no file.
+"""EncodedSegment <-> bytes of one cache entry. Pure functions without file access.
 
-An entry is an ordinary safetensors file with the tensors `tokens` (float16 [T, P, D]) and `embedding` (float32 [E]) and
-one metadata string, a JSON object: the checksum first, then the key, the times and the facts of the file. The same
-segment gives the same bytes, whoever writes it.
+An entry is a standard safetensors file with the tensors `tokens` (float16 [T, P, D]) and `embedding` (float32 [E]) and
+one metadata string, a JSON object: first the checksum, then the key, the times and the facts of the file. Equal
+segments have equal bytes.
 
-The checksum is the CRC-32 of the whole file with its own eight digits taken as zeros, so that a flipped bit is found
-wherever it sits: data, times, facts, header or padding. CRC-32, because it guards against disks and not against people,
-and an entry is read far more often than written (4 MB: 1.4 ms, against 7 to 11 ms for a cryptographic digest).
+The checksum is the CRC-32 of the whole file with its own eight digits set to zero, so it detects a flipped bit
+anywhere: data, times, facts, header or padding. CRC-32 suffices because it guards against disk errors, not against
+attackers, and it is fast (4 MB: 1.4 ms; 7 to 11 ms for a cryptographic digest).
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from vidqa.records import EncodedSegment, Features, MediaFacts
 
 _METADATA = "vidqa"
 _ZEROS = "00000000"
-# The header is JSON and holds our JSON as a string, so our quotation marks are escaped there.
+# The header is JSON and contains our JSON as a string, so our quotation marks are escaped there.
 _CHECKSUM_MARK = b'{\\"crc32\\":\\"'
-# Above what the times of the longest segment take; a damaged length must not ask for all memory.
-_LONGEST_HEADER = 64 << 20
+# More than the times of the longest segment need; prevents a damaged length from allocating all memory.
+_MAX_HEADER_BYTES = 64 << 20
 _TYPES = {"F16": "<f2", "F32": "<f4"}
 _FACTS_FIELDS = {f.name for f in fields(MediaFacts)}
 
 
 def pack(key: CacheKey, value: EncodedSegment) -> bytes:
-    """The bytes of an entry.
+    """Serialize an entry.
 
     Args:
-        key: identity of the segment; written into the entry, so that a misplaced file is found out.
-        value: what the encoder saw of it.
+        key: identity of the segment. It is stored in the entry to detect misplaced files.
+        value: the encoded segment.
 
     Returns:
-        A whole safetensors file.
+        The content of a safetensors file.
     """
     metadata = {
         "crc32": _ZEROS,
@@ -60,27 +60,27 @@ def pack(key: CacheKey, value: EncodedSegment) -> bytes:
         "tokens": np.ascontiguousarray(value.features.tokens),
         "embedding": np.ascontiguousarray(value.features.embedding),
     }
-    text = json.dumps(metadata, separators=(",", ":"))  # ASCII only, so that the checksum's place is found in bytes
+    text = json.dumps(metadata, separators=(",", ":"))  # ASCII only, so that the checksum can be located in the bytes
     data = bytearray(safetensors.numpy.save(tensors, metadata={_METADATA: text}))
-    at = _checksum_place(data, len(data))
+    at = _checksum_offset(data, len(data))
     data[at : at + 8] = f"{zlib.crc32(data):08x}".encode()
     return bytes(data)
 
 
 def unpack(data: bytes | np.ndarray, key: CacheKey | None = None) -> tuple[CacheKey, EncodedSegment]:
-    """Read an entry back and check it.
+    """Deserialize an entry and verify it.
 
     Args:
-        data: the bytes of the file, as such or as uint8 [n].
-        key: whose entry it should be; None takes any.
+        data: content of the file, as bytes or uint8 [n].
+        key: expected key; None accepts any.
 
     Returns:
-        The key that the entry carries, and its value; arrays are views of `data`, nothing is copied.
+        The key stored in the entry, and its value. Arrays are views of `data`.
 
     Raises:
-        CacheError: the entry is damaged, or belongs to another key. The sentence is a reason without a file name.
+        CacheError: the entry is damaged, or belongs to another key. The message does not name the file.
     """
-    raw: Any = data  # arrays have a buffer, which numpy's types do not say in every version
+    raw: Any = data  # arrays support the buffer protocol, but not in the type stubs of every numpy version
     view = memoryview(raw).cast("B")
     metadata, header = _checked_metadata(view)
     try:
@@ -97,9 +97,9 @@ def unpack(data: bytes | np.ndarray, key: CacheKey | None = None) -> tuple[Cache
             features=Features(tensors["tokens"], tensors["embedding"], bool(metadata["keep_cls"]), metadata["kind"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CacheError(f"content does not fit the form: {error}") from error
+        raise CacheError(f"invalid content: {error}") from error
     if not len(value.frame_times_s) == len(value.repeated) == len(value.features.tokens):
-        raise CacheError("number of frame times differs from number of frames")
+        raise CacheError("the number of frame times differs from the number of frames")
     if key is not None and found != key:
         raise CacheError(f"belongs to another key: {found}")
     return found, value
@@ -107,39 +107,40 @@ def unpack(data: bytes | np.ndarray, key: CacheKey | None = None) -> tuple[Cache
 
 @dataclass(frozen=True)
 class PooledEntry:
-    """The part of an entry that a search needs: some kilobytes of some megabytes."""
+    """The part of an entry that a search needs: kilobytes instead of megabytes."""
 
-    embedding: np.ndarray  # float32 [E], not normalised
+    embedding: np.ndarray  # float32 [E], not normalized
     start_s: float
     end_s: float
     facts: MediaFacts
 
 
 def read_pooled(f: BinaryIO, key: CacheKey) -> PooledEntry:
-    """Read the embedding and the times of an entry, and leave out its tokens.
+    """Read the embedding and the times of an entry without its tokens.
 
-    The checksum is over the whole entry, so a flipped bit of the embedding that keeps it finite is not found here.
+    The checksum covers the whole entry and is not verified here, so a flipped bit in the embedding may go unnoticed
+    unless the value is no longer finite.
 
     Args:
-        f: the entry's file, at its beginning.
-        key: whose entry it should be.
+        f: the open file of the entry, at position 0.
+        key: expected key.
 
     Raises:
         CacheError: the entry is damaged, or belongs to another key.
     """
     length = int.from_bytes(f.read(8), "little")
     try:
-        if length > _LONGEST_HEADER:
+        if length > _MAX_HEADER_BYTES:
             raise ValueError(f"a header of {length} bytes")
         header = json.loads(f.read(length))
         metadata, tensor = json.loads(header.pop("__metadata__")[_METADATA]), header["embedding"]
         if metadata["format"] != ENTRY_FORMAT or CacheKey(**metadata["key"]) != key:
             raise ValueError("format or key")
         start, end = tensor["data_offsets"]
-        if not 0 <= start <= end <= start + _LONGEST_HEADER:
+        if not 0 <= start <= end <= start + _MAX_HEADER_BYTES:
             raise ValueError(f"an embedding of {end - start} bytes")
         if f.seek(0, 2) != 8 + length + max(one["data_offsets"][1] for one in header.values()):
-            raise ValueError("length differs from the header's")
+            raise ValueError("the length differs from the header")
         f.seek(8 + length + start)
         embedding = np.frombuffer(f.read(end - start), dtype="<f4").astype(np.float32)
         if tensor["dtype"] != "F32" or [len(embedding)] != tensor["shape"] or not np.isfinite(embedding).all():
@@ -147,16 +148,19 @@ def read_pooled(f: BinaryIO, key: CacheKey) -> PooledEntry:
         facts = facts_from_dict(metadata["facts"])
         return PooledEntry(embedding, float(metadata["start_s"]), float(metadata["end_s"]), facts)
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise CacheError(f"content does not fit the form: {error}") from error
+        raise CacheError(f"invalid content: {error}") from error
 
 
 def facts_to_dict(facts: MediaFacts) -> dict[str, Any]:
-    """Facts as values that JSON can carry; `facts_from_dict` gives equal facts back."""
+    """Convert facts to JSON-compatible values. `facts_from_dict` restores equal facts."""
     return {**asdict(facts), "pixel_aspect": str(facts.pixel_aspect)}
 
 
 def facts_from_dict(values: dict[str, Any]) -> MediaFacts:
-    """Facts from what `facts_to_dict` gave.
+    """Restore facts from the result of `facts_to_dict`.
+
+    Args:
+        values: fields of `MediaFacts`.
 
     Raises:
         ValueError: a field is missing or unknown (written by another version).
@@ -167,7 +171,7 @@ def facts_from_dict(values: dict[str, Any]) -> MediaFacts:
 
 
 def _tensors(view: memoryview, header: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The tensors of a safetensors file as views of its bytes. (The library's own loader copies them twice.)"""
+    """Read the tensors of a safetensors file as views of its bytes; the library's own loader copies them twice."""
     first = 8 + int.from_bytes(view[:8], "little")
     tensors, end = {}, 0
     for name, one in header.items():
@@ -176,18 +180,18 @@ def _tensors(view: memoryview, header: dict[str, Any]) -> dict[str, np.ndarray]:
         tensors[name] = np.frombuffer(view[first + start : first + stop], kind).reshape(one["shape"])
         end = max(end, stop)
     if first + end != len(view):
-        raise ValueError("length differs from the header's")
+        raise ValueError("the length differs from the header")
     return tensors
 
 
 def _checked_metadata(view: memoryview) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Metadata and tensor table of an entry whose every byte agrees with the checksum."""
+    """Verify the checksum of an entry, and return its metadata and tensor table."""
     length = int.from_bytes(view[:8], "little")
-    at = _checksum_place(bytes(view[: 8 + min(length, len(view))]), len(view))
+    at = _checksum_offset(bytes(view[: 8 + min(length, len(view))]), len(view))
     claimed = bytes(view[at : at + 8])
     actual = zlib.crc32(view[at + 8 :], zlib.crc32(_ZEROS.encode(), zlib.crc32(view[:at])))
     if claimed != f"{actual:08x}".encode():
-        raise CacheError("checksum differs")
+        raise CacheError("checksum mismatch")
     try:
         header = json.loads(bytes(view[8 : 8 + length]))
         metadata = json.loads(header.pop("__metadata__")[_METADATA])
@@ -199,12 +203,12 @@ def _checked_metadata(view: memoryview) -> tuple[dict[str, Any], dict[str, Any]]
     return metadata, header
 
 
-def _checksum_place(data: bytes | bytearray, n_bytes: int) -> int:
-    """Index of the first digit of the checksum, from the beginning of a file of `n_bytes` that holds its header."""
+def _checksum_offset(data: bytes | bytearray, n_bytes: int) -> int:
+    """Return the offset of the checksum's first digit, given the header and the size of the file."""
     length = int.from_bytes(data[:8], "little")
     if n_bytes < 8 or length > n_bytes - 8:
-        raise CacheError(f"cut short or header lies: {n_bytes} bytes")
+        raise CacheError(f"truncated, or wrong length in the header: {n_bytes} bytes")
     at = data.find(_CHECKSUM_MARK, 8, 8 + length)
     if at < 0:
-        raise CacheError("no checksum inside")
+        raise CacheError("no checksum")
     return at + len(_CHECKSUM_MARK)

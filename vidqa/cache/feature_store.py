@@ -1,11 +1,11 @@
-"""CacheKey -> EncodedSegment on disk, and back. Knows folders and files; the form of an entry is entry.py's.
+"""CacheKey <-> EncodedSegment on disk. The format of an entry is defined in entry.py.
 
-Entries are whole or absent, so any number of processes may read and write one cache: the worst that two can do to each
-other is to encode a segment twice. The time of last use is the file's modification time.
+Entries are written atomically, so any number of processes may share a cache; at worst, two of them encode the same
+segment. The modification time of a file is its time of last use.
 
-Cost on an ordinary disk: an entry of 4 MB (8 x 257 x 1024) is written in 28 ms and read in 8; one of 0.1 MB in 8 and
-0.2. A third to a half of the writing is fsync, which `atomic_io.atomic_write` does; without it entries would still be safe (the
-checksum finds a torn one), but a power cut would cost the encoding of everything since the last flush.
+Times on an ordinary disk: an entry of 4 MB (8 x 257 x 1024) is written in 28 ms and read in 8 ms; one of 0.1 MB in 8 ms
+and 0.2 ms. A third to a half of the write time is the fsync of `atomic_write`. Without it, entries would still be safe
+(the checksum detects a torn one), but a power failure would lose everything encoded since the last flush.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ import numpy as np
 
 from vidqa.cache import entry
 from vidqa.cache.key import CacheKey
-from vidqa.common import atomic_io
+from vidqa.common.atomic_io import atomic_write
+from vidqa.common.disk_space import is_disk_full
 from vidqa.errors import CacheError
 from vidqa.records import EncodedSegment
 
@@ -33,28 +34,27 @@ log = logging.getLogger(__name__)
 _TAG = """Signature: 8a477f597d28d172789f06886806bc55
 # This folder is a cache of vidqa; backup programs may leave it out. See https://bford.info/cachedir/
 """
-# The last use is noted at most this often: pruning works in days, and a write per read would be a waste.
+# The time of last use is updated at most this often: pruning works in days, so a write per read is unnecessary.
 _TOUCH_AFTER_S = 3600.0
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_NO_WRITE = {errno.EROFS, errno.EACCES, errno.EPERM}
+_NO_ACCESS = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 @dataclass(frozen=True)
 class DamagedEntry:
-    """An entry that was found damaged, and why."""
+    """A damaged entry and the reason."""
 
     path: Path
     reason: str
 
 
 class FeatureStore:
-    """The feature cache below one folder; the folder is made when missing.
+    """The feature cache in a folder.
 
     Args:
-        root: folder of the cache.
+        root: the cache folder; created if missing.
 
     Raises:
-        CacheError: the folder cannot be made.
+        CacheError: the folder cannot be created.
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
@@ -63,22 +63,25 @@ class FeatureStore:
         create_cache_folder(self.root)
 
     def path(self, key: CacheKey) -> Path:
-        """Where the entry of `key` lies, if it is there."""
+        """Return the path of the entry for `key`, whether it exists or not."""
         return self.root / key.relative
 
     def has(self, key: CacheKey) -> bool:
-        """True when there is an entry; whether it is sound shows when it is read."""
+        """Return whether there is an entry. It is verified only when it is read."""
         return self.path(key).exists()
 
     def get(self, key: CacheKey) -> EncodedSegment | None:
         """Read an entry.
 
+        Args:
+            key: identity of the segment.
+
         Returns:
-            What was put there, bit for bit; None when there is none. A damaged entry is logged, noted in `damaged` and
-            removed, and counts as none, so that the caller encodes the segment again.
+            The entry, bit for bit as it was stored; None if there is none. A damaged entry is logged, added to
+            `damaged` and removed, and None is returned, so that the caller encodes the segment again.
 
         Raises:
-            CacheError: an entry is there but may not be read.
+            CacheError: the entry exists, but must not be read.
         """
         path = self.path(key)
         try:
@@ -86,21 +89,27 @@ class FeatureStore:
         except FileNotFoundError:
             return None
         except CacheError as error:
-            self._give_up(path, error.what)
+            self._discard(path, error.what)
             return None
         except OSError as error:
-            if error.errno in _NO_WRITE:
+            if error.errno in _NO_ACCESS:
                 raise cache_error(self.root, error) from error
-            self._give_up(path, error.strerror or str(error))  # a bad block of the disk
+            self._discard(path, error.strerror or str(error))  # a bad block of the disk
             return None
         mark_used(path)
         return value
 
     def get_pooled(self, key: CacheKey) -> entry.PooledEntry | None:
-        """As `get`, but only the embedding, the times and the facts of an entry; its tokens are not read.
+        """Read the embedding, the times and the facts of an entry without its tokens.
+
+        Args:
+            key: identity of the segment.
+
+        Returns:
+            The pooled entry; None if there is none, or it is damaged (see `get`).
 
         Raises:
-            CacheError: an entry is there but may not be read.
+            CacheError: the entry exists, but must not be read.
         """
         path = self.path(key)
         try:
@@ -108,7 +117,7 @@ class FeatureStore:
                 found = entry.read_pooled(f, key)
         except FileNotFoundError:
             return None
-        except (CacheError, OSError):  # `get` reads it whole, says what is wrong and removes it
+        except (CacheError, OSError):  # `get` reads all of it, reports the damage and removes it
             whole = self.get(key)
             if whole is None:
                 return None
@@ -117,10 +126,14 @@ class FeatureStore:
         return found
 
     def put(self, key: CacheKey, value: EncodedSegment) -> None:
-        """Write an entry, whole or not at all; it has reached the disk when this returns.
+        """Write an entry atomically. It is on disk when this returns.
+
+        Args:
+            key: identity of the segment.
+            value: the encoded segment.
 
         Raises:
-            CacheError: no room, or the folder cannot be written. Says which folder and what to try.
+            CacheError: the disk is full, or the folder is not writable.
         """
         path, data = self.path(key), entry.pack(key, value)
         with cache_errors(self.root):
@@ -132,18 +145,18 @@ class FeatureStore:
 
     @staticmethod
     def _write(path: Path, data: bytes) -> None:
-        with atomic_io.atomic_write(path) as f:
+        with atomic_write(path) as f:
             f.write(data)
 
-    def _give_up(self, path: Path, reason: str) -> None:
+    def _discard(self, path: Path, reason: str) -> None:
         self.damaged.append(DamagedEntry(path, reason))
-        log.warning("damaged cache entry, will be encoded again: %s: %s", path, reason)
+        log.warning("damaged cache entry, the segment will be encoded again: %s: %s", path, reason)
         with cache_errors(self.root):
             path.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> np.ndarray:
-    """A whole file as uint8 [n], straight into the memory that the features will live in."""
+    """Read a file as uint8 [n] into the memory that the features will be views of."""
     with path.open("rb", buffering=0) as f:
         data: Any = np.empty(os.fstat(f.fileno()).st_size, np.uint8)
         view, n = memoryview(data), 0
@@ -154,22 +167,25 @@ def _read(path: Path) -> np.ndarray:
 
 
 def create_cache_folder(root: Path) -> None:
-    """Make the cache folder and mark it as a cache for backup programs.
+    """Create the cache folder and mark it as a cache for backup programs.
+
+    Args:
+        root: the cache folder.
 
     Raises:
-        CacheError: it cannot be made.
+        CacheError: it cannot be created.
     """
     with cache_errors(root):
         root.mkdir(parents=True, exist_ok=True)
         tag = root / "CACHEDIR.TAG"
-        if not tag.exists() and os.access(root, os.W_OK):  # a cache that may only be read still serves
-            with atomic_io.atomic_write(tag) as f:
+        if not tag.exists() and os.access(root, os.W_OK):  # a read-only cache is still useful
+            with atomic_write(tag) as f:
                 f.write(_TAG.encode())
 
 
 @contextmanager
 def cache_errors(root: Path) -> Iterator[None]:
-    """Turn the system's errors inside the block into a CacheError that names the cache folder and what to try."""
+    """Convert OSError inside the block to a CacheError that names the cache folder and a remedy."""
     try:
         yield
     except OSError as error:
@@ -177,20 +193,20 @@ def cache_errors(root: Path) -> Iterator[None]:
 
 
 def cache_error(root: Path, error: OSError) -> CacheError:
-    """What to tell a user about a system error under `root`."""
+    """Return the CacheError for an OSError in the cache folder `root`."""
     reason = error.strerror or str(error)
-    if error.errno in _NO_ROOM:
-        hint = "free some space, `vidqa cache prune --max-size 10GB`, or another folder with --cache-dir (VIDQA_CACHE)"
-        return CacheError(f"no room in the cache folder {root}: {reason}", hint=hint)
-    hint = "another folder with --cache-dir (VIDQA_CACHE), or the rights to write this one"
+    if is_disk_full(error):
+        hint = "free disk space, run `vidqa cache prune --max-size 10GB`, or use --cache-dir (VIDQA_CACHE)"
+        return CacheError(f"the disk of the cache folder {root} is full: {reason}", hint=hint)
+    hint = "use another folder with --cache-dir (VIDQA_CACHE), or get write permission for this one"
     return CacheError(f"cannot use the cache folder {root}: {reason}", hint=hint)
 
 
 def mark_used(path: Path) -> None:
-    """Let a file of the cache be the last that pruning takes; seldom written, for it costs a write."""
+    """Update the time of last use of a cache file, by which pruning decides. Writes at most once an hour."""
     now = time.time()
     try:
         if abs(now - path.stat().st_mtime) > _TOUCH_AFTER_S:
             os.utime(path, (now, now))
     except OSError:
-        pass  # somebody else's cache, or pruned just now: pruning may then come early, nothing worse
+        pass  # another user's cache, or just pruned: at worst the entry is pruned too early

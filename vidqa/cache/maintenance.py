@@ -1,6 +1,6 @@
-"""Keeping a cache in order: how large it is, whether it is sound, and what may go. Knows entries only as files.
+"""Cache maintenance: statistics, verification, pruning.
 
-Everything here may run beside a working vidqa: an entry that is removed under its hands is encoded again.
+May run while other vidqa processes use the cache: they encode removed entries again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vidqa.cache.key import ENTRY_SUFFIX, FEATURES_FOLDER, RECORDS_FOLDER
 from vidqa.cache.media_index import INDEX_NAME
 from vidqa.errors import CacheError, UsageError
 
-#: A temporary file older than this belongs to a process that died.
+#: A temporary file older than this was left by a killed process.
 LEFTOVER_AFTER_S = 3600.0
 
 _SIZE_UNITS = {"": 1, "b": 1, **{u + "b": 1000**i for i, u in enumerate("kmgt", 1)}}
@@ -39,21 +39,21 @@ class EncoderStats:
 
 @dataclass(frozen=True)
 class CacheStats:
-    """What lies in a cache."""
+    """Content of a cache."""
 
     root: Path
     n_entries: int
     n_bytes: int  # of the entries
     n_index_bytes: int
-    n_leftovers: int  # temporary files, also those of runs at work
+    n_leftovers: int  # temporary files, including those of active runs
     encoders: tuple[EncoderStats, ...]  # largest first
-    n_records: int = 0  # files that remember where the records of training data lie
+    n_records: int = 0  # record indexes of training data
     n_record_bytes: int = 0
 
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What reading every entry found."""
+    """Result of verifying every entry."""
 
     n_entries: int
     n_bytes: int
@@ -63,7 +63,7 @@ class VerifyReport:
 
 @dataclass(frozen=True)
 class PruneReport:
-    """What pruning removed, or would remove."""
+    """Files that pruning removed, or would remove."""
 
     n_removed: int
     n_bytes_removed: int
@@ -80,31 +80,48 @@ class _File:
 
 
 def parse_size(text: str) -> int:
-    """Bytes from `10GB`, `1.5 GiB`, `500M` or a plain number. KB is 1000, KiB is 1024.
+    """Parse a size such as `10GB`, `1.5 GiB`, `500M` or a plain number of bytes. KB is 1000 bytes, KiB is 1024.
+
+    Args:
+        text: the size.
+
+    Returns:
+        The number of bytes.
 
     Raises:
         UsageError: not a size.
     """
     number, unit = _number_and_unit(text)
     if number is None or unit.lower() not in _SIZE_UNITS:
-        raise UsageError(f"not a size: {text!r}", hint="a number with KB, MB, GB, TB, KiB, MiB, GiB or TiB, as in 10GB")
+        raise UsageError(
+            f"not a size: {text!r}", hint="use a number with KB, MB, GB, TB, KiB, MiB, GiB or TiB, such as 10GB"
+        )
     return int(number * _SIZE_UNITS[unit.lower()])
 
 
 def parse_age(text: str) -> float:
-    """Seconds from `30d`, `12h`, `90m`, `2w` or `45s`.
+    """Parse an age such as `30d`, `12h`, `90m`, `2w` or `45s`.
+
+    Args:
+        text: the age, always with a unit.
+
+    Returns:
+        The number of seconds.
 
     Raises:
-        UsageError: not an age. A number without a unit is none: nobody knows of what.
+        UsageError: not an age.
     """
     number, unit = _number_and_unit(text)
     if number is None or unit not in _AGE_UNITS:
-        raise UsageError(f"not an age: {text!r}", hint="a number with s, m (minutes), h, d or w, as in 30d")
+        raise UsageError(f"not an age: {text!r}", hint="use a number with s, m (minutes), h, d or w, such as 30d")
     return number * _AGE_UNITS[unit]
 
 
 def stats(root: str | os.PathLike[str]) -> CacheStats:
-    """Count entries and bytes, by encoder. An absent cache is an empty one.
+    """Count entries and bytes by encoder. A missing folder counts as an empty cache.
+
+    Args:
+        root: the cache folder.
 
     Raises:
         CacheError: the folder cannot be read.
@@ -127,11 +144,11 @@ def stats(root: str | os.PathLike[str]) -> CacheStats:
 
 
 def verify(root: str | os.PathLike[str], *, delete: bool = False) -> VerifyReport:
-    """Read every entry and check it: checksum, form, and that it lies where its key belongs.
+    """Read every entry and verify its checksum, its format, and that its path matches its key.
 
     Args:
-        root: folder of the cache.
-        delete: remove what is damaged; it is encoded again when needed.
+        root: the cache folder.
+        delete: remove damaged entries; they are encoded again when needed.
 
     Raises:
         CacheError: the folder cannot be read, or damaged entries cannot be removed.
@@ -146,7 +163,7 @@ def verify(root: str | os.PathLike[str], *, delete: bool = False) -> VerifyRepor
             if root / key.relative != f.path:
                 raise CacheError(f"belongs to another key: {key}")
         except FileNotFoundError:
-            continue  # pruned just now by another process
+            continue  # just pruned by another process
         except CacheError as error:
             damaged.append(DamagedEntry(f.path, error.what))
         except OSError as error:
@@ -165,16 +182,16 @@ def prune(
     dry_run: bool = False,
     now_s: float | None = None,
 ) -> PruneReport:
-    """Remove entries by last use, and temporary files that dead processes left.
+    """Remove entries by time of last use, and temporary files left by killed processes.
 
-    What is remembered of files of training data counts as entries: it is made anew when it is needed.
+    Record indexes of training data count as entries: they are created again when needed.
 
     Args:
-        root: folder of the cache.
-        max_size: bytes that may stay; the longest unused entries go first.
-        older_than_s: entries unused for longer than this go.
-        dry_run: count, and remove nothing.
-        now_s: the present, seconds since 1970; for tests.
+        root: the cache folder.
+        max_size: size to shrink the cache to, in bytes; the least recently used entries are removed first.
+        older_than_s: remove entries that were not used for this many seconds.
+        dry_run: only count.
+        now_s: current time in seconds since 1970; for tests.
 
     Raises:
         CacheError: the folder cannot be read or written.
@@ -182,19 +199,19 @@ def prune(
     root, now = Path(root), time.time() if now_s is None else now_s
     files = sorted([*_files(root), *_records(root)], key=lambda f: (f.used_s, f.path))
     left = sum(f.n_bytes for f in files)
-    gone: list[_File] = []
+    pruned: list[_File] = []
     for f in files:
         too_old = older_than_s is not None and now - f.used_s > older_than_s
         too_much = max_size is not None and left > max_size
         if too_old or too_much:
-            gone.append(f)
+            pruned.append(f)
             left -= f.n_bytes
     stale = [f for f in _leftovers(root) if now - f.used_s > LEFTOVER_AFTER_S]
     if not dry_run:
-        for f in gone + stale:
+        for f in pruned + stale:
             _remove(root, f.path)
-    n_bytes_removed = sum(f.n_bytes for f in gone)
-    return PruneReport(len(gone), n_bytes_removed, len(files) - len(gone), left, len(stale))
+    n_bytes_removed = sum(f.n_bytes for f in pruned)
+    return PruneReport(len(pruned), n_bytes_removed, len(files) - len(pruned), left, len(stale))
 
 
 def _number_and_unit(text: str) -> tuple[float | None, str]:
@@ -203,7 +220,7 @@ def _number_and_unit(text: str) -> tuple[float | None, str]:
 
 
 def _files(root: Path) -> Iterator[_File]:
-    """Every entry, sound or not."""
+    """Yield every entry, damaged or not."""
     yield from (
         f
         for f in _walk(root / FEATURES_FOLDER, root)
@@ -212,24 +229,26 @@ def _files(root: Path) -> Iterator[_File]:
 
 
 def _records(root: Path) -> Iterator[_File]:
-    """What is remembered of files of conversations. All that belongs to one of them was used when its index was: the
-    JSON lines of a Parquet file are never touched, for a change of their time would stop who reads them."""
+    """Yield the record indexes of training data. All files of one index share the latest time of last use.
+
+    The .jsonl copy of a Parquet file is never touched, because a change of its time would interrupt its readers.
+    """
     found = [
         f for f in _walk(root / RECORDS_FOLDER, root) if f.path.suffix in (".npz", ".jsonl") and f.path.name[0] != "."
     ]
     used: dict[str, float] = {}
     for f in found:
-        name = _of_file(f.path)
+        name = _index_name(f.path)
         used[name] = max(used.get(name, 0.0), f.used_s)
-    yield from (_File(f.path, f.n_bytes, used[_of_file(f.path)]) for f in found)
+    yield from (_File(f.path, f.n_bytes, used[_index_name(f.path)]) for f in found)
 
 
-def _of_file(path: Path) -> str:
+def _index_name(path: Path) -> str:
     return "-".join(path.stem.split("-")[:2])
 
 
 def _leftovers(root: Path) -> Iterator[_File]:
-    """Every temporary file of a write that has not ended; those of other programs are none of ours."""
+    """Yield the temporary files of unfinished writes; files of other programs are not included."""
     for folder in (FEATURES_FOLDER, RECORDS_FOLDER):
         yield from (f for f in _walk(root / folder, root) if f.path.name.startswith(".") and f.path.suffix == ".part")
 

@@ -1,9 +1,9 @@
-"""MediaItem -> media_id, and media_id -> MediaFacts, remembered on disk. Does not know what features are.
+"""MediaItem -> media_id and media_id -> MediaFacts, stored on disk.
 
-(path, size, mtime_ns) names a content as long as nothing changed, so a nightly run over unchanged files reads no byte
-of them. SQLite in WAL mode keeps this: 100,000 look-ups take about a second, memory does not grow with the archive, two
-processes may write, and kill -9 loses nothing (a power cut may lose the last few lines; those files are read again).
-Network file systems that cannot do WAL get SQLite's ordinary journal.
+A file with the same path, size and mtime_ns is considered unchanged and is not read again. The index is a SQLite
+database in WAL mode: 100,000 lookups take about a second, memory use does not grow with the archive, several processes
+may write, and kill -9 loses nothing (a power failure may lose the last few rows; those files are read again). On
+network file systems without WAL support, SQLite uses its rollback journal.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import sqlite3
 import stat
 import threading
@@ -25,20 +24,21 @@ from typing import Any
 
 from vidqa.cache.entry import facts_from_dict, facts_to_dict
 from vidqa.cache.feature_store import cache_error, cache_errors, create_cache_folder
+from vidqa.common.disk_space import free_disk_bytes
 from vidqa.errors import CacheError, MediaError
 from vidqa.records import MediaFacts, MediaItem
 
 log = logging.getLogger(__name__)
 
 INDEX_NAME = "index.sqlite3"
-#: Raised by one when probing learns to tell better facts; older ones are then probed again.
+#: Incremented when probing returns better facts; files with older facts are probed again.
 FACTS_REVISION = 1
 
-# Two writes within one tick of a file system's clock give the same mtime. FAT ticks every two seconds.
-_TICK_NS = 2_000_000_000
+# Two writes within the timestamp resolution of a file system have the same mtime. FAT has two seconds.
+_MTIME_RESOLUTION_NS = 2_000_000_000
 _CHUNK = 1 << 20
-# What SQLite's write-ahead log takes at most before it is emptied: with less, any of its writes may have failed.
-_HEADROOM = 8 << 20
+# Maximum size of SQLite's write-ahead log before a checkpoint: with less free space, any of its writes may have failed.
+_WAL_BYTES = 8 << 20
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, media_id TEXT, read_ns INTEGER)
   WITHOUT ROWID;
@@ -49,85 +49,96 @@ CREATE TABLE IF NOT EXISTS probed (path BLOB PRIMARY KEY, size INTEGER, mtime_ns
 
 
 class MediaIndex:
-    """The index below one cache folder. May be used from several threads; a forked child opens its own.
+    """The media index of a cache folder. Thread-safe; a forked child must open its own.
+
+    A read-only index, such as in another user's cache, is copied into memory; changes are then lost with the object. A
+    damaged index is replaced by an empty one, with a warning.
 
     Args:
-        root: folder of the cache; made when missing.
-
-    One that may only be read, as somebody else's cache, is copied into memory: what it knows serves, what is learned is
-    forgotten with the object.
+        root: the cache folder; created if missing.
 
     Raises:
-        CacheError: the index cannot be opened. A damaged one is replaced by an empty one instead, and logged.
+        CacheError: the index cannot be opened.
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root)
-        self.n_hashed = 0  # files whose content was read because the index did not know them
+        self.n_hashed = 0  # files that were read because they were not in the index
         create_cache_folder(self.root)
         self._lock = threading.Lock()
         with self._explained():
             try:
                 self._db = _open(self.root / INDEX_NAME)
             except sqlite3.OperationalError:
-                if not self._only_readable():
+                if not self._is_read_only():
                     raise
                 self._db = _open_copy(self.root / INDEX_NAME)
             except sqlite3.DatabaseError as error:
-                log.warning("damaged index %s (%s): starting an empty one", self.root / INDEX_NAME, error)
+                log.warning("damaged index %s (%s): replaced by an empty one", self.root / INDEX_NAME, error)
                 with cache_errors(self.root):
                     for name in (INDEX_NAME, INDEX_NAME + "-wal", INDEX_NAME + "-shm"):
                         (self.root / name).unlink(missing_ok=True)
                 self._db = _open(self.root / INDEX_NAME)
 
     def close(self) -> None:
-        """Let go of the file. The object is of no use afterwards."""
+        """Close the database. The object cannot be used afterwards."""
         with self._lock:
             self._db.close()
 
     def media_id(self, item: MediaItem) -> str:
-        """Digest of a file's content: the first 32 hex digits of its sha256.
+        """Return the digest of a file's content: the first 32 hex digits of its SHA-256.
 
-        No byte is read when the path was seen before with the same size and modification time; unless it was modified
-        within the two seconds before it was last read, for then a later change could hide behind the same time.
+        The file is not read if it is in the index with the same size and modification time, unless it was modified in
+        the two seconds before it was last read: a later change could then have the same modification time.
+
+        Args:
+            item: the file as the scan found it.
 
         Raises:
-            MediaError: the file is gone, may not be read, or keeps changing while it is read.
+            MediaError: the file is missing, not readable, or changes while it is read.
             CacheError: the index cannot be written.
         """
-        return self.cached_media_id(item) or self.read(item)
+        return self.cached_media_id(item) or self.hash_file(item)
 
-    def read(self, item: MediaItem) -> str:
-        """As `media_id`, but the file is read whether it is known or not.
+    def hash_file(self, item: MediaItem) -> str:
+        """Read a file and store its digest in the index, whether it is there already or not.
+
+        Args:
+            item: the file as the scan found it.
 
         Raises:
-            MediaError, CacheError: as `media_id`.
+            MediaError: the file is missing, not readable, or changes while it is read.
+            CacheError: the index cannot be written.
         """
         path, read_ns = os.fsencode(item.path), time.time_ns()
-        size, mtime_ns, media_id = _digest_steady(item.path)
+        size, mtime_ns, media_id = _digest_stable(item.path)
         self.n_hashed += 1
         self._write("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", (path, size, mtime_ns, media_id, read_ns))
         return media_id
 
     def cached_media_id(self, item: MediaItem) -> str | None:
-        """As `media_id`, but None where the file would have to be read."""
+        """Return the digest of a file if it is in the index and unchanged; None if the file would have to be read."""
         path = os.fsencode(item.path)
         found = self._one("SELECT size, mtime_ns, media_id, read_ns FROM files WHERE path = ?", (path,))
         if found is None:
             return None
         size, mtime_ns, media_id, read_ns = found
-        unchanged = (size, mtime_ns) == (item.size, item.mtime_ns) and abs(read_ns - mtime_ns) > _TICK_NS
+        unchanged = (size, mtime_ns) == (item.size, item.mtime_ns) and abs(read_ns - mtime_ns) > _MTIME_RESOLUTION_NS
         return str(media_id) if unchanged else None
 
     def facts(self, media_id: str) -> MediaFacts | None:
-        """What is known of a content, or None when nobody told."""
+        """Return the facts of a media_id; None if there are none, or of an older revision."""
         row = self._one("SELECT revision, facts FROM facts WHERE media_id = ?", (media_id,))
         if row is None or row[0] != FACTS_REVISION:
             return None
         return _facts(row[1])
 
     def store_facts(self, media_id: str, facts: MediaFacts) -> None:
-        """Keep the facts of a content.
+        """Store the facts of a media_id.
+
+        Args:
+            media_id: digest of the content.
+            facts: its facts.
 
         Raises:
             CacheError: the index cannot be written.
@@ -136,27 +147,32 @@ class MediaIndex:
         self._write("INSERT OR REPLACE INTO facts VALUES (?, ?, ?)", row)
 
     def probed_facts(self, path: str, size: int, mtime_ns: int) -> MediaFacts | None:
-        """Facts of a file that was opened and decoded well while it had this size and modification time.
+        """Return the facts of a file that was decoded successfully with this size and modification time.
 
-        Its content need not have been read: this is for who wants to know whether a file can be decoded, no more.
+        Its content need not have been hashed: this only records that the file can be decoded.
+
+        Args:
+            path: path of the file.
+            size: its size in bytes.
+            mtime_ns: its modification time.
         """
         wanted = (os.fsencode(path), size, mtime_ns, FACTS_REVISION)
         row = self._one(
             "SELECT read_ns, facts FROM probed WHERE path = ? AND size = ? AND mtime_ns = ? AND revision = ?", wanted
         )
-        if row is None or abs(row[0] - mtime_ns) <= _TICK_NS:
+        if row is None or abs(row[0] - mtime_ns) <= _MTIME_RESOLUTION_NS:
             return None
         return _facts(row[1])
 
     def store_probed_facts(self, path: str, size: int, mtime_ns: int, read_ns: int, facts: MediaFacts) -> None:
-        """Keep what `probed` gives.
+        """Store the facts of a file for `probed_facts`.
 
         Args:
-            path: of the file.
-            size: in bytes, before it was read.
-            mtime_ns: its modification time then.
-            read_ns: time at which reading began.
-            facts: what was found.
+            path: path of the file.
+            size: its size in bytes before it was read.
+            mtime_ns: its modification time before it was read.
+            read_ns: time at which reading started.
+            facts: its facts.
 
         Raises:
             CacheError: the index cannot be written.
@@ -165,7 +181,7 @@ class MediaIndex:
         self._write("INSERT OR REPLACE INTO probed VALUES (?, ?, ?, ?, ?, ?)", row)
 
     def n_files(self) -> int:
-        """How many paths are known."""
+        """Return the number of paths in the index."""
         row = self._one("SELECT count(*) FROM files", ())
         return int(row[0]) if row else 0
 
@@ -176,10 +192,10 @@ class MediaIndex:
 
     def _write(self, sql: str, values: tuple[object, ...]) -> None:
         with self._lock, self._explained():
-            self._db.execute(sql, values)  # commits by itself
+            self._db.execute(sql, values)  # autocommit
 
-    def _only_readable(self) -> bool:
-        """Whether the index is there for others to write; SQLite would also write beside it, into the folder."""
+    def _is_read_only(self) -> bool:
+        """Return whether the index exists, but not both it and its folder (for SQLite's other files) are writable."""
         path = self.root / INDEX_NAME
         return os.access(path, os.R_OK) and not (os.access(path, os.W_OK) and os.access(self.root, os.W_OK))
 
@@ -189,12 +205,12 @@ class MediaIndex:
             yield
         except sqlite3.Error as error:
             text = str(error)
-            # SQLite calls a full disk by its name only where it writes itself, not where it maps the file.
+            # SQLite reports a full disk as such only from write(); from memory-mapped files it is an I/O error.
             if "full" in text or ("I/O" in text and _is_full(self.root)):
                 raise cache_error(self.root, OSError(errno.ENOSPC, text)) from error
             if "readonly" in text or "unable to open" in text:
                 raise cache_error(self.root, OSError(errno.EACCES, text)) from error
-            hint = f"if no other vidqa is running, remove {self.root / INDEX_NAME}*; it is made anew"
+            hint = f"if no other vidqa is running, remove {self.root / INDEX_NAME}*; it is then created again"
             raise CacheError(f"the index of the cache folder {self.root} failed: {text}", hint=hint) from error
 
 
@@ -207,7 +223,7 @@ def _facts(text: object) -> MediaFacts | None:
 
 def _is_full(folder: Path) -> bool:
     try:
-        return shutil.disk_usage(folder).free < _HEADROOM
+        return free_disk_bytes(folder) < _WAL_BYTES
     except OSError:
         return False
 
@@ -226,9 +242,9 @@ def _open(path: Path) -> sqlite3.Connection:
 
 
 def _open_copy(path: Path) -> sqlite3.Connection:
-    """The index in memory. Without a write-ahead log nobody has it open, and it can be read without any lock."""
-    how = "mode=ro" if Path(f"{path}-wal").exists() else "mode=ro&immutable=1"
-    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?{how}", timeout=60.0, uri=True)) as on_disk:
+    """Copy the index into memory. Without a WAL file no process has it open, so it can be read without a lock."""
+    mode = "mode=ro" if Path(f"{path}-wal").exists() else "mode=ro&immutable=1"
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", timeout=60.0, uri=True)) as on_disk:
         db = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
         try:
             on_disk.backup(db)
@@ -239,8 +255,8 @@ def _open_copy(path: Path) -> sqlite3.Connection:
     return db
 
 
-def _digest_steady(path: str) -> tuple[int, int, str]:
-    """(size, mtime_ns, media_id) of one state of a file: it is read anew when it changed while it was read."""
+def _digest_stable(path: str) -> tuple[int, int, str]:
+    """Return (size, mtime_ns, media_id) of a consistent state of a file; read it again if it changed meanwhile."""
     for _ in range(3):
         before, digest, after = _read(path)
         if (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns):
@@ -250,14 +266,14 @@ def _digest_steady(path: str) -> tuple[int, int, str]:
 
 def _read(path: str) -> tuple[os.stat_result, str, os.stat_result]:
     try:
-        # Not blocking: a pipe put in the place of a file must not hang the run.
+        # Non-blocking, because the file may have been replaced by a pipe.
         fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         with open(fd, "rb", buffering=0) as f:
             before = os.fstat(fd)
             if not stat.S_ISREG(before.st_mode):
-                raise MediaError("not_media", "not an ordinary file")
+                raise MediaError("not_media", "not a regular file")
             h, n_left = hashlib.sha256(), before.st_size
-            # No further than the file's size: the end of one that grows as fast as it is read would never come.
+            # Stop at the initial size, because the end of a growing file may never be reached.
             while n_left > 0 and (chunk := f.read(min(_CHUNK, n_left))):
                 h.update(chunk)
                 n_left -= len(chunk)

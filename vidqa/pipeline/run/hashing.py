@@ -42,7 +42,7 @@ def identify(index: MediaIndex, item: MediaItem) -> tuple[MediaItem, str]:
     for _ in range(_TRIES):
         if (known := index.cached_media_id(item)) is not None:  # size and time of the scan are those of the content
             return item, known
-        media_id = index.read(item)
+        media_id = index.hash_file(item)
         try:
             now = os.stat(item.path)
         except OSError as error:
