@@ -2,7 +2,7 @@
 """Benchmark decode attention: vidqa's GPU kernels against torch, for C clips with Q questions each.
 
     python tools/bench_attention.py                       the 7B shape: 32 heads of 128, 2,056 positions, bfloat16
-    python tools/bench_attention.py --clips 1 --groups 8  fewer KV heads, as in newer models
+    python tools/bench_attention.py --clips 1 --kv-heads 8  fewer KV heads, as in newer models
     python tools/bench_attention.py --sweep               try other block sizes of the kernels, too
 
 Prints microseconds per layer. Each measurement replays a CUDA graph of four layers, so that their KV cache does not fit
@@ -20,9 +20,9 @@ from collections.abc import Callable
 
 import torch
 
-from vidqa.generate.attention.shared_prefix import KERNELS, PrefixSpan, SharedPrefix, SuffixSpan, plainly
+from vidqa.generate.attention.shared_prefix import KERNELS, PrefixSpan, SharedPrefix, SuffixSpan, attend_with_torch
 from vidqa.generate.roofline import measure
-from vidqa.model.llama.kernel_check import proven
+from vidqa.model.llama.kernel_check import checked_kernels
 
 LAYERS = 4
 
@@ -50,32 +50,33 @@ class Case:
     """The inputs of one decode step, about halfway through answers of 64 tokens."""
 
     def __init__(self, args: argparse.Namespace, n_clips: int) -> None:
-        device, n, d, g = torch.device("cuda", 0), n_clips * args.questions, args.width, args.groups
+        device, n, d, g = torch.device("cuda", 0), n_clips * args.questions, args.head_dim, args.kv_heads
         dtype, p, t = getattr(torch, args.dtype), -(-args.positions // 64) * 64, 128
         torch.manual_seed(0)
 
         def some(*shape: int) -> torch.Tensor:
             return torch.randn(*shape, device=device, dtype=dtype)
 
-        self.begun = [(some(n_clips * g, p, d), some(n_clips * g, p, d)) for _ in range(LAYERS)]
-        self.own = [(some(n, g, t, d), some(n, g, t, d)) for _ in range(LAYERS)]
+        self.prefix_kv = [(some(n_clips * g, p, d), some(n_clips * g, p, d)) for _ in range(LAYERS)]
+        self.suffix_kv = [(some(n, g, t, d), some(n, g, t, d)) for _ in range(LAYERS)]
         self.query, self.scale = some(n, 1, args.heads, d).transpose(1, 2), d**-0.5
-        start, now = torch.zeros(n, dtype=torch.int64, device=device), torch.full((n,), 50, device=device)
-        lengths, steps = torch.full((n_clips,), args.positions, device=device), torch.arange(p, device=device)
-        hidden, where = (steps >= lengths[:, None])[:, None], torch.arange(n, device=device)
-        part = PrefixSpan(0, n_clips, args.questions, p, where, hidden, True, None, lengths)
-        self.columns = SuffixSpan(start, now, opening=False)
-        self.shared = SharedPrefix(self.begun, n_clips, (part,), self.columns)
-        self.mask = (steps[:t] <= now[:, None])[:, None, None]
+        first_column = torch.zeros(n, dtype=torch.int64, device=device)
+        next_column = torch.full((n,), 50, device=device)
+        lengths, positions = torch.full((n_clips,), args.positions, device=device), torch.arange(p, device=device)
+        padding, cells = (positions >= lengths[:, None])[:, None], torch.arange(n, device=device)
+        span = PrefixSpan(0, n_clips, args.questions, p, cells, padding, True, None, lengths)
+        self.suffix = SuffixSpan(first_column, next_column, is_prefill=False)
+        self.shared_prefix = SharedPrefix(self.prefix_kv, n_clips, (span,), self.suffix)
+        self.mask = (positions[:t] <= next_column[:, None])[:, None, None]
         self.n_bytes = 2 * g * d * (n_clips * args.positions + n * 51) * dtype.itemsize
 
     def by_torch(self, layer: int) -> torch.Tensor:
-        return plainly(self.query, *self.own[layer], self.mask, self.shared, layer, self.scale)
+        return attend_with_torch(self.query, *self.suffix_kv[layer], self.mask, self.shared_prefix, layer, self.scale)
 
     def by_kernels(self, layer: int) -> torch.Tensor:
-        triton_kernels = proven(KERNELS, self.query.device, self.query.dtype, self.query.shape[-1])
+        triton_kernels = checked_kernels(KERNELS, self.query.device, self.query.dtype, self.query.shape[-1])
         out: torch.Tensor = triton_kernels.attend(
-            self.query, *self.own[layer], self.shared, self.columns, layer, self.scale
+            self.query, *self.suffix_kv[layer], self.shared_prefix, self.suffix, layer, self.scale
         )
         return out
 
@@ -84,7 +85,7 @@ def sweep(case: Case) -> list[tuple[float, dict[str, int]]]:
     """Return (seconds, block sizes) of other block sizes, the fastest first."""
     from vidqa.generate.attention import triton_kernels
 
-    names = ("_COLUMNS", "_PROGRAMS", "_WARPS", "_STAGES")
+    names = ("_PREFIX_BLOCK", "_PROGRAMS", "_WARPS", "_STAGES")
     usual, found = {name: getattr(triton_kernels, name) for name in names}, []
     for values in itertools.product((32, 64, 128), (512, 1024, 2048), (4, 8), (2, 3, 4)):
         for name, value in zip(names, values, strict=True):
@@ -101,7 +102,7 @@ def sweep(case: Case) -> list[tuple[float, dict[str, int]]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, nargs="+", default=[1, 16, 32], help="[1 16 32]")
-    sizes = {"questions": 8, "heads": 32, "groups": 32, "width": 128, "positions": 2056}
+    sizes = {"questions": 8, "heads": 32, "kv-heads": 32, "head-dim": 128, "positions": 2056}
     for name, default in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"[{default}]")
     parser.add_argument("--dtype", default="bfloat16", help="[bfloat16]")
@@ -111,7 +112,7 @@ def main() -> int:
         print("needs a CUDA device", file=sys.stderr)
         return 2
     device, dtype = torch.device("cuda", 0), getattr(torch, args.dtype)
-    if proven(KERNELS, device, dtype, args.width) is None:
+    if checked_kernels(KERNELS, device, dtype, args.head_dim) is None:
         print("the kernels do not work on this device; see the log for the reason", file=sys.stderr)
         return 1
     copied = measure(device, dtype).copy_bytes_per_s

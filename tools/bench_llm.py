@@ -90,7 +90,7 @@ class Task:
         ids = [torch.from_numpy(rng.integers(3, VOCABULARY, 12 + q)) for q in range(args.questions)]
         with torch.inference_mode():
             self.suffixes = [embed(one.to(self.llm.device)) for one in ids]
-        self.work = EngineStats()  # of the last shared run
+        self.stats = EngineStats()  # of the last shared run
         self.parts: dict[str, float] = {}
 
     def _generate(self, embeds: torch.Tensor, mask: torch.Tensor) -> list[list[int]]:
@@ -116,9 +116,10 @@ class Task:
 
     def batch(self, model: VideoLlava) -> RunningBatch:
         """Return a batch with capacity for all clips and questions."""
-        own = max(map(len, self.suffixes)) + self.n_new
-        room = CacheCapacity(len(self.suffixes) * self.n_clips, self.n_clips, len(self.prefix), own)
-        return RunningBatch(model, room, static=self.llm.device.type == "cuda")
+        suffix_length = max(map(len, self.suffixes)) + self.n_new
+        n_slots = len(self.suffixes) * self.n_clips
+        capacity = CacheCapacity(n_slots, self.n_clips, len(self.prefix), suffix_length)
+        return RunningBatch(model, capacity, static_shapes=self.llm.device.type == "cuda")
 
     def profile(self) -> None:
         """Print the longest operations of one decode step (outside CUDA graphs) and of one prefill."""
@@ -127,11 +128,11 @@ class Task:
         on_gpu = self.llm.device.type == "cuda"
         kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
         batch = self.batch(self.own)
-        clips = [batch.begin([self.prefix])[0] for _ in range(self.n_clips)]
-        batch.ask([clip for clip in clips for _ in self.suffixes], self.suffixes * self.n_clips)
+        clips = [batch.prefill_prefixes([self.prefix])[0] for _ in range(self.n_clips)]
+        batch.prefill_suffixes([clip for clip in clips for _ in self.suffixes], self.suffixes * self.n_clips)
         assert batch.logits is not None
         picked = batch.logits.argmax(-1)
-        for name, run in (("a decode step", lambda: batch.step(picked)), ("a prefill", self._prefill)):
+        for name, run in (("a decode step", lambda: batch.decode_step(picked)), ("a prefill", self._prefill)):
             run()
             with profile(activities=kinds) as seen:
                 run()
@@ -142,15 +143,15 @@ class Task:
             print(seen.key_averages().table(sort_by=by, row_limit=16, max_name_column_width=70))
 
     def _prefill(self) -> None:
-        self.batch(self.own).begin([self.prefix])
+        self.batch(self.own).prefill_prefixes([self.prefix])
 
     def shared(self, model: VideoLlava) -> list[list[int]]:
         n = len(self.suffixes)
         batch = self.batch(model)
         times = [time.perf_counter()]
-        clips = [batch.begin([self.prefix])[0] for _ in range(self.n_clips)]
+        clips = [batch.prefill_prefixes([self.prefix])[0] for _ in range(self.n_clips)]
         times.append(time.perf_counter())
-        batch.ask([clip for clip in clips for _ in range(n)], self.suffixes * self.n_clips)
+        batch.prefill_suffixes([clip for clip in clips for _ in range(n)], self.suffixes * self.n_clips)
         times.append(time.perf_counter())
         answers: list[list[int]] = [[] for _ in range(n * self.n_clips)]
         for step in range(self.n_new):
@@ -159,11 +160,11 @@ class Task:
             for answer, token in zip(answers, picked.tolist(), strict=True):
                 answer.append(token)
             if step + 1 < self.n_new:
-                batch.step(picked)
+                batch.decode_step(picked)
         times.append(time.perf_counter())
         parts = zip(("prefill_s", "questions_s", "decode_s"), pairwise(times), strict=True)
         self.parts = {name: round(end - start, 4) for name, (start, end) in parts}
-        self.work = batch.work
+        self.stats = batch.stats
         return answers
 
 
@@ -205,8 +206,8 @@ def main() -> int:
             faster = rates[1] / rates[0]
             print(f"{name:<18}{wall:>9.2f} s {used:>9.2f} CPU s {faster:>7.1f}x   {equal:g} equal", flush=True)
             if name.startswith("shared"):
-                prompts = prefill_operations(task.model, task.work.prefill_tokens) / limits.matrix_per_s
-                least = prompts + decode_bytes(task.model, task.work) / limits.copy_bytes_per_s
+                prompts = prefill_operations(task.model, task.stats.prefill_tokens) / limits.matrix_per_s
+                least = prompts + decode_bytes(task.model, task.stats) / limits.copy_bytes_per_s
                 found[name] |= task.parts | {"roofline_s": round(least, 4)}
                 times = ", ".join(f"{part[:-2]} {seconds:.3f} s" for part, seconds in task.parts.items())
                 print(f"  {times}; hardware limit {least:.3f} s, {least / wall:.0%} of it reached", flush=True)

@@ -24,14 +24,13 @@ from triton.compiler import ASTSource
 from triton.compiler import compile as compile_for
 
 from vidqa.generate.attention import triton_kernels as attention
-from vidqa.generate.attention import triton_source
 from vidqa.model.llama import fused_ops as llama
 
 #: Kernel parameters by type; all others are integers.
 TYPES = {
     "*fp32": ("lse", "means"),
-    "*i64": ("lines", "lengths", "where", "start", "now"),
-    "*bf16": ("query", "keys", "values", "result", "new_keys", "new_values", "heads", "cos", "sin", "both", "out"),
+    "*i64": ("sequence_at", "lengths", "cell_of", "first_column", "next_column"),
+    "*bf16": ("query", "keys", "values", "result", "new_keys", "new_values", "heads", "cos", "sin", "gate_up", "out"),
     "fp32": ("scale",),
 }
 TYPE_OF = {name: type_ for type_, names in TYPES.items() for name in names}
@@ -49,20 +48,21 @@ def source(kernel: Any, constants: dict[str, object], unaligned: tuple[str, ...]
     return ASTSource(kernel, types, constexprs=values, attrs=aligned)
 
 
-def cases(width: int) -> list[tuple[str, Any, dict[str, object], tuple[str, ...], int]]:
+def cases(head_dim: int) -> list[tuple[str, Any, dict[str, object], tuple[str, ...], int]]:
     """Return (name, kernel, constants, parameters that are not multiples of 16, warps) of every case."""
     made: list[tuple[str, Any, dict[str, object], tuple[str, ...], int]] = []
-    changing = ("n", "n_places", "n_positions", "first", "n_before", "n_counted", "n_stretches")
+    changing = ("n", "n_columns", "prefix_length", "first", "n_prefilled", "n_cells", "n_splits")
     for rows in (16, 64):
-        common: dict[str, object] = {"n_groups": 32, "d": width, "n_rows": rows} | ({"n_new": 1} if rows == 16 else {})
-        over = common | {"n_columns": attention._COLUMNS, "has_lines": True, "has_lengths": True}
-        join = common | {"n_columns": attention._OWN_COLUMNS, "some_do_not_count": True}
+        common: dict[str, object] = {"n_kv_heads": 32, "head_dim": head_dim, "block_rows": rows}
+        common |= {"n_new": 1} if rows == 16 else {}
+        prefix = common | {"block_size": attention._PREFIX_BLOCK, "has_sequence_at": True, "has_lengths": True}
+        merge = common | {"block_size": attention._SUFFIX_BLOCK, "has_padding": True}
         unaligned = (*changing, "n_new")
-        made.append((f"prefix, {rows} rows", triton_source.over_beginnings_kernel, over, unaligned, attention._WARPS))
-        made.append((f"join, {rows} rows", triton_source.join_kernel, join, unaligned, attention._WARPS))
-    made.append(("store", triton_source.store_kernel, {"d": width, "n_rows": 16}, (), 2))
-    made.append(("turn", llama._turn_kernel, {"half": width // 2, "n_rows": 8}, ("n_turned",), 2))
-    made.append(("gate", llama._gate_kernel, {"n_columns": 1024}, (), 4))
+        made.append((f"prefix, {rows} rows", attention.prefix_kernel, prefix, unaligned, attention._WARPS))
+        made.append((f"merge, {rows} rows", attention.merge_kernel, merge, unaligned, attention._WARPS))
+    made.append(("store", attention.store_kernel, {"head_dim": head_dim, "block_rows": 16}, (), 2))
+    made.append(("rotary", llama._rotary_kernel, {"half_dim": head_dim // 2, "block_rows": 8}, ("n_rotated",), 2))
+    made.append(("silu_mul", llama._silu_mul_kernel, {"block_size": 1024}, (), 4))
     return made
 
 

@@ -129,7 +129,7 @@ def typing(vidqa, monkeypatch):
 def test_ctrl_c_stops_an_answer_and_not_the_talk(typing, clips, monkeypatch):
     from vidqa.generate.kv_cache.chat_cache import ChatKVCache
 
-    step, calls = ChatKVCache.step, []
+    step, calls = ChatKVCache.decode_step, []
 
     def interrupted(self, token):
         calls.append(token)

@@ -1,4 +1,4 @@
-"""A random tiny model and features of every shape."""
+"""A tiny model with random weights, and features of several shapes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def model(tokenizer_folder: Path) -> VideoLlava:
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=CONTEXT,
-        initializer_range=0.3,  # wide, so that answers differ from one another
+        initializer_range=0.3,  # large, so that answers differ
         eos_token_id=None,
     )
     llm = LlamaForCausalLM(config)

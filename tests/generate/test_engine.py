@@ -1,4 +1,4 @@
-"""Answers do not depend on the batch; every way an answer can end; errors belong to their request."""
+"""Answers do not depend on the batch; stopping criteria; errors belong to their request; memory; sampling."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from vidqa.generate import scheduler
 from vidqa.generate.engine import Engine, GenerationSettings, Request, generate
 from vidqa.generate.kv_cache import capacity
 from vidqa.generate.kv_cache.buffers import CacheCapacity
-from vidqa.generate.kv_cache.capacity import most_lines, room_for, rows_that_fit
-from vidqa.generate.requests import PlannedRequest, plan_job
+from vidqa.generate.kv_cache.capacity import max_slots, plan_capacity, unshared_batch_size
+from vidqa.generate.requests import PlannedRequest, plan_request
 from vidqa.model.video_llava import VideoLlava
 from vidqa.records import Answer, Features
 
@@ -29,7 +29,7 @@ def ask(question: str, *features: Features, n: int | None = None) -> Request:
 
 @pytest.fixture
 def mixed(clips: dict[str, Features]) -> list[Request]:
-    """Pictures, clips, both and none; several questions about one clip; short and long; one with earlier turns."""
+    """Images, videos, both and none; several questions about one video; short and long; one with earlier turns."""
     video, other, long, image, small = (clips[k] for k in ("video", "other", "long", "image", "small"))
     return [
         ask("What happens?", video),
@@ -47,15 +47,15 @@ def mixed(clips: dict[str, Features]) -> list[Request]:
     ]
 
 
-def said(answers: Sequence[Answer | ItemError]) -> list[Any]:
+def comparable(answers: Sequence[Answer | ItemError]) -> list[Any]:
     return [a if isinstance(a, Answer) else (a.kind, a.what) for a in answers]
 
 
 def tokens_of(model: VideoLlava, request: Request) -> list[int]:
     """Twelve greedy tokens, no end token."""
-    job = plan_job(model, 0, request, SHORT)
-    assert isinstance(job, PlannedRequest)
-    embeds = model.embed_prompt(job.prompt, model.visual_tokens(request.features))[None]
+    planned = plan_request(model, 0, request, SHORT)
+    assert isinstance(planned, PlannedRequest)
+    embeds = model.embed_prompt(planned.prompt, model.visual_tokens(request.features))[None]
     ids = model.llm.generate(
         inputs_embeds=embeds, attention_mask=torch.ones(embeds.shape[:2]), max_new_tokens=12, eos_token_id=-1
     )
@@ -65,8 +65,8 @@ def tokens_of(model: VideoLlava, request: Request) -> list[int]:
 @pytest.mark.parametrize("batch_size", [2, 3, 5, 100, None])
 def test_batch_equals_one_by_one(batch_size: int | None, model: VideoLlava, mixed: list[Request]) -> None:
     alone = [generate(model, [r], SHORT, batch_size=1)[0] for r in mixed]
-    assert len({a.text for a in alone}) >= len(mixed) - 1, "the model must tell the requests apart"
-    assert said(generate(model, mixed, SHORT, batch_size)) == alone
+    assert len({a.text for a in alone}) >= len(mixed) - 1, "the model must distinguish the requests"
+    assert comparable(generate(model, mixed, SHORT, batch_size)) == alone
 
 
 def test_order_of_the_requests_does_not_matter(model: VideoLlava, mixed: list[Request]) -> None:
@@ -85,33 +85,33 @@ def test_counts(model: VideoLlava, mixed: list[Request]) -> None:
         assert (answer.status, answer.finish_reason) == ("truncated", "length")
 
 
-def test_questions_of_one_clip_share_its_tokens(model: VideoLlava, clips: dict[str, Features]) -> None:
-    """The visual tokens of a clip go through the LLM once, however many questions there are."""
+def test_questions_about_one_video_share_its_prefill(model: VideoLlava, clips: dict[str, Features]) -> None:
+    """The LLM processes the visual tokens of a video once, however many questions there are."""
     sizes: list[tuple[int, ...]] = []
     model.llm.register_forward_pre_hook(
         lambda _, args, kwargs: sizes.append(tuple(kwargs.get("inputs_embeds", torch.empty(0)).shape)), with_kwargs=True
     )
     requests = [ask(q, clips[c]) for c in ("video", "long") for q in ("What happens?", "Why?", "Is it small?")]
     generate(model, requests, SHORT, batch_size=6)
-    assert sizes[0][0] == 2, "two clips"
+    assert sizes[0][0] == 2, "two prefixes"
     assert sizes[0][1] > 8 * 9, "as long as the longer one"
     assert sizes[1][0] == 6, "six questions"
     assert sizes[1][1] < 40, "the questions only"
     assert not any(size[1] for size in sizes[2:] if len(size) > 1), "and then single tokens"
 
 
-def test_questions_that_come_together_are_looked_up_together(
+def test_suffixes_admitted_together_are_embedded_together(
     model: VideoLlava, clips: dict[str, Features], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each look-up waits for a GPU: of hundreds of questions that would be the time of many steps."""
-    looked_up: list[int] = []
+    """Each lookup synchronizes with a GPU: for hundreds of questions that would take as long as many decode steps."""
+    embedded: list[int] = []
     embed = model.embed_prompt
-    monkeypatch.setattr(model, "embed_prompt", lambda p, *rest: looked_up.append(len(p.ids)) or embed(p, *rest))
+    monkeypatch.setattr(model, "embed_prompt", lambda p, *rest: embedded.append(len(p.ids)) or embed(p, *rest))
     generate(model, [ask(f"What happens {'then ' * i}?", clips["video"]) for i in range(6)], SHORT)
-    assert len(looked_up) == 2, "the beginning, and all that follows it"
+    assert len(embedded) == 2, "the prefix, and all suffixes"
 
 
-def test_finished_rows_leave_the_batch(model: VideoLlava, clips: dict[str, Features]) -> None:
+def test_finished_sequences_are_evicted(model: VideoLlava, clips: dict[str, Features]) -> None:
     sizes: list[int] = []
     model.llm.register_forward_pre_hook(
         lambda _, args, kwargs: sizes.append(len(kwargs["input_ids"])) if "input_ids" in kwargs else None,
@@ -123,42 +123,42 @@ def test_finished_rows_leave_the_batch(model: VideoLlava, clips: dict[str, Featu
     assert len(sizes) == 19
 
 
-def test_waiting_rows_enter_where_others_left(model: VideoLlava, clips: dict[str, Features]) -> None:
-    """Continuous batching: eight answers by two lines take the steps of the sum over two, not of the longest each."""
-    n_lines: list[int] = []
+def test_waiting_requests_are_admitted_into_free_slots(model: VideoLlava, clips: dict[str, Features]) -> None:
+    """Continuous batching: eight answers in two slots take half the steps of their sum, not those of the longest."""
+    n_sequences: list[int] = []
     model.llm.register_forward_pre_hook(
-        lambda _, args, kwargs: n_lines.append(len(kwargs["input_ids"])) if "input_ids" in kwargs else None,
+        lambda _, args, kwargs: n_sequences.append(len(kwargs["input_ids"])) if "input_ids" in kwargs else None,
         with_kwargs=True,
     )
     requests = [ask("Why?", clips[c], n=n) for c in ("video", "other") for n in (2, 12, 2, 12)]
     generate(model, requests, SHORT, batch_size=2)
-    assert sum(n_lines) == sum(n - 1 for n in (2, 12) * 4)
-    assert len(n_lines) <= 30, "lines stood empty"
+    assert sum(n_sequences) == sum(n - 1 for n in (2, 12) * 4)
+    assert len(n_sequences) <= 30, "slots were empty"
 
 
-def test_steps_of_fixed_shapes_that_run_ahead_of_the_tokens(
+def test_static_shapes_run_one_step_ahead_of_the_tokens(
     model: VideoLlava, mixed: list[Request], clips: dict[str, Features]
 ) -> None:
-    """As on a GPU: the next step runs while tokens are looked at; answers and counts are those without."""
+    """As on a GPU: the next step runs while the host processes tokens; answers and counts are the same."""
     requests = [*mixed, *(ask("Why?", clips["video"], n=n) for n in (1, 2, 7))]
     alone = [generate(model, [r], SHORT, batch_size=1)[0] for r in requests]
-    engine, got = Engine(model, SHORT, batch_size=5, static=True), {}
+    engine, got = Engine(model, SHORT, batch_size=5, static_shapes=True), {}
     for i, request in enumerate(requests):
         engine.submit(i, request)
     while engine.busy:
-        got |= dict(engine.advance())
+        got |= dict(engine.step())
     assert [got[i] for i in range(len(requests))] == alone
     plain = Engine(model, SHORT, batch_size=5)
     for i, request in enumerate(requests):
         plain.submit(i, request)
     while plain.busy:
-        plain.advance()
+        plain.step()
     counts = ("decode_tokens", "decode_steps", "decode_kv_bytes", "prefill_tokens", "answers")
-    assert [getattr(engine.work, name) for name in counts] == [getattr(plain.work, name) for name in counts]
-    assert engine.work.decode_s > 0
+    assert [getattr(engine.stats, name) for name in counts] == [getattr(plain.stats, name) for name in counts]
+    assert engine.stats.decode_s > 0
 
 
-def test_requests_may_come_while_others_are_at_work(model: VideoLlava, mixed: list[Request]) -> None:
+def test_requests_may_be_submitted_while_others_run(model: VideoLlava, mixed: list[Request]) -> None:
     alone = [generate(model, [r], SHORT, batch_size=1)[0] for r in mixed]
     engine, got = Engine(model, SHORT, batch_size=3), {}
     rest = list(enumerate(mixed))
@@ -166,14 +166,14 @@ def test_requests_may_come_while_others_are_at_work(model: VideoLlava, mixed: li
         if rest:
             engine.submit(*rest.pop(0))
         for _ in range(2):
-            got |= dict(engine.advance())
+            got |= dict(engine.step())
     assert [got[i] for i in range(len(mixed))] == alone
-    assert engine.work.answers == len(mixed)
-    assert engine.work.decode_tokens == sum(a.n_answer_tokens - 1 for a in alone)
+    assert engine.stats.answers == len(mixed)
+    assert engine.stats.decode_tokens == sum(a.n_answer_tokens - 1 for a in alone)
 
 
-class TestEnds:
-    def test_end_token(self, model: VideoLlava, clips: dict[str, Features]) -> None:
+class TestStoppingCriteria:
+    def test_eos_token(self, model: VideoLlava, clips: dict[str, Features]) -> None:
         request = ask("What happens?", clips["video"])
         tokens = tokens_of(model, request)
         model.llm.generation_config.eos_token_id = [tokens[4]]
@@ -188,7 +188,7 @@ class TestEnds:
         (answer,) = generate(model, [request], SHORT)
         assert (answer.text, answer.status, answer.finish_reason, answer.n_answer_tokens) == ("", "empty", "eos", 0)
 
-    def test_an_end_does_not_stop_the_others(self, model: VideoLlava, mixed: list[Request]) -> None:
+    def test_a_finished_sequence_does_not_stop_the_others(self, model: VideoLlava, mixed: list[Request]) -> None:
         before = generate(model, mixed, SHORT)
         model.llm.generation_config.eos_token_id = tokens_of(model, mixed[0])[2]
         alone = [generate(model, [r], SHORT)[0] for r in mixed]
@@ -197,11 +197,11 @@ class TestEnds:
 
     def test_stop_string(self, model: VideoLlava, clips: dict[str, Features]) -> None:
         request = ask("What happens?", clips["video"])
-        whole = generate(model, [request], SHORT)[0].text
-        stop = whole[5:8]
-        settings = GenerationSettings(max_new_tokens=12, stop=("never said", stop, ""))
+        text = generate(model, [request], SHORT)[0].text
+        stop = text[5:8]
+        settings = GenerationSettings(max_new_tokens=12, stop=("not generated", stop, ""))
         (answer,) = generate(model, [request], settings)
-        assert answer.text == whole[: whole.index(stop)].strip()
+        assert answer.text == text[: text.index(stop)].strip()
         assert (answer.finish_reason, answer.status) == ("stop", "ok")
         assert answer.n_answer_tokens < 12
 
@@ -215,14 +215,14 @@ class TestEnds:
         assert (answer.finish_reason, answer.n_answer_tokens) == ("eos", 2)
 
 
-def test_a_prompt_that_does_not_fit_is_an_error_of_its_own(model: VideoLlava, clips: dict[str, Features]) -> None:
+def test_a_prompt_that_does_not_fit_fails_alone(model: VideoLlava, clips: dict[str, Features]) -> None:
     fits = ask("Why?", clips["video"])
     n = generate(model, [fits], SHORT)[0].n_prompt_tokens
     settings = GenerationSettings(max_new_tokens=model.context - n)
     long = ask("Why?", clips["video"], n=model.context - n + 7)
     first, error, last = generate(model, [fits, long, ask("Why?", clips["small"], n=2)], settings)
     assert isinstance(first, Answer)
-    assert first.n_answer_tokens == model.context - n, "exactly full still fits"
+    assert first.n_answer_tokens == model.context - n, "exactly the context length still fits"
     assert isinstance(last, Answer)
     assert isinstance(error, PromptTooLongError)
     assert error.kind == "prompt_too_long"
@@ -236,36 +236,36 @@ class TestMemory:
 
         def full(_: Any, args: Any, kwargs: Any) -> None:
             seen.append(len(kwargs["position_ids"]))
-            if seen[-1] > 3 and "input_ids" in kwargs:  # when answers have begun already
+            if seen[-1] > 3 and "input_ids" in kwargs:  # after the prefill
                 raise torch.OutOfMemoryError("CUDA out of memory")
 
         model.llm.register_forward_pre_hook(full, with_kwargs=True)
         assert generate(model, mixed, SHORT, batch_size=12) == wanted
         assert max(seen) > 3
 
-    def test_a_batch_grows_again_when_the_device_has_room(
+    def test_a_batch_grows_again_after_running_out_of_memory(
         self, model: VideoLlava, clips: dict[str, Features], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Another program's moment must not slow the rest of a night down."""
-        monkeypatch.setattr(scheduler, "_TRY_AGAIN", 2)
-        asked = [ask(f"What happens {'then ' * (i % 7)}?", clips["video"], n=3 + i % 5) for i in range(60)]
-        wanted = generate(model, asked, SHORT, batch_size=8)
+        """A moment of another process must not slow down the rest of the run."""
+        monkeypatch.setattr(scheduler, "_GROW_AFTER", 2)
+        requests = [ask(f"What happens {'then ' * (i % 7)}?", clips["video"], n=3 + i % 5) for i in range(60)]
+        wanted = generate(model, requests, SHORT, batch_size=8)
         seen: list[int] = []
 
         def full(_: Any, args: Any, kwargs: Any) -> None:
             seen.append(len(kwargs["position_ids"]))
-            if len(seen) in (3, 4, 5):  # 8 lines, then 4, then 2
+            if len(seen) in (3, 4, 5):  # with 8 slots, then 4, then 2
                 raise torch.OutOfMemoryError("CUDA out of memory")
 
         model.llm.register_forward_pre_hook(full, with_kwargs=True)
-        assert generate(model, asked, SHORT, batch_size=8) == wanted
+        assert generate(model, requests, SHORT, batch_size=8) == wanted
         assert max(seen[6:12]) < 8, "at first it is smaller"
         assert max(seen[12:]) == 8
 
-    def test_one_alone_in_large_buffers_is_tried_in_small_ones(
+    def test_a_single_request_is_retried_with_smaller_buffers(
         self, model: VideoLlava, clips: dict[str, Features]
     ) -> None:
-        """Buffers for many lines may be what filled the device."""
+        """Buffers for many slots may be what filled the device."""
         n_runs: list[int] = []
 
         def full(_: Any, args: Any, kwargs: Any) -> None:
@@ -279,11 +279,11 @@ class TestMemory:
         engine.submit(0, request)
         model.llm.register_forward_pre_hook(full, with_kwargs=True)
         while engine.busy:
-            answers += engine.advance()
+            answers += engine.step()
         assert answers == [(0, wanted)]
 
     @pytest.mark.parametrize(
-        "said",
+        "message",
         [
             "[enforce fail] DefaultCPUAllocator: can't allocate memory",
             "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
@@ -292,12 +292,12 @@ class TestMemory:
             "Triton Error [CUDA]: out of memory",
         ],
     )
-    def test_one_that_does_not_fit_alone_is_an_error(
-        self, said: str, model: VideoLlava, clips: dict[str, Features]
+    def test_a_request_that_does_not_fit_alone_is_an_error(
+        self, message: str, model: VideoLlava, clips: dict[str, Features]
     ) -> None:
         def full(_: Any, args: Any, kwargs: Any) -> None:
             if int(kwargs["position_ids"].max()) > 70:
-                raise RuntimeError(said)
+                raise RuntimeError(message)
 
         model.llm.register_forward_pre_hook(full, with_kwargs=True)
         error, answer = generate(model, [ask("Why?", clips["long"]), ask("Why?", clips["small"])], SHORT)
@@ -314,42 +314,46 @@ class TestMemory:
             generate(model, [ask("Why?", clips["video"])], SHORT)
 
     def test_longer_prompts_make_smaller_batches(self, model: VideoLlava) -> None:
-        assert rows_that_fit(model, 10) == most_lines(model)
-        assert rows_that_fit(model, 10**9) == 1
+        assert unshared_batch_size(model, 10) == max_slots(model)
+        assert unshared_batch_size(model, 10**9) == 1
 
-    def test_memory_that_torch_holds_unused_is_free(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Buffers of a batch that is gone stay with torch: the next batch must not be smaller for it."""
+    def test_memory_cached_by_torch_is_free(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The allocator keeps the buffers of an earlier batch: the next batch must not be smaller because of that."""
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 9000))
         monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 5000)
         monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2000)
         assert capacity.free_bytes(torch.device("cuda")) == 2800
 
-    def test_room_by_memory(self, model: VideoLlava, monkeypatch: pytest.MonkeyPatch) -> None:
-        position = 2 * 3 * 2 * 8 * 4  # keys and values, layers, key heads, width, bytes
+    def test_capacity_depends_on_memory(self, model: VideoLlava, monkeypatch: pytest.MonkeyPatch) -> None:
+        position = 2 * 3 * 2 * 8 * 4  # K and V, layers, KV heads, head_dim, bytes
         monkeypatch.setattr(capacity, "free_bytes", lambda device: position * 3000)
-        assert room_for(model, 500, 60, 8) == CacheCapacity(16, 2, 512, 64), "two clips with eight lines each"
-        assert room_for(model, 500, 60, 8, limit=3) == CacheCapacity(3, 3, 512, 64)
-        assert room_for(model, 1300, 60, 8) == CacheCapacity(8, 1, 1344, 64), "one clip with eight lines"
-        assert room_for(model, 1300, 60, 32) == CacheCapacity(25, 1, 1344, 64), (
-            "one clip, and as many lines as then fit"
+        assert plan_capacity(model, 500, 60, 8) == CacheCapacity(16, 2, 512, 64), (
+            "two prefixes with eight sequences each"
         )
-        assert room_for(model, 9000, 60, 8) == CacheCapacity(1, 1, 9024, 64), "tried all the same"
+        assert plan_capacity(model, 500, 60, 8, n_slots=3) == CacheCapacity(3, 3, 512, 64)
+        assert plan_capacity(model, 1300, 60, 8) == CacheCapacity(8, 1, 1344, 64), "one prefix with eight sequences"
+        assert plan_capacity(model, 1300, 60, 32) == CacheCapacity(25, 1, 1344, 64), (
+            "one prefix, and as many sequences as fit"
+        )
+        assert plan_capacity(model, 9000, 60, 8) == CacheCapacity(1, 1, 9024, 64), (
+            "the minimum, although it does not fit"
+        )
 
 
 class TestSampling:
     SETTINGS = GenerationSettings(max_new_tokens=12, temperature=1.0, top_p=0.95, seed=4)
 
-    def test_does_not_depend_on_the_batch(self, model: VideoLlava, mixed: list[Request]) -> None:
+    def test_samples_do_not_depend_on_the_batch(self, model: VideoLlava, mixed: list[Request]) -> None:
         alone = [generate(model, [r], self.SETTINGS)[0] for r in mixed]
         assert generate(model, mixed, self.SETTINGS, batch_size=5) == alone
         assert generate(model, mixed[::-1], self.SETTINGS, batch_size=100) == alone[::-1]
 
-    def test_seed_decides(self, model: VideoLlava, clips: dict[str, Features]) -> None:
+    def test_seeds_yield_different_answers(self, model: VideoLlava, clips: dict[str, Features]) -> None:
         request = ask("What happens?", clips["video"])
         settings = [GenerationSettings(max_new_tokens=12, temperature=2.0, seed=s) for s in (0, 1, -1, 2**40)]
         assert len({generate(model, [request], s)[0].text for s in settings}) == 4
 
-    def test_cold_or_narrow_is_greedy(self, model: VideoLlava, mixed: list[Request]) -> None:
+    def test_low_temperature_or_small_nucleus_is_greedy(self, model: VideoLlava, mixed: list[Request]) -> None:
         greedy = generate(model, mixed, SHORT)
         assert generate(model, mixed, GenerationSettings(max_new_tokens=12, temperature=1e-4)) == greedy
         assert generate(model, mixed, GenerationSettings(max_new_tokens=12, temperature=1.0, top_p=1e-6)) == greedy
@@ -358,7 +362,7 @@ class TestSampling:
 @pytest.mark.parametrize(
     "wrong", [{"max_new_tokens": 0}, {"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_p": 2}]
 )
-def test_wrong_settings_are_named(wrong: dict[str, Any]) -> None:
+def test_invalid_settings_are_named(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=next(iter(wrong))):
         GenerationSettings(**wrong)
 
@@ -373,14 +377,14 @@ def test_features_of_another_width_are_refused(model: VideoLlava) -> None:
         generate(model, [ask("Why?", wide)], SHORT)
 
 
-def test_requests_that_fail_at_once_fill_the_next_batch_too(model: VideoLlava) -> None:
-    """Who submits as long as more is wanted must come to the errors, also where all of them fail."""
+def test_failed_requests_count_as_waiting(model: VideoLlava) -> None:
+    """A loop that submits while the engine accepts more must terminate, even if all requests fail."""
     engine, n = Engine(model, SHORT, batch_size=3), 0
-    while engine.wants_more and n < 100:
+    while engine.accepts_more and n < 100:
         engine.submit(n, ask("What happens?", n=10**6))
         n += 1
     assert n == 3
-    assert [(tag, error.kind) for tag, error in engine.advance() if isinstance(error, ItemError)] == [
+    assert [(tag, error.kind) for tag, error in engine.step() if isinstance(error, ItemError)] == [
         (i, "prompt_too_long") for i in range(3)
     ]
-    assert engine.wants_more and not engine.busy
+    assert engine.accepts_more and not engine.busy

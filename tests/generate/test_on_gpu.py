@@ -1,5 +1,6 @@
-"""The engine on a CUDA device: recorded steps give the tokens of the CPU. Skipped where there is none, unless
-VIDQA_REQUIRE_GPU=1 says that there must be one.
+"""The engine on a CUDA device: captured decode steps yield the tokens of the CPU.
+
+Skipped without a CUDA device, unless VIDQA_REQUIRE_GPU=1 requires one.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from vidqa.generate.roofline import measure
 from vidqa.generate.running_batch import RunningBatch
 from vidqa.model.connector import build_connector
 from vidqa.model.llama import model as llama_model
-from vidqa.model.llama.kernel_check import proven
+from vidqa.model.llama.kernel_check import checked_kernels
 from vidqa.model.llama.model import Llama, LlamaConfig
 from vidqa.model.llama.weights import load_published
 from vidqa.model.video_llava import VideoLlava
@@ -38,17 +39,17 @@ SETTINGS = GenerationSettings(max_new_tokens=24)
 
 
 def answers(model: VideoLlava, requests: list[Request], static: bool) -> list[str]:
-    engine = Engine(model, SETTINGS, batch_size=8, static=static)
+    engine = Engine(model, SETTINGS, batch_size=8, static_shapes=static)
     for i, request in enumerate(requests):
         engine.submit(i, request)
     got: dict[object, str] = {}
     while engine.busy:
-        got |= {tag: answer.text for tag, answer in engine.advance()}  # type: ignore[union-attr]
+        got |= {tag: answer.text for tag, answer in engine.step()}  # type: ignore[union-attr]
     return [got[i] for i in range(len(requests))]
 
 
 def as_own(llm: Any) -> Llama:
-    """The same weights in our own Llama."""
+    """The same weights in vidqa's own Llama."""
     c = llm.config
     sizes = {name: getattr(c, name) for name in LlamaConfig.__dataclass_fields__ if hasattr(c, name)}
     own = Llama(LlamaConfig(**sizes | {"rope_theta": c.rope_parameters["rope_theta"]}))
@@ -62,32 +63,32 @@ def requests(clips: dict[str, Features]) -> list[Request]:
     return [Request((clips[c],), ((q, None),)) for c in ("video", "long", "image", "other") for q in questions]
 
 
-def test_recorded_steps_give_the_tokens_of_the_cpu(
+def test_captured_steps_yield_the_tokens_of_the_cpu(
     model: VideoLlava, requests: list[Request], caplog: pytest.LogCaptureFixture
 ) -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
-    want = answers(model, requests, static=False)
+    expected = answers(model, requests, static_shapes=False)
     model.to("cuda")
-    assert answers(model, requests, static=False) == want
+    assert answers(model, requests, static_shapes=False) == expected
     with caplog.at_level(logging.WARNING, logger="vidqa"):
-        assert answers(model, requests, static=True) == want
-    assert not caplog.records, "steps were not recorded"
+        assert answers(model, requests, static_shapes=True) == expected
+    assert not caplog.records, "steps were not captured"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_our_own_llama_recorded_while_others_use_the_device(
+def test_own_llama_is_captured_while_other_threads_use_the_device(
     dtype: torch.dtype, model: VideoLlava, requests: list[Request], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As in a run: another thread takes memory, multiplies and waits for results while steps are recorded."""
+    """As in a run: another thread allocates, multiplies and synchronizes during the capture."""
     model.to("cuda", dtype)
     own = VideoLlava(model.connector, as_own(model.llm).to("cuda"), model.tokenizer, model.chat, model.context)
-    want = answers(own, requests, static=False)
-    ended, errors = threading.Event(), []
+    expected = answers(own, requests, static_shapes=False)
+    done, errors = threading.Event(), []
 
-    def others() -> None:
+    def use_device() -> None:
         stream, n = torch.cuda.Stream(), 0
         try:
-            while not ended.is_set():
+            while not done.is_set():
                 with torch.cuda.stream(stream):
                     n += 1
                     kept = torch.ones(1024 + n % 7 * 4096, 1024, device="cuda")
@@ -95,80 +96,85 @@ def test_our_own_llama_recorded_while_others_use_the_device(
         except (RuntimeError, AssertionError) as error:
             errors.append(error)
 
-    thread = threading.Thread(target=others)
+    thread = threading.Thread(target=use_device)
     thread.start()
     with caplog.at_level(logging.WARNING, logger="vidqa"):
-        got = answers(own, requests, static=True)
-    ended.set()
+        got = answers(own, requests, static_shapes=True)
+    done.set()
     thread.join()
     assert not errors and not caplog.records
-    equal = sum(one == other for one, other in zip(got, want, strict=True))
+    equal = sum(one == other for one, other in zip(got, expected, strict=True))
     assert equal == len(requests) if dtype == torch.float32 else equal >= len(requests) // 2
 
 
-def test_half_precision_agrees_with_itself_recorded_or_not(model: VideoLlava, requests: list[Request]) -> None:
+def test_half_precision_yields_mostly_the_same_answers_when_captured(
+    model: VideoLlava, requests: list[Request]
+) -> None:
     model.to("cuda", torch.bfloat16)
-    plain, recorded = answers(model, requests, static=False), answers(model, requests, static=True)
-    assert sum(a[:4] == b[:4] for a, b in zip(plain, recorded, strict=True)) >= len(requests) // 2
+    eager, captured = answers(model, requests, static_shapes=False), answers(model, requests, static_shapes=True)
+    assert sum(a[:4] == b[:4] for a, b in zip(eager, captured, strict=True)) >= len(requests) // 2
 
 
-def test_a_recording_that_fails_leaves_torch_in_order(caplog: pytest.LogCaptureFixture) -> None:
-    """Where the allocator is not told, `empty_cache` fails or frees nothing, and a device that was full stays full."""
+def test_a_failed_capture_leaves_the_allocator_intact(caplog: pytest.LogCaptureFixture) -> None:
+    """Otherwise `empty_cache` fails or frees nothing, and a full device stays full."""
 
-    def waits(ids: torch.Tensor) -> torch.Tensor:
+    def synchronizes(ids: torch.Tensor) -> torch.Tensor:
         return (ids * ids.sum().item()).float()[:, None]
 
     graphs, ids = StepGraphs(), torch.arange(4, device="cuda")
     with caplog.at_level(logging.WARNING, logger="vidqa"):
         for _ in range(6):
-            assert graphs.run("shape", waits, ids).flatten().tolist() == [0, 6, 12, 18]
-    assert len(caplog.records) == 1, "not recorded, and said once"
+            assert graphs.run("shape", synchronizes, ids).flatten().tolist() == [0, 6, 12, 18]
+    assert len(caplog.records) == 1, "not captured, and reported once"
     torch.cuda.empty_cache()
     before = torch.cuda.memory_reserved()
-    taken = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+    allocated = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
     assert torch.cuda.memory_reserved() >= before + (1 << 30)
-    del taken
+    del allocated
     torch.cuda.empty_cache()
     assert torch.cuda.memory_reserved() <= before
 
 
-def test_a_beginning_lies_in_memory_once(tokenizer_folder: Path) -> None:
-    """Beside the buffers there is one layer's keys and values, not those of all 16."""
+def test_the_kv_cache_of_a_prefix_is_in_memory_once(tokenizer_folder: Path) -> None:
+    """In addition to the buffers there is the KV cache of one layer, not of all 16."""
     torch.manual_seed(3)
     tokenizer = LlamaTokenizer.from_pretrained(tokenizer_folder, add_bos_token=True)
     sizes = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 16, "num_attention_heads": 4}
     llm = as_own(LlamaForCausalLM(LlamaConfigOfTransformers(vocab_size=len(tokenizer), **sizes))).to("cuda")
     connector = build_connector("linear", 24, 256).to("cuda")
     model = VideoLlava(connector, llm, tokenizer, get_format("v1", ""), 4096).eval().requires_grad_(False)
-    batch, one = RunningBatch(model, CacheCapacity(2, 4, 2048, 64), static=True), torch.randn(2048, 256, device="cuda")
+    batch, prefix = (
+        RunningBatch(model, CacheCapacity(2, 4, 2048, 64), static_shapes=True),
+        torch.randn(2048, 256, device="cuda"),
+    )
     with torch.inference_mode():
-        batch.begin([one])  # the buffers are made
+        batch.prefill_prefixes([prefix])  # allocates the buffers
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        batch.begin([one, one])
-    of_all_layers = 16 * 2 * 2 * 2048 * 256 * 4
-    assert torch.cuda.max_memory_allocated() - before < of_all_layers / 2
+        batch.prefill_prefixes([prefix, prefix])
+    kv_bytes_of_all_layers = 16 * 2 * 2 * 2048 * 256 * 4
+    assert torch.cuda.max_memory_allocated() - before < kv_bytes_of_all_layers / 2
 
 
-def test_limits_of_the_device() -> None:
+def test_rates_of_the_device_are_plausible() -> None:
     found = measure(torch.device("cuda"), torch.bfloat16)
     assert found.matrix_per_s > 1e12
     assert found.copy_bytes_per_s > 1e10
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_kernels_are_right_and_used(dtype: torch.dtype, caplog: pytest.LogCaptureFixture) -> None:
+def test_kernels_pass_their_check(dtype: torch.dtype, caplog: pytest.LogCaptureFixture) -> None:
     pytest.importorskip("triton")
     device = torch.device("cuda", 0)
-    for width in (16, 64, 128):
-        assert proven("vidqa.model.llama.fused_ops", device, dtype, width) is not None, caplog.text
-        assert proven(shared_prefix.KERNELS, device, dtype, width) is not None, caplog.text
+    for head_dim in (16, 64, 128):
+        assert checked_kernels("vidqa.model.llama.fused_ops", device, dtype, head_dim) is not None, caplog.text
+        assert checked_kernels(shared_prefix.KERNELS, device, dtype, head_dim) is not None, caplog.text
 
 
-def test_answers_by_kernels_are_those_without(
+def test_kernels_do_not_change_the_answers(
     tokenizer_folder: Path, clips: dict[str, Features], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half precision: equal but for ties, with heads wide enough for the kernels."""
+    """Half precision: equal except for ties, with a head_dim that the kernels support."""
     torch.manual_seed(3)
     tokenizer = LlamaTokenizer.from_pretrained(tokenizer_folder, add_bos_token=True)
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -179,9 +185,9 @@ def test_answers_by_kernels_are_those_without(
     connector = build_connector("mlp2x_gelu", 24, 64).to("cuda", torch.bfloat16)
     model = VideoLlava(connector, llm, tokenizer, get_format("v1", ""), 256).eval().requires_grad_(False)
     questions = ("What happens?", "Why?", "What colour is the ball? And what is behind it?")
-    asked = [Request((clips[c],), ((q, None),)) for c in ("video", "long", "image", "other") for q in questions]
-    by_kernels = answers(model, asked, static=True)
+    requests = [Request((clips[c],), ((q, None),)) for c in ("video", "long", "image", "other") for q in questions]
+    with_kernels = answers(model, requests, static_shapes=True)
     for module in (shared_prefix, pool, llama_model):
-        monkeypatch.setattr(module, "proven", lambda *which: None)
-    without = answers(model, asked, static=True)
-    assert sum(a[:8] == b[:8] for a, b in zip(by_kernels, without, strict=True)) >= len(asked) // 2
+        monkeypatch.setattr(module, "checked_kernels", lambda *which: None)
+    without = answers(model, requests, static_shapes=True)
+    assert sum(a[:8] == b[:8] for a, b in zip(with_kernels, without, strict=True)) >= len(requests) // 2

@@ -20,7 +20,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokeni
 import vidqa
 from vidqa.cli.main import run
 from vidqa.encoders.text_encoder import TextEncoder
-from vidqa.generate.fallback_decode import Row
+from vidqa.generate.fallback import PromptSequence
 from vidqa.model.bundle.bundle import Bundle, load_bundle
 from vidqa.model.towers.clip_tokenizer import END, START
 from vidqa.model.video_llava import load_model
@@ -70,7 +70,7 @@ def test_the_port_with_the_true_towers(tmp_path: Path) -> None:
     wanted = llm(inputs_embeds=embeds[None]).logits[0]
     said = llm.generate(inputs_embeds=embeds[None], max_new_tokens=12, do_sample=False, eos_token_id=None)
 
-    row = Row(Prompt(ids, slots), tuple(visual), 12)
+    row = PromptSequence(Prompt(ids, slots), tuple(visual), 12)
     ours = model.llm(inputs_embeds=model.embed_prompt(row.prompt, row.visual)[None]).logits[0]
     torch.testing.assert_close(ours, wanted, atol=1e-4, rtol=1e-4)
     tokens, _ = greedy(model, [row])

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models, normalizers
 from vidqa.convert.convert import convert
 from vidqa.convert.output_options import OutputOptions
 from vidqa.convert.tokenizer import save_tokenizer
-from vidqa.model.llama.loader import PlainTokenizer
+from vidqa.model.llama.loader import FastTokenizer
 from vidqa.model.llm import load_tokenizer
 from vidqa.prompts.build import build_labels
 from vidqa.prompts.chat_formats import get_format
@@ -88,7 +88,7 @@ def test_ids_of_the_slow_tokenizer_with_added_tokens(published: bool, tmp_path: 
     tokenizer = in_a_bundle(tmp_path, {}, () if published else MARKS)
     assert [tokenizer.convert_tokens_to_ids(mark) for mark in MARKS] == [N_WORDS, N_WORDS + 1, N_WORDS + 2]
     assert {text: tokenizer.encode(text) for text in SLOW} == SLOW
-    answering = PlainTokenizer.read(tmp_path / "llm")
+    answering = FastTokenizer.read(tmp_path / "llm")
     assert answering and {text: answering.encode(text, add_special_tokens=True) for text in SLOW} == SLOW
     assert tokenizer.decode(tokenizer.encode("A man. Là-bas 🐈"), skip_special_tokens=True) == "A man. Là-bas 🐈"
 

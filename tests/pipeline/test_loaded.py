@@ -19,11 +19,11 @@ def full(*_: object, **__: object) -> None:
 def test_a_model_without_room_says_what_to_try(reader: str, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not a traceback, and no word of a damaged folder."""
     if reader == "own":
-        monkeypatch.setattr("vidqa.model.llm.load_plain", full)
+        monkeypatch.setattr("vidqa.model.llm.load_llama", full)
     else:
         import transformers
 
-        monkeypatch.setattr("vidqa.model.llm.load_plain", lambda *_: None)
+        monkeypatch.setattr("vidqa.model.llm.load_llama", lambda *_: None)
         monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", full)
     model = load_model(str(tiny_bundle), "cpu", precision=Precision("bfloat16"))
     with pytest.raises(DeviceError, match="does not fit into the memory of cpu") as caught:

@@ -13,7 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from golden_checks.fixture import Fixture
 from golden_checks.report import Report
-from vidqa.generate.fallback_decode import Row, decode
+from vidqa.generate.fallback import PromptSequence, decode
+from vidqa.generate.requests import StoppingCriteria
 from vidqa.generate.sampling import pick_greedy
 from vidqa.model.connector import Connector
 from vidqa.model.video_llava import VideoLlava, load_strictly
@@ -33,21 +34,21 @@ def build_model(
     return model.eval().requires_grad_(False)
 
 
-def make_row(ids: Tensor, slot_ids: Sequence[int], visual: Sequence[Tensor], n: int) -> Row:
+def make_row(ids: Tensor, slot_ids: Sequence[int], visual: Sequence[Tensor], n: int) -> PromptSequence:
     """Build a row from a prompt [S]; every id in `slot_ids` is the slot of one visual token."""
     flat = ids.numpy().astype(np.int64)
-    return Row(Prompt(flat, np.isin(flat, list(slot_ids))), tuple(visual), n)
+    return PromptSequence(Prompt(flat, np.isin(flat, list(slot_ids))), tuple(visual), n)
 
 
-def greedy(model: VideoLlava, rows: Sequence[Row]) -> tuple[list[list[int]], Tensor]:
+def greedy(model: VideoLlava, rows: Sequence[PromptSequence]) -> tuple[list[list[int]], Tensor]:
     """Decode greedily with vidqa's loop; return the new ids of each row and the logits float [B, n, vocabulary]."""
     scores: list[Tensor] = []
 
-    def choose(logits: Tensor, lines: object) -> Tensor:
+    def pick(logits: Tensor, indices: object) -> Tensor:
         scores.append(logits)
         return pick_greedy(logits)
 
-    sequences = decode(model, rows, frozenset(), choose, lambda ids: False)
+    sequences = decode(model, rows, StoppingCriteria(frozenset(), lambda ids: False), pick)
     return [s.ids for s in sequences], torch.stack(scores, dim=1)
 
 
@@ -57,7 +58,12 @@ def n_new(fixture: Fixture, case: str) -> int:
 
 
 def compare_case(
-    report: Report, fixture: Fixture, case: str, model: VideoLlava, rows: Sequence[Row], labels: Tensor | None = None
+    report: Report,
+    fixture: Fixture,
+    case: str,
+    model: VideoLlava,
+    rows: Sequence[PromptSequence],
+    labels: Tensor | None = None,
 ) -> None:
     """Compare logits (all, the last, or every n-th), loss, greedy tokens and their scores of one stored case."""
     forms = [k for k in fixture.outputs(f"{case}/") if k.startswith("logits")]
@@ -81,7 +87,9 @@ def compare_case(
             report.close(f"{case} greedy scores", scores, fixture.expected(f"{case}/greedy_scores"))
 
 
-def compare_together(report: Report, fixture: Fixture, model: VideoLlava, cases: dict[str, list[Row]]) -> None:
+def compare_together(
+    report: Report, fixture: Fixture, model: VideoLlava, cases: dict[str, list[PromptSequence]]
+) -> None:
     """Check that all cases decoded in one batch produce the same tokens as separately."""
     flat = [row for rows in cases.values() for row in rows]
     expected = [fixture.tensors[f"out/{case}/greedy_tokens"].tolist() for case in cases]

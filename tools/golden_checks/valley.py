@@ -11,7 +11,7 @@ from golden_checks.fixture import Fixture
 from golden_checks.language import build_model, compare_case, compare_together, make_row, n_new
 from golden_checks.report import Report
 from golden_checks.towers import vision_model
-from vidqa.generate.fallback_decode import Row
+from vidqa.generate.fallback import PromptSequence
 from vidqa.model.bundle.spec import CompressorSpec
 from vidqa.model.compressors import Valley, WeightedValley
 from vidqa.model.connector import build_connector
@@ -115,7 +115,7 @@ def _compare_pooled(report: Report, fixture: Fixture, version: str, model: Video
             report.close(f"{version}/{key}", ours, fixture.expected(f"{version}/{key}"))
 
 
-def row_of(fixture: Fixture, version: str, case: str, model: VideoLlava, tokens: dict[str, Tensor]) -> Row:
+def row_of(fixture: Fixture, version: str, case: str, model: VideoLlava, tokens: dict[str, Tensor]) -> PromptSequence:
     """The prompt of a case; its medium has the name of the case."""
     ids = fixture.meta["config"]["token_ids"]
     places = [ids["im_patch"], ids["vi_frame"]]

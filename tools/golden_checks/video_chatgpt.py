@@ -12,7 +12,7 @@ from torch import Tensor
 from golden_checks.fixture import Fixture
 from golden_checks.language import build_model, compare_case, compare_together, make_row, n_new
 from golden_checks.report import Report
-from vidqa.generate.fallback_decode import Row
+from vidqa.generate.fallback import PromptSequence
 from vidqa.media.frame_sampling import frame_indices
 from vidqa.model.bundle.spec import CompressorSpec
 from vidqa.model.connector import Connector, build_connector
@@ -65,7 +65,7 @@ def _cases(fixture: Fixture) -> list[str]:
     return [k for k in fixture.part("in/") if k.endswith("/input_ids")]
 
 
-def rows_of(fixture: Fixture, model: VideoLlava, case: str) -> list[Row]:
+def rows_of(fixture: Fixture, model: VideoLlava, case: str) -> list[PromptSequence]:
     """Return the prompts of a case with the features that the reference uses for them.
 
     Each video, and each row without video, takes the next features. If a row has several videos, the original inserts

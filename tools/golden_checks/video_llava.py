@@ -13,7 +13,7 @@ from golden_checks.fixture import Fixture
 from golden_checks.language import build_model, compare_case, compare_together, n_new
 from golden_checks.report import Report
 from golden_checks.towers import vision_model
-from vidqa.generate.fallback_decode import Row
+from vidqa.generate.fallback import PromptSequence
 from vidqa.model.connector import build_connector
 from vidqa.model.video_llava import VideoLlava, load_strictly
 from vidqa.records import Prompt
@@ -49,7 +49,7 @@ def seen(fixture: Fixture, model: VideoLlava, report: Report) -> dict[str, list[
     return out
 
 
-def row_of(fixture: Fixture, ids: Tensor, frames: Sequence[Tensor], n: int = 1) -> Row:
+def row_of(fixture: Fixture, ids: Tensor, frames: Sequence[Tensor], n: int = 1) -> PromptSequence:
     """Convert ids [S] with one placeholder per frame into a prompt with one slot per visual token."""
     placeholder = fixture.meta["config"]["image_token_index"]
     left = iter(frames)
@@ -57,7 +57,7 @@ def row_of(fixture: Fixture, ids: Tensor, frames: Sequence[Tensor], n: int = 1) 
     flat = np.array(list(chain.from_iterable(pieces)), dtype=np.int64)
     if next(left, None) is not None:
         raise ValueError("more frames than placeholders")
-    return Row(Prompt(flat, flat == placeholder), tuple(frames), n)
+    return PromptSequence(Prompt(flat, flat == placeholder), tuple(frames), n)
 
 
 @torch.no_grad()
@@ -89,14 +89,16 @@ def check(fixture: Fixture) -> Report:
     return fixture.close(report)
 
 
-def _rows_of_batch(fixture: Fixture, cases: Mapping[str, Sequence[Row]]) -> list[Row]:
+def _rows_of_batch(fixture: Fixture, cases: Mapping[str, Sequence[PromptSequence]]) -> list[PromptSequence]:
     """Return the single cases in a batch, identified by their ids."""
     by_ids = {tuple(fixture.tensors[f"in/{case}/input_ids"][0].tolist()): rows[0] for case, rows in cases.items()}
     batch = zip(fixture.tensors["in/batch/input_ids"], fixture.tensors["in/batch/attention_mask"].bool(), strict=True)
     return [by_ids[tuple(ids[mask].tolist())] for ids, mask in batch]
 
 
-def _compare_batch(report: Report, fixture: Fixture, model: VideoLlava, side: str, rows: Sequence[Row]) -> None:
+def _compare_batch(
+    report: Report, fixture: Fixture, model: VideoLlava, side: str, rows: Sequence[PromptSequence]
+) -> None:
     """Compare a training batch of rows with different media, padded on one side or cut after the visual tokens."""
     name = f"batch_{side}"
     mask, labels = fixture.expected(f"{name}/attention_mask"), fixture.expected(f"{name}/labels")

@@ -12,7 +12,7 @@ from golden_checks.fixture import Fixture
 from golden_checks.language import build_model, compare_case, compare_together, n_new
 from golden_checks.report import Report
 from golden_checks.towers import vision_model
-from vidqa.generate.fallback_decode import Row
+from vidqa.generate.fallback import PromptSequence
 from vidqa.model.connector import build_connector
 from vidqa.model.video_llava import VideoLlava, load_strictly
 from vidqa.records import Prompt
@@ -52,7 +52,7 @@ def seen(fixture: Fixture, model: VideoLlava, report: Report) -> dict[str, Tenso
     return out
 
 
-def rows_of(fixture: Fixture, case: str, visual: dict[str, Tensor]) -> list[Row]:
+def rows_of(fixture: Fixture, case: str, visual: dict[str, Tensor]) -> list[PromptSequence]:
     """Return the prompts of a case without batch padding, each row with the media that its ids refer to."""
     media = fixture.meta["cases"][case]
     tags = {fixture.meta["tokens"][f"{kind}_token_index"]: iter(media[f"{kind}s"]) for kind in ("image", "video")}
@@ -69,7 +69,7 @@ def rows_of(fixture: Fixture, case: str, visual: dict[str, Tensor]) -> list[Row]
                 at += len(ordered[-1])
             else:
                 at += 1
-        rows.append(Row(Prompt(flat, slots), tuple(ordered), n_new(fixture, case)))
+        rows.append(PromptSequence(Prompt(flat, slots), tuple(ordered), n_new(fixture, case)))
     return rows
 
 
@@ -78,7 +78,9 @@ def check(fixture: Fixture) -> Report:
     """Compare everything that is stored."""
     report, model = fixture.report(), build(fixture)
     visual = seen(fixture, model, report)
-    cases: dict[str, Sequence[Row]] = {case: rows_of(fixture, case, visual) for case in fixture.meta["cases"]}
+    cases: dict[str, Sequence[PromptSequence]] = {
+        case: rows_of(fixture, case, visual) for case in fixture.meta["cases"]
+    }
     for case, rows in cases.items():
         compare_case(report, fixture, case, model, rows)
     compare_together(report, fixture, model, {case: list(rows) for case, rows in cases.items()})

@@ -1,11 +1,10 @@
-"""A dialogue about pictures and clips: their tokens go through the LLM once, a later turn adds its own text only.
+"""A chat about images and videos: the media are prefilled once, and a later turn prefills its own text only.
 
-Knows one model and one dialogue. Does not know files, terminals or other dialogues.
+Every question is written as one prompt with all turns so far, exactly as `generate` would receive it. Only the part
+that differs from the cached tokens is computed. An answer therefore equals that of the full prompt, token for token (in
+float32), in every chat format, even if a format rewrites earlier answers.
 
-Every question is written as `generate` would be asked it: one prompt with all turns so far. What this prompt has in
-common with the tokens that were computed before is not computed again; the rest is. So an answer is that of the full
-prompt, token for token (in float32), in every chat format, also where a format writes an earlier answer otherwise than
-the model said it.
+Scope: one model and one chat. Files and terminals are handled by pipeline and cli.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from torch import Tensor
 
 from vidqa.common.devices import is_out_of_memory
 from vidqa.errors import ItemError, PromptTooLongError, UsageError
-from vidqa.generate.engine import GenerationSettings
-from vidqa.generate.kv_cache.chat_cache import ChatKVCache, n_common
+from vidqa.generate.kv_cache.chat_cache import ChatKVCache, common_prefix_length
+from vidqa.generate.requests import GenerationSettings
 from vidqa.generate.sampling import RandomStream, content_of, pick_greedy, pick_sampled
-from vidqa.generate.stop_strings import Stopper, end_ids
+from vidqa.generate.stop_strings import Stopper, eos_ids
 from vidqa.model.video_llava import VideoLlava
 from vidqa.prompts.build import build_prompt
 from vidqa.prompts.chat_formats import Turn
@@ -31,44 +30,44 @@ from vidqa.records import Features, Prompt
 
 @dataclass(frozen=True)
 class ChatTurn:
-    """One question of a dialogue and what the model said."""
+    """One question of a chat and the model's answer."""
 
     question: str
     text: str
     finish_reason: Literal["eos", "stop", "length", "interrupted"]
     n_visual_tokens: int
-    n_prompt_tokens: int  # of the whole dialogue, visual tokens included
+    n_prompt_tokens: int  # of the whole chat, visual tokens included
     n_answer_tokens: int
-    n_computed_tokens: int  # of the prompt; the others were there from before
+    n_computed_tokens: int  # of the prompt; the rest was in the KV cache
 
     @property
     def status(self) -> Literal["ok", "truncated", "empty"]:
-        """As in the table: whether the answer is whole."""
+        """Completeness of the answer, as in the table."""
         if not self.text:
             return "empty"
         return "ok" if self.finish_reason in ("eos", "stop") else "truncated"
 
 
 class ChatSession:
-    """Several questions about the same pictures and clips, each with all turns before it.
+    """Several questions about the same images and videos, each with all earlier turns.
 
     Args:
         model: in evaluation mode.
-        features: what the dialogue is about, in order; may be empty.
-        settings: how answers are searched for.
+        features: media of the chat, in order; may be empty.
+        settings: decoding settings.
 
     Raises:
-        UsageError: the model was not tuned for dialogues.
+        UsageError: the model was not fine-tuned for chats.
     """
 
     def __init__(
         self, model: VideoLlava, features: Sequence[Features], settings: GenerationSettings | None = None
     ) -> None:
         if model.chat.kind == "plain":
-            raise UsageError("this model only writes captions: its format has no form for a dialogue", hint="vidqa ask")
+            raise UsageError("this model only writes captions: its chat format has no turns", hint="vidqa ask")
         self.model, self.settings = model, settings or GenerationSettings()
         self.turns: list[tuple[str, str]] = []
-        self.last: ChatTurn | None = None  # what `stream` ended with
+        self.last: ChatTurn | None = None  # set when `stream` ends
         self._features = tuple(features)
         self._shapes = [model.media_shape(f) for f in features]
         with torch.inference_mode():
@@ -76,23 +75,23 @@ class ChatSession:
         stops = (*model.chat.stop, *self.settings.stop)
         self._stops = tuple(s for s in stops if s)
         self._stopper = Stopper(model.tokenizer, stops, model.chat.answer_prefixes)
-        self._end_ids = end_ids(model.llm, model.tokenizer, stops)
-        self._line = ChatKVCache(model)
+        self._eos_ids = eos_ids(model.llm, model.tokenizer, stops)
+        self._kv_cache = ChatKVCache(model)
 
     def warm(self) -> None:
-        """Compute what all first questions begin with, which holds the media unless the format puts them behind."""
+        """Prefill the common prefix of all first questions, if the chat format puts the media in it."""
         one, other = self._prompt("a", ()), self._prompt("b", ())
-        n = n_common(one, other)
+        n = common_prefix_length(one, other)
         if n and one.slots[:n].sum() == one.n_slots:
-            self._line.take_in(Prompt(one.ids[:n], one.slots[:n]), self._visual)
+            self._kv_cache.prefill(Prompt(one.ids[:n], one.slots[:n]), self._visual)
 
     def ask(self, question: str) -> ChatTurn:
-        """Ask, and wait for the whole answer.
+        """Ask a question and wait for the whole answer.
 
         Raises:
-            PromptTooLongError: dialogue and answer do not fit the context; the dialogue is as it was before.
-            UsageError: the question is empty, or holds a text that the chat format reserves.
-            ItemError: (`out_of_memory`) the device cannot hold the dialogue.
+            PromptTooLongError: chat and answer do not fit into the context; the chat is unchanged.
+            UsageError: the question is empty, or contains a string that the chat format reserves.
+            ItemError: (`out_of_memory`) the chat does not fit into the memory of the device.
         """
         for _ in self.stream(question):
             pass
@@ -100,116 +99,121 @@ class ChatSession:
         return self.last
 
     def stream(self, question: str) -> Generator[str]:
-        """Ask, and hear the answer piece by piece; together the pieces are its text, if that has no broken character.
+        r"""Ask a question and yield the answer in pieces.
 
-        An iterator that is closed, or left by Ctrl-C, ends the answer where it was: what was said until then is the
-        turn's answer. A question without any answer is no part of the dialogue. `last` tells how it ended.
+        The pieces together are the text of the answer, unless it contains a broken character (\ufffd). If the iterator
+        is closed or interrupted by Ctrl-C, the text generated until then is the answer of the turn. A question without
+        any answer is not added to the chat. `last` holds the turn afterwards.
 
         Raises:
-            As `ask`; `out_of_memory` while the answer is heard, the others at once.
+            PromptTooLongError: see `ask`; raised at once.
+            UsageError: see `ask`; raised at once.
+            ItemError: (`out_of_memory`) raised during iteration.
         """
         self.last = None
-        prompt = self._fitting(question)
-        return self._heard(question, _Answering(prompt, len(prompt.ids) - self._line.n_common(prompt)))
+        prompt = self._fitting_prompt(question)
+        return self._stream(question, _Output(prompt, len(prompt.ids) - self._kv_cache.reusable_length(prompt)))
 
     def reset(self) -> None:
-        """Forget all turns; the media stay, and are not computed again where they stand before the first question."""
+        """Drop all turns. Media stay in the KV cache if the chat format puts them before the first question."""
         self.turns.clear()
 
     def _prompt(self, question: str, turns: Sequence[Turn]) -> Prompt:
         return build_prompt(self.model.tokenizer, self.model.chat, [*turns, (question, None)], self._shapes)
 
-    def _fitting(self, question: str) -> Prompt:
-        """The prompt of the next turn."""
+    def _fitting_prompt(self, question: str) -> Prompt:
         if not question.strip():
             raise UsageError("the question is empty")
         prompt, new = self._prompt(question, self.turns), self.settings.max_new_tokens
         over = len(prompt.ids) + new - self.model.context
         if over > 0:
             what = (
-                f"the dialogue is full: with this question it has {len(prompt.ids)} tokens ({prompt.n_slots} visual), "
+                f"the chat is full: with this question it has {len(prompt.ids)} tokens ({prompt.n_slots} visual), "
                 f"and the answer may take {new}: {over} more than the context of {self.model.context}"
             )
-            raise PromptTooLongError(what, hint="begin anew (/reset), or allow shorter answers (--max-new-tokens)")
+            raise PromptTooLongError(what, hint="start again (/reset), or allow shorter answers (--max-new-tokens)")
         return prompt
 
-    def _heard(self, question: str, now: _Answering) -> Generator[str]:
-        """The pieces; whatever ends them, line and turns are in order afterwards."""
+    def _stream(self, question: str, output: _Output) -> Generator[str]:
+        """Yield the pieces; KV cache and turns are consistent afterwards, whatever ended the iteration."""
         try:
-            yield from self._say(now)
+            yield from self._decode(output)
         except (GeneratorExit, KeyboardInterrupt):
-            now.reason = now.reason or "interrupted"
+            output.finish_reason = output.finish_reason or "interrupted"
             raise
         except RuntimeError as e:
             if not is_out_of_memory(e):
                 raise
-            what = f"no memory for a dialogue of {len(now.prompt.ids)} tokens"
-            raise ItemError("out_of_memory", what, hint="begin anew (/reset), or a smaller model") from e
+            what = f"not enough memory for a chat of {len(output.prompt.ids)} tokens"
+            raise ItemError("out_of_memory", what, hint="start again (/reset), or use a smaller model") from e
         finally:
-            self._line.settle()
-            if now.reason:
-                self._conclude(question, now)
+            self._kv_cache.truncate()
+            if output.finish_reason:
+                self._add_turn(question, output)
 
-    def _say(self, now: _Answering) -> Generator[str]:
-        choose = self._chooser(now.prompt)
-        logits = self._line.take_in(now.prompt, self._visual)
-        while now.reason is None:
-            token = int(choose(logits))
-            if token in self._end_ids:
-                now.reason = "eos"
+    def _decode(self, output: _Output) -> Generator[str]:
+        pick = self._token_picker(output.prompt)
+        logits = self._kv_cache.prefill(output.prompt, self._visual)
+        while output.finish_reason is None:
+            token = int(pick(logits))
+            if token in self._eos_ids:
+                output.finish_reason = "eos"
                 break
-            now.ids.append(token)
-            if self._stopper.stops(now.ids):
-                now.reason = "stop"
-            elif len(now.ids) >= self.settings.max_new_tokens:
-                now.reason = "length"
-            elif piece := self._fresh(now):
+            output.ids.append(token)
+            if self._stopper.has_stop_string(output.ids):
+                output.finish_reason = "stop"
+            elif len(output.ids) >= self.settings.max_new_tokens:
+                output.finish_reason = "length"
+            elif piece := self._new_text(output):
                 yield piece
-            if now.reason is None:
-                logits = self._line.step(token)
-        if piece := self._fresh(now, whole=True):
+            if output.finish_reason is None:
+                logits = self._kv_cache.decode_step(token)
+        if piece := self._new_text(output, is_final=True):
             yield piece
 
-    def _fresh(self, now: _Answering, whole: bool = False) -> str:
-        """What can be shown and was not: not the beginning of a stop string, nor half a character."""
-        text = self._stopper.text(now.ids)
-        if not whole:
+    def _new_text(self, output: _Output, is_final: bool = False) -> str:
+        """Return the text to yield next; holds back a possible start of a stop string and incomplete characters."""
+        text = self._stopper.text(output.ids)
+        if not is_final:
             text = text.rstrip("\ufffd")
             held = [n for stop in self._stops for n in range(1, len(stop)) if text.endswith(stop[:n])]
             text = text[: len(text) - max(held, default=0)].rstrip()
-            if any(lead.startswith(text) for lead in self.model.chat.answer_prefixes):  # it may yet be taken off
+            if any(prefix.startswith(text) for prefix in self.model.chat.answer_prefixes):  # it may still be removed
                 return ""
-        if not text.startswith(now.shown):
+        if not text.startswith(output.yielded):
             return ""
-        piece, now.shown = text[len(now.shown) :], text
+        piece, output.yielded = text[len(output.yielded) :], text
         return piece
 
-    def _chooser(self, prompt: Prompt) -> Callable[[Tensor], Tensor]:
+    def _token_picker(self, prompt: Prompt) -> Callable[[Tensor], Tensor]:
         s = self.settings
         if s.temperature == 0:
             return pick_greedy
-        draws = RandomStream(s.seed, content_of(prompt, self._features))
+        stream = RandomStream(s.seed, content_of(prompt, self._features))
 
-        def choose(logits: Tensor) -> Tensor:
-            number = torch.tensor([draws.next()], dtype=torch.float64, device=logits.device)
-            return pick_sampled(logits, s.temperature, s.top_p, number)
+        def pick(logits: Tensor) -> Tensor:
+            random_sample = torch.tensor([stream.next()], dtype=torch.float64, device=logits.device)
+            return pick_sampled(logits, s.temperature, s.top_p, random_sample)
 
-        return choose
+        return pick
 
-    def _conclude(self, question: str, now: _Answering) -> None:
-        assert now.reason is not None
-        text, n = self._stopper.text(now.ids), len(now.prompt.ids)
-        self.last = ChatTurn(question, text, now.reason, now.prompt.n_slots, n, len(now.ids), now.n_computed)
+    def _add_turn(self, question: str, output: _Output) -> None:
+        assert output.finish_reason is not None
+        text, prompt = self._stopper.text(output.ids), output.prompt
+        n_prompt, n_answer = len(prompt.ids), len(output.ids)
+        self.last = ChatTurn(
+            question, text, output.finish_reason, prompt.n_slots, n_prompt, n_answer, output.n_computed_tokens
+        )
         if text:
             self.turns.append((question, text))
 
 
 @dataclass
-class _Answering:
-    """An answer that grows."""
+class _Output:
+    """An answer that is being generated."""
 
     prompt: Prompt
-    n_computed: int
+    n_computed_tokens: int
     ids: list[int] = field(default_factory=list)
-    shown: str = ""
-    reason: Literal["eos", "stop", "length", "interrupted"] | None = None
+    yielded: str = ""
+    finish_reason: Literal["eos", "stop", "length", "interrupted"] | None = None

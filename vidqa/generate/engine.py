@@ -1,10 +1,8 @@
-"""Requests -> answers: many clips and questions at once, a clip's own beginning computed and stored once.
+"""The engine: requests -> answers, many at a time, with the KV cache of each media item's prefix computed once.
 
-The seam for every way of answering: `Request` in, `Answer` or `ItemError` out, and nothing else is known outside. What
-is behind it may change; that a batch gives what one-by-one gives may not.
-
-Prompts at work leave when they are finished, and waiting ones take their places: a long answer keeps nobody waiting.
-Models whose attention cannot be exchanged (see `kinds.can_share`) are answered batch by batch, see `alone`.
+This is the interface of the package: `Request` in, `Answer` or `ItemError` out. An answer does not depend on the other
+requests of the batch. Models that support shared-prefix attention run with continuous batching (scheduler.py); the
+others run batch by batch (fallback.py).
 """
 
 from __future__ import annotations
@@ -16,12 +14,12 @@ import torch
 from vidqa.common.devices import is_out_of_memory
 from vidqa.errors import ItemError
 from vidqa.generate.fallback import FallbackEngine
-from vidqa.generate.kv_cache.capacity import most_lines
-from vidqa.generate.llm_adapter import can_share
-from vidqa.generate.requests import GenerationSettings, Request, plan_job, to_answer
+from vidqa.generate.kv_cache.capacity import max_slots
+from vidqa.generate.llm_adapter import supports_shared_prefix
+from vidqa.generate.requests import GenerationSettings, Request, StoppingCriteria, plan_request, to_answer
 from vidqa.generate.running_batch import EngineStats
-from vidqa.generate.scheduler import Scheduler, StoppingCriteria
-from vidqa.generate.stop_strings import Stopper, end_ids
+from vidqa.generate.scheduler import Scheduler
+from vidqa.generate.stop_strings import Stopper, eos_ids
 from vidqa.model.video_llava import VideoLlava
 from vidqa.records import Answer
 
@@ -39,40 +37,40 @@ def generate(
 
     Args:
         model: in evaluation mode.
-        requests: questions with the features of what they are about.
+        requests: questions with the features of their media.
         settings: for all requests.
-        batch_size: most requests at once; None takes what the memory is likely to hold. Where it does not hold, the
-            batch is halved until it does.
+        batch_size: maximum number of requests at a time; None is as many as are likely to fit into memory. If they do
+            not fit, the batch is halved until they do.
 
     Returns:
-        An answer for each request, in order, or the error of that request alone: `prompt_too_long` says by how many
-        tokens, `out_of_memory` means that the request does not fit even on its own.
+        An answer for each request, in order, or the error of that request: `prompt_too_long` names the number of
+        excess tokens, `out_of_memory` means that the request does not fit even alone.
 
     Raises:
-        UsageError: a question holds a text that the chat format reserves.
+        UsageError: a question contains a string that the chat format reserves.
     """
     if not requests:
         return []
-    engine = Engine(model, settings, min(batch_size or most_lines(model), len(requests)))
+    engine = Engine(model, settings, min(batch_size or max_slots(model), len(requests)))
     order = sorted(range(len(requests)), key=lambda i: -sum(f.tokens.size for f in requests[i].features))
-    for i in order:  # long ones first: their buffers fit the others, too
+    for i in order:  # longest first: the others fit into their buffers
         engine.submit(i, requests[i])
     out: list[Answer | ItemError | None] = [None] * len(requests)
     while engine.busy:
-        for tag, answer in engine.advance():
+        for tag, answer in engine.step():
             assert isinstance(tag, int)
             out[tag] = answer
     return [answer for answer in out if answer is not None]
 
 
 class Engine:
-    """Answers requests that may come while others are at work.
+    """Answers requests, which may be submitted while others are running.
 
     Args:
-        model: in evaluation mode; used by nobody else while `advance` runs; both in one thread.
+        model: in evaluation mode; nothing else may use it during `step`. Use the engine from one thread.
         settings: for all requests.
         batch_size: as for `generate`.
-        static: steps of few fixed shapes, recorded as CUDA graphs; None does so on a CUDA device.
+        static_shapes: decode steps of few fixed shapes, replayed as CUDA graphs; None does so on a CUDA device.
     """
 
     def __init__(
@@ -80,73 +78,75 @@ class Engine:
         model: VideoLlava,
         settings: GenerationSettings,
         batch_size: int | None = None,
-        static: bool | None = None,
+        static_shapes: bool | None = None,
     ) -> None:
         self._model, self._settings = model, settings
-        self._most = batch_size or most_lines(model)
+        self._max_waiting = batch_size or max_slots(model)
         stops = (*model.chat.stop, *settings.stop)
         self._stopper = Stopper(model.tokenizer, stops, model.chat.answer_prefixes)
-        ends = StoppingCriteria(end_ids(model.llm, model.tokenizer, stops), self._stopper.stops)
+        criteria = StoppingCriteria(eos_ids(model.llm, model.tokenizer, stops), self._stopper.has_stop_string)
         on_gpu = model.device.type == "cuda"
         if on_gpu:
-            torch.cuda.set_device(model.device)  # each thread has a current one of its own, where kernels start
-        self._lines: Scheduler | FallbackEngine = (
-            Scheduler(model, settings, ends, batch_size, on_gpu if static is None else static)
-            if can_share(model.llm, model.context)
-            else FallbackEngine(model, settings, ends, batch_size)
+            torch.cuda.set_device(model.device)  # per thread; kernels start on the current device
+        self._scheduler: Scheduler | FallbackEngine = (
+            Scheduler(model, settings, criteria, batch_size, on_gpu if static_shapes is None else static_shapes)
+            if supports_shared_prefix(model.llm, model.context)
+            else FallbackEngine(model, settings, criteria, batch_size)
         )
         self._finished: list[Finished] = []
 
     @property
-    def work(self) -> EngineStats:
-        """What the LLM did so far."""
-        return self._lines.work
+    def stats(self) -> EngineStats:
+        """Work done by the LLM so far."""
+        return self._scheduler.stats
 
     @property
     def busy(self) -> bool:
-        """True while answers are to come."""
-        return bool(self._finished or self._lines.busy)
+        """True while answers are pending."""
+        return bool(self._finished or self._scheduler.busy)
 
     @property
-    def wants_more(self) -> bool:
-        """True while the next batch is not full: another request would not have to wait for long.
+    def accepts_more(self) -> bool:
+        """True while the queue is shorter than a batch, so that another request would not wait long.
 
-        Requests that failed at once count until `advance` has told them: who asks for more in a loop comes to its end.
+        Requests that failed at once count until `step` has returned them, so that a loop that submits while this is
+        True terminates even if all requests fail.
         """
-        return self._lines.n_waiting + len(self._finished) < self._most
+        return self._scheduler.n_waiting + len(self._finished) < self._max_waiting
 
     def submit(self, tag: object, request: Request) -> None:
-        """Put a request behind the others; its answer comes out of some later `advance`, with the tag.
+        """Append a request to the queue; a later `step` returns its answer with the tag.
 
         Raises:
-            UsageError: a question holds a text that the chat format reserves.
+            UsageError: a question contains a string that the chat format reserves.
         """
-        job = plan_job(self._model, tag, request, self._settings)
-        if isinstance(job, ItemError):
-            self._finished.append((tag, job))
+        planned = plan_request(self._model, tag, request, self._settings)
+        if isinstance(planned, ItemError):
+            self._finished.append((tag, planned))
         else:
-            self._lines.submit(job)
+            self._scheduler.submit(planned)
 
-    def advance(self) -> list[Finished]:
-        """Work for the time of about one token.
+    def step(self) -> list[Finished]:
+        """Run one step of the scheduler, about one token per running sequence.
 
         Returns:
-            (tag, answer or error) of what was finished, perhaps nothing.
+            (tag, answer or error) of the requests that finished; may be empty.
         """
-        if self._lines.busy:
+        if self._scheduler.busy:
             try:
                 self._finished += [
-                    (job.tag, to_answer(job, said, self._stopper)) for job, said in self._lines.advance()
+                    (planned.tag, to_answer(planned, output, self._stopper))
+                    for planned, output in self._scheduler.step()
                 ]
                 fits = True
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
                 fits = False
-            # Outside of the handler: the error's traceback would keep the tensors alive.
-            if not fits and (lost := self._lines.back_off()) is not None:
-                n = len(lost.prompt.ids)
-                error_ = ItemError("out_of_memory", f"no memory for a prompt of {n} tokens, even on its own")
-                self._finished.append((lost.tag, error_))
+            # Outside the handler: the error's traceback would keep the tensors alive.
+            if not fits and (dropped := self._scheduler.back_off()) is not None:
+                n = len(dropped.prompt.ids)
+                error_ = ItemError("out_of_memory", f"not enough memory for a prompt of {n} tokens, even on its own")
+                self._finished.append((dropped.tag, error_))
         finished, self._finished = self._finished, []
         return finished

@@ -1,6 +1,6 @@
-"""What differs between the kinds of LLM: our own Llama, and the models of transformers that take part by its interface.
+"""Adapter for the two kinds of LLM: vidqa's own Llama, and transformers models with an exchangeable attention function.
 
-Knows how a model is told to attend by another function, and what stores its keys and values.
+It hides how a model is given another attention function, what its KV cache is, and the name of the cache argument.
 """
 
 from __future__ import annotations
@@ -13,44 +13,45 @@ from typing import Any
 
 from torch import Tensor
 
-from vidqa.generate.attention.shared_prefix import shared_attention
-from vidqa.model.llama.model import GrowingCache, Llama
+from vidqa.generate.attention.shared_prefix import shared_prefix_attention
+from vidqa.model.llama.model import DynamicKVCache, Llama
 
-#: The name under which transformers' models find `shared_attention`.
+#: Name under which transformers models find `shared_prefix_attention`.
 _NAME = "vidqa_shared"
 
 
-def can_share(llm: Any, context: int) -> bool:
-    """Whether a model's attention can be exchanged for ours: ordinary, over all of the sequence, by the interface, and
-    on one device.
+def supports_shared_prefix(llm: Any, context: int) -> bool:
+    """Return True if a model can run with `shared_prefix_attention`.
+
+    Its attention must be full attention, called through transformers' attention interface, on one device.
 
     Args:
         llm: a causal LLM.
-        context: longest sequence; a window that is never reached does not matter.
+        context: longest sequence; a sliding window that is never exceeded does not matter.
     """
     if isinstance(llm, Llama):
         return True
-    # Layers on several devices: beginnings lie on one. The CPU's and the disk's are computed where the others are.
-    if len({str(place) for place in (getattr(llm, "hf_device_map", None) or {}).values()} - {"cpu", "disk"}) > 1:
+    # Prefixes are on one device, so layers must not be on several. Layers offloaded to CPU or disk run on that device.
+    if len({str(device) for device in (getattr(llm, "hf_device_map", None) or {}).values()} - {"cpu", "disk"}) > 1:
         return False
-    config, takes = llm.config, signature(llm.forward).parameters
+    config, parameters = llm.config, signature(llm.forward).parameters
     window = getattr(config, "sliding_window", None)
-    kinds = set(getattr(config, "layer_types", None) or ())
+    layer_types = set(getattr(config, "layer_types", None) or ())
     return (
         bool(getattr(llm, "_supports_attention_backend", False))
-        and (not kinds or kinds == {"full_attention"})
+        and (not layer_types or layer_types == {"full_attention"})
         and (not window or window >= context)
         and getattr(config, "attn_logit_softcapping", None) is None
-        and "logits_to_keep" in takes
-        and any(p.kind is p.VAR_KEYWORD for p in takes.values())
+        and "logits_to_keep" in parameters
+        and any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     )
 
 
 @contextmanager
-def sharing(llm: Any) -> Iterator[None]:
-    """A model that `can_share` attends by `shared_attention` inside the block."""
+def shared_prefix_enabled(llm: Any) -> Iterator[None]:
+    """Make a model that `supports_shared_prefix` use `shared_prefix_attention` inside the block."""
     if isinstance(llm, Llama):
-        usual, llm.attend = llm.attend, shared_attention
+        usual, llm.attend = llm.attend, shared_prefix_attention
         try:
             yield
         finally:
@@ -67,49 +68,49 @@ def sharing(llm: Any) -> Iterator[None]:
 
 
 def new_cache(llm: Any) -> Any:
-    """An empty store of keys and values, with `.layers[i].keys` and `.values` once the model has run."""
+    """Return an empty KV cache, with `.layers[i].keys` and `.values` once the model has run."""
     if isinstance(llm, Llama):
-        return GrowingCache()
+        return DynamicKVCache()
     from transformers import DynamicCache
 
     return DynamicCache()
 
 
-def handing_on(llm: Any, hold: Callable[[Tensor, Tensor, int], None]) -> Any:
-    """An empty store for a first run: it keeps nothing, and hands on what each layer would have it keep.
+def forwarding_cache(llm: Any, store: Callable[[Tensor, Tensor, int], None]) -> Any:
+    """Return a cache for a prefill that keeps nothing and forwards each layer's K and V.
 
     Args:
-        llm: that runs.
-        hold: gets keys and values [n, G, S, d] of a layer, and its number.
+        llm: the model that runs.
+        store: receives K and V [n, G, S, d] of a layer, and its index.
     """
     cache = new_cache(llm)
 
     def update(key: Tensor, value: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        hold(key, value, layer_idx)
+        store(key, value, layer_idx)
         return key, value
 
     cache.update = update
     return cache
 
 
-def stored_in(llm: Any, cache: Any) -> dict[str, Any]:
-    """The argument that hands a model its store of keys and values: later releases of transformers 5 renamed it."""
-    return {_store_name(type(llm).forward): cache}
+def cache_argument(llm: Any, cache: Any) -> dict[str, Any]:
+    """Return the keyword argument that passes a KV cache: later releases of transformers 5 renamed it."""
+    return {_cache_parameter(type(llm).forward): cache}
 
 
 @functools.cache
-def _store_name(forward: Callable[..., Any]) -> str:
+def _cache_parameter(forward: Callable[..., Any]) -> str:
     return "cache" if "cache" in signature(forward).parameters else "past_key_values"
 
 
-def keys_only(llm: Any) -> dict[str, Any]:
-    """Arguments of a run that is for keys and values alone: as little else as the model can do."""
-    return {"keys_only": True} if isinstance(llm, Llama) else {"logits_to_keep": 1}
+def kv_only_arguments(llm: Any) -> dict[str, Any]:
+    """Return arguments for a forward pass that only fills the KV cache, with as little other work as possible."""
+    return {"kv_only": True} if isinstance(llm, Llama) else {"logits_to_keep": 1}
 
 
 @functools.cache
 def _register() -> None:
-    """Make the function known to transformers, without a mask function: a run without a mask of ours is causal."""
+    """Register the function with transformers, without a mask function: a forward pass without a mask is causal."""
     from transformers import AttentionInterface
 
-    AttentionInterface.register(_NAME, shared_attention)
+    AttentionInterface.register(_NAME, shared_prefix_attention)

@@ -1,16 +1,17 @@
-"""Requests -> jobs with their prompts, and what the model said -> answers.
+"""Requests, the settings they run with, and what becomes of them: Request -> PlannedRequest -> Continuation -> Answer.
 
-Knows one request at a time. Does not know batches, memory or devices.
+A request is planned on its own: its prompt is built, checked against the context length, and split into the prefix that
+other requests about the same media share and the suffix that is its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal
 
 from vidqa.errors import ItemError, PromptTooLongError, UsageError
-from vidqa.generate.fallback_decode import Continuation
 from vidqa.generate.sampling import RandomStream, content_of
 from vidqa.generate.stop_strings import Stopper
 from vidqa.model.video_llava import VideoLlava
@@ -18,13 +19,15 @@ from vidqa.prompts.build import build_prompt
 from vidqa.prompts.chat_formats import Turn
 from vidqa.records import Answer, Features, Prompt
 
+FinishReason = Literal["eos", "stop", "length"]
+
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """How answers are searched for.
+    """Decoding settings of an engine.
 
-    `temperature` 0 is greedy: always the likeliest token. Above 0 tokens are drawn from the likeliest ones that hold
-    `top_p` of the probability; `seed` and the request itself fix the draw, whatever else is in the batch.
+    `temperature` 0 is greedy decoding. Above 0, tokens are sampled from the nucleus: the most likely tokens that hold
+    `top_p` of the probability. The random numbers depend on `seed` and the request only, not on the rest of the batch.
     """
 
     max_new_tokens: int = 128
@@ -46,11 +49,38 @@ class GenerationSettings:
 
 
 @dataclass(frozen=True)
-class Request:
-    """One question about pictures or clips, or about nothing.
+class StoppingCriteria:
+    """Stopping criteria of one engine: end-of-sequence ids and stop strings."""
 
-    `turns` are (question, answer) pairs whose last answer is None; the media stand before the first question.
-    `max_new_tokens` None takes the one of the settings.
+    eos_ids: frozenset[int]
+    has_stop_string: Callable[[Sequence[int]], bool]  # True if the ids so far complete a stop string
+
+
+@dataclass
+class Continuation:
+    """Token ids generated for one sequence; the end-of-sequence token is not among them."""
+
+    ids: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None  # None while the sequence is running
+
+    def append(self, token: int, criteria: StoppingCriteria, max_new_tokens: int) -> None:
+        """Append one token and set the finish reason if it was the last."""
+        if token in criteria.eos_ids:
+            self.finish_reason = "eos"
+            return
+        self.ids.append(token)
+        if criteria.has_stop_string(self.ids):
+            self.finish_reason = "stop"
+        elif len(self.ids) >= max_new_tokens:
+            self.finish_reason = "length"
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question about images or videos, or about no media.
+
+    `turns` are (question, answer) pairs; the last answer is None. The media come before the first question.
+    `max_new_tokens` overrides the engine's setting unless it is None.
     """
 
     features: tuple[Features, ...]
@@ -60,56 +90,70 @@ class Request:
 
 @dataclass(frozen=True)
 class PlannedRequest:
-    """A request with its prompt, cut where its own part begins."""
+    """A request with its prompt, split into a shareable prefix and a suffix."""
 
-    tag: object  # comes back with the answer
+    tag: object  # returned together with the answer
     request: Request
     prompt: Prompt
     max_new_tokens: int
-    n_shared: int = field(init=False)  # positions of the beginning
+    n_prefix: int = field(init=False)  # tokens of the prefix
 
     def __post_init__(self) -> None:
-        p = self.prompt
-        # Up to the last visual token, or the first token of a prompt without any. The rest must have a token whose
-        # logits say how to go on.
-        last = int(p.slots.nonzero()[0][-1]) + 1 if p.n_slots else 1
-        object.__setattr__(self, "n_shared", min(last, len(p.ids) - 1))
+        object.__setattr__(self, "n_prefix", prefix_length(self.prompt))
 
     @cached_property
-    def key(self) -> Hashable:
-        """Equal for jobs that have the same beginning. Asked for in every step, and some 20 KB to copy and hash."""
-        p, n = self.prompt, self.n_shared
+    def prefix_key(self) -> Hashable:
+        """Equal for requests with the same prefix. Cached: it copies and hashes about 20 KB and every step reads it."""
+        p, n = self.prompt, self.n_prefix
         return p.ids[:n].tobytes(), p.slots[:n].tobytes(), tuple(id(f) for f in self.request.features)
 
     @property
-    def head(self) -> Prompt:
-        """The beginning."""
-        return Prompt(self.prompt.ids[: self.n_shared], self.prompt.slots[: self.n_shared])
+    def prefix(self) -> Prompt:
+        """The shareable prefix: header, media, and all that comes before the last visual token."""
+        return Prompt(self.prompt.ids[: self.n_prefix], self.prompt.slots[: self.n_prefix])
 
     @property
-    def tail(self) -> Prompt:
-        """What follows it: no visual tokens."""
-        return Prompt(self.prompt.ids[self.n_shared :], self.prompt.slots[self.n_shared :])
+    def suffix(self) -> Prompt:
+        """The rest of the prompt; it holds no visual tokens."""
+        return Prompt(self.prompt.ids[self.n_prefix :], self.prompt.slots[self.n_prefix :])
 
     @property
-    def n_own(self) -> int:
-        """Positions of the tail and the longest answer."""
-        return len(self.prompt.ids) - self.n_shared + self.max_new_tokens
+    def max_suffix_length(self) -> int:
+        """Tokens of the suffix and of the longest possible answer."""
+        return len(self.prompt.ids) - self.n_prefix + self.max_new_tokens
 
-    def draws(self, settings: GenerationSettings) -> RandomStream | None:
-        """Its random numbers from the first; None where nothing is drawn."""
+    def random_stream(self, settings: GenerationSettings) -> RandomStream | None:
+        """A fresh RNG stream of this request; None for greedy decoding."""
         if settings.temperature == 0:
             return None
         return RandomStream(settings.seed, content_of(self.prompt, self.request.features))
 
 
-def plan_job(
+def prefix_length(prompt: Prompt) -> int:
+    """Number of tokens up to and including the last visual token; 1 for a prompt without visual tokens.
+
+    At least one token is left for the suffix, because its logits predict the first token of the answer.
+    """
+    last = int(prompt.slots.nonzero()[0][-1]) + 1 if prompt.n_slots else 1
+    return min(last, len(prompt.ids) - 1)
+
+
+def plan_request(
     model: VideoLlava, tag: object, request: Request, settings: GenerationSettings
 ) -> PlannedRequest | ItemError:
-    """Write the prompt and see whether it fits.
+    """Build the prompt and check that prompt and answer fit into the context.
+
+    Args:
+        model: provides tokenizer, chat format, token counts of the media and context length.
+        tag: any value; returned together with the answer.
+        request: the request to plan.
+        settings: provides `max_new_tokens` where the request has none.
+
+    Returns:
+        The planned request, or the error `prompt_too_long`.
 
     Raises:
-        UsageError: a question holds a text that the chat format reserves.
+        UsageError: a question contains a string that the chat format reserves.
     """
     shapes = [model.media_shape(f) for f in request.features]
     prompt = build_prompt(model.tokenizer, model.chat, request.turns, shapes)
@@ -123,15 +167,15 @@ def plan_job(
     )
 
 
-def to_answer(job: PlannedRequest, said: Continuation, stopper: Stopper) -> Answer:
-    """What the model said, for people."""
-    text = stopper.text(said.ids)
-    reason = said.reason or "length"
+def to_answer(planned: PlannedRequest, output: Continuation, stopper: Stopper) -> Answer:
+    """Decode the generated ids into an `Answer` with status and token counts."""
+    text = stopper.text(output.ids)
+    reason = output.finish_reason or "length"
     return Answer(
         text=text,
         status="empty" if not text else "truncated" if reason == "length" else "ok",
         finish_reason=reason,
-        n_visual_tokens=job.prompt.n_slots,
-        n_prompt_tokens=len(job.prompt.ids),
-        n_answer_tokens=len(said.ids),
+        n_visual_tokens=planned.prompt.n_slots,
+        n_prompt_tokens=len(planned.prompt.ids),
+        n_answer_tokens=len(output.ids),
     )

@@ -1,12 +1,10 @@
-"""What the hardware allows: how fast a device multiplies matrices and moves bytes, and what a model asks of it.
+"""Roofline: the matmul and memory rates that a device reaches, and what a model needs of each.
 
-Knows tensors. Does not know clips or stages.
+    prefill       2 operations per weight and token: limited by the matmul rate
+    decode step   reads every weight and the whole KV cache once: limited by the memory bandwidth
 
-    beginnings and questions   2 operations a weight and token: the matrix rate limits them
-    a step of answers          every weight and every stored key and value is read once: the copy rate limits it
-
-Attention's own products are left out of the first (4 % of the weights' for 257 tokens of a ViT-L, 10 % for 2,000 tokens
-of a 7B model), so the share of the limit that is said to be reached is on the low side.
+The matmuls of attention are not counted (4 % of those of the weights for 257 tokens of a ViT-L, 10 % for 2,000 tokens
+of a 7B model), so the reported share of the limit is on the low side.
 """
 
 from __future__ import annotations
@@ -20,50 +18,50 @@ import torch
 from vidqa.generate.running_batch import EngineStats
 from vidqa.model.video_llava import VideoLlava
 
-_SECONDS = 0.15  # of each measurement, after a first run that does not count
-_SIDE = {"cpu": 1024, "cuda": 8192}
-#: Copied in one go: more than caches hold. On a CPU it is no more, for a run must not need memory for being measured.
-_BYTES = {"cpu": 64 << 20, "cuda": 2 << 30}
+_SECONDS = 0.15  # of each measurement, after a warm-up
+_MATRIX_SIZE = {"cpu": 1024, "cuda": 8192}
+#: Bytes per copy: more than fits into caches. No more than that on a CPU, to save memory.
+_COPY_BYTES = {"cpu": 64 << 20, "cuda": 2 << 30}
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one device reached in products and copies that do nothing else."""
+    """Rates that one device reached with nothing but matmuls or copies."""
 
     device: str
     dtype: str
-    matrix_per_s: float  # operations, a multiplication and an addition counted as two
-    copy_bytes_per_s: float  # read and written bytes together
+    matrix_per_s: float  # operations; a multiplication and an addition count as two
+    copy_bytes_per_s: float  # bytes read and written
 
 
 def measure(device: torch.device, dtype: torch.dtype) -> Limits:
-    """Measure a device with what is free of it now.
+    """Measure a device.
 
     Args:
         device: of the model.
         dtype: of its weights.
     """
-    n = _SIDE.get(device.type, 1024)
+    n = _MATRIX_SIZE.get(device.type, 1024)
     a, b = (torch.rand(n, n, device=device, dtype=dtype) for _ in range(2))
-    products = _per_second(lambda: a @ b, device)
-    from_ = torch.zeros(_BYTES.get(device.type, 64 << 20), dtype=torch.uint8, device=device)
-    to = torch.ones_like(from_)
-    copies = _per_second(lambda: to.copy_(from_), device)
-    return Limits(str(device), str(dtype).removeprefix("torch."), 2.0 * n**3 * products, 2.0 * len(from_) * copies)
+    matmuls = _per_second(lambda: a @ b, device)
+    source = torch.zeros(_COPY_BYTES.get(device.type, 64 << 20), dtype=torch.uint8, device=device)
+    target = torch.ones_like(source)
+    copies = _per_second(lambda: target.copy_(source), device)
+    return Limits(str(device), str(dtype).removeprefix("torch."), 2.0 * n**3 * matmuls, 2.0 * len(source) * copies)
 
 
 def prefill_operations(model: VideoLlava, n_tokens: int) -> float:
-    """Operations that so many tokens of prompts ask for."""
+    """Return the operations that the prefill of this many tokens needs."""
     return 2.0 * _n_weights(model) * n_tokens
 
 
-def decode_bytes(model: VideoLlava, work: EngineStats) -> float:
-    """Bytes that the steps of an engine had to read: all weights once a step, and the keys and values."""
-    return float(work.decode_steps * _n_weights(model, with_head=True) * model.dtype.itemsize + work.decode_kv_bytes)
+def decode_bytes(model: VideoLlava, stats: EngineStats) -> float:
+    """Return the bytes that the decode steps of an engine had to read: all weights per step, and the KV cache."""
+    return float(stats.decode_steps * _n_weights(model, with_head=True) * model.dtype.itemsize + stats.decode_kv_bytes)
 
 
 def _n_weights(model: VideoLlava, with_head: bool = False) -> int:
-    """Weights that every token passes: the table of embeddings is looked up, and the head reads last tokens only."""
+    """Weights that every token is multiplied with: not the embedding table, and the head for last tokens only."""
     tables = {id(model.llm.get_input_embeddings().weight)}
     head = model.llm.get_output_embeddings()
     n = 0
@@ -74,7 +72,7 @@ def _n_weights(model: VideoLlava, with_head: bool = False) -> int:
 
 
 def _per_second(run: Callable[[], object], device: torch.device) -> float:
-    """How often something runs in a second, by the best of three rounds."""
+    """Runs per second, the best of three rounds."""
 
     def wait() -> None:
         if device.type == "cuda":

@@ -1,6 +1,6 @@
-"""Lines in, tokens out, one step after another: lines come and go while others are at work.
+"""The running batch: prefill and decode steps of the LLM over a KV pool, while sequences are added and evicted.
 
-Knows a causal LLM and the pool. Does not know requests, text, memory limits or whose turn it is.
+Scope: tensors and slots. Which request runs when is decided by the scheduler.
 """
 
 from __future__ import annotations
@@ -9,101 +9,99 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from vidqa.generate.attention.cuda_graphs import StepGraphs
-from vidqa.generate.kv_cache.buffers import CacheCapacity, numbers
+from vidqa.generate.attention.shared_prefix import SharedPrefix
+from vidqa.generate.kv_cache.buffers import CacheCapacity, to_device
 from vidqa.generate.kv_cache.pool import KVPool
-from vidqa.generate.llm_adapter import handing_on, keys_only, sharing, stored_in
+from vidqa.generate.llm_adapter import cache_argument, forwarding_cache, kv_only_arguments, shared_prefix_enabled
 from vidqa.model.video_llava import VideoLlava
 
 
 @dataclass
 class EngineStats:
-    """What the LLM did, for rates and limits."""
+    """Work done by the LLM, for throughput and roofline."""
 
-    prefill_tokens: int = 0  # beginnings and questions
+    prefill_tokens: int = 0  # of prefixes and suffixes
     prefill_s: float = 0.0
     decode_tokens: int = 0
     decode_steps: int = 0
     decode_s: float = 0.0
-    decode_kv_bytes: int = 0  # keys and values that the steps had to read
+    decode_kv_bytes: int = 0  # KV cache that the decode steps had to read
     answers: int = 0
 
     def add(self, other: EngineStats) -> None:
-        """Add what another engine did."""
+        """Add the work of another engine."""
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
 
 
 @dataclass
 class RunningBatch:
-    """A pool and a model that fill it and read it.
+    """A KV pool and the model that fills and reads it.
 
     Args:
         model: in evaluation mode.
-        room: of the pool, which is made when the first beginning is there.
-        static: see `KVPool`; on a CUDA device steps are then replayed as graphs where that proves right.
-        work: counts what is done.
+        capacity: of the pool, which is created by the first prefill.
+        static_shapes: see `KVPool`; on a CUDA device decode steps are then replayed as CUDA graphs.
+        stats: updated with the work done.
+        pool: created by the first prefill.
+        logits: float32 [n, N] of the sequences' next tokens.
     """
 
     model: VideoLlava
-    room: CacheCapacity
-    static: bool = False
-    work: EngineStats = field(default_factory=EngineStats)
+    capacity: CacheCapacity
+    static_shapes: bool = False
+    stats: EngineStats = field(default_factory=EngineStats)
     pool: KVPool | None = None
-    logits: Tensor | None = None  # float32 [n, N] of the lines' next tokens
+    logits: Tensor | None = None
     _graphs: StepGraphs | None = None
-    _since: float | None = None  # steps that run on the device are counted from here on
+    _decoding_since: float | None = None  # start of the decode time that is not in `stats` yet
 
     @property
-    def n_lines(self) -> int:
-        """Lines at work."""
-        return len(self.pool.clip_of) if self.pool else 0
+    def n_prefixes(self) -> int:
+        """Prefixes in the KV cache."""
+        return len(self.pool.prefix_lengths) if self.pool else 0
 
-    @property
-    def n_clips(self) -> int:
-        """Beginnings that are stored."""
-        return len(self.pool.lengths) if self.pool else 0
-
-    def begin(self, embeds: Sequence[Tensor]) -> list[int]:
-        """Compute and store beginnings.
+    def prefill_prefixes(self, embeds: Sequence[Tensor]) -> list[int]:
+        """Compute the KV cache of new prefixes.
 
         Args:
             embeds: [P_i, L] each.
 
         Returns:
-            The clip number of each.
+            The index of each prefix in the pool.
         """
         lengths = [len(e) for e in embeds]
-        with self._timed("prefill_s"), sharing(self.model.llm):
-            # Padded on the right: causal attention keeps what comes later from being seen, so no mask is needed.
+        with self._timed("prefill_s"), shared_prefix_enabled(self.model.llm):
+            # Right padding: in causal attention no token attends to later ones, so no mask is needed.
             padded = torch.nn.utils.rnn.pad_sequence(list(embeds), batch_first=True)
             if self.pool is None:
-                self.pool = KVPool(self.room, self.model.llm.config.num_hidden_layers, padded.device, self.static)
-                if self.static and padded.is_cuda:
+                n_layers = self.model.llm.config.num_hidden_layers
+                self.pool = KVPool(self.capacity, n_layers, padded.device, self.static_shapes)
+                if self.static_shapes and padded.is_cuda:
                     self._graphs = StepGraphs()
-            clips = self.pool.begin(lengths)
+            prefixes = self.pool.add_prefixes(lengths)
             positions = torch.arange(padded.shape[1], device=padded.device)[None].expand(len(embeds), -1)
             self.model.llm(
                 inputs_embeds=padded,
                 position_ids=positions,
-                **stored_in(self.model.llm, handing_on(self.model.llm, self.pool.hold)),
+                **cache_argument(self.model.llm, forwarding_cache(self.model.llm, self.pool.store_prefixes)),
                 use_cache=True,
-                **keys_only(self.model.llm),
+                **kv_only_arguments(self.model.llm),
             )
-        self.work.prefill_tokens += sum(lengths)
-        return clips
+        self.stats.prefill_tokens += sum(lengths)
+        return prefixes
 
-    def ask(self, clips: Sequence[int], embeds: Sequence[Tensor]) -> None:
-        """Take in questions as new lines behind the others; their logits join `logits`.
+    def prefill_suffixes(self, prefixes: Sequence[int], embeds: Sequence[Tensor]) -> None:
+        """Add sequences after the running ones and prefill their suffixes; their logits are appended to `logits`.
 
         Args:
-            clips: clip number of each, those of one clip side by side.
-            embeds: [S_i, L] each, what follows the beginning.
+            prefixes: prefix of each sequence; sequences of one prefix are consecutive.
+            embeds: suffixes, [S_i, L] each.
         """
         assert self.pool is not None
         longest = max(len(e) for e in embeds)
@@ -111,108 +109,118 @@ class RunningBatch:
         for row, e in enumerate(embeds):
             padded[row, longest - len(e) :] = e
         with self._timed("prefill_s"):
-            positions, mask, shared = self.pool.open(clips, [len(e) for e in embeds])
-            new = self._run(mask, positions, shared, inputs_embeds=padded)
+            positions, mask, shared_prefix = self.pool.add_sequences(prefixes, [len(e) for e in embeds])
+            new = self._forward(mask, positions, shared_prefix, inputs_embeds=padded)
             self.logits = new if self.logits is None else torch.cat([self.logits, new])
-        self.work.prefill_tokens += sum(len(e) for e in embeds)
+        self.stats.prefill_tokens += sum(len(e) for e in embeds)
 
-    def step(self, ids: Tensor, counted: bool = True) -> None:
-        """Take in one token a line, int64 [n], and learn what may follow; `counted` False leaves it to `count`."""
+    def decode_step(self, ids: Tensor, count: bool = True) -> None:
+        """Append one token to every sequence and compute the logits of the next.
+
+        Args:
+            ids: int64 [n].
+            count: add the step to `stats`; False leaves that to `count_step`.
+        """
         assert self.pool is not None
         pool, n = self.pool, len(ids)
-        if self._since is None:
-            self._since = time.perf_counter()
-        padded = torch.zeros(pool.shape[0], dtype=torch.int64, device=pool.device)
+        if self._decoding_since is None:
+            self._decoding_since = time.perf_counter()
+        padded = torch.zeros(pool.step_shape[0], dtype=torch.int64, device=pool.device)
         padded[:n] = ids
 
         def run(ids: Tensor) -> Tensor:
-            positions, mask, shared = pool.step()
-            return self._run(mask, positions, shared, input_ids=ids[:, None])
+            positions, mask, shared_prefix = pool.prepare_decode()
+            return self._forward(mask, positions, shared_prefix, input_ids=ids[:, None])
 
-        logits = self._graphs.run((pool.shape, pool.in_order), run, padded) if self._graphs else run(padded)
+        logits = self._graphs.run((pool.step_shape, pool.is_dense), run, padded) if self._graphs else run(padded)
         self.logits = logits[:n]
         pool.advance()
-        if not self.static:
-            self._settle()
-        if counted:
-            self.count(range(n))
+        if not self.static_shapes:
+            self._finish_decoding()
+        if count:
+            self.count_step(range(n))
 
-    def count(self, lines: Sequence[int]) -> None:
-        """Count the last step as work for some lines."""
+    def count_step(self, slots: Sequence[int]) -> None:
+        """Add the last decode step to `stats`, as work for these slots."""
         assert self.pool is not None
-        pool, work = self.pool, self.work
-        work.decode_tokens += len(lines)
-        work.decode_steps += bool(lines)
-        begun = sum(pool.lengths[clip] for clip in {pool.clip_of[i] for i in lines})
-        work.decode_kv_bytes += (begun + sum(pool.ends[i] for i in lines)) * self.bytes_per_position
+        pool, stats = self.pool, self.stats
+        stats.decode_tokens += len(slots)
+        stats.decode_steps += bool(slots)
+        prefix_positions = sum(pool.prefix_lengths[prefix] for prefix in {pool.prefix_of[i] for i in slots})
+        suffix_positions = sum(pool.next_columns[i] for i in slots)
+        stats.decode_kv_bytes += (prefix_positions + suffix_positions) * self.kv_bytes_per_position
 
-    def look(self, picked: Tensor) -> Callable[[], list[int]]:
-        """Have picked tokens copied, int64 [n]; the function waits for them, not for what is asked for later."""
-        if not picked.is_cuda:
-            return picked.tolist
-        copied = torch.empty(picked.shape, dtype=picked.dtype, pin_memory=True)
-        copied.copy_(picked, non_blocking=True)
-        there = torch.cuda.Event()
-        there.record()
+    def to_host(self, ids: Tensor) -> Callable[[], list[int]]:
+        """Start copying token ids int64 [n] to the host.
 
-        def tokens() -> list[int]:
-            there.synchronize()
-            self._count(goes_on=True)
-            numbers: list[int] = copied.tolist()
-            return numbers
+        Returns:
+            A function that waits for the copy, but not for work that is queued on the device afterwards.
+        """
+        if not ids.is_cuda:
+            return ids.tolist
+        copied = torch.empty(ids.shape, dtype=ids.dtype, pin_memory=True)
+        copied.copy_(ids, non_blocking=True)
+        done = torch.cuda.Event()
+        done.record()
 
-        return tokens
+        def values() -> list[int]:
+            done.synchronize()
+            self._add_decode_time(still_decoding=True)
+            on_host: list[int] = copied.tolist()
+            return on_host
 
-    def keep(self, lines: Sequence[int], clips: Collection[int] = ()) -> dict[int, int]:
-        """See `Pool.keep`; the logits go with the lines."""
+        return values
+
+    def keep(self, slots: Sequence[int], prefixes: Collection[int] = ()) -> dict[int, int]:
+        """Evict all other sequences, with their logits; see `KVPool.keep`."""
         assert self.pool is not None
         if self.logits is not None:
-            self.logits = self.logits[numbers(lines, self.logits.device)]
-        return self.pool.keep(lines, clips)
+            self.logits = self.logits[to_device(slots, self.logits.device)]
+        return self.pool.keep(slots, prefixes)
 
     @property
-    def bytes_per_position(self) -> int:
-        """Of keys and values in all layers."""
+    def kv_bytes_per_position(self) -> int:
+        """Size of the KV cache of one position in all layers."""
         if self.pool is None:
             return 0
-        return sum(t.shape[1] * t.shape[3] * t.element_size() for pair in self.pool.own for t in pair)
+        return sum(t.shape[1] * t.shape[3] * t.element_size() for pair in self.pool.suffix_kv for t in pair)
 
-    def _run(self, mask: Tensor, positions: Tensor, shared: Any, **inputs: Tensor) -> Tensor:
-        with sharing(self.model.llm):
+    def _forward(self, mask: Tensor, positions: Tensor, shared_prefix: SharedPrefix, **inputs: Tensor) -> Tensor:
+        with shared_prefix_enabled(self.model.llm):
             out = self.model.llm(
                 **inputs,
                 attention_mask=mask,
                 position_ids=positions,
-                **stored_in(self.model.llm, self.pool),
+                **cache_argument(self.model.llm, self.pool),
                 use_cache=True,
                 logits_to_keep=1,
-                shared=shared,
+                shared_prefix=shared_prefix,
             )
         logits: Tensor = out.logits[:, -1].float()
         return logits
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
-        self._settle()
+        self._finish_decoding()
         start = time.perf_counter()
         try:
             yield
         finally:
-            self._wait()
-            setattr(self.work, name, getattr(self.work, name) + time.perf_counter() - start)
+            self._synchronize()
+            setattr(self.stats, name, getattr(self.stats, name) + time.perf_counter() - start)
 
-    def _settle(self) -> None:
-        """Wait for the steps that run, and count their time."""
-        if self._since is not None:
-            self._wait()
-            self._count(goes_on=False)
+    def _finish_decoding(self) -> None:
+        """Wait for running decode steps and count their time."""
+        if self._decoding_since is not None:
+            self._synchronize()
+            self._add_decode_time(still_decoding=False)
 
-    def _count(self, goes_on: bool) -> None:
-        if self._since is not None:
+    def _add_decode_time(self, still_decoding: bool) -> None:
+        if self._decoding_since is not None:
             now = time.perf_counter()
-            self.work.decode_s += now - self._since
-            self._since = now if goes_on else None
+            self.stats.decode_s += now - self._decoding_since
+            self._decoding_since = now if still_decoding else None
 
-    def _wait(self) -> None:
+    def _synchronize(self) -> None:
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)

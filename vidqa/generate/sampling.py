@@ -1,9 +1,9 @@
-"""Logits -> the next token of each row.
+"""Sampling: logits -> the next token id of each sequence.
 
-Knows one step. A row's choice depends on its own logits and its own random number, so the company it has in a batch
-changes nothing.
+The choice depends on the sequence's own logits and its own random sample only, so it does not change with the rest of
+the batch.
 
-Letters: B rows, N vocabulary.
+Letters: B sequences, N vocabulary size.
 """
 
 from __future__ import annotations
@@ -19,42 +19,42 @@ from vidqa.records import Features, Prompt
 
 
 def pick_greedy(logits: Tensor) -> Tensor:
-    """The likeliest token. float [B, N] -> int64 [B]."""
+    """Pick the most likely token. float [B, N] -> int64 [B]."""
     return logits.argmax(dim=-1)
 
 
-def pick_sampled(logits: Tensor, temperature: float, top_p: float, draws: Tensor) -> Tensor:
-    """Draw a token from the nucleus.
+def pick_sampled(logits: Tensor, temperature: float, top_p: float, random_samples: Tensor) -> Tensor:
+    """Sample a token from the nucleus (top-p sampling).
 
-    The nucleus is the smallest set of likeliest tokens that hold at least `top_p` of the probability.
+    The nucleus is the smallest set of most likely tokens that hold at least `top_p` of the probability.
 
     Args:
         logits: float [B, N].
-        temperature: above 0; below 1 sharpens.
+        temperature: above 0; below 1 sharpens the distribution.
         top_p: in (0, 1]; 1 keeps every token.
-        draws: float64 [B] in [0, 1), one random number a row.
+        random_samples: float64 [B] in [0, 1), one per sequence.
 
     Returns:
         int64 [B].
     """
-    # float64: with many tokens the running sum of float32 ends visibly off 1.
+    # float64: over a large vocabulary a cumulative sum in float32 ends visibly off 1.
     p = torch.softmax(logits.double() / temperature, dim=-1)
     p, order = p.sort(dim=-1, descending=True, stable=True)
-    before = p.cumsum(dim=-1) - p  # probability of all likelier tokens
+    before = p.cumsum(dim=-1) - p  # probability of all more likely tokens
     p = p.masked_fill(before >= top_p, 0.0)
     until = p.cumsum(dim=-1)
-    # `draws` may hit the last sum exactly; tokens behind it have no probability and must not be picked.
+    # A sample may hit the last sum exactly; tokens past the nucleus have probability 0 and must not be picked.
     last = (p > 0).sum(dim=-1, keepdim=True) - 1
-    rank = torch.searchsorted(until, draws.to(until)[:, None] * until[:, -1:], right=True)
+    rank = torch.searchsorted(until, random_samples.to(until)[:, None] * until[:, -1:], right=True)
     return order.gather(-1, torch.minimum(rank, last))[:, 0]
 
 
 class RandomStream:
-    """Random numbers of one request, the same in whatever batch it runs.
+    """RNG stream of one request: the same numbers in whatever batch the request runs.
 
     Args:
-        seed: the user's.
-        content: bytes that tell the request from others, so that two questions do not share their luck.
+        seed: the user's seed.
+        content: bytes that identify the request, so that two questions get different numbers.
     """
 
     def __init__(self, seed: int, content: bytes) -> None:
@@ -62,10 +62,10 @@ class RandomStream:
         self._rng = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "big")))
 
     def next(self) -> float:
-        """The next number in [0, 1)."""
+        """Return the next random sample in [0, 1)."""
         return float(self._rng.random())
 
 
 def content_of(prompt: Prompt, features: Sequence[Features]) -> bytes:
-    """What tells one request from others, for `RandomStream`."""
+    """Return the bytes that identify a request for its `RandomStream`: prompt ids and features."""
     return prompt.ids.tobytes() + b"".join(np.ascontiguousarray(f.tokens).tobytes() for f in features)

@@ -1,262 +1,257 @@
-"""Jobs -> what the model said, with a batch whose lines come and go.
+"""Continuous batching: admits waiting requests into free batch slots and evicts finished sequences.
 
-Decides who is at work: jobs about a clip that is stored already first, then in the order in which they came. Does not
-know text or errors.
+Requests whose prefix is already in the KV cache are admitted first, then the rest in arrival order.
+
+Scope: token ids only; text and error handling live in engine.py.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vidqa.generate.fallback_decode import Continuation
-from vidqa.generate.kv_cache.buffers import numbers
-from vidqa.generate.kv_cache.capacity import most_lines, prefill_tokens, room_for
+from vidqa.generate.kv_cache.buffers import to_device
+from vidqa.generate.kv_cache.capacity import max_slots, plan_capacity, prefill_tokens
 from vidqa.generate.kv_cache.pool import packed
-from vidqa.generate.requests import GenerationSettings, PlannedRequest
+from vidqa.generate.requests import Continuation, GenerationSettings, PlannedRequest, StoppingCriteria
 from vidqa.generate.running_batch import EngineStats, RunningBatch
 from vidqa.generate.sampling import RandomStream, pick_greedy, pick_sampled
 from vidqa.model.video_llava import VideoLlava
 from vidqa.records import Prompt
 
-#: A batch that ran out of memory is tried with twice as many lines after so many full batches without that.
-_TRY_AGAIN = 16
-
-
-@dataclass(frozen=True)
-class StoppingCriteria:
-    """What ends an answer."""
-
-    ids: frozenset[int]
-    stops: Callable[[Sequence[int]], bool]  # says whether the ids so far complete a stop string
+#: After running out of memory, the number of slots is doubled again once this many full batches have been answered.
+_GROW_AFTER = 16
 
 
 @dataclass
-class _Line:
-    """A job at work."""
+class _Sequence:
+    """A running sequence and its sampling state."""
 
-    job: PlannedRequest
-    draws: RandomStream | None
-    said: Continuation = field(default_factory=Continuation)
+    planned: PlannedRequest
+    random_stream: RandomStream | None
+    output: Continuation = field(default_factory=Continuation)
 
 
 @dataclass
-class _Group:
-    """Jobs that share a beginning: those that wait, and where it is stored."""
+class _PrefixGroup:
+    """Requests with one prefix: those that wait, and the prefix's index in the KV pool once it is there."""
 
     waiting: deque[PlannedRequest] = field(default_factory=deque)
-    clip: int | None = None
+    prefix: int | None = None
 
 
 class Scheduler:
-    """Jobs at work and jobs that wait.
+    """Queue of waiting requests and the batch of running sequences.
 
     Args:
         model: in evaluation mode.
         settings: how tokens are chosen.
-        ends: what ends an answer.
-        limit: most lines at once; None takes what the memory is likely to hold.
-        static: see `Pool`.
+        criteria: when a sequence is finished.
+        n_slots: batch slots; None is as many as are likely to fit into memory.
+        static_shapes: see `KVPool`.
     """
 
     def __init__(
-        self, model: VideoLlava, settings: GenerationSettings, ends: StoppingCriteria, limit: int | None, static: bool
+        self,
+        model: VideoLlava,
+        settings: GenerationSettings,
+        criteria: StoppingCriteria,
+        n_slots: int | None,
+        static_shapes: bool,
     ) -> None:
-        self.work = EngineStats()
+        self.stats = EngineStats()
         self.n_waiting = 0
-        self._model, self._settings, self._ends = model, settings, ends
-        self._asked, self._static = limit, static
-        self._limit = limit  # less than was asked for after running out of memory
-        self._n_since = 0  # answers since then
-        self._groups: dict[Hashable, _Group] = {}  # in the order in which they came
-        self._lines: list[_Line] = []
-        self._entering: list[PlannedRequest] = []  # on their way from waiting to a line
-        self._done: list[tuple[PlannedRequest, Continuation]] = []  # kept where the step after them fails
+        self._model, self._settings, self._criteria = model, settings, criteria
+        self._requested_slots, self._static_shapes = n_slots, static_shapes
+        self._n_slots = n_slots  # fewer than requested after running out of memory
+        self._n_since_oom = 0  # requests finished since then
+        self._groups: dict[Hashable, _PrefixGroup] = {}  # in arrival order
+        self._running: list[_Sequence] = []  # by slot
+        self._admitting: list[PlannedRequest] = []  # taken from the queue, not running yet
+        self._finished: list[tuple[PlannedRequest, Continuation]] = []  # kept even if the following step fails
         self._batch: RunningBatch | None = None
 
     @property
     def busy(self) -> bool:
-        """True while there is anything to do."""
-        return bool(self.n_waiting or self._lines or self._done)
+        """True while there are requests to finish or to return."""
+        return bool(self.n_waiting or self._running or self._finished)
 
-    def submit(self, job: PlannedRequest) -> None:
-        """Put a job behind the others."""
-        self._groups.setdefault(job.key, _Group()).waiting.append(job)
+    def submit(self, planned: PlannedRequest) -> None:
+        """Append a request to the queue."""
+        self._groups.setdefault(planned.prefix_key, _PrefixGroup()).waiting.append(planned)
         self.n_waiting += 1
 
     @torch.inference_mode()
-    def advance(self) -> list[tuple[PlannedRequest, Continuation]]:
-        """One token for every line, and new lines where others left.
+    def step(self) -> list[tuple[PlannedRequest, Continuation]]:
+        """Refill free slots from the queue, then run one decode step for every active slot.
 
         Returns:
-            What was finished.
+            The requests that were finished, with their tokens.
 
         Raises:
-            torch.OutOfMemoryError: `back_off` is to be called then.
+            torch.OutOfMemoryError: call `back_off`, then continue.
         """
-        if self.n_waiting or self._lines:
+        if self.n_waiting or self._running:
             self._step()
-        done, self._done = self._done, []
-        return done
+        finished, self._finished = self._finished, []
+        return finished
 
     def _step(self) -> None:
         self._admit()
         batch = self._batch
         assert batch is not None and batch.logits is not None
         picked = self._choose(batch.logits)
-        tokens = batch.look(picked)
-        if batch.static:
-            # The device goes on while the tokens are looked at here; for a line that ends, it is one step too many.
-            batch.step(picked, counted=False)
-        for line, token in zip(self._lines, tokens(), strict=True):
-            self._take(line, token)
-        if batch.static:
-            batch.count([i for i, line in enumerate(self._lines) if line.said.reason is None])
-        done = [(line.job, line.said) for line in self._lines if line.said.reason is not None]
-        self._done += done
-        self.work.answers += len(done)
-        self._n_since += len(done)
-        if done:
-            order = packed([line.said.reason is None for line in self._lines])
-            picked = picked[numbers(order, picked.device)]
-            self._keep(batch, order)
-        if self._lines and not batch.static:
-            batch.step(picked)
+        tokens = batch.to_host(picked)
+        if batch.static_shapes:
+            # The device runs the next step while the host processes these tokens. For a finished sequence that step is
+            # wasted.
+            batch.decode_step(picked, count=False)
+        for sequence, token in zip(self._running, tokens(), strict=True):
+            sequence.output.append(token, self._criteria, sequence.planned.max_new_tokens)
+        running = [sequence.output.finish_reason is None for sequence in self._running]
+        if batch.static_shapes:
+            batch.count_step([slot for slot, still_running in enumerate(running) if still_running])
+        finished = [(s.planned, s.output) for s in self._running if s.output.finish_reason is not None]
+        self._finished += finished
+        self.stats.answers += len(finished)
+        self._n_since_oom += len(finished)
+        if finished:
+            order = packed(running)
+            picked = picked[to_device(order, picked.device)]
+            self._evict_all_but(order, batch)
+        if self._running and not batch.static_shapes:
+            batch.decode_step(picked)
 
     def back_off(self) -> PlannedRequest | None:
-        """After running out of memory: begin again with half as many lines. What was finished before stays finished.
+        """Recover from running out of memory: requeue the running requests and halve the number of slots.
+
+        Finished requests stay finished.
 
         Returns:
-            The job that does not fit even on its own, in buffers for no other, which is given up.
+            The request that does not fit even alone in buffers of its own size; it is dropped. None if there is none.
         """
-        again = [*(line.job for line in self._lines), *self._entering]
-        had = self._batch.room if self._batch else None
-        self._lines, self._entering, self._batch = [], [], None
+        requeued = [*(sequence.planned for sequence in self._running), *self._admitting]
+        had = self._batch.capacity if self._batch else None
+        self._running, self._admitting, self._batch = [], [], None
         for group in self._groups.values():
-            group.clip = None
+            group.prefix = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        self._limit, self._n_since = max(1, len(again) // 2), 0
-        lost = again.pop() if len(again) == 1 and had is not None and had.n_lines == had.n_clips == 1 else None
-        for job in reversed(again):
-            self._groups.setdefault(job.key, _Group()).waiting.appendleft(job)
-        self.n_waiting += len(again)
-        self._forget_empty()
-        return lost
-
-    def _take(self, line: _Line, token: int) -> None:
-        """One more token of a line, and whether it was the last."""
-        said = line.said
-        if token in self._ends.ids:
-            said.reason = "eos"
-            return
-        said.ids.append(token)
-        if self._ends.stops(said.ids):
-            said.reason = "stop"
-        elif len(said.ids) >= line.job.max_new_tokens:
-            said.reason = "length"
+        self._n_slots, self._n_since_oom = max(1, len(requeued) // 2), 0
+        was_alone = len(requeued) == 1 and had is not None and had.n_slots == had.n_prefixes == 1
+        dropped = requeued.pop() if was_alone else None
+        for planned in reversed(requeued):
+            self._groups.setdefault(planned.prefix_key, _PrefixGroup()).waiting.appendleft(planned)
+        self.n_waiting += len(requeued)
+        self._drop_empty_groups()
+        return dropped
 
     def _choose(self, logits: Tensor) -> Tensor:
         if self._settings.temperature == 0:
             return pick_greedy(logits)
-        drawn = [line.draws.next() if line.draws else 0.0 for line in self._lines]
-        draws = numbers(drawn, logits.device, torch.float64)
-        return pick_sampled(logits, self._settings.temperature, self._settings.top_p, draws)
+        samples = [s.random_stream.next() if s.random_stream else 0.0 for s in self._running]
+        random_samples = to_device(samples, logits.device, torch.float64)
+        return pick_sampled(logits, self._settings.temperature, self._settings.top_p, random_samples)
 
-    def _keep(self, batch: RunningBatch, order: Sequence[int]) -> None:
-        """Go on with some lines; clips stay while jobs about them wait."""
-        self._lines = [self._lines[i] for i in order]
-        wanted = {group.clip for group in self._groups.values() if group.waiting and group.clip is not None}
-        moved = batch.keep(order, wanted)
+    def _evict_all_but(self, slots: Sequence[int], batch: RunningBatch) -> None:
+        """Evict all other sequences; prefixes stay in the KV cache while requests wait for them."""
+        self._running = [self._running[slot] for slot in slots]
+        needed = {group.prefix for group in self._groups.values() if group.waiting and group.prefix is not None}
+        moved = batch.keep(slots, needed)
         for group in self._groups.values():
-            group.clip = None if group.clip is None else moved.get(group.clip)
-        self._forget_empty()
+            group.prefix = None if group.prefix is None else moved.get(group.prefix)
+        self._drop_empty_groups()
 
-    def _forget_empty(self) -> None:
-        at_work = {line.job.key for line in self._lines}
-        self._groups = {k: g for k, g in self._groups.items() if g.waiting or k in at_work}
+    def _drop_empty_groups(self) -> None:
+        running = {sequence.planned.prefix_key for sequence in self._running}
+        self._groups = {key: group for key, group in self._groups.items() if group.waiting or key in running}
 
     def _admit(self) -> None:
-        """Let waiting jobs in where there is room. Not for every single line: their questions go better together."""
-        if not self.n_waiting or (self._lines and self._may_grow()):  # the batch empties, and is made anew
+        """Admit waiting requests, if an eighth of the slots is free: prefilling several suffixes together is faster."""
+        if not self.n_waiting or (self._running and self._may_grow()):  # let the batch drain, then enlarge it
             return
         batch = self._ready_batch()
-        free = batch.room.n_lines - len(self._lines)
-        if self._lines and free < max(1, batch.room.n_lines // 8):
+        free = batch.capacity.n_slots - len(self._running)
+        if self._running and free < max(1, batch.capacity.n_slots // 8):
             return
-        chosen: list[tuple[_Group, list[PlannedRequest]]] = []
-        n_clips = batch.n_clips
-        for group in sorted(self._groups.values(), key=lambda g: g.clip is None):  # stable: else as they came
+        admitted: list[tuple[_PrefixGroup, list[PlannedRequest]]] = []
+        n_prefixes = batch.n_prefixes
+        for group in sorted(self._groups.values(), key=lambda g: g.prefix is None):  # stable: arrival order otherwise
             if not group.waiting:
                 continue
-            is_new = group.clip is None
-            if not free or (is_new and n_clips == batch.room.n_clips) or not _fits(group, batch):
+            is_new = group.prefix is None
+            if not free or (is_new and n_prefixes == batch.capacity.n_prefixes) or not _fits(group, batch):
                 break
-            n_clips += is_new
-            jobs = [group.waiting.popleft() for _ in range(min(free, len(group.waiting)))]
-            free -= len(jobs)
-            self._entering += jobs
-            self.n_waiting -= len(jobs)
-            chosen.append((group, jobs))
-        if chosen:
-            self._enter(batch, chosen)
+            n_prefixes += is_new
+            requests = [group.waiting.popleft() for _ in range(min(free, len(group.waiting)))]
+            free -= len(requests)
+            self._admitting += requests
+            self.n_waiting -= len(requests)
+            admitted.append((group, requests))
+        if admitted:
+            self._prefill(batch, admitted)
 
-    def _enter(self, batch: RunningBatch, chosen: Sequence[tuple[_Group, list[PlannedRequest]]]) -> None:
-        """Store the beginnings that are new, then ask."""
-        fresh = [(group, jobs[0]) for group, jobs in chosen if group.clip is None]
-        while fresh:
-            n, longest = 1, fresh[0][1].n_shared
-            while n < len(fresh) and (n + 1) * max(longest, fresh[n][1].n_shared) <= prefill_tokens(self._model):
-                longest = max(longest, fresh[n][1].n_shared)
+    def _prefill(self, batch: RunningBatch, admitted: Sequence[tuple[_PrefixGroup, list[PlannedRequest]]]) -> None:
+        """Prefill the prefixes that are not in the KV cache, then the suffixes."""
+        new = [(group, requests[0]) for group, requests in admitted if group.prefix is None]
+        while new:
+            n, longest = 1, new[0][1].n_prefix
+            while n < len(new) and (n + 1) * max(longest, new[n][1].n_prefix) <= prefill_tokens(self._model):
+                longest = max(longest, new[n][1].n_prefix)
                 n += 1
-            visual = self._model.visual_tokens([f for _, job in fresh[:n] for f in job.request.features])
+            visual = self._model.visual_tokens([f for _, planned in new[:n] for f in planned.request.features])
             embeds = []
-            for _, job in fresh[:n]:
-                mine = [visual.pop(0) for _ in job.request.features]
-                embeds.append(self._model.embed_prompt(job.head, mine))
-            for (group, _), clip in zip(fresh[:n], batch.begin(embeds), strict=True):
-                group.clip = clip
-            fresh = fresh[n:]
-        pairs = [(group.clip, job) for group, jobs in chosen for job in jobs]
-        batch.ask([clip for clip, _ in pairs if clip is not None], self._tails([job for _, job in pairs]))
-        self._lines += [_Line(job, job.draws(self._settings)) for _, job in pairs]
-        self._entering = []
+            for _, planned in new[:n]:
+                own_visual = [visual.pop(0) for _ in planned.request.features]
+                embeds.append(self._model.embed_prompt(planned.prefix, own_visual))
+            for (group, _), prefix in zip(new[:n], batch.prefill_prefixes(embeds), strict=True):
+                group.prefix = prefix
+            new = new[n:]
+        pairs = [(group.prefix, planned) for group, requests in admitted for planned in requests]
+        prefixes = [prefix for prefix, _ in pairs if prefix is not None]
+        batch.prefill_suffixes(prefixes, self._embed_suffixes([planned for _, planned in pairs]))
+        self._running += [_Sequence(planned, planned.random_stream(self._settings)) for _, planned in pairs]
+        self._admitting = []
 
-    def _tails(self, jobs: Sequence[PlannedRequest]) -> list[Tensor]:
-        """What follows the beginnings, embedded [S_i, L] each: looked up together, for each look-up waits for a GPU."""
-        tails = [job.tail for job in jobs]
-        joined = Prompt(np.concatenate([t.ids for t in tails]), np.concatenate([t.slots for t in tails]))
-        return list(self._model.embed_prompt(joined).split([len(t.ids) for t in tails]))
+    def _embed_suffixes(self, requests: Sequence[PlannedRequest]) -> list[Tensor]:
+        """Embed suffixes, [S_i, L] each, with one lookup: each lookup would synchronize with a GPU."""
+        suffixes = [planned.suffix for planned in requests]
+        joined = Prompt(np.concatenate([s.ids for s in suffixes]), np.concatenate([s.slots for s in suffixes]))
+        return list(self._model.embed_prompt(joined).split([len(s.ids) for s in suffixes]))
 
     def _may_grow(self) -> bool:
-        """Whether a batch that ran out of memory is to be larger again: others may have used the device, too."""
-        return self._limit is not None and self._limit != self._asked and self._n_since >= _TRY_AGAIN * self._limit
+        """Whether to enlarge a batch that ran out of memory: another process may have used the device at that time."""
+        slots = self._n_slots
+        return slots is not None and slots != self._requested_slots and self._n_since_oom >= _GROW_AFTER * slots
 
     def _ready_batch(self) -> RunningBatch:
-        """The batch; a new one where nobody is at work and the next job does not fit into the old, or it may grow."""
+        """Return the batch; a new one if no sequence is running and the next request does not fit or it may grow."""
         groups = [group for group in self._groups.values() if group.waiting]
-        first = min(groups, key=lambda g: g.clip is None)
-        grows = not self._lines and self._may_grow()
-        if grows and self._limit is not None:
-            most = self._asked or most_lines(self._model)
-            self._limit, self._n_since = (2 * self._limit if 2 * self._limit < most else self._asked), 0
-        if self._batch is None or grows or (not self._lines and not _fits(first, self._batch)):
-            jobs = [job for group in groups for job in group.waiting]
-            n_prefix, n_own = max(job.n_shared for job in jobs), max(job.n_own for job in jobs)
-            most = max(len(group.waiting) for group in groups)
-            self._batch = None  # its buffers go before the new ones are made
-            room = room_for(self._model, n_prefix, n_own, most, self._limit)
-            self._batch = RunningBatch(self._model, room, self._static, self.work)
+        first = min(groups, key=lambda g: g.prefix is None)
+        grows = not self._running and self._may_grow()
+        if grows and self._n_slots is not None:
+            most = self._requested_slots or max_slots(self._model)
+            self._n_slots = 2 * self._n_slots if 2 * self._n_slots < most else self._requested_slots
+            self._n_since_oom = 0
+        if self._batch is None or grows or (not self._running and not _fits(first, self._batch)):
+            waiting = [planned for group in groups for planned in group.waiting]
+            prefix_length = max(planned.n_prefix for planned in waiting)
+            suffix_length = max(planned.max_suffix_length for planned in waiting)
+            n_questions = max(len(group.waiting) for group in groups)
+            self._batch = None  # free its buffers before the new ones are allocated
+            capacity = plan_capacity(self._model, prefix_length, suffix_length, n_questions, self._n_slots)
+            self._batch = RunningBatch(self._model, capacity, self._static_shapes, self.stats)
             for group in self._groups.values():
-                group.clip = None
+                group.prefix = None
         return self._batch
 
 
-def _fits(group: _Group, batch: RunningBatch) -> bool:
-    room = batch.room
-    return group.waiting[0].n_shared <= room.n_prefix and max(job.n_own for job in group.waiting) <= room.n_own
+def _fits(group: _PrefixGroup, batch: RunningBatch) -> bool:
+    capacity = batch.capacity
+    suffix_length = max(planned.max_suffix_length for planned in group.waiting)
+    return group.waiting[0].n_prefix <= capacity.prefix_length and suffix_length <= capacity.suffix_length

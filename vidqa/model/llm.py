@@ -16,7 +16,7 @@ import torch
 
 from vidqa.encoders.onnx_errors import VERIFY_HINT
 from vidqa.errors import BundleError, DeviceError
-from vidqa.model.llama.loader import PlainTokenizer, load_plain
+from vidqa.model.llama.loader import FastTokenizer, load_llama
 from vidqa.model.lora import ADAPTER_FOLDER, apply_adapter
 
 Quantise = Literal["8bit", "4bit"]
@@ -50,8 +50,8 @@ def load_llm(
         BundleError: a file cannot be read, or a weight is missing, unknown or of another shape; all are named.
         DeviceError: a package that `quantise` or `map` needs is not installed.
     """
-    if answers_only and quantise is None and place is None and (plain := load_plain(folder, dtype, device)) is not None:
-        return plain, PlainTokenizer.read(folder) or load_tokenizer(folder)
+    if answers_only and quantise is None and place is None and (plain := load_llama(folder, dtype, device)) is not None:
+        return plain, FastTokenizer.read(folder) or load_tokenizer(folder)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     how = _how(dtype, quantise, place)
@@ -111,7 +111,7 @@ def _how(
 
 
 def _keep_odd_widths_unpacked(llm: Any) -> None:
-    """bitsandbytes (0.50) packs 4-bit weights anew for CPUs with AVX-512, and fails at widths that are no multiples."""
+    """bitsandbytes (0.50) repacks 4-bit weights for CPUs with AVX-512, and fails at widths that are not multiples of 64."""
     for module in llm.modules():
         if getattr(module, "support_avx512bf16_for_cpu", False) and (
             module.in_features % 64 or module.out_features % 32

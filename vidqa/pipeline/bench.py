@@ -200,15 +200,15 @@ def _answer(features: Sequence[Features], model: LoadedModel, how: BenchOptions,
 
     engine = Engine(model.llava, GenerationSettings(max_new_tokens=how.max_new_tokens), how.batch_size)
     start, again = time.perf_counter(), cycle(features)
-    while time.perf_counter() - start < how.seconds or not engine.work.answers:
-        while engine.wants_more:
+    while time.perf_counter() - start < how.seconds or not engine.stats.answers:
+        while engine.accepts_more:
             clip = replace(next(again))  # another object is another clip
             for i in range(how.n_questions):
                 engine.submit(None, Request((clip,), ((_QUESTION.format(i), None),)))
-        for _, answer in engine.advance():
+        for _, answer in engine.step():
             if isinstance(answer, ItemError):
                 raise answer
-    add_work(meter, model, engine.work)
+    add_work(meter, model, engine.stats)
     return time.perf_counter() - start
 
 

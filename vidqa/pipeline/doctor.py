@@ -123,10 +123,10 @@ def _kernels() -> str:
         raise _Lacking("there are none but for a CUDA device")
     from vidqa.generate.attention import shared_prefix
     from vidqa.model.llama import model
-    from vidqa.model.llama.kernel_check import prove
+    from vidqa.model.llama.kernel_check import check_kernels
 
     for name in (shared_prefix.KERNELS, model.KERNELS):
-        if why := prove(name, torch.device("cuda", 0), torch.bfloat16, 128)[1]:
+        if why := check_kernels(name, torch.device("cuda", 0), torch.bfloat16, 128)[1]:
             raise _Lacking(f"{name}: {why}")
     return f"right on cuda:0, by Triton {version('triton')}"
 

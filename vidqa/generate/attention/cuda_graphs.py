@@ -1,8 +1,7 @@
-"""Steps of one shape, recorded once and replayed: a CUDA graph takes the launching of kernels off the CPU.
+"""CUDA graphs of decode steps: capture a step of one shape once, then replay it without CPU launch overhead.
 
-Knows a function of one tensor whose other inputs keep their addresses. Does not know models. A recording is believed
-only after its result was compared with that of an ordinary run; where recording or comparison fails, steps go on in the
-ordinary way, and the log says so once. A device without room for a recording has room for the steps all the same.
+A captured graph is used only after its result was compared with that of an eager step. If capture or comparison fails,
+steps run eagerly and the log reports it once. If there is no memory for a graph, steps still run.
 """
 
 from __future__ import annotations
@@ -21,112 +20,112 @@ from vidqa.common.devices import CUDA_EXCLUSIVE
 
 log = logging.getLogger(__name__)
 
-#: A shape is recorded when it has come so often; recording costs about as much as a few steps.
-_RECORD_AFTER = 4
-#: Graphs that are kept; each holds the memory of one step's activations, shared between them.
-_MOST_GRAPHS = 12
-#: Of a line's logits, as a share of their size. Same kernels on the same numbers give 0; products of matrices may pick
-#: another algorithm, whose rounding a deep model in half precision makes visible. A wrong step is far above.
-_MOST_DIFFERENCE = 0.05
-#: What recorded when CUDA ended it with an error: torch's allocator of pinned memory goes on asking it.
+#: A shape is captured when it occurs for this many times; capture costs about as much as a few steps.
+_CAPTURE_AFTER = 4
+#: Maximum number of graphs; each needs memory for the activations of one step, shared between all graphs.
+_MAX_GRAPHS = 12
+#: Largest accepted error of a sequence's logits, relative to their norm. It is 0 if the same kernels run, but matmuls
+#: may select another algorithm, whose rounding is visible in a deep half-precision model. A wrong step is far above.
+_MAX_RELATIVE_ERROR = 0.05
+#: Graphs whose capture CUDA ended with an error. They stay alive: torch's pinned-memory allocator still queries them.
 _FAILED: list[Any] = []
 
 
 @dataclass
 class _Graph:
     graph: Any
-    given: Tensor
+    ids: Tensor
     result: Tensor
 
 
 @dataclass
 class StepGraphs:
-    """Recorded steps of one pool, by shape."""
+    """Captured decode steps of one KV pool, by shape."""
 
     _graphs: dict[Hashable, _Graph] = field(default_factory=dict)
     _seen: Counter[Hashable] = field(default_factory=Counter)
     _memory: Any = None
-    _given_up: bool = False
+    _disabled: bool = False
 
-    def run(self, shape: Hashable, step: Callable[[Tensor], Tensor], given: Tensor) -> Tensor:
-        """Run a step, by its recording where there is one.
+    def run(self, shape: Hashable, step: Callable[[Tensor], Tensor], ids: Tensor) -> Tensor:
+        """Run a step: replay its graph if there is one, else run it eagerly and perhaps capture it.
 
         Args:
-            shape: steps of one shape differ in nothing but values.
-            step: reads `given` and tensors that keep their addresses; may be run again without harm.
-            given: int64 [n].
+            shape: steps of one shape differ in tensor values only.
+            step: reads `ids` and tensors that keep their addresses; running it again must do no harm.
+            ids: int64 [n].
 
         Returns:
-            What `step` gives; it is overwritten by the next run of the same shape.
+            The result of `step`; the next run of the same shape overwrites it.
         """
-        if (known := self._graphs.get(shape)) is not None:
-            known.given.copy_(given)
-            known.graph.replay()
-            return known.result
+        if (captured := self._graphs.get(shape)) is not None:
+            captured.ids.copy_(ids)
+            captured.graph.replay()
+            return captured.result
         self._seen[shape] += 1
-        if self._given_up or self._seen[shape] < _RECORD_AFTER or len(self._graphs) >= _MOST_GRAPHS:
-            return step(given)
-        wanted, usual = step(given), torch.cuda.current_stream(given.device)
+        if self._disabled or self._seen[shape] < _CAPTURE_AFTER or len(self._graphs) >= _MAX_GRAPHS:
+            return step(ids)
+        eager, stream = step(ids), torch.cuda.current_stream(ids.device)
         try:
             with CUDA_EXCLUSIVE:
-                recorded = self._record(step, given)
-            recorded.graph.replay()
-            torch.cuda.synchronize(given.device)
-        except RuntimeError as error:  # an operation that cannot be recorded, or no memory; CUDA says so in many words
-            torch.cuda.synchronize(given.device)  # what runs beside still reads and writes
-            self._give_up(str(error).splitlines()[0])
-            return wanted
+                captured = self._capture(step, ids)
+            captured.graph.replay()
+            torch.cuda.synchronize(ids.device)
+        except RuntimeError as error:  # the step has an operation that cannot be captured, or memory ran out
+            torch.cuda.synchronize(ids.device)  # the side stream may still read and write
+            self._disable(str(error).splitlines()[0])
+            return eager
         finally:
-            torch.cuda.set_stream(usual)  # torch leaves its block on another one where the end of a recording fails
-        far, size = (recorded.result - wanted).norm(dim=-1), wanted.norm(dim=-1)
-        if not bool((far <= _MOST_DIFFERENCE * size).all()):
-            self._give_up(f"its result differs by {float((far / size).max()):.2g}")
-            return wanted
-        self._graphs[shape] = recorded
-        return wanted
+            torch.cuda.set_stream(stream)  # torch does not restore the stream if ending a capture fails
+        error_norm, norm = (captured.result - eager).norm(dim=-1), eager.norm(dim=-1)
+        if not bool((error_norm <= _MAX_RELATIVE_ERROR * norm).all()):
+            self._disable(f"its result differs by {float((error_norm / norm).max()):.2g}")
+            return eager
+        self._graphs[shape] = captured
+        return eager
 
-    def _record(self, step: Callable[[Tensor], Tensor], given: Tensor) -> _Graph:
-        """Warm up beside the main stream, as torch asks for, then record."""
-        mine, stream = given.clone(), _side_stream(given.device)
-        stream.wait_stream(torch.cuda.current_stream(given.device))
+    def _capture(self, step: Callable[[Tensor], Tensor], ids: Tensor) -> _Graph:
+        """Warm up on a side stream, as torch requires, then capture."""
+        static_ids, stream = ids.clone(), _side_stream(ids.device)
+        stream.wait_stream(torch.cuda.current_stream(ids.device))
         with torch.cuda.stream(stream):
             for _ in range(2):
-                step(mine)
-        torch.cuda.current_stream(given.device).wait_stream(stream)
+                step(static_ids)
+        torch.cuda.current_stream(ids.device).wait_stream(stream)
         if self._memory is None:
             self._memory = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         try:
-            # Others use the device meanwhile: what they call must neither fail nor end the recording.
+            # Other threads use the device meanwhile: their calls must neither fail nor end the capture.
             with torch.cuda.graph(graph, pool=self._memory, stream=stream, capture_error_mode="thread_local"):
-                result = step(mine)
+                result = step(static_ids)
         except RuntimeError:
-            _end_recording(given.device, self._memory, graph)
+            _end_capture(ids.device, self._memory, graph)
             raise
-        return _Graph(graph, mine, result)
+        return _Graph(graph, static_ids, result)
 
-    def _give_up(self, why: str) -> None:
-        self._given_up = True
-        log.warning("steps are not recorded as CUDA graphs: %s", why)
+    def _disable(self, why: str) -> None:
+        self._disabled = True
+        log.warning("decode steps are not captured as CUDA graphs: %s", why)
 
 
 @functools.cache
 def _side_stream(device: torch.device) -> Any:
-    """One for all recordings: matrix libraries keep a workspace of up to 32 MB for every stream that they saw."""
+    """One stream for all captures: matrix libraries keep a workspace of up to 32 MB for every stream they have used."""
     return torch.cuda.Stream(device)
 
 
-def _end_recording(device: torch.device, memory: Any, graph: Any) -> None:
-    """Have torch's allocator know that a recording is over which ended with an error.
+def _end_capture(device: torch.device, memory: Any, graph: Any) -> None:
+    """Inform torch's allocator that a capture is over which ended with an error.
 
-    torch (2.13) tells it only where CUDA ends the recording without one. An allocator that believes in a recording
-    never gives cached memory back, so that a full device stays full. The functions are those of
+    torch (2.13) does this only if CUDA ends the capture without an error. An allocator that still assumes a capture
+    never returns cached memory, so that a full device stays full. The functions are those of
     `torch.cuda.use_mem_pool`.
     """
     index = torch.cuda.current_device() if device.index is None else device.index
     try:
         torch._C._cuda_endAllocateToPool(index, memory)
-    except (RuntimeError, AttributeError):  # it knew
+    except (RuntimeError, AttributeError):  # it was already informed
         return
     torch._C._cuda_releasePool(index, memory)
     _FAILED.append(graph)

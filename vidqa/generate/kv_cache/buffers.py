@@ -1,8 +1,8 @@
-"""Room for keys and values: tensors that are made once, of all layers together, in which lines and clips move.
-
-Knows layers, rows and columns. Does not know who they belong to; see `pool`.
+"""KV cache buffers: tensors for all layers that are allocated once and reused.
 
 Letters as in `pool`.
+
+Scope: layers, rows and columns of tensors. Which sequence owns which row is tracked by `pool`.
 """
 
 from __future__ import annotations
@@ -16,81 +16,83 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class CacheCapacity:
-    """What there is room for."""
+    """Capacity of a KV cache."""
 
-    n_lines: int  # B
-    n_clips: int  # C
-    n_prefix: int  # P
-    n_own: int  # T
+    n_slots: int  # B, batch slots
+    n_prefixes: int  # C
+    prefix_length: int  # P, positions of the longest prefix
+    suffix_length: int  # T, positions of the longest suffix with its answer
 
 
-class Buffers:
-    """Keys and values of beginnings and of what follows them, made layer by layer as the first ones come.
+class KVBuffers:
+    """K and V of prefixes and suffixes, allocated layer by layer during the first prefill.
 
-    The layers lie in one block, so that a line or a clip moves in one go, not in two for each of them.
+    All layers are in one block, so that a sequence or a prefix moves with one copy rather than two per layer.
 
     Args:
-        room: for how much.
+        capacity: sizes of the buffers.
         n_layers: of the model.
-        cleared: whether what nothing was written to must be numbers.
+        zeroed: initialize the prefix buffers with zeros, for steps that read positions that were never written.
     """
 
-    def __init__(self, room: CacheCapacity, n_layers: int, cleared: bool) -> None:
-        self.prefixes: list[tuple[Tensor, Tensor]] = []  # [C * G, P, d] a layer
-        self.own: list[tuple[Tensor, Tensor]] = []  # [B, G, T, d] a layer
-        self._room, self._n_layers, self._cleared = room, n_layers, cleared
-        #: The same, a dimension in front for the layers: keys, values, and then layers that are not like the first.
-        self._all_prefixes: list[Tensor] = []
-        self._all_own: list[Tensor] = []
+    def __init__(self, capacity: CacheCapacity, n_layers: int, zeroed: bool) -> None:
+        self.prefix_kv: list[tuple[Tensor, Tensor]] = []  # [C * G, P, d] per layer
+        self.suffix_kv: list[tuple[Tensor, Tensor]] = []  # [B, G, T, d] per layer
+        self._capacity, self._n_layers, self._zeroed = capacity, n_layers, zeroed
+        #: The same with a leading dimension for the layers: keys, values, then layers of other shapes than the first.
+        self._prefix_blocks: list[Tensor] = []
+        self._suffix_blocks: list[Tensor] = []
 
     def add_layer(self, *like: Tensor) -> None:
-        """Room in the next layer for keys and values like these, [*, G, *, d]."""
-        layer, room = len(self.prefixes), self._room
-        prefixes, own = [], []
+        """Allocate the next layer for K and V like these, [*, G, *, d]."""
+        layer, capacity = len(self.prefix_kv), self._capacity
+        prefixes, suffixes = [], []
         for role, one in enumerate(like):
-            _, groups, _, width = one.shape
-            shape = (room.n_clips * groups, room.n_prefix, width)
+            _, n_kv_heads, _, head_dim = one.shape
+            shape = (capacity.n_prefixes * n_kv_heads, capacity.prefix_length, head_dim)
             at, row = role, layer
-            if not layer or self._all_prefixes[role].shape[1:] != shape:  # layers of the usual models are all alike
+            if not layer or self._prefix_blocks[role].shape[1:] != shape:  # layers of most models have equal shapes
                 n = 1 if layer else self._n_layers
-                # On a CPU the system gives a page when it is first written, so room costs nothing by itself.
-                new = one.new_zeros if self._cleared else one.new_empty
-                self._all_prefixes.append(new(n, *shape))
-                self._all_own.append(one.new_zeros(n, room.n_lines, groups, room.n_own, width))
+                # On a CPU the system allocates a page when it is first written, so unused capacity costs nothing.
+                new = one.new_zeros if self._zeroed else one.new_empty
+                self._prefix_blocks.append(new(n, *shape))
+                self._suffix_blocks.append(
+                    one.new_zeros(n, capacity.n_slots, n_kv_heads, capacity.suffix_length, head_dim)
+                )
                 at, row = -1, 0
-            prefixes.append(self._all_prefixes[at][row])
-            own.append(self._all_own[at][row])
-        self.prefixes.append((prefixes[0], prefixes[1]))
-        self.own.append((own[0], own[1]))
+            prefixes.append(self._prefix_blocks[at][row])
+            suffixes.append(self._suffix_blocks[at][row])
+        self.prefix_kv.append((prefixes[0], prefixes[1]))
+        self.suffix_kv.append((suffixes[0], suffixes[1]))
 
-    def store_beginning(self, layer: int, clip: int, key: Tensor, value: Tensor) -> None:
-        """Keys and values of a clip's beginning in a layer, [G, n, d]."""
-        for buffer, new in zip(self.prefixes[layer], (key, value), strict=True):
-            groups, n, _ = new.shape
-            buffer[clip * groups : (clip + 1) * groups, :n] = new
+    def store_prefix(self, layer: int, prefix: int, key: Tensor, value: Tensor) -> None:
+        """Write K and V of a prefix into a layer, [G, n, d]."""
+        for buffer, new in zip(self.prefix_kv[layer], (key, value), strict=True):
+            n_kv_heads, n, _ = new.shape
+            buffer[prefix * n_kv_heads : (prefix + 1) * n_kv_heads, :n] = new
 
-    def move_line(self, old: int, new: int, n: int) -> None:
-        """The first `n` columns of a line's own part go to another line."""
-        for buffer in self._all_own:
+    def move_suffix(self, old: int, new: int, n: int) -> None:
+        """Copy the first `n` columns of one slot's suffix to another slot."""
+        for buffer in self._suffix_blocks:
             buffer[:, new, :, :n] = buffer[:, old, :, :n]
 
-    def move_clip(self, old: int, new: int, n: int) -> None:
-        """The first `n` positions of a beginning go to another clip."""
-        for buffer in self._all_prefixes:
+    def move_prefix(self, old: int, new: int, n: int) -> None:
+        """Copy the first `n` positions of one prefix to another."""
+        for buffer in self._prefix_blocks:
             buffer[:, self._rows(buffer, new), :n] = buffer[:, self._rows(buffer, old), :n]
 
-    def clear(self, clip: int, start: int, end: int) -> None:
-        """Zeros in some positions of a beginning."""
-        for buffer in self._all_prefixes:
-            buffer[:, self._rows(buffer, clip), start:end] = 0
+    def clear_prefix(self, prefix: int, start: int, end: int) -> None:
+        """Write zeros into the positions from `start` to `end` of a prefix."""
+        for buffer in self._prefix_blocks:
+            buffer[:, self._rows(buffer, prefix), start:end] = 0
 
-    def _rows(self, buffer: Tensor, clip: int) -> slice:
-        groups = buffer.shape[1] // self._room.n_clips
-        return slice(clip * groups, (clip + 1) * groups)
+    def _rows(self, buffer: Tensor, prefix: int) -> slice:
+        n_kv_heads = buffer.shape[1] // self._capacity.n_prefixes
+        return slice(prefix * n_kv_heads, (prefix + 1) * n_kv_heads)
 
 
-def numbers(values: Sequence[float], device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
-    """Numbers on a device, [n]. A GPU gets them when it has come so far: Python does not wait for its steps."""
+def to_device(values: Sequence[float], device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
+    """Copy numbers to a device as a tensor [n], without waiting for a GPU's running steps."""
     if device.type != "cuda":
         return torch.tensor(values, dtype=dtype, device=device)
     return torch.tensor(values, dtype=dtype, pin_memory=True).to(device, non_blocking=True)

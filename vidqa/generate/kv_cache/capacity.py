@@ -1,110 +1,108 @@
-"""How many prompts a device is likely to hold at once, and whether an error says that it did not.
+"""KV cache capacity: how many sequences and prefixes are likely to fit into the memory of a device.
 
-A guess from what is free now; the engine halves a batch that does not fit.
+The numbers are estimates from the memory that is free now; the engine halves a batch that does not fit.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
-from vidqa.common.devices import RELEASE_MEMORY
+from vidqa.common.devices import RELEASE_MEMORY, available_main_memory
 from vidqa.generate.kv_cache.buffers import CacheCapacity
 from vidqa.model.video_llava import VideoLlava
 
-_CPU_SHARE = 0.25  # of what is available: decoders, encoder and the disk cache of the system want the rest
-_CPU_MOST_BYTES = 4 << 30
-_CPU_BYTES = 1 << 30  # where the system does not say what is available
-_GPU_SHARE = 0.7  # of what is free now; the rest is for activations
-#: More lines gain little once the weights are read for so many at a time (a GPU does about as many operations a byte).
-_MOST_LINES = {"cpu": 32, "cuda": 256}
-#: Tokens of beginnings that are computed together: enough to keep a device busy.
+_CPU_SHARE = 0.25  # of the available memory: decoders, encoder and the page cache need the rest
+_CPU_MAX_BYTES = 4 << 30
+_CPU_DEFAULT_BYTES = 1 << 30  # where the system does not report available memory
+_GPU_SHARE = 0.7  # of the free memory; the rest is for activations
+#: More slots gain little once each read of the weights serves this many (a GPU does about as many operations a byte).
+_MAX_SLOTS = {"cpu": 32, "cuda": 256}
+#: Tokens of prefixes that are prefilled together: enough to keep a device busy.
 _PREFILL_TOKENS = {"cpu": 1024, "cuda": 8192}
-#: Buffers are sized in steps of so many positions, so that a slightly longer prompt does not ask for new ones.
-_STEP = 64
+#: Buffer lengths are multiples of this, so that a slightly longer prompt does not require new buffers.
+_LENGTH_STEP = 64
 
 
-def give_back() -> None:
-    """Have torch give back memory of CUDA devices that it holds for later: onnxruntime cannot take it from there."""
+def release_memory() -> None:
+    """Release the CUDA memory that torch caches: onnxruntime cannot use it otherwise."""
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
 
 
-RELEASE_MEMORY.append(give_back)
+RELEASE_MEMORY.append(release_memory)
 
 
-def most_lines(model: VideoLlava) -> int:
-    """Lines that are worth having at once on the model's device, whatever the memory."""
-    return _MOST_LINES.get(model.device.type, 32)
+def max_slots(model: VideoLlava) -> int:
+    """Return the number of batch slots beyond which the model's device gains little, whatever its memory."""
+    return _MAX_SLOTS.get(model.device.type, 32)
 
 
 def prefill_tokens(model: VideoLlava) -> int:
-    """Tokens of beginnings to compute together."""
+    """Return how many prefix tokens to prefill together."""
     return _PREFILL_TOKENS.get(model.device.type, 1024)
 
 
-def room_for(model: VideoLlava, n_prefix: int, n_own: int, n_questions: int, limit: int | None = None) -> CacheCapacity:
-    """A room that the memory is likely to hold.
+def plan_capacity(
+    model: VideoLlava, prefix_length: int, suffix_length: int, n_questions: int, n_slots: int | None = None
+) -> CacheCapacity:
+    """Choose a capacity that is likely to fit into memory.
 
     Args:
-        model: its device and the size of its keys and values count.
-        n_prefix: longest beginning that waits, in positions.
-        n_own: longest question with its answer.
-        n_questions: most questions of one clip.
-        limit: most lines; None takes what the memory holds.
+        model: its device and the size of its KV cache count.
+        prefix_length: longest waiting prefix, in positions.
+        suffix_length: longest suffix with its answer, in positions.
+        n_questions: most waiting questions of one prefix.
+        n_slots: fixed number of batch slots; None is as many as fit.
 
     Returns:
-        At least one line and one clip.
+        At least one slot and one prefix.
     """
-    n_prefix, n_own = _up(n_prefix), _up(n_own)
-    position = _cache_bytes_per_position(model)
-    lines = limit or most_lines(model)
+    prefix_length, suffix_length = _round_up(prefix_length), _round_up(suffix_length)
+    position = _kv_bytes_per_position(model)
+    slots = n_slots or max_slots(model)
     free = free_bytes(model.device)
-    clips = free // position // (n_prefix + min(n_questions, lines) * n_own)
-    if clips < 1:
-        fit = (free // position - n_prefix) // n_own
-        return CacheCapacity(limit or max(1, min(lines, fit)), 1, n_prefix, n_own)
-    clips = min(clips, lines)
-    return CacheCapacity(limit or min(lines, clips * n_questions), clips, n_prefix, n_own)
+    prefixes = free // position // (prefix_length + min(n_questions, slots) * suffix_length)
+    if prefixes < 1:
+        fit = (free // position - prefix_length) // suffix_length
+        return CacheCapacity(n_slots or max(1, min(slots, fit)), 1, prefix_length, suffix_length)
+    prefixes = min(prefixes, slots)
+    return CacheCapacity(n_slots or min(slots, prefixes * n_questions), prefixes, prefix_length, suffix_length)
 
 
-def rows_that_fit(model: VideoLlava, n_positions: int) -> int:
-    """Rows of a batch that shares nothing (see `decode`).
+def unshared_batch_size(model: VideoLlava, n_positions: int) -> int:
+    """Choose the batch size of the fallback engine, whose sequences share no prefix.
 
     Args:
-        model: its device and cache size count.
-        n_positions: prompt and answer of the longest row.
+        model: its device and the size of its KV cache count.
+        n_positions: prompt and answer of the longest sequence.
 
     Returns:
         At least 1.
     """
-    # Twice: the cache is copied when it grows and when rows are dropped.
-    row = 2 * n_positions * _cache_bytes_per_position(model)
-    return max(1, min(most_lines(model), free_bytes(model.device) // max(row, 1)))
+    # Twice: the cache is copied when it grows and when sequences are evicted.
+    sequence = 2 * n_positions * _kv_bytes_per_position(model)
+    return max(1, min(max_slots(model), free_bytes(model.device) // max(sequence, 1)))
 
 
 def free_bytes(device: torch.device) -> int:
-    """What keys and values may take on a device now."""
+    """Return the memory that the KV cache may use on a device now."""
     if device.type == "cuda":
-        # What torch holds without using it is free for the buffers, too: those of an earlier batch, say.
-        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int((torch.cuda.mem_get_info(device)[0] + held) * _GPU_SHARE)
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError, IndexError):  # another system
-        return _CPU_BYTES
-    return min(_CPU_MOST_BYTES, int(available * _CPU_SHARE))
+        # Memory that torch caches without using it is available to the buffers, for example that of an earlier batch.
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int((torch.cuda.mem_get_info(device)[0] + cached) * _GPU_SHARE)
+    available = available_main_memory()
+    if available is None:
+        return _CPU_DEFAULT_BYTES
+    return min(_CPU_MAX_BYTES, int(available * _CPU_SHARE))
 
 
-def _cache_bytes_per_position(model: VideoLlava) -> int:
+def _kv_bytes_per_position(model: VideoLlava) -> int:
     c = model.llm.config
     n_heads = c.num_attention_heads
-    n_kv = getattr(c, "num_key_value_heads", None) or n_heads
-    size = getattr(c, "head_dim", None) or c.hidden_size // n_heads
-    return 2 * c.num_hidden_layers * n_kv * size * model.dtype.itemsize
+    n_kv_heads = getattr(c, "num_key_value_heads", None) or n_heads
+    head_dim = getattr(c, "head_dim", None) or c.hidden_size // n_heads
+    return 2 * c.num_hidden_layers * n_kv_heads * head_dim * model.dtype.itemsize
 
 
-def _up(n: int) -> int:
-    return -(-n // _STEP) * _STEP
+def _round_up(n: int) -> int:
+    return -(-n // _LENGTH_STEP) * _LENGTH_STEP

@@ -1,14 +1,15 @@
-"""Keys and values of everything that is being answered, in buffers that are made once and filled again and again.
+"""KV pool: the KV cache of all running sequences, in buffers that are allocated once and reused.
 
-Knows tensors and which line belongs to which clip. Does not know tokens, prompts or why a line ends.
+    prefix_kv   [C * G, P, d] per layer: each prefix once, from position 0
+    suffix_kv   [B, G, T, d] per layer: the suffix of each sequence. Suffixes that are prefilled together are padded on
+                the left to one length, so a sequence's columns run from `first_column` to before `next_column`
 
-    prefixes   [C * G, P, d] a layer: one beginning a clip, from column 0
-    own        [B, G, T, d] a layer: what follows it in each line; questions that come in together are padded on the
-               left to one length, so a line's part lies in the columns from `start` up to `now`
+Slots and prefixes are kept dense: when some are evicted, the last ones move into the gaps.
 
-Lines and clips are kept without gaps: when some leave, the last ones take their places.
+Letters: B batch slots, n running sequences, C capacity for prefixes, P longest prefix, T longest suffix, G KV heads,
+d head_dim.
 
-Letters: B lines at most, n lines now, C clips at most, P longest beginning, T longest own part, G key heads, d width.
+Scope: tensors, and which sequence has which prefix. Token ids and stopping are handled by the scheduler.
 """
 
 from __future__ import annotations
@@ -21,229 +22,249 @@ import torch
 from torch import Tensor
 
 from vidqa.generate.attention.shared_prefix import KERNELS, PrefixSpan, SharedPrefix, SuffixSpan
-from vidqa.generate.kv_cache.buffers import Buffers, CacheCapacity, numbers
-from vidqa.model.llama.kernel_check import proven
+from vidqa.generate.kv_cache.buffers import CacheCapacity, KVBuffers, to_device
+from vidqa.model.llama.kernel_check import checked_kernels
 
 
 class KVPool:
-    """Buffers of one model on one device, with the method of a transformers cache that attention layers call.
+    """Buffers of one model on one device, with the `update` method that attention layers call on a cache.
 
     Args:
-        room: how much is kept; buffers are made when the first keys and values tell heads, widths and type.
+        capacity: size of the buffers; they are allocated when the first K and V show heads, head_dim and dtype.
         n_layers: of the model.
-        device: of all of it.
-        static: run every step over whole buffers and rounded numbers of lines and clips, so that few different shapes
-            occur and every tensor keeps its address, which is what CUDA graphs ask for.
+        device: of all buffers.
+        static_shapes: run every step over whole buffers and numbers of sequences and prefixes rounded up, so that few
+            different shapes occur and every tensor keeps its address, as CUDA graphs require.
     """
 
-    def __init__(self, room: CacheCapacity, n_layers: int, device: torch.device, static: bool = False) -> None:
-        self.room, self.static, self.device = room, static, device
-        # Steps of fixed shapes read what nothing was stored in.
-        self._buffers = Buffers(room, n_layers, cleared=static)
-        self.prefixes, self.own = self._buffers.prefixes, self._buffers.own
-        self.lengths: list[int] = []  # of the beginnings
-        self._arriving = range(0)  # clips whose keys and values come now
-        self._clean: list[int] = []  # of each beginning: positions that hold finite numbers
-        self.clip_of: list[int] = []  # of each line
-        self.ends: list[int] = []  # of each line: the column that its next token goes into, as `now`
-        #: Lines, clips and lines a clip that a step runs over.
-        self.shape = (0, 0, 0)
-        self.in_order = False  # see `PrefixSpan`; steps of one shape differ in what they do by this alone
-        zeros = torch.zeros(room.n_lines, dtype=torch.int64, device=self.device)
-        self.start = zeros.clone()  # first own column of a line
-        self.now = zeros.clone()  # the column that its next token goes into
+    def __init__(
+        self, capacity: CacheCapacity, n_layers: int, device: torch.device, static_shapes: bool = False
+    ) -> None:
+        self.capacity, self.static_shapes, self.device = capacity, static_shapes, device
+        # Steps of static shapes read positions that were never written.
+        self._buffers = KVBuffers(capacity, n_layers, zeroed=static_shapes)
+        self.prefix_kv, self.suffix_kv = self._buffers.prefix_kv, self._buffers.suffix_kv
+        self.prefix_lengths: list[int] = []
+        self._incoming = range(0)  # prefixes that are being prefilled
+        self._n_finite: list[int] = []  # of each prefix: leading positions that hold finite values
+        self.prefix_of: list[int] = []  # of each sequence
+        self.next_columns: list[int] = []  # of each sequence: `next_column` on the host
+        #: Sequences, prefixes, and sequences per prefix that a decode step runs over.
+        self.step_shape = (0, 0, 0)
+        self.is_dense = False  # see `PrefixSpan`; apart from values, steps of one shape differ in this only
+        zeros = torch.zeros(capacity.n_slots, dtype=torch.int64, device=self.device)
+        self.first_column = zeros.clone()  # of each sequence's suffix
+        self.next_column = zeros.clone()  # where each sequence's next token goes
         self.positions = zeros.clone()  # of that token in the whole sequence
-        self._where = zeros.clone()
-        #: The same the other way round, and the lengths of the beginnings, for kernels that find their own way.
-        self._lines = torch.full((room.n_lines * room.n_clips,), -1, dtype=torch.int64, device=self.device)
-        self._lengths = torch.zeros(room.n_clips, dtype=torch.int64, device=self.device)
-        self._rows = torch.arange(room.n_lines, device=self.device)
-        self._steps = torch.arange(max(room.n_own, room.n_prefix), device=self.device)
-        self._hidden = torch.zeros(room.n_clips, 1, room.n_prefix, dtype=torch.bool, device=self.device)
-        self._any_hidden = False
-        self._column: int | None = None  # that all lines write, where it is one
-        self._target: slice | None = None  # lines that a first run writes; None for a step
+        self._cell_of = zeros.clone()  # see `PrefixSpan`
+        #: Inverse of `_cell_of`, and `prefix_lengths` on the device, for kernels.
+        self._sequence_at = torch.full(
+            (capacity.n_slots * capacity.n_prefixes,), -1, dtype=torch.int64, device=self.device
+        )
+        self._prefix_lengths = torch.zeros(capacity.n_prefixes, dtype=torch.int64, device=self.device)
+        self._slot_indices = torch.arange(capacity.n_slots, device=self.device)
+        longest = max(capacity.suffix_length, capacity.prefix_length)
+        self._column_indices = torch.arange(longest, device=self.device)
+        self._padding = torch.zeros(
+            capacity.n_prefixes, 1, capacity.prefix_length, dtype=torch.bool, device=self.device
+        )
+        self._has_padding = False
+        self._common_column: int | None = None  # where all sequences write, if it is the same column
+        self._prefill_slots: slice | None = None  # slots that a prefill writes; None for a decode step
 
-    def begin(self, lengths: Sequence[int]) -> list[int]:
-        """Take in new beginnings, of so many positions; gives their clips. `hold` gets their keys and values."""
-        self._arriving = range(len(self.lengths), len(self.lengths) + len(lengths))
-        self.lengths += lengths
-        self._clean += lengths
-        return list(self._arriving)
+    def add_prefixes(self, lengths: Sequence[int]) -> list[int]:
+        """Reserve prefixes of these lengths and return their indices; `store_prefixes` receives the KV cache."""
+        self._incoming = range(len(self.prefix_lengths), len(self.prefix_lengths) + len(lengths))
+        self.prefix_lengths += lengths
+        self._n_finite += lengths
+        return list(self._incoming)
 
-    def hold(self, key: Tensor, value: Tensor, layer_idx: int) -> None:
-        """Store keys and values of the new beginnings in one layer, [*, G, longest, d]: layer after layer, so that no
-        more than one of them lies beside the buffers.
+    def store_prefixes(self, key: Tensor, value: Tensor, layer_idx: int) -> None:
+        """Store K and V of the new prefixes in one layer, [*, G, longest, d].
+
+        It is called layer by layer, so that no more than one layer is in memory in addition to the buffers.
         """
-        if layer_idx == len(self.prefixes):
+        if layer_idx == len(self.prefix_kv):
             self._buffers.add_layer(key, value)
-        for row, clip in enumerate(self._arriving):
-            n = self.lengths[clip]
-            self._buffers.store_beginning(layer_idx, clip, key[row, :, :n], value[row, :, :n])
+        for row, prefix in enumerate(self._incoming):
+            n = self.prefix_lengths[prefix]
+            self._buffers.store_prefix(layer_idx, prefix, key[row, :, :n], value[row, :, :n])
 
-    def keep(self, lines: Sequence[int], clips: Collection[int] = ()) -> dict[int, int]:
-        """Drop all lines but some, and the clips that have no line left.
+    def keep(self, slots: Sequence[int], prefixes: Collection[int] = ()) -> dict[int, int]:
+        """Evict all other sequences, and the prefixes without a sequence.
 
         Args:
-            lines: numbers of those that stay, in their new order (see `packed`).
-            clips: numbers of those that stay without a line.
+            slots: slots of the sequences to keep, in their new order (see `packed`).
+            prefixes: prefixes to keep even without a sequence.
 
         Returns:
-            New number of each clip that stays.
+            Old index -> new index of each prefix that is kept.
         """
-        for new, old in enumerate(lines):
+        for new, old in enumerate(slots):
             if old != new:
-                self._buffers.move_line(old, new, self.ends[old])
-        index = numbers(lines, self.device)
-        for values in (self.start, self.now, self.positions):
-            values[: len(lines)] = values[index]
-        self.clip_of = [self.clip_of[old] for old in lines]
-        self.ends = [self.ends[old] for old in lines]
-        order = packed([clip in self.clip_of or clip in clips for clip in range(len(self.lengths))])
+                self._buffers.move_suffix(old, new, self.next_columns[old])
+        index = to_device(slots, self.device)
+        for values in (self.first_column, self.next_column, self.positions):
+            values[: len(slots)] = values[index]
+        self.prefix_of = [self.prefix_of[old] for old in slots]
+        self.next_columns = [self.next_columns[old] for old in slots]
+        n_prefixes = len(self.prefix_lengths)
+        order = packed([prefix in self.prefix_of or prefix in prefixes for prefix in range(n_prefixes)])
         for new, old in enumerate(order):
             if old != new:
-                self._buffers.move_clip(old, new, self.lengths[old])
-        self.lengths = [self.lengths[old] for old in order]
-        self._clean = list(self.lengths)
+                self._buffers.move_prefix(old, new, self.prefix_lengths[old])
+        self.prefix_lengths = [self.prefix_lengths[old] for old in order]
+        self._n_finite = list(self.prefix_lengths)
         moved = {old: new for new, old in enumerate(order)}
-        self.clip_of = [moved[clip] for clip in self.clip_of]
-        self._arrange()
+        self.prefix_of = [moved[prefix] for prefix in self.prefix_of]
+        self._update_grid()
         return moved
 
-    def open(self, clips: Sequence[int], n_tokens: Sequence[int]) -> tuple[Tensor, Tensor, SharedPrefix]:
-        """Take in new lines behind the others, and be ready for the first run over their questions.
+    def add_sequences(self, prefixes: Sequence[int], n_tokens: Sequence[int]) -> tuple[Tensor, Tensor, SharedPrefix]:
+        """Add sequences after the running ones and prepare the prefill of their suffixes.
 
         Args:
-            clips: clip of each new line; those of one clip side by side.
-            n_tokens: each question's length; shorter ones are padded on the left to the longest, S.
+            prefixes: prefix of each new sequence; sequences of one prefix are consecutive.
+            n_tokens: length of each suffix; shorter ones are padded on the left to the longest, S.
 
         Returns:
-            Positions int64 [n, S], mask of their own part bool [n, 1, S, S], and the beginnings.
+            Positions int64 [n, S], attention mask of the suffixes bool [n, 1, S, S], and the prefixes.
         """
-        first, longest = len(self.clip_of), max(n_tokens)
-        new = slice(first, first + len(clips))
-        begun = numbers([self.lengths[clip] for clip in clips], self.device)
-        pad = longest - numbers(n_tokens, self.device)
-        self.start[new], self.now[new], self.positions[new] = pad, longest, begun + longest - pad
-        self._clean_up()
-        self.clip_of += clips
-        self.ends += [longest] * len(clips)
-        self._arrange()
-        self._target = new
-        steps = self._steps[:longest]
-        mask = (steps >= pad[:, None, None]) & (steps <= steps[:, None])
-        places = [
-            PrefixSpan(clip, 1, n, self.lengths[clip], self._rows[:n], None, in_order=True)
-            for clip, n in Counter(clips).items()
+        first, longest = len(self.prefix_of), max(n_tokens)
+        new = slice(first, first + len(prefixes))
+        lengths = to_device([self.prefix_lengths[prefix] for prefix in prefixes], self.device)
+        pad = longest - to_device(n_tokens, self.device)
+        self.first_column[new], self.next_column[new], self.positions[new] = pad, longest, lengths + longest - pad
+        self._zero_padding()
+        self.prefix_of += prefixes
+        self.next_columns += [longest] * len(prefixes)
+        self._update_grid()
+        self._prefill_slots = new
+        columns = self._column_indices[:longest]
+        mask = (columns >= pad[:, None, None]) & (columns <= columns[:, None])
+        spans = [
+            PrefixSpan(prefix, 1, n, self.prefix_lengths[prefix], self._slot_indices[:n], None, is_dense=True)
+            for prefix, n in Counter(prefixes).items()
         ]
-        own = SuffixSpan(self.start[new], self.now[new], opening=True)
-        shared = SharedPrefix(self.prefixes, self.room.n_clips, tuple(places), own)
-        return begun[:, None] + (steps - pad[:, None]).clamp(min=0), mask[:, None], shared
+        suffix = SuffixSpan(self.first_column[new], self.next_column[new], is_prefill=True)
+        shared_prefix = SharedPrefix(self.prefix_kv, self.capacity.n_prefixes, tuple(spans), suffix)
+        return lengths[:, None] + (columns - pad[:, None]).clamp(min=0), mask[:, None], shared_prefix
 
-    def step(self) -> tuple[Tensor, Tensor, SharedPrefix]:
-        """Be ready for one more token of every line; `advance` when it is done. See `open`."""
-        n, n_clips, n_places = self.shape
-        self._target = None
-        steps = self._steps[: self._n_columns()]
-        mask = (steps >= self.start[:n, None]) & (steps <= self.now[:n, None])
-        n_positions = self._n_positions()
-        hidden = self._hidden[:n_clips, :, :n_positions] if self._any_hidden or self.static else None
-        part = PrefixSpan(
+    def prepare_decode(self) -> tuple[Tensor, Tensor, SharedPrefix]:
+        """Prepare one decode step of all sequences; call `advance` after it. Returns the same as `add_sequences`."""
+        n, n_prefixes, n_columns = self.step_shape
+        self._prefill_slots = None
+        columns = self._column_indices[: self._n_suffix_columns()]
+        mask = (columns >= self.first_column[:n, None]) & (columns <= self.next_column[:n, None])
+        length = self._longest_prefix()
+        padding = self._padding[:n_prefixes, :, :length] if self._has_padding or self.static_shapes else None
+        span = PrefixSpan(
             0,
-            n_clips,
-            n_places,
-            n_positions,
-            self._where[:n],
-            hidden,
-            self.in_order,
-            None if self.in_order else self._lines[: n_clips * n_places],
-            None if hidden is None else self._lengths[:n_clips],
+            n_prefixes,
+            n_columns,
+            length,
+            self._cell_of[:n],
+            padding,
+            self.is_dense,
+            None if self.is_dense else self._sequence_at[: n_prefixes * n_columns],
+            None if padding is None else self._prefix_lengths[:n_prefixes],
         )
-        # Lines that came together write one column; a graph, which is recorded once, must not rely on it.
-        self._column = None if self.static or len(set(self.ends)) > 1 else self.ends[0]
-        shared = SharedPrefix(
-            self.prefixes, self.room.n_clips, (part,), SuffixSpan(self.start[:n], self.now[:n], opening=False)
-        )
-        return self.positions[:n, None], mask[:, None, None], shared
+        # Sequences that were admitted together write the same column. A graph is captured once and must not rely on it.
+        self._common_column = None if self.static_shapes or len(set(self.next_columns)) > 1 else self.next_columns[0]
+        suffix = SuffixSpan(self.first_column[:n], self.next_column[:n], is_prefill=False)
+        shared_prefix = SharedPrefix(self.prefix_kv, self.capacity.n_prefixes, (span,), suffix)
+        return self.positions[:n, None], mask[:, None, None], shared_prefix
 
     def advance(self) -> None:
-        """One token of every line has been stored."""
-        n = len(self.clip_of)
-        self.now[:n] += 1
+        """Move on to the next column, after one token of every sequence was stored."""
+        n = len(self.prefix_of)
+        self.next_column[:n] += 1
         self.positions[:n] += 1
-        self.ends = [end + 1 for end in self.ends]
+        self.next_columns = [column + 1 for column in self.next_columns]
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Store new keys and values [n, G, S, d] of a layer; gives those of the own columns that the mask is about."""
-        kernels = proven(KERNELS, self.device, key.dtype, key.shape[-1])
-        if kernels is not None and self._target is None and self._column is None:
-            keys, values = self.own[layer_idx]
-            kernels.store(keys, values, (key, value), self.now)
-            n, columns = len(key), self._n_columns()
-            return keys[:n, :, :columns], values[:n, :, :columns]
+        """Store new K and V of a layer, as layers of transformers call it.
+
+        Args:
+            key: [n, G, S, d].
+            value: [n, G, S, d].
+            layer_idx: index of the layer.
+            args: ignored.
+            kwargs: ignored.
+
+        Returns:
+            K and V of the suffix columns that the attention mask covers.
+        """
+        kernels = checked_kernels(KERNELS, self.device, key.dtype, key.shape[-1])
+        if kernels is not None and self._prefill_slots is None and self._common_column is None:
+            keys, values = self.suffix_kv[layer_idx]
+            kernels.store(keys, values, (key, value), self.next_column)
+            n, n_columns = len(key), self._n_suffix_columns()
+            return keys[:n, :, :n_columns], values[:n, :, :n_columns]
         out = []
-        for buffer, new in zip(self.own[layer_idx], (key, value), strict=True):
-            if self._target is not None:
-                buffer[self._target, :, : new.shape[2]] = new
-                out.append(buffer[self._target, :, : new.shape[2]])
+        for buffer, new in zip(self.suffix_kv[layer_idx], (key, value), strict=True):
+            if self._prefill_slots is not None:
+                buffer[self._prefill_slots, :, : new.shape[2]] = new
+                out.append(buffer[self._prefill_slots, :, : new.shape[2]])
             else:
                 n = len(new)
-                if self._column is not None:
-                    buffer[:n, :, self._column] = new[:, :, 0]
+                if self._common_column is not None:
+                    buffer[:n, :, self._common_column] = new[:, :, 0]
                 else:
-                    buffer[self._rows[:n], :, self.now[:n]] = new[:, :, 0]
-                out.append(buffer[:n, :, : self._n_columns()])
+                    buffer[self._slot_indices[:n], :, self.next_column[:n]] = new[:, :, 0]
+                out.append(buffer[:n, :, : self._n_suffix_columns()])
         return out[0], out[1]
 
-    def _n_columns(self) -> int:
-        return self.room.n_own if self.static else max(self.ends) + 1
+    def _n_suffix_columns(self) -> int:
+        return self.capacity.suffix_length if self.static_shapes else max(self.next_columns) + 1
 
-    def _n_positions(self) -> int:
-        return self.room.n_prefix if self.static else max(self.lengths)
+    def _longest_prefix(self) -> int:
+        return self.capacity.prefix_length if self.static_shapes else max(self.prefix_lengths)
 
-    def _clean_up(self) -> None:
-        """Zeros behind the ends of shorter beginnings: what is hidden has no weight, but 0 times NaN is NaN."""
-        n = self._n_positions()
-        for clip, clean in enumerate(self._clean):
-            if clean < n:
-                self._buffers.clear(clip, clean, n)
-                self._clean[clip] = n
+    def _zero_padding(self) -> None:
+        """Write zeros past the end of shorter prefixes: hidden positions have weight 0, but 0 times NaN is NaN."""
+        n = self._longest_prefix()
+        for prefix, n_finite in enumerate(self._n_finite):
+            if n_finite < n:
+                self._buffers.clear_prefix(prefix, n_finite, n)
+                self._n_finite[prefix] = n
 
-    def _arrange(self) -> None:
-        """Learn the shape of the next steps, and tell the device where each line stands."""
-        n, counts = len(self.clip_of), Counter(self.clip_of)
-        exact = (n, len(self.lengths), max(counts.values(), default=0))
-        n_most = (self.room.n_lines, self.room.n_clips, self.room.n_lines)
-        self.shape = tuple(map(_rounded, exact, n_most)) if self.static else exact  # type: ignore[assignment]
-        _, n_clips, n_places = self.shape
+    def _update_grid(self) -> None:
+        """Compute the shape of the next decode steps and copy the grid of sequences and prefixes to the device."""
+        n, counts = len(self.prefix_of), Counter(self.prefix_of)
+        exact = (n, len(self.prefix_lengths), max(counts.values(), default=0))
+        limits = (self.capacity.n_slots, self.capacity.n_prefixes, self.capacity.n_slots)
+        self.step_shape = tuple(map(_rounded_up, exact, limits)) if self.static_shapes else exact  # type: ignore[assignment]
+        _, n_prefixes, n_columns = self.step_shape
         seen: Counter[int] = Counter()
-        where = []
-        for clip in self.clip_of:
-            where.append(clip * n_places + seen[clip])
-            seen[clip] += 1
-        self.in_order = where == list(range(n_clips * n_places)) and n == self.shape[0]
-        where += [n_clips * n_places] * (self.shape[0] - n)  # lines that fill up a rounded number do not count
-        self._where[: len(where)] = numbers(where, self.device)
-        lines = [-1] * (n_clips * n_places)
-        for line, place in enumerate(where[:n]):
-            lines[place] = line
-        self._lines[: len(lines)] = numbers(lines, self.device)
-        for values in (self.start, self.now, self.positions):
+        cells = []
+        for prefix in self.prefix_of:
+            cells.append(prefix * n_columns + seen[prefix])
+            seen[prefix] += 1
+        self.is_dense = cells == list(range(n_prefixes * n_columns)) and n == self.step_shape[0]
+        cells += [n_prefixes * n_columns] * (self.step_shape[0] - n)  # padding sequences
+        self._cell_of[: len(cells)] = to_device(cells, self.device)
+        sequences = [-1] * (n_prefixes * n_columns)
+        for sequence, cell in enumerate(cells[:n]):
+            sequences[cell] = sequence
+        self._sequence_at[: len(sequences)] = to_device(sequences, self.device)
+        for values in (self.first_column, self.next_column, self.positions):
             values[n:] = 0
-        lengths = numbers(self.lengths + [0] * (n_clips - len(self.lengths)), self.device)
-        self._lengths[:n_clips] = lengths
-        self._hidden[:n_clips] = (self._steps[: self.room.n_prefix] >= lengths[:, None])[:, None]
-        self._any_hidden = len(set(self.lengths)) > 1
+        lengths = to_device(self.prefix_lengths + [0] * (n_prefixes - len(self.prefix_lengths)), self.device)
+        self._prefix_lengths[:n_prefixes] = lengths
+        positions = self._column_indices[: self.capacity.prefix_length]
+        self._padding[:n_prefixes] = (positions >= lengths[:, None])[:, None]
+        self._has_padding = len(set(self.prefix_lengths)) > 1
 
 
-def packed(staying: Sequence[bool]) -> list[int]:
-    """Numbers of those that stay, the last ones moved into the gaps: [yes, no, yes, yes] gives [0, 3, 2]."""
-    order = [i for i, stays in enumerate(staying) if stays]
+def packed(kept: Sequence[bool]) -> list[int]:
+    """Return the indices that are kept, the last ones moved into the gaps: [True, False, True, True] -> [0, 3, 2]."""
+    order = [i for i, keep in enumerate(kept) if keep]
     n = len(order)
-    late = [i for i in order if i >= n]
-    return [i if staying[i] else late.pop() for i in range(n)]
+    moving = [i for i in order if i >= n]
+    return [i if kept[i] else moving.pop() for i in range(n)]
 
 
-def _rounded(n: int, most: int) -> int:
+def _rounded_up(n: int, limit: int) -> int:
     """The next power of two, so that few different shapes occur."""
-    return min(most, 1 << max(0, n - 1).bit_length())
+    return min(limit, 1 << max(0, n - 1).bit_length())

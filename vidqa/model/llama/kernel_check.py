@@ -1,8 +1,8 @@
-"""Which kernels of our own a device gets: those that are right there, and only where they are faster.
+"""Check of vidqa's own GPU kernels: a device gets only kernels whose results match torch's own functions.
 
-Kernels are written in Triton, which comes with torch's CUDA builds, in modules that nothing imports but this one, when
-a model computes in half precision on a CUDA device. Nothing needs them: where Triton is missing, or a module's kernels
-do not give what torch's own functions give on the device at hand, those are used, and the log says so once.
+Kernels are written in Triton, which comes with torch's CUDA builds. Their modules are imported only here, when a model
+runs in half precision on a CUDA device. They are optional: if Triton is missing or the results of a module differ on
+the device at hand, torch's own functions are used and the log reports it once.
 """
 
 from __future__ import annotations
@@ -16,49 +16,49 @@ import torch
 
 log = logging.getLogger(__name__)
 
-#: float32 is left to torch, which is exact in it.
+#: float32 is left to torch, whose matmuls are exact in it.
 _DTYPES = (torch.bfloat16, torch.float16)
-#: Widths of a head that the kernels are made for.
-_WIDTHS = (16, 32, 64, 128, 256)
-#: Numbers around 1 in half precision, after a few operations.
-_MOST_DIFFERENCE = 0.03
+#: Values of head_dim that the kernels support.
+_HEAD_DIMS = (16, 32, 64, 128, 256)
+#: Largest accepted error, for values around 1 in half precision after a few operations.
+_MAX_DIFFERENCE = 0.03
 
 
-def proven(name: str, device: torch.device, dtype: torch.dtype, width: int) -> Any:
-    """A module of kernels, or None where torch's own functions are to be used.
+def checked_kernels(name: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> Any:
+    """Return a module of kernels, or None if torch's own functions are to be used.
 
-    Kernels start on the thread's current device, so no other gets them.
+    Kernels start on the thread's current device, so other devices get None.
 
     Args:
-        name: of the module. Its `difference(device, dtype, width)` compiles all that may be called, and gives the
-            largest difference from torch's own functions on numbers around 1.
+        name: of the module. Its `max_difference(device, dtype, head_dim)` compiles all kernels and returns the largest
+            difference from torch's own functions for values around 1.
         device: of the model.
-        dtype: of its weights.
-        width: of a head.
+        dtype: of the model's weights.
+        head_dim: of the model.
     """
-    if device.type != "cuda" or dtype not in _DTYPES or width not in _WIDTHS:
+    if device.type != "cuda" or dtype not in _DTYPES or head_dim not in _HEAD_DIMS:
         return None
     if device.index is not None and device.index != torch.cuda.current_device():
         return None
-    return prove(name, device, dtype, width)[0]
+    return check_kernels(name, device, dtype, head_dim)[0]
 
 
 @functools.cache
-def prove(name: str, device: torch.device, dtype: torch.dtype, width: int) -> tuple[Any, str]:
-    """The module of `proven`, or None and the reason; once for each device, type and width."""
+def check_kernels(name: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> tuple[Any, str]:
+    """Return the module of `checked_kernels`, or None and the reason; checked once per device, dtype and head_dim."""
     try:
         module = importlib.import_module(name)
-        far = module.difference(device, dtype, width)
+        difference = module.max_difference(device, dtype, head_dim)
     except ImportError as error:
         log.info("%s is not used: %s", name, error)
         return None, str(error)
-    except torch.OutOfMemoryError:  # says nothing about the kernels: whoever runs steps backs off and comes again
+    except torch.OutOfMemoryError:  # not a fault of the kernels: the engine backs off and runs the step again
         raise
-    except Exception as error:  # a compiler and a driver stand behind it: whatever they say, there is another way
+    except Exception as error:  # noqa: BLE001 - compiler and driver may raise anything, and torch's functions remain
         why = (str(error).splitlines() or [repr(error)])[0]
     else:
-        if far <= _MOST_DIFFERENCE:
+        if difference <= _MAX_DIFFERENCE:
             return module, ""
-        why = f"its results differ by {far:.2g}"
+        why = f"its results differ by {difference:.2g}"
     log.warning("%s is not used, so answers take longer: %s", name, why)
     return None, why

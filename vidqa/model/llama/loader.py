@@ -1,9 +1,9 @@
-"""A transformers folder of the plain kind -> a Llama, and its tokenizer, without importing transformers.
+"""An LLM folder -> Llama and tokenizer, without importing transformers, if both are of the usual kind.
 
-Most of the time that `vidqa ask` takes on a cached clip is imports, and most of these were transformers'. An LLM is
-plain if its config asks for nothing but an ordinary Llama, a tokenizer if all of it is in `tokenizer.json`. Everything
-else (other models, scaled positions, quantised weights, adapters, chat templates, what is missing or does not fit) is
-not decided here: the answer is None, and transformers reads the folder, or says what is wrong with it.
+Most of the time of `vidqa ask` on a cached clip is imports, and most of these were those of transformers. An LLM
+qualifies if its config describes nothing but a standard Llama, a tokenizer if all of it is in `tokenizer.json`.
+Anything else (other models, scaled positions, quantized weights, adapters, chat templates, missing or mismatched files)
+returns None; transformers then reads the folder or reports what is wrong with it.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from vidqa.model.llama.model import Llama, LlamaConfig, SequenceEnds
 from vidqa.model.llama.weights import load_published
 from vidqa.model.lora import ADAPTER_FOLDER
 
-#: What a config may say beside the sizes; other values are not an ordinary Llama's.
-_ORDINARY: dict[str, Any] = {
+#: Config values of a standard Llama, apart from sizes; any other value disqualifies.
+_STANDARD: dict[str, Any] = {
     "hidden_act": "silu",
     "attention_bias": False,
     "mlp_bias": False,
@@ -34,45 +34,45 @@ _ORDINARY: dict[str, Any] = {
     "quantization_config": None,
 }
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
-#: Settings of a tokenizer that change nothing in what is asked of it here.
-_HARMLESS = {"backend", "is_local", "local_files_only", "model_max_length", "padding_side", "tokenizer_class"}
-#: Files of a folder whose tokenizer is more than its tokenizer.json.
-_MORE_FILES = ("chat_template.jinja", "special_tokens_map.json", "added_tokens.json")
+#: Tokenizer settings that make no difference here.
+_IRRELEVANT = {"backend", "is_local", "local_files_only", "model_max_length", "padding_side", "tokenizer_class"}
+#: Files that show that a tokenizer has more than its tokenizer.json.
+_EXTRA_FILES = ("chat_template.jinja", "special_tokens_map.json", "added_tokens.json")
 
 
-def load_plain(folder: Path, dtype: torch.dtype | None, device: torch.device | None = None) -> Llama | None:
-    """Read a plain LLM.
+def load_llama(folder: Path, dtype: torch.dtype | None, device: torch.device | None = None) -> Llama | None:
+    """Load a standard Llama.
 
     Args:
         folder: config and safetensors.
-        dtype: of the weights; None keeps the one that the config names.
-        device: that the weights are put on; None is the CPU.
+        dtype: of the weights; None is the one in the config.
+        device: of the weights; None is the CPU.
 
     Returns:
-        The LLM in evaluation mode, or None where transformers is needed.
+        The LLM in evaluation mode, or None if transformers has to read the folder.
     """
     config = _read_json(folder / "config.json")
     if config is None or (sizes := _sizes(config)) is None or (folder / ADAPTER_FOLDER).exists():
         return None
     named = config.get("dtype") or config.get("torch_dtype")
-    kind = dtype or {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}.get(str(named))
-    said = _read_json(folder / "generation_config.json") or config
+    dtype = dtype or {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}.get(str(named))
+    generation = _read_json(folder / "generation_config.json") or config
     weights = _read_weights(folder)
-    if kind is None or weights is None:
+    if dtype is None or weights is None:
         return None
-    llm = Llama(sizes, SequenceEnds(said.get("eos_token_id")), device="meta")
-    if not load_published(llm, weights, kind, device):
+    llm = Llama(sizes, SequenceEnds(generation.get("eos_token_id")), device="meta")
+    if not load_published(llm, weights, dtype, device):
         return None
     llm.pack()
     return llm.eval()
 
 
-class PlainTokenizer:
-    """What vidqa asks of a transformers tokenizer, by the same names.
+class FastTokenizer:
+    """The part of a transformers tokenizer that vidqa uses, with the same names.
 
     Args:
-        backend: of the package tokenizers.
-        named: special tokens by their role: `bos_token`, `eos_token`, ...
+        backend: a tokenizer of the tokenizers package.
+        named: special tokens by role: `bos_token`, `eos_token`, ...
     """
 
     chat_template = None
@@ -82,48 +82,48 @@ class PlainTokenizer:
         backend.no_padding()
         self._backend = backend
         self.all_special_tokens = list(dict.fromkeys(named.values()))
-        self.bos_token_id, self.eos_token_id, self._unknown = (
+        self.bos_token_id, self.eos_token_id, self._unknown_id = (
             backend.token_to_id(named[role]) if role in named else None
             for role in ("bos_token", "eos_token", "unk_token")
         )
 
     @classmethod
-    def read(cls, folder: Path) -> PlainTokenizer | None:
-        """The tokenizer of a folder; None where its files say more than this class knows."""
+    def read(cls, folder: Path) -> FastTokenizer | None:
+        """Read the tokenizer of a folder; None if its files have settings that this class does not support."""
         settings = _read_json(folder / "tokenizer_config.json")
-        whole = _read_json(folder / "tokenizer.json")
-        if settings is None or whole is None or any((folder / name).exists() for name in _MORE_FILES):
+        backend = _read_json(folder / "tokenizer.json")
+        if settings is None or backend is None or any((folder / name).exists() for name in _EXTRA_FILES):
             return None
         if settings.get("tokenizer_class") not in ("TokenizersBackend", "PreTrainedTokenizerFast"):
             return None
         named = {role: settings[role] for role in _NAMED_TOKENS if settings.get(role) is not None}
-        rest = {k: v for k, v in settings.items() if k not in _HARMLESS and k not in _NAMED_TOKENS}
-        special = {token["content"] for token in whole.get("added_tokens", ()) if token["special"]}
+        rest = {k: v for k, v in settings.items() if k not in _IRRELEVANT and k not in _NAMED_TOKENS}
+        special = {token["content"] for token in backend.get("added_tokens", ()) if token["special"]}
         if rest.pop("clean_up_tokenization_spaces", False) or rest or not all(t in special for t in named.values()):
             return None
         return cls(Tokenizer.from_file(str(folder / "tokenizer.json")), named)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Ids of a text."""
+        """Return the ids of a text."""
         ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
-        """Text of ids."""
+        """Return the text of ids."""
         text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
         return text
 
     def convert_tokens_to_ids(self, token: str) -> int | None:
-        """Id of a token; that of the unknown one, if there is any, for what is no token."""
-        known: int | None = self._backend.token_to_id(token)
-        return self._unknown if known is None else known
+        """Return the id of a token; the id of the unknown token, if there is one, for any other string."""
+        token_id: int | None = self._backend.token_to_id(token)
+        return self._unknown_id if token_id is None else token_id
 
 
 def _sizes(config: dict[str, Any]) -> LlamaConfig | None:
-    """The sizes of an ordinary Llama; None for another model."""
+    """Sizes of a standard Llama; None for any other model."""
     rope = config.get("rope_parameters") or {"rope_type": "default", "rope_theta": config.get("rope_theta", 10000.0)}
-    ordinary = all(config.get(key, value) == value for key, value in _ORDINARY.items())
-    if config.get("model_type") != "llama" or not ordinary or not {"rope_type", "rope_theta"} >= set(rope):
+    is_standard = all(config.get(key, value) == value for key, value in _STANDARD.items())
+    if config.get("model_type") != "llama" or not is_standard or not {"rope_type", "rope_theta"} >= set(rope):
         return None
     if rope.get("rope_type") != "default" or "rope_theta" not in rope:
         return None

@@ -1,8 +1,8 @@
-"""Weights of a product in the order in which a CPU reads them: oneDNN's blocks.
+"""Linear layers whose weights are packed into the block order of a CPU's matmul (oneDNN).
 
-A step of answering multiplies a few rows with every weight of the model. An ordinary matrix is then fetched from memory
-in pieces that the processor does not see coming: 5 GB a second where it could do 25. Packed once, it is read in one go,
-which takes half the time (docs/performance.md), and long prompts gain a tenth. Does not know models.
+A decode step multiplies a few rows with every weight of the model. An ordinary matrix is then fetched from memory in
+pieces that the processor cannot prefetch: 5 GB a second instead of 25. A packed matrix is read sequentially, which
+takes half the time (docs/performance.md), and long prompts gain a tenth.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-#: Smaller weights stay in the processor's caches, where the way of calling costs more than packing gains.
-LEAST_WEIGHTS = 1 << 16
-#: Rows that the blocks are chosen for. The same blocks serve any number: measured from 1 to 2,056 rows.
+#: Smaller weights stay in the processor's caches, where the call overhead exceeds the gain.
+MIN_WEIGHTS = 1 << 16
+#: Number of rows to choose the blocks for. The same blocks serve any number; measured from 1 to 2,056 rows.
 _ROWS = 8
 
-# What torch.compile makes of linear layers on a CPU. They are not documented by themselves, so they are used only where
-# they prove right; see `packs`.
+# The operators that torch.compile uses for linear layers on a CPU. They are undocumented, so they are used only after a
+# check of their result; see `supports_packing`.
 _OPS: Any = torch.ops.mkldnn
 
 
 @functools.cache
-def packs() -> bool:
-    """Whether this torch can pack, and multiplies rightly with what it packed."""
+def supports_packing() -> bool:
+    """Return True if this torch can pack weights and multiplies correctly with them."""
     if not torch.backends.mkldnn.is_available():
         return False
     weight, rows = torch.arange(96.0).view(8, 12) / 96, torch.arange(24.0).view(1, 2, 12) / 24
@@ -38,13 +38,13 @@ def packs() -> bool:
 
 
 def pack(weight: Tensor) -> Tensor:
-    """A copy in blocks.
+    """Return a copy of a weight in blocks.
 
     Args:
         weight: float32 [N, K] on the CPU.
 
     Returns:
-        [N, K] for `packed_linear`; nothing else reads it.
+        [N, K], for `packed_linear` only.
     """
     with torch.no_grad():
         packed: Tensor = _OPS._reorder_linear_weight(weight.detach().contiguous(), _ROWS)
@@ -52,15 +52,16 @@ def pack(weight: Tensor) -> Tensor:
 
 
 def packed_linear(x: Tensor, packed: Tensor) -> Tensor:
-    """float32 [*, K] -> [*, N]."""
+    """Multiply with a packed weight: float32 [*, K] -> [*, N]."""
     out: Tensor = _OPS._linear_pointwise(x, packed, None, "none", [], "")
     return out
 
 
 class Linear(nn.Linear):
-    """A product without a bias whose weights may be packed.
+    """A linear layer without bias whose weights may be packed.
 
-    It has no numbers until they are given: drawing them on `meta` would import torch's compiler, a second's work.
+    It is uninitialized until weights are assigned: random initialization on `meta` would import torch's compiler, which
+    takes a second.
     """
 
     def __init__(self, n_in: int, n_out: int, device: str | None = None) -> None:
@@ -68,13 +69,13 @@ class Linear(nn.Linear):
         self._packed = False
 
     def reset_parameters(self) -> None:
-        """Leave them be."""
+        """Skip the random initialization."""
 
     def pack(self) -> None:
-        """Put blocks in the place of the weights, float32 [N, K] on the CPU, where that is worth it."""
-        if self.weight.numel() >= LEAST_WEIGHTS:
+        """Replace the weights, float32 [N, K] on the CPU, by packed ones if they are large enough."""
+        if self.weight.numel() >= MIN_WEIGHTS:
             self.weight, self._packed = nn.Parameter(pack(self.weight), requires_grad=False), True
 
     def forward(self, x: Tensor) -> Tensor:
-        """[*, K] -> [*, N]."""
+        """Multiply: [*, K] -> [*, N]."""
         return packed_linear(x, self.weight) if self._packed else functional.linear(x, self.weight)

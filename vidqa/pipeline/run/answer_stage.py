@@ -175,7 +175,7 @@ class _Thread:
         self._doing = "generate"
         self._submit(engine, first)
         while (more or engine.busy) and not self._stop.is_set():
-            while more and (engine.wants_more or not engine.busy):
+            while more and (engine.accepts_more or not engine.busy):
                 try:
                     asked = self._inbox.get(timeout=0.0 if engine.busy else _PATIENCE_S)
                 except queue.Empty:
@@ -183,13 +183,13 @@ class _Thread:
                 self._progress.set()
                 more = asked is not None
                 self._submit(engine, asked)
-            for tag, answer in engine.advance():
+            for tag, answer in engine.step():
                 whose, number = cast(tuple[_Asked, int], tag)
                 whose.answers[number] = answer
                 if len(whose.answers) == len(whose.cells):
                     self._outbox.put(whose)
                     self._progress.set()
-        add_work(self._clock.meter, self._model, engine.work)
+        add_work(self._clock.meter, self._model, engine.stats)
 
     def _submit(self, engine: Engine, asked: _Asked | None) -> None:
         for number, (question, segment) in enumerate(asked.cells if asked else ()):

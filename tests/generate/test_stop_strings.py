@@ -1,4 +1,4 @@
-"""What ends an answer, and what is no part of it."""
+"""Stop strings end an answer; answer prefixes are removed from it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class Letters:
         return "".join(map(chr, ids))
 
 
-def said(stopper: Stopper, text: str) -> str:
-    """What comes out when a model would say `text` and is stopped where it must."""
+def answer_text(stopper: Stopper, text: str) -> str:
+    """The answer if the model generates `text` and is stopped as soon as a stop string is complete."""
     ids: list[int] = []
     for letter in text:
         ids.append(ord(letter))
-        if stopper.stops(ids):
+        if stopper.has_stop_string(ids):
             break
     return stopper.text(ids)
 
@@ -41,17 +41,17 @@ VALLEY = Stopper(Letters(), FORMATS["valley"].stop, FORMATS["valley"].answer_pre
         ("10.", "10."),
     ],
 )
-def test_leads_neither_end_nor_begin_an_answer(text: str, answer: str) -> None:
-    assert said(VALLEY, text) == answer
+def test_answer_prefixes_are_removed_and_do_not_stop(text: str, answer: str) -> None:
+    assert answer_text(VALLEY, text) == answer
 
 
-def test_an_end_after_a_lead_stops() -> None:
+def test_a_stop_string_after_an_answer_prefix_stops() -> None:
     ids = [ord(c) for c in "### Assistant: yes ###"]
-    assert VALLEY.stops(ids)
-    assert not VALLEY.stops(ids[:-1])
-    assert not VALLEY.stops([ord(c) for c in "### Assistant:"])
+    assert VALLEY.has_stop_string(ids)
+    assert not VALLEY.has_stop_string(ids[:-1])
+    assert not VALLEY.has_stop_string([ord(c) for c in "### Assistant:"])
 
 
-def test_without_leads_the_first_stop_ends() -> None:
-    assert said(Stopper(Letters(), ("###",)), "### Assistant: A dog") == ""
-    assert said(Stopper(Letters(), ("###",)), "bikes ### x") == "bikes", "no trailing s is eaten"
+def test_without_answer_prefixes_the_first_stop_string_ends() -> None:
+    assert answer_text(Stopper(Letters(), ("###",)), "### Assistant: A dog") == ""
+    assert answer_text(Stopper(Letters(), ("###",)), "bikes ### x") == "bikes", "no trailing s is eaten"

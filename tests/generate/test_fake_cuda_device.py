@@ -1,7 +1,7 @@
-"""A batch on a CUDA device that is not there: tensors have shapes, types and devices, but no numbers.
+"""The running batch on a fake CUDA device: tensors have shapes, dtypes and devices, but no data.
 
-Whatever mixes devices fails here, and so does what cannot be recorded as a CUDA graph: to wait for the device, or to
-copy from the CPU's memory. What kernels compute is tested elsewhere.
+Code that mixes devices fails here, and so does a decode step that cannot be captured as a CUDA graph because it
+synchronizes with the device or copies from host memory. The results of kernels are tested elsewhere.
 """
 
 from __future__ import annotations
@@ -43,31 +43,31 @@ SIZES: dict[str, Any] = {
 }
 
 
-class Recording(TorchDispatchMode):
-    """Refuses what the recording of a CUDA graph refuses."""
+class Capture(TorchDispatchMode):
+    """Rejects what the capture of a CUDA graph rejects."""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = function.name()
-        assert name not in ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select"), f"{name} waits"
+        assert name not in ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select"), f"{name} synchronizes"
         if name == "aten::index.Tensor":
-            assert all(i is None or i.dtype != torch.bool for i in args[1]), "a mask as an index waits"
+            assert all(i is None or i.dtype != torch.bool for i in args[1]), "a mask as an index synchronizes"
         out = function(*args, **kwargs or {})
         if name in ("aten::_to_copy", "aten::copy_"):
             from_ = args[-1] if name == "aten::copy_" else args[0]
-            assert from_.device == out.device, f"{name} between devices waits"
+            assert from_.device == out.device, f"{name} between devices synchronizes"
         return out
 
 
-class Reached(TorchFunctionMode):
-    """Some functions by others that do the same and ask for no CUDA in torch itself."""
+class WithoutCuda(TorchFunctionMode):
+    """Replaces functions that would initialize CUDA by equivalent ones that do not."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         ops, kwargs = torch.ops.aten, dict(kwargs or {})
         if function is Tensor.__getitem__:
-            view, index = _viewed(*args)
+            view, index = _view(*args)
             return ops.index(view, index) if index else view
         if function is Tensor.__setitem__:
-            view, index = _viewed(*args[:2])
+            view, index = _view(*args[:2])
             if index:
                 ops.index_put_(view, index, args[2])
             elif isinstance(args[2], Tensor):
@@ -84,8 +84,8 @@ class Reached(TorchFunctionMode):
         return others.get(function, function)(*args, **kwargs)
 
 
-def _viewed(tensor: Tensor, index: Any) -> tuple[Tensor, list[Tensor | None]]:
-    """What numbers and slices leave, and the tensors among the indices."""
+def _view(tensor: Tensor, index: Any) -> tuple[Tensor, list[Tensor | None]]:
+    """Apply integers and slices; return the view and the tensors among the indices."""
     parts = list(index) if isinstance(index, tuple) else [index]
     if any(part is Ellipsis for part in parts):
         at = next(i for i, part in enumerate(parts) if part is Ellipsis)
@@ -108,27 +108,29 @@ def _viewed(tensor: Tensor, index: Any) -> tuple[Tensor, list[Tensor | None]]:
 
 
 @contextmanager
-def played_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Tensors without numbers, and steps that are watched as if they were recorded; their shapes are listed."""
+def fake_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Tensors without data; decode steps run under `Capture`, and their shapes are listed."""
     steps: list[str] = []
 
-    def run(_: StepGraphs, shape: object, step: Callable[[Tensor], Tensor], given: Tensor) -> Tensor:
+    def run(_: StepGraphs, shape: object, step: Callable[[Tensor], Tensor], ids: Tensor) -> Tensor:
         steps.append(str(shape))
-        with Recording():
-            return step(given)
+        with Capture():
+            return step(ids)
 
     monkeypatch.setattr(StepGraphs, "run", run)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: None)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)  # kernels belong to the thread's device: none here
-    monkeypatch.setattr(shared_prefix, "_mixes", lambda device, dtype: True)
-    with FakeTensorMode(), Reached(), torch.inference_mode():
+    monkeypatch.setattr(
+        torch.cuda, "current_device", lambda: 1
+    )  # kernels run on the thread's current device only: none here
+    monkeypatch.setattr(shared_prefix, "_bmm_has_float32_output", lambda device, dtype: True)
+    with FakeTensorMode(), WithoutCuda(), torch.inference_mode():
         yield steps
 
 
-def an_llm(own: bool, dtype: torch.dtype) -> Any:
+def make_llm(own: bool, dtype: torch.dtype) -> Any:
     llm: Any = Llama(LlamaConfig(**SIZES, head_dim=16, rope_theta=10000.0)) if own else None
     llm = (llm or LlamaForCausalLM(LlamaConfigOfTransformers(**SIZES))).eval()
-    for module in llm.modules():  # not by `to`, which asks for CUDA in torch itself
+    for module in llm.modules():  # not with `to`, which would initialize CUDA
         for name, weight in list(module.named_parameters(recurse=False)):
             setattr(module, name, torch.nn.Parameter(weight.to(CUDA, dtype), requires_grad=False))
         for name, values in list(module.named_buffers(recurse=False)):
@@ -138,45 +140,45 @@ def an_llm(own: bool, dtype: torch.dtype) -> Any:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("own", [True, False])
-def test_steps_can_be_recorded_and_stay_on_the_device(
+def test_decode_steps_can_be_captured_and_stay_on_the_device(
     own: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with played_device(monkeypatch) as steps:
+    with fake_device(monkeypatch) as steps:
         connector = build_connector("linear", 8, 64)
-        model = VideoLlava(connector, an_llm(own, dtype), None, get_format("v1", ""), 256)
-        batch = RunningBatch(model, CacheCapacity(8, 4, 64, 32), static=True)
+        model = VideoLlava(connector, make_llm(own, dtype), None, get_format("v1", ""), 256)
+        batch = RunningBatch(model, CacheCapacity(8, 4, 64, 32), static_shapes=True)
 
         def embedded(*lengths: int) -> list[Tensor]:
             return [torch.empty(n, 64, device=CUDA, dtype=dtype) for n in lengths]
 
-        clips = batch.begin(embedded(20, 33))
-        batch.ask([clips[0], clips[0], clips[1]], embedded(4, 7, 5))
+        prefixes = batch.prefill_prefixes(embedded(20, 33))
+        batch.prefill_suffixes([prefixes[0], prefixes[0], prefixes[1]], embedded(4, 7, 5))
         for _ in range(2):
             assert batch.logits is not None
             assert batch.logits.device == CUDA and batch.logits.dtype == torch.float32
-            batch.step(batch.logits.argmax(-1))
+            batch.decode_step(batch.logits.argmax(-1))
         batch.keep([0, 2])
-        more = batch.begin(embedded(12))
-        batch.ask(more * 2, embedded(3, 3))
-        batch.step(batch.logits.argmax(-1))
-        batch.keep([3], clips=more)
-        batch.step(batch.logits[:1].argmax(-1))
+        more = batch.prefill_prefixes(embedded(12))
+        batch.prefill_suffixes(more * 2, embedded(3, 3))
+        batch.decode_step(batch.logits.argmax(-1))
+        batch.keep([3], prefixes=more)
+        batch.decode_step(batch.logits[:1].argmax(-1))
         assert batch.pool is not None
-        assert {t.device for pair in (*batch.pool.prefixes, *batch.pool.own) for t in pair} == {CUDA}
-        assert {t.dtype for pair in (*batch.pool.prefixes, *batch.pool.own) for t in pair} == {dtype}
+        assert {t.device for pair in (*batch.pool.prefix_kv, *batch.pool.suffix_kv) for t in pair} == {CUDA}
+        assert {t.dtype for pair in (*batch.pool.prefix_kv, *batch.pool.suffix_kv) for t in pair} == {dtype}
     assert len(steps) == 4
 
 
-def test_tokens_are_chosen_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next step starts before anybody looks at them."""
-    with played_device(monkeypatch), Recording():
-        logits, draws = torch.zeros(4, 100, device=CUDA), torch.zeros(4, dtype=torch.float64, device=CUDA)
-        for picked in (pick_greedy(logits), pick_sampled(logits, 0.7, 0.9, draws)):
+def test_tokens_are_picked_without_synchronization(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next step starts before the host reads them."""
+    with fake_device(monkeypatch), Capture():
+        logits, samples = torch.zeros(4, 100, device=CUDA), torch.zeros(4, dtype=torch.float64, device=CUDA)
+        for picked in (pick_greedy(logits), pick_sampled(logits, 0.7, 0.9, samples)):
             assert (picked.device, picked.dtype, picked.shape) == (CUDA, torch.int64, (4,))
 
 
-def test_what_cannot_be_recorded_is_found() -> None:
-    with FakeTensorMode(), Recording(), Reached():
+def test_capture_rejects_synchronizing_operations() -> None:
+    with FakeTensorMode(), Capture(), WithoutCuda():
         there = torch.zeros(3, device=CUDA)
         for forbidden in (
             lambda: torch.zeros(3).to(CUDA),

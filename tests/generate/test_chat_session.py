@@ -1,4 +1,4 @@
-"""A dialogue gives what the full prompts would give, token for token, and computes the media once."""
+"""A chat equals the full prompts, token for token, and prefills the media once."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ TEMPLATE = (
 
 @pytest.fixture
 def as_format(model: VideoLlava) -> Callable[[str], VideoLlava]:
-    """The tiny model with another chat format, and the tokens that this one needs."""
+    """The tiny model with another chat format and its special tokens."""
 
     def change(name: str) -> VideoLlava:
         model.chat = get_format(name, "A short header." if name not in ("plain", "hf") else None)
         model.tokenizer = copy.deepcopy(model.tokenizer)
-        # The tiny connector makes one run of tokens of a clip.
+        # The tiny connector yields one run of tokens per video.
         model.chat = replace(model.chat, special_tokens=model.chat.special_tokens[:1])
         marks = [word for mark in model.chat.special_tokens for word in mark]
         tokens = ["<image>", "<video>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>", *marks]
@@ -45,23 +45,23 @@ def as_format(model: VideoLlava) -> Callable[[str], VideoLlava]:
     return change
 
 
-def as_asked_alone(session: ChatSession, said: ChatTurn, before: list[tuple[str, str]]) -> None:
-    """The same answer as of the full prompt, computed anew."""
-    request = Request(session._features, (*before, (said.question, None)))
-    (whole,) = generate(session.model, [request], session.settings)
-    assert isinstance(whole, Answer)
-    assert (said.text, said.finish_reason, said.status) == (whole.text, whole.finish_reason, whole.status)
-    counts = (whole.n_visual_tokens, whole.n_prompt_tokens, whole.n_answer_tokens)
-    assert (said.n_visual_tokens, said.n_prompt_tokens, said.n_answer_tokens) == counts
+def assert_equals_full_prompt(session: ChatSession, turn: ChatTurn, before: list[tuple[str, str]]) -> None:
+    """The same answer as the full prompt, computed from scratch."""
+    request = Request(session._features, (*before, (turn.question, None)))
+    (full,) = generate(session.model, [request], session.settings)
+    assert isinstance(full, Answer)
+    assert (turn.text, turn.finish_reason, turn.status) == (full.text, full.finish_reason, full.status)
+    counts = (full.n_visual_tokens, full.n_prompt_tokens, full.n_answer_tokens)
+    assert (turn.n_visual_tokens, turn.n_prompt_tokens, turn.n_answer_tokens) == counts
 
 
-def talk(session: ChatSession, *questions: str) -> list[ChatTurn]:
-    """Ask and compare each turn with the full prompt."""
+def ask_all(session: ChatSession, *questions: str) -> list[ChatTurn]:
+    """Ask the questions and compare each turn with the full prompt."""
     out = []
     for question in questions:
         before = list(session.turns)
         out.append(session.ask(question))
-        as_asked_alone(session, out[-1], before)
+        assert_equals_full_prompt(session, out[-1], before)
     return out
 
 
@@ -74,14 +74,14 @@ def test_every_turn_equals_the_full_prompt(
     model = as_format(name)
     session = ChatSession(model, [clips["video"]], SHORT)
     session.warm()
-    said = talk(session, *QUESTIONS)
-    assert len({one.text for one in said}) == len(QUESTIONS), "the model must tell the turns apart"
-    assert session.turns == [(one.question, one.text) for one in said]
-    later = said[1:] if model.chat.question_first else said  # then the first question stands before the clip
-    assert all(one.n_computed_tokens < one.n_prompt_tokens - 20 for one in later), "the clip was there"
+    turns = ask_all(session, *QUESTIONS)
+    assert len({turn.text for turn in turns}) == len(QUESTIONS), "the model must distinguish the turns"
+    assert session.turns == [(turn.question, turn.text) for turn in turns]
+    later = turns[1:] if model.chat.question_first else turns  # in these formats the first question precedes the video
+    assert all(turn.n_computed_tokens < turn.n_prompt_tokens - 20 for turn in later), "the video was in the KV cache"
 
 
-def test_media_go_through_the_model_once(model: VideoLlava, clips: dict[str, Features]) -> None:
+def test_media_are_prefilled_once(model: VideoLlava, clips: dict[str, Features]) -> None:
     sizes: list[int] = []
     model.llm.register_forward_pre_hook(
         lambda _, args, kwargs: sizes.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
@@ -93,75 +93,75 @@ def test_media_go_through_the_model_once(model: VideoLlava, clips: dict[str, Fea
     for question in QUESTIONS:
         session.ask(question)
     session.reset()
-    said = session.ask("Something else?")
-    assert said.n_visual_tokens == n_visual
-    assert max(sizes[1:]) < 60, "later turns bring their own text only"
+    turn = session.ask("Something else?")
+    assert turn.n_visual_tokens == n_visual
+    assert max(sizes[1:]) < 60, "later turns prefill their own text only"
 
 
-def test_cold_start_is_the_same(model: VideoLlava, clips: dict[str, Features]) -> None:
-    """Without `warm` the first question takes the media in."""
+def test_the_result_does_not_depend_on_warm(model: VideoLlava, clips: dict[str, Features]) -> None:
+    """Without `warm` the first question prefills the media."""
     first = ChatSession(model, [clips["video"]], SHORT)
-    (said,) = talk(first, "What happens?")
-    assert said.n_computed_tokens == said.n_prompt_tokens
+    (turn,) = ask_all(first, "What happens?")
+    assert turn.n_computed_tokens == turn.n_prompt_tokens
 
 
 @pytest.mark.parametrize("media", [(), ("image",), ("video", "image"), ("image", "video"), ("small", "small", "other")])
-def test_any_media(media: tuple[str, ...], model: VideoLlava, clips: dict[str, Features]) -> None:
+def test_any_combination_of_media(media: tuple[str, ...], model: VideoLlava, clips: dict[str, Features]) -> None:
     session = ChatSession(model, [clips[name] for name in media], SHORT)
     session.warm()
-    talk(session, *QUESTIONS[:2])
+    ask_all(session, *QUESTIONS[:2])
 
 
-def test_sampled_answers_too(model: VideoLlava, clips: dict[str, Features]) -> None:
+def test_sampled_answers(model: VideoLlava, clips: dict[str, Features]) -> None:
     settings = GenerationSettings(max_new_tokens=8, temperature=1.0, top_p=0.9, seed=7)
     session = ChatSession(model, [clips["video"]], settings)
-    talk(session, *QUESTIONS)
+    ask_all(session, *QUESTIONS)
 
 
-def test_reset_forgets_the_turns_and_nothing_else(model: VideoLlava, clips: dict[str, Features]) -> None:
+def test_reset_drops_the_turns_only(model: VideoLlava, clips: dict[str, Features]) -> None:
     session = ChatSession(model, [clips["video"]], SHORT)
-    first, other = talk(session, "What happens?", "And then?")
+    first, other = ask_all(session, "What happens?", "And then?")
     session.reset()
     assert session.turns == []
-    (again,) = talk(session, "And then?")
-    assert again.text != other.text, "the turns count"
+    (again,) = ask_all(session, "And then?")
+    assert again.text != other.text, "earlier turns make a difference"
     session.reset()
     assert session.ask("What happens?").text == first.text
 
 
 class TestStream:
-    def test_pieces_are_the_text(self, model: VideoLlava, clips: dict[str, Features]) -> None:
+    def test_pieces_join_to_the_text(self, model: VideoLlava, clips: dict[str, Features]) -> None:
         session = ChatSession(model, [clips["video"]], SHORT)
         for question in QUESTIONS:
             pieces = list(session.stream(question))
             assert session.last is not None
             assert len(pieces) > 1
-            # A random model writes broken characters, and what follows one may change it.
+            # A random model generates broken characters, which later tokens may change.
             assert "".join(pieces) == session.last.text or "\ufffd" in session.last.text
 
-    def test_no_part_of_a_stop_string_is_shown(self, model: VideoLlava, clips: dict[str, Features]) -> None:
-        whole = ChatSession(model, [clips["video"]], SHORT).ask("What happens?").text
-        stop = whole[4:9]
+    def test_no_part_of_a_stop_string_is_yielded(self, model: VideoLlava, clips: dict[str, Features]) -> None:
+        text = ChatSession(model, [clips["video"]], SHORT).ask("What happens?").text
+        stop = text[4:9]
         session = ChatSession(model, [clips["video"]], GenerationSettings(max_new_tokens=8, stop=(stop,)))
         pieces = list(session.stream("What happens?"))
-        assert "".join(pieces) == whole[:4].strip()
+        assert "".join(pieces) == text[:4].strip()
         assert session.last is not None and session.last.finish_reason == "stop"
 
-    def test_left_early(self, model: VideoLlava, clips: dict[str, Features]) -> None:
+    def test_closed_early(self, model: VideoLlava, clips: dict[str, Features]) -> None:
         session = ChatSession(model, [clips["video"]], SHORT)
         stream = session.stream("What happens?")
-        shown = next(stream) + next(stream)
+        yielded = next(stream) + next(stream)
         stream.close()
         assert session.last is not None
         assert (session.last.finish_reason, session.last.status) == ("interrupted", "truncated")
-        assert session.turns == [("What happens?", shown)]
-        talk(session, "And then?")
+        assert session.turns == [("What happens?", yielded)]
+        ask_all(session, "And then?")
 
     @pytest.mark.parametrize("step", [0, 1, 4])
     def test_interrupted_in_the_middle_of_a_step(
         self, step: int, model: VideoLlava, clips: dict[str, Features]
     ) -> None:
-        """Ctrl-C may come between two layers, when some have the new token and others do not."""
+        """Ctrl-C may arrive between two layers, when only some of them have stored the new token."""
         session = ChatSession(model, [clips["video"]], SHORT)
         session.warm()
         calls = []
@@ -177,62 +177,60 @@ class TestStream:
         handle.remove()
         assert session.last is not None
         assert (session.last.finish_reason, session.last.n_answer_tokens) == ("interrupted", step)
-        assert len(session.turns) == (1 if step else 0), "a question without an answer leaves no trace"
-        talk(session, "And then?")
+        assert len(session.turns) == (1 if step else 0), "a question without an answer is not added"
+        ask_all(session, "And then?")
 
 
 class TestErrors:
-    def test_full(self, model: VideoLlava, clips: dict[str, Features]) -> None:
+    def test_full_context(self, model: VideoLlava, clips: dict[str, Features]) -> None:
         session = ChatSession(model, [clips["long"]], SHORT)
         n = 0
-        with pytest.raises(PromptTooLongError, match=r"the dialogue is full: .* \d+ more than the context of 256") as e:
+        with pytest.raises(PromptTooLongError, match=r"the chat is full: .* \d+ more than the context of 256") as e:
             while n < 50:
                 session.ask("What happens?")
                 n += 1
         assert 2 <= n < 50 and e.value.hint is not None and "/reset" in e.value.hint
         assert len(session.turns) == n, "no turn is dropped"
         session.reset()
-        talk(session, "What happens?")
+        ask_all(session, "What happens?")
 
-    def test_exactly_full_still_fits(self, model: VideoLlava, clips: dict[str, Features]) -> None:
+    def test_exactly_the_context_length_still_fits(self, model: VideoLlava, clips: dict[str, Features]) -> None:
         n = ChatSession(model, [clips["video"]], SHORT).ask("Why?").n_prompt_tokens
         model.context = n + 8
-        talk(ChatSession(model, [clips["video"]], SHORT), "Why?")
+        ask_all(ChatSession(model, [clips["video"]], SHORT), "Why?")
         model.context -= 1
         with pytest.raises(PromptTooLongError, match=" 1 more than"):
             ChatSession(model, [clips["video"]], SHORT).ask("Why?")
 
     @pytest.mark.parametrize("question", ["", "  \n", "a\0b"])
-    def test_question_that_cannot_be(self, question: str, model: VideoLlava, clips: dict[str, Features]) -> None:
+    def test_invalid_question(self, question: str, model: VideoLlava, clips: dict[str, Features]) -> None:
         session = ChatSession(model, [clips["video"]], SHORT)
         with pytest.raises(UsageError):
             session.ask(question)
-        talk(session, "Why?")
+        ask_all(session, "Why?")
 
-    def test_out_of_memory_is_an_error_and_the_dialogue_goes_on(
-        self, model: VideoLlava, clips: dict[str, Features]
-    ) -> None:
+    def test_a_chat_continues_after_running_out_of_memory(self, model: VideoLlava, clips: dict[str, Features]) -> None:
         session = ChatSession(model, [clips["video"]], SHORT)
 
         def full(*_: Any) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
         handle = model.llm.model.layers[2].register_forward_hook(full)
-        with pytest.raises(ItemError, match="no memory for a dialogue"):
+        with pytest.raises(ItemError, match="not enough memory for a chat"):
             session.ask("Why?")
         handle.remove()
         assert session.turns == [] and session.last is None
-        talk(session, "Why?")
+        ask_all(session, "Why?")
 
-    def test_captioning_model(self, as_format: Callable[[str], VideoLlava]) -> None:
+    def test_captioning_models_have_no_chat(self, as_format: Callable[[str], VideoLlava]) -> None:
         with pytest.raises(UsageError, match="only writes captions"):
             ChatSession(as_format("plain"), [], SHORT)
 
 
-def test_empty_answer_leaves_no_trace(model: VideoLlava, clips: dict[str, Features]) -> None:
+def test_empty_answers_are_not_added(model: VideoLlava, clips: dict[str, Features]) -> None:
     session = ChatSession(model, [clips["video"]], SHORT)
-    (said,) = talk(session, "What happens?")
-    model.llm.generation_config.eos_token_id = int(session._line._known.ids[said.n_prompt_tokens])
+    (turn,) = ask_all(session, "What happens?")
+    model.llm.generation_config.eos_token_id = int(session._kv_cache._tokens.ids[turn.n_prompt_tokens])
     empty = ChatSession(model, [clips["video"]], SHORT)
-    (said,) = talk(empty, "What happens?")
-    assert (said.text, said.status, said.finish_reason, empty.turns) == ("", "empty", "eos", [])
+    (turn,) = ask_all(empty, "What happens?")
+    assert (turn.text, turn.status, turn.finish_reason, empty.turns) == ("", "empty", "eos", [])
