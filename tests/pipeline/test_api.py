@@ -128,10 +128,10 @@ def test_questions_made_by_hand_are_held_to_what_a_file_may_say(tiny_bundle, cli
     how = {"model": vidqa.load_model(str(tiny_bundle)), "options": RunOptions(tmp_path / "cache")}
     for question, said in (
         (vidqa.Question("", "What?"), "`id` must be a word"),
-        (vidqa.Question("a", " "), "question 'a': `text` must be a text"),
+        (vidqa.Question("a", " "), "question 'a': `text` is empty"),
         (vidqa.Question("a", "What?", max_new_tokens=0), "`max_new_tokens` must be a whole number"),
         (vidqa.Question("a", "What?", type="choice"), "`choices` is missing"),
-        (vidqa.Question("a", "What?", choices=("x", "y")), "`choices` goes with type"),
+        (vidqa.Question("a", "What?", choices=("x", "y")), "`choices` is only valid with type"),
     ):
         with pytest.raises(vidqa.VidqaError, match=re.escape(said)):
             vidqa.describe(clips, tmp_path / "t.csv", questions=question, **how)

@@ -51,7 +51,7 @@ def test_in_order_with_errors_in_their_places(index: MediaIndex, items: list[Med
 def test_known_files_are_neither_read_nor_given_to_threads(
     index: MediaIndex, items: list[MediaItem], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(index_module, "_TICK_NS", -1)  # written just now, and believed all the same
+    monkeypatch.setattr(index_module, "_MTIME_RESOLUTION_NS", -1)  # written just now, and believed all the same
     list(identify_all(index, items))
     n_hashed = index.n_hashed
     assert n_hashed == 40

@@ -79,7 +79,7 @@ def test_marks_are_not_for_users(chat: Any, tokenizer: Any) -> None:
 
 
 def test_runs_must_fit_the_marks(tokenizer: Any, plain: Any) -> None:
-    with pytest.raises(ValueError, match="marks for 2 runs of tokens, not 1"):
+    with pytest.raises(ValueError, match="special tokens for 2 runs, not 1"):
         build_prompt(tokenizer, VALLEY, [("Why?", None)], [CLIP])
     with pytest.raises(ValueError, match="at least one token"):
         build_prompt(tokenizer, VALLEY, [("Why?", None)], [VALLEY_CLIP._replace(runs=(4, 0))])

@@ -108,9 +108,9 @@ type = "choice"
         f"{path}:7: unknown key `typ`; did you mean `type`?",
         f"{path}:9: `id` is missing in question 2",
         f"{path}:11: `max_new_tokens` must be a whole number of at least 1, not 0",
-        f"{path}:15: `text` must be a text, not '  '",
+        f"{path}:15: `text` is empty",
         f"{path}:16: `type` must be one of text, yes_no, choice, number (did you mean `yes_no`?), not 'yes-no'",
-        f"{path}:17: `choices` must be a list of at least two texts, not ['x']",
+        f"{path}:17: `choices` must be a list of at least two strings, not ['x']",
         f"{path}:23: unknown key `max new tokens`; did you mean `max_new_tokens`?",
         f"{path}:20: `id` must be a word of at most 64 characters without spaces, not 'd d'",
         f"{path}:22: `choices` is missing: type `choice` needs a list of answers to choose from",
@@ -129,8 +129,8 @@ QUESTION = '[[question]]\nid = "a"\ntext = "Why?"\n'
         ("question = 5\n", 1, "[[question]]"),
         (QUESTION + "max_new_tokens = true\n", 4, "max_new_tokens"),
         (QUESTION + "max_new_tokens = 1.5\n", 4, "max_new_tokens"),
-        (QUESTION + "choices = ['a', 'b']\n", 4, "goes with type `choice`"),
-        (QUESTION + "type = 'choice'\nchoices = ['a', ' A ']\n", 5, "all differ"),
+        (QUESTION + "choices = ['a', 'b']\n", 4, "only valid with type `choice`"),
+        (QUESTION + "type = 'choice'\nchoices = ['a', ' A ']\n", 5, "different strings"),
         (QUESTION + "type = ['choice']\n", 4, "one of text"),
         (QUESTION + "\n[[question]]\nid = 'a'\ntext = 'How?'\n", 6, "line 2"),
         (QUESTION + "\n[[question]]\nid = 'b'\ntext = 'Why?'\n", 7, "line 3"),
@@ -176,9 +176,9 @@ def test_merging_refuses_what_a_table_could_not_tell_apart() -> None:
     a, b = Question("a", "Why?"), Question("b", "How?")
     assert merge_questions([[a], [b]]) == (a, b)
     assert merge_questions([]) == ()
-    with pytest.raises(UsageError, match="question id `a` comes from two sets"):
+    with pytest.raises(UsageError, match="question id `a` is in two sets"):
         merge_questions([[a], [Question("a", "How?")]])
-    with pytest.raises(UsageError, match="`a` and `c` ask the same"):
+    with pytest.raises(UsageError, match="`a` and `c` have the same text"):
         merge_questions([[a, b], [Question("c", "Why?")]])
 
 

@@ -259,7 +259,7 @@ def _format_problem(chat: ChatFormat, tokenizer: Any) -> str | None:
         return "the tokenizer has no chat template"
     tags = (
         ("<image>", "<video>")
-        if chat.media == "tokens"
+        if chat.media == "placeholder"
         else tuple(word for marks in chat.special_tokens for word in marks)
     )
     for tag in tags:

@@ -24,7 +24,7 @@ from vidqa.pipeline.run.pruning import vanished
 from vidqa.pipeline.run.retry_policy import RetryPolicy
 from vidqa.pipeline.run.run_context import RunContext
 from vidqa.pipeline.run.run_options import RunOptions
-from vidqa.prompts.questions import Sets, gather_questions
+from vidqa.prompts.questions import QuestionSources, gather_questions
 from vidqa.records import MediaItem, Question, WorkItem
 from vidqa.tables.table import Table
 
@@ -33,7 +33,7 @@ def describe(
     paths: Paths,
     out: str | Path,
     *,
-    questions: Sets = "caption",
+    questions: QuestionSources = "caption",
     model: LoadedModel | str = "demo",
     options: RunOptions | None = None,
     reporter: Reporter = QUIET,

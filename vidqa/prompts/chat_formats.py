@@ -1,10 +1,10 @@
-"""Chat formats as data: question-answer turns -> the text that a published model was tuned with.
+"""Chat formats as data: question-answer turns -> the text that a published model was trained with.
 
-Knows text. Does not know tokens, pixels or models. Rendering follows the originals to the character, oddities included:
-an empty message counts as one that is still to be written.
+Rendering matches the original code character by character, including its quirks: an empty answer counts as an open
+turn.
 
-Facts: Video-LLaVA 984e65b videollava/conversation.py, Video-ChatGPT 659e04b video_chatgpt/video_conversation.py, Valley
-83d794f valley/model/valley_model.py (build_inputs, process_response) and valley/util/data_util.py.
+Sources: Video-LLaVA 984e65b videollava/conversation.py, Video-ChatGPT 659e04b video_chatgpt/video_conversation.py,
+Valley 83d794f valley/model/valley_model.py (build_inputs, process_response) and valley/util/data_util.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 Turn = tuple[str, str | None]
-"""Question and answer; the answer of the last turn is None while it is open."""
+"""Question and answer. The answer of the last turn is None if the model is to generate it."""
 
 _USER = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -36,7 +36,7 @@ _VALLEY = (
 
 
 class SpecialTokens(NamedTuple):
-    """Special tokens of the vocabulary around one run of visual tokens, and the one that holds their places."""
+    """Special tokens around one run of visual tokens, and the placeholder token that stands for each of them."""
 
     before: str
     patch: str
@@ -45,23 +45,31 @@ class SpecialTokens(NamedTuple):
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """How a dialogue is written.
+    """Text form of a conversation.
 
-    A turn is `{user}: {question}{user_end}{assistant}: {answer}{answer_end}`; an open one ends with `{assistant}:`.
+    A turn is `{user}: {question}{user_end}{assistant}: {answer}{answer_end}`; an open turn ends with `{assistant}:`.
 
-    kind:
-        `roles`: as above, after `system` and `system_end`.
-        `plain`: no roles; a picture is followed by its caption (first tuning stage).
-        `template`: the LLM's tokenizer brings its own chat template; the fields below are not used.
-    media:
-        `split`: text is cut at each medium and the pieces are tokenised apart (the original models).
-        `tokens`: each medium is a special token of the vocabulary, `<image>` or `<video>` (the transformers port).
-        `marks`: each run of visual tokens stands between special tokens, and a text is tokenised as a whole
-        (Video-ChatGPT, Valley).
-    question_first:
-        The media stand behind the first question and not before it.
-    role_in_prompt:
-        An open turn ends with `{assistant}:`; else the model says that itself, and it is taken off its answer.
+    Attributes:
+        name: name of the format in bundles and recipes.
+        kind: `roles` as above, after `system` and `system_end`; `plain` for an image followed by its caption, without
+            roles (first training stage); `template` for the chat template of the LLM's tokenizer, which ignores the
+            other text fields.
+        system: system prompt.
+        system_end: text after it.
+        user: role name before a question.
+        assistant: role name before an answer.
+        user_end: text after a question.
+        answer_end: text after an answer.
+        media: how visual tokens are inserted. `split`: the text is cut at each media item, and the pieces are tokenized
+            separately (the original models). `placeholder`: each media item is a token `<image>` or `<video>` of the
+            vocabulary (the transformers port). `special_tokens`: each run of visual tokens is enclosed in special
+            tokens, and the text is tokenized as a whole (Video-ChatGPT, Valley).
+        stop: strings that end an answer, for models without an end token for it.
+        special_tokens: special tokens of each run (`media="special_tokens"`).
+        question_first: the media come after the first question, not before it.
+        role_in_prompt: an open turn ends with `{assistant}:`; otherwise the model generates it, and it is removed from
+            the answer.
+        answer_prefixes: strings that are removed from the start of an answer, in any order and number.
     """
 
     name: str
@@ -72,28 +80,31 @@ class ChatFormat:
     assistant: str = "ASSISTANT"
     user_end: str = " "
     answer_end: str = "</s>"
-    media: Literal["split", "tokens", "marks"] = "split"
-    stop: tuple[str, ...] = ()  # strings that end an answer where the model has no end token for it
-    special_tokens: tuple[SpecialTokens, ...] = ()  # of each run
+    media: Literal["split", "placeholder", "special_tokens"] = "split"
+    stop: tuple[str, ...] = ()
+    special_tokens: tuple[SpecialTokens, ...] = ()
     question_first: bool = False
     role_in_prompt: bool = True
-    answer_prefixes: tuple[str, ...] = ()  # what a model may put before its answer, in any order and number
+    answer_prefixes: tuple[str, ...] = ()
 
     def media_text(self, runs: Sequence[int]) -> str:
-        """What stands in the text for a medium with these runs of visual tokens (`marks` only).
+        """Return the text of a media item: the placeholders of its visual tokens, enclosed in special tokens.
+
+        Args:
+            runs: length of each run of visual tokens.
 
         Raises:
-            ValueError: the format has marks for another number of runs.
+            ValueError: the format has special tokens for another number of runs.
         """
         if len(runs) != len(self.special_tokens):
             raise ValueError(
-                f"chat format {self.name} has marks for {len(self.special_tokens)} runs of tokens, not {len(runs)}"
+                f"chat format {self.name} has special tokens for {len(self.special_tokens)} runs, not {len(runs)}"
             )
         return "".join(f"{m.before}{m.patch * n}{m.after}" for m, n in zip(self.special_tokens, runs, strict=True))
 
     @property
-    def cue(self) -> str:
-        """What stands before every answer; an answer that holds it cannot be told from a turn."""
+    def answer_cue(self) -> str:
+        """Text before every answer. An answer must not contain it, because it would look like another turn."""
         return f"{self.user_end}{self.assistant}: "
 
 
@@ -112,18 +123,18 @@ _V0 = ChatFormat(
 _CHATGPT = replace(
     _V1,
     name="vicuna_v1_1",
-    media="marks",
+    media="special_tokens",
     special_tokens=(SpecialTokens("<vid_start>", "<vid_patch>", "<vid_end>"),),
     question_first=True,
 )
-# What Valley was tuned with; it is asked otherwise, see below.
-_VALLEY_TUNED = replace(
+# The format of Valley's training data; its published code asks with another one, see `valley` below.
+_VALLEY_TRAINING = replace(
     _V0,
     name="valley_tuned",
     system_end="\n\n### ",
     user_end="\n### ",
     answer_end="\n### ",
-    media="marks",
+    media="special_tokens",
     special_tokens=(
         SpecialTokens("<im_start>", "<im_patch>", "<im_end>"),
         SpecialTokens("<vi_start>", "<vi_frame>", "<vi_end>"),
@@ -132,7 +143,7 @@ _VALLEY_TUNED = replace(
     answer_prefixes=("###", "Assistant:", "Assistent:", "Response:", "Valley:"),
 )
 
-#: Every chat format by its name, as bundles name it.
+#: All chat formats by name.
 FORMATS: dict[str, ChatFormat] = {
     f.name: f
     for f in (
@@ -141,17 +152,17 @@ FORMATS: dict[str, ChatFormat] = {
         replace(_V1, name="llava_v1", system=_HUMAN),
         _V0,
         ChatFormat("plain", kind="plain", user_end="\n", answer_end="\n", stop=("\n",)),
-        ChatFormat("hf", media="tokens"),
-        _CHATGPT,  # the one that Video-ChatGPT was tuned with; it is asked with the next
+        ChatFormat("hf", media="placeholder"),
+        _CHATGPT,  # the format of Video-ChatGPT's training data; its published code asks with the next one
         replace(_CHATGPT, name="video-chatgpt_v1", system=_VIDEO_CHATGPT),
-        _VALLEY_TUNED,
+        _VALLEY_TRAINING,
         replace(
-            _VALLEY_TUNED,
+            _VALLEY_TRAINING,
             name="valley",
             system=_VALLEY,
             system_end="\n\n###",
             user=" Human",
-            assistant=" Assistent",  # spelled so in the original
+            assistant=" Assistent",  # the spelling of the original
             user_end=" \n###",
             answer_end=" \n###",
             role_in_prompt=False,
@@ -162,55 +173,59 @@ FORMATS: dict[str, ChatFormat] = {
 
 
 def get_format(name: str, system: str | None = None) -> ChatFormat:
-    """Look a format up.
+    """Return a chat format by name.
 
     Args:
         name: a key of `FORMATS`.
-        system: text to stand in place of the format's own system text; None keeps it, "" leaves it out.
+        system: replaces the system prompt of the format; None keeps it, "" removes it.
 
     Raises:
-        ValueError: unknown name, or a system text for a format that has no place for one.
+        ValueError: unknown name, or a system prompt for a format without one.
     """
     if name not in FORMATS:
-        raise ValueError(f"unknown chat format {name!r}; known: {', '.join(FORMATS)}")
+        raise ValueError(f"unknown chat format {name!r}; valid: {', '.join(FORMATS)}")
     chat = FORMATS[name]
     if system is None:
         return chat
     if chat.kind == "plain" and system:
-        raise ValueError(f"chat format {name!r} has no place for a system text")
+        raise ValueError(f"chat format {name!r} has no system prompt")
     return replace(chat, system=system, system_end=(chat.system_end or " ") if chat.kind == "roles" else "")
 
 
 def render(chat: ChatFormat, turns: Sequence[Turn]) -> str:
-    """Write a dialogue.
+    """Return a conversation as text.
 
     Args:
-        chat: any format but `chat_template`, which only a tokenizer can write.
+        chat: any format except `chat_template`, which only a tokenizer can render.
         turns: questions and answers; None or "" as the last answer leaves the turn open.
 
     Raises:
-        ValueError: a turn that is not the last has no answer, or `plain` is given an answer (a caption has no question:
-            only training texts hold one, see `vidqa.prompts.build.build_labels`).
+        ValueError: a turn before the last has no answer, or `plain` is used with an answer (only training texts have
+            captions, see `vidqa.prompts.build.build_labels`).
     """
     return render_spans(chat, turns)[0]
 
 
 def render_spans(chat: ChatFormat, turns: Sequence[Turn]) -> tuple[str, list[tuple[int, int]]]:
-    """Write a dialogue and say where its answers are.
+    """Return a conversation as text, and the spans of its answers.
+
+    Args:
+        chat: as for `render`.
+        turns: as for `render`.
 
     Returns:
-        The text, and for each answered turn the character span from just behind the assistant's colon (from its name,
-        where the model has to say that itself) to the end of the closing mark: what a model has to learn.
+        The text, and for each answered turn the (start, end) characters to train on: from after the assistant's colon
+        (from its role name if the model generates that) to the end of `answer_end`.
 
     Raises:
         ValueError: as `render`.
     """
     check_turns(turns)
     if chat.kind == "template":
-        raise ValueError("the format chat_template is written by the tokenizer, not here")
+        raise ValueError("the format chat_template is rendered by the tokenizer")
     if chat.kind == "plain":
         if any(answer for _, answer in turns):
-            raise ValueError("the format plain has no form for an answered question")
+            raise ValueError("the format plain does not support answered questions")
         return "".join(question + chat.user_end for question, _ in turns if question), []
     text = chat.system + chat.system_end if chat.system else ""
     spans = []
@@ -227,7 +242,10 @@ def render_spans(chat: ChatFormat, turns: Sequence[Turn]) -> tuple[str, list[tup
 
 
 def check_turns(turns: Sequence[Turn]) -> None:
-    """Only the last turn may be open.
+    """Check that only the last turn is open.
+
+    Args:
+        turns: questions and answers.
 
     Raises:
         ValueError: an earlier answer is None.

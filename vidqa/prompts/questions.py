@@ -1,11 +1,11 @@
-"""Question sets: a built-in name or a TOML file -> questions. Does not know prompts, models or tables.
+"""Question sets: the name of a built-in set or a TOML file -> questions.
 
 [[question]]
 id = "people"                    # column question_id; unique in a run
 text = "How many people are there?"
-type = "number"                  # text (default), yes_no, choice, number; so far all are asked as text
-# choices = ["none", "a few"]    # with type = "choice" only
-# max_new_tokens = 16            # instead of the model's
+type = "number"                  # text (default), yes_no, choice, number; currently all are answered as text
+# choices = ["none", "a few"]    # only with type = "choice"
+# max_new_tokens = 16            # overrides the model's default
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from vidqa.records import Question
 
 _FOLDER = Path(__file__).parent / "sets"
 _TYPES: tuple[str, ...] = get_args(get_type_hints(Question)["type"])
-_LONGEST_ID = 64
-#: Questions as a caller may give them.
-Sets = str | os.PathLike[str] | Question | Iterable[str | os.PathLike[str] | Question]
+_MAX_ID_LENGTH = 64
+#: Questions as callers pass them: names of built-in sets, TOML files, or questions.
+QuestionSources = str | os.PathLike[str] | Question | Iterable[str | os.PathLike[str] | Question]
 
 
 def question_sets() -> tuple[str, ...]:
-    """Names of the built-in sets."""
+    """Return the names of the built-in question sets."""
     return tuple(sorted(p.stem for p in _FOLDER.glob("*.toml")))
 
 
@@ -36,13 +36,13 @@ def load_questions(name_or_file: str | os.PathLike[str]) -> tuple[Question, ...]
     """Read a question set.
 
     Args:
-        name_or_file: a built-in name (`caption`), or a file: anything that ends in .toml or has a folder in it.
+        name_or_file: name of a built-in set (`caption`), or a file: anything that ends in .toml or contains a folder.
 
     Returns:
         The questions in the order of the file, at least one.
 
     Raises:
-        UsageError: no such set, or something is wrong with it; lists every problem with file, line and key.
+        UsageError: no such set, or it is invalid. The message lists every problem with file, line and key.
     """
     name = os.fspath(name_or_file)
     path = Path(os.path.expanduser(name))
@@ -50,7 +50,7 @@ def load_questions(name_or_file: str | os.PathLike[str]) -> tuple[Question, ...]
         path = _FOLDER / f"{name}.toml"
         if name not in question_sets():
             what = f"no question set {name!r}{did_you_mean(name, question_sets())}"
-            raise UsageError(what, hint=f"built-in: {', '.join(question_sets())}; or a file that ends in .toml")
+            raise UsageError(what, hint=f"use a built-in set ({', '.join(question_sets())}) or a .toml file")
     file = read_toml(path)
     problems: list[str] = []
     questions = _questions(file, problems)
@@ -59,56 +59,58 @@ def load_questions(name_or_file: str | os.PathLike[str]) -> tuple[Question, ...]
     return questions
 
 
-def gather_questions(given: Sets) -> tuple[Question, ...]:
-    """What a caller wants to ask, in any of the forms in which it can be said.
+def gather_questions(sources: QuestionSources) -> tuple[Question, ...]:
+    """Return the questions of one or several sources.
 
     Args:
-        given: the name of a set or a file, a question, or several of such.
+        sources: name of a set, a file, a question, or several of them.
 
     Raises:
-        UsageError: none at all, no such set, or something is wrong with it, or with a `Question`, which is held to what
-            a file may say; see `merge_questions`, too.
+        UsageError: no source, no such set, an invalid set or `Question`, or duplicate questions (`merge_questions`).
     """
-    several = [given] if isinstance(given, str | os.PathLike | Question) else list(given)
+    several = [sources] if isinstance(sources, str | os.PathLike | Question) else list(sources)
     if not several:
-        raise UsageError("no questions", hint=f"the name of a set: {', '.join(question_sets())}; or a file in TOML")
+        raise UsageError("no questions", hint=f"use a built-in set ({', '.join(question_sets())}) or a .toml file")
     return merge_questions([_checked(one)] if isinstance(one, Question) else load_questions(one) for one in several)
 
 
 def _checked(question: Question) -> Question:
-    """A question that was made by hand, with its text as a file would give it.
+    """Validate a `Question` that a caller created, by the same rules as a file, and strip its text.
 
     Raises:
-        UsageError: names every problem.
+        UsageError: the question is invalid; lists every problem.
     """
     values: dict[str, Any] = {"id": question.id, "text": question.text, "type": question.type}
     if question.choices:
         values["choices"] = list(question.choices)
     if question.max_new_tokens is not None:
         values["max_new_tokens"] = question.max_new_tokens
-    if problems := [what for _, what in _problems(values)]:
-        raise UsageError("\n".join(f"question {question.id!r}: {what}" for what in problems))
+    if problems := [problem for _, problem in _problems(values)]:
+        raise UsageError("\n".join(f"question {question.id!r}: {problem}" for problem in problems))
     return replace(question, text=question.text.strip(), choices=tuple(question.choices))
 
 
 def merge_questions(sets: Iterable[Iterable[Question]]) -> tuple[Question, ...]:
-    """The questions of several sets, one after the other.
+    """Concatenate question sets.
+
+    Args:
+        sets: the question sets.
 
     Raises:
-        UsageError: two have the same id, or the same text: a row would not tell which of the two was asked.
+        UsageError: two questions have the same id or the same text, so their rows could not be distinguished.
     """
     merged: list[Question] = []
     problems: list[str] = []
     for question in (q for questions in sets for q in questions):
         for other in merged:
             if other.id == question.id:
-                problems.append(f"question id `{question.id}` comes from two sets: {other.text!r}, {question.text!r}")
+                problems.append(f"question id `{question.id}` is in two sets: {other.text!r}, {question.text!r}")
             elif other.text == question.text:
-                problems.append(f"`{other.id}` and `{question.id}` ask the same: {question.text!r}")
+                problems.append(f"`{other.id}` and `{question.id}` have the same text: {question.text!r}")
         merged.append(question)
     if problems:
         raise UsageError(
-            "\n".join(problems), hint="name each set once, or give one of the questions another id or text"
+            "\n".join(problems), hint="use each set once, or change the id or text of one of the questions"
         )
     return tuple(merged)
 
@@ -119,10 +121,10 @@ def _questions(file: TomlFile, problems: list[str]) -> tuple[Question, ...]:
             problems.append(f"{file.where(key)}: unknown key `{dotted([key])}`{did_you_mean(key, ['question'])}")
     tables = file.values.get("question", [])
     if not isinstance(tables, list) or not all(isinstance(t, dict) for t in tables):
-        problems.append(f"{file.where('question')}: `question` must be written [[question]], once for each question")
+        problems.append(f"{file.where('question')}: write [[question]] once for each question")
         return ()
     if not tables and not problems:
-        problems.append(f"{file.where()}: no questions; each begins with [[question]]")
+        problems.append(f"{file.where()}: no questions; each one starts with [[question]]")
     found: list[tuple[int, Question]] = []
     for number, table in enumerate(tables):
         question = _question(file, number, table, problems)
@@ -133,7 +135,7 @@ def _questions(file: TomlFile, problems: list[str]) -> tuple[Question, ...]:
                 if getattr(other, key) == getattr(question, key):
                     first = file.where("question", other_number, key).rpartition(":")[2]
                     problems.append(
-                        f"{file.where('question', number, key)}: `{key}` is that of the question in line {first}: "
+                        f"{file.where('question', number, key)}: same `{key}` as the question in line {first}: "
                         f"{getattr(question, key)!r}"
                     )
         found.append((number, question))
@@ -141,20 +143,20 @@ def _questions(file: TomlFile, problems: list[str]) -> tuple[Question, ...]:
 
 
 def _question(file: TomlFile, number: int, table: dict[str, Any], problems: list[str]) -> Question | None:
-    """One question, or None with its problems noted."""
+    """Return one question; or None after adding its problems to `problems`."""
     n_before = len(problems)
 
-    def wrong(key: str, what: str) -> None:
-        problems.append(f"{file.where('question', number, key)}: {what}")
+    def report(key: str, problem: str) -> None:
+        problems.append(f"{file.where('question', number, key)}: {problem}")
 
     for key in table:
         if key not in _CHECKS:
-            wrong(key, f"unknown key `{dotted([key])}`{did_you_mean(key, _CHECKS)}")
+            report(key, f"unknown key `{dotted([key])}`{did_you_mean(key, _CHECKS)}")
     for key in ("id", "text"):
         if key not in table:
-            wrong(key, f"`{key}` is missing in question {number + 1}")
-    for key, what in _problems(table):
-        wrong(key, what)
+            report(key, f"`{key}` is missing in question {number + 1}")
+    for key, problem in _problems(table):
+        report(key, problem)
     kind = table.get("type", "text")
     if len(problems) > n_before:
         return None
@@ -168,51 +170,53 @@ def _question(file: TomlFile, number: int, table: dict[str, Any], problems: list
 
 
 def _problems(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Key and sentence of everything that is wrong with the values that are there."""
+    """Yield (key, problem) for every invalid value; required keys may be missing."""
     for key, check in _CHECKS.items():
-        if key in values and (complaint := check(values[key])):
-            yield key, f"`{key}` must be {complaint}, not {values[key]!r}"
+        if key in values and (problem := check(values[key])):
+            yield key, f"`{key}` {problem}"
     kind = values.get("type", "text")
     if kind == "choice" and "choices" not in values:
         yield "type", "`choices` is missing: type `choice` needs a list of answers to choose from"
     if kind in _TYPES and kind != "choice" and "choices" in values:
-        yield "choices", f"`choices` goes with type `choice`, not with `{kind}`"
+        yield "choices", f"`choices` is only valid with type `choice`, not `{kind}`"
 
 
-def _id_complaint(value: Any) -> str | None:
-    good = isinstance(value, str) and 0 < len(value) <= _LONGEST_ID and value.isprintable() and " " not in value
-    return None if good else f"a word of at most {_LONGEST_ID} characters without spaces"
+def _check_id(value: Any) -> str | None:
+    valid = isinstance(value, str) and 0 < len(value) <= _MAX_ID_LENGTH and value.isprintable() and " " not in value
+    return None if valid else f"must be a word of at most {_MAX_ID_LENGTH} characters without spaces, not {value!r}"
 
 
-def _text_complaint(value: Any) -> str | None:
-    return None if isinstance(value, str) and value.strip() else "a text"
+def _check_text(value: Any) -> str | None:
+    if not isinstance(value, str):
+        return f"must be a string, not {value!r}"
+    return None if value.strip() else "is empty"
 
 
-def _type_complaint(value: Any) -> str | None:
+def _check_type(value: Any) -> str | None:
     if value in _TYPES:
         return None
     near = did_you_mean(value, _TYPES).removeprefix("; ") if isinstance(value, str) else ""
-    return f"one of {', '.join(_TYPES)}{f' ({near})' if near else ''}"
+    return f"must be one of {', '.join(_TYPES)}{f' ({near})' if near else ''}, not {value!r}"
 
 
-def _choices_complaint(value: Any) -> str | None:
-    good = isinstance(value, list) and all(isinstance(c, str) and c.strip() for c in value)
-    if not good or len(value) < 2:
-        return "a list of at least two texts"
-    same = {c.strip().casefold() for c in value}
-    return None if len(same) == len(value) else "a list of texts that all differ"
+def _check_choices(value: Any) -> str | None:
+    valid = isinstance(value, list) and all(isinstance(c, str) and c.strip() for c in value)
+    if not valid or len(value) < 2:
+        return f"must be a list of at least two strings, not {value!r}"
+    distinct = {c.strip().casefold() for c in value}
+    return None if len(distinct) == len(value) else f"must be a list of different strings, not {value!r}"
 
 
-def _tokens_complaint(value: Any) -> str | None:
-    good = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-    return None if good else "a whole number of at least 1"
+def _check_max_new_tokens(value: Any) -> str | None:
+    valid = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return None if valid else f"must be a whole number of at least 1, not {value!r}"
 
 
-#: Key of a [[question]] -> what is wrong with a value, or None.
+#: Key of a [[question]] -> function that returns the problem of a value, or None.
 _CHECKS: dict[str, Callable[[Any], str | None]] = {
-    "id": _id_complaint,
-    "text": _text_complaint,
-    "type": _type_complaint,
-    "choices": _choices_complaint,
-    "max_new_tokens": _tokens_complaint,
+    "id": _check_id,
+    "text": _check_text,
+    "type": _check_type,
+    "choices": _check_choices,
+    "max_new_tokens": _check_max_new_tokens,
 }

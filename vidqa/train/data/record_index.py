@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 #: The form of what lies in the cache; raised by one when that changes.
 INDEX_FORMAT = 2
 #: Two changes within one tick of a file system's clock give the same time; FAT ticks every two seconds.
-_TICK_NS = 2_000_000_000
+_MTIME_RESOLUTION_NS = 2_000_000_000
 _BLOCK_ROWS = 4096
 
 
@@ -128,7 +128,7 @@ def _load(index: Path, mtime_ns: int) -> Scanned | None:
     try:
         with np.load(index, allow_pickle=False) as stored:
             read_ns = int(stored["read_ns"])
-            if abs(read_ns - mtime_ns) <= _TICK_NS:
+            if abs(read_ns - mtime_ns) <= _MTIME_RESOLUTION_NS:
                 return None  # changed just before it was read: a later change could hide behind the same time
             spans, sha256, size = stored["spans"], str(stored["sha256"]), int(stored["size"])
         mark_used(index)
