@@ -70,11 +70,11 @@ def add_run(table: Table, n_files: int, per_file: int) -> None:
         old, new = k * 7, 1_000_000_000 + k
         item = MediaItem(f"/archive/n/{k}.mp4", "/archive", f"n/{k}.mp4", 1, 1)
         if k % 10 == 7:
-            table.update_paths([(media_id(old), item)], exists=lambda place: False)
+            table.update_paths([(media_id(old), item)], exists=lambda path: False)
         elif k % 10 == 8:
             table.add(row(old, i, answer="Asked again.") for i in range(per_file))
         elif k % 10 == 9:
-            table.update_paths([(media_id(old), item)], exists=lambda place: True)
+            table.update_paths([(media_id(old), item)], exists=lambda path: True)
         else:
             table.add(row(new, i) for i in range(per_file))
         if k % 50 == 49:

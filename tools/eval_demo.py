@@ -110,12 +110,12 @@ def answer_all(
     run = RunContext.begin(model, RunOptions(cache_dir=folder / "cache"), Reporter())
     found = run.find([str(folder / "media")])
 
-    def owed(item: MediaItem, media_id: str) -> WorkItem:
+    def pending(item: MediaItem, media_id: str) -> WorkItem:
         questions = tuple(Question(f"q{i}", pair.question) for i, pair in enumerate(asked[Path(item.rel).name]))
         return WorkItem(item, media_id, questions)
 
     answers: dict[tuple[str, str], str | None] = {}
-    with closing(run.encoded(found.items, owed, ())) as encoded:
+    with closing(run.encoded(found.items, pending, ())) as encoded:
         for answered in answer_works(encoded, run.model, run.options, run.clock):
             for row in answered.rows:
                 answers[Path(row.path).name, row.question_id] = row.answer

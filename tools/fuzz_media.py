@@ -112,7 +112,7 @@ def numbers(data: bytearray, others: list[bytes], chance: random.Random) -> byte
 
 
 def boxes(data: bytearray, others: list[bytes], chance: random.Random) -> bytearray:
-    """Give an MP4 box a wrong size, rename it, remove it, duplicate it or replace it; truncate files without boxes."""
+    """Set a wrong size of an MP4 box, rename it, remove it, duplicate it or replace it; truncate other files."""
     found = list(_boxes(data, 0, len(data)))
     if data[4:8] != b"ftyp" or not found:
         return cut(data, others, chance)
@@ -183,8 +183,8 @@ def through(folder: Path, timeout_s: float) -> Counter[str]:
     files = sorted(path for path in folder.iterdir() if path.is_file())
     found = scan([str(folder)])
     if len(found.items) + len(found.ignored) != len(files):
-        raise RuntimeError(f"{len(files)} files, {len(found.items)} found and {len(found.ignored)} left out")
-    ends = Counter(f"left out: {out.reason}" for out in found.ignored)
+        raise RuntimeError(f"{len(files)} files, {len(found.items)} found and {len(found.ignored)} excluded")
+    ends = Counter(f"excluded: {out.reason}" for out in found.ignored)
     rule = SamplingSpec()
     jobs = (DecodeJob(path=item.path, segments=None, sampling=rule) for item in found.items)
     finished = set()

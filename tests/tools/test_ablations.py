@@ -1,4 +1,4 @@
-"""The ablations differ in what they are about and in nothing else, and their table adds up."""
+"""The compared arms differ only in what the ablation is about, and the table is correct."""
 
 import tomllib
 
@@ -18,19 +18,19 @@ BY_NAME = {arm.name: tomllib.loads(recipe(arm, 1, Sizes())) for arm in ARMS}
 
 
 @pytest.mark.parametrize("name", BY_NAME)
-def test_the_recipes_are_sound(name):
+def test_recipes_are_valid(name):
     assert not list(contradictions(Recipe.model_validate(BY_NAME[name])))
     assert not list(contradictions(Recipe.model_validate(tomllib.loads(language_recipe(Sizes())))))
 
 
-def test_compared_arms_differ_in_what_they_are_compared_by():
+def test_compared_arms_differ_in_one_respect():
     united, separated = BY_NAME["joint, united"], BY_NAME["joint, separated"]
     assert separated | {"model": united["model"]} == united
     same_steps, same_clips = BY_NAME["video only, same steps"], BY_NAME["video only, same clips"]
     for one in (same_steps, same_clips):
         assert one["model"] == united["model"]
         assert {d["name"] for d in one["data"]} == {"clips", "clips_captions"}
-    steps = {name: [stage["steps"] for stage in told["stage"]] for name, told in BY_NAME.items()}
+    steps = {name: [stage["steps"] for stage in arm["stage"]] for name, arm in BY_NAME.items()}
     assert steps["video only, same steps"] == steps["joint, united"] == steps["joint, separated"]
     assert [2 * n for n in steps["video only, same clips"]] == steps["joint, united"]
     assert {arm for _, one, other in COMPARED for arm in (one, other)} == set(BY_NAME)
@@ -41,7 +41,7 @@ def scores(right):
     return {topic: {"right": right + n} for n, topic in enumerate(topics)} | {"clip caption, x": {"right": 0.0}}
 
 
-def test_the_table_has_means_spreads_and_differences():
+def test_table_has_means_spreads_and_differences():
     assert figures(scores(10))["clip questions, mean of topics"] == 10.5
     lines = table({ARMS[0].name: [scores(10), scores(14)], ARMS[1].name: [scores(10), scores(10)]}).splitlines()
     assert "| clip questions, mean of topics | 12.5 ± 2.8 | 10.5 ± 0.0 |" in lines
@@ -50,10 +50,11 @@ def test_the_table_has_means_spreads_and_differences():
     assert "joint" not in lines[-1]  # arms that did not run are not compared
 
 
-def test_the_most_frequent_answer_is_counted_by_kind_and_topic():
+def test_most_frequent_answer_is_counted_by_kind_and_topic():
     scenes = {"a": make_scene(1), "b": make_scene(2), "c": make_scene(3, still=True)}
     asked = {
-        name: [Pair("colour", "?", said), Pair("caption", "?", name)] for name, said in zip("abc", "xyy", strict=True)
+        name: [Pair("colour", "?", answer), Pair("caption", "?", name)]
+        for name, answer in zip("abc", "xyy", strict=True)
     }
     asked["a"].append(Pair("colour", "??", "x"))
     found = {topic: round(score["right"], 1) for topic, score in most_frequent(scenes, asked).items()}
@@ -65,7 +66,7 @@ def test_the_most_frequent_answer_is_counted_by_kind_and_topic():
     )
 
 
-def test_the_encoder_of_pixels_sees_half_and_is_asked_for_all():
+def test_masked_autoencoder_reconstructs_all_patches():
     torch.manual_seed(0)
     model = MaskedAutoencoder(VisionTower(VisionConfig(8, 4, 16, 32, 2, 2, 8)))
     pixels = torch.randn(3, 3, 8, 8)

@@ -1,7 +1,7 @@
 import pytest
 
 
-def test_the_benchmark_of_records_measures_the_list_it_writes(tmp_path):
+def test_bench_records_measures_the_list_that_it_writes(tmp_path):
     import bench_records
 
     path = tmp_path / "records.json"

@@ -1,4 +1,4 @@
-"""The benchmarks run, and measure what they say: small ones of each that needs no minutes."""
+"""Small runs of the benchmarks that take seconds: they measure what they report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def last_line(capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
     return found
 
 
-def test_scan_of_files_that_are_all_known(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scan_of_existing_files(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     import bench_scan
 
     monkeypatch.setattr(sys, "argv", ["bench_scan.py", "--files", "30"])
@@ -23,7 +23,7 @@ def test_scan_of_files_that_are_all_known(capsys: pytest.CaptureFixture[str], mo
     assert line["peak_mb"] > 10
 
 
-def test_reading_of_the_cache(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_reads(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     import bench_cache
 
     monkeypatch.setattr(sys, "argv", ["bench_cache.py", "--entries", "3", "--shape", "2,5,16"])
@@ -32,7 +32,7 @@ def test_reading_of_the_cache(capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert {"write", "cold: plain", "warm: vidqa, 1 thread", "copy"} <= set(results)  # type: ignore[call-overload]
 
 
-def test_shares_of_imports() -> None:
+def test_import_shares() -> None:
     import bench_start
 
     log = "\n".join(
@@ -41,7 +41,7 @@ def test_shares_of_imports() -> None:
             "import time:    100000 |     100000 |     torch._dynamo.a",
             "import time:    200000 |     300000 |   torch",
             "import time:     50000 |     350000 | vidqa.pipeline.ask",
-            "a line of something else",
+            "some other line",
         )
     )
     own, tree = bench_start.shares(log)

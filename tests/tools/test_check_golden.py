@@ -1,4 +1,4 @@
-"""tools/check_golden.py as a command: its lines, what it says of missing and unknown files, its exit status."""
+"""tools/check_golden.py: its output, missing and unexpected files, exit status."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
     return capsys.readouterr().out.splitlines()
 
 
-def test_one_line_a_fixture_and_a_word_on_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prints_a_line_per_fixture_and_lists_other_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copy(GOLDEN / "frame_indices.json", tmp_path)
     (tmp_path / "README.md").touch()
     (tmp_path / "other.json").touch()
@@ -29,7 +29,7 @@ def test_one_line_a_fixture_and_a_word_on_the_rest(tmp_path: Path, capsys: pytes
     assert out[-1] == "1 fixtures compared, 0 with differences"
 
 
-def test_a_difference_is_a_miss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_difference_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = json.loads((GOLDEN / "frame_indices.json").read_text())
     data["linspace"]["8"]["10"][3] += 1
     (tmp_path / "frame_indices.json").write_text(json.dumps(data))
@@ -40,7 +40,7 @@ def test_a_difference_is_a_miss(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("files", "message"),
     [
         ({"valley.json": "{}"}, "valley.safetensors: missing"),
         ({"frame_indices.json": "{"}, "stopped by JSONDecodeError"),
@@ -48,16 +48,16 @@ def test_a_difference_is_a_miss(tmp_path: Path, capsys: pytest.CaptureFixture[st
         ({}, "0 fixtures compared"),
     ],
 )
-def test_half_a_fixture_or_nothing(
-    files: dict[str, str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_incomplete_fixtures_fail(
+    files: dict[str, str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     assert main([str(tmp_path)]) == 1
-    assert said in "\n".join(lines(capsys))
+    assert message in "\n".join(lines(capsys))
 
 
-def test_tensors_that_are_not_those_of_the_description(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tensors_that_do_not_match_the_description(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("preprocess.json", "preprocess.safetensors"):
         shutil.copy(GOLDEN / name, tmp_path)
     data = json.loads((tmp_path / "preprocess.json").read_text())

@@ -1,4 +1,4 @@
-"""The demo world tells the truth: pictures, sentences and questions agree, and the same seed is the same scene."""
+"""The demo world is consistent: frames, captions and questions agree, and the same seed creates the same scene."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ pytest.importorskip("av")
 from demo_world.alignment import GROUPS, patch_truth
 from demo_world.language import (
     NUMBERS,
-    PLACES,
+    POSITIONS,
     SAYINGS,
     caption,
     checks,
@@ -22,17 +22,25 @@ from demo_world.language import (
     lookups,
     names,
     pairs,
-    place,
     plain,
+    position_of,
     share_a_colour,
     truth,
 )
 from demo_world.render import cover, render
 from demo_world.scene import COLOURS, HELD_OUT, MOTIONS, SHAPES, SIZE, make_scene, path_of
-from demo_world.write import all_records, looked_at, media_bytes, write_alike, write_lookups, write_unseen, write_world
+from demo_world.write import (
+    all_records,
+    decode_frames,
+    media_bytes,
+    write_alike,
+    write_lookups,
+    write_unseen,
+    write_world,
+)
 
 
-def test_the_world_is_as_rich_as_promised():
+def test_the_world_has_enough_variety():
     scenes = [make_scene(s) for s in range(400)]
     things = [t for scene in scenes for t in scene.things]
     assert len(SHAPES) >= 6
@@ -44,13 +52,13 @@ def test_the_world_is_as_rich_as_promised():
     assert any(np.hypot(*s.pan) > 3 for s in scenes)
 
 
-def test_training_never_shows_a_held_out_pair_and_evaluation_does():
+def test_held_out_pairs_are_in_evaluation_scenes_only():
     assert not any((t.colour, t.shape) in HELD_OUT for s in range(600) for t in make_scene(s).things)
     assert any((t.colour, t.shape) in HELD_OUT for s in range(100) for t in make_scene(s, held_out=True).things)
 
 
-def test_no_answer_about_training_media_says_a_held_out_pair(tmp_path):
-    """As `vidqa train` pairs words: what its file of pairs says of the conversations is true."""
+def test_no_answer_about_training_media_names_a_held_out_pair(tmp_path):
+    """Checked with the file of pairs, as `vidqa train` reads it."""
     from vidqa.model.bundle.registry import find_bundle
     from vidqa.model.llm import load_tokenizer
     from vidqa.prompts.build import build_labels
@@ -68,35 +76,35 @@ def test_no_answer_about_training_media_says_a_held_out_pair(tmp_path):
         made = build_labels(
             tokenizer, FORMATS["vicuna_v1"], list(zip(values[::2], values[1::2], strict=True)), [(kind, 1, 2)]
         )
-        assert not any(found.is_unseen(said) for said in found.answers(made)), values
+        assert not any(found.is_unseen(answer) for answer in found.answers(made)), values
         n_narrowed += int((found.where(made) > 0).sum())
     assert n_narrowed > 100
 
 
-def test_same_seed_same_picture():
+def test_same_seed_same_frames():
     assert np.array_equal(render(make_scene(5)), render(make_scene(5)))
     assert not np.array_equal(render(make_scene(5)), render(dataclasses.replace(make_scene(5), seed=6)))
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_a_caption_in_any_wording_is_read_as_the_scene(seed):
+def test_claims_of_a_caption_in_any_wording_match_the_scene(seed):
     scene = make_scene(seed, held_out=True)
     for k in range(4):
         assert claims(caption(scene, np.random.default_rng(k))) == truth(scene)
     assert claims("A small red moon flies.") == set()
 
 
-def test_a_caption_names_things_by_colour_and_then_by_shape():
+def test_a_caption_names_objects_by_color_then_shape():
     for seed in range(60):
         scene = make_scene(seed)
         names = [t.name for t in sorted(scene.things, key=lambda t: (list(COLOURS).index(t.colour), t.shape))]
         if len({t.colour for t in scene.things}) < len(scene.things):
-            continue  # shapes have an order of their own
-        for said in (caption(scene), detail(scene)):
-            assert sorted(names, key=said.index) == names, said
+            continue  # the order of shapes is not alphabetical
+        for text in (caption(scene), detail(scene)):
+            assert sorted(names, key=text.index) == names, text
 
 
-def test_things_move_as_they_are_said_to():
+def test_objects_move_as_described():
     seen = Counter()
     for seed in range(300):
         for t in make_scene(seed, still=False).things:
@@ -118,7 +126,7 @@ def test_things_move_as_they_are_said_to():
     assert set(seen) == set(MOTIONS)
 
 
-def test_a_thing_has_its_colour_where_it_covers():
+def test_objects_have_their_color_where_they_cover():
     for seed in range(20):
         scene = make_scene(seed, still=True)
         frame, where = render(scene)[0], cover(scene, np.zeros(1, int), SIZE)[0]
@@ -127,7 +135,7 @@ def test_a_thing_has_its_colour_where_it_covers():
             assert np.abs(inside - np.array(t.rgb)).max() < 6
 
 
-def test_as_many_no_as_yes_and_counts_are_right():
+def test_yes_and_no_are_balanced_and_counts_are_correct():
     answers = Counter()
     for seed in range(200):
         scene = make_scene(seed)
@@ -139,7 +147,7 @@ def test_as_many_no_as_yes_and_counts_are_right():
     assert answers["Yes."] == answers["No."] == 200
 
 
-def test_claims_to_check_are_true_or_false_of_the_thing_that_they_name():
+def test_answers_to_claims_are_correct_and_false_claims_fit_other_objects():
     answers, borrowed = Counter(), 0
     for seed in range(300):
         scene = make_scene(seed)
@@ -150,41 +158,41 @@ def test_claims_to_check_are_true_or_false_of_the_thing_that_they_name():
                 continue
             (name,) = re.findall(f"(?:{'|'.join(COLOURS)}) (?:{'|'.join(SHAPES)})", pair.question)
             if pair.question.startswith("Is it true"):
-                said = pair.question.removeprefix(f"Is it true that the {name} ").removesuffix("?")
-                (motion,) = [m for m, sayings in SAYINGS.items() if said in sayings]
+                wording = pair.question.removeprefix(f"Is it true that the {name} ").removesuffix("?")
+                (motion,) = [m for m, sayings in SAYINGS.items() if wording in sayings]
                 assert pair.answer == ("Yes." if names[name].motion == motion else "No."), pair
                 borrowed += pair.answer == "No." and motion in {t.motion for t in scene.things}
             else:
                 assert pair.answer == ("Yes." if name in names else "No."), pair
             answers[pair.answer] += 1
     assert 0.4 < answers["No."] / answers.total() < 0.55
-    assert borrowed > 100  # false of this thing, true of another one
+    assert borrowed > 100  # false for this object, true for another one
 
 
 def first_of(scene, question):
-    """Of two things that are named, the one that comes or goes first."""
+    """Return which of two named objects appears or disappears first."""
     timed = [t for t in scene.things if t.name in question and t.motion in ("appears", "disappears")]
     assert len(timed) == 2
     return min(timed, key=lambda t: t.at)
 
 
-def test_patches_know_where_a_thing_that_stays_is():
+def test_patch_labels_have_the_position_of_static_objects():
     seen = Counter()
     for seed in range(120):
         scene = make_scene(seed, still=True)
-        known = patch_truth(scene, np.zeros(1, int), 4)[0]
+        labels = patch_truth(scene, np.zeros(1, int), 4)[0]
         for k, t in enumerate(scene.things):
             own = cover(scene, np.zeros(1, int), 4)[0].reshape(len(scene.things), -1)
-            patches = known[(own.argmax(0) == k) & (own.max(0) >= 0.1)]
-            where = place(t)
-            assert set(patches[:, GROUPS.index("place")]) == {PLACES.index(where) if where else -1}
+            patches = labels[(own.argmax(0) == k) & (own.max(0) >= 0.1)]
+            where = position_of(t)
+            assert set(patches[:, GROUPS.index("place")]) == {POSITIONS.index(where) if where else -1}
             if where in ("top left", "bottom right"):
                 assert (t.start[0] < SIZE / 2) == (t.start[1] < SIZE / 2) == (where == "top left")
             seen[where] += 1
-    assert set(seen) == {*PLACES, None}
+    assert set(seen) == {*POSITIONS, None}
 
 
-def test_alike_has_scenes_with_two_things_of_one_colour(tmp_path):
+def test_alike_has_scenes_with_two_objects_of_the_same_color(tmp_path):
     write_world(tmp_path, range(40))
     write_alike(tmp_path, 3)
     made = json.loads((tmp_path / "alike.json").read_text())
@@ -193,8 +201,8 @@ def test_alike_has_scenes_with_two_things_of_one_colour(tmp_path):
     assert {r["topic"] for r in made} == {"caption", "detail"}
 
 
-def test_lookups_point_at_one_thing_and_are_true():
-    said = Counter()
+def test_lookups_identify_one_object_and_are_correct():
+    answers = Counter()
     for seed in range(300):
         scene, rng = make_scene(seed), np.random.default_rng(seed)
         for pair in lookups(scene, rng):
@@ -206,16 +214,16 @@ def test_lookups_point_at_one_thing_and_are_true():
             (t,) = there
             if pair.answer in ("Yes.", "No."):
                 assert (pair.answer == "Yes.") == pair.question.endswith(f" {t.colour}?"), pair
-                said[len(scene.things), pair.answer] += 1
+                answers[len(scene.things), pair.answer] += 1
             elif "colour" in pair.question:
                 assert by_shape and pair.answer in (f"It is {t.colour}.", f"The {t.shape} is {t.colour}.")
             else:
                 assert pair.answer in (f"It is a {t.shape}.", f"It is {t.size}.", f"It {SAYINGS[t.motion][0]}.")
-    assert 0.3 < said[2, "Yes."] / (said[2, "Yes."] + said[2, "No."]) < 0.7
+    assert 0.3 < answers[2, "Yes."] / (answers[2, "Yes."] + answers[2, "No."]) < 0.7
 
 
-def test_plain_questions_have_one_true_answer():
-    """`it` is said of the only thing; what and which colours there are, of all."""
+def test_plain_questions_have_one_correct_answer():
+    """`it` refers to the only object; questions about all objects and colors list all of them."""
     asked = Counter()
     for seed in range(300):
         scene = make_scene(seed)
@@ -234,8 +242,8 @@ def test_plain_questions_have_one_true_answer():
     assert min(asked["which objects", True], asked["what shapes", True], asked["which colours", True]) > 20
 
 
-def test_training_asks_about_no_pair_that_it_never_shows():
-    """Always answered with no, the question would teach the answer."""
+def test_training_does_not_ask_about_held_out_pairs():
+    """The answer would always be no."""
     n = 0
     for seed in range(400):
         for record in all_records(make_scene(seed)):
@@ -245,7 +253,7 @@ def test_training_asks_about_no_pair_that_it_never_shows():
     assert n > 1000
 
 
-def test_lookups_are_written_for_scenes_with_several_things(tmp_path):
+def test_lookups_are_written_for_scenes_with_several_objects(tmp_path):
     write_world(tmp_path, range(12))
     write_lookups(tmp_path, 3)
     several = [s for s in range(12) if len(make_scene(s).things) > 1][:3]
@@ -254,16 +262,16 @@ def test_lookups_are_written_for_scenes_with_several_things(tmp_path):
     assert {r["topic"] for r in made} == {"lookup", "check", "position"}
 
 
-def test_written_clips_are_what_was_rendered(tmp_path):
+def test_written_clips_match_the_rendered_frames(tmp_path):
     scene = dataclasses.replace(make_scene(3, still=False), noise=0.0, crf=18)
-    frames, index = looked_at(media_bytes(scene), False)
+    frames, index = decode_frames(media_bytes(scene), False)
     assert frames.shape == (8, SIZE, SIZE, 3)
     assert index[0] == 0
     assert index[-1] == scene.n_frames - 1
     assert np.abs(frames.astype(int) - render(scene, index).astype(int)).mean() < 6
 
 
-def test_a_world_folder_is_training_data_in_the_llava_layout(tmp_path):
+def test_a_world_folder_is_training_data_in_the_llava_format(tmp_path):
     from vidqa.train.data import by_media, read_conversations
 
     write_world(tmp_path, range(6))

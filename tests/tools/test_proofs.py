@@ -1,4 +1,4 @@
-"""The proofs that take hours, for a minute: killed runs and damaged media. `VIDQA_PROOFS=100` makes them longer."""
+"""Short runs of the long proofs: killed runs and damaged media; `VIDQA_PROOFS=100` makes them longer."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 TOOLS = Path(__file__).parents[2] / "tools"
-LONGER = int(os.environ.get("VIDQA_PROOFS", "1"))
+FACTOR = int(os.environ.get("VIDQA_PROOFS", "1"))
 
 
-def proven(tool: str, *arguments: object, cwd: Path) -> dict[str, object]:
+def run_proof(tool: str, *arguments: object, cwd: Path) -> dict[str, object]:
     command = [sys.executable, str(TOOLS / tool), *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(TOOLS.parent)}
     done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
@@ -24,14 +24,14 @@ def proven(tool: str, *arguments: object, cwd: Path) -> dict[str, object]:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kills process groups")
-def test_killed_runs_lose_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
-    arguments = ("--count", 4 * LONGER, "--model", tiny_bundle, "--clips", 6, "--seed", 1)
-    found = proven("prove_kills.py", *arguments, cwd=tmp_path)
-    assert found["killed"] == 4 * LONGER and found["rows"] == [6, 8]
+def test_killed_runs_lose_no_rows(tiny_bundle: Path, tmp_path: Path) -> None:
+    arguments = ("--count", 4 * FACTOR, "--model", tiny_bundle, "--clips", 6, "--seed", 1)
+    found = run_proof("prove_kills.py", *arguments, cwd=tmp_path)
+    assert found["killed"] == 4 * FACTOR and found["rows"] == [6, 8]
 
 
 def test_damaged_media_are_all_accounted_for(tmp_path: Path) -> None:
-    found = proven("fuzz_media.py", "--count", 60 * LONGER, "--seed", 1, cwd=tmp_path)
+    found = run_proof("fuzz_media.py", "--count", 60 * FACTOR, "--seed", 1, cwd=tmp_path)
     ends = found["ends"]
-    assert isinstance(ends, dict) and sum(ends.values()) == 60 * LONGER
+    assert isinstance(ends, dict) and sum(ends.values()) == 60 * FACTOR
     assert ends["decoded"] > 0 and any(end.startswith("failed") for end in ends)

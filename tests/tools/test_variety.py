@@ -1,4 +1,4 @@
-"""Batches that break the training world's habits: what they claim stays true, and what is held out stays unseen."""
+"""Augmented batches: their labels stay correct, and held-out pairs stay unseen."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 pytest.importorskip("av")
 
-from demo_world.alignment import GROUPS, PHRASES, Arrays, Phrasebook, build_arrays, told_apart
+from demo_world.alignment import GROUPS, PHRASES, Arrays, Phrasebook, build_arrays, candidate_phrases
 from demo_world.language import caption
 from demo_world.scene import COLOURS, HELD_OUT, MOTIONS, SHAPES, make_scene
 from demo_world.variety import Variety, backwards, never_shown, played_backwards, turn
@@ -32,17 +32,17 @@ def arrays(tmp_path_factory: pytest.TempPathFactory) -> Arrays:
     return Arrays(folder / "arrays", Phrasebook(tokenizer), [0.5] * 3, [0.25] * 3)
 
 
-def test_backwards_turns_motions_and_times_round() -> None:
+def test_backwards_reverses_motions_and_times() -> None:
     truth = np.full((8, 2, len(GROUPS)), IGNORE, np.int8)
     truth[..., 0, MOTION], truth[..., 1, MOTION] = MOTIONS.index("appears"), MOTIONS.index("leaves")
-    truth[..., 0, WHEN] = 5 - 1  # there from frame 5 on: frames 5, 6, 7
+    truth[..., 0, WHEN] = 5 - 1  # visible in frames 5, 6, 7
     found = backwards(truth)
     assert {MOTIONS[m] for m in found[..., 0, MOTION].ravel()} == {"disappears"}
-    assert set(found[..., 0, WHEN].ravel()) == {3 - 1}  # gone from frame 3 on
-    assert (found[..., 1, :] == IGNORE).all()  # nothing here is called entering
+    assert set(found[..., 0, WHEN].ravel()) == {3 - 1}  # disappears in frame 3
+    assert (found[..., 1, :] == IGNORE).all()  # there is no phrase for entering
 
 
-def test_a_scene_played_backwards_says_so() -> None:
+def test_captions_of_reversed_scenes() -> None:
     scenes = [make_scene(s) for s in range(60)]
     for scene in scenes:
         back = played_backwards(scene)
@@ -54,7 +54,7 @@ def test_a_scene_played_backwards_says_so() -> None:
     assert "moves right" in caption(played_backwards(up) or up)
 
 
-def test_no_turn_shows_a_held_out_pair() -> None:
+def test_no_hue_shift_shows_a_held_out_pair() -> None:
     def never(colour: str, shape: str, degrees: float) -> bool:
         return bool(never_shown(degrees)[list(COLOURS).index(colour), SHAPES.index(shape)])
 
@@ -68,22 +68,22 @@ def test_no_turn_shows_a_held_out_pair() -> None:
     assert np.ptp(grey) < 1e-9
 
 
-def test_what_training_never_shows_is_no_wrong_answer() -> None:
+def test_held_out_pairs_are_not_candidates() -> None:
     phrases = [(group, p) for group, ps in PHRASES.items() for p in ps]
     truth = torch.full((len(COLOURS), len(SHAPES), len(GROUPS)), IGNORE)
     truth[..., GROUPS.index("colour")] = torch.arange(len(COLOURS))[:, None]
     truth[..., GROUPS.index("shape")] = torch.arange(len(SHAPES))
-    closed = ~told_apart(truth)
+    closed = ~candidate_phrases(truth)
     for i, colour in enumerate(COLOURS):
         for j, shape in enumerate(SHAPES):
             found = {phrases[k] for k in closed[i, j].nonzero()[:, 0].tolist()}
             assert found == {("shape", s) for c, s in HELD_OUT if c == colour} | {
                 ("colour", c) for c, s in HELD_OUT if s == shape
             }
-    assert told_apart(torch.full((2, len(GROUPS)), IGNORE)).all()
+    assert candidate_phrases(torch.full((2, len(GROUPS)), IGNORE)).all()
 
 
-def test_clips_come_with_themselves_backwards(arrays: Arrays) -> None:
+def test_clips_are_paired_with_their_reverse(arrays: Arrays) -> None:
     batch = Variety(arrays).clips(4)
     there, back = batch.pixels.chunk(2)
     torch.testing.assert_close(there, back.flip(1))
@@ -92,7 +92,7 @@ def test_clips_come_with_themselves_backwards(arrays: Arrays) -> None:
     assert torch.equal(first[..., 0], second[..., 0].flip(1))
 
 
-def test_other_hues_keep_shapes_and_lose_colours(arrays: Arrays) -> None:
+def test_hue_shifts_keep_shape_labels_and_remove_color_labels(arrays: Arrays) -> None:
     variety, colour, shape = Variety(arrays), GROUPS.index("colour"), GROUPS.index("shape")
     n_turned = 0
     for _ in range(12):

@@ -101,8 +101,10 @@ def test_text_alone_and_held_out_losses_stay_ordinary(tiny_model, features_of, l
     batch, rows = batch_of(tiny_model, features_of, [lab.make_sample(0, None, "a c")], PAIRS)
     assert not batch.packed.left_out.any()
     assert torch.equal(loss(tiny_model, batch, rows), loss(tiny_model, batch, ()))
-    looked_at, _ = batch_of(tiny_model, features_of, [lab.make_sample(0, "3.mp4", "a c")], None)  # as Evaluator reads
-    assert torch.equal(loss(tiny_model, looked_at, rows), loss(tiny_model, looked_at, ()))
+    decode_frames, _ = batch_of(
+        tiny_model, features_of, [lab.make_sample(0, "3.mp4", "a c")], None
+    )  # as Evaluator reads
+    assert torch.equal(loss(tiny_model, decode_frames, rows), loss(tiny_model, decode_frames, ()))
 
 
 def test_a_model_that_is_tuned_without_them_keeps_its_logits_of_what_is_left_out(lab, features_of, tmp_path):

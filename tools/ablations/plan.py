@@ -55,11 +55,11 @@ COMPARED = (
 
 def recipe(arm: Arm, seed: int, sizes: Sizes) -> str:
     """Return the recipe of a run. It is written to `runs/NAME`, two levels below the world and the bundles."""
-    captions = [f"{medium}_captions" for medium in arm.media]
+    captions = [f"{part}_captions" for part in arm.media]
     common = f'batch_size = {sizes.batch}\nper_device = {sizes.batch}\npacking = {sizes.packing}\nvisits = "draw"\n'
     parts = [
         f'seed = {seed}\n[model]\nbase = "../../{arm.start}"\nconnector = "fresh"\n',
-        *(source(f"../../world/{medium}", kind) for medium in arm.media for kind in ("conversations", "captions")),
+        *(source(f"../../world/{part}", kind) for part in arm.media for kind in ("conversations", "captions")),
         f'[[stage]]\nkind = "connector"\ndata = {json.dumps(captions)}\nlr = 2e-3\n{common}'
         f"steps = {arm.steps(sizes.connector_steps)}\n",
         f'[[stage]]\nkind = "instruct"\ndata = {json.dumps(list(arm.media))}\nlr = 1e-3\n{common}'

@@ -12,7 +12,7 @@ import torch
 from demo_world.alignment import Arrays, Phrasebook, build_arrays, forever
 from demo_world.tokens import train_tokenizer
 from demo_world.variety import Variety
-from demo_world.write import N_LOOKED_AT, write_world
+from demo_world.write import N_FRAMES, write_world
 from torch import nn
 
 from demo_model.plan import Plan, device, log, rank, save
@@ -55,9 +55,9 @@ def make_aligners(plan: Plan, work: Path) -> tuple[Aligner, Aligner, Phrasebook]
     text = TextTower(TextConfig(len(tokenizer), 128, 256, 2, 4, 64, plan.embedding))
     initialise(vision)
     initialise(text)
-    pictures = Aligner(vision, text, book.phrases())
-    clips = Aligner(insert_temporal(vision, N_LOOKED_AT), text, book.phrases())
-    return pictures.to(device()), clips.to(device()), book
+    images = Aligner(vision, text, book.phrases())
+    clips = Aligner(insert_temporal(vision, N_FRAMES), text, book.phrases())
+    return images.to(device()), clips.to(device()), book
 
 
 def reporter(every: int = 100) -> Callable[[int, float, dict[str, float]], None]:
@@ -92,11 +92,11 @@ def rates(spatial: float, temporal: float = 0.0) -> Callable[[str], float]:
 
 def step_pictures(plan: Plan, work: Path) -> None:
     """Align image tower and text tower on single frames."""
-    pictures, _, book = make_aligners(plan, work)
+    images, _, book = make_aligners(plan, work)
     arrays = Arrays(work / "arrays", book, list(CLIP_MEAN), list(CLIP_STD), plan.seed + 100 * rank())
     batches = forever(lambda: arrays.frames(plan.picture_batch, last=200).to(device()))
-    align(pictures, batches, seconds=60 * plan.picture_minutes, lr=rates(plan.align_lr), report=reporter())
-    save(pictures, work / "pictures.pt")
+    align(images, batches, seconds=60 * plan.picture_minutes, lr=rates(plan.align_lr), report=reporter())
+    save(images, work / "pictures.pt")
 
 
 def step_clips(plan: Plan, work: Path) -> None:
@@ -111,8 +111,8 @@ def step_more_clips(plan: Plan, work: Path) -> None:
 
 def step_variety(plan: Plan, work: Path) -> None:
     """Train a third round with augmentation: clips paired with their reverse, images and clips with shifted hues."""
-    pictures, clips, book = make_aligners(plan, work)
-    both = nn.ModuleList([pictures, clips])
+    images, clips, book = make_aligners(plan, work)
+    both = nn.ModuleList([images, clips])
     both.load_state_dict(torch.load(work / "more_clips.pt", weights_only=True, map_location=device()))
     arrays = Arrays(work / "arrays", book, list(CLIP_MEAN), list(CLIP_STD), 3000 + 100 * rank())
     variety = Variety(arrays)
@@ -129,15 +129,15 @@ def run_clips(
     plan: Plan, work: Path, start: str, result: str, minutes: float, spatial_lr: float, temporal_lr: float
 ) -> None:
     """Train both aligners on clips and images, from `start`.pt to `result`.pt."""
-    pictures, clips, book = make_aligners(plan, work)
-    both = nn.ModuleList([pictures, clips])
+    images, clips, book = make_aligners(plan, work)
+    both = nn.ModuleList([images, clips])
     weights = torch.load(work / f"{start}.pt", weights_only=True, map_location=device())
     if start == "pictures":
-        pictures.load_state_dict(weights)
+        images.load_state_dict(weights)
         # Insert it again: the temporal attention must start from the spatial attention trained on images.
-        clips.vision = insert_temporal(pictures.vision, N_LOOKED_AT).to(device())
+        clips.vision = insert_temporal(images.vision, N_FRAMES).to(device())
         for name in ("patch_norm", "patch_projection"):
-            getattr(clips, name).load_state_dict(getattr(pictures, name).state_dict())
+            getattr(clips, name).load_state_dict(getattr(images, name).state_dict())
     else:
         both.load_state_dict(weights)
     arrays = Arrays(work / "arrays", book, list(CLIP_MEAN), list(CLIP_STD), sum(map(ord, result)) + 100 * rank())
@@ -177,12 +177,12 @@ def step_encoders(plan: Plan, work: Path) -> None:
 
 def export(plan: Plan, work: Path, weights: str, folder: Path) -> None:
     """Export the towers of `weights`.pt to image.onnx, video.onnx and text.onnx."""
-    pictures, clips, _ = make_aligners(plan, work)
-    nn.ModuleList([pictures, clips]).load_state_dict(
+    images, clips, _ = make_aligners(plan, work)
+    nn.ModuleList([images, clips]).load_state_dict(
         torch.load(work / f"{weights}.pt", weights_only=True, map_location=device())
     )
     folder.mkdir(parents=True, exist_ok=True)
-    for name, aligner, n_frames in (("image", pictures, 1), ("video", clips, N_LOOKED_AT)):
+    for name, aligner, n_frames in (("image", images, 1), ("video", clips, N_FRAMES)):
         report = export_tower(aligner.vision, folder / f"{name}.onnx", n_frames)
         log(f"{name}.onnx: largest difference from torch {report.max_abs_error:.1e}")
-    export_text(pictures.text, folder / "text.onnx")
+    export_text(images.text, folder / "text.onnx")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from demo_world.write import N_LOOKED_AT
+from demo_world.write import N_FRAMES
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -59,7 +59,7 @@ def step_base(plan: Plan, work: Path) -> None:
         encoders=EncodersSpec(
             image=EncoderSpec(file="encoders/image.onnx", n_frames=1, keep_cls=False, **common),
             video=VideoEncoderSpec(
-                file="encoders/video.onnx", n_frames=N_LOOKED_AT, keep_cls=True, sampling=SamplingSpec(), **common
+                file="encoders/video.onnx", n_frames=N_FRAMES, keep_cls=True, sampling=SamplingSpec(), **common
             ),
             text=TextEncoderSpec(file="encoders/text.onnx", embedding_size=plan.embedding, max_length=64),
         ),

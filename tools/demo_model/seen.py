@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from demo_world.alignment import GROUPS, NEVER_SHOWN, Arrays, patch_truth
 from demo_world.scene import make_scene
-from demo_world.write import looked_at, media_bytes, parallel
+from demo_world.write import decode_frames, media_bytes, parallel
 from torch import Tensor, nn
 
 from demo_model.encoders import make_aligners
@@ -30,13 +30,13 @@ ATTRIBUTES = ("colour", "shape", "size", "place", "motion", "when")
 
 def step_seen(plan: Plan, work: Path) -> None:
     """Measure what the encoders of the third round alone reveal about objects of an unseen world."""
-    pictures, clips, book = make_aligners(plan, work)
-    both = nn.ModuleList([pictures, clips])
+    images, clips, book = make_aligners(plan, work)
+    both = nn.ModuleList([images, clips])
     both.load_state_dict(torch.load(work / "variety.pt", weights_only=True, map_location=device()))
     arrays = Arrays(work / "arrays", book, list(CLIP_MEAN), list(CLIP_STD))
     grid = plan.image_size // plan.patch_size
     found = {}
-    for name, aligner in (("clips", clips.eval()), ("stills", pictures.eval())):
+    for name, aligner in (("clips", clips.eval()), ("stills", images.eval())):
         right: dict[tuple[str, bool], list[bool]] = defaultdict(list)
         seeds = range(FIRST_SEED, FIRST_SEED + N_MEDIA[name])
         media = list(parallel(partial(_render, name == "stills", grid), seeds))
@@ -55,7 +55,7 @@ def step_seen(plan: Plan, work: Path) -> None:
 def _render(still: bool, grid: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return frames uint8 [T, SIZE, SIZE, 3] and patch labels [T, patches, groups]; pairs may be held-out ones."""
     scene = make_scene(seed, still=still, held_out=True)
-    frames, index = looked_at(media_bytes(scene), still)
+    frames, index = decode_frames(media_bytes(scene), still)
     return frames, patch_truth(scene, index, grid)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from demo_world.alignment import GROUPS
-from demo_world.language import PLACES
+from demo_world.language import POSITIONS
 from demo_world.scene import COLOURS, MOTIONS, SHAPES, SIZES
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,7 +26,7 @@ from vidqa.encoders.preprocess import PreprocessSpec, preprocess
 from vidqa.model.video_llava import VideoLlava
 from vidqa.records import FrameBatch, MediaKind
 
-WORDS = {"colour": tuple(COLOURS), "shape": SHAPES, "size": tuple(SIZES), "place": PLACES, "motion": MOTIONS}
+WORDS = {"colour": tuple(COLOURS), "shape": SHAPES, "size": tuple(SIZES), "place": POSITIONS, "motion": MOTIONS}
 OLD_SIZE = 3.0  # mean norm of the scaled-down old tokens, about that of a word embedding
 STEPS, TOKENS, PEAK_LR = 3000, (1024, 512), 3e-3  # tokens per step: of objects, of background
 

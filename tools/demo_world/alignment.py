@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from demo_world.language import NUMBERS, PLACES, SAYINGS, caption, place
+from demo_world.language import NUMBERS, POSITIONS, SAYINGS, caption, position_of
 from demo_world.render import cover, times
 from demo_world.scene import COLOURS, HELD_OUT, MOTIONS, SHAPES, SIZE, SIZES, Scene, make_scene, path_of
 from demo_world.tokens import END_OF_TEXT
-from demo_world.write import N_LOOKED_AT, looked_at, media_name, parallel
+from demo_world.write import N_FRAMES, decode_frames, media_name, parallel
 from vidqa.train.align import IGNORE, AlignBatch
 
 ORDINALS = ("two", "three", "four", "five", "six", "seven", "eight")
@@ -25,7 +25,7 @@ PHRASES: dict[str, tuple[str, ...]] = {
     "colour": tuple(COLOURS),
     "shape": SHAPES,
     "size": tuple(SIZES),
-    "place": tuple(f"at the {p}" for p in PLACES),  # position of an object that does not move
+    "place": tuple(f"at the {p}" for p in POSITIONS),  # position of an object that does not move
     "motion": tuple(f"it {SAYINGS[m][0]}" for m in MOTIONS),
     "when": tuple(f"in frame {w}" for w in ORDINALS),  # frame in which it appears or disappears
 }
@@ -51,8 +51,8 @@ def patch_truth(scene: Scene, index: np.ndarray, grid: int) -> np.ndarray:
         values = {"colour": list(COLOURS).index(t.colour), "shape": SHAPES.index(t.shape)}
         if t.size:
             values["size"] = list(SIZES).index(t.size)
-        if where := place(t):
-            values["place"] = PLACES.index(where)
+        if where := position_of(t):
+            values["place"] = POSITIONS.index(where)
         if not scene.still:
             values["motion"] = MOTIONS.index(t.motion)
             if t.motion in ("appears", "disappears"):
@@ -64,7 +64,7 @@ def patch_truth(scene: Scene, index: np.ndarray, grid: int) -> np.ndarray:
     return truth
 
 
-def told_apart(truth: torch.Tensor, never: np.ndarray = NEVER_SHOWN) -> torch.Tensor:
+def candidate_phrases(truth: torch.Tensor, never: np.ndarray = NEVER_SHOWN) -> torch.Tensor:
     """Return which phrases are candidates for each patch: bool [..., all phrases] for labels [..., groups].
 
     If training never shows a shape in some color, the shape is not a candidate for objects of that color, and the color
@@ -89,7 +89,7 @@ def build_arrays(world: Path, seeds: range, folder: Path, grid: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     is_still = {s: make_scene(s).still for s in seeds}
     clips, stills = ([s for s in seeds if is_still[s] == kind] for kind in (False, True))
-    for name, chosen, t in (("clips", clips, N_LOOKED_AT), ("stills", stills, 1)):
+    for name, chosen, t in (("clips", clips, N_FRAMES), ("stills", stills, 1)):
         shape = (len(chosen), t, SIZE, SIZE, 3)
         pixels = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.uint8, shape)
         truth = np.lib.format.open_memmap(
@@ -104,7 +104,7 @@ def build_arrays(world: Path, seeds: range, folder: Path, grid: int) -> None:
 
 def _arrays_of(world: Path, grid: int, seed: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
     scene = make_scene(seed)
-    frames, index = looked_at((world / "media" / media_name(scene)).read_bytes(), scene.still)
+    frames, index = decode_frames((world / "media" / media_name(scene)).read_bytes(), scene.still)
     rng = np.random.default_rng([seed, 80])
     return frames, patch_truth(scene, index, grid), [caption(scene, rng) for _ in range(3)]
 
@@ -177,7 +177,9 @@ class Arrays:
         ids, mask = self.book.ids(captions)
         values = (torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 1, 4, 2, 3).float() - self.mean) / self.std
         labels = torch.from_numpy(truth.astype(np.int64))
-        return AlignBatch(values, ids, mask, labels, torch.ones(len(labels), dtype=torch.bool), told_apart(labels))
+        return AlignBatch(
+            values, ids, mask, labels, torch.ones(len(labels), dtype=torch.bool), candidate_phrases(labels)
+        )
 
 
 def _seen(truth: np.ndarray) -> str:

@@ -31,7 +31,7 @@ SAYINGS: dict[str, tuple[str, ...]] = {
     "leaves": ("leaves the frame", "moves out of the frame"),
 }
 NUMBERS = ("zero", "one", "two", "three")
-PLACES = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right")
+POSITIONS = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right")
 #: By whether it is an image. A question set applies to all files of a folder, so images get "the video" questions, too.
 CAPTION_QUESTIONS = {
     False: (
@@ -217,7 +217,7 @@ def summary(scene: Scene, rng: np.random.Generator) -> str:
         words = [*([t.size] if t.size else []), t.name, *([SAYINGS[t.motion][0]] if not scene.still else [])]
         if t.name in rank and len(rank) > 1:
             words.append(("first", "second", "third")[rank[t.name]])
-        if where := place(t):
+        if where := position_of(t):
             words.append(f"at the {where}")
         items.append(" ".join(words))
     return "; ".join(items)
@@ -289,7 +289,7 @@ def _direction(scene: Scene, rng: np.random.Generator) -> list[Pair]:
 
 
 def _position(scene: Scene, rng: np.random.Generator) -> list[Pair]:
-    placed = [(t, where) for t in scene.things if (where := place(t))]
+    placed = [(t, where) for t in scene.things if (where := position_of(t))]
     if not placed:
         return []
     t, where = placed[int(rng.integers(len(placed)))]
@@ -307,7 +307,7 @@ def _true_or_false(scene: Scene, rng: np.random.Generator, true: bool) -> Pair:
     kinds = ["there", "count"] + ([] if scene.still else ["does"]) + (["size"] if t.size else [])
     kind = kinds[int(rng.integers(len(kinds)))]
     if kind == "there":
-        name = t.name if true else _absent(scene, t, rng)
+        name = t.name if true else _missing_name(scene, t, rng)
         ask = _choice(rng, ("Is there a {0}?", "Do you see a {0}?", "Does a {0} occur?")).format(name)
         ask = ask.replace("a orange", "an orange")
     elif kind == "count":
@@ -364,8 +364,8 @@ def _sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
-def place(t: Thing) -> str | None:
-    """Return one of PLACES, or None if the position is ambiguous or the object moves."""
+def position_of(t: Thing) -> str | None:
+    """Return one of POSITIONS, or None if the position is ambiguous or the object moves."""
     if t.motion in ("left", "right", "up", "down", "bounces", "leaves"):
         return None
     x, y = t.start
@@ -388,7 +388,7 @@ def _alone(scene: Scene, t: Thing, attribute: str) -> bool:
     return all(x is t or getattr(x, attribute) != getattr(t, attribute) for x in scene.things)
 
 
-def _absent(scene: Scene, t: Thing, rng: np.random.Generator) -> str:
+def _missing_name(scene: Scene, t: Thing, rng: np.random.Generator) -> str:
     """Return the name of an object that is not in the scene, often with the color or shape of `t`."""
     names = {x.name for x in scene.things}
     while True:

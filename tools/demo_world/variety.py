@@ -16,7 +16,7 @@ from itertools import count, islice
 import numpy as np
 import torch
 
-from demo_world.alignment import GROUPS, Arrays, told_apart
+from demo_world.alignment import GROUPS, Arrays, candidate_phrases
 from demo_world.language import caption
 from demo_world.scene import COLOURS, HELD_OUT, MOTIONS, SHAPES, Scene, is_still, make_scene
 from vidqa.train.align import IGNORE, AlignBatch
@@ -123,7 +123,7 @@ class Variety:
                 grey_levels = pixels[k] * self.arrays.std + self.arrays.mean
                 turned = torch.einsum("tchw,cd->tdhw", grey_levels, matrix)
                 pixels[k] = ((turned - self.arrays.mean) / self.arrays.std).clamp(low, high)
-                apart[k] = told_apart(truth[k], never)
+                apart[k] = candidate_phrases(truth[k], never)
                 truth[k, ..., _COLOUR], captioned[k] = IGNORE, False
         if int(captioned.sum()) < 2:  # a contrastive loss needs two
             captioned = batch.captioned

@@ -39,7 +39,7 @@ from demo_world.language import (
 from demo_world.render import render
 from demo_world.scene import COLOURS, FPS, HELD_OUT, SHAPES, SIZE, Scene, make_scene
 
-N_LOOKED_AT = 8  # frames per clip for the video encoder
+N_FRAMES = 8  # frames per clip for the video encoder
 FIRST_TEXT = 1_000_000  # first seed of the text-only scenes
 
 
@@ -66,14 +66,14 @@ def media_bytes(scene: Scene) -> bytes:
     return buffer.getvalue()
 
 
-def looked_at(data: bytes, still: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Decode the frames for the encoder: uint8 [T, SIZE, SIZE, 3] (T is 1 or N_LOOKED_AT), and their indices [T]."""
+def decode_frames(data: bytes, still: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Decode the frames for the encoder: uint8 [T, SIZE, SIZE, 3] (T is 1 or N_FRAMES), and their indices [T]."""
     if still:
         return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))[None], np.zeros(1, int)
     with av.open(io.BytesIO(data)) as container:
         container.streams.video[0].thread_count = 1
         frames = list(container.decode(video=0))
-    index = np.linspace(0, len(frames) - 1, N_LOOKED_AT, dtype=int)
+    index = np.linspace(0, len(frames) - 1, N_FRAMES, dtype=int)
     return np.stack([frames[i].to_ndarray(format="rgb24") for i in index]), index
 
 

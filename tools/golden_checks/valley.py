@@ -85,7 +85,7 @@ def compare(report: Report, fixture: Fixture, version: str, model: VideoLlava, t
         fixture: the recorded outputs.
         version: `v1`, `v2` or `v3`.
         model: any model with the fixture's weights.
-        tokens: layer tokens of each medium, float [T, 1 + P, D].
+        tokens: tower tokens of each media item, float [T, 1 + P, D].
     """
     projected = model.connector(tokens["video"])
     if fixture.has("projected"):
@@ -116,10 +116,10 @@ def _compare_pooled(report: Report, fixture: Fixture, version: str, model: Video
 
 
 def row_of(fixture: Fixture, version: str, case: str, model: VideoLlava, tokens: dict[str, Tensor]) -> PromptSequence:
-    """The prompt of a case; its medium has the name of the case."""
+    """Return the prompt of a case; its media item has the name of the case."""
     ids = fixture.meta["config"]["token_ids"]
-    places = [ids["im_patch"], ids["vi_frame"]]
+    slot_ids = [ids["im_patch"], ids["vi_frame"]]
     visual = model.connector.visual([tokens[case]], torch.float32) if case in tokens else []
     return make_row(
-        fixture.tensors[f"in/{case}_case/input_ids"][0], places, visual, n_new(fixture, f"{version}/{case}")
+        fixture.tensors[f"in/{case}_case/input_ids"][0], slot_ids, visual, n_new(fixture, f"{version}/{case}")
     )

@@ -19,7 +19,7 @@ from vidqa.model.connector import Connector, build_connector
 from vidqa.model.video_llava import VideoLlava, load_strictly
 from vidqa.records import Features, SamplingSpec
 
-#: Where the description does not say otherwise: number of frames of the features of each case, in order.
+#: Default numbers of frames of the features of each case, in order.
 USUAL_FRAMES = {"batch_text_then_video": [100, 37], "two_videos": [37, 100]}
 
 
