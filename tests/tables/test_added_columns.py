@@ -36,7 +36,7 @@ def test_an_old_table_is_loaded_and_kept(row: Callable[..., AnswerRow], tmp_path
     write_old_table([row(), row(media_id="b" * 32, path="b.mp4")], path)
     before = path.read_bytes()
     table = Table(path).load()
-    assert len(table) == 2 and table.done("a" * 32, "Describe the video.", "m1", "s1") == "ok"
+    assert len(table) == 2 and table.status("a" * 32, "Describe the video.", "m1", "s1") == "ok"
     table.commit()
     assert path.read_bytes() == before, "nothing is pending, nothing is written"
     table.add([row(media_id="c" * 32, path="c.mp4", n_repeated_frames=5)])
@@ -61,5 +61,5 @@ def test_part_files_of_an_interrupted_older_run_are_recovered(row: Callable[...,
 def test_other_columns_of_a_part_file_are_required(row: Callable[..., AnswerRow]) -> None:
     frame = change_log.to_frame([row()])
     assert change_log.check(frame.drop(COLUMN), "x").equals(frame.with_columns(pl.lit(None, pl.Int64).alias(COLUMN)))
-    with pytest.raises(Exception, match="not a part"):
+    with pytest.raises(Exception, match="not a part file"):
         change_log.check(frame.drop("codec"), "x")

@@ -134,7 +134,9 @@ def write_batches(frames: Iterable[pl.DataFrame], path: str | os.PathLike[str]) 
         raise OSError(str(error)) from error
 
 
-def write_error(path: str | os.PathLike[str], error: OSError, kept: str = "the table there is as it was") -> TableError:
+def write_error(
+    path: str | os.PathLike[str], error: Exception, kept: str = "the table there is as it was"
+) -> TableError:
     """What to tell a user when a table cannot be written.
 
     Args:
@@ -142,9 +144,15 @@ def write_error(path: str | os.PathLike[str], error: OSError, kept: str = "the t
         error: the system's.
         kept: what is not lost, at the end of the hint.
     """
-    what = f"{escape_surrogates(os.fspath(path))}: the table cannot be written: {error.strerror or error}"
+    reason = getattr(error, "strerror", None) or error
+    what = f"{escape_surrogates(os.fspath(path))}: the table cannot be written: {reason}"
     hint = f"free space or rights in {escape_surrogates(os.path.dirname(path) or '.')}, or another --out; {kept}"
     return TableError(what, hint=hint)
+
+
+def first_line(error: Exception) -> str:
+    """First line of an error's message, or the name of its type if it has none."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _lazy(frames: Iterable[pl.DataFrame], schema: Any) -> pl.LazyFrame:

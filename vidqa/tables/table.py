@@ -1,7 +1,8 @@
-"""The table of a run: which rows it has, which are new, and the files that hold them. Asks nobody anything.
+"""The table of a run: which rows exist, which are new, and when they reach the disk.
 
-A row is done when media_id, question text, model_id and settings_id are equal; the segmentation is part of settings_id.
-All rows of one file for one question are added together, so that their presence means done.
+A question about a content is answered if the table has rows with the same media_id, question text, model_id and
+settings_id; the segmentation is part of settings_id. All rows of one file for one question are added together, so
+that one row implies the others.
 """
 
 from __future__ import annotations
@@ -14,63 +15,64 @@ from itertools import chain
 from vidqa.records import AnswerRow, MediaItem, Status
 from vidqa.tables import formats
 from vidqa.tables.journal import change_log
-from vidqa.tables.journal.change_log import Change
-from vidqa.tables.journal.row_index import Index
-from vidqa.tables.journal.row_keys import Cell, Keys, location
-from vidqa.tables.journal.shelf import Shelf
+from vidqa.tables.journal.change_log import FileChange
+from vidqa.tables.journal.row_index import IndexedFile, RowIndex
+from vidqa.tables.journal.row_keys import QuestionKey, file_path
+from vidqa.tables.journal.storage import TableStorage
 from vidqa.tables.schema import frame_to_rows, rows_to_frame
 
-# What counts for a file whose segments ended differently: the gravest.
-_GRAVITY: dict[str, int] = {"ok": 0, "empty": 1, "truncated": 2, "skipped": 3, "failed": 4}
+# If the segments of a file ended differently, the status with the highest severity counts.
+_SEVERITY: dict[str, int] = {"ok": 0, "empty": 1, "truncated": 2, "skipped": 3, "failed": 4}
 
 
 @dataclass(frozen=True)
 class PathChanges:
-    """What `Table.update_paths` did, in files."""
+    """Result of `Table.update_paths`, in files."""
 
     n_renamed: int
     n_copied: int
 
 
 class Table:
-    """A table on disk and the changes that a run makes to it: `checkpoint` makes them durable, `commit` merges them.
+    """A table on disk and the changes that a run makes to it.
 
-    Only keys are held in memory, and what was added since the last checkpoint.
+    `checkpoint` writes the changes to a journal next to the table, `commit` merges the journal into the table. Memory
+    holds only the keys of the rows, and the rows added since the last checkpoint.
 
     Args:
-        path: where it lies or will lie; the suffix picks Parquet, CSV, JSONL or Arrow. A name that ends in a slash, or
-            a folder that is there, is a data set of Parquet files. A symbolic link is followed.
+        path: location of the table, which need not exist yet; the suffix selects Parquet, CSV, JSONL or Arrow. A name
+            with a trailing slash, or an existing folder, is a dataset of Parquet files. Symbolic links are followed.
 
     Raises:
         TableError: unknown suffix.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._shelf = Shelf(path)
-        self.path = self._shelf.target.path
-        self._index: Index | None = Index(Keys(list))
-        self._steps: list[AnswerRow | Change] = []  # not yet on the disk
-        self._added: set[tuple[str | None, str, Cell]] = set()
+        self._storage = TableStorage(path)
+        self.path = self._storage.destination.path
+        self._cached_index: RowIndex | None = RowIndex()
+        self._unsaved: list[AnswerRow | FileChange] = []
+        self._added: set[tuple[str | None, str, QuestionKey]] = set()
         self._loaded = False
 
     def load(self) -> Table:
-        """Read what the table has, and what an interrupted run left beside it. Writes nothing.
+        """Index the rows of the table and of the journal that an interrupted run left. Writes nothing.
 
-        Changes that were not brought to the disk are forgotten.
+        Changes without a checkpoint are discarded.
 
         Raises:
-            TableError: it is no vidqa table (it is left as it is), or its folder cannot take one.
+            TableError: the file is not a vidqa table (it is left as it is), or its folder is not writable.
         """
-        self._added, self._steps = set(), []
-        self._index, self._loaded = self._shelf.open(), True
+        self._added, self._unsaved = set(), []
+        self._cached_index, self._loaded = self._storage.open(), True
         return self
 
     def __len__(self) -> int:
-        """Rows, those not yet committed included."""
-        return len(self._known)
+        """Number of rows, including those not yet committed."""
+        return len(self._index)
 
     def recover(self) -> int:
-        """After `load`: merge what an interrupted run left beside the table, and remove what it left half done.
+        """After `load`: merge the journal of an interrupted run into the table and delete its leftovers.
 
         Returns:
             How many rows that run had finished.
@@ -78,213 +80,220 @@ class Table:
         Raises:
             TableError: as `commit`.
         """
-        if not self._shelf.has_parts:
+        if not self._storage.has_journal:
             return 0
-        n = self._shelf.n_waiting()
-        self._shelf.merge(self._known, even_without_rows=False)
-        self._index = None
+        n = self._storage.n_pending()
+        self._storage.merge(self._index, write_empty=False)
+        self._cached_index = None
         return n
 
-    def done(self, media_id: str | None, question: str, model_id: str, settings_id: str) -> Status | None:
-        """How a question about a content ended, or None when it was not yet asked.
+    def status(self, media_id: str | None, question: str, model_id: str, settings_id: str) -> Status | None:
+        """Status of the answer to a question about a content; None if it was not asked yet.
 
-        Where several rows answer it (segments, files with the same content), the gravest status counts: failed,
-        skipped, truncated, empty, ok. A file that could not even be read (media_id None) is never done.
+        If several rows answer it (segments, files with the same content), the most severe status counts: failed,
+        skipped, truncated, empty, ok. For a file that could not be read (media_id None) the result is always None.
         """
         if media_id is None:
             return None
-        found = self._known.statuses(media_id, Cell(question, model_id, settings_id))
-        return max(found, key=lambda s: _GRAVITY[s], default=None)
+        found = self._index.statuses(media_id, QuestionKey(question, model_id, settings_id))
+        return max(found, key=lambda s: _SEVERITY[s], default=None)
 
-    def has_failed(self, media_id: str | None, root: str, path: str, cell: tuple[str, str, str]) -> bool:
+    def has_failed(self, media_id: str | None, root: str, path: str, question: tuple[str, str, str]) -> bool:
         """Whether a file has a failed row that `add` or `copy_rows` would replace.
 
         Args:
-            media_id: content; None for a file that could not be read.
+            media_id: content of the file; None if it could not be read.
             root: as in its rows.
             path: as in its rows.
-            cell: (question, model_id, settings_id).
+            question: (question, model_id, settings_id).
         """
-        return self._known.has_failed(media_id, location(root, path), Cell(*cell))
+        return self._index.has_failed(media_id, file_path(root, path), QuestionKey(*question))
 
     def add(self, rows: Iterable[AnswerRow]) -> None:
         """Add rows: for each file and question all of them at once.
 
-        Rows that the table has for the same file, content, question, model and settings are replaced, which is how a
-        retry mends failed ones; so are those from when the file could not even be read.
+        They replace existing rows with the same file, content, question, model and settings, so a retry replaces
+        failed rows. They also replace rows from when the file could not be read.
 
         Raises:
-            ValueError: the same was added before since `load`: rows would get lost or doubled.
+            ValueError: rows for the same file and question were added before since `load`; some would be lost or
+                duplicated.
         """
-        groups: dict[tuple[str | None, str, Cell], list[AnswerRow]] = {}
+        groups: dict[tuple[str | None, str, QuestionKey], list[AnswerRow]] = {}
         for row in rows:
-            cell = Cell(row.question, row.model_id, row.settings_id)
-            groups.setdefault((row.media_id, location(row.root, row.path), cell), []).append(row)
+            question = QuestionKey(row.question, row.model_id, row.settings_id)
+            groups.setdefault((row.media_id, file_path(row.root, row.path), question), []).append(row)
         twice = groups.keys() & self._added
         if twice:
             raise ValueError(
                 f"rows of one file and question must be added together, got more for {min(map(str, twice))}"
             )
-        for (media_id, _, cell), group in groups.items():
-            first = group[0]
-            change_log.add_rows(self._known, media_id, first.root, first.path, [(cell, row.status) for row in group])
-            self._steps += group
-        self._added.update(groups)  # `|=` with keys would copy the whole set, file after file
+        for (media_id, _, question), group in groups.items():
+            answers = [(question, row.status) for row in group]
+            change_log.add_rows(self._index, media_id, group[0].root, group[0].path, answers)
+            self._unsaved += group
+        self._added.update(groups)  # `|= groups.keys()` would copy the whole set for every file
 
     def update_paths(
         self,
         files: Iterable[tuple[str, MediaItem]],
         *,
-        cells: Collection[tuple[str, str, str]] | None = None,
+        questions: Collection[tuple[str, str, str]] | None = None,
         exists: Callable[[str], bool] = os.path.lexists,
     ) -> PathChanges:
-        """Let every file that was found have the rows of its content.
+        """Give every file that was found the rows of its content.
 
-        A file without rows takes over those of one with the same content that is no longer there (it was renamed);
-        where all others are still there, it gets copies. Rows of files that vanished stay.
+        A file without rows takes over the rows of a file with the same content that no longer exists: it was renamed.
+        If all other files with this content still exist, it gets copies of their rows. Rows of missing files stay.
 
         Args:
-            files: (media_id, file) as found by the scan. Best all at once; one by one works too.
-            cells: (question, model_id, settings_id) that may be copied; None copies all that the content has.
-            exists: tells whether a file still lies at a place.
+            files: (media_id, file) as found by the scan. All at once or one by one; all at once matches renames best.
+            questions: (question, model_id, settings_id) whose rows may be copied; None for all.
+            exists: returns whether a path exists.
         """
         by_content: dict[str, dict[str, MediaItem]] = {}
         for media_id, item in files:
-            by_content.setdefault(media_id, {})[location(item.root, item.rel)] = item
+            by_content.setdefault(media_id, {})[file_path(item.root, item.rel)] = item
         n_renamed = n_copied = 0
         for media_id, present in by_content.items():
-            known = self._known.groups(media_id)
-            new = [place for place in present if place not in known]
-            gone = [place for place in known if place not in present and not exists(place)] if known and new else []
-            for old, place in zip(gone, new, strict=False):
-                names = self._known.place(next(iter(known[old].values()))[0])
-                self._do(Change("move", media_id, *names, None, present[place].root, present[place].rel))
-                known[place] = known.pop(old)
+            indexed = self._index.files(media_id)
+            new = [path for path in present if path not in indexed]
+            gone = [path for path in indexed if path not in present and not exists(path)] if new else []
+            for old_path, path in zip(gone, new, strict=False):
+                old, item = indexed.pop(old_path), present[path]
+                self._apply(FileChange("move", media_id, old.root, old.path, None, item.root, item.rel))
+                indexed[path] = IndexedFile(item.root, item.rel, old.questions)
                 n_renamed += 1
-            if len(known.keys() | present.keys()) > 1:
-                for place, item in present.items():
-                    n_copied += self._copy_missing(media_id, known, place, item, cells)
+            if len(indexed.keys() | present.keys()) > 1:
+                for path, item in present.items():
+                    n_copied += self._copy_missing(media_id, indexed, path, item, questions)
         return PathChanges(n_renamed, n_copied)
 
     def copy_rows(
-        self, media_id: str, source: MediaItem, target: MediaItem, cells: Iterable[tuple[str, str, str]]
+        self, media_id: str, source: MediaItem, target: MediaItem, questions: Iterable[tuple[str, str, str]]
     ) -> list[Status]:
-        """Give a file the answers of another one with the same content; what it has for these cells is replaced.
+        """Copy answers to a file with the same content, replacing the rows that it has for these questions.
 
         Args:
-            media_id: the content of both.
+            media_id: content of both files.
             source: the file that has rows.
             target: the file that gets copies.
-            cells: (question, model_id, settings_id) that are copied.
+            questions: (question, model_id, settings_id) of the rows to copy.
 
         Returns:
             The statuses of the copies.
         """
-        made: list[Status] = []
-        for cell in cells:
-            made += self._do(Change("copy", media_id, source.root, source.rel, Cell(*cell), target.root, target.rel))
-        return made
+        copied: list[Status] = []
+        names = (source.root, source.rel)
+        for question in questions:
+            change = FileChange("copy", media_id, *names, QuestionKey(*question), target.root, target.rel)
+            copied += self._apply(change)
+        return copied
 
     def prune(self, gone: Callable[[str], bool]) -> int:
-        """Drop the rows of vanished files. Returns how many files that were.
+        """Drop the rows of files that no longer exist. Returns the number of files.
 
         Args:
-            gone: tells of a place whether no file lies there any more.
+            gone: returns whether no file exists at a path any more.
         """
-        files = [file for file in self._known.files() if gone(location(*file[1:]))]
+        files = [file for file in self._index.all_files() if gone(file_path(*file[1:]))]
         for media_id, root, path in files:
-            self._do(Change("drop", media_id, root, path))
+            self._apply(FileChange("drop", media_id, root, path))
         return len(files)
 
     def rows_for(self, media_id: str | None) -> list[AnswerRow]:
-        """All rows of a content, in the order of the table; of None, those of all files that could not be read.
+        """All rows of a content in the order of the table; for None, the rows of all files that could not be read.
 
-        Reads through the table's files: for single questions, not for every file of a run.
+        Reads the table's files from the start, so it suits single lookups and not a loop over all files.
         """
-        numbers = self._known.numbers(media_id)
-        wanted = {self._known.stored(i) for i in numbers}
+        rows = self._index.rows(media_id)
+        wanted = {number for number, _, _ in rows}
         values: dict[int, AnswerRow] = {}
         start = 0
-        unsaved = rows_to_frame(step for step in self._steps if isinstance(step, AnswerRow))
-        for frame in chain(self._shelf.stored(), [unsaved]) if wanted else ():
-            here = sorted(i for i in wanted if start <= i < start + frame.height)
-            values |= zip(here, frame_to_rows(frame[[i - start for i in here]]), strict=True)
-            start += frame.height
+        unsaved = rows_to_frame(entry for entry in self._unsaved if isinstance(entry, AnswerRow))
+        for batch in chain(self._storage.stored(), [unsaved]) if wanted else ():
+            here = sorted(i for i in wanted if start <= i < start + batch.height)
+            values |= zip(here, frame_to_rows(batch[[i - start for i in here]]), strict=True)
+            start += batch.height
             if len(values) == len(wanted):
                 break
-        named = ((values[self._known.stored(i)], *self._known.place(i)) for i in numbers)
-        return [replace(row, root=root, path=path) for row, root, path in named]
+        return [replace(values[number], root=root, path=path) for number, root, path in rows]
 
     def counts(self) -> dict[str, int]:
-        """Rows by status, the statuses that occur."""
-        return self._known.counts()
+        """Number of rows per status, without statuses that do not occur."""
+        return self._index.counts()
 
     def checkpoint(self) -> bool:
-        """Bring all changes to the disk, beside the table, which is not touched.
+        """Write all changes to the journal and sync them to disk. The table itself is not touched.
 
         Returns:
-            True when there was anything to write.
+            True if there was anything to write.
 
         Raises:
-            TableError: no room, or the folder cannot be written. What was not written is written by the next call.
+            TableError: the disk is full, or the folder is not writable. The next call writes what this one could not.
         """
-        if not self._steps:
+        if not self._unsaved:
             return False
-        self._shelf.append(change_log.to_frame(self._steps))
-        self._steps = []
+        self._storage.append(change_log.to_frame(self._unsaved))
+        self._unsaved = []
         return True
 
     def commit(self) -> bool:
-        """Merge all changes into the table, whole or not at all; without changes nothing is touched.
+        """Merge all changes into the table, atomically. Without changes nothing is touched.
 
         Returns:
-            True when a file was written.
+            True if a file was written.
 
         Raises:
-            TableError: it cannot be written, or somebody else wrote it since `load`. The old one is untouched, and
-                what was finished lies in parts beside it, for the next run to merge.
+            TableError: the table cannot be written, or another process changed it since `load`. The old table is
+                unchanged, and the finished rows are in the journal next to it, which the next run merges.
         """
         if self._loaded:
             self.checkpoint()
-        written = self._shelf.merge(self._known, even_without_rows=True)
+        written = self._storage.merge(self._index, write_empty=True)
         if written:
-            self._index = None
+            self._cached_index = None
         return written
 
     @property
-    def _known(self) -> Index:
-        if self._index is None:
-            self._index = self._shelf.read_index()
-        return self._index
+    def _index(self) -> RowIndex:
+        if self._cached_index is None:
+            self._cached_index = self._storage.read_index()
+        return self._cached_index
 
-    def _do(self, step: Change) -> list[Status]:
-        self._steps.append(step)
-        return change_log.change(self._known, step)
+    def _apply(self, change: FileChange) -> list[Status]:
+        self._unsaved.append(change)
+        return change_log.apply(self._index, change)
 
     def _copy_missing(
         self,
         media_id: str,
-        known: dict[str, dict[Cell, list[int]]],
-        place: str,
+        indexed: dict[str, IndexedFile],
+        path: str,
         item: MediaItem,
-        cells: Collection[tuple[str, str, str]] | None,
+        questions: Collection[tuple[str, str, str]] | None,
     ) -> bool:
-        """Copy to `place` the answers that files with the same content have and it lacks. True when there were any."""
-        mine = known.get(place, {})
-        lacking: dict[Cell, int] = {}
-        for there, groups in known.items():
-            if there != place:
-                found = {c: n[0] for c, n in groups.items() if c not in mine and (cells is None or c in cells)}
-                lacking = found | lacking
-        for cell, number in lacking.items():
-            self._do(Change("copy", media_id, *self._known.place(number), cell, item.root, item.rel))
-        return bool(lacking)
+        """Copy to the file at `path` the answers that it lacks and other files with its content have.
+
+        Returns:
+            True if there were any.
+        """
+        existing = indexed[path].questions if path in indexed else {}
+        sources: dict[QuestionKey, IndexedFile] = {}
+        for other_path, other in indexed.items():
+            if other_path != path:
+                missing = [q for q in other.questions if q not in existing and (questions is None or q in questions)]
+                sources = dict.fromkeys(missing, other) | sources
+        for question, source in sources.items():
+            names = (source.root, source.path)
+            self._apply(FileChange("copy", media_id, *names, question, item.root, item.rel))
+        return bool(sources)
 
 
 def new_table(rows: Iterable[AnswerRow], path: str | os.PathLike[str]) -> None:
-    """Write rows as a table of their own, replacing what lies there.
+    """Write rows as a new table, replacing an existing one.
 
     Raises:
-        TableError: unknown suffix, or it cannot be written.
+        TableError: unknown suffix, or the table cannot be written.
     """
     formats.write(rows_to_frame(rows), path)

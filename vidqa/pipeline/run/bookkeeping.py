@@ -65,7 +65,7 @@ class RunBookkeeper:
             media_id: digest of its content.
         """
         with self._lock:
-            changes = self._table.update_paths([(media_id, item)], cells=self._cells.values())
+            changes = self._table.update_paths([(media_id, item)], questions=self._cells.values())
             self._summary.renamed += changes.n_renamed
             self._summary.copied += changes.n_copied if media_id not in self._worked else 0
             if media_id in self._worked:
@@ -98,7 +98,7 @@ class RunBookkeeper:
         """
         with self._lock:
             self._summary.pruned = self._table.prune(gone)
-            self._failures.keep(lambda key: self._table.done(*key) is not None)
+            self._failures.keep(lambda key: self._table.status(*key) is not None)
 
     def close(self) -> None:
         """Give the twins their rows and merge everything into the table. Also for runs that were interrupted."""
@@ -112,7 +112,7 @@ class RunBookkeeper:
     def _lacks(self, item: MediaItem, media_id: str, question: Question) -> bool:
         """Whether a question is to be asked; counts it as known where it is not."""
         cell = self._cells[question.text]
-        status = self._table.done(media_id, *cell)
+        status = self._table.status(media_id, *cell)
         if status is None:
             return True
         key = (media_id, *cell)

@@ -1,4 +1,4 @@
-"""Stored rows and what has become of them -> the rows that are written. One batch at a time; knows no file."""
+"""Apply the changes of a row index to stored rows, one batch at a time. Scope: frames; no files."""
 
 from __future__ import annotations
 
@@ -8,69 +8,83 @@ import numpy as np
 import polars as pl
 
 from vidqa.common.path_text import escape_path
-from vidqa.tables.journal.row_index import Index
+from vidqa.tables.journal.row_index import RowIndex
 
 
 class Merge:
-    """What an index says of the stored rows, made ready to be applied to batches of them.
+    """The changes of an index, prepared for batches of stored rows.
 
     Args:
         index: is not changed.
     """
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: RowIndex) -> None:
         self._dropped = index.dropped()
-        renamed = sorted(index.renamed().items())
-        self._renamed = np.array([number for number, _ in renamed], np.int64)
-        self._names = [names for _, names in renamed]
-        copies = index.copies()
-        self._copied = np.array([number for number, _, _ in copies], np.int64)
-        self._copy_names = [names for _, *names in copies]
+        self._renamed, self._new_names = index.renamed()
+        self._copied, self._copy_names = index.copies()
 
     def changes(self, start: int, stop: int) -> bool:
-        """True when any of the stored rows start ... stop - 1 is dropped or renamed."""
+        """Whether any of the stored rows start ... stop - 1 is dropped or renamed."""
         a, b = np.searchsorted(self._renamed, (start, stop))
         return bool(b > a or self._dropped[start:stop].any())
 
     @property
     def has_copies(self) -> bool:
-        """True when any stored row is to be copied."""
+        """Whether any stored row is copied."""
         return len(self._copied) > 0
 
-    def kept(self, frames: Iterable[pl.DataFrame], start: int) -> Iterator[pl.DataFrame]:
-        """The rows that stay, under their present names.
+    def kept(self, batches: Iterable[pl.DataFrame], start: int) -> Iterator[pl.DataFrame]:
+        """The rows that are not dropped, under their present names.
 
         Args:
-            frames: stored rows in their order.
-            start: number of the first.
+            batches: stored rows in order.
+            start: number of the first row.
+
+        Yields:
+            One frame per batch.
         """
-        for frame in frames:
-            stop = start + frame.height
+        for batch in batches:
+            stop = start + batch.height
             a, b = np.searchsorted(self._renamed, (start, stop))
             if b > a:
-                frame = _named(frame, self._renamed[a:b] - start, self._names[a:b])
-            gone = self._dropped[start:stop]
-            yield frame.filter(pl.Series(~gone)) if gone.any() else frame
+                batch = _renamed(batch, self._renamed[a:b] - start, self._new_names[a:b])
+            dropped = self._dropped[start:stop]
+            yield batch.filter(pl.Series(~dropped)) if dropped.any() else batch
             start = stop
 
-    def copied(self, frames: Iterable[pl.DataFrame], start: int) -> Iterator[pl.DataFrame]:
-        """The copies of stored rows, under the names of their files. Args as for `kept`."""
-        for frame in frames:
-            stop = start + frame.height
+    def copied(self, batches: Iterable[pl.DataFrame], start: int) -> Iterator[pl.DataFrame]:
+        """Copies of stored rows, under the names of the files they are copied to.
+
+        Args:
+            batches: stored rows in order.
+            start: number of the first row.
+
+        Yields:
+            One frame per batch that has rows to copy.
+        """
+        for batch in batches:
+            stop = start + batch.height
             a, b = np.searchsorted(self._copied, (start, stop))
             if b > a:
-                made = frame[self._copied[a:b] - start]
-                yield _named(made, np.arange(b - a), self._copy_names[a:b])
+                yield _renamed(batch[self._copied[a:b] - start], np.arange(b - a), self._copy_names[a:b])
             start = stop
 
 
-def gathered(frames: Iterable[pl.DataFrame], n_rows: int) -> Iterator[pl.DataFrame]:
-    """The same rows in fewer frames, each of about `n_rows`."""
+def rebatch(batches: Iterable[pl.DataFrame], n_rows: int) -> Iterator[pl.DataFrame]:
+    """Concatenate small batches.
+
+    Args:
+        batches: any number of rows each.
+        n_rows: minimum size of a yielded batch, except the last one.
+
+    Yields:
+        The same rows in the same order.
+    """
     waiting: list[pl.DataFrame] = []
     n = 0
-    for frame in frames:
-        waiting.append(frame)
-        n += frame.height
+    for batch in batches:
+        waiting.append(batch)
+        n += batch.height
         if n >= n_rows:
             yield pl.concat(waiting)
             waiting, n = [], 0
@@ -78,6 +92,6 @@ def gathered(frames: Iterable[pl.DataFrame], n_rows: int) -> Iterator[pl.DataFra
         yield pl.concat(waiting)
 
 
-def _named(frame: pl.DataFrame, at: np.ndarray, names: Iterable[Iterable[str]]) -> pl.DataFrame:
+def _renamed(batch: pl.DataFrame, rows: np.ndarray, names: list[tuple[str, str]]) -> pl.DataFrame:
     roots, paths = ([escape_path(name) for name in some] for some in zip(*names, strict=True))
-    return frame.with_columns(frame["root"].clone().scatter(at, roots), frame["path"].clone().scatter(at, paths))
+    return batch.with_columns(batch["root"].clone().scatter(rows, roots), batch["path"].clone().scatter(rows, paths))

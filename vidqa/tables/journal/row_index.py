@@ -1,210 +1,332 @@
-"""All rows of a run's table by their keys: those of the written table, and what the run changes. Knows no file.
+"""Index of a table's rows by content and file, in an in-memory SQLite database.
 
-Rows have numbers: first those of the written table, then the new ones. Nothing is moved about while a run is at work:
-dropping, renaming and copying are noted, and `merge` makes the rows that are written. A new row is `stored` (its values
-lie in a part) or a copy of an earlier one.
+Every stored row has a number: first the rows of the written table in order, then the rows of the journal. The index
+has one record per file. Its rows are stored as runs: consecutive stored rows that answer the same question with the
+same status. A file with many segments therefore needs no more memory than a file with one.
+
+Dropping, renaming and copying rows changes only the index. `merge` applies the result when the table is written.
+Scope: keys only; the index never reads or writes files.
 """
 
 from __future__ import annotations
 
-from array import array
+import sqlite3
+import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import repeat
+from typing import NamedTuple
 
 import numpy as np
+import polars as pl
 
+from vidqa.common.path_text import escape_path, unescape_path
 from vidqa.records import Status
-from vidqa.tables.journal.row_keys import STATUSES, Cell, Keys, location
+from vidqa.tables.journal.row_keys import FILE_COLUMNS, STATUSES, QuestionKey, file_path
+
+# `content` is the media id, or `_UNREAD` and the path for a file that could not be read. Names are escaped, because
+# SQLite cannot store lone surrogates. `is_changed` marks files that have renamed or copied rows.
+_TABLE = """
+    CREATE TABLE files (
+        content TEXT, root INT, path TEXT, runs BLOB, is_changed INT, PRIMARY KEY (content, root, path)
+    ) WITHOUT ROWID
+"""
+_ADD = """
+    INSERT INTO files VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE
+    SET runs = CAST(runs || excluded.runs AS BLOB), is_changed = is_changed | excluded.is_changed
+"""
+_UNREAD = "\0"
+
+# A run in `runs`: number of the first row, then code and number of rows. The code is made of the question's number,
+# the origin of the rows and the number of their status.
+_RUN = np.dtype([("first_row", "<u8"), ("code", "<u4"), ("n_rows", "<u4")])
+_RUN_STRUCT = struct.Struct("<QII")
+_STATUS, _ORIGIN, _QUESTION = 1, 8, 32  # factors within a code
+_STORED, _RENAMED, _COPY = range(3)  # origin: under the stored name, of a renamed file, copied from another file
+assert len(STATUSES) <= _ORIGIN
 
 
-class Index:
-    """Rows that can be looked up by content.
+class IndexedFile(NamedTuple):
+    """A file that has rows."""
+
+    root: str
+    path: str
+    questions: dict[QuestionKey, None]  # an ordered set
+
+
+class NamedRows(NamedTuple):
+    """Stored rows with the file names under which they are written."""
+
+    rows: np.ndarray  # int64 [n]: row numbers, ascending
+    names: list[tuple[str, str]]  # [n]: root and path
+
+
+class _Run(NamedTuple):
+    first_row: int
+    code: int
+    n_rows: int
+
+    @property
+    def status(self) -> Status:
+        return STATUSES[self.code % _ORIGIN]
+
+    @property
+    def origin(self) -> int:
+        return self.code % _QUESTION // _ORIGIN
+
+    @property
+    def question(self) -> int:
+        return self.code // _QUESTION
+
+    def with_origin(self, origin: int) -> _Run:
+        return self._replace(code=self.code + (origin - self.origin) * _ORIGIN)
+
+
+class _File(NamedTuple):
+    content: str
+    root: str
+    path: str
+    runs: list[_Run]
+
+
+class RowIndex:
+    """Rows of a table, looked up by content.
+
+    Several threads may use it, one at a time.
 
     Args:
-        base: the keys of the written table.
+        batches: the written table in order, with the columns `KEY_COLUMNS`.
     """
 
-    def __init__(self, base: Keys) -> None:
-        self._base = base
-        self._cells = dict(base.cells)
-        self._names = list(self._cells)
-        self._added: list[tuple[str | None, str, str]] = []  # new files: media_id, root, path
-        self._added_at: dict[str, list[int]] = {}
-        self._rows_of: dict[int, list[int]] = {}  # file -> new rows
-        self._file, self._cell, self._status = array("Q"), array("L"), array("B")  # of new rows
-        self._stored = array("Q")  # number among the stored rows; for a copy that of its original
-        self._is_copy = bytearray()
-        self._gone: set[int] = set()
-        self._moved: dict[int, tuple[str, str]] = {}  # file -> root, path
-        self.n_stored = len(base)
+    def __init__(self, batches: Iterable[pl.DataFrame] = ()) -> None:
+        self._db = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        self._db.execute("PRAGMA journal_mode = OFF")  # the index is rebuilt for every run
+        self._db.execute(_TABLE)
+        self._roots: dict[str, int] = {}
+        self._root_names: list[str] = []
+        self._questions: dict[QuestionKey, int] = {}
+        self._question_keys: list[QuestionKey] = []
+        self._counts: Counter[Status] = Counter()
+        self._dropped: list[_Run] = []
+        self.n_stored = 0
+        for batch in batches:
+            if batch.height:
+                self._add_batch(batch)
 
     def __len__(self) -> int:
-        return len(self._base) + len(self._file) - len(self._gone)
-
-    def statuses(self, media_id: str, cell: Cell) -> list[Status]:
-        """Statuses of all rows that answer `cell` for a content."""
-        number = self._cells.get(cell)
-        if number is None:
-            return []
-        return [self._status_of(i) for i in self._numbers(media_id) if self._cell_of(i) == number]
-
-    def has_failed(self, media_id: str | None, place: str, cell: Cell) -> bool:
-        """Whether any row of a file that answers `cell` is a failed one."""
-        return any(self._status_of(i) == "failed" for i in self.numbers(media_id, place, cell))
-
-    def groups(self, media_id: str) -> dict[str, dict[Cell, list[int]]]:
-        """Place of a file -> what was asked of it -> numbers of the rows; of all files with one content."""
-        found: dict[str, dict[Cell, list[int]]] = {}
-        for file in self._files(media_id):
-            if rows := list(self._rows(file)):
-                cells = found.setdefault(location(*self._place(file)), {})
-                for i in rows:
-                    cells.setdefault(self._names[self._cell_of(i)], []).append(i)
-        return found
-
-    def files(self) -> Iterator[tuple[str | None, str, str]]:
-        """media_id, root and path of every file that has rows."""
-        for file in range(self._base.n_files + len(self._added)):
-            if next(self._rows(file), None) is not None:
-                yield (self._media_id(file), *self._place(file))
+        return sum(self._counts.values())
 
     def counts(self) -> dict[str, int]:
-        """Rows by status."""
-        n = len(STATUSES)
-        found = Counter(dict(zip(STATUSES, np.bincount(self._base.status_of, minlength=n).tolist(), strict=True)))
-        found.update(STATUSES[s] for s in self._status)
-        found.subtract(self._status_of(i) for i in self._gone)
-        return {status: number for status, number in found.items() if number}
+        """Number of rows per status, without statuses that do not occur."""
+        return {status: self._counts[status] for status in STATUSES if self._counts[status]}
 
-    def numbers(self, media_id: str | None, place: str = "", cell: Cell | None = None) -> list[int]:
-        """Numbers of rows of a content (of None: of unread files), at one place and of one cell if these are given."""
-        number = None if cell is None else self._cells.get(cell, -1)
-        files = [f for f in self._files(media_id, place) if not place or location(*self._place(f)) == place]
-        return [i for f in files for i in self._rows(f) if number is None or self._cell_of(i) == number]
+    def statuses(self, media_id: str, question: QuestionKey) -> set[Status]:
+        """Statuses of all rows that answer a question about a content."""
+        number = self._questions.get(question)
+        found = self._db.execute("SELECT runs FROM files WHERE content = ?", (media_id,))
+        codes = {code for (runs,) in found for _, code, _ in _RUN_STRUCT.iter_unpack(runs)}
+        return {STATUSES[code % _ORIGIN] for code in codes if code // _QUESTION == number}
 
-    def drop(self, media_id: str | None, place: str, cell: Cell | None = None) -> int:
-        """Forget the rows of a file, or only those that answer `cell`. Returns how many."""
-        numbers = self.numbers(media_id, place, cell)
-        self._gone.update(numbers)
-        return len(numbers)
+    def has_failed(self, media_id: str | None, path: str, question: QuestionKey) -> bool:
+        """Whether the file at `path` has a failed row for a question."""
+        number = self._questions.get(question)
+        runs = (run for file in self._files(media_id, path) for run in file.runs)
+        return any(run.question == number and run.status == "failed" for run in runs)
 
-    def append(self, media_id: str | None, root: str, path: str, cells: Iterable[tuple[Cell, Status]]) -> None:
-        """Add stored rows of one file behind the others."""
-        file = self._file_at(media_id, root, path)
-        for cell, status in cells:
-            self._add(file, self._number(cell), STATUSES.index(status), self.n_stored, False)
-            self.n_stored += 1
-
-    def move(self, media_id: str, place: str, root: str, path: str) -> None:
-        """Give the rows of the file at `place` to another name."""
+    def files(self, media_id: str) -> dict[str, IndexedFile]:
+        """Files with a content that have rows, by path."""
+        found: dict[str, IndexedFile] = {}
         for file in self._files(media_id):
-            if location(*self._place(file)) == place:
-                self._moved[file] = (root, path)
+            indexed = found.setdefault(file_path(file.root, file.path), IndexedFile(file.root, file.path, {}))
+            indexed.questions.update(dict.fromkeys(self._question_keys[run.question] for run in file.runs))
+        return found
 
-    def copy(self, numbers: Iterable[int], root: str, path: str) -> list[Status]:
-        """Add copies of rows for another file with the same content. Returns their statuses."""
-        made: list[Status] = []
-        for i in numbers:
-            file = self._file_at(self._media_id(self._file_of(i)), root, path)
-            made.append(self._status_of(i))
-            self._add(file, self._cell_of(i), STATUSES.index(made[-1]), self.stored(i), True)
-        return made
+    def all_files(self) -> Iterator[tuple[str | None, str, str]]:
+        """media_id, root and path of every file that has rows."""
+        for content, root, path in self._db.execute("SELECT content, root, path FROM files"):
+            yield (
+                None if content.startswith(_UNREAD) else content,
+                unescape_path(self._root_names[root]),
+                unescape_path(path),
+            )
 
-    def stored(self, i: int) -> int:
-        """Where the values of row `i` lie: its number among the stored rows."""
-        n = len(self._base)
-        return i if i < n else self._stored[i - n]
+    def rows(self, media_id: str | None) -> list[tuple[int, str, str]]:
+        """(number of the stored row, root, path) of every row of a content, in the order of the table.
 
-    def place(self, i: int) -> tuple[str, str]:
-        """root and path of row `i`, as they are now."""
-        return self._place(self._file_of(i))
+        Args:
+            media_id: None for the rows of all files that could not be read.
+        """
+        runs = [(run, file.root, file.path) for file in self._files(media_id) for run in file.runs]
+        runs.sort(key=lambda found: (found[0].origin == _COPY, found[0].first_row))
+        return [(run.first_row + i, root, path) for run, root, path in runs for i in range(run.n_rows)]
 
-    # What merging asks: arrays over all stored rows.
+    def append(self, media_id: str | None, root: str, path: str, answers: Iterable[tuple[QuestionKey, Status]]) -> None:
+        """Add the next stored rows, which are all about one file."""
+        runs: list[_Run] = []
+        for question, status in answers:
+            code = self._question_number(question) * _QUESTION + STATUSES.index(status)
+            if runs and runs[-1].code == code:
+                runs[-1] = runs[-1]._replace(n_rows=runs[-1].n_rows + 1)
+            else:
+                runs.append(_Run(self.n_stored, code, 1))
+            self.n_stored += 1
+        self._add(_content(media_id, root, path), root, path, runs)
+
+    def drop(self, media_id: str | None, path: str, question: QuestionKey | None = None) -> None:
+        """Remove the rows of the file at `path`, or only those that answer `question`."""
+        number = None if question is None else self._questions.get(question, -1)
+        for file in self._files(media_id, path):
+            dropped = [run for run in file.runs if number is None or run.question == number]
+            if dropped:
+                self._remove(file)
+                self._dropped += [run for run in dropped if run.origin != _COPY]
+                self._add(file.content, file.root, file.path, [run for run in file.runs if run not in dropped])
+
+    def move(self, media_id: str, old_path: str, root: str, path: str) -> None:
+        """Rename the file at `old_path`: its rows get the names `root` and `path`."""
+        for file in self._files(media_id, old_path):
+            self._remove(file)
+            runs = [run if run.origin == _COPY else run.with_origin(_RENAMED) for run in file.runs]
+            self._add(media_id, root, path, runs)
+
+    def copy(self, media_id: str, source: str, question: QuestionKey | None, root: str, path: str) -> list[Status]:
+        """Copy rows to another file with the same content, replacing the rows that it has for `question`.
+
+        Args:
+            media_id: content of both files.
+            source: path of the file that has rows.
+            question: which rows are copied; None for all.
+            root: root of the other file.
+            path: path of the other file, relative to `root`.
+
+        Returns:
+            The statuses of the copied rows.
+        """
+        number = None if question is None else self._questions.get(question, -1)
+        runs = [run for file in self._files(media_id, source) for run in file.runs]
+        copies = [run.with_origin(_COPY) for run in runs if number is None or run.question == number]
+        if copies:
+            self.drop(None, file_path(root, path), question)
+            self.drop(media_id, file_path(root, path), question)
+            self._add(media_id, root, path, copies)
+        return [run.status for run in copies for _ in range(run.n_rows)]
 
     def dropped(self) -> np.ndarray:
-        """bool [stored rows]: which are not written."""
-        gone = np.zeros(self.n_stored, bool)
-        n = len(self._base)
-        for i in self._gone:
-            if i < n or not self._is_copy[i - n]:
-                gone[self.stored(i)] = True
-        return gone
+        """Bool [stored rows]: the rows that are not written."""
+        dropped = np.zeros(self.n_stored, bool)
+        for run in self._dropped:
+            dropped[run.first_row : run.first_row + run.n_rows] = True
+        return dropped
 
-    def renamed(self) -> dict[int, tuple[str, str]]:
-        """Number of a stored row -> its new root and path, for rows whose file was renamed."""
-        rows = ((i, names) for file, names in self._moved.items() for i in self._rows(file))
-        return {self.stored(i): names for i, names in rows if not self._copied(i)}
+    def renamed(self) -> NamedRows:
+        """Stored rows of renamed files, with their new names."""
+        return self._named(_RENAMED)
 
-    def copies(self) -> list[tuple[int, str, str]]:
-        """(number of the original among the stored rows, root, path) of every copy, by number."""
-        n = len(self._base)
-        numbers = (n + k for k, is_copy in enumerate(self._is_copy) if is_copy and n + k not in self._gone)
-        return sorted(((self.stored(i), *self.place(i)) for i in numbers), key=lambda made: made[0])
+    def copies(self) -> NamedRows:
+        """Stored rows that are copied, with the names of the copies. A row may occur more than once."""
+        return self._named(_COPY)
 
-    def _copied(self, i: int) -> bool:
-        return i >= len(self._base) and bool(self._is_copy[i - len(self._base)])
+    def _add_batch(self, batch: pl.DataFrame) -> None:
+        """Add the next rows of the written table."""
+        codes = self._codes(batch)
+        counts = np.bincount(codes % _ORIGIN, minlength=len(STATUSES)).tolist()
+        self._counts.update(dict(zip(STATUSES, counts, strict=True)))
+        is_new = batch.select(pl.any_horizontal(pl.col(c).ne_missing(pl.col(c).shift(1)) for c in FILE_COLUMNS))
+        starts_file = is_new.to_series().to_numpy().copy()
+        starts_file[0] = True
+        file_rows = np.flatnonzero(starts_file)
+        run_rows = np.flatnonzero(starts_file | (codes != np.roll(codes, 1)))
+        runs = np.empty(len(run_rows), _RUN)
+        runs["first_row"], runs["code"] = self.n_stored + run_rows, codes[run_rows]
+        runs["n_rows"] = np.diff(run_rows, append=batch.height)
+        packed, borders = runs.tobytes(), _RUN.itemsize * np.searchsorted(run_rows, [*file_rows, batch.height])
+        files = batch.select(FILE_COLUMNS)[file_rows]
+        # Sorted, because SQLite inserts neighboring keys faster.
+        order = files["media_id"].arg_sort().to_numpy()
+        runs_of_files = [packed[a:b] for a, b in zip(borders[order].tolist(), borders[order + 1].tolist(), strict=True)]
+        files = files[order]
+        roots = files["root"].replace_strict({name: self._root_number(name) for name in files["root"].unique()})
+        contents = files["media_id"].to_list()
+        if files["media_id"].null_count():
+            contents = [
+                _content(media_id, unescape_path(root), unescape_path(path))
+                for media_id, root, path in files.iter_rows()
+            ]
+        self._db.execute("BEGIN")
+        self._db.executemany(_ADD, zip(contents, roots.to_list(), files["path"].to_list(), runs_of_files, repeat(0)))
+        self._db.execute("COMMIT")
+        self.n_stored += batch.height
 
-    def _files(self, media_id: str | None, place: str = "") -> list[int]:
-        if media_id is None and not place:
-            added = [f for key, files in self._added_at.items() if key.startswith("\0") for f in files]
-            return sorted({*self._base.unread(), *added})
-        return self._base.files(media_id, place) + self._added_at.get(_key(media_id, place), [])
+    def _codes(self, batch: pl.DataFrame) -> np.ndarray:
+        """int64 [rows]: question and status of every row, as in a run of stored rows."""
+        keys = list(QuestionKey._fields)
+        questions = batch.select(keys).unique(maintain_order=True)
+        numbers = [self._question_number(QuestionKey(*values)) for values in questions.iter_rows()]
+        numbered = questions.with_columns(pl.Series("number", numbers, dtype=pl.Int64))
+        number = batch.select(keys).join(numbered, on=keys, how="left", maintain_order="left")["number"]
+        status = batch["status"].cast(pl.Enum(STATUSES)).to_physical().cast(pl.Int64)
+        codes: np.ndarray = (number * _QUESTION + status).to_numpy()
+        return codes
 
-    def _rows(self, file: int) -> Iterator[int]:
-        old = self._base.rows(file) if file < self._base.n_files else []
-        return (i for i in (*old, *self._rows_of.get(file, ())) if i not in self._gone)
+    def _files(self, media_id: str | None, path: str | None = None) -> list[_File]:
+        """Files with a content, or files that could not be read; only the file at `path` if given. In table order."""
+        query = "SELECT content, root, path, runs FROM files WHERE "
+        if media_id is None and path is None:
+            found = self._db.execute(query + "content >= ? AND content < ?", (_UNREAD, "\x01"))
+        else:
+            content = media_id if media_id is not None else _UNREAD + escape_path(path or "")
+            found = self._db.execute(query + "content = ?", (content,))
+        files = []
+        for content, root, name, packed in found.fetchall():
+            names = unescape_path(self._root_names[root]), unescape_path(name)
+            if path is None or file_path(*names) == path:
+                files.append(_File(content, *names, [_Run(*values) for values in _RUN_STRUCT.iter_unpack(packed)]))
+        if len(files) > 1:
+            files.sort(key=lambda file: min((run.origin == _COPY, run.first_row) for run in file.runs))
+        return files
 
-    def _numbers(self, media_id: str) -> Iterator[int]:
-        return (i for file in self._files(media_id) for i in self._rows(file))
+    def _named(self, origin: int) -> NamedRows:
+        rows: list[int] = []
+        names: list[tuple[str, str]] = []
+        for root, path, packed in self._db.execute("SELECT root, path, runs FROM files WHERE is_changed"):
+            for run in map(_Run._make, _RUN_STRUCT.iter_unpack(packed)):
+                if run.origin == origin:
+                    rows += range(run.first_row, run.first_row + run.n_rows)
+                    names += [(unescape_path(self._root_names[root]), unescape_path(path))] * run.n_rows
+        order = np.argsort(np.array(rows, np.int64), kind="stable")
+        return NamedRows(np.array(rows, np.int64)[order], [names[i] for i in order])
 
-    def _file_at(self, media_id: str | None, root: str, path: str) -> int:
-        """Number of a file; it gets one if it has none."""
-        place = location(root, path)
-        for file in self._files(media_id, place):
-            if location(*self._place(file)) == place:
-                return file
-        self._added.append((media_id, root, path))
-        file = self._base.n_files + len(self._added) - 1
-        self._added_at.setdefault(_key(media_id, place), []).append(file)
-        return file
+    def _add(self, content: str, root: str, path: str, runs: list[_Run]) -> None:
+        if runs:
+            packed = b"".join(_RUN_STRUCT.pack(*run) for run in runs)
+            is_changed = any(run.origin != _STORED for run in runs)
+            self._db.execute(
+                _ADD, (content, self._root_number(escape_path(root)), escape_path(path), packed, is_changed)
+            )
+            self._count(runs, 1)
 
-    def _number(self, cell: Cell) -> int:
-        if cell not in self._cells:
-            self._cells[cell] = len(self._names)
-            self._names.append(cell)
-        return self._cells[cell]
+    def _remove(self, file: _File) -> None:
+        key = (file.content, self._root_number(escape_path(file.root)), escape_path(file.path))
+        self._db.execute("DELETE FROM files WHERE content = ? AND root = ? AND path = ?", key)
+        self._count(file.runs, -1)
 
-    def _add(self, file: int, cell: int, status: int, stored: int, is_copy: bool) -> None:
-        self._rows_of.setdefault(file, []).append(len(self._base) + len(self._file))
-        self._file.append(file)
-        self._cell.append(cell)
-        self._status.append(status)
-        self._stored.append(stored)
-        self._is_copy.append(is_copy)
+    def _count(self, runs: Iterable[_Run], sign: int) -> None:
+        for run in runs:
+            self._counts[run.status] += sign * run.n_rows
 
-    def _file_of(self, i: int) -> int:
-        n = len(self._base)
-        return int(self._base.file_of[i]) if i < n else self._file[i - n]
+    def _question_number(self, question: QuestionKey) -> int:
+        if question not in self._questions:
+            self._questions[question] = len(self._question_keys)
+            self._question_keys.append(question)
+        return self._questions[question]
 
-    def _cell_of(self, i: int) -> int:
-        n = len(self._base)
-        return int(self._base.cell_of[i]) if i < n else self._cell[i - n]
-
-    def _status_of(self, i: int) -> Status:
-        n = len(self._base)
-        return STATUSES[self._base.status_of[i] if i < n else self._status[i - n]]
-
-    def _media_id(self, file: int) -> str | None:
-        n = self._base.n_files
-        return self._base.media_id(file) if file < n else self._added[file - n][0]
-
-    def _place(self, file: int) -> tuple[str, str]:
-        if file in self._moved:
-            return self._moved[file]
-        n = self._base.n_files
-        return self._base.place(file) if file < n else self._added[file - n][1:]
+    def _root_number(self, root: str) -> int:
+        """Number of an escaped root."""
+        if root not in self._roots:
+            self._roots[root] = len(self._root_names)
+            self._root_names.append(root)
+        return self._roots[root]
 
 
-def _key(media_id: str | None, place: str) -> str:
-    """What files are found by: the content, or the place of one that could not be read."""
-    return media_id if media_id is not None else "\0" + place
+def _content(media_id: str | None, root: str, path: str) -> str:
+    return media_id if media_id is not None else _UNREAD + escape_path(file_path(root, path))

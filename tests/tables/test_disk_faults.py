@@ -88,7 +88,7 @@ def test_clocks_that_run_backwards(tmp_path: Path, row: Make) -> None:
     assert [r.question for r in frame_to_rows(read_table(out))] == ["2026", "1971"]
     os.utime(out, (1, 1))
     table = Table(out).load()
-    assert table.done(A, "2026", *ASKED[1:]) == table.done(A, "1971", *ASKED[1:]) == "ok"
+    assert table.status(A, "2026", *ASKED[1:]) == table.status(A, "1971", *ASKED[1:]) == "ok"
     (tmp_path / ".t.parquet.lock").write_text(json.dumps({"host": "h", "pid": 1, "start": "2099-01-01T00:00:00+00:00"}))
     with FileLock(out) as lock:
         assert lock.stale_holder is not None and lock.stale_holder.start.startswith("2099")
@@ -100,7 +100,7 @@ def test_what_an_interrupted_run_left_counts_at_once_and_is_not_touched_by_a_loo
     table.add([row(), row(media_id=B, path="b.mp4", status="failed")])
     table.checkpoint()
     seen = Table(out).load()  # as --dry-run does
-    assert seen.done(A, *ASKED) == "ok" and seen.counts() == {"ok": 1, "failed": 1}
+    assert seen.status(A, *ASKED) == "ok" and seen.counts() == {"ok": 1, "failed": 1}
     assert seen.rows_for(A) == [row()]
     assert sorted(os.listdir(tmp_path)) == ["t.csv.parts"]
     assert seen.recover() == 2 and os.listdir(tmp_path) == ["t.csv"]
@@ -121,7 +121,7 @@ def test_a_damaged_part_is_named_and_nothing_is_lost_silently(tmp_path: Path, ro
             Table(out).load().recover()
         assert "move this file away" in (caught.value.hint or "")
     pl.DataFrame({"x": [1]}).write_parquet(part)
-    with pytest.raises(TableError, match="not a part"):
+    with pytest.raises(TableError, match="not a part file"):
         Table(out).load()
     part.rename(tmp_path / "away.parquet")
     assert Table(out).load().recover() == 1
@@ -172,7 +172,7 @@ def test_rows_of_vanished_files_go_when_asked(tmp_path: Path, row: Make, name: s
 
 def test_more_rows_than_one_batch(tmp_path: Path, row: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same with batches of three rows: what is done to a row does not depend on where a batch ends."""
-    for module in ("formats", "journal.shelf"):
+    for module in ("formats", "journal.storage"):
         monkeypatch.setattr(f"vidqa.tables.{module}.BATCH_ROWS", 3)
     monkeypatch.setattr("vidqa.tables.formats._JSONL_BYTES", 1000)
     for suffix in (".parquet", ".csv", ".jsonl", ".arrow"):

@@ -70,10 +70,10 @@ def second_night(out: Path, row: Make) -> None:
     table.recover()
     found = [(A, item("new.mp4")), (B, item("b.mp4")), (C, item("c.mp4")), (C, item("c copy.mp4"))]
     table.update_paths(found, exists=lambda place: place != "/videos/a.mp4")
-    if table.done(B, *ASKED) == "failed":
+    if table.status(B, *ASKED) == "failed":
         table.add([row(media_id=B, path="b.mp4")])
     table.checkpoint()
-    if table.done(D, *ASKED) is None:
+    if table.status(D, *ASKED) is None:
         table.add([row(media_id=D, path="d.mp4", start_s=float(s)) for s in range(3)])
     table.checkpoint()
     table.commit()

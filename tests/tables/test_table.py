@@ -35,13 +35,13 @@ def path(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
 
 def test_from_nothing_to_a_table_that_grows(path: Path, row: Make) -> None:
     table = Table(path).load()
-    assert table.done(A, *ASKED) is None and len(table) == 0
+    assert table.status(A, *ASKED) is None and len(table) == 0
     table.add([row()])
-    assert table.done(A, *ASKED) == "ok" and not path.exists()
+    assert table.status(A, *ASKED) == "ok" and not path.exists()
     assert table.commit()
     assert rows_of(path) == [row()]
     again = Table(path).load()
-    assert again.done(A, *ASKED) == "ok" and again.rows_for(A) == [row()]
+    assert again.status(A, *ASKED) == "ok" and again.rows_for(A) == [row()]
     again.add([row(media_id=B, path="b.mp4", status="failed")])
     again.commit()
     assert [r.media_id for r in rows_of(path)] == [A, B]
@@ -78,22 +78,22 @@ def test_every_part_of_doneness_counts(tmp_path: Path, row: Make, change: dict[s
     new_table([row()], tmp_path / "t.parquet")
     table = Table(tmp_path / "t.parquet").load()
     asked = {"media_id": A, "question": ASKED[0], "model_id": "m1", "settings_id": "s1"}
-    assert table.done(**asked) == "ok"
-    assert table.done(**(asked | change)) is None
+    assert table.status(**asked) == "ok"
+    assert table.status(**(asked | change)) is None
 
 
 def test_another_id_for_the_same_question_is_done(tmp_path: Path, row: Make) -> None:
     table = Table(tmp_path / "t.parquet").load()
     table.add([row(question_id="old")])
-    assert table.done(A, *ASKED) == "ok"
+    assert table.status(A, *ASKED) == "ok"
 
 
 def test_segments_count_by_the_gravest(tmp_path: Path, row: Make) -> None:
     table = Table(tmp_path / "t.parquet").load()
     table.add([row(), row(start_s=1.0, status="truncated"), row(start_s=2.0)])
-    assert table.done(A, *ASKED) == "truncated"
+    assert table.status(A, *ASKED) == "truncated"
     table.add([row(question="Why?"), row(question="Why?", start_s=1.0, status="failed", error_kind="prompt_too_long")])
-    assert table.done(A, "Why?", "m1", "s1") == "failed"
+    assert table.status(A, "Why?", "m1", "s1") == "failed"
     assert len(table.rows_for(A)) == 5
 
 
@@ -110,7 +110,7 @@ def test_a_retry_replaces_the_failed_rows_and_no_others(path: Path, row: Make) -
     table.add(mended)
     table.commit()
     assert rows_of(path) == [*others, *mended]
-    assert table.done(B, *ASKED) == "failed"
+    assert table.status(B, *ASKED) == "failed"
     assert len(table) == 5 and table.counts() == {"ok": 3, "failed": 2}
 
 
@@ -129,7 +129,7 @@ def test_a_file_that_could_not_be_read_is_asked_again_but_has_one_row(path: Path
     unread = row(media_id=None, status="failed", error_kind="permission")
     for _ in range(3):  # three nights
         table = Table(path).load()
-        assert table.done(None, *ASKED) is None
+        assert table.status(None, *ASKED) is None
         table.add([unread, row(media_id=None, path="other.mp4", status="failed", error_kind="missing")])
         table.commit()
     assert len(rows_of(path)) == 2
@@ -173,14 +173,14 @@ def test_a_copy_gets_rows_of_its_own(path: Path, row: Make) -> None:
     new_table([row(), row(start_s=1 / 3, end_s=0.5), row(settings_id="old")], path)
     table = Table(path).load()
     found = [(A, item("a.mp4")), (A, item("copy.mp4"))]
-    assert table.update_paths(found, cells={ASKED}, exists=lambda p: True) == PathChanges(0, 1)
-    assert table.update_paths(found, cells={ASKED}, exists=lambda p: True) == PathChanges(0, 0)
+    assert table.update_paths(found, questions={ASKED}, exists=lambda p: True) == PathChanges(0, 1)
+    assert table.update_paths(found, questions={ASKED}, exists=lambda p: True) == PathChanges(0, 0)
     table.commit()
     assert [(r.path, r.start_s) for r in rows_of(path) if r.settings_id == "s1"] == [
         ("a.mp4", 0.0), ("a.mp4", 1 / 3), ("copy.mp4", 0.0), ("copy.mp4", 1 / 3),
     ]  # fmt: skip
     assert len(rows_of(path)) == 5
-    assert Table(path).load().update_paths(found, cells={ASKED}, exists=lambda p: True) == PathChanges(0, 0)
+    assert Table(path).load().update_paths(found, questions={ASKED}, exists=lambda p: True) == PathChanges(0, 0)
 
 
 def test_one_renamed_and_one_copied(tmp_path: Path, row: Make) -> None:
@@ -230,7 +230,7 @@ def test_a_table_that_somebody_else_wrote_is_not_overwritten(path: Path, row: Ma
     table = Table(path).load()
     table.add([row(media_id=B)])
     new_table([row(), row(question="by another run")], path)
-    with pytest.raises(TableError, match="changed by somebody else"):
+    with pytest.raises(TableError, match="changed by another process"):
         table.commit()
     assert len(rows_of(path)) == 2
 
@@ -292,7 +292,7 @@ def test_random_nights(tmp_path: Path, row: Make, seed: int) -> None:
         for p, content in sorted(disk.items()):
             question = chance.choice("QR")
             answers = tuple(f"night {night} {p} segment {s}" for s in range(chance.randrange(1, 3)))
-            if table.done(content, question, "m1", "s1") is None or chance.random() < 0.2:
+            if table.status(content, question, "m1", "s1") is None or chance.random() < 0.2:
                 table.add(
                     row(media_id=content, path=p, question=question, answer=a, start_s=float(s))
                     for s, a in enumerate(answers)

@@ -1,0 +1,164 @@
+"""The files of a table and its journal: build the row index from them, and merge the journal into the table.
+
+Stored rows are numbered: the rows of the table's files in order, then the rows of the journal's parts. Recording which
+rows are dropped, renamed or copied is the task of `RowIndex`; writing the result is done here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from itertools import chain, islice
+
+import polars as pl
+
+from vidqa.common.path_text import escape_surrogates
+from vidqa.errors import TableError
+from vidqa.tables import formats
+from vidqa.tables.destination import FILE_ROWS, Destination
+from vidqa.tables.formats import BATCH_ROWS
+from vidqa.tables.journal import change_log
+from vidqa.tables.journal.merge import Merge, rebatch
+from vidqa.tables.journal.parts import FileState, JournalFolder, file_state
+from vidqa.tables.journal.row_index import RowIndex
+from vidqa.tables.journal.row_keys import KEY_COLUMNS
+from vidqa.tables.schema import SCHEMA
+
+
+class TableStorage:
+    """One table on disk, with the journal next to it.
+
+    Args:
+        path: a file whose suffix selects the format, or the folder of a dataset; see `Destination`.
+
+    Raises:
+        TableError: unknown suffix.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.destination = Destination.of(path)
+        self._journal = JournalFolder(self.destination.path, self.destination.folder)
+        self._files: list[tuple[str, int]] = []  # files of the table and their numbers of rows
+        self._pending: list[str] = []  # parts of the journal that are not yet merged
+        self._state: dict[str, FileState | None] = {}
+
+    def open(self) -> RowIndex:
+        """Index the rows of the table and of the journal that an interrupted run left. Writes nothing.
+
+        Raises:
+            TableError: the file is not a vidqa table, its folder is not writable, or a part of the journal is damaged.
+        """
+        self.destination.check()
+        self._state = self._state_on_disk()
+        self._pending = self._journal.names()
+        return self.read_index()
+
+    def read_index(self) -> RowIndex:
+        """Index all stored rows. Raises as `open`."""
+        self._files = []
+        index = RowIndex(self._key_batches())
+        for name in self._pending:
+            change_log.replay(self._journal.read(name), index)
+        return index
+
+    def stored(self) -> Iterator[pl.DataFrame]:
+        """All stored rows in the order of their numbers."""
+        for name, _ in self._files:
+            yield from formats.batches(self._journal.current(name))
+        yield from self._added()
+
+    @property
+    def has_journal(self) -> bool:
+        """Whether a running or interrupted run has a journal next to the table."""
+        return self._journal.folder.is_dir()
+
+    def n_pending(self) -> int:
+        """Number of rows in the journal that are not yet merged."""
+        return sum(batch.height for batch in self._added())
+
+    def append(self, log: pl.DataFrame) -> None:
+        """Write log entries to the journal and sync them to disk.
+
+        Raises:
+            TableError: the disk is full, or the folder is not writable.
+        """
+        self._pending.append(self._journal.append(log))
+
+    def merge(self, index: RowIndex, *, write_empty: bool) -> bool:
+        """Write the table that an index of all stored rows describes, and remove the journal.
+
+        Args:
+            index: from `read_index`, with the changes since then.
+            write_empty: create a missing table even if there are no rows to write.
+
+        Returns:
+            True if a file was written. Without a journal, an existing table is not touched.
+
+        Raises:
+            TableError: the table cannot be written, or another process changed it since `open`. Table and journal
+                are unchanged.
+        """
+        if self._state_on_disk() != self._state:
+            table = escape_surrogates(str(self.destination.path))
+            what = f"{table} was changed by another process during the run; it is left as it is"
+            raise TableError(what, hint="run again: the finished rows are then added to it")
+        must_write = bool(self._pending) or (write_empty and not self.destination.names())
+        try:
+            if self.destination.is_dataset and must_write:
+                self.destination.path.mkdir(exist_ok=True)
+            self._journal.finish()  # a publication that a crash interrupted
+            if must_write:
+                write = self._write_dataset if self.destination.is_dataset else self._write_file
+                self._journal.publish(list(write(Merge(index))), self._pending)
+        except OSError as error:
+            kept = f"finished rows are safe in {escape_surrogates(str(self._journal.folder))}; the next run merges them"
+            raise formats.write_error(self.destination.path, error, kept) from error
+        self._state = self._state_on_disk()
+        if must_write:
+            self._pending = []
+        return must_write
+
+    def _write_file(self, merge: Merge) -> Iterator[str]:
+        name = self.destination.path.name
+        self._journal.new_file(name, rebatch(chain(merge.kept(self.stored(), 0), self._copies(merge)), BATCH_ROWS))
+        yield name
+
+    def _write_dataset(self, merge: Merge) -> Iterator[str]:
+        """Rewrite the files with dropped or renamed rows, then write added and copied rows to new files."""
+        start = 0
+        for name, n_rows in self._files:
+            if merge.changes(start, start + n_rows):
+                self._journal.new_file(name, merge.kept(formats.batches(self._journal.current(name)), start))
+                yield name
+            start += n_rows
+        added = chain(merge.kept(self._added(), start), self._copies(merge))
+        batches = (batch for batch in rebatch(added, BATCH_ROWS) if batch.height)
+        first = next(batches, None)
+        if first is None and not self._files:
+            first = pl.DataFrame(schema=SCHEMA)  # a run without rows leaves an empty table
+        for name in self.destination.new_names():
+            if first is None:
+                return
+            self._journal.new_file(name, chain([first], islice(batches, FILE_ROWS // BATCH_ROWS - 1)))
+            yield name
+            first = next(batches, None)
+
+    def _copies(self, merge: Merge) -> Iterator[pl.DataFrame]:
+        """Copied rows. Reads the table a second time, but only if there are any."""
+        if merge.has_copies:
+            yield from merge.copied(self.stored(), 0)
+
+    def _key_batches(self) -> Iterator[pl.DataFrame]:
+        for name in self.destination.names():
+            n_rows = 0
+            for batch in formats.batches(self._journal.current(name), KEY_COLUMNS):
+                n_rows += batch.height
+                yield batch
+            self._files.append((name, n_rows))
+
+    def _added(self) -> Iterator[pl.DataFrame]:
+        for name in self._pending:
+            yield change_log.added_rows(self._journal.read(name))
+
+    def _state_on_disk(self) -> dict[str, FileState | None]:
+        return {name: file_state(self.destination.folder / name) for name in self.destination.names()}
