@@ -93,6 +93,14 @@ def test_the_readme_has_the_test_command():
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
 
 
+def test_modules_of_the_glossary_exist():
+    text = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8").split("## Module names")[1]
+    rows = re.findall(r"^\| `(\w.*?)` \|", text, re.M)
+    assert len(rows) > 5
+    for name in re.findall(r"`(\w+/[\w/]+)`", text):
+        assert (ROOT / "vidqa" / f"{name}.py").is_file(), name
+
+
 def anchors(page: Path) -> set[str]:
     """The anchors of a page's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.M)
