@@ -1,4 +1,4 @@
-"""Windows of a clip, and which frames belong to them."""
+"""Segments of a video, and which frames belong to them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def facts(duration_s: float | None, fps: float | None = 10.0, kind: str = "video
     return MediaFacts(kind, "h264", 64, 64, duration_s, fps)  # type: ignore[arg-type]
 
 
-def test_whole_by_default_and_for_stills() -> None:
+def test_one_segment_by_default_and_for_images() -> None:
     assert plan_segments(facts(60.0), None) == (WHOLE,)
     assert plan_segments(facts(None, None, "image"), 10.0) == (WHOLE,)
 
@@ -24,38 +24,38 @@ def test_whole_by_default_and_for_stills() -> None:
     [
         (25.0, ["0.000-10.000", "10.000-20.000", "20.000-30.000"]),
         (20.0, ["0.000-10.000", "10.000-20.000"]),
-        (20.04, ["0.000-10.000", "10.000-20.000"]),  # the last frame begins before 20 s
+        (20.04, ["0.000-10.000", "10.000-20.000"]),  # the last frame starts before 20 s
         (3.0, ["0.000-10.000"]),
         (0.0, ["0.000-10.000"]),
         (None, ["0.000-10.000"]),
     ],
 )
-def test_windows(duration_s: float | None, keys: list[str]) -> None:
+def test_fixed_length(duration_s: float | None, keys: list[str]) -> None:
     assert [s.key for s in plan_segments(facts(duration_s), 10.0)] == keys
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan")])
-def test_nonsense_is_refused(seconds: float) -> None:
+def test_invalid_lengths_are_rejected(seconds: float) -> None:
     with pytest.raises(ValueError):
         plan_segments(facts(10.0), seconds)
 
 
-def test_every_frame_belongs_to_one_window() -> None:
+def test_every_frame_belongs_to_one_segment() -> None:
     pts_s = np.arange(0, 251) / 10
     every = SamplingSpec("fps", 10_000, rate=10.0)
     found = [list(select_frames(pts_s, s, every, 10.0)[0]) for s in plan_segments(facts(25.1), 2.5)]
     assert len(found) == 11
-    assert [i for window in found for i in window] == list(range(251))
-    assert found[1][0] == 25  # the frame at 2.5 s begins the second window
+    assert [i for segment in found for i in segment] == list(range(251))
+    assert found[1][0] == 25  # the frame at 2.5 s is the first of the second segment
 
 
-def test_a_window_without_a_frame_shows_the_standing_one() -> None:
+def test_a_segment_without_a_frame_start_shows_the_frame_before() -> None:
     pts_s = np.array([0.0, 1.0, 25.0])
     indices, repeated = select_frames(pts_s, Segment(10.0, 20.0), SamplingSpec(n_frames=2), 1.0)
     assert indices.tolist() == [1, 1] and repeated.tolist() == [True, True]
 
 
-def test_short_windows_mark_repetition() -> None:
+def test_short_segments_mark_repeated_frames() -> None:
     pts_s = np.arange(10) / 10
     indices, repeated = select_frames(pts_s, Segment(0.5, 0.8), SamplingSpec(n_frames=4), 10.0)
     assert indices.tolist() == [5, 5, 6, 7]

@@ -1,4 +1,4 @@
-"""What decoder processes are made to do in tests. Imported there by name, so it is no test module."""
+"""Functions that tests run in decoder processes, which import this module by name."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from vidqa.errors import MediaError
 from vidqa.records import FrameBatch
 
 
-def ask_size(path: str) -> int:
-    """Something other than decoding that a file may be asked; an empty one kills, one of a byte is refused."""
+def file_size(path: str) -> int:
+    """Return the size of a file; crash on an empty file, and fail on a file of one byte."""
     size = os.path.getsize(path)
     if size == 0:
         os.kill(os.getpid(), signal.SIGSEGV)
@@ -24,11 +24,11 @@ def ask_size(path: str) -> int:
 
 
 def misbehave(frames: FrameBatch, *, note: str = "") -> FrameBatch:
-    """Behave as the width of the picture says; 8 is good.
+    """Misbehave in the way selected by the width of the frames; 8 is normal.
 
     Args:
-        frames: of one file.
-        note: file to which the process writes its id, for tests that look after it.
+        frames: frames of one file.
+        note: file to which the process appends its process id.
     """
     if note:
         with open(note, "a") as f:
@@ -49,7 +49,7 @@ def misbehave(frames: FrameBatch, *, note: str = "") -> FrameBatch:
         os.write(2, b"noise of a C library\n")
         print("noise of Python")
     if width == 22:
-        while True:  # busy, and never back in the interpreter's hands for long
+        while True:  # busy
             sum(range(1000))
     if width == 23:
         assert "torch" not in sys.modules and "onnxruntime" not in sys.modules

@@ -1,4 +1,4 @@
-"""Sampling rules beyond the recorded vectors of the originals (tests/parity/test_golden.py)."""
+"""Sampling rules; golden data of the original implementations is in tests/parity/test_golden.py."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ def test_published_sizes_equal_exact_arithmetic(k: int) -> None:
         assert arange_indices(n, k) == [i * n // k for i in range(k)]
 
 
-def test_short_clips_are_marked() -> None:
+def test_repeated_frames_are_marked() -> None:
     assert frame_indices(2, SamplingSpec("linspace", 4)) == ([0, 0, 0, 1], [False, True, True, False])
     assert frame_indices(1, SamplingSpec("linspace", 3)) == ([0, 0, 0], [False, True, True])
     assert frame_indices(1, SamplingSpec("segments", 100)) == ([0], [False])
     assert not any(frame_indices(8, SamplingSpec())[1])
 
 
-def test_fixed_rate() -> None:
-    one_a_second = SamplingSpec("fps", 100, rate=1.0)
-    assert frame_indices(31, one_a_second, fps=10)[0] == [0, 10, 20, 30]
-    assert frame_indices(300, one_a_second, fps=30000 / 1001)[0] == [0, 29, 59, 89, 119, 149, 179, 209, 239, 269]
+def test_fps() -> None:
+    one_per_second = SamplingSpec("fps", 100, rate=1.0)
+    assert frame_indices(31, one_per_second, fps=10)[0] == [0, 10, 20, 30]
+    assert frame_indices(300, one_per_second, fps=30000 / 1001)[0] == [0, 29, 59, 89, 119, 149, 179, 209, 239, 269]
     assert frame_indices(3, SamplingSpec("fps", 100, rate=50.0), fps=10)[0] == [0, 1, 2]
     assert frame_indices(31, SamplingSpec("fps", 2, rate=1.0), fps=10)[0] == [0, 30]
 
 
-def test_fixed_rate_follows_the_clock() -> None:
-    pts = [5.0, 5.1, 5.2, 8.0, 8.9, 9.0]  # the third frame stands for 2.8 s
+def test_fps_with_variable_frame_rate() -> None:
+    pts = [5.0, 5.1, 5.2, 8.0, 8.9, 9.0]  # the third frame is shown for 2.8 s
     assert frame_indices(6, SamplingSpec("fps", 100, rate=1.0), fps=1.25, pts_s=pts)[0] == [0, 2, 3, 5]
 
 
@@ -48,13 +48,13 @@ def test_fixed_rate_follows_the_clock() -> None:
         (5, SamplingSpec("random", 8), None),  # type: ignore[arg-type]
     ],
 )
-def test_nonsense_is_refused(n: int, spec: SamplingSpec, fps: float | None) -> None:
+def test_invalid_arguments_are_rejected(n: int, spec: SamplingSpec, fps: float | None) -> None:
     with pytest.raises(ValueError):
         frame_indices(n, spec, fps)
 
 
 @given(st.integers(1, 5000), st.integers(1, 128), st.sampled_from(["linspace", "arange", "segments"]))
-def test_always_in_range_and_in_order(n: int, k: int, rule: str) -> None:
+def test_indices_are_in_range_and_sorted(n: int, k: int, rule: str) -> None:
     indices, repeated = frame_indices(n, SamplingSpec(rule, k))  # type: ignore[arg-type]
     assert len(indices) == len(repeated) == (min(n, k) if rule == "segments" else k)
     assert indices == sorted(indices) and indices[0] >= 0 and indices[-1] < n

@@ -1,4 +1,4 @@
-"""Decoder processes: whatever a file does to one, its row says so and the run goes on."""
+"""Decoder processes: a file that crashes or hangs one fails alone, and the pool continues."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GOOD, SEGFAULT, HANG, GREEDY, STRANGE, EXIT, NOISY, BUSY, LEAN = 8, 16, 17, 18, 
 
 
 @pytest.fixture
-def picture(tmp_path: Path):
+def make_image(tmp_path: Path):
     def make(width: int, name: str = "") -> str:
         path = tmp_path / (name or f"{width}.png")
         Image.new("RGB", (width, 4), (width, 0, 0)).save(path)
@@ -36,18 +36,18 @@ def picture(tmp_path: Path):
 
 
 def outcomes(pool: DecodePool, paths: list[str]) -> dict[str, str]:
-    """Path -> kind of error, or ok."""
+    """Return the error kind, or `ok`, of each path."""
     return {j.path: r.kind if isinstance(r, MediaError) else "ok" for j, r in pool.run(DecodeJob(p) for p in paths)}
 
 
 def children() -> set[int]:
-    """Processes started by any thread of this one; zombies count."""
+    """Return the ids of all child processes, including zombies."""
     lists = Path("/proc/self/task").glob("*/children")
     return {int(pid) for one in lists for pid in one.read_text().split()}
 
 
 def gone(pid: int, within_s: float = 10.0) -> bool:
-    """True once a process is no more; a zombie of a foreign parent does not count as alive."""
+    """Return whether a process ends in time; a zombie counts as ended."""
     end = time.monotonic() + within_s
     while time.monotonic() < end:
         try:
@@ -59,26 +59,26 @@ def gone(pid: int, within_s: float = 10.0) -> bool:
     return False
 
 
-def test_same_as_in_process(clip: Path, picture) -> None:
+def test_same_result_as_decoding_in_this_process(clip: Path, make_image) -> None:
     jobs = [
         DecodeJob(str(clip), 1.0, SamplingSpec("linspace", 4), tag=("a", 1)),
-        DecodeJob(picture(GOOD), tag=object()),
+        DecodeJob(make_image(GOOD), tag=object()),
     ]
     with DecodePool(2) as pool:
         results = dict(pool.run(jobs))
-    assert set(results) == set(jobs)  # the very jobs, with their tags
-    there, here = results[jobs[0]], decode(str(clip), 1.0, video=SamplingSpec("linspace", 4))
-    assert isinstance(there, DecodedMedia) and there.facts == here.facts
-    for a, b in zip(there.segments, here.segments, strict=True):
+    assert set(results) == set(jobs)  # the same objects, with their tags
+    pooled, local = results[jobs[0]], decode(str(clip), 1.0, video=SamplingSpec("linspace", 4))
+    assert isinstance(pooled, DecodedMedia) and pooled.facts == local.facts
+    for a, b in zip(pooled.segments, local.segments, strict=True):
         assert (a.segment, a.start_s, a.end_s) == (b.segment, b.start_s, b.end_s)
         assert np.array_equal(a.frames.pixels, b.frames.pixels) and np.array_equal(a.frames.pts_s, b.frames.pts_s)
-        a.frames.pixels[:] = 0  # whole and writable on this side
+        a.frames.pixels[:] = 0  # writable
 
 
-def test_each_failure_costs_one_row(picture, tmp_path: Path) -> None:
-    (tmp_path / "text.png").write_text("no picture")
-    good = [picture(GOOD, f"good{i}.png") for i in range(6)]
-    bad = [picture(w) for w in (SEGFAULT, GREEDY, STRANGE, EXIT)]
+def test_each_failure_affects_one_file(make_image, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("not an image")
+    good = [make_image(GOOD, f"good{i}.png") for i in range(6)]
+    bad = [make_image(w) for w in (SEGFAULT, GREEDY, STRANGE, EXIT)]
     before = children()
     with DecodePool(2, memory_bytes=1 << 30, transform=worker_hooks.misbehave) as pool:
         found = outcomes(pool, [good[0], *bad, *good[1:], str(tmp_path / "text.png"), str(tmp_path / "gone.png")])
@@ -89,97 +89,97 @@ def test_each_failure_costs_one_row(picture, tmp_path: Path) -> None:
     assert children() == before
 
 
-def test_anything_may_be_asked_with_the_same_care(picture, tmp_path: Path) -> None:
+def test_map_unordered_calls_any_function(make_image, tmp_path: Path) -> None:
     sizes = (0, 1, 2, 300)
     for size in sizes:
         (tmp_path / str(size)).write_bytes(bytes(size))
     with DecodePool(2) as pool:
-        told = dict(pool.map_unordered(worker_hooks.ask_size, (str(tmp_path / str(size)) for size in sizes)))
-        assert outcomes(pool, [picture(GOOD)]) == {picture(GOOD): "ok"}  # the same processes decode as well
-    found = {Path(path).name: r.kind if isinstance(r, MediaError) else r for path, r in told.items()}
+        results = dict(pool.map_unordered(worker_hooks.file_size, (str(tmp_path / str(size)) for size in sizes)))
+        assert outcomes(pool, [make_image(GOOD)]) == {make_image(GOOD): "ok"}  # the same processes also decode
+    found = {Path(path).name: r.kind if isinstance(r, MediaError) else r for path, r in results.items()}
     assert found == {"0": "crashed", "1": "unreadable", "2": 2, "300": 300}
 
 
-def test_a_hanging_file_costs_its_time_limit_and_one_row(picture) -> None:
-    before, began = children(), time.monotonic()
+def test_a_hanging_file_is_killed_after_the_time_limit(make_image) -> None:
+    before, started = children(), time.monotonic()
     with DecodePool(2, timeout_s=4.0, transform=worker_hooks.misbehave) as pool:
-        results = {j.path: r for j, r in pool.run(DecodeJob(picture(w)) for w in (HANG, BUSY, GOOD))}
-    hang, busy, good = (results[picture(w)] for w in (HANG, BUSY, GOOD))
-    for late in (hang, busy):
-        assert isinstance(late, MediaError) and late.kind == "timeout" and "4 s" in late.what
+        results = {j.path: r for j, r in pool.run(DecodeJob(make_image(w)) for w in (HANG, BUSY, GOOD))}
+    hang, busy, good = (results[make_image(w)] for w in (HANG, BUSY, GOOD))
+    for outcome in (hang, busy):
+        assert isinstance(outcome, MediaError) and outcome.kind == "timeout" and "4 s" in outcome.what
     assert isinstance(good, DecodedMedia)
-    assert 4 <= time.monotonic() - began < 60 and children() == before
+    assert 4 <= time.monotonic() - started < 60 and children() == before
 
 
-def test_sentences_say_how(picture) -> None:
+def test_error_messages_have_the_reason(make_image) -> None:
     with DecodePool(1, transform=worker_hooks.misbehave) as pool:
-        said = {j.path: str(r) for j, r in pool.run(DecodeJob(picture(w)) for w in (SEGFAULT, EXIT, STRANGE))}
-    assert "SIGSEGV" in said[picture(SEGFAULT)] and "exit code 3" in said[picture(EXIT)]
-    assert "IndexError: a strange file" in said[picture(STRANGE)]
+        messages = {j.path: str(r) for j, r in pool.run(DecodeJob(make_image(w)) for w in (SEGFAULT, EXIT, STRANGE))}
+    assert "SIGSEGV" in messages[make_image(SEGFAULT)] and "exit code 3" in messages[make_image(EXIT)]
+    assert "IndexError: a strange file" in messages[make_image(STRANGE)]
 
 
-def test_noise_stays_in_the_worker(picture, capfd: pytest.CaptureFixture[str]) -> None:
+def test_output_of_libraries_is_discarded(make_image, capfd: pytest.CaptureFixture[str]) -> None:
     with DecodePool(1, transform=worker_hooks.misbehave) as pool:
-        assert set(outcomes(pool, [picture(NOISY), picture(LEAN)]).values()) == {"ok"}
+        assert set(outcomes(pool, [make_image(NOISY), make_image(LEAN)]).values()) == {"ok"}
     assert capfd.readouterr() == ("", "")
 
 
-def test_jobs_are_pulled_as_needed(picture) -> None:
-    pulled = 0
-    path = picture(GOOD)
+def test_jobs_are_taken_on_demand(make_image) -> None:
+    n_taken = 0
+    path = make_image(GOOD)
 
     def source() -> Iterator[DecodeJob]:
-        nonlocal pulled
+        nonlocal n_taken
         for i in range(1000):
-            pulled += 1
+            n_taken += 1
             yield DecodeJob(path, tag=i)
 
     with DecodePool(2) as pool:
         results = pool.run(source())
-        assert pulled == 0
+        assert n_taken == 0
         seen = {next(results)[0].tag for _ in range(5)}
-        assert len(seen) == 5 and pulled <= 5 + 4
+        assert len(seen) == 5 and n_taken <= 5 + 4
         results.close()  # type: ignore[attr-defined]
-        assert pulled <= 5 + 4
-        assert len(list(pool.run(DecodeJob(path, tag=i) for i in range(3)))) == 3  # the pool is still good
+        assert n_taken <= 5 + 4
+        assert len(list(pool.run(DecodeJob(path, tag=i) for i in range(3)))) == 3  # the pool is still usable
 
 
-def test_a_worker_that_died_idle_costs_nothing(picture) -> None:
+def test_an_idle_worker_that_died_is_replaced(make_image) -> None:
     before = children()
     with DecodePool(1) as pool:
-        assert outcomes(pool, [picture(GOOD)]) == {picture(GOOD): "ok"}
+        assert outcomes(pool, [make_image(GOOD)]) == {make_image(GOOD): "ok"}
         (pid,) = children() - before
         os.kill(pid, signal.SIGKILL)
         assert gone(pid)
-        assert outcomes(pool, [picture(GOOD)]) == {picture(GOOD): "ok"}
+        assert outcomes(pool, [make_image(GOOD)]) == {make_image(GOOD): "ok"}
 
 
-def test_a_worker_that_dies_before_it_takes_a_file_costs_nothing(picture) -> None:
+def test_a_worker_that_dies_before_it_accepts_a_job_is_replaced(make_image) -> None:
     before = children()
     with DecodePool(1) as pool:
-        assert outcomes(pool, [picture(GOOD)]) == {picture(GOOD): "ok"}
+        assert outcomes(pool, [make_image(GOOD)]) == {make_image(GOOD): "ok"}
         (pid,) = children() - before
-        os.kill(pid, signal.SIGSTOP)  # it counts as alive and does not read: the job waits in the pipe
-        clock = threading.Timer(0.5, os.kill, (pid, signal.SIGKILL))
-        clock.start()
-        assert outcomes(pool, [picture(GOOD)]) == {picture(GOOD): "ok"}
-        clock.join()
+        os.kill(pid, signal.SIGSTOP)  # alive, but not reading: the job waits in the pipe
+        timer = threading.Timer(0.5, os.kill, (pid, signal.SIGKILL))
+        timer.start()
+        assert outcomes(pool, [make_image(GOOD)]) == {make_image(GOOD): "ok"}
+        timer.join()
         assert pid not in children()
 
 
-def test_leaving_early_leaves_nothing(picture, tmp_path: Path) -> None:
+def test_leaving_the_pool_early_ends_all_processes(make_image, tmp_path: Path) -> None:
     before = children()
     note = tmp_path / "pids"
-    began = time.monotonic()
+    started = time.monotonic()
     transform = partial(worker_hooks.misbehave, note=str(note))
     with pytest.raises(ZeroDivisionError), DecodePool(2, timeout_s=300, transform=transform) as pool:
-        for _ in pool.run(DecodeJob(p) for p in [picture(GOOD), picture(HANG), picture(BUSY)]):
+        for _ in pool.run(DecodeJob(p) for p in [make_image(GOOD), make_image(HANG), make_image(BUSY)]):
             while len(note.read_text().split()) < 3:
                 time.sleep(0.02)
             raise ZeroDivisionError
-    assert time.monotonic() - began < 60 and children() == before
+    assert time.monotonic() - started < 60 and children() == before
     with pytest.raises(RuntimeError, match="closed"):
-        next(pool.run([DecodeJob(picture(GOOD))]))
+        next(pool.run([DecodeJob(make_image(GOOD))]))
 
 
 SCRIPT = """
@@ -188,22 +188,24 @@ sys.path[:0] = sys.argv[3:]
 from functools import partial
 import worker_hooks
 from vidqa.media.workers.decode_pool import DecodeJob, DecodePool
-if len(sys.argv) > 1:  # no __main__ guard: workers must not run this script again
+if len(sys.argv) > 1:  # no __main__ guard: workers must not import this script
     with DecodePool(2, 300, transform=partial(worker_hooks.misbehave, note=sys.argv[2])) as pool:
         for _ in pool.run([DecodeJob(sys.argv[1]), DecodeJob(sys.argv[1])]):
             pass
 """
 
 
-@pytest.mark.parametrize(("how", "what"), [(signal.SIGKILL, BUSY), (signal.SIGTERM, HANG), (signal.SIGINT, HANG)])
-def test_workers_do_not_outlive_the_run(how: int, what: int, picture, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("signum", "behavior"), [(signal.SIGKILL, BUSY), (signal.SIGTERM, HANG), (signal.SIGINT, HANG)]
+)
+def test_workers_do_not_outlive_the_run(signum: int, behavior: int, make_image, tmp_path: Path) -> None:
     script, note = tmp_path / "run.py", tmp_path / "pids"
     script.write_text(SCRIPT)
-    here = [str(Path(worker_hooks.__file__).parent), str(Path(__file__).parents[2])]
+    import_paths = [str(Path(worker_hooks.__file__).parent), str(Path(__file__).parents[3])]
     run = subprocess.Popen(
-        [sys.executable, str(script), picture(what), str(note), *here],
+        [sys.executable, str(script), make_image(behavior), str(note), *import_paths],
         stderr=subprocess.PIPE,
-        # Started in the background of a script, the tests ignore Ctrl-C, and so would the run.
+        # In the background of a script the tests ignore SIGINT, and the run would inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
@@ -212,21 +214,21 @@ def test_workers_do_not_outlive_the_run(how: int, what: int, picture, tmp_path: 
             time.sleep(0.05)
         pids = [int(p) for p in note.read_text().split()]
         assert len(pids) == 2
-        run.send_signal(how)
+        run.send_signal(signum)
         run.wait(30)
     finally:
         run.kill()
-        said = run.communicate()[1].decode()
+        stderr = run.communicate()[1].decode()
     assert all(gone(pid) for pid in pids)
-    assert "KeyboardInterrupt" in said if how == signal.SIGINT else said == ""
+    assert "KeyboardInterrupt" in stderr if signum == signal.SIGINT else stderr == ""
 
 
-def test_what_cannot_start_is_told(picture) -> None:
+def test_a_pool_that_cannot_start_raises(make_image) -> None:
     def local(frames: object) -> object:
         return frames
 
     with DecodePool(1, transform=local) as pool, pytest.raises(RuntimeError):  # type: ignore[arg-type]
-        next(pool.run([DecodeJob(picture(GOOD))]))
+        next(pool.run([DecodeJob(make_image(GOOD))]))
     for wrong in ({"n_workers": 0}, {"n_workers": 1, "timeout_s": 0}):
         with pytest.raises(ValueError):
             DecodePool(**wrong)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Clips that tell their own frame numbers: three grey columns are the digits, a white bar marks the top."""
+"""Videos whose frames show their own number: three gray columns are the digits, a white bar marks the top."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import av
 import numpy as np
 
 WIDTH, HEIGHT = 96, 64
-_LOW, _STEP = 20, 22  # grey of digit 0, and between two digits: wide enough for every codec here
+_LOW, _STEP = 20, 22  # gray level of digit 0, and per digit: far enough apart for every codec used here
 
-#: Clockwise turn in degrees -> a, b, c, d of the matrix that an MP4 track carries. `mirror` is a front camera.
+#: Clockwise rotation in degrees -> a, b, c, d of the display matrix of an MP4 track. `mirror` is a front camera.
 MATRICES: dict[int | str, tuple[int, int, int, int]] = {
     0: (1, 0, 0, 1),
     90: (0, 1, -1, 0),
@@ -25,17 +25,17 @@ MATRICES: dict[int | str, tuple[int, int, int, int]] = {
 }
 
 
-def draw(number: int) -> np.ndarray:
-    """uint8 RGB [64, 96, 3] that says its number."""
-    picture = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
-    picture[:16] = 235
+def make_frame(number: int) -> np.ndarray:
+    """Return the frame that shows `number`, uint8 RGB [64, 96, 3]."""
+    frame = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    frame[:16] = 235
     for column, digit in enumerate(f"{number:03d}"):
-        picture[16:48, 32 * column : 32 * column + 32] = _LOW + _STEP * int(digit)
-    return picture
+        frame[16:48, 32 * column : 32 * column + 32] = _LOW + _STEP * int(digit)
+    return frame
 
 
-def read(pixels: np.ndarray) -> int:
-    """The number that a decoded frame says; fails where the frame is not upright."""
+def read_number(pixels: np.ndarray) -> int:
+    """Return the number that a decoded frame shows; fails if the frame is not upright."""
     height, width = pixels.shape[:2]
     assert pixels[: height // 8].mean() > 190 and pixels[-height // 8 :].mean() < 60, "the frame is not upright"
     number = 0
@@ -46,9 +46,9 @@ def read(pixels: np.ndarray) -> int:
     return number
 
 
-def numbers(frames: Sequence[np.ndarray] | np.ndarray) -> list[int]:
-    """The numbers of several frames."""
-    return [read(frame) for frame in frames]
+def read_numbers(frames: Sequence[np.ndarray] | np.ndarray) -> list[int]:
+    """Return the numbers of several frames."""
+    return [read_number(frame) for frame in frames]
 
 
 def write_video(
@@ -58,7 +58,7 @@ def write_video(
     *,
     fps: int = 10,
     pts: Sequence[int] | None = None,
-    picture: Callable[[int], np.ndarray] = draw,
+    frame: Callable[[int], np.ndarray] = make_frame,
     pix_fmt: str = "yuv420p",
     muxer: str | None = None,
     **settings: str,
@@ -66,37 +66,39 @@ def write_video(
     """Encode `n` numbered frames.
 
     Args:
-        path: of the file; the suffix picks the container unless `muxer` does.
-        codec: an encoder's name.
+        path: output file; its suffix selects the container unless `muxer` is given.
+        codec: name of the encoder.
         n: number of frames.
-        fps: frames per second, where `pts` is not given.
-        pts: when each frame is shown, in milliseconds.
-        picture: number -> frame.
-        pix_fmt: of the stored pixels.
+        fps: frames per second, if `pts` is not given.
+        pts: pts of each frame in milliseconds.
+        frame: function that returns the frame for a number.
+        pix_fmt: pixel format.
         muxer: name of the container format.
-        **settings: of the encoder (`g` = distance of keyframes, `bf` = B-frames); `aspect` of a pixel as W/H.
+        **settings: encoder options (`g` GOP size, `bf` B-frames); `aspect` is the pixel aspect ratio W/H.
     """
     aspect = settings.pop("aspect", None)
-    with _ordinary_priority(), av.open(str(path), "w", format=muxer) as container:
+    with _restored_priority(), av.open(str(path), "w", format=muxer) as container:
         stream = container.add_stream(codec, rate=fps, options={"g": "12", **settings})
-        height, width = picture(0).shape[:2]
+        height, width = frame(0).shape[:2]
         stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
         if aspect:
             stream.sample_aspect_ratio = Fraction(aspect)
         if pts is not None:
             stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
         for i in range(n):
-            frame = av.VideoFrame.from_ndarray(picture(i), format="rgb24")
+            video_frame = av.VideoFrame.from_ndarray(frame(i), format="rgb24")
             if pts is not None:
-                frame.pts, frame.time_base = pts[i], Fraction(1, 1000)
-            container.mux(stream.encode(frame))
+                video_frame.pts, video_frame.time_base = pts[i], Fraction(1, 1000)
+            container.mux(stream.encode(video_frame))
         container.mux(stream.encode())
     return path
 
 
 def pack_as_divx(source: Path, path: Path) -> Path:
-    """Copy an MPEG-4 AVI with single B-frames the way DivX and Xvid stored them: each in the packet of the picture that
-    it refers to, and an empty one where it had been."""
+    """Copy an MPEG-4 AVI with single B-frames as DivX and Xvid stored them: packed bitstream.
+
+    Each B-frame is in the packet of its reference frame, and an empty packet takes its place.
+    """
     with av.open(str(source)) as old, av.open(str(path), "w") as new:
         template = old.streams.video[0]
         stream = new.add_stream_from_template(template)
@@ -118,7 +120,7 @@ def pack_as_divx(source: Path, path: Path) -> Path:
 
 
 def _signed_as_divx(data: bytes) -> bytes:
-    """The encoder's name tells decoders that pictures are packed."""
+    """Add the encoder name by which decoders recognize a packed bitstream."""
     at = data.find(b"\0\0\1\xb2")
     if at < 0:
         return data
@@ -126,41 +128,41 @@ def _signed_as_divx(data: bytes) -> bytes:
 
 
 @contextmanager
-def _ordinary_priority() -> Iterator[None]:
-    """What an encoder does to the priority of this thread ends with it.
+def _restored_priority() -> Iterator[None]:
+    """Restore the scheduling policy of this thread after encoding.
 
-    SVT-AV1 makes the thread that opens it a real-time one where the user may do that (root may), and every thread and
-    process started later inherits it: a busy one then keeps all others off its core.
+    SVT-AV1 gives the thread that opens it a real-time policy if the user may do that (root may). Threads and processes
+    started later inherit it, and a busy one then blocks all others on its core.
     """
     if not hasattr(os, "sched_setscheduler"):
         yield
         return
-    policy, how = os.sched_getscheduler(0), os.sched_getparam(0)
+    policy, param = os.sched_getscheduler(0), os.sched_getparam(0)
     try:
         yield
     finally:
-        os.sched_setscheduler(0, policy, how)
+        os.sched_setscheduler(0, policy, param)
 
 
 def patch_box(path: Path, kind: bytes, offset: int, values: bytes) -> None:
-    """Overwrite bytes inside the first box of a kind; `offset` counts from behind its name."""
+    """Overwrite bytes inside the first box of a kind; `offset` counts from the end of its name."""
     data = bytearray(path.read_bytes())
     at = data.index(kind) + 4 + offset
     data[at : at + len(values)] = values
     path.write_bytes(bytes(data))
 
 
-def set_orientation(path: Path, how: int | str) -> None:
+def set_orientation(path: Path, orientation: int | str) -> None:
     """Write a display matrix into the track header of an MP4 file."""
-    a, b, c, d = (v << 16 for v in MATRICES[how])
+    a, b, c, d = (v << 16 for v in MATRICES[orientation])
     patch_box(path, b"tkhd", 40, struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30))
 
 
-def start_at_frame(path: Path, skipped: int, ticks_per_frame: int) -> None:
-    """Make the edit list of an MP4 file begin some frames later, in the middle of a group of pictures."""
+def shift_edit_list(path: Path, skipped: int, ticks_per_frame: int) -> None:
+    """Make the edit list of an MP4 file start some frames later, in the middle of a GOP."""
     data = path.read_bytes()
     at = data.index(b"elst") + 4
     version, entries = data[at], struct.unpack_from(">I", data, at + 4)[0]
     assert (version, entries) == (0, 1)
-    (begin,) = struct.unpack_from(">i", data, at + 12)
-    patch_box(path, b"elst", 12, struct.pack(">i", begin + skipped * ticks_per_frame))
+    (start,) = struct.unpack_from(">i", data, at + 12)
+    patch_box(path, b"elst", 12, struct.pack(">i", start + skipped * ticks_per_frame))

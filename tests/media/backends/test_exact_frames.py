@@ -1,4 +1,4 @@
-"""Frame i is frame i: numbered clips of every codec and container, through both backends."""
+"""Every frame index returns exactly that frame, for every codec and container and both backends."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numbered_clips import MATRICES, draw, numbers, pack_as_divx, set_orientation, start_at_frame, write_video
+from numbered_videos import (
+    MATRICES,
+    make_frame,
+    pack_as_divx,
+    read_numbers,
+    set_orientation,
+    shift_edit_list,
+    write_video,
+)
 
 from vidqa.errors import MediaError
 from vidqa.media.backends import pyav
@@ -19,7 +27,7 @@ from vidqa.records import SamplingSpec
 N = 40
 SPARSE = [0, 5, 11, 12, 13, 24, 37, 39]
 
-#: name, encoder, container format, settings, whether decord is allowed to read it
+#: name, encoder, container format, encoder options, whether decord must accept it
 CLIPS = [
     ("h264_b.mp4", "libx264", None, {"bf": "3"}, True),
     ("h264_open_gop.mp4", "libx264", None, {"bf": "2", "x264-params": "open-gop=1"}, False),
@@ -49,37 +57,37 @@ def numbered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return write_video(path, codec, N, fps=fps, muxer=muxer, pix_fmt=pix_fmt, **settings), for_decord
 
 
-def test_pyav_gives_every_frame_and_any_frame(numbered: tuple[Path, bool]) -> None:
+def test_pyav_returns_every_frame_in_any_order(numbered: tuple[Path, bool]) -> None:
     with open_reader(str(numbered[0]), "pyav") as reader:
         assert reader.facts.n_frames_from_content == N
-        assert numbers(list(reader.frames(SPARSE))) == SPARSE
-        assert numbers(list(reader.frames(range(N)))) == list(range(N))
-        assert numbers(list(reader.frames([30, 3, 39, 0]))) == [30, 3, 39, 0]
+        assert read_numbers(list(reader.frames(SPARSE))) == SPARSE
+        assert read_numbers(list(reader.frames(range(N)))) == list(range(N))
+        assert read_numbers(list(reader.frames([30, 3, 39, 0]))) == [30, 3, 39, 0]
 
 
-def test_decord_gives_the_same_or_refuses(numbered: tuple[Path, bool]) -> None:
+def test_decord_returns_the_same_or_rejects_the_file(numbered: tuple[Path, bool]) -> None:
     pytest.importorskip("decord")
     path, for_decord = numbered
     try:
         with open_reader(str(path), "decord") as reader, open_reader(str(path), "pyav") as other:
             frames = list(reader.frames(SPARSE))
-            assert numbers(frames) == SPARSE
-            apart = [np.abs(a.astype(int) - b).mean() for a, b in zip(frames, other.frames(SPARSE), strict=True)]
-            assert max(apart) <= 2
-    except MediaError as refused:
-        assert refused.kind == "unsupported" and not for_decord, refused.what
+            assert read_numbers(frames) == SPARSE
+            differences = [np.abs(a.astype(int) - b).mean() for a, b in zip(frames, other.frames(SPARSE), strict=True)]
+            assert max(differences) <= 2
+    except MediaError as rejection:
+        assert rejection.kind == "unsupported" and not for_decord, rejection.what
     else:
         assert for_decord
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="no such call on this system")
-def test_an_encoder_leaves_the_priority_of_the_tests_alone(tmp_path: Path) -> None:
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="needs sched_getscheduler")
+def test_encoding_does_not_change_the_scheduling_policy(tmp_path: Path) -> None:
     before = os.sched_getscheduler(0)
     write_video(tmp_path / "a.mkv", "libsvtav1", 3, preset="8", **{"svtav1-params": "lp=1"})
-    assert os.sched_getscheduler(0) == before, "everything started later would keep other processes off a core"
+    assert os.sched_getscheduler(0) == before, "processes started later would block a core"
 
 
-def test_where_seeking_fails_the_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_without_seeking_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_video(
         tmp_path / "a.mpg", "mpeg2video", N, fps=25, muxer="vob", bf="2", b="4M", sc_threshold="1000000000"
     )
@@ -88,79 +96,76 @@ def test_where_seeking_fails_the_file_is_read_once(tmp_path: Path, monkeypatch: 
         starts = []
         restart = reader._restart  # type: ignore[attr-defined]
         monkeypatch.setattr(reader, "_restart", lambda: (starts.append(1), restart()))
-        assert numbers(list(reader.frames(range(13, N)))) == list(range(13, N))
+        assert read_numbers(list(reader.frames(range(13, N)))) == list(range(13, N))
         assert len(starts) <= 1
 
 
-def test_frames_between_two_keyframes_stand_for_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """AVI tells no times of H.264: groups are found by their packets, and none is decoded that nobody wants."""
+def test_only_gops_of_requested_frames_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """H.264 in AVI has no usable pts: frames are found by counting the packets of each GOP."""
     path = write_video(tmp_path / "a.avi", n=120, bf="2", sc_threshold="0")
-    taken = []
-    take = GopReader._load
-    monkeypatch.setattr(
-        GopReader, "_load", lambda self, group, wanted: (taken.append(group), take(self, group, wanted))[1]
-    )
+    loaded = []
+    load = GopReader._load
+    monkeypatch.setattr(GopReader, "_load", lambda self, gop, wanted: (loaded.append(gop), load(self, gop, wanted))[1])
     with open_reader(str(path), "pyav") as reader:
-        assert numbers(list(reader.frames([0, 11, 12, 100, 107]))) == [0, 11, 12, 100, 107]
-        assert taken == [0, 1, 8]
-        assert numbers(list(reader.frames([105, 104, 3]))) == [105, 104, 3]
-        assert taken == [0, 1, 8, 0], "a frame of the group at hand"
-        assert numbers(list(reader.frames(range(120)))) == list(range(120))
+        assert read_numbers(list(reader.frames([0, 11, 12, 100, 107]))) == [0, 11, 12, 100, 107]
+        assert loaded == [0, 1, 8]
+        assert read_numbers(list(reader.frames([105, 104, 3]))) == [105, 104, 3]
+        assert loaded == [0, 1, 8, 0], "the GOP in memory is not loaded again"
+        assert read_numbers(list(reader.frames(range(120)))) == list(range(120))
 
 
-def test_pictures_packed_as_divx_did(tmp_path: Path) -> None:
-    """Its B-frames in front of a keyframe are stored behind it: the group before is needed, too."""
+def test_packed_bitstream(tmp_path: Path) -> None:
+    """B-frames before a keyframe are stored after it, so the GOP before is needed, too."""
     source = write_video(tmp_path / "a.avi", "mpeg4", 120, bf="1", q="2", b="4M", sc_threshold="1000000000")
     path = pack_as_divx(source, tmp_path / "packed.avi")
     with open_reader(str(path), "pyav") as reader:
         assert reader.index.gop_starts is not None  # type: ignore[attr-defined]
-        assert numbers(list(reader.frames([0, 22, 23, 24, 25, 59, 119]))) == [0, 22, 23, 24, 25, 59, 119]
-        assert numbers(list(reader.frames(range(120)))) == list(range(120))
-        assert numbers(list(reader.frames([70, 23]))) == [70, 23]
+        assert read_numbers(list(reader.frames([0, 22, 23, 24, 25, 59, 119]))) == [0, 22, 23, 24, 25, 59, 119]
+        assert read_numbers(list(reader.frames(range(120)))) == list(range(120))
+        assert read_numbers(list(reader.frames([70, 23]))) == [70, 23]
 
 
-def test_a_group_that_lacks_a_frame_is_counted_by_decoding(tmp_path: Path) -> None:
+def test_a_gop_with_a_missing_frame_is_indexed_by_decoding(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.avi", n=60, bf="2", sc_threshold="0")
     whole = path.read_bytes()
     at = [i for i in range(len(whole)) if whole.startswith(b"00dc", i)][30] + 8  # the 31st packet
     path.write_bytes(whole[:at] + b"\xff" * 12 + whole[at + 12 :])
     with open_reader(str(path), "pyav") as reader:
         assert len(reader.pts_s) == 60
-        assert numbers(list(reader.frames([0, 23, 59]))) == [0, 23, 59], "whole groups"
+        assert read_numbers(list(reader.frames([0, 23, 59]))) == [0, 23, 59], "intact GOPs"
         with pytest.raises(IndexMismatchError):
             list(reader.frames([33]))
     with open_reader(str(path), "pyav", index_source="decoding") as slow:
         n = len(slow.pts_s)
         assert n < 60
     frames = decode(str(path), video=SamplingSpec("linspace", 60)).segments[0].frames
-    found = numbers(frames.pixels)  # type: ignore[union-attr]
+    found = read_numbers(frames.pixels)  # type: ignore[union-attr]
     assert len(set(found)) == n and sorted(found) == found
 
 
-def test_gaps_of_an_avi_show_in_its_times(tmp_path: Path) -> None:
-    """Pictures that were left out in recording leave empty packets: what follows is late by them."""
+def test_dropped_frames_of_an_avi_shift_later_times(tmp_path: Path) -> None:
+    """Frames dropped while recording are stored as empty packets, which delay the following frames."""
     pts = [*range(0, 2000, 100), *range(3000, 5000, 100)]
     path = write_video(tmp_path / "a.avi", n=N, fps=10, pts=pts, bf="2")
     with open_reader(str(path), "pyav") as reader:
-        assert numbers(list(reader.frames([0, 19, 20, 39]))) == [0, 19, 20, 39]
+        assert read_numbers(list(reader.frames([0, 19, 20, 39]))) == [0, 19, 20, 39]
         assert reader.pts_s[0] == 0 and abs(reader.pts_s[19] - 1.9) < 0.25
         assert reader.pts_s[-1] == pytest.approx(4.9, abs=0.05)
 
 
 @pytest.mark.parametrize(("name", "encoder"), [("a.mp4", "libx264"), ("a.webm", "libvpx-vp9")])
 def test_a_file_is_opened_once(name: str, encoder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Facts, index and frames come from one opening: each takes 3 to 4 ms, a twentieth of a short H.264 clip's time."""
+    """Facts, index and frames need only one open, which takes 3 to 4 ms: a twentieth of decoding a short video."""
     path = write_video(tmp_path / name, encoder, N)
-    opened = []
-    open_once = pyav.open_video
-    monkeypatch.setattr(pyav, "open_video", lambda *what: (opened.append(what), open_once(*what))[1])
+    calls = []
+    open_video = pyav.open_video
+    monkeypatch.setattr(pyav, "open_video", lambda *args: (calls.append(args), open_video(*args))[1])
     with open_reader(str(path)) as reader:
-        assert numbers(list(reader.frames(SPARSE))) == SPARSE
-    assert len(opened) == 1
+        assert read_numbers(list(reader.frames(SPARSE))) == SPARSE
+    assert len(calls) == 1
 
 
-def test_skipping_changes_no_pixel(clip: Path) -> None:
-    """Pictures that nothing refers to are left undecoded on the way; the wanted ones must not notice."""
+def test_skipping_non_reference_frames_changes_no_pixel(clip: Path) -> None:
     wanted = [7, 17, 29, 38]
     with open_reader(str(clip)) as sparse, open_reader(str(clip), index_source="decoding") as full:
         assert not sparse.index.by_order and full.index.by_order  # type: ignore[attr-defined]
@@ -176,54 +181,56 @@ def test_variable_rate_and_late_start(backend: str, suffix: str, tmp_path: Path)
     path = write_video(tmp_path / f"vfr.{suffix}", n=N, pts=pts, bf="2")
     with _open(path, backend) as reader:
         assert np.allclose(reader.pts_s, (np.asarray(pts) - 5000) / 1000, atol=0.0011)
-        assert numbers(list(reader.frames(SPARSE))) == SPARSE
+        assert read_numbers(list(reader.frames(SPARSE))) == SPARSE
         assert reader.facts.fps == pytest.approx(39 / (reader.pts_s[-1]), rel=1e-3)
 
 
 @pytest.mark.parametrize("backend", ["pyav", "decord"])
-def test_edit_list_begins_inside_a_group_of_pictures(backend: str, tmp_path: Path) -> None:
+def test_edit_list_starts_inside_a_gop(backend: str, tmp_path: Path) -> None:
     path = write_video(tmp_path / "edited.mp4", n=N, bf="2")
-    start_at_frame(path, 5, 1024)  # 10240 ticks a second, 10 frames a second
+    shift_edit_list(path, 5, 1024)  # 10240 ticks a second, 10 frames a second
     with _open(path, backend) as reader:
         assert len(reader.pts_s) == N - 5 and reader.pts_s[0] == 0
-        assert numbers(list(reader.frames([0, 1, 7, 20, 34]))) == [5, 6, 12, 25, 39]
+        assert read_numbers(list(reader.frames([0, 1, 7, 20, 34]))) == [5, 6, 12, 25, 39]
 
 
 @pytest.mark.parametrize("backend", ["pyav", "decord"])
-@pytest.mark.parametrize("turn", [90, 180, 270, "mirror"])
-def test_frames_come_upright(backend: str, turn: int | str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rotation", [90, 180, 270, "mirror"])
+def test_frames_are_upright(backend: str, rotation: int | str, tmp_path: Path) -> None:
     def stored(number: int) -> np.ndarray:
-        upright = draw(number)
-        return np.ascontiguousarray(upright[:, ::-1] if turn == "mirror" else np.rot90(upright, int(turn) // 90))
+        upright = make_frame(number)
+        return np.ascontiguousarray(
+            upright[:, ::-1] if rotation == "mirror" else np.rot90(upright, int(rotation) // 90)
+        )
 
-    path = write_video(tmp_path / "turned.mp4", n=20, picture=stored, bf="2")
-    set_orientation(path, turn)
+    path = write_video(tmp_path / "turned.mp4", n=20, frame=stored, bf="2")
+    set_orientation(path, rotation)
     with _open(path, backend) as reader:
         assert (reader.facts.width, reader.facts.height) == (96, 64)
-        assert reader.facts.rotation_deg == (0 if turn == "mirror" else turn)
+        assert reader.facts.rotation_deg == (0 if rotation == "mirror" else rotation)
         frames = list(reader.frames([0, 9, 19]))
         assert frames[0].shape == (64, 96, 3)
-        assert numbers(frames) == [0, 9, 19]
+        assert read_numbers(frames) == [0, 9, 19]
     assert set(MATRICES) == {0, 90, 180, 270, "mirror"}
 
 
 @pytest.mark.parametrize("backend", ["pyav", "decord"])
-@pytest.mark.parametrize("turn", [0, 90])
-def test_pixels_come_square(backend: str, turn: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rotation", [0, 90])
+def test_pixels_are_square(backend: str, rotation: int, tmp_path: Path) -> None:
     def stored(number: int) -> np.ndarray:
-        return np.ascontiguousarray(np.rot90(draw(number), turn // 90))
+        return np.ascontiguousarray(np.rot90(make_frame(number), rotation // 90))
 
-    path = write_video(tmp_path / "wide.mp4", n=8, picture=stored, aspect="3/2")
-    set_orientation(path, turn)
+    path = write_video(tmp_path / "wide.mp4", n=8, frame=stored, aspect="3/2")
+    set_orientation(path, rotation)
     with _open(path, backend) as reader:
-        shown = (144, 64) if turn == 0 else (96, 96)  # the stored width is stretched, then the frame is turned
+        shown = (144, 64) if rotation == 0 else (96, 96)  # the stored width is stretched before the rotation
         assert (reader.facts.width, reader.facts.height) == shown
         frames = list(reader.frames([0, 7]))
         assert frames[0].shape == (shown[1], shown[0], 3)
-        assert numbers(frames) == [0, 7]
+        assert read_numbers(frames) == [0, 7]
 
 
-def test_full_range_and_limited_range_show_the_same_grey(tmp_path: Path) -> None:
+def test_full_and_limited_range_give_the_same_gray(tmp_path: Path) -> None:
     full = write_video(tmp_path / "full.mp4", n=3, pix_fmt="yuvj420p")
     limited = write_video(tmp_path / "limited.mp4", n=3)
     with open_reader(str(full)) as a, open_reader(str(limited)) as b:
@@ -236,7 +243,7 @@ def _open(path: Path, backend: str) -> FrameReader:
         pytest.importorskip("decord")
     try:
         return open_reader(str(path), backend)  # type: ignore[arg-type]
-    except MediaError as refused:
-        if backend == "decord" and refused.kind == "unsupported":
-            pytest.skip(f"decord is not believed here: {refused.what.split(': ', 1)[1]}")
+    except MediaError as rejection:
+        if backend == "decord" and rejection.kind == "unsupported":
+            pytest.skip(f"decord rejects this file: {rejection.what.split(': ', 1)[1]}")
         raise

@@ -1,4 +1,4 @@
-"""The list of frames that MP4 carries: the same index as its packets give, or none."""
+"""The sample table of an MP4 file gives the same index as its packets, or none."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from numbered_clips import numbers, start_at_frame, write_video
+from numbered_videos import read_numbers, shift_edit_list, write_video
 
 from vidqa.media.backends import pyav
 from vidqa.media.backends.pyav import PyavReader
@@ -23,8 +23,8 @@ SPARSE = [0, 1, 11, 12, 13, 23, 24, 37, 58, 59]
 
 
 @pytest.fixture(autouse=True)
-def of_short_clips(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As if they were long enough."""
+def short_videos(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Use the sample table for short videos, too."""
     monkeypatch.setattr(from_container, "MIN_FRAMES", 10)
     yield
 
@@ -41,25 +41,25 @@ def of_short_clips(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ],
 )
 @pytest.mark.parametrize("suffix", ["mp4", "mov"])
-def test_the_list_says_what_the_packets_say(codec: str, settings: dict[str, str], suffix: str, tmp_path: Path) -> None:
+def test_same_index_as_from_packets(codec: str, settings: dict[str, str], suffix: str, tmp_path: Path) -> None:
     path = str(write_video(tmp_path / f"a.{suffix}", codec, N, **settings))
     with PyavReader(path) as fast, PyavReader(path, index_source="packets") as slow:
         assert fast.index.unverified and not slow.index.unverified
         assert np.array_equal(fast.index.pts, slow.index.pts) and np.array_equal(fast.pts_s, slow.pts_s)
         assert fast.facts == slow.facts
-        assert numbers(list(fast.frames(SPARSE))) == SPARSE
-        assert numbers(list(fast.frames(range(N)))) == list(range(N))
-        assert numbers(list(fast.frames([59, 3, 30]))) == [59, 3, 30]
+        assert read_numbers(list(fast.frames(SPARSE))) == SPARSE
+        assert read_numbers(list(fast.frames(range(N)))) == list(range(N))
+        assert read_numbers(list(fast.frames([59, 3, 30]))) == [59, 3, 30]
 
 
-def test_a_film_is_not_read_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_video(tmp_path / "a.mp4", n=600, bf="2", picture=lambda n: np.full((64, 96, 3), n % 256, np.uint8))
+def test_only_the_last_gop_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video(tmp_path / "a.mp4", n=600, bf="2", frame=lambda n: np.full((64, 96, 3), n % 256, np.uint8))
     n_read = 0
     read = from_container.read_packets
 
-    def counting(opened: object):
+    def counting(video: object):
         nonlocal n_read
-        for packet in read(opened):  # type: ignore[arg-type]
+        for packet in read(video):  # type: ignore[arg-type]
             n_read += 1
             yield packet
 
@@ -74,7 +74,7 @@ def _variable(path: Path) -> None:
 
 
 def _muxed(path: Path, movflags: str) -> None:
-    """The same packets, otherwise laid out."""
+    """Write the same packets with other muxer options."""
     source = write_video(path.with_name("source.mp4"), n=N, bf="2")
     with av.open(str(source)) as old, av.open(str(path), "w", options={"movflags": movflags}) as new:
         template = old.streams.video[0]
@@ -89,13 +89,13 @@ def _in_fragments(path: Path) -> None:
     _muxed(path, "frag_keyframe+empty_moov")
 
 
-def _in_fragments_behind_a_list(path: Path) -> None:
-    _muxed(path, "frag_keyframe")  # the first group is listed in front
+def _in_fragments_after_a_table(path: Path) -> None:
+    _muxed(path, "frag_keyframe")  # only the first GOP is in the table
 
 
 def _edited(path: Path) -> None:
     write_video(path, n=N, bf="2")
-    start_at_frame(path, 5, 1024)
+    shift_edit_list(path, 5, 1024)
 
 
 def _cut(path: Path) -> None:
@@ -117,7 +117,7 @@ def _one_keyframe_far_away(path: Path) -> None:
     [_variable, _in_fragments, _edited, _cut, _other_container, _one_keyframe_far_away],
     ids=lambda f: f.__name__,
 )
-def test_where_it_cannot_tell_the_packets_do(make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_falls_back_to_packets(make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(from_container, "_MAX_CHECKED", 30)
     path = tmp_path / "a.mp4"
     make(path)
@@ -125,26 +125,26 @@ def test_where_it_cannot_tell_the_packets_do(make, tmp_path: Path, monkeypatch: 
         assert not reader.index.unverified
         assert np.array_equal(reader.index.pts, slow.index.pts)
         n = len(reader.pts_s)
-        assert numbers(list(reader.frames([0, n - 1]))) == numbers(list(slow.frames([0, n - 1])))
+        assert read_numbers(list(reader.frames([0, n - 1]))) == read_numbers(list(slow.frames([0, n - 1])))
 
 
-@pytest.mark.parametrize("lie", ["an end that is not there", "one frame too many", "a rate that is not kept"])
-def test_a_list_that_lies_is_found_out(lie: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", ["missing end", "one frame too many", "variable rate"])
+def test_a_wrong_table_is_detected(error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_video(tmp_path / "a.mp4", n=N, bf="2")
-    true = from_container._last_gop_matches
+    matches = from_container._last_gop_matches
 
-    def altered(opened: object, index: FrameIndex, n_last: int) -> bool:
-        if lie == "an end that is not there":
+    def altered(video: object, index: FrameIndex, n_last: int) -> bool:
+        if error == "missing end":
             return False
         step = index.last_duration
-        if lie == "one frame too many":
-            return true(opened, replace(index, pts=np.append(index.pts, index.pts[-1] + step)), n_last + 1)  # type: ignore[arg-type]
-        index.pts[20:40] += step // 3  # in the midst, where nobody looked
+        if error == "one frame too many":
+            return matches(video, replace(index, pts=np.append(index.pts, index.pts[-1] + step)), n_last + 1)  # type: ignore[arg-type]
+        index.pts[20:40] += step // 3  # in the middle, which is not checked
         return True
 
     monkeypatch.setattr(from_container, "_last_gop_matches", altered)
     media = decode(str(path), video=SamplingSpec("linspace", 7))
     assert media.facts.n_frames_from_content == N
-    assert numbers(media.segments[0].frames.pixels) == [0, 9, 19, 29, 39, 49, 59]  # type: ignore[union-attr]
+    assert read_numbers(media.segments[0].frames.pixels) == [0, 9, 19, 29, 39, 49, 59]  # type: ignore[union-attr]
     with open_reader(str(path), index_source="packets") as reader:
         assert np.allclose(media.segments[0].frames.pts_s, reader.pts_s[[0, 9, 19, 29, 39, 49, 59]])  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""The collection of real files, good and broken: each gives what its manifest expects. Skipped where it is absent."""
+"""A collection of real files, valid and damaged: each decodes as its manifest expects. Skipped if it is not there."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ FOLDER = Path(__file__).parents[3] / "shared" / "media"
 MANIFEST = FOLDER / "MANIFEST.csv"
 ROWS = list(csv.DictReader(MANIFEST.open(encoding="utf-8"))) if MANIFEST.exists() else []
 
-pytestmark = pytest.mark.skipif(not ROWS, reason="the collection of real files is not here")
+pytestmark = pytest.mark.skipif(not ROWS, reason="the collection of real files is not there")
 
-#: What the manifest calls the errors -> what a row calls them.
+#: Error in the manifest -> error kind.
 KINDS = {
     "empty file": "empty_file",
     "not a video (subtitle file)": "not_media",
@@ -31,14 +31,14 @@ KINDS = {
 }
 
 
-def test_the_collection_is_whole() -> None:
+def test_every_file_is_found_or_ignored() -> None:
     assert len(ROWS) == 60
     assert sum(row["expected"].startswith("ok") for row in ROWS) == 49
     found = scan([str(FOLDER)])
     accounted = {i.rel for i in found.items} | {str(Path(o.path).relative_to(FOLDER)) for o in found.ignored}
     assert accounted == {row["file"] for row in ROWS} | {"MANIFEST.csv"}
-    left = {Path(o.path).name: o.reason for o in found.ignored}
-    assert left == {
+    ignored = {Path(o.path).name: o.reason for o in found.ignored}
+    assert ignored == {
         "MANIFEST.csv": "text",
         "subtitles-unicode.srt": "subtitles",
         "t-rex-roar.mp3": "audio",
@@ -47,13 +47,13 @@ def test_the_collection_is_whole() -> None:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["file"])
-def test_as_expected(row: dict[str, str]) -> None:
+def test_decodes_as_expected(row: dict[str, str]) -> None:
     path = str(FOLDER / row["file"])
     if row["expected"].startswith("error"):
-        wanted = next(kind for text, kind in KINDS.items() if text in row["expected"])
+        expected = next(kind for text, kind in KINDS.items() if text in row["expected"])
         with pytest.raises(MediaError) as caught:
             decode(path)
-        assert caught.value.kind == wanted
+        assert caught.value.kind == expected
         return
     media = decode(path)
     facts, frames = media.facts, media.segments[0].frames
@@ -67,7 +67,7 @@ def test_as_expected(row: dict[str, str]) -> None:
     assert (facts.width, facts.height) == _displayed(row)
     if row["fps"] and row["frames"] != "1":
         assert facts.fps == pytest.approx(float(row["fps"]), rel=0.002)
-    if row["last_pts_s"] and "avif" not in row["file"]:  # the manifest looked at the cover of that one
+    if row["last_pts_s"] and "avif" not in row["file"]:  # its manifest entry describes the cover image
         span = float(row["last_pts_s"]) - float(row["first_pts_s"])
         assert frames.pts_s[-1] == pytest.approx(span, abs=0.002)
     if "black picture" not in row["description"] and "plain white" not in row["description"].lower():
@@ -75,9 +75,9 @@ def test_as_expected(row: dict[str, str]) -> None:
 
 
 def _displayed(row: dict[str, str]) -> tuple[int, int]:
-    """Stored size of the manifest -> upright, in square pixels."""
+    """Return the display size for the stored size in the manifest."""
     width, height = int(row["width"]), int(row["height"])
     widths = {"video_with_rectangular_samples.mp4": 1920, "fixture.mxf": 768, "fixture2.3gp": 192}
     width = widths.get(Path(row["file"]).name, width)
-    turned = row["rotation"] in ("-90", "exif6(-90)")
-    return (height, width) if turned else (width, height)
+    rotated = row["rotation"] in ("-90", "exif6(-90)")
+    return (height, width) if rotated else (width, height)
