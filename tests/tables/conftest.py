@@ -1,4 +1,4 @@
-"""Rows as a run makes them."""
+"""Fixtures for answer rows."""
 
 from __future__ import annotations
 

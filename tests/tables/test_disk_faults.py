@@ -1,4 +1,4 @@
-"""What the machine does to a table: no room, a folder that turns read-only, clocks that jump, strange neighbours."""
+"""Full disks, folders that become read-only, clocks set back, damaged part files, and other files in the folder."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ ASKED = ("Describe the video.", "m1", "s1")
 
 
 def many(row: Make, start: int, n: int) -> list[AnswerRow]:
-    """Rows that do not compress."""
+    """Return rows that do not compress."""
     return [row(media_id=os.urandom(16).hex(), path=f"{start + i}.mp4", answer=os.urandom(40).hex()) for i in range(n)]
 
 
 @pytest.mark.parametrize("name", ["t.parquet", "t.csv", "set/"])
-def test_a_full_disk_loses_nothing_that_was_finished(small_disk: Path, row: Make, name: str) -> None:
+def test_a_full_disk_loses_no_finished_rows(small_disk: Path, row: Make, name: str) -> None:
     out = f"{small_disk}/{name}"
     table = Table(out).load()
     table.add(first := many(row, 0, 100))
@@ -45,26 +45,26 @@ def test_a_full_disk_loses_nothing_that_was_finished(small_disk: Path, row: Make
     assert "free space" in (caught.value.hint or "") and n_safe > 0
     with pytest.raises(TableError, match="cannot be written"):
         table.commit()
-    assert frame_to_rows(read_table(out)) == first  # a reader sees the old table, whole
+    assert frame_to_rows(read_table(out)) == first  # a reader sees the complete old table
     for part in (small_disk / (name.rstrip("/") + ".parts")).glob("0*"):
         assert pl.read_parquet(part).height == 100
     again = Table(out).load()
-    if n_safe > 300:  # two copies of so much do not fit even so
+    if n_safe > 300:  # the disk has no space for two copies even without the ballast
         return
     (small_disk / "ballast").unlink()
     assert again.recover() == n_safe and len(read_table(out)) == 100 + n_safe
 
 
-def test_a_folder_that_may_not_be_written_is_said_before_any_work(small_disk: Path, mount: Mount, row: Make) -> None:
+def test_a_read_only_folder_is_an_error_before_the_run_starts(small_disk: Path, mount: Mount, row: Make) -> None:
     new_table([row()], small_disk / "t.parquet")
     mount("-o", "remount,ro", str(small_disk))
-    with pytest.raises(TableError, match="cannot be written") as caught:
+    with pytest.raises(TableError, match="is not writable") as caught:
         Table(small_disk / "t.parquet").load()
     assert "--out" in (caught.value.hint or "")
     assert len(read_table(small_disk / "t.parquet")) == 1
 
 
-def test_a_folder_that_turns_read_only_keeps_the_table(small_disk: Path, mount: Mount, row: Make) -> None:
+def test_a_folder_that_becomes_read_only_keeps_the_table(small_disk: Path, mount: Mount, row: Make) -> None:
     new_table([row()], small_disk / "t.parquet")
     table = Table(small_disk / "t.parquet").load()
     table.add([row(media_id=B, path="b.mp4")])
@@ -75,8 +75,8 @@ def test_a_folder_that_turns_read_only_keeps_the_table(small_disk: Path, mount: 
     assert table.commit() and len(read_table(small_disk / "t.parquet")) == 2
 
 
-def test_clocks_that_run_backwards(tmp_path: Path, row: Make) -> None:
-    """Neither names of parts, nor what is done, nor whose lock it is depends on a clock."""
+def test_a_clock_set_back(tmp_path: Path, row: Make) -> None:
+    """Neither the names of parts, nor existing answers, nor the owner of a lock depend on the clock."""
     out = tmp_path / "t.parquet"
     for year in (2026, 1971):
         table = Table(out).load()
@@ -94,12 +94,12 @@ def test_clocks_that_run_backwards(tmp_path: Path, row: Make) -> None:
         assert lock.stale_holder is not None and lock.stale_holder.start.startswith("2099")
 
 
-def test_what_an_interrupted_run_left_counts_at_once_and_is_not_touched_by_a_look(tmp_path: Path, row: Make) -> None:
+def test_parts_of_an_interrupted_run_count_and_loading_does_not_change_them(tmp_path: Path, row: Make) -> None:
     out = tmp_path / "t.csv"
     table = Table(out).load()
     table.add([row(), row(media_id=B, path="b.mp4", status="failed")])
     table.checkpoint()
-    seen = Table(out).load()  # as --dry-run does
+    seen = Table(out).load()  # as --dry-run loads it
     assert seen.status(A, *ASKED) == "ok" and seen.counts() == {"ok": 1, "failed": 1}
     assert seen.rows_for(A) == [row()]
     assert sorted(os.listdir(tmp_path)) == ["t.csv.parts"]
@@ -107,7 +107,7 @@ def test_what_an_interrupted_run_left_counts_at_once_and_is_not_touched_by_a_loo
     assert Table(out).load().recover() == 0
 
 
-def test_a_damaged_part_is_named_and_nothing_is_lost_silently(tmp_path: Path, row: Make) -> None:
+def test_a_damaged_part_is_an_error_that_names_it(tmp_path: Path, row: Make) -> None:
     out = tmp_path / "t.parquet"
     table = Table(out).load()
     for question in ("one", "two"):
@@ -128,7 +128,7 @@ def test_a_damaged_part_is_named_and_nothing_is_lost_silently(tmp_path: Path, ro
     assert [r.question for r in frame_to_rows(read_table(out))] == ["two"]
 
 
-def test_a_data_set_grows_and_changes_only_what_it_must(tmp_path: Path, row: Make) -> None:
+def test_a_dataset_grows_and_rewrites_only_changed_files(tmp_path: Path, row: Make) -> None:
     out = f"{tmp_path}/set/"
     for k in range(3):
         table = Table(out).load()
@@ -137,9 +137,9 @@ def test_a_data_set_grows_and_changes_only_what_it_must(tmp_path: Path, row: Mak
     names = sorted(os.listdir(out))
     assert names == ["part-000001.parquet", "part-000002.parquet", "part-000003.parquet"]
     before = {name: (Path(out) / name).stat().st_ino for name in names}
-    table = Table(tmp_path / "set").load()  # a folder that is there needs no slash
+    table = Table(tmp_path / "set").load()  # an existing folder needs no slash
     item = MediaItem("/videos/new.mp4", "/videos", "new.mp4", 1, 1)
-    table.update_paths([(f"{2:032x}", item)], exists=lambda place: False)
+    table.update_paths([(f"{2:032x}", item)], exists=lambda path: False)
     table.add([row(media_id=f"{1:032x}", path="1.mp4")])
     assert table.commit() and not table.commit()
     found = frame_to_rows(read_table(tmp_path / "set"))
@@ -150,28 +150,28 @@ def test_a_data_set_grows_and_changes_only_what_it_must(tmp_path: Path, row: Mak
     assert sorted(os.listdir(tmp_path)) == ["set"]
 
 
-def test_a_data_set_takes_no_folder_of_somebody_else(tmp_path: Path) -> None:
-    (tmp_path / "film.mp4").touch()
-    with pytest.raises(TableError, match=r"film\.mp4"):
+def test_a_folder_with_other_files_is_no_dataset(tmp_path: Path) -> None:
+    (tmp_path / "movie.mp4").touch()
+    with pytest.raises(TableError, match=r"movie\.mp4"):
         Table(f"{tmp_path}/").load()
     with pytest.raises(TableError, match="is a file"):
-        Table(f"{tmp_path}/film.mp4/").load()
+        Table(f"{tmp_path}/movie.mp4/").load()
 
 
 @pytest.mark.parametrize("name", ["t.parquet", "t.jsonl", "set/"])
-def test_rows_of_vanished_files_go_when_asked(tmp_path: Path, row: Make, name: str) -> None:
+def test_prune_drops_the_rows_of_deleted_files(tmp_path: Path, row: Make, name: str) -> None:
     out = f"{tmp_path}/{name}"
     table = Table(out).load()
     table.add([row(), row(media_id=B, path="b.mp4"), row(media_id=None, path="c.mp4", status="failed")])
     table.commit()
     table = Table(out).load()
-    assert table.prune(lambda place: place != "/videos/b.mp4") == 2
+    assert table.prune(lambda path: path != "/videos/b.mp4") == 2
     table.commit()
     assert [r.path for r in frame_to_rows(read_table(out))] == ["b.mp4"]
 
 
 def test_more_rows_than_one_batch(tmp_path: Path, row: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same with batches of three rows: what is done to a row does not depend on where a batch ends."""
+    """With batches of three rows, changes to a row do not depend on where a batch ends."""
     for module in ("formats", "journal.storage"):
         monkeypatch.setattr(f"vidqa.tables.{module}.BATCH_ROWS", 3)
     monkeypatch.setattr("vidqa.tables.formats._JSONL_BYTES", 1000)
@@ -182,10 +182,10 @@ def test_more_rows_than_one_batch(tmp_path: Path, row: Make, monkeypatch: pytest
         table.commit()
         table = Table(out).load()
         moved = MediaItem("/videos/new.mp4", "/videos", "new.mp4", 1, 1)
-        table.update_paths([(f"{3:032x}", moved)], exists=lambda place: False)
+        table.update_paths([(f"{3:032x}", moved)], exists=lambda path: False)
         table.add([row(media_id=f"{4:032x}", path="4.mp4", answer="again")])
         copied = MediaItem("/videos/copy.mp4", "/videos", "copy.mp4", 1, 1)
-        table.update_paths([(f"{5:032x}", copied)], exists=lambda place: True)
+        table.update_paths([(f"{5:032x}", copied)], exists=lambda path: True)
         table.commit()
         paths = [f"{k // 2}.mp4" for k in range(20)]
         paths[6:10] = ["new.mp4", "new.mp4"]

@@ -1,4 +1,4 @@
-"""Every format gives back what was written; what is no table of ours is refused by column and left alone."""
+"""Every format returns what was written; other files are refused, with the column, and left unchanged."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import csv
 import json
 import os
 import resource
-import string
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
@@ -14,10 +13,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from vidqa.common.path_text import escape_path, unescape_path
 from vidqa.errors import TableError
 from vidqa.records import ROW_COLUMNS, AnswerRow
 from vidqa.tables.formats import SUFFIXES, format_of, read_table, write
@@ -75,7 +71,7 @@ KEPT = (
 
 
 @pytest.mark.parametrize("suffix", FORMS)
-def test_no_rows_is_a_table_too(tmp_path: Path, suffix: str) -> None:
+def test_a_table_without_rows(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / ("t" + suffix)
     new_table([], path)
     assert read_table(path).schema == pl.Schema(SCHEMA) and read_table(path).height == 0
@@ -88,7 +84,7 @@ def test_all_null_columns_keep_their_types(tmp_path: Path, row: Make) -> None:
         assert read_table(path).schema == pl.Schema(SCHEMA)
 
 
-def test_other_programs_read_the_csv(tmp_path: Path, row: Make) -> None:
+def test_other_programs_can_read_the_csv(tmp_path: Path, row: Make) -> None:
     new_table([row(answer=t) for t in TEXTS], tmp_path / "t.csv")
     with (tmp_path / "t.csv").open(newline="", encoding="utf-8") as f:
         found = list(csv.DictReader(f))
@@ -98,7 +94,7 @@ def test_other_programs_read_the_csv(tmp_path: Path, row: Make) -> None:
     assert datetime.fromisoformat(found[0]["created_at"]) == row().created_at
 
 
-def test_other_programs_read_the_jsonl(tmp_path: Path, row: Make) -> None:
+def test_other_programs_can_read_the_jsonl(tmp_path: Path, row: Make) -> None:
     new_table([row(answer=t) for t in TEXTS], tmp_path / "t.jsonl")
     found = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text(encoding="utf-8").split("\n") if line]
     assert [r["answer"] for r in found] == TEXTS
@@ -111,14 +107,14 @@ def test_parquet_is_compressed_with_zstd(tmp_path: Path, row: Make) -> None:
     assert (tmp_path / "t.parquet").stat().st_size < 5000 * 60
 
 
-def test_instants_are_kept_in_utc(tmp_path: Path, row: Make) -> None:
+def test_timestamps_are_stored_in_utc(tmp_path: Path, row: Make) -> None:
     here = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone(timedelta(hours=5, minutes=30)))
     assert rows_to_frame([row(created_at=here)])["created_at"][0] == here.astimezone(UTC)
     with pytest.raises(ValueError, match="time zone"):
         rows_to_frame([row(created_at=datetime(2026, 1, 2))])
 
 
-def test_unknown_suffix_says_which_there_are(tmp_path: Path) -> None:
+def test_an_unknown_suffix_is_an_error_that_lists_the_suffixes(tmp_path: Path) -> None:
     for name in ("captions.xlsx", "captions", ".parquet"):
         with pytest.raises(TableError, match=r"\.parquet, \.csv, \.jsonl or \.arrow"):
             Table(tmp_path / name)
@@ -129,7 +125,7 @@ def test_unknown_suffix_says_which_there_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "garbage", [b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"hello\nworld\n", b"PAR1", b"\n", b"[1]\n", b'{"a":\n']
 )
-def test_garbage_is_refused_and_left_alone(tmp_path: Path, suffix: str, garbage: bytes) -> None:
+def test_garbage_is_refused_and_left_unchanged(tmp_path: Path, suffix: str, garbage: bytes) -> None:
     path = tmp_path / ("t" + suffix)
     path.write_bytes(garbage)
     with pytest.raises(TableError) as caught:
@@ -146,7 +142,7 @@ def test_every_truncation_of_a_table_is_refused(tmp_path: Path, row: Make, suffi
     for n in range(0, len(whole) - 40, 37):
         path.write_bytes(whole[:n])
         if suffix == ".csv" and n == whole.index(b"\n") + 1:
-            continue  # a header alone is a table without rows
+            continue  # only a header: a table without rows
         with pytest.raises(TableError):
             read_table(path)
 
@@ -165,7 +161,7 @@ def as_other_program(frame: pl.DataFrame, path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", FORMS)
-def test_wrong_schemas_name_the_column(tmp_path: Path, row: Make, suffix: str) -> None:
+def test_a_wrong_schema_is_an_error_that_names_the_column(tmp_path: Path, row: Make, suffix: str) -> None:
     path, good = tmp_path / ("t" + suffix), rows_to_frame([row(), row()])
     for frame, column in [
         (good.with_columns(pl.lit("wide").alias("width")), "width"),
@@ -186,7 +182,7 @@ def test_wrong_schemas_name_the_column(tmp_path: Path, row: Make, suffix: str) -
 
 
 @pytest.mark.parametrize("suffix", FORMS)
-def test_columns_that_an_older_version_did_not_write_are_null(tmp_path: Path, row: Make, suffix: str) -> None:
+def test_columns_missing_in_an_older_table_are_null(tmp_path: Path, row: Make, suffix: str) -> None:
     path = tmp_path / ("t" + suffix)
     as_other_program(
         rows_to_frame([row()]).drop("confidence", "encoder_id", "created_at").select(pl.all().reverse()), path
@@ -200,7 +196,7 @@ def test_columns_that_an_older_version_did_not_write_are_null(tmp_path: Path, ro
     assert frame["encoder_id"].to_list() == [None, "e1"]
 
 
-def test_types_that_another_program_widened_are_taken_back(tmp_path: Path, row: Make) -> None:
+def test_types_widened_by_another_program_are_narrowed(tmp_path: Path, row: Make) -> None:
     wide = rows_to_frame([row(), row(width=None)]).with_columns(
         pl.col("width").cast(pl.Float64).fill_null(float("nan")),
         pl.col("height").cast(pl.Int16),
@@ -214,7 +210,7 @@ def test_types_that_another_program_widened_are_taken_back(tmp_path: Path, row: 
     assert frame.schema == pl.Schema(SCHEMA)
 
 
-def test_no_room_leaves_the_old_table(tmp_path: Path, row: Make) -> None:
+def test_a_full_disk_leaves_the_old_table(tmp_path: Path, row: Make) -> None:
     path = tmp_path / "t.csv"
     new_table([row()], path)
     table = Table(path).load()
@@ -229,25 +225,12 @@ def test_no_room_leaves_the_old_table(tmp_path: Path, row: Make) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert str(path) in caught.value.what and str(tmp_path) in (caught.value.hint or "")
     assert path.read_bytes() == before and set(os.listdir(tmp_path)) <= {"t.csv", "t.csv.parts"}
-    assert table.commit() and read_table(path).height == 201  # with room again, nothing is lost
+    assert table.commit() and read_table(path).height == 201  # once there is space again, nothing is lost
     assert os.listdir(tmp_path) == ["t.csv"]
 
 
-@given(st.binary(max_size=40).map(os.fsdecode) | st.text(string.printable + "\\xe9\udc80\udfff\ud83d", max_size=20))
-def test_names_survive_whatever_their_bytes(name: str) -> None:
-    text = escape_path(name)
-    text.encode("utf-8")
-    assert unescape_path(text) == name
-
-
-def test_ordinary_names_stay_as_they_are() -> None:
-    for name in ("a b.mp4", "C:\\videos\\a.mp4", "\u043a\u0438\u043d\u043e.mp4"):
-        assert escape_path(name) == name
-    assert escape_path(os.fsdecode(b"caf\xe9.mp4")) == "caf\\xe9.mp4"
-
-
-def test_an_error_sentence_with_a_strange_name_is_written(tmp_path: Path, row: Make) -> None:
-    sentence = "cannot open " + NAMES[0]
-    new_table([row(status="failed", error=sentence)], tmp_path / "t.parquet")
+def test_an_error_message_with_an_undecodable_name_is_written(tmp_path: Path, row: Make) -> None:
+    message = "cannot open " + NAMES[0]
+    new_table([row(status="failed", error=message)], tmp_path / "t.parquet")
     assert read_table(tmp_path / "t.parquet")["error"][0] == "cannot open caf\\xe9.mp4"
     assert replace(row(), path=NAMES[0]).path == NAMES[0]

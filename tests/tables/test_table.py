@@ -1,4 +1,4 @@
-"""What is done stays done, what is renamed keeps its rows, and nobody's rows get lost."""
+"""The table of a run: existing answers, retries, renamed and copied files, and changes by other processes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def path(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     return tmp_path / ("t" + request.param)
 
 
-def test_from_nothing_to_a_table_that_grows(path: Path, row: Make) -> None:
+def test_a_new_table_grows(path: Path, row: Make) -> None:
     table = Table(path).load()
     assert table.status(A, *ASKED) is None and len(table) == 0
     table.add([row()])
@@ -48,7 +48,7 @@ def test_from_nothing_to_a_table_that_grows(path: Path, row: Make) -> None:
     assert again.counts() == {"ok": 1, "failed": 1}
 
 
-def test_nothing_new_touches_nothing(path: Path, row: Make) -> None:
+def test_a_run_without_changes_does_not_touch_the_file(path: Path, row: Make) -> None:
     new_table([row()], path)
     before = path.stat()
     table = Table(path).load()
@@ -57,13 +57,13 @@ def test_nothing_new_touches_nothing(path: Path, row: Make) -> None:
     assert (path.stat().st_mtime_ns, path.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
 
 
-def test_adding_a_row_costs_the_same_however_many_there_are(tmp_path: Path, row: Make) -> None:
-    """What was added is not copied for every further file: a first night of a million files would never end."""
+def test_adding_a_row_does_not_copy_earlier_ones(tmp_path: Path, row: Make) -> None:
+    """The set of added keys is extended in place; copying it for every file would make a first run quadratic."""
     table = Table(tmp_path / "t.parquet").load()
-    noted = table._added
+    added = table._added
     for k in range(3):
         table.add([row(media_id=f"{k:032x}", path=f"{k}.mp4")])
-    assert table._added is noted and len(noted) == 3
+    assert table._added is added and len(added) == 3
     with pytest.raises(ValueError, match="must be added together"):
         table.add([row(media_id=f"{1:032x}", path="1.mp4")])
 
@@ -74,7 +74,9 @@ def test_a_run_without_rows_leaves_a_table(path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [{"question": "Why?"}, {"model_id": "m2"}, {"settings_id": "s2"}, {"media_id": B}])
-def test_every_part_of_doneness_counts(tmp_path: Path, row: Make, change: dict[str, str]) -> None:
+def test_another_question_model_setting_or_content_is_not_answered(
+    tmp_path: Path, row: Make, change: dict[str, str]
+) -> None:
     new_table([row()], tmp_path / "t.parquet")
     table = Table(tmp_path / "t.parquet").load()
     asked = {"media_id": A, "question": ASKED[0], "model_id": "m1", "settings_id": "s1"}
@@ -82,13 +84,13 @@ def test_every_part_of_doneness_counts(tmp_path: Path, row: Make, change: dict[s
     assert table.status(**(asked | change)) is None
 
 
-def test_another_id_for_the_same_question_is_done(tmp_path: Path, row: Make) -> None:
+def test_another_id_for_the_same_question_is_answered(tmp_path: Path, row: Make) -> None:
     table = Table(tmp_path / "t.parquet").load()
     table.add([row(question_id="old")])
     assert table.status(A, *ASKED) == "ok"
 
 
-def test_segments_count_by_the_gravest(tmp_path: Path, row: Make) -> None:
+def test_the_most_severe_status_of_the_segments_counts(tmp_path: Path, row: Make) -> None:
     table = Table(tmp_path / "t.parquet").load()
     table.add([row(), row(start_s=1.0, status="truncated"), row(start_s=2.0)])
     assert table.status(A, *ASKED) == "truncated"
@@ -106,15 +108,15 @@ def test_a_retry_replaces_the_failed_rows_and_no_others(path: Path, row: Make) -
     ]
     new_table([failed, *others], path)
     table = Table(path).load()
-    mended = [row(), row(start_s=1 / 3, end_s=0.5)]
-    table.add(mended)
+    retried = [row(), row(start_s=1 / 3, end_s=0.5)]
+    table.add(retried)
     table.commit()
-    assert rows_of(path) == [*others, *mended]
+    assert rows_of(path) == [*others, *retried]
     assert table.status(B, *ASKED) == "failed"
     assert len(table) == 5 and table.counts() == {"ok": 3, "failed": 2}
 
 
-def test_adding_twice_is_a_mistake_that_is_said(tmp_path: Path, row: Make) -> None:
+def test_adding_the_same_question_twice_is_an_error(tmp_path: Path, row: Make) -> None:
     table = Table(tmp_path / "t.parquet").load()
     table.add([row()])
     with pytest.raises(ValueError, match="added together"):
@@ -125,9 +127,9 @@ def test_adding_twice_is_a_mistake_that_is_said(tmp_path: Path, row: Make) -> No
     assert len(table) == 1
 
 
-def test_a_file_that_could_not_be_read_is_asked_again_but_has_one_row(path: Path, row: Make) -> None:
+def test_an_unreadable_file_is_retried_but_has_one_row(path: Path, row: Make) -> None:
     unread = row(media_id=None, status="failed", error_kind="permission")
-    for _ in range(3):  # three nights
+    for _ in range(3):  # three runs
         table = Table(path).load()
         assert table.status(None, *ASKED) is None
         table.add([unread, row(media_id=None, path="other.mp4", status="failed", error_kind="missing")])
@@ -135,7 +137,7 @@ def test_a_file_that_could_not_be_read_is_asked_again_but_has_one_row(path: Path
     assert len(rows_of(path)) == 2
     assert [r.path for r in Table(path).load().rows_for(None)] == ["a.mp4", "other.mp4"]
     table = Table(path).load()
-    table.add([row()])  # the rights were mended
+    table.add([row()])  # the permissions were fixed
     table.commit()
     assert [(r.path, r.status) for r in rows_of(path)] == [("other.mp4", "failed"), ("a.mp4", "ok")]
 
@@ -154,7 +156,7 @@ def test_a_renamed_file_keeps_its_rows(path: Path, row: Make) -> None:
     assert rows_of(path)[0].answer == row().answer and rows_of(path)[0].created_at == row().created_at
 
 
-def test_renaming_on_a_real_disk_with_a_name_of_any_bytes(tmp_path: Path, row: Make) -> None:
+def test_a_renamed_file_with_an_undecodable_name(tmp_path: Path, row: Make) -> None:
     old, new = os.fsdecode(b"old\xff.mp4"), os.fsdecode(b"new\xfe.mp4")
     root = str(tmp_path)
     table = Table(tmp_path / "t.parquet").load()
@@ -169,7 +171,7 @@ def test_renaming_on_a_real_disk_with_a_name_of_any_bytes(tmp_path: Path, row: M
     assert rows_of(tmp_path / "t.parquet")[0].path == new
 
 
-def test_a_copy_gets_rows_of_its_own(path: Path, row: Make) -> None:
+def test_a_copied_file_gets_its_own_rows(path: Path, row: Make) -> None:
     new_table([row(), row(start_s=1 / 3, end_s=0.5), row(settings_id="old")], path)
     table = Table(path).load()
     found = [(A, item("a.mp4")), (A, item("copy.mp4"))]
@@ -183,7 +185,7 @@ def test_a_copy_gets_rows_of_its_own(path: Path, row: Make) -> None:
     assert Table(path).load().update_paths(found, questions={ASKED}, exists=lambda p: True) == PathChanges(0, 0)
 
 
-def test_one_renamed_and_one_copied(tmp_path: Path, row: Make) -> None:
+def test_a_renamed_and_a_copied_file(tmp_path: Path, row: Make) -> None:
     new_table([row()], tmp_path / "t.parquet")
     table = Table(tmp_path / "t.parquet").load()
     found = [(A, item("x.mp4")), (A, item("y.mp4"))]
@@ -202,9 +204,9 @@ def test_the_same_file_below_another_root_is_the_same_file(tmp_path: Path, row: 
 
 
 def test_a_folder_named_like_the_file_in_it_is_not_the_file(tmp_path: Path, row: Make) -> None:
-    new_table([row(path="film.mp4", root="/videos/film.mp4")], tmp_path / "t.parquet")
+    new_table([row(path="movie.mp4", root="/videos/movie.mp4")], tmp_path / "t.parquet")
     table = Table(tmp_path / "t.parquet").load()
-    assert table.update_paths([(A, item("film.mp4", "/videos"))], exists=lambda p: False) == PathChanges(1, 0)
+    assert table.update_paths([(A, item("movie.mp4", "/videos"))], exists=lambda p: False) == PathChanges(1, 0)
 
 
 def test_a_renamed_row_can_be_retried(tmp_path: Path, row: Make) -> None:
@@ -216,7 +218,7 @@ def test_a_renamed_row_can_be_retried(tmp_path: Path, row: Make) -> None:
     assert [(r.path, r.status) for r in rows_of(tmp_path / "t.parquet")] == [("new.mp4", "ok"), ("copy.mp4", "ok")]
 
 
-def test_rows_of_vanished_files_stay(path: Path, row: Make) -> None:
+def test_rows_of_deleted_files_stay(path: Path, row: Make) -> None:
     new_table([row(), row(media_id=B, path="b.mp4")], path)
     table = Table(path).load()
     table.update_paths([(A, item("a.mp4"))], exists=lambda p: False)
@@ -225,7 +227,7 @@ def test_rows_of_vanished_files_stay(path: Path, row: Make) -> None:
     assert [r.path for r in rows_of(path)] == ["a.mp4", "b.mp4", "c.mp4"]
 
 
-def test_a_table_that_somebody_else_wrote_is_not_overwritten(path: Path, row: Make) -> None:
+def test_a_table_changed_by_another_process_is_not_overwritten(path: Path, row: Make) -> None:
     new_table([row()], path)
     table = Table(path).load()
     table.add([row(media_id=B)])
@@ -235,7 +237,7 @@ def test_a_table_that_somebody_else_wrote_is_not_overwritten(path: Path, row: Ma
     assert len(rows_of(path)) == 2
 
 
-def test_a_table_that_was_not_loaded_overwrites_nothing(path: Path, row: Make) -> None:
+def test_a_table_that_was_not_loaded_is_not_overwritten(path: Path, row: Make) -> None:
     new_table([row()], path)
     table = Table(path)
     table.add([row(media_id=B)])
@@ -244,9 +246,9 @@ def test_a_table_that_was_not_loaded_overwrites_nothing(path: Path, row: Make) -
     assert rows_of(path) == [row()]
 
 
-def test_places_that_cannot_take_a_table_are_said_at_once(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_a_table_is_an_error_when_loading(tmp_path: Path) -> None:
     (tmp_path / "d.parquet").mkdir()
-    (tmp_path / "d.parquet" / "film.mp4").touch()
+    (tmp_path / "d.parquet" / "movie.mp4").touch()
     with pytest.raises(TableError, match="a folder of its own"):
         Table(tmp_path / "d.parquet").load()
     with pytest.raises(TableError, match="does not exist") as caught:
@@ -267,7 +269,7 @@ def test_a_symbolic_link_and_permissions_are_kept(tmp_path: Path, row: Make) -> 
 
 
 def change(disk: dict[str, str], chance: random.Random, name: str) -> None:
-    """A night in the archive: a file comes, is copied, is renamed. Names are never used twice."""
+    """Change the files between two runs: add, copy or rename one. Names are never reused."""
     act = chance.choice(["new", "copy", "rename", "rename"]) if disk else "new"
     if act == "new":
         disk[name] = f"{len(name):08x}{name}"
@@ -279,19 +281,19 @@ def change(disk: dict[str, str], chance: random.Random, name: str) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_random_nights(tmp_path: Path, row: Make, seed: int) -> None:
-    """Adds, retries, renames and copies in any order: no group of rows is ever lost, doubled or mixed with another."""
+def test_random_runs(tmp_path: Path, row: Make, seed: int) -> None:
+    """Added, retried, renamed and copied files in any order: no group of rows is lost, duplicated or mixed up."""
     chance, table = random.Random(seed), Table(tmp_path / "t.parquet").load()
     disk: dict[str, str] = {}  # path -> content
     ever: dict[tuple[str, str], set[tuple[str, ...]]] = {}  # content, question -> all groups that were added
-    last: dict[tuple[str, str], tuple[str, ...]] = {}  # path, question -> what was added under this very path
-    for night in range(10):
+    last: dict[tuple[str, str], tuple[str, ...]] = {}  # path, question -> the last group added for this path
+    for run in range(10):
         for k in range(chance.randrange(4)):
-            change(disk, chance, f"f{night}-{k}.mp4")
+            change(disk, chance, f"f{run}-{k}.mp4")
         table.update_paths([(c, item(p)) for p, c in sorted(disk.items())], exists=lambda p: p[8:] in disk)
         for p, content in sorted(disk.items()):
             question = chance.choice("QR")
-            answers = tuple(f"night {night} {p} segment {s}" for s in range(chance.randrange(1, 3)))
+            answers = tuple(f"run {run} {p} segment {s}" for s in range(chance.randrange(1, 3)))
             if table.status(content, question, "m1", "s1") is None or chance.random() < 0.2:
                 table.add(
                     row(media_id=content, path=p, question=question, answer=a, start_s=float(s))

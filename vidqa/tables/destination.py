@@ -1,7 +1,7 @@
-"""`--out` -> the files of a table: one file whose suffix picks the format, or a folder of Parquet files (a data set).
+"""The files that an `--out` means: one file whose suffix selects the format, or a folder of Parquet files (a dataset).
 
-A data set is for tables too large to write anew: a run adds a file, and writes anew only those in which rows are
-renamed or replaced. Knows names and folders; opens no table.
+A dataset suits tables that are too large to be rewritten by every run: a run adds a file, and rewrites only the files
+in which rows are renamed or replaced. Scope: names and folders; table files are not opened here.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from vidqa.errors import TableError
 from vidqa.tables import formats
 
 _PART = re.compile(r"part-(\d{6,})\.parquet")
-#: Rows of one file of a data set.
+#: Maximum number of rows in a file of a dataset.
 FILE_ROWS = 1_000_000
 
 
 @dataclass(frozen=True)
 class Destination:
-    """Where a table lies or will lie. Symbolic links are followed."""
+    """Location of a table, which need not exist yet. Symbolic links are followed."""
 
     path: Path
     is_dataset: bool
 
     @classmethod
     def of(cls, out: str | os.PathLike[str]) -> Destination:
-        """The target that a name asks for: a data set by a trailing slash, or by being a folder already.
+        """Return the destination for a name: a dataset if it has a trailing slash or is an existing folder.
 
         Raises:
             TableError: unknown suffix.
@@ -44,11 +44,11 @@ class Destination:
 
     @property
     def folder(self) -> Path:
-        """Where its files lie."""
+        """Folder that contains its files."""
         return self.path if self.is_dataset else self.path.parent
 
     def names(self) -> list[str]:
-        """Its files, in the order of their rows."""
+        """Names of its files, in the order of their rows."""
         if not self.is_dataset:
             return [self.path.name] if self.path.exists() else []
         try:
@@ -57,38 +57,38 @@ class Destination:
             return []
 
     def new_names(self) -> Iterator[str]:
-        """Names for further files of a data set, without end."""
+        """Names for new files of a dataset, an infinite sequence."""
         last = max(map(_number, self.names()), default=0)
         return (f"part-{number:06d}.parquet" for number in count(last + 1))
 
     def check(self) -> None:
-        """Say at once, and not after hours of work, that no table can be written here.
+        """Check, before the run starts, that a table can be written here.
 
         Raises:
-            TableError: the folder does not exist, cannot be written, or holds files of somebody else.
+            TableError: the folder does not exist, is not writable, or contains other files.
         """
-        parent = self.path.parent
+        path, parent = escape_surrogates(str(self.path)), self.path.parent
         if not parent.is_dir():
-            there = escape_surrogates(str(parent))
-            raise TableError(f"the folder {there} does not exist", hint=f"mkdir -p {there}")
+            folder = escape_surrogates(str(parent))
+            raise TableError(f"the folder {folder} does not exist", hint=f"mkdir -p {folder}")
         if self.path.is_dir() and not self.is_dataset:
-            raise TableError(
-                f"{escape_surrogates(str(self.path))} is a folder", hint="name a file, as in captions.parquet"
-            )
+            raise TableError(f"{path} is a folder", hint="name a file, such as captions.parquet")
         if self.is_dataset and self.path.exists():
             self._check_dataset()
-        for folder in {parent, self.folder}:
-            if folder.exists() and not os.access(folder, os.W_OK):
-                raise TableError(f"the folder {escape_surrogates(str(folder))} cannot be written", hint="another --out")
+        for folder_path in {parent, self.folder}:
+            if folder_path.exists() and not os.access(folder_path, os.W_OK):
+                what = f"the folder {escape_surrogates(str(folder_path))} is not writable"
+                raise TableError(what, hint="fix its permissions, or use another --out")
 
     def _check_dataset(self) -> None:
+        path = escape_surrogates(str(self.path))
         if not self.path.is_dir():
-            what = f"{escape_surrogates(str(self.path))} is a file, and no folder for a data set"
-            raise TableError(what, hint="leave the slash at its end away, or name another --out")
-        strange = [n for n in os.listdir(self.path) if not n.startswith((".", "_")) and not _PART.fullmatch(n)]
-        if strange:
-            what = f"{escape_surrogates(str(self.path))} holds {escape_surrogates(min(strange))}: a data set needs a folder of its own"
-            raise TableError(what, hint="name a new folder with --out DIR/, or a file, as in captions.parquet")
+            what = f"{path} is a file, not the folder of a dataset"
+            raise TableError(what, hint="remove the slash at the end, or use another --out")
+        others = [n for n in os.listdir(self.path) if not n.startswith((".", "_")) and not _PART.fullmatch(n)]
+        if others:
+            what = f"{path} contains {escape_surrogates(min(others))}: a dataset needs a folder of its own"
+            raise TableError(what, hint="use a new folder, --out DIR/, or a file, such as captions.parquet")
 
 
 def _number(name: str) -> int:

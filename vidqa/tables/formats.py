@@ -1,8 +1,9 @@
-"""Data frames <-> Parquet, CSV, JSONL and Arrow files, in pieces; the suffix picks the format. Knows no row's meaning.
+"""Read and write tables as Parquet, CSV, JSONL or Arrow files, in batches; the suffix selects the format.
 
-A table is read and written in batches of some ten thousand rows, so that memory does not grow with it. CSV keeps
-`frame_times_s` as JSON text and tells an empty text (`""`) from a null (nothing between the commas); all texts are
-quoted, so that line ends inside an answer harm no reader. JSON has no NaN: in JSONL it becomes null.
+Memory does not grow with the table, because only a few batches of 50,000 rows exist at a time. CSV stores
+`frame_times_s` as JSON text and distinguishes an empty string (`""`) from a null (nothing between the commas). All
+strings are quoted, so that line breaks inside an answer do not confuse other readers. JSON has no NaN: JSONL stores
+null instead.
 """
 
 from __future__ import annotations
@@ -33,36 +34,36 @@ SUFFIXES: dict[str, Format] = {
     ".ipc": "arrow",
 }
 
-#: Rows that are in memory at once while a table is read or written, give or take what the formats buffer.
+#: Rows per batch. Memory holds a few batches at a time, plus the buffers of the format.
 BATCH_ROWS = 50_000
 _JSONL_BYTES = 32 << 20
 
 
 def format_of(path: str | os.PathLike[str]) -> Format:
-    """The format that a table's name asks for.
+    """Return the format that a table's suffix selects.
 
     Raises:
         TableError: unknown suffix.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
-        what = f"{escape_surrogates(str(path))}: a table's name must end in .parquet, .csv, .jsonl or .arrow"
+        what = f"{escape_surrogates(str(path))}: the name of a table must end in .parquet, .csv, .jsonl or .arrow"
         raise TableError(what, hint=f"{escape_surrogates(Path(path).stem)}.parquet")
     return SUFFIXES[suffix]
 
 
 def read_table(path: str | os.PathLike[str]) -> pl.DataFrame:
-    """Read a table of vidqa, whatever its format.
+    r"""Read a table written by vidqa.
 
     Args:
-        path: ends in .parquet, .csv, .jsonl or .arrow, or is the folder of a data set.
+        path: a file ending in .parquet, .csv, .jsonl or .arrow, or the folder of a dataset.
 
     Returns:
-        All columns of the contract in order, with their types. In `path` and `root` a byte that is no text stands as
-        `\\xff` (see `names`).
+        All columns of `SCHEMA` in order. In `path` and `root`, bytes that are not valid UTF-8 are escaped as `\xff`
+        (see vidqa/common/path_text.py).
 
     Raises:
-        TableError: no such file, another format than the suffix says, or another schema; names the column.
+        TableError: no such file, not the format that the suffix selects, or a wrong schema; names the column.
     """
     names = sorted(Path(path).glob("part-*.parquet")) if os.path.isdir(path) else [path]
     frames = [frame for name in names for frame in batches(name)]
@@ -70,18 +71,18 @@ def read_table(path: str | os.PathLike[str]) -> pl.DataFrame:
 
 
 def batches(path: str | os.PathLike[str], columns: Sequence[str] | None = None) -> Iterator[pl.DataFrame]:
-    """Read and check a table piece by piece.
+    """Read and validate a table in batches.
 
     Args:
-        path: its suffix says the format.
-        columns: which are wanted; None for all. Where the file has exactly the types of the contract, only these are
-            read from it; otherwise all are read, so that a wrong one is named before any work begins.
+        path: a single file; its suffix selects the format.
+        columns: columns to return; None for all. If the file has exactly the types of `SCHEMA`, only these columns are
+            read. Otherwise all are read, so that a wrong column is reported before any work starts.
 
-    Returns:
-        Frames with the columns of the contract (or those of `columns`) in order; none for a table without rows.
+    Yields:
+        Frames with the columns of `SCHEMA`, or those in `columns`, in order.
 
     Raises:
-        TableError: as `schema.read_table`, when the piece that is at fault is reached.
+        TableError: as `read_table`, once the faulty batch is reached.
     """
     form, source = format_of(path), escape_surrogates(os.fspath(path))
     try:
@@ -90,28 +91,27 @@ def batches(path: str | os.PathLike[str], columns: Sequence[str] | None = None) 
     except OSError as error:
         raise TableError(f"{source}: cannot be read: {error.strerror or error}") from error
     try:
-        for frame, whole in _READERS[form](path, columns):
-            if whole:
+        for frame, needs_align in _READERS[form](path, columns):
+            if needs_align:
                 frame = align(frame, source, from_text=form == "csv")
                 yield frame if columns is None else frame.select(columns)
             else:
                 check_values(frame, source)
                 yield frame
     except (pl.exceptions.PolarsError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         hint = "write to another file with --out; this one is left as it is"
-        raise TableError(f"{source}: not a {form} table: {reason}", hint=hint) from error
+        raise TableError(f"{source}: not a {form} table: {first_line(error)}", hint=hint) from error
 
 
 def write(frame: pl.DataFrame, path: str | os.PathLike[str]) -> None:
-    """Write a table: when this returns it is on the disk, and before that the old one is.
+    """Write a table atomically and sync it to disk.
 
     Args:
-        frame: the columns of the contract.
-        path: its suffix picks the format.
+        frame: all columns of `SCHEMA`.
+        path: the suffix selects the format.
 
     Raises:
-        TableError: no room, or the folder cannot be written; the old table is untouched.
+        TableError: the disk is full, or the folder is not writable; the old table is unchanged.
     """
     try:
         write_batches([frame], path)
@@ -120,77 +120,79 @@ def write(frame: pl.DataFrame, path: str | os.PathLike[str]) -> None:
 
 
 def write_batches(frames: Iterable[pl.DataFrame], path: str | os.PathLike[str]) -> None:
-    """Write frames as one table, whole or not at all, without holding more than a few of them.
+    """Write batches as one table, atomically, without holding more than a few of them in memory.
+
+    Args:
+        frames: batches with all columns of `SCHEMA`.
+        path: the suffix selects the format.
 
     Raises:
-        OSError: the system refused; the old file is untouched.
+        OSError: the operating system refused; the old file is unchanged.
         TableError: raised by `frames`.
     """
     form = format_of(path)
     try:
         with atomic_io.atomic_write(path) as f:
             _WRITERS[form](frames, f)
-    except pl.exceptions.PolarsError as error:  # polars wraps some of the system's errors in its own
+    except pl.exceptions.PolarsError as error:  # polars wraps some OSErrors in its own types
         raise OSError(str(error)) from error
 
 
-def write_error(
-    path: str | os.PathLike[str], error: Exception, kept: str = "the table there is as it was"
-) -> TableError:
-    """What to tell a user when a table cannot be written.
+def write_error(path: str | os.PathLike[str], error: Exception, kept: str = "the old table is unchanged") -> TableError:
+    """Return the error for a table that cannot be written.
 
     Args:
         path: the table.
-        error: the system's.
-        kept: what is not lost, at the end of the hint.
+        error: from the operating system or polars.
+        kept: what is not lost; ends the hint.
     """
     reason = getattr(error, "strerror", None) or error
     what = f"{escape_surrogates(os.fspath(path))}: the table cannot be written: {reason}"
-    hint = f"free space or rights in {escape_surrogates(os.path.dirname(path) or '.')}, or another --out; {kept}"
-    return TableError(what, hint=hint)
+    folder = escape_surrogates(os.path.dirname(path) or ".")
+    return TableError(what, hint=f"free space in {folder} or fix its permissions, or use another --out; {kept}")
 
 
 def first_line(error: Exception) -> str:
-    """First line of an error's message, or the name of its type if it has none."""
+    """Return the first line of an error's message, or its type if it has no message."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _lazy(frames: Iterable[pl.DataFrame], schema: Any) -> pl.LazyFrame:
-    """Frames that are pulled one by one by whoever sinks them."""
+    """A lazy frame whose sink pulls the batches one by one."""
 
     def source(columns: Any, predicate: Any, n_rows: Any, batch_size: Any) -> Iterator[pl.DataFrame]:
-        yield from frames  # a sink asks for everything
+        yield from frames  # a sink requests all columns and rows
 
     return register_io_source(source, schema=schema)
 
 
 def _source(path: str | os.PathLike[str]) -> Any:
-    """What polars takes for a file: it knows no names that are not text."""
+    """The path, or an open file if polars cannot take the path because it is not valid UTF-8."""
     name = os.fspath(path)
     try:
         name.encode()
     except UnicodeEncodeError:
-        return open(name, "rb")  # closed with the last reference
+        return open(name, "rb")  # closed when the last reference is dropped
     return name
 
 
-def _typed(scan: Callable[..., pl.LazyFrame]) -> Callable[..., Iterator[tuple[pl.DataFrame, bool]]]:
-    def pieces(path: str, columns: Sequence[str] | None) -> Iterator[tuple[pl.DataFrame, bool]]:
+def _typed_reader(scan: Callable[..., pl.LazyFrame]) -> Callable[..., Iterator[tuple[pl.DataFrame, bool]]]:
+    def read(path: str, columns: Sequence[str] | None) -> Iterator[tuple[pl.DataFrame, bool]]:
         lazy = scan(_source(path), glob=False)
         exact = columns is not None and dict(lazy.collect_schema()) == SCHEMA
         if exact:
             lazy = lazy.select(columns)
         frames = lazy.collect_batches(chunk_size=BATCH_ROWS, maintain_order=True)
         n = 0
-        for n, frame in enumerate(frames, 1):  # noqa: B007 - counted
+        for n, frame in enumerate(frames, 1):  # noqa: B007 - counts the batches
             yield frame, not exact
-        if not n:  # no rows: the columns are checked all the same
+        if not n:  # no rows: the columns still need validation
             yield lazy.head(0).collect(), not exact
 
-    return pieces
+    return read
 
 
-def _csv_pieces(path: str, columns: Sequence[str] | None) -> Iterator[tuple[pl.DataFrame, bool]]:
+def _read_csv(path: str, columns: Sequence[str] | None) -> Iterator[tuple[pl.DataFrame, bool]]:
     lazy, n = pl.scan_csv(_source(path), infer_schema=False, glob=False), 0
     for n, frame in enumerate(lazy.collect_batches(chunk_size=BATCH_ROWS, maintain_order=True), 1):  # noqa: B007
         yield frame, True
@@ -198,9 +200,9 @@ def _csv_pieces(path: str, columns: Sequence[str] | None) -> Iterator[tuple[pl.D
         yield pl.DataFrame(schema=lazy.collect_schema()), True
 
 
-def _jsonl_pieces(path: str, columns: Sequence[str] | None) -> Iterator[tuple[pl.DataFrame, bool]]:
+def _read_jsonl(path: str, columns: Sequence[str] | None) -> Iterator[tuple[pl.DataFrame, bool]]:
     with open(path, "rb") as f:
-        while lines := f.readlines(_JSONL_BYTES):  # a line end inside a text is written \n
+        while lines := f.readlines(_JSONL_BYTES):  # line breaks inside strings are escaped
             yield pl.read_ndjson(io.BytesIO(b"".join(lines)), infer_schema_length=None), True
 
 
@@ -214,15 +216,15 @@ def _for_csv(frame: pl.DataFrame) -> pl.DataFrame:
 
 def _sink_csv(frames: Iterable[pl.DataFrame], f: BinaryIO) -> None:
     schema = SCHEMA | {"frame_times_s": pl.String(), "created_at": pl.String()}
-    # All text quoted: a lone carriage return would otherwise stand bare and end the line for other readers.
+    # Strings are quoted, because other readers take an unquoted carriage return for the end of the line.
     _lazy(map(_for_csv, frames), schema).sink_csv(f, quote_style="non_numeric", maintain_order=True)
 
 
 _READERS: dict[Format, Callable[..., Iterator[tuple[pl.DataFrame, bool]]]] = {
-    "parquet": _typed(pl.scan_parquet),
-    "csv": _csv_pieces,
-    "jsonl": _jsonl_pieces,
-    "arrow": _typed(pl.scan_ipc),
+    "parquet": _typed_reader(pl.scan_parquet),
+    "csv": _read_csv,
+    "jsonl": _read_jsonl,
+    "arrow": _typed_reader(pl.scan_ipc),
 }
 _WRITERS: dict[Format, Callable[[Iterable[pl.DataFrame], BinaryIO], Any]] = {
     "parquet": lambda frames, f: _lazy(frames, SCHEMA).sink_parquet(

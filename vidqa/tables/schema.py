@@ -1,4 +1,4 @@
-"""Rows <-> data frames: the columns of a table, in order, with their types. Knows no files."""
+"""Columns of a table and their types; converts answer rows to data frames and back."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _TYPES: dict[str, pl.DataType] = {
     "frame_times_s": pl.List(pl.Float64()),
     "created_at": pl.Datetime("us", "UTC"),
 }
-#: Column -> type, in the order of the contract. All that is not a number, a list or an instant is text.
+#: Column -> type, in order.
 SCHEMA: dict[str, pl.DataType] = {name: _TYPES.get(name, pl.String()) for name in ROW_COLUMNS}
-#: Without these nobody can tell what a row is about; an older table may lack any other, which then is null.
+#: Columns that every table has. Tables of earlier versions may lack others, which are then null.
 REQUIRED = ("media_id", "path", "root", "question_id", "question", "status", "model_id", "settings_id")
 
 _NEVER_NULL = tuple(c for c in REQUIRED if c != "media_id")
@@ -32,10 +32,10 @@ _HINT = "write to another file with --out; this one is left as it is"
 
 
 def rows_to_frame(rows: Iterable[AnswerRow]) -> pl.DataFrame:
-    """A data frame with the columns of the contract.
+    """Convert rows to a data frame with the columns `SCHEMA`.
 
     Raises:
-        ValueError: `created_at` without a time zone, which could mean any instant.
+        ValueError: `created_at` has no time zone.
     """
     columns: dict[str, list[Any]] = {name: [] for name in ROW_COLUMNS}
     for row in rows:
@@ -45,7 +45,7 @@ def rows_to_frame(rows: Iterable[AnswerRow]) -> pl.DataFrame:
 
 
 def frame_to_rows(frame: pl.DataFrame) -> list[AnswerRow]:
-    """The rows of a data frame that `align` accepted; names of files as the system knows them."""
+    """Convert a data frame that `align` returned to rows. Escaped file names become the original names."""
     rows = []
     for values in frame.iter_rows(named=True):
         for name in _NAMES:
@@ -57,22 +57,24 @@ def frame_to_rows(frame: pl.DataFrame) -> list[AnswerRow]:
 
 
 def align(frame: pl.DataFrame, source: str, *, from_text: bool = False) -> pl.DataFrame:
-    """Bring a frame that was read from a file into the form of the contract, or say why it is none.
+    """Convert a frame read from a file to the columns and types of `SCHEMA`.
 
     Args:
-        frame: as a reader gave it.
-        source: name of the file, for the messages.
-        from_text: every value is text, as in CSV, and is to be parsed.
+        frame: as the reader of the format returned it.
+        source: name of the file, for errors.
+        from_text: all values are strings to be parsed, as in CSV.
 
     Returns:
-        The columns of the contract in order; those that an older version did not write are null.
+        All columns of `SCHEMA` in order; columns that an earlier version did not write are null.
 
     Raises:
-        TableError: a column is unknown, missing or of another type, or a value cannot be.
+        TableError: a column is unknown, missing or of the wrong type, or a value is invalid; names the column.
     """
     unknown = [c for c in frame.columns if c not in SCHEMA]
     if unknown:
-        raise TableError(f"{source}: column `{unknown[0]}` is not one of a vidqa table of this version", hint=_HINT)
+        raise TableError(
+            f"{source}: column `{unknown[0]}` does not belong to a table of this version of vidqa", hint=_HINT
+        )
     missing = [c for c in REQUIRED if c not in frame.columns]
     if missing:
         raise TableError(f"{source}: column `{missing[0]}` is missing", hint=_HINT)
@@ -84,26 +86,31 @@ def align(frame: pl.DataFrame, source: str, *, from_text: bool = False) -> pl.Da
         try:
             columns.append(_parsed(frame[name], dtype) if from_text else _cast(frame[name], dtype))
         except (pl.exceptions.PolarsError, ValueError) as error:
-            what = f"{source}: column `{name}` does not hold {dtype}: {str(error).splitlines()[0]}"
+            what = f"{source}: column `{name}` cannot be read as {dtype}: {str(error).splitlines()[0]}"
             raise TableError(what, hint=_HINT) from error
-    whole = pl.DataFrame(columns)
-    check_values(whole, source)
-    return whole
+    aligned = pl.DataFrame(columns)
+    check_values(aligned, source)
+    return aligned
 
 
 def check_values(frame: pl.DataFrame, source: str) -> None:
-    """Hold the values of a frame with the contract's types, or with some of its columns, to the contract.
+    """Check that no required value is null and that every status is valid.
+
+    Args:
+        frame: some or all columns of `SCHEMA`, with their types.
+        source: name of the file, for errors.
 
     Raises:
-        TableError: an empty cell where none may be, or an unknown status; names the column.
+        TableError: a required value is null, or a status is invalid; names the column.
     """
     for name in _NEVER_NULL:
         if name in frame.columns and frame[name].null_count():
-            raise TableError(f"{source}: column `{name}` has empty cells", hint=_HINT)
+            raise TableError(f"{source}: column `{name}` has missing values", hint=_HINT)
     if "status" in frame.columns:
-        strange = frame.filter(~pl.col("status").is_in(_STATUSES))["status"]
-        if len(strange):
-            raise TableError(f"{source}: column `status` holds {strange[0]!r}, not {', '.join(_STATUSES)}", hint=_HINT)
+        invalid = frame.filter(~pl.col("status").is_in(_STATUSES))["status"]
+        if len(invalid):
+            valid = ", ".join(_STATUSES)
+            raise TableError(f"{source}: column `status` has the value {invalid[0]!r}, not one of {valid}", hint=_HINT)
 
 
 def _to_cell(name: str, value: Any) -> Any:
@@ -119,7 +126,7 @@ def _to_cell(name: str, value: Any) -> Any:
 
 
 def _cast(series: pl.Series, dtype: pl.DataType) -> pl.Series:
-    """Values of a typed format in our type, if none changes by it (other programs make floats of whole numbers)."""
+    """Cast values of a typed format, if no value changes (other programs store integers as floats)."""
     have = series.dtype
     if have == dtype:
         return series
@@ -130,18 +137,18 @@ def _cast(series: pl.Series, dtype: pl.DataType) -> pl.Series:
     both_numbers = have.is_numeric() and dtype.is_numeric()
     both_text = have in (pl.Categorical, pl.Enum) and dtype == pl.String
     both_lists = isinstance(have, pl.List | pl.Array) and isinstance(dtype, pl.List)
-    both_instants = isinstance(have, pl.Datetime) and isinstance(dtype, pl.Datetime) and have.time_zone is not None
-    if not (both_numbers or both_text or both_lists or both_instants):
-        raise ValueError(f"it holds {have}")
+    both_datetimes = isinstance(have, pl.Datetime) and isinstance(dtype, pl.Datetime) and have.time_zone is not None
+    if not (both_numbers or both_text or both_lists or both_datetimes):
+        raise ValueError(f"its type is {have}")
     if have.is_float() and dtype.is_integer():
-        series = series.fill_nan(None)  # how others write null in a column of numbers
+        series = series.fill_nan(None)  # how other programs write a null number
         if not (series.drop_nulls() == series.drop_nulls().round()).all():
-            raise ValueError("it holds fractions")
+            raise ValueError("some values are not integers")
     return series.cast(dtype, strict=True)
 
 
 def _parsed(series: pl.Series, dtype: pl.DataType) -> pl.Series:
-    """Values of a text column in our type."""
+    """Parse the values of a string column."""
     if dtype == pl.String:
         return series
     if isinstance(dtype, pl.Datetime):

@@ -1,6 +1,6 @@
-"""The hits of a search -> a table file. A table of its own kind: not one that `describe` goes on with.
+"""Write the results of a search to a table file.
 
-Knows records with flat fields and the formats of tables; does not know what was searched.
+Search results have columns of their own; they are not a table that `describe` can continue.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import polars as pl
 from vidqa.common import atomic_io
 from vidqa.common.path_text import escape_path, escape_surrogates
 from vidqa.errors import TableError
-from vidqa.tables.formats import Format, format_of
+from vidqa.tables.formats import Format, format_of, write_error
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -42,10 +42,10 @@ SCHEMA: dict[str, pl.DataType] = {
 
 
 def check_target(path: str | os.PathLike[str]) -> None:
-    """See, before any work, that a table of hits may stand here: nothing, or an older one that it replaces.
+    """Check before the search starts that its results can be written: no file, or older results to be replaced.
 
     Raises:
-        TableError: unknown suffix, no such folder, or a file that is no table of hits.
+        TableError: unknown suffix, no such folder, or an existing file that is not a table of search results.
     """
     form, path = format_of(path), Path(path)
     name = escape_surrogates(str(path))
@@ -59,31 +59,30 @@ def check_target(path: str | os.PathLike[str]) -> None:
     except (pl.exceptions.PolarsError, OSError, ValueError):
         columns = []
     if columns != list(SCHEMA):
-        raise TableError(f"{name} is there and is no table of hits", hint="another --out; this file is left as it is")
+        what = f"{name} exists and is not a table of search results"
+        raise TableError(what, hint="use another --out; this file is left as it is")
 
 
-def write_hits(hits: Sequence[DataclassInstance], path: str | os.PathLike[str]) -> None:
-    """Write a table, whole or not at all, in the place of an older one.
+def write_results(results: Sequence[DataclassInstance], path: str | os.PathLike[str]) -> None:
+    """Write search results atomically, replacing older ones.
 
     Args:
-        hits: records with the fields of `SCHEMA`, in this order.
-        path: its suffix picks Parquet, CSV, JSONL or Arrow.
+        results: records with the fields of `SCHEMA`, in this order.
+        path: the suffix selects Parquet, CSV, JSONL or Arrow.
 
     Raises:
-        TableError: no room, or the folder cannot be written.
+        TableError: the disk is full, or the folder is not writable.
     """
     form = format_of(path)
-    rows = [asdict(hit) for hit in hits]
+    rows = [asdict(result) for result in results]
     for row in rows:
         row |= {name: escape_path(row[name]) for name in ("path", "root")}
     frame = pl.DataFrame(rows, schema=SCHEMA, strict=True)
     try:
-        with atomic_io.atomic_write(Path(path)) as f:
+        with atomic_io.atomic_write(path) as f:
             _write(frame, f, form)
     except (OSError, pl.exceptions.PolarsError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        what = f"{escape_surrogates(str(path))}: the table cannot be written: {reason}"
-        raise TableError(what, hint="free space or rights there, or another --out") from error
+        raise write_error(path, error) from error
 
 
 def _write(frame: pl.DataFrame, f: BinaryIO, form: Format) -> None:
@@ -99,7 +98,7 @@ def _write(frame: pl.DataFrame, f: BinaryIO, form: Format) -> None:
 
 
 def _columns(path: Path, form: Format) -> list[str]:
-    """Names of a file's columns; those of `SCHEMA` for a JSONL table without rows, which cannot tell."""
+    """Column names of a file; those of `SCHEMA` for an empty JSONL file, which has no column names."""
     if form == "parquet":
         return list(pl.read_parquet_schema(path))
     if form == "arrow":

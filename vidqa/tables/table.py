@@ -141,7 +141,7 @@ class Table:
         questions: Collection[tuple[str, str, str]] | None = None,
         exists: Callable[[str], bool] = os.path.lexists,
     ) -> PathChanges:
-        """Give every file that was found the rows of its content.
+        """Assign the rows of each content to the files that were found with it.
 
         A file without rows takes over the rows of a file with the same content that no longer exists: it was renamed.
         If all other files with this content still exist, it gets copies of their rows. Rows of missing files stay.

@@ -1,4 +1,4 @@
-"""A run dies at any of its steps on the disk: readers see the old table or the new one, and the next run mends all."""
+"""A run is killed at any of its disk operations: readers see the old or the new table, and the next run repairs it."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from vidqa.tables.table import Table
 Make = Callable[..., AnswerRow]
 A, B, C, D = (letter * 32 for letter in "abcd")
 ASKED = ("Describe the video.", "m1", "s1")
-#: What changes a folder. A kill between two of these leaves what the first left.
+#: Operations that change a folder. The run is killed before one of them.
 STEPS = ("replace", "fsync", "unlink", "mkdir", "rmdir")
 
 
 class Killed(BaseException):
-    """Stands for kill -9: from here on the process changes nothing on the disk."""
+    """Simulates kill -9: the process changes nothing on disk any more."""
 
 
 @contextmanager
-def dying(at: int | None) -> Iterator[list[str]]:
-    """Let the process die at its step number `at`: that one and all after it do not happen."""
+def killed_at(at: int | None) -> Iterator[list[str]]:
+    """Kill the process before disk operation number `at`: this one and all later ones do not happen."""
     done: list[str] = []
     before = {name: getattr(os, name) for name in STEPS}
 
@@ -56,7 +56,7 @@ def item(path: str) -> MediaItem:
     return MediaItem("/videos/" + path, "/videos", path, 1, 1)
 
 
-def first_night(out: str, row: Make) -> None:
+def first_run(out: str, row: Make) -> None:
     table = Table(out).load()
     table.add([row(), row(start_s=1 / 3, end_s=0.5)])
     table.add([row(media_id=B, path="b.mp4", status="failed")])
@@ -64,12 +64,12 @@ def first_night(out: str, row: Make) -> None:
     table.commit()
 
 
-def second_night(out: Path, row: Make) -> None:
-    """A file renamed, another copied, a failed one retried, a new one, one gone for good: in two parts."""
+def second_run(out: Path, row: Make) -> None:
+    """Two parts: a renamed file, a copied file, a retried failure, a new file, and a file that no longer exists."""
     table = Table(out).load()
     table.recover()
     found = [(A, item("new.mp4")), (B, item("b.mp4")), (C, item("c.mp4")), (C, item("c copy.mp4"))]
-    table.update_paths(found, exists=lambda place: place != "/videos/a.mp4")
+    table.update_paths(found, exists=lambda path: path != "/videos/a.mp4")
     if table.status(B, *ASKED) == "failed":
         table.add([row(media_id=B, path="b.mp4")])
     table.checkpoint()
@@ -79,37 +79,37 @@ def second_night(out: Path, row: Make) -> None:
     table.commit()
 
 
-def told(out: Path) -> list[tuple[object, ...]]:
+def contents(out: Path) -> list[tuple[object, ...]]:
     rows = frame_to_rows(read_table(out)) if out.exists() else []
     return sorted((r.media_id, r.path, r.start_s, r.status) for r in rows)
 
 
 @pytest.mark.parametrize("name", ["t.parquet", "t.csv", "set/"])
-def test_every_step_may_be_the_last(tmp_path: Path, row: Make, name: str) -> None:
+def test_the_next_run_repairs_a_kill_at_any_operation(tmp_path: Path, row: Make, name: str) -> None:
     base, out = tmp_path / "base", tmp_path / "work" / name.rstrip("/")
     base.mkdir()
-    first_night(f"{base}/{name}", row)
-    old = told(base / name.rstrip("/"))
+    first_run(f"{base}/{name}", row)
+    old = contents(base / name.rstrip("/"))
 
     def fresh() -> None:
         shutil.rmtree(tmp_path / "work", ignore_errors=True)
         shutil.copytree(base, tmp_path / "work")
 
     fresh()
-    with dying(None) as steps:
-        second_night(out, row)
-    new = told(out)
+    with killed_at(None) as steps:
+        second_run(out, row)
+    new = contents(out)
     assert len(new) == 8 and len(old) == 4
     assert len(steps) >= 15
-    for at in range(0, len(steps), 1 if name == "t.parquet" else 3):  # how a format is written is no step of ours
+    for at in range(0, len(steps), 1 if name == "t.parquet" else 3):  # the format does not change the operations
         fresh()
-        with dying(at):
-            second_night(out, row)
-        seen = told(out)
-        if name == "set/":  # several files, renamed one by one: a row may be missing for a moment, none is there twice
+        with killed_at(at):
+            second_run(out, row)
+        seen = contents(out)
+        if name == "set/":  # files are renamed one by one: a row may be missing meanwhile, but never occurs twice
             assert len(set(seen)) == len(seen) and set(seen) <= {*old, *new}
         else:
             assert seen in (old, new), f"a reader saw neither table after step {at}, {steps[at]}"
-        second_night(out, row)
-        assert told(out) == new, f"rows differ after step {at}, {steps[at]}"
+        second_run(out, row)
+        assert contents(out) == new, f"rows differ after step {at}, {steps[at]}"
         assert set(os.listdir(tmp_path / "work")) == {name.rstrip("/")}

@@ -53,9 +53,9 @@ def command(text: str, paths: tuple[str, ...], top: int | None, out: str | None,
     limit = top if out is not None else top or DEFAULT_TOP
     found = search(text, paths, top=limit, model=session.model, options=session.options, reporter=session.reporter)
     if out is not None:
-        from vidqa.tables.search_results import write_hits
+        from vidqa.tables.search_results import write_results
 
-        write_hits(found.hits, out)
+        write_results(found.hits, out)
         session.reporter.say(f"{len(found.hits)} hits in {out}")
     elif session.as_json:
         click.echo("".join(as_json(hit) + "\n" for hit in found.hits), nl=False)
