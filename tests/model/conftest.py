@@ -1,4 +1,4 @@
-"""Makes the modules beside the tests importable."""
+"""Make the modules in this folder importable."""
 
 import sys
 from pathlib import Path

@@ -256,10 +256,10 @@ class TestRefused:
             convert([original], OutputOptions(tmp_path / "not" / "there" / "yet"))
 
     def test_a_part_is_not_written_over(self, original: Path, tmp_path: Path) -> None:
-        with pytest.raises(UsageError, match="is no model, so it is not replaced"):
+        with pytest.raises(UsageError, match="is not a model, so it is not replaced"):
             convert([original], OutputOptions(original, replace_old=True))
         (tmp_path / "bundle.json").write_text("{}")
-        with pytest.raises(UsageError, match="holds more than a model"):
+        with pytest.raises(UsageError, match="contains other files"):
             convert([original], OutputOptions(tmp_path, replace_old=True))
         llm = write_llm(tmp_path / "model" / "llm")
         (tmp_path / "model" / "bundle.json").write_text("{}")

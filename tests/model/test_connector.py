@@ -1,4 +1,4 @@
-"""Projectors and compressors: what they compute, how many tokens they say, and how bundles name them."""
+"""Projectors and compressors: results, token counts, and their settings in bundles."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 
 from vidqa.model.bundle.bundle import BUNDLE_FILE, DEMO
 from vidqa.model.bundle.spec import CompressorSpec
-from vidqa.model.bundle.spec_json import as_table, read_spec
+from vidqa.model.bundle.spec_json import read_spec, to_json
 from vidqa.model.compressors import DeltaValley
 from vidqa.model.connector import build_connector
 
-D, L, P = 6, 8, 5  # encoder width, LLM width, patches of a frame
+D, L, P = 6, 8, 5  # encoder width, LLM hidden size, patches per frame
 SIZES = {"n_frames": 7, "n_patches": P, "n_heads": 2, "inner_size": 16}
 TYPES = ("video_chatgpt", "valley_v1", "valley_v2", "valley_v3")
 
@@ -29,18 +29,18 @@ def clip(n_frames: int, n_tokens: int, seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("type", [None, *TYPES])
 @pytest.mark.parametrize("n_frames", [1, 3, 7])
-def test_as_many_tokens_come_as_are_announced(type: str | None, n_frames: int) -> None:
+def test_token_counts_match_runs(type: str | None, n_frames: int) -> None:
     connector = build_connector("linear", D, L, spec(type) if type else None).eval()
     has_cls = type is not None and type.startswith("valley")
     x = clip(n_frames, P + has_cls)
-    (tokens,) = connector.visual([x], torch.float32)
+    (tokens,) = connector.visual_tokens([x], torch.float32)
     assert tokens.shape == (sum(connector.runs(*x.shape[:2], has_cls)), L)
-    one, two = connector.visual([clip(2, P + has_cls, 1), x], torch.float32)
+    one, two = connector.visual_tokens([clip(2, P + has_cls, 1), x], torch.float32)
     torch.testing.assert_close(two, tokens)
     assert len(one) == sum(connector.runs(2, P + has_cls, has_cls))
 
 
-def test_published_numbers_of_tokens() -> None:
+def test_published_token_counts() -> None:
     chatgpt = build_connector("linear", D, L, CompressorSpec("video_chatgpt"))
     assert chatgpt.runs(100, 256, False) == chatgpt.runs(3, 256, False) == (356,)
     valley = build_connector("linear", D, L, CompressorSpec("valley_v1"))
@@ -48,7 +48,7 @@ def test_published_numbers_of_tokens() -> None:
     assert valley.runs(1, 257, True) == (256, 1)
 
 
-def test_class_token_must_be_as_the_compressor_needs_it() -> None:
+def test_class_token_must_match_the_compressor() -> None:
     with pytest.raises(ValueError, match="does not take the class token"):
         build_connector("linear", D, L, spec("video_chatgpt")).runs(2, P, True)
     with pytest.raises(ValueError, match="needs the class token"):
@@ -58,23 +58,23 @@ def test_class_token_must_be_as_the_compressor_needs_it() -> None:
 def test_video_chatgpt_pads_with_the_bias_and_averages_real_frames_only() -> None:
     connector = build_connector("linear", D, L, spec("video_chatgpt")).requires_grad_(False)
     x = clip(3, P).half()
-    (tokens,) = connector.visual([x], torch.float32)
-    frames, places = x.float().mean(1).half().float(), x.float().mean(0).half().float()
+    (tokens,) = connector.visual_tokens([x], torch.float32)
+    frames, patches = x.float().mean(1).half().float(), x.float().mean(0).half().float()
     torch.testing.assert_close(tokens[:3], frames @ connector.weight.T + connector.bias)
     torch.testing.assert_close(tokens[3:7], connector.bias.expand(4, L))
-    torch.testing.assert_close(tokens[7:], places @ connector.weight.T + connector.bias)
+    torch.testing.assert_close(tokens[7:], patches @ connector.weight.T + connector.bias)
 
 
-def test_valley_puts_the_places_first_and_the_class_tokens_in_time() -> None:
+def test_valley_returns_patches_then_class_tokens_in_order() -> None:
     connector = build_connector("linear", D, L, spec("valley_v1")).requires_grad_(False)
     x = clip(4, 1 + P)
-    (tokens,) = connector.visual([x], torch.float32)
+    (tokens,) = connector.visual_tokens([x], torch.float32)
     projected = x @ connector.weight.T + connector.bias
     torch.testing.assert_close(tokens[:P], projected[:, 1:].mean(0))
     torch.testing.assert_close(tokens[P:], projected[:, 0])
 
 
-def test_valley_v2_weighs_whole_frames() -> None:
+def test_valley_v2_weights_whole_frames() -> None:
     connector = build_connector("linear", D, L, spec("valley_v2")).requires_grad_(False)
     pooling = connector.get_submodule("compressor.pooling_layer")
     assert isinstance(pooling, torch.nn.Linear)
@@ -82,23 +82,23 @@ def test_valley_v2_weighs_whole_frames() -> None:
     projected = connector(x)[:, 1:]
     weights = torch.softmax(torch.stack([f.flatten() @ pooling.weight[0] + pooling.bias[0] for f in projected]), 0)
     by_hand = sum(w * f for w, f in zip(weights, projected, strict=True))
-    torch.testing.assert_close(connector.visual([x], torch.float32)[0][:P], by_hand)
+    torch.testing.assert_close(connector.visual_tokens([x], torch.float32)[0][:P], by_hand)
 
 
-def test_valley_v3_knows_the_order_of_frames_and_its_own_length() -> None:
+def test_valley_v3_depends_on_frame_order_and_has_a_maximum_length() -> None:
     connector = build_connector("linear", D, L, spec("valley_v3")).eval().requires_grad_(False)
     assert isinstance(connector.compressor, DeltaValley)
     connector.compressor.get_buffer("position_matrix").normal_()
     x = clip(4, 1 + P)
-    places = connector.visual([x], torch.float32)[0][:P]
-    backwards = connector.visual([x.flip(0)], torch.float32)[0][:P]
-    assert float((places - backwards).abs().max()) > 1e-3
+    patches = connector.visual_tokens([x], torch.float32)[0][:P]
+    backwards = connector.visual_tokens([x.flip(0)], torch.float32)[0][:P]
+    assert float((patches - backwards).abs().max()) > 1e-3
     plain = build_connector("linear", D, L, spec("valley_v1")).requires_grad_(False)
     plain.load_state_dict({k: v for k, v in connector.state_dict().items() if not k.startswith("compressor")})
-    a, b = (plain.visual([y], torch.float32)[0][:P] for y in (x, x.flip(0)))
+    a, b = (plain.visual_tokens([y], torch.float32)[0][:P] for y in (x, x.flip(0)))
     torch.testing.assert_close(a, b)
-    with pytest.raises(ValueError, match="7 positions in time, got 8"):
-        connector.visual([clip(8, 1 + P)], torch.float32)
+    with pytest.raises(ValueError, match="at most 7 frames, got 8"):
+        connector.visual_tokens([clip(8, 1 + P)], torch.float32)
 
 
 def test_keys_are_those_of_the_published_projectors() -> None:
@@ -114,84 +114,84 @@ def test_keys_are_those_of_the_published_projectors() -> None:
 
 def test_identity_hands_on() -> None:
     x = clip(2, 3)
-    torch.testing.assert_close(build_connector("identity", D, D).visual([x], torch.float32)[0], x.flatten(0, 1))
-    with pytest.raises(ValueError, match="from width 6 to 8"):
+    torch.testing.assert_close(build_connector("identity", D, D).visual_tokens([x], torch.float32)[0], x.flatten(0, 1))
+    with pytest.raises(ValueError, match="equal sizes"):
         build_connector("identity", D, L)
 
 
 def test_wrong_width() -> None:
     with pytest.raises(ValueError, match="tokens of width 6, got 5"):
-        build_connector("linear", D, L).visual([torch.zeros(1, 2, 5)], torch.float32)
+        build_connector("linear", D, L).visual_tokens([torch.zeros(1, 2, 5)], torch.float32)
 
 
 @pytest.mark.parametrize("type", TYPES)
 def test_gradients_reach_every_weight(type: str) -> None:
     connector = build_connector("linear", D, L, spec(type))
-    connector.visual([clip(3, P + type.startswith("valley"))], torch.float32)[0].square().sum().backward()
+    connector.visual_tokens([clip(3, P + type.startswith("valley"))], torch.float32)[0].square().sum().backward()
     for name, parameter in connector.named_parameters():
         assert parameter.grad is not None, name
-        # A softmax does not feel what is added to all its inputs.
+        # A softmax does not change when the same value is added to all inputs.
         assert bool(parameter.grad.abs().sum() > 0) or name.endswith("pooling_layer.bias"), name
 
 
 class TestBundle:
-    """How `bundle.json` names a compressor."""
+    """Compressors in `bundle.json`."""
 
     @pytest.fixture
-    def words(self) -> dict:
+    def settings(self) -> dict:
         return json.loads((DEMO / BUNDLE_FILE).read_text())
 
-    def test_a_bundle_of_before_has_none_and_keeps_its_digest(self, words: dict) -> None:
-        assert "compressor" not in words["connector"]
-        old, problems = read_spec(words)
+    def test_bundles_without_a_compressor_keep_their_digest(self, settings: dict) -> None:
+        assert "compressor" not in settings["connector"]
+        old, problems = read_spec(settings)
         assert not problems and old is not None and old.connector.compressor is None
-        assert as_table(old.connector) == words["connector"], "so that model_id stays"
-        words["connector"]["compressor"] = None
-        assert read_spec(words)[0] == old
+        assert to_json(old.connector) == settings["connector"], "model_id must not change"
+        settings["connector"]["compressor"] = None
+        assert read_spec(settings)[0] == old
 
-    def test_there_and_back(self, words: dict) -> None:
-        words["connector"] |= {"compressor": {"type": "valley_v3", **SIZES}, "type": "linear", "out_size": 160}
-        words["encoders"]["image"]["keep_cls"] = True
-        read, problems = read_spec(words)
+    def test_round_trip(self, settings: dict) -> None:
+        settings["connector"] |= {"compressor": {"type": "valley_v3", **SIZES}, "type": "linear", "out_size": 160}
+        settings["encoders"]["image"]["keep_cls"] = True
+        read, problems = read_spec(settings)
         assert not problems and read is not None
         assert read.connector.compressor == spec("valley_v3")
-        assert as_table(read)["connector"] == words["connector"]
+        assert to_json(read)["connector"] == settings["connector"]
 
     @pytest.mark.parametrize(
         ("changes", "problem"),
         [
             ({"type": "valley_v4"}, "connector.compressor.type: must be one of"),
             ({"n_frames": 0}, "n_frames must be at least 1"),
-            ({"n_heads": 7}, "no multiple of compressor.n_heads"),
+            ({"n_heads": 7}, "not a multiple of compressor.n_heads"),
             ({"speed": 1}, "connector.compressor.speed: unknown key"),
-            ({"type": "video_chatgpt"}, "encoders.video.keep_cls does not go with"),
+            ({"type": "video_chatgpt"}, "encoders.video.keep_cls does not match"),
         ],
     )
-    def test_wrong(self, words: dict, changes: dict, problem: str) -> None:
-        words["connector"]["compressor"] = {"type": "valley_v3", **SIZES, **changes}
-        words["encoders"]["image"]["keep_cls"] = changes.get("type") != "video_chatgpt"
-        found, problems = read_spec(words)
+    def test_wrong(self, settings: dict, changes: dict, problem: str) -> None:
+        settings["connector"]["compressor"] = {"type": "valley_v3", **SIZES, **changes}
+        settings["encoders"]["image"]["keep_cls"] = changes.get("type") != "video_chatgpt"
+        found, problems = read_spec(settings)
         assert found is None
         assert any(problem in p for p in problems), problems
 
-    def test_frames_one_by_one(self, words: dict) -> None:
-        """A graph for one frame serves every number of frames; one for eight does not serve six."""
-        words["encoders"]["video"]["n_frames"] = 1
-        assert not read_spec(words)[1]
-        words["encoders"]["video"] |= {"n_frames": 8, "sampling": {"rule": "linspace", "n_frames": 6, "rate": None}}
-        assert "the graph takes 8 at a time" in read_spec(words)[1][0]
+    def test_sampled_frames_must_match_the_graph(self, settings: dict) -> None:
+        """A graph for one frame supports any number of frames; one for eight does not support six."""
+        settings["encoders"]["video"]["n_frames"] = 1
+        assert not read_spec(settings)[1]
+        settings["encoders"]["video"] |= {"n_frames": 8, "sampling": {"rule": "linspace", "n_frames": 6, "rate": None}}
+        assert "not a multiple of the 8 frames of the graph" in read_spec(settings)[1][0]
 
 
-def test_half_precision_pooling_is_done_in_single() -> None:
-    """Sums of float16 lose what a mean of 256 patches needs."""
+def test_half_precision_is_pooled_in_float32() -> None:
+    """Sums in float16 are too inexact for a mean over 256 patches."""
     connector = build_connector("identity", D, D, CompressorSpec("video_chatgpt", n_frames=1))
     x = torch.from_numpy(np.full((1, 300, D), 300.0, np.float16))
-    assert connector.visual([x], torch.float32)[0][0].tolist() == [300.0] * D
+    assert connector.visual_tokens([x], torch.float32)[0][0].tolist() == [300.0] * D
 
 
 @pytest.mark.parametrize("type", [None, *TYPES])
-def test_the_least_clip_reaches_every_weight(type: str | None) -> None:
+def test_the_smallest_input_reaches_every_weight(type: str | None) -> None:
     connector = build_connector("mlp2x_gelu", D, L, spec(type) if type else None)
-    (out,) = connector.visual([connector.least()], torch.float32)
+    (out,) = connector.visual_tokens([connector.smallest_input()], torch.float32)
     out[:0].sum().backward()
     assert all(p.grad is not None and not p.grad.any() for p in connector.parameters())

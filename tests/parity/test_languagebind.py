@@ -48,7 +48,7 @@ def test_clips_of_one_batch_do_not_see_each_other() -> None:
 def test_frames_that_fill_no_group_are_refused() -> None:
     tower = pair("languagebind_video").tower()
     size, n = tower.config.image_size, tower.config.temporal_length + 1
-    with pytest.raises(ValueError, match="cannot be cut into groups"):
+    with pytest.raises(ValueError, match="cannot be split into groups"):
         tower(torch.zeros(1, n, 3, size, size))
 
 

@@ -32,7 +32,7 @@ def test_room_is_what_the_connector_gives(kind, compressor):
     encoder = getattr(spec.encoders, kind)
     connector = build_connector(spec.connector.type, spec.connector.in_size, spec.connector.out_size, press)
     tokens = torch.zeros(encoder.n_frames, encoder.n_patches + encoder.keep_cls, spec.connector.in_size)
-    (visual,) = connector.visual([tokens], torch.float32)
+    (visual,) = connector.visual_tokens([tokens], torch.float32)
     shape = SpecShapes(spec)(MediaRef("a", kind))
     assert shape.kind == kind
     assert int(np.sum(shape.lengths)) == len(visual)

@@ -31,7 +31,7 @@ from vidqa.model.bundle.spec import (
     TextEncoderSpec,
     VideoEncoderSpec,
 )
-from vidqa.model.bundle.validate import digests
+from vidqa.model.bundle.validate import part_digests
 from vidqa.model.video_llava import save_parts
 from vidqa.records import SamplingSpec
 
@@ -88,7 +88,7 @@ def step_bundle(plan: Plan, work: Path) -> None:
     earlier = load_file(stages[-2] / "trained.safetensors")
 
     def fill(folder: Path) -> None:
-        for name in digests(tuned.spec):
+        for name in part_digests(tuned.spec):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(tuned.folder / name, folder / name)
         for file, part in ((tuned.spec.connector.file, "connector"), (f"{tuned.spec.llm.folder}/{LLM}", "llm")):

@@ -119,7 +119,7 @@ def row_of(fixture: Fixture, version: str, case: str, model: VideoLlava, tokens:
     """Return the prompt of a case; its media item has the name of the case."""
     ids = fixture.meta["config"]["token_ids"]
     slot_ids = [ids["im_patch"], ids["vi_frame"]]
-    visual = model.connector.visual([tokens[case]], torch.float32) if case in tokens else []
+    visual = model.connector.visual_tokens([tokens[case]], torch.float32) if case in tokens else []
     return make_row(
         fixture.tensors[f"in/{case}_case/input_ids"][0], slot_ids, visual, n_new(fixture, f"{version}/{case}")
     )

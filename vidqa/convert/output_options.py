@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from vidqa.errors import UsageError
-from vidqa.model.bundle.bundle import check_target
+from vidqa.model.bundle.bundle import check_output_folder
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "keep": None}
 ENCODERS = ("float32", "float16")
@@ -57,9 +57,9 @@ class OutputOptions:
         """Whether a bundle may be written there: the weights that it is made of must outlive it.
 
         Raises:
-            UsageError: as `check_target`, or one of `parts` lies in the folder that would be replaced.
+            UsageError: as `check_output_folder`, or one of `parts` lies in the folder that would be replaced.
         """
-        check_target(self.folder, self.replace_old)
+        check_output_folder(self.folder, self.replace_old)
         for part in parts:
             if self.folder.exists() and (self.folder.resolve() in (part.resolve(), *part.resolve().parents)):
                 raise UsageError(f"{part} lies in {self.folder}, which would be replaced", hint="another --out")

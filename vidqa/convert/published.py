@@ -115,7 +115,7 @@ def pull(
     from vidqa.common.atomic_io import remove_leftovers
     from vidqa.convert.convert import convert
     from vidqa.convert.output_options import OutputOptions
-    from vidqa.model.bundle.bundle import check_target
+    from vidqa.model.bundle.bundle import check_output_folder
 
     if name not in PUBLISHED:
         raise UsageError(f"no published model is called {name!r}", hint=f"one of {', '.join(PUBLISHED)}")
@@ -124,7 +124,7 @@ def pull(
     if strange := sorted(set(revisions or {}) - known):
         raise UsageError(f"{strange[0]} is no part of {name}", hint=f"one of {', '.join(sorted(known))}")
     target = target or OutputOptions(models_folder() / name, name)
-    check_target(target.folder, target.replace_old)
+    check_output_folder(target.folder, target.replace_old)
     remove_leftovers(target.folder.absolute())  # they take room that the download may need
     parts, towers = ([_fetch(repo, revisions or {}, say) for repo in group] for group in (model.repos, model.towers))
     origins = tuple(snapshot.origin for snapshot in (*parts, *towers))

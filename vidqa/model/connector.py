@@ -1,10 +1,8 @@
-"""Encoder tokens -> visual tokens of the language model: a projector, and a compressor before or behind it.
+"""Connector: encoder tokens -> visual tokens of the LLM, by a projector with an optional compressor before or after it.
 
-Knows layouts of weights by name, and how many visual tokens come out. Does not know prompts or where weights come from.
+Letters: T frames, P tokens of a frame, D encoder width, L LLM hidden size, V visual tokens.
 
-Letters: T frames, P tokens of a frame, D encoder width, L LLM width, V visual tokens.
-
-Facts: Video-LLaVA 984e65b, videollava/model/multimodal_projector/builder.py.
+Reference code: Video-LLaVA 984e65b, videollava/model/multimodal_projector/builder.py.
 """
 
 from __future__ import annotations
@@ -22,10 +20,10 @@ CONNECTOR_TYPES = ("linear", "mlp2x_gelu", "identity")
 
 
 class Connector(nn.Module):
-    """A projector, and a compressor where the model has one. Called, it projects.
+    """A projector, and a compressor if the model has one. `forward` is the projector.
 
-    Its keys are those of the published projectors: `weight` and `bias` (linear), `0.*` and `2.*` (mlp2x_gelu), none
-    (identity); those of a compressor stand below `compressor.`.
+    Its state dict has the keys of the published projectors: `weight` and `bias` (linear), `0.*` and `2.*` (mlp2x_gelu),
+    none (identity); those of a compressor start with `compressor.`.
     """
 
     def __init__(self, type: str, in_size: int, out_size: int, compressor: CompressorSpec | None = None) -> None:
@@ -46,11 +44,11 @@ class Connector(nn.Module):
         return F.linear(x, self.weight, self.bias) if self.layout == "linear" else x
 
     def runs(self, n_frames: int, n_tokens: int, has_cls: bool) -> tuple[int, ...]:
-        """How many visual tokens come of a clip, as runs that a prompt may keep apart.
+        """Return how many visual tokens a video yields, as runs that a prompt may separate.
 
         Args:
             n_frames: T.
-            n_tokens: P, the class token counted where there is one.
+            n_tokens: P, including the class token if there is one.
             has_cls: whether the first token of a frame is the class token.
 
         Returns:
@@ -66,42 +64,42 @@ class Connector(nn.Module):
             raise ValueError(f"the connector {word} the class token of each frame")
         return self.compressor.runs(n_frames, n_tokens)
 
-    def least(self) -> Tensor:
-        """Zeros in the place of the smallest clip that the connector takes: float [1, P, D]."""
+    def smallest_input(self) -> Tensor:
+        """Return zeros in the shape of the smallest video that the connector takes: float [1, P, D]."""
         compressor = self.compressor
         return torch.zeros(1, 1 if compressor is None else compressor.n_patches + compressor.needs_cls, self.in_size)
 
-    def visual(self, clips: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-        """Visual tokens of several pictures or clips.
+    def visual_tokens(self, media: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+        """Compute the visual tokens of several images or videos.
 
         Args:
-            clips: float [T, P, D] each, of any T and P.
-            dtype: to project in, that of the weights.
+            media: float [T, P, D] each, of any T and P.
+            dtype: of the projector's weights.
 
         Returns:
-            One float [V, L] for each: frame after frame, or what the compressor makes of them.
+            One float [V, L] for each: all frames in order, or the output of the compressor.
 
         Raises:
             ValueError: a width D that the connector does not take.
         """
-        if bad := [x.shape[-1] for x in clips if x.shape[-1] != self.in_size]:
+        if bad := [x.shape[-1] for x in media if x.shape[-1] != self.in_size]:
             raise ValueError(f"the connector takes tokens of width {self.in_size}, got {bad[0]}")
         compressor = self.compressor
         if compressor is None or compressor.before_projector:
-            flat = [(x.flatten(0, 1) if compressor is None else compressor(x)) for x in clips]
-            # One product for all clips: the split undoes the join.
+            flat = [(x.flatten(0, 1) if compressor is None else compressor(x)) for x in media]
+            # One matmul for all media; the split undoes the concatenation.
             return list(self(torch.cat(flat).to(dtype)).split([len(x) for x in flat])) if flat else []
-        return [compressor(self(x.to(dtype))) for x in clips]
+        return [compressor(self(x.to(dtype))) for x in media]
 
 
 def build_connector(type: str, in_size: int, out_size: int, compressor: CompressorSpec | None = None) -> Connector:
-    """Build a connector with fresh weights.
+    """Build a connector with initial weights.
 
     Args:
-        type: of the projector: `mlp2x_gelu` (two linear layers, exact GELU between them), `linear`, or `identity`.
+        type: projector: `mlp2x_gelu` (two linear layers with an exact GELU between them), `linear`, or `identity`.
         in_size: D, width of the encoder's tokens.
-        out_size: L, width of the LLM's embeddings.
-        compressor: what joins the frames; None hands all their tokens on.
+        out_size: L, hidden size of the LLM.
+        compressor: settings of the compressor; None keeps all tokens of all frames.
 
     Raises:
         ValueError: unknown type, a size below 1, or an identity between two widths.
@@ -109,7 +107,7 @@ def build_connector(type: str, in_size: int, out_size: int, compressor: Compress
     if in_size < 1 or out_size < 1:
         raise ValueError(f"sizes must be at least 1, got {in_size=} {out_size=}")
     if type not in CONNECTOR_TYPES:
-        raise ValueError(f"unknown connector type {type!r}; known: {', '.join(CONNECTOR_TYPES)}")
+        raise ValueError(f"unknown connector type {type!r}; use one of {', '.join(CONNECTOR_TYPES)}")
     if type == "identity" and in_size != out_size:
-        raise ValueError(f"an identity cannot lead from width {in_size} to {out_size}")
+        raise ValueError(f"an identity connector needs equal sizes, got {in_size=} {out_size=}")
     return Connector(type, in_size, out_size, compressor)

@@ -1,7 +1,7 @@
-"""LoRA adapters of an LLM: attached for training, written beside it, applied when it is loaded. peft does the work.
+"""LoRA adapters of an LLM, with peft: attached for training, saved in the LLM folder, merged when the LLM is loaded.
 
-An adapter lies in the LLM's folder, in `adapter/`, as peft writes it, so that its digest is one of the bundle's. Of its
-settings only rank, scale and the names of layers are read; nothing in it can run code.
+An adapter is saved as `adapter/` in the LLM folder, in peft's format, so that the bundle has its digest. Only rank,
+scale and layer names are read from its settings; nothing in it can run code.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vidqa.errors import BundleError, VidqaError
 
 ADAPTER_FOLDER = "adapter"
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-#: What peft puts before the names of a plain LLM's weights.
+#: Prefix that peft adds to the weight names of an LLM.
 _PREFIX = "base_model.model."
 _SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "r": ("a whole number of at least 1", lambda v: type(v) is int and 1 <= v < 1 << 31),
@@ -32,14 +32,14 @@ _SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 def attach_lora(llm: Any, r: int, alpha: float, dropout: float, targets: Sequence[str] | None = None) -> None:
-    """Put fresh adapters on layers of an LLM, in place, float32; its class and its way of being called stay.
+    """Attach new float32 adapters to layers of an LLM, in place; its class and signature stay the same.
 
     Args:
         llm: a causal LLM of transformers.
         r: rank.
-        alpha: scale; the adapter counts alpha / r.
-        dropout: share of inputs that the adapter does not see in training.
-        targets: last names of the layers; None takes every linear layer but the head.
+        alpha: scale; the adapter is multiplied by alpha / r.
+        dropout: dropout of the adapter's input in training.
+        targets: last components of the layer names; None is every linear layer except the head.
 
     Raises:
         VidqaError: peft is not installed, or no layer has such a name.
@@ -52,16 +52,14 @@ def attach_lora(llm: Any, r: int, alpha: float, dropout: float, targets: Sequenc
     except ValueError as error:
         raise VidqaError(f"LoRA: no layer is named {', '.join(names)}: {error}") from error
     for name, weight in llm.named_parameters():
-        if (
-            ".lora_" in name
-        ):  # peft gives them the type of a half-precision LLM, in which small steps of learning vanish
+        if ".lora_" in name:  # peft would use the LLM's half precision, in which small updates vanish
             weight.data = weight.data.float()
 
 
 def linear_layers(llm: Any) -> list[str]:
-    """Last names of all linear layers but the head, as the original tuning code takes them."""
+    """Return the last name components of all linear layers except the head, as the original training code does."""
     head = llm.get_output_embeddings()
-    # Quantised layers are no nn.Linear, but are named so.
+    # Quantized layers are not nn.Linear, but their class names start with it.
     found = {
         name.rpartition(".")[2]
         for name, module in llm.named_modules()
@@ -71,17 +69,17 @@ def linear_layers(llm: Any) -> list[str]:
 
 
 def merge_lora(llm: Any) -> Any:
-    """Work adapters into the weights that they stand on.
+    """Merge adapters into the weights of an LLM.
 
     Args:
         llm: with adapters, from `attach_lora` or peft; changed in place.
 
     Returns:
-        The plain LLM.
+        The LLM without adapters.
     """
-    layer_kind: Any = __import__("peft.tuners.lora", fromlist=["LoraLayer"]).LoraLayer
+    layer_class: Any = __import__("peft.tuners.lora", fromlist=["LoraLayer"]).LoraLayer
     for name, module in list(llm.named_modules()):
-        if isinstance(module, layer_kind):
+        if isinstance(module, layer_class):
             module.merge(safe_merge=True)
             parent, _, last = name.rpartition(".")
             setattr(llm.get_submodule(parent), last, module.get_base_layer())
@@ -94,18 +92,20 @@ def merge_lora(llm: Any) -> Any:
 def write_adapter(
     weights: Mapping[str, Tensor], r: int, alpha: float, dropout: float, targets: Sequence[str] | None, folder: Path
 ) -> None:
-    """Write an adapter as peft reads it.
+    """Save an adapter in peft's format.
 
     Args:
-        weights: by their names in a VideoLlava whose LLM `attach_lora` changed: `llm.....lora_A.default.weight`.
-        r: and the other settings, as for `attach_lora`.
-        alpha: see there.
-        dropout: see there.
-        targets: see there; None takes the layers that the weights are of.
-        folder: is made.
+        weights: by their names in a VideoLlava after `attach_lora`: `llm.....lora_A.default.weight`.
+        r: as for `attach_lora`.
+        alpha: as for `attach_lora`.
+        dropout: as for `attach_lora`.
+        targets: as for `attach_lora`; None is the layers that the weights belong to.
+        folder: is created.
     """
-    plain = {_PREFIX + k.removeprefix("llm.").replace(".default.", "."): v.contiguous() for k, v in weights.items()}
-    layers = sorted(targets or {k.split(".lora_")[0].rpartition(".")[2] for k in plain})
+    by_peft_name = {
+        _PREFIX + k.removeprefix("llm.").replace(".default.", "."): v.contiguous() for k, v in weights.items()
+    }
+    layers = sorted(targets or {k.split(".lora_")[0].rpartition(".")[2] for k in by_peft_name})
     settings = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -119,21 +119,21 @@ def write_adapter(
     }
     folder.mkdir(parents=True)
     (folder / _CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    save_file(plain, folder / _WEIGHTS, metadata={"format": "pt"})
+    save_file(by_peft_name, folder / _WEIGHTS, metadata={"format": "pt"})
 
 
 def apply_adapter(llm: Any, folder: Path) -> Any:
-    """Read an adapter and work it into an LLM.
+    """Load an adapter and merge it into an LLM.
 
     Args:
-        llm: the plain LLM; changed in place.
-        folder: holds settings and weights.
+        llm: without adapters; changed in place.
+        folder: with settings and weights.
 
     Returns:
-        The LLM with the adapter in its weights.
+        The LLM with the adapter merged into its weights.
 
     Raises:
-        BundleError: the adapter is damaged, of another kind, or of another LLM; names file and key.
+        BundleError: the adapter is damaged, of another type, or made for another LLM; names file and key.
     """
     file = folder / _CONFIG
     try:
@@ -145,24 +145,24 @@ def apply_adapter(llm: Any, folder: Path) -> Any:
         raise BundleError(f"{file}: peft_type must be LORA")
     problems = [f"{file}: {key}: missing" for key in _SETTINGS if key not in settings]
     problems += [
-        f"{file}: {key}: must be {says}, got {settings[key]!r:.80}"
-        for key, (says, accepts) in _SETTINGS.items()
+        f"{file}: {key}: must be {description}, got {settings[key]!r:.80}"
+        for key, (description, accepts) in _SETTINGS.items()
         if key in settings and not accepts(settings[key])
     ]
     if problems:
         raise BundleError("\n".join(problems))
-    refused = [k for k in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern") if settings.get(k)]
-    if refused:
-        raise BundleError(f"{file}: {', '.join(refused)}: not supported")
+    unsupported = [k for k in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern") if settings.get(k)]
+    if unsupported:
+        raise BundleError(f"{file}: {', '.join(unsupported)}: not supported")
     attach_lora(llm, settings["r"], settings["lora_alpha"], 0.0, settings["target_modules"])
-    own = {_PREFIX + n.replace(".default.", "."): p for n, p in llm.named_parameters() if ".lora_" in n}
-    problems = [f"{key}: missing" for key in own if key not in weights]
+    parameters = {_PREFIX + n.replace(".default.", "."): p for n, p in llm.named_parameters() if ".lora_" in n}
+    problems = [f"{key}: missing" for key in parameters if key not in weights]
     problems += [f"{key}: unknown key, or of another shape" for key, value in weights.items()
-                 if key not in own or own[key].shape != value.shape]  # fmt: skip
+                 if key not in parameters or parameters[key].shape != value.shape]  # fmt: skip
     if problems:
         raise BundleError("\n".join(f"{folder / _WEIGHTS}: {p}" for p in problems[:10]))
     for key, value in weights.items():
-        own[key].data.copy_(value)
+        parameters[key].data.copy_(value)
     return merge_lora(llm)
 
 

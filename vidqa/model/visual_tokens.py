@@ -1,7 +1,6 @@
-"""Embedded prompts + visual tokens -> what the LLM reads.
+"""Splicing visual tokens into embedded prompts.
 
-Knows tensors only. Does not know which clip a token belongs to: the caller keeps prompts and visual tokens in one
-order.
+The caller keeps prompts and visual tokens in the same order; nothing here matches them to media.
 """
 
 from __future__ import annotations
@@ -10,19 +9,19 @@ from torch import Tensor
 
 
 def fill_slots(embeds: Tensor, slots: Tensor, visual: Tensor) -> Tensor:
-    """Put the visual tokens, in order, where the prompts left room for them.
+    """Write the visual tokens, in order, into the slots of the prompts.
 
     Args:
         embeds: float [B, S, L] or [S, L], the embedded prompts; not changed.
         slots: bool [B, S] or [S], True where a visual token belongs.
-        visual: float [V, L], the tokens of all prompts one after another.
+        visual: float [V, L], the tokens of all prompts, concatenated.
 
     Returns:
         A tensor like `embeds` with the slots filled; gradients flow to `visual`.
 
     Raises:
-        ValueError: the number of slots is not V (a spare visual token means that some later answer is about the wrong
-            video, so it is as bad as a missing one), or widths or shapes do not fit.
+        ValueError: the number of slots is not V, or widths or shapes do not match. A spare visual token is as bad as a
+            missing one: some later answer would be about the wrong video.
     """
     if slots.shape != embeds.shape[:-1]:
         raise ValueError(

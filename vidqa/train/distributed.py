@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 from transformers.utils import is_torch_tf32_available
 
 from vidqa.errors import UsageError
-from vidqa.model.video_llava import pick_device
+from vidqa.model.video_llava import torch_device
 from vidqa.train.recipe.definition import Hardware, Logging, Output, Stage
 
 
@@ -40,7 +40,7 @@ def is_first() -> bool:
 
 def local_device(device: str) -> str:
     """The device of this process: with torchrun each process has the GPU of its own number."""
-    where = pick_device(device)
+    where = torch_device(device)
     if where.type == "cuda" and processes() > 1:
         return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     return str(where)
@@ -49,7 +49,7 @@ def local_device(device: str) -> str:
 def join(device: str) -> None:
     """Let the processes of torchrun find each other. Making features may keep the first one busy for days."""
     if processes() > 1 and not distributed.is_initialized():
-        where = pick_device(local_device(device))
+        where = torch_device(local_device(device))
         if where.type == "cuda":
             torch.cuda.set_device(where)
         backend = "nccl" if where.type == "cuda" else "gloo"

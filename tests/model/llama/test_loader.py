@@ -36,7 +36,7 @@ def test_logits_equal_those_of_transformers(dtype: torch.dtype | None) -> None:
     """The bundled model, apart from rounding: a prompt, a few more tokens, one more token."""
     folder = built_in_bundles()["demo"] / "llm"
     theirs, _ = load_llm(folder, dtype)
-    ours, _ = load_llm(folder, dtype, answers_only=True)
+    ours, _ = load_llm(folder, dtype, inference_only=True)
     assert isinstance(ours, Llama) and not isinstance(theirs, Llama)
     assert ours.get_input_embeddings().weight.dtype == theirs.lm_head.weight.dtype
     ids = torch.arange(40).view(2, 20) % 600 + 3
@@ -230,7 +230,7 @@ def test_other_tokenizers_are_left_to_transformers(what: str, folder: Path) -> N
 def test_a_standard_llama_with_another_tokenizer(folder: Path) -> None:
     """As in published models: the Llama is still ours."""
     edit(folder / "tokenizer_config.json", extra_special_tokens=["<s>"])
-    llm, tokenizer = load_llm(folder, torch.float32, answers_only=True)
+    llm, tokenizer = load_llm(folder, torch.float32, inference_only=True)
     assert isinstance(llm, Llama) and not isinstance(tokenizer, FastTokenizer)
 
 

@@ -1,12 +1,13 @@
-"""A model on disk, whole or absent: folder -> Bundle, parts -> folder.
+"""A bundle: a model on disk, written atomically.
 
     bundle.json            format, settings, digest of every part; written last
     encoders/*.onnx        image, video and, for search, text
     connector.safetensors
-    llm/                   an ordinary transformers folder
+    llm/                   a standard transformers folder
 
-Knows files, digests and identity. Does not know what is inside a graph, and imports no torch: a listing of models or a
-run that only encodes must not wait for it. Nothing is inferred from a folder's name.
+Nothing is inferred from a folder's name.
+
+Scope: files, digests and identity. No torch is imported, so that listing models and encoding do not wait for it.
 """
 
 from __future__ import annotations
@@ -27,17 +28,17 @@ from vidqa.encoders.preprocess import PREPROCESSING_REVISION
 from vidqa.errors import BundleError, UsageError
 from vidqa.model.bundle.registry import BUNDLE_FILE, DEMO, built_in_bundles, find_bundle, pulled_models
 from vidqa.model.bundle.spec import BundleSpec, EncoderSpec, TextEncoderSpec
-from vidqa.model.bundle.spec_json import as_table, read_spec
-from vidqa.model.bundle.validate import check_parts, digests, external_files, files_below, inside
+from vidqa.model.bundle.spec_json import read_spec, to_json
+from vidqa.model.bundle.validate import check_parts, external_data_files, list_files, part_digests, resolve_part
 
 _Graph = TypeVar("_Graph", bound=EncoderSpec | TextEncoderSpec)
 
-__all__ = ["BUNDLE_FILE", "DEMO", "Bundle", "built_in_bundles", "check_target", "load_bundle", "save_bundle"]
+__all__ = ["BUNDLE_FILE", "DEMO", "Bundle", "built_in_bundles", "check_output_folder", "load_bundle", "save_bundle"]
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A loaded description; the parts themselves are opened by whoever needs them."""
+    """The description of a model; the parts are opened by the code that uses them."""
 
     folder: Path  # absolute, symlinks resolved
     spec: BundleSpec
@@ -54,13 +55,13 @@ class Bundle:
 
     @property
     def text_graph(self) -> Path | None:
-        """ONNX file of the text tower; None where the bundle has none."""
+        """ONNX file of the text tower; None if the bundle has none."""
         text = self.spec.encoders.text
         return self.folder / text.file if text else None
 
     @property
     def text_tokenizer(self) -> Path | None:
-        """`tokenizer.json` of the text tower; None where the bundle has no text tower."""
+        """`tokenizer.json` of the text tower; None if the bundle has no text tower."""
         text = self.spec.encoders.text
         if text is None:
             return None
@@ -73,70 +74,72 @@ class Bundle:
 
     @property
     def llm_folder(self) -> Path:
-        """transformers folder of the LLM."""
+        """Transformers folder of the LLM."""
         return self.folder / self.spec.llm.folder
 
     @cached_property
     def encoder_id(self) -> str:
-        """16 hex digits: everything that changes the bytes of a feature, and nothing else."""
+        """16 hex digits: depends on everything that changes the bytes of a feature, and on nothing else."""
         e = self.spec.encoders
-        parts = [_without(as_table(part), "file", "external") for part in (e.image, e.video)]
+        parts = [_without(to_json(part), "file", "external") for part in (e.image, e.video)]
         external = [sorted(part.external.values()) for part in (e.image, e.video)]
         return _short_digest({"parts": parts, "external": external, "preprocessing": PREPROCESSING_REVISION})
 
     @cached_property
     def model_id(self) -> str:
-        """16 hex digits: everything that changes an answer. Names, notices and the place on disk do not."""
+        """16 hex digits: depends on everything that changes an answer; not on names, notices or the path."""
         s = self.spec
         return _short_digest(
             {
                 "encoder_id": self.encoder_id,
                 "architecture": s.architecture,
-                "connector": _without(as_table(s.connector), "file"),
+                "connector": _without(to_json(s.connector), "file"),
                 "llm": {"files": s.llm.files, "context": s.llm.context},
-                "prompt": as_table(s.prompt),
-                "generation": as_table(s.generation),
+                "prompt": to_json(s.prompt),
+                "generation": to_json(s.generation),
             }
         )
 
     def verify(self) -> list[str]:
-        """Read every part again and compare its digest.
+        """Read all parts and compare their digests.
 
         Returns:
-            One sentence for each part that is missing or altered; empty when all is well.
+            One sentence per part that is missing or altered; empty if there is none.
         """
         problems = []
-        for name, digest in digests(self.spec).items():
+        for name, digest in part_digests(self.spec).items():
             try:
-                if sha256_of_file(inside(self.folder, name)) != digest:
-                    problems.append(f"{name}: the content is not what {BUNDLE_FILE} says (sha256 differs)")
+                if sha256_of_file(resolve_part(self.folder, name)) != digest:
+                    problems.append(f"{name}: its sha256 differs from the one in {BUNDLE_FILE}")
             except (BundleError, OSError) as e:
                 problems.append(e.what if isinstance(e, BundleError) else f"{name}: {e.strerror}")
         return problems
 
 
 def load_bundle(name_or_dir: str | os.PathLike[str]) -> Bundle:
-    """Read the description of a model and check that every part is there and of an accepted kind.
+    """Read the description of a model and check that every part exists and is of an accepted type.
 
-    The digests are not recomputed (`Bundle.verify` does that): a large model would take minutes.
+    The digests are not checked, because that takes minutes for a large model; `Bundle.verify` does.
 
     Args:
-        name_or_dir: `demo`, the name of a pulled model, or a folder. A folder named `demo` is reached as `./demo`.
+        name_or_dir: `demo`, the name of a pulled model, or a folder. Write `./demo` for a folder named `demo`.
 
     Raises:
-        BundleError: no such model, or a part that is missing, unknown, damaged, outside the folder or of a kind that
-            can run code. All problems are named together, with file and key.
+        BundleError: there is no such model, or a part is missing, unknown, damaged, outside the folder, or of a type
+            that can run code. All problems are reported together, with file and key.
     """
     given = os.fspath(name_or_dir)
     try:
         folder = find_bundle(given)
         file = folder / BUNDLE_FILE
         is_there = file.is_file()
-    except (OSError, ValueError) as e:  # too long, or no name of this system
+    except (OSError, ValueError) as e:  # too long, or not a valid name on this system
         raise BundleError(f"no model at {given!r:.200}: {e}") from e
     if not is_there:
-        known = ", ".join([*built_in_bundles(), *pulled_models()]) or "none"
-        raise BundleError(f"no model at {given}: {file} does not exist", hint=f"give a folder, or a name of: {known}")
+        names = ", ".join([*built_in_bundles(), *pulled_models()]) or "none"
+        raise BundleError(
+            f"no model at {given}: {file} does not exist", hint=f"pass a folder, or the name of a model: {names}"
+        )
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as e:
@@ -149,67 +152,71 @@ def load_bundle(name_or_dir: str | os.PathLike[str]) -> Bundle:
     return Bundle(folder, spec)
 
 
-def check_target(folder: str | os.PathLike[str], replace_old: bool = False) -> None:
-    """Whether a model may be written to a folder: it is not there, or it is an old model and nothing else.
+def check_output_folder(folder: str | os.PathLike[str], replace_old: bool = False) -> None:
+    """Check that a bundle may be written to a folder: it does not exist, or it is a bundle that may be replaced.
+
+    Args:
+        folder: of the new bundle.
+        replace_old: allow replacing an existing bundle.
 
     Raises:
-        UsageError: the place is taken, or replacing what is there would remove files that belong to no model.
+        UsageError: the path exists, or replacing it would remove files that do not belong to a bundle.
     """
     target = Path(folder).absolute()
     if not os.path.lexists(target):
         return
     if not replace_old:
         raise UsageError(f"{target} exists already", hint="--replace, or another --out")
-    here = {path.name for path in target.iterdir()} if target.is_dir() else None
-    if here is None or (here and BUNDLE_FILE not in here):
-        raise UsageError(f"{target} is no model, so it is not replaced", hint="another --out")
-    if strange := sorted(here - _parts_of(target)) if here else []:
-        some = ", ".join(strange[:3]) + (" ..." if len(strange) > 3 else "")
-        raise UsageError(f"{target} holds more than a model ({some}), so it is not replaced", hint="another --out")
+    names = {path.name for path in target.iterdir()} if target.is_dir() else None
+    if names is None or (names and BUNDLE_FILE not in names):
+        raise UsageError(f"{target} is not a model, so it is not replaced", hint="another --out")
+    if others := sorted(names - _part_names(target)) if names else []:
+        some = ", ".join(others[:3]) + (" ..." if len(others) > 3 else "")
+        raise UsageError(f"{target} contains other files ({some}), so it is not replaced", hint="another --out")
 
 
-def _parts_of(folder: Path) -> set[str]:
-    """Names in a model's folder that are the model's own, as its description says; in any case those of our layout."""
-    own = {BUNDLE_FILE, "encoders", "connector.safetensors", "llm"}
+def _part_names(folder: Path) -> set[str]:
+    """Top-level names of a bundle's parts: those in its description, and those of the usual layout."""
+    usual = {BUNDLE_FILE, "encoders", "connector.safetensors", "llm"}
     try:
         spec, _ = read_spec(json.loads((folder / BUNDLE_FILE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, RecursionError):  # damaged, which may be why it is replaced
-        return own
-    return own | {Path(name).parts[0] for name in digests(spec)} if spec else own
+    except (OSError, ValueError, RecursionError):  # damaged, which may be the reason to replace it
+        return usual
+    return usual | {Path(name).parts[0] for name in part_digests(spec)} if spec else usual
 
 
 def save_bundle(
     folder: str | os.PathLike[str], spec: BundleSpec, fill: Callable[[Path], None], replace_old: bool = False
 ) -> Bundle:
-    """Write a model so that it is there whole or not at all.
+    """Write a bundle atomically.
 
     Args:
-        folder: where it shall stand.
-        spec: without digests: those given are ignored and computed from the files.
-        fill: writes every part below the folder it is given, at the paths that `spec` names.
-        replace_old: put the new model in the place of an old one.
+        folder: of the bundle.
+        spec: digests in it are ignored and computed from the files.
+        fill: writes every part into the given folder, at the paths that `spec` names.
+        replace_old: replace an existing bundle.
 
     Returns:
         The bundle, loaded and checked.
 
     Raises:
-        UsageError: as `check_target`.
-        LockedError: another process is writing the same folder.
-        BundleError: a part is missing or of a refused kind. Nothing is left behind.
+        UsageError: see `check_output_folder`.
+        LockedError: another process is writing to the same folder.
+        BundleError: a part is missing or of a rejected type. No files are left over.
     """
     target = Path(folder).absolute()
-    check_target(target, replace_old)
+    check_output_folder(target, replace_old)
     remove_leftovers(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     with temporary_folder(target) as part:
         fill(part)
         full = _with_digests(part, spec)
-        text = json.dumps(as_table(full), indent=2, ensure_ascii=False) + "\n"
+        text = json.dumps(to_json(full), indent=2, ensure_ascii=False) + "\n"
         (part / BUNDLE_FILE).write_text(text, encoding="utf-8")
         load_bundle(part)
-        _settle(part)
+        _finalize_files(part)
         _swap(part, target)
-    remove_leftovers(target, ".old")  # models that were moved aside by a process that was killed before it removed them
+    remove_leftovers(target, ".old")  # of a process that was killed between moving an old bundle aside and removing it
     return load_bundle(target)
 
 
@@ -217,30 +224,32 @@ def _with_digests(folder: Path, spec: BundleSpec) -> BundleSpec:
     e = spec.encoders
 
     def hashed(part: _Graph) -> _Graph:
-        beside = {name: sha256_of_file(inside(folder, name)) for name in external_files(folder, part.file)}
-        return replace(part, sha256=sha256_of_file(inside(folder, part.file)), external=beside)
+        external = {name: sha256_of_file(resolve_part(folder, name)) for name in external_data_files(folder, part.file)}
+        return replace(part, sha256=sha256_of_file(resolve_part(folder, part.file)), external=external)
 
     text = e.text and hashed(e.text)
     if text and text.tokenizer:
-        text = replace(text, tokenizer_sha256=sha256_of_file(inside(folder, text.tokenizer)))
+        text = replace(text, tokenizer_sha256=sha256_of_file(resolve_part(folder, text.tokenizer)))
     encoders = replace(e, image=hashed(e.image), video=hashed(e.video), text=text)
-    connector = replace(spec.connector, sha256=sha256_of_file(inside(folder, spec.connector.file)))
-    files = {n: sha256_of_file(inside(folder, f"{spec.llm.folder}/{n}")) for n in files_below(folder / spec.llm.folder)}
+    connector = replace(spec.connector, sha256=sha256_of_file(resolve_part(folder, spec.connector.file)))
+    files = {
+        n: sha256_of_file(resolve_part(folder, f"{spec.llm.folder}/{n}")) for n in list_files(folder / spec.llm.folder)
+    }
     return replace(spec, encoders=encoders, connector=connector, llm=replace(spec.llm, files=files))
 
 
-def _settle(folder: Path) -> None:
-    """Bring all files to the disk, with the permissions that new files have here."""
+def _finalize_files(folder: Path) -> None:
+    """Flush all files to disk and set the default permissions of new files."""
     umask = os.umask(0)
     os.umask(umask)
     for path in [*folder.rglob("*"), folder]:
-        if path == folder or path.is_file():  # safetensors writes files that only their owner may read
+        if path == folder or path.is_file():  # safetensors writes files that only the owner can read
             os.chmod(path, (0o666 if path.is_file() else 0o777) & ~umask)
-        fsync_folder(path)  # opens for reading only, so it serves files that were copied as read-only too
+        fsync_folder(path)  # opens for reading only, so it also works for read-only files
 
 
 def _swap(part: Path, target: Path) -> None:
-    """Let `part` take the name `target`; an old folder there is moved aside first and removed last."""
+    """Rename `part` to `target`; an old folder there is moved aside first and removed last."""
     old = None
     if target.exists():
         old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent)) / "old"

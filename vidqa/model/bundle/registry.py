@@ -1,7 +1,4 @@
-"""Names of models -> folders: the bundled ones, those that were pulled, and paths.
-
-Knows where models lie. Does not know what is in them.
-"""
+"""Model names -> folders: bundled models, pulled models, and paths."""
 
 from __future__ import annotations
 
@@ -12,25 +9,25 @@ DEMO = Path(__file__).resolve().parents[2] / "demo"
 
 
 def built_in_bundles() -> dict[str, Path]:
-    """Models that come with the package, by name."""
+    """Return the models that come with the package, by name."""
     return {"demo": DEMO} if (DEMO / BUNDLE_FILE).is_file() else {}
 
 
 def models_folder() -> Path:
-    """Where pulled models lie, each under its name; there or not."""
-    from platformdirs import user_data_path  # here: whoever loads the bundled model needs no such folder
+    """Return the folder of pulled models, each in a folder of its name; it need not exist."""
+    from platformdirs import user_data_path  # imported here: the bundled model does not need it
 
     return user_data_path("vidqa", appauthor=False) / "models"
 
 
 def pulled_models() -> dict[str, Path]:
-    """Models in `models_folder`, by name."""
+    """Return the models in `models_folder`, by name."""
     folder = models_folder()
     return {p.parent.name: p.parent for p in sorted(folder.glob(f"*/{BUNDLE_FILE}"))} if folder.is_dir() else {}
 
 
 def find_bundle(given: str) -> Path:
-    """The folder behind a name: a bundled model, else a folder, else a pulled model. It need not exist."""
+    """Return the folder of a bundled model, else an existing folder, else a pulled model. It need not exist."""
     if given in built_in_bundles():
         return built_in_bundles()[given].resolve()
     pulled = models_folder() / given if Path(given).name == given and not Path(given).is_dir() else None

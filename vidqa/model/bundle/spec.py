@@ -1,7 +1,8 @@
-"""The words of `bundle.json` as frozen records.
+"""`bundle.json` as frozen records: field names, types and consistency.
 
-Knows names and types, and what goes together. Does not open the parts, and imports no torch; `spec_reader` turns JSON
-into these records.
+`spec_json` converts them from and to JSON.
+
+Scope: settings only. The parts are not opened and torch is not imported.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from vidqa.records import SamplingSpec
 
 FORMAT_VERSION = 1
 
-#: Mark of a field that came after the first bundles: a `bundle.json` without it means its default.
-LATER = {"may be missing": True}
+#: Metadata of a field that was added after the first bundles: if `bundle.json` lacks it, its default applies.
+OPTIONAL = {"optional": True}
 
 
 def _at_least_one(record: Any, *names: str) -> None:
@@ -27,11 +28,11 @@ def _at_least_one(record: Any, *names: str) -> None:
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """One vision encoder graph.
+    """One vision encoder in ONNX.
 
-    `external` holds the digests of files next to the graph that carry its large tensors (ONNX above 2 GB), by their
-    path inside the bundle. `layer` is the hidden state that the tokens come from (-2: the last but one). `n_patches`
-    does not count the class token.
+    `external` holds the digests of external data files (for graphs above 2 GB), by their path inside the bundle.
+    `layer` is the hidden state that the tokens are taken from (-2: the last but one). `n_patches` does not include the
+    class token.
     """
 
     file: str
@@ -51,35 +52,35 @@ class EncoderSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class VideoEncoderSpec(EncoderSpec):
-    """A vision encoder for clips, with the rule that picks its frames."""
+    """A vision encoder for videos, with the rule that selects its frames."""
 
     sampling: SamplingSpec
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.sampling.rule in ("linspace", "arange") and self.sampling.n_frames % self.n_frames:
-            taken = f"the graph takes {self.n_frames} at a time"
-            raise ValueError(f"sampling.n_frames is {self.sampling.n_frames}, {taken}")
+            sampled = f"sampling.n_frames is {self.sampling.n_frames}"
+            raise ValueError(f"{sampled}, not a multiple of the {self.n_frames} frames of the graph")
 
 
 @dataclass(frozen=True)
 class TextEncoderSpec:
-    """The text tower, for search.
+    """The text encoder in ONNX, for search.
 
-    A text is given to it as `start` (None: nothing), its tokens, `end`, at most `max_length` in all. The tower pools at
+    Its input is `start` (None: nothing), the tokens of the text, and `end`, at most `max_length` tokens. It pools at
     the largest id, so `end` must be the last token of its vocabulary. `tokenizer` is a `tokenizer.json` of the package
-    tokenizers; None is the LLM's own.
+    tokenizers; None is that of the LLM.
     """
 
     file: str
     embedding_size: int
     max_length: int
     sha256: str = ""
-    external: dict[str, str] = field(default_factory=dict, metadata=LATER)
-    tokenizer: str | None = field(default=None, metadata=LATER)
-    tokenizer_sha256: str = field(default="", metadata=LATER)
-    start: str | None = field(default=None, metadata=LATER)
-    end: str = field(default="<|endoftext|>", metadata=LATER)
+    external: dict[str, str] = field(default_factory=dict, metadata=OPTIONAL)
+    tokenizer: str | None = field(default=None, metadata=OPTIONAL)
+    tokenizer_sha256: str = field(default="", metadata=OPTIONAL)
+    start: str | None = field(default=None, metadata=OPTIONAL)
+    end: str = field(default="<|endoftext|>", metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         _at_least_one(self, "embedding_size", "max_length")
@@ -96,15 +97,15 @@ class EncodersSpec:
 
 @dataclass(frozen=True)
 class CompressorSpec:
-    """What joins the tokens of a clip's frames (`vidqa.model.compressors`). The defaults are the published sizes.
+    """Compressor of the tokens of all frames (`vidqa.model.compressors`). The defaults are the published sizes.
 
     type:
-        `video_chatgpt`: `n_frames` frame means, then a mean over time for each patch; in front of the projector.
-        `valley_v1`: a mean over time for each patch, then the class token of each frame; behind the projector.
-        `valley_v2`: the same with a learned weight for each frame, made from its `n_patches` tokens.
+        `video_chatgpt`: `n_frames` frame means, then a mean over time for each patch; before the projector.
+        `valley_v1`: a mean over time for each patch, then the class token of each frame; after the projector.
+        `valley_v2`: the same with a trainable weight for each frame, computed from its `n_patches` tokens.
         `valley_v3`: the same with a transformer over time (`n_heads`, `inner_size`, at most `n_frames` frames).
 
-    A number that the type does not use is left as it is.
+    Sizes that the type does not use are ignored.
     """
 
     type: Literal["video_chatgpt", "valley_v1", "valley_v2", "valley_v3"]
@@ -118,32 +119,34 @@ class CompressorSpec:
 
     @property
     def needs_cls(self) -> bool:
-        """Whether the class token of each frame must be kept."""
+        """True if the class token of each frame is needed."""
         return self.type != "video_chatgpt"
 
 
 @dataclass(frozen=True)
 class ConnectorSpec:
-    """What stands between encoders and LLM: a projector from `in_size` D to `out_size` L, and maybe a compressor."""
+    """Connector between encoders and LLM: a projector from `in_size` D to `out_size` L, optionally a compressor."""
 
     file: str
     type: Literal["linear", "mlp2x_gelu", "identity"]
     in_size: int
     out_size: int
     sha256: str = ""
-    compressor: CompressorSpec | None = field(default=None, metadata=LATER)
+    compressor: CompressorSpec | None = field(default=None, metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         _at_least_one(self, "in_size", "out_size")
         if self.type == "identity" and self.in_size != self.out_size:
-            raise ValueError(f"a connector that changes nothing has one size, got {self.in_size=} {self.out_size=}")
+            raise ValueError(f"an identity connector needs equal sizes, got {self.in_size=} {self.out_size=}")
         if self.compressor and self.compressor.type == "valley_v3" and self.out_size % self.compressor.n_heads:
-            raise ValueError(f"out_size {self.out_size} is no multiple of compressor.n_heads {self.compressor.n_heads}")
+            raise ValueError(
+                f"out_size {self.out_size} is not a multiple of compressor.n_heads {self.compressor.n_heads}"
+            )
 
 
 @dataclass(frozen=True)
 class LlmSpec:
-    """An ordinary transformers folder. `files` holds the digest of every file in it; `context` counts all positions."""
+    """A transformers folder; `files` holds the digest of every file, `context` the maximum sequence length."""
 
     folder: str
     context: int
@@ -155,7 +158,7 @@ class LlmSpec:
 
 @dataclass(frozen=True)
 class PromptSpec:
-    """Chat format by name; `system` replaces its system text, None keeps it."""
+    """Chat format by name; `system` replaces its system prompt, None keeps it."""
 
     format: str
     system: str | None = None
@@ -166,7 +169,7 @@ class PromptSpec:
 
 @dataclass(frozen=True)
 class GenerationSpec:
-    """What the model answers with unless the user says otherwise."""
+    """Default decoding settings of the model."""
 
     max_new_tokens: int = 128
     temperature: float = 0.0
@@ -181,10 +184,10 @@ class GenerationSpec:
 
 @dataclass(frozen=True)
 class CompatSpec:
-    """What a converted model is, and how near it is to what was published.
+    """How a converted model relates to the published one.
 
-    `variant` says in a sentence which model this is; `follows` and `fixed` list, one thing each, what is done exactly
-    as in the published code and what is done otherwise on purpose.
+    `variant` describes the model in a sentence. `follows` lists what is done exactly as in the published code, `fixed`
+    what is deliberately done differently.
     """
 
     mode: Literal["fixed", "original"]
@@ -195,7 +198,7 @@ class CompatSpec:
 
 @dataclass(frozen=True)
 class SourceSpec:
-    """Where a converted model comes from: the layout of its files, and each origin (`repository@revision`, `local`)."""
+    """Source of a converted model: the layout of its files, and their origins (`repository@revision`, `local`)."""
 
     layout: str
     origins: tuple[str, ...]
@@ -204,7 +207,7 @@ class SourceSpec:
 
 @dataclass(frozen=True)
 class BundleSpec:
-    """The whole of `bundle.json`. `notice` is said once to every user of the model."""
+    """All of `bundle.json`. `notice` is shown once per run to users of the model."""
 
     name: str
     encoders: EncodersSpec
@@ -215,15 +218,15 @@ class BundleSpec:
     notice: str | None = None
     architecture: Literal["video_llava", "video_chatgpt", "valley"] = "video_llava"
     format: int = FORMAT_VERSION
-    compat: CompatSpec | None = field(default=None, metadata=LATER)
-    source: SourceSpec | None = field(default=None, metadata=LATER)
+    compat: CompatSpec | None = field(default=None, metadata=OPTIONAL)
+    source: SourceSpec | None = field(default=None, metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         if self.format != FORMAT_VERSION:
-            raise ValueError(f"bundle format {self.format} is not the one this version reads ({FORMAT_VERSION})")
+            raise ValueError(f"bundle format {self.format} is not supported by this version ({FORMAT_VERSION} is)")
         for name in ("image", "video"):
             if (size := getattr(self.encoders, name).hidden_size) != self.connector.in_size:
                 raise ValueError(f"encoders.{name}.hidden_size is {size}, connector.in_size {self.connector.in_size}")
             compressor = self.connector.compressor
             if compressor and getattr(self.encoders, name).keep_cls != compressor.needs_cls:
-                raise ValueError(f"encoders.{name}.keep_cls does not go with the compressor {compressor.type}")
+                raise ValueError(f"encoders.{name}.keep_cls does not match the compressor {compressor.type}")

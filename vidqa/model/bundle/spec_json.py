@@ -1,7 +1,6 @@
-"""Parsed JSON <-> the records of a bundle, strictly: every key known, every key there (but for those marked `LATER`,
-which are not written either while they hold their default).
+"""Parsed JSON <-> the records of a bundle, strictly: unknown and missing keys are errors.
 
-Knows types of fields. Does not know what they mean.
+Fields marked `OPTIONAL` may be missing, and are not written while they have their default.
 """
 
 from __future__ import annotations
@@ -10,17 +9,17 @@ import types
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from vidqa.model.bundle.spec import LATER, BundleSpec
+from vidqa.model.bundle.spec import OPTIONAL, BundleSpec
 
 
-def as_table(record: Any) -> dict[str, Any]:
-    """A record as it stands in `bundle.json` and counts for identities: later keys only where they say something."""
+def to_json(record: Any) -> dict[str, Any]:
+    """Convert a record to its form in `bundle.json`, which also determines ids: without optional defaults."""
     out = {}
     for f in fields(record):
         value = getattr(record, f.name)
-        if f.metadata == LATER and value == (f.default if f.default is not MISSING else {}):
+        if f.metadata == OPTIONAL and value == (f.default if f.default is not MISSING else {}):
             continue
-        out[f.name] = as_table(value) if is_dataclass(value) else value
+        out[f.name] = to_json(value) if is_dataclass(value) else value
     return out
 
 
@@ -28,10 +27,10 @@ def read_spec(data: object) -> tuple[BundleSpec | None, list[str]]:
     """Check parsed JSON against the records.
 
     Args:
-        data: what `json.loads` gave.
+        data: result of `json.loads`.
 
     Returns:
-        The record (None where there is a problem) and all problems, each beginning with the key's full name.
+        The record (None if there is a problem) and all problems, each starting with the full name of the key.
     """
     problems: list[str] = []
     spec = _read(BundleSpec, data, "", problems)
@@ -39,7 +38,7 @@ def read_spec(data: object) -> tuple[BundleSpec | None, list[str]]:
 
 
 def _read(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
-    """`value` as `kind`; what does not fit goes to `problems`."""
+    """Return `value` as `kind`; append what does not match to `problems`."""
     if is_dataclass(kind):
         return _read_record(kind, value, where, problems)
     origin, args = get_origin(kind), get_args(kind)
@@ -61,8 +60,8 @@ def _read(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
     accepted = (int, float) if kind is float else (kind,)
     if origin or not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         problems.append(f"{where}: must be {_NAMES.get(origin or kind, kind)}, got {value!r:.80}")
-    elif kind in (int, float) and not -_LARGEST < value < _LARGEST:  # Python's JSON knows NaN, Infinity and 10**400
-        problems.append(f"{where}: must be a number of a sensible size, got {value!r:.80}")
+    elif kind in (int, float) and not -_LARGEST < value < _LARGEST:  # Python's JSON accepts NaN, Infinity and 10**400
+        problems.append(f"{where}: must be a number of reasonable size, got {value!r:.80}")
     elif kind is float:
         return float(value)
     return value
@@ -71,7 +70,7 @@ def _read(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
 _LARGEST = 1 << 63
 
 _NAMES = {
-    str: "a text",
+    str: "a string",
     int: "a whole number",
     float: "a number",
     bool: "true or false",
@@ -87,7 +86,7 @@ def _read_record(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
     prefix = f"{where}." if where else ""
     hints = get_type_hints(kind)
     names = [f.name for f in fields(kind)]
-    needed = [f.name for f in fields(kind) if f.metadata != LATER]
+    needed = [f.name for f in fields(kind) if f.metadata != OPTIONAL]
     before = len(problems)
     problems += [f"{prefix}{key}: unknown key" for key in value if key not in names]
     problems += [f"{prefix}{name}: missing" for name in needed if name not in value]

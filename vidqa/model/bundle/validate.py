@@ -1,6 +1,6 @@
-"""The files of a bundle: where they may lie, what they may be, which digest belongs to which.
+"""The files of a bundle: allowed paths and types, and the digest of each.
 
-Knows paths and headers. Does not know what the parts are for, and imports no torch.
+Only headers are read, and torch is not imported.
 """
 
 from __future__ import annotations
@@ -13,22 +13,36 @@ from vidqa.errors import BundleError
 from vidqa.model.bundle.spec import BundleSpec
 from vidqa.model.onnx.external_data import external_locations
 
-#: Files of an LLM folder that hold weights or code in a form that can run code when it is read.
-_REFUSED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack", ".npy", ".npz", ".py", ".so", ".gguf")
+#: Files of an LLM folder whose format can run code when it is read.
+_REJECTED = (
+    ".bin",
+    ".pt",
+    ".pth",
+    ".pkl",
+    ".pickle",
+    ".ckpt",
+    ".h5",
+    ".msgpack",
+    ".npy",
+    ".npz",
+    ".py",
+    ".so",
+    ".gguf",
+)
 _HEX = frozenset("0123456789abcdef")
-#: Larger JSON files of an LLM hold vocabularies, and are not read when a bundle is only looked at.
+#: Larger JSON files of an LLM are vocabularies and are not read by this check.
 _SETTINGS_BYTES = 1 << 20
 
 
 def check_parts(folder: Path, spec: BundleSpec) -> list[str]:
-    """Why the parts are not those of a sound bundle, without reading them whole.
+    """Check the parts of a bundle without reading them whole.
 
     Args:
-        folder: the bundle.
-        spec: its description, digests filled in.
+        folder: of the bundle.
+        spec: its description, with digests.
 
     Returns:
-        One sentence a problem, each beginning with the file; empty when all is well.
+        One sentence per problem, each starting with the file; empty if there is none.
     """
     problems = []
     if "config.json" not in spec.llm.files:
@@ -36,14 +50,14 @@ def check_parts(folder: Path, spec: BundleSpec) -> list[str]:
     if not spec.connector.file.endswith(".safetensors"):
         problems.append(f"connector.file: must be a safetensors file, got {spec.connector.file!r}")
     graphs = _graphs(spec)
-    for name, digest in digests(spec).items():
+    for name, digest in part_digests(spec).items():
         if len(digest) != 64 or not _HEX.issuperset(digest):
             problems.append(f"{name}: its sha256 must be 64 hex digits, got {digest!r:.80}")
-        if name.lower().endswith(_REFUSED):
-            problems.append(f"{name}: this kind of file can run code or is not a model part; only safetensors are read")
+        if name.lower().endswith(_REJECTED):
+            problems.append(f"{name}: this type of file can run code or is not a model part; only safetensors are read")
             continue
         try:
-            path = inside(folder, name)
+            path = resolve_part(folder, name)
         except BundleError as e:
             problems.append(e.what)
             continue
@@ -52,22 +66,22 @@ def check_parts(folder: Path, spec: BundleSpec) -> list[str]:
         if name in graphs:
             problems += _graph_problems(name, path, graphs[name])
     if not problems:
-        found = {f"{spec.llm.folder}/{n}" for n in files_below(folder / spec.llm.folder)}
+        found = {f"{spec.llm.folder}/{n}" for n in list_files(folder / spec.llm.folder)}
         listed = {f"{spec.llm.folder}/{n}" for n in spec.llm.files}
-        problems += [f"{n}: is not listed in llm.files" for n in sorted(found - listed)]
+        problems += [f"{n}: not listed in llm.files" for n in sorted(found - listed)]
         problems += _settings_problems(folder, spec)
         problems += _index_problems(folder / spec.llm.folder, spec.llm.files)
     return problems
 
 
 def _graphs(spec: BundleSpec) -> dict[str, Collection[str]]:
-    """The ONNX files of a bundle, each with the weight files that are listed for it."""
+    """The ONNX files of a bundle, each with the external data files listed for it."""
     e = spec.encoders
     return {part.file: part.external for part in (e.image, e.video, e.text) if part is not None}
 
 
 def _graph_problems(name: str, path: Path, listed: Collection[str]) -> Iterator[str]:
-    """Weight files that a graph would read although they are no part of the bundle."""
+    """Report external data files that a graph would read although the bundle does not list them."""
     try:
         locations = external_locations(path)
     except (OSError, ValueError) as e:
@@ -75,13 +89,13 @@ def _graph_problems(name: str, path: Path, listed: Collection[str]) -> Iterator[
         return
     for location in sorted(locations):
         there = (PurePosixPath(name).parent / location).as_posix()
-        # Compared as text: a way round over `..` is none that an exporter would take.
+        # Compared as text: an exporter never writes a path with `..`.
         if there not in listed or location.startswith("/"):
             yield f"{name}: would read weights from {location!r}, which is not listed for it"
 
 
 def _settings_problems(folder: Path, spec: BundleSpec) -> Iterator[str]:
-    """Settings of the LLM and its tokenizer that are no JSON tables; transformers would stumble without naming them."""
+    """Report settings of the LLM and tokenizer that are not JSON objects: transformers would not name the file."""
     for name in (f"{spec.llm.folder}/{n}" for n in sorted(spec.llm.files) if n.endswith(".json")):
         path = folder / name
         if path.stat().st_size > _SETTINGS_BYTES:
@@ -96,7 +110,7 @@ def _settings_problems(folder: Path, spec: BundleSpec) -> Iterator[str]:
 
 
 def _index_problems(llm: Path, files: Collection[str]) -> list[str]:
-    """Shards that the index of a large LLM names although they are no part of the bundle."""
+    """Report shards that the index of a large LLM names although the bundle does not list them."""
     name = "model.safetensors.index.json"
     if name not in files:
         return []
@@ -108,7 +122,7 @@ def _index_problems(llm: Path, files: Collection[str]) -> list[str]:
 
 
 def _header_problem(path: Path) -> str | None:
-    """Why a safetensors file cannot be what it claims; reads the header only."""
+    """Describe what is wrong with the header of a safetensors file; None if nothing."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -119,11 +133,11 @@ def _header_problem(path: Path) -> str | None:
     return None
 
 
-def inside(folder: Path, name: str) -> Path:
-    """The part `name` of a bundle.
+def resolve_part(folder: Path, name: str) -> Path:
+    """Return the path of a part.
 
     Raises:
-        BundleError: the name leads out of the folder, by itself or through a symlink, or there is no such file.
+        BundleError: the path is outside the folder, directly or through a symlink, or there is no such file.
     """
     pure = PurePosixPath(name)
     if not name or "\\" in name or "\0" in name or ":" in name or pure.is_absolute() or ".." in pure.parts:
@@ -131,16 +145,16 @@ def inside(folder: Path, name: str) -> Path:
     try:
         path = (folder / pure).resolve()
         if not path.is_relative_to(folder.resolve()):
-            raise BundleError(f"{name}: a link that leads out of the model's folder")
+            raise BundleError(f"{name}: a symlink to a file outside the model's folder")
         if not path.is_file():
             raise BundleError(f"{name}: missing")
-    except (OSError, RuntimeError, ValueError) as e:  # too long, links in a circle, no name of this system
+    except (OSError, RuntimeError, ValueError) as e:  # too long, a symlink cycle, or not a valid name on this system
         raise BundleError(f"{name!r:.200}: not a file name that can be opened: {e}") from e
     return path
 
 
-def digests(spec: BundleSpec) -> dict[str, str]:
-    """sha256 of every part by its path inside the bundle."""
+def part_digests(spec: BundleSpec) -> dict[str, str]:
+    """Return the sha256 of every part by its path inside the bundle."""
     e = spec.encoders
     out = {e.image.file: e.image.sha256, **e.image.external, e.video.file: e.video.sha256, **e.video.external}
     if e.text:
@@ -151,14 +165,14 @@ def digests(spec: BundleSpec) -> dict[str, str]:
     return out | {f"{spec.llm.folder}/{name}": digest for name, digest in spec.llm.files.items()}
 
 
-def external_files(folder: Path, graph: str) -> list[str]:
-    """Files that the exporter put next to a graph: its name with something behind it."""
+def external_data_files(folder: Path, graph: str) -> list[str]:
+    """Return the external data files of a graph: files whose names start with the name of the graph."""
     path = folder / graph
     return sorted(
         (PurePosixPath(graph).parent / p.name).as_posix() for p in path.parent.glob(f"{path.name}?*") if p.is_file()
     )
 
 
-def files_below(folder: Path) -> list[str]:
-    """Paths of all files below a folder, with forward slashes, sorted."""
+def list_files(folder: Path) -> list[str]:
+    """Return the paths of all files below a folder, with forward slashes, sorted."""
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir())

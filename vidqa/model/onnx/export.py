@@ -1,11 +1,10 @@
-"""Torch tower -> ONNX file: one graph that gives the layer tokens and the pooled embedding, checked against torch.
+"""Torch tower -> ONNX file: one graph that returns layer tokens and pooled embedding, checked against torch.
 
-Knows the towers and ONNX. Does not know bundles, devices or media. `onnx`, `onnxscript` and `onnxruntime` are imported
-inside the functions; the first two come with the `export` extra.
+A graph is exported for one number of frames T and any batch size. In a fused graph, each attention, each residual sum
+with its norm, and each bias with its GELU is one operator; onnxruntime has them for CPU and CUDA. Besides the tower,
+at most one copy of its weights is in memory: that of the session that checks the graph.
 
-The graph is written for one number of frames T and any batch. Fused, it has one node for an attention, for a sum with
-its norm and for a bias with its GELU; these operators of onnxruntime exist for the CPU and for CUDA. Besides the tower
-itself, at most one copy of its weights is in memory: that of the session which checks the graph.
+`onnx`, `onnxscript` and `onnxruntime` are imported inside the functions; the first two come with the `export` extra.
 """
 
 from __future__ import annotations
@@ -30,14 +29,14 @@ from vidqa.model.onnx.onnx_io import fuse_graph, gather_weights, import_extra, w
 from vidqa.model.towers.text import TextTower
 from vidqa.model.towers.vit import VisionTower
 
-#: Largest absolute difference to torch of a float32 graph; where values exceed 10, one part in 100,000 of the largest.
+#: Largest absolute error of a float32 graph; if values exceed 10, one part in 100,000 of the largest value.
 FP32_TOLERANCE = 1e-4
-#: The same for float16, as a part of the largest value of an output: 11 bits of mantissa, summed over the layers.
+#: Largest error of a float16 graph, relative to the largest value of an output: 11 bits of mantissa, all layers.
 FP16_TOLERANCE = 2e-2
-#: Larger weights go to a file beside the graph: protobuf would hold them twice while it reads, and 2 GB not at all.
+#: Larger weights go to an external data file: protobuf needs twice the memory to read them, and its limit is 2 GB.
 EXTERNAL_ABOVE_BYTES = 200_000_000
 
-#: Neither is the batch that the graph was traced with.
+#: Batch sizes of the check; neither is the traced one.
 _CHECK_BATCHES = (1, 2)
 _TRACED_BATCH = 3
 
@@ -48,24 +47,24 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written, and how far it is from torch."""
+    """What was exported, and its error relative to torch."""
 
     path: Path
-    max_abs_error: float  # worst over all outputs and checked batches
-    max_rel_error: float  # the same, as a part of the largest absolute value of its output
+    max_abs_error: float  # maximum over all outputs and checked batch sizes
+    max_rel_error: float  # the same, relative to the largest absolute value of the output
     operators: dict[str, int]  # nodes by operator
-    external_data: str | None  # name of the weight file beside the graph, None when all is in one file
+    external_data: str | None  # name of the external data file; None if there is none
     fused: bool
 
 
 @dataclass(frozen=True)
-class _Check:
-    """How a graph is fed and what it must give."""
+class _ParityCheck:
+    """Inputs and expected outputs of a graph."""
 
     names_in: tuple[str, ...]
     names_out: tuple[str, ...]
-    inputs: Callable[[int], tuple[Tensor, ...]]  # of a batch size
-    truth: Callable[..., tuple[Tensor, ...]]  # in float32
+    inputs: Callable[[int], tuple[Tensor, ...]]  # for a batch size
+    expected: Callable[..., tuple[Tensor, ...]]  # in float32
     fp16: bool = False
 
     def tolerates(self, absolute: float, relative: float) -> bool:
@@ -84,57 +83,57 @@ def export_tower(
     fuse: bool = True,
     external_above: int = EXTERNAL_ABOVE_BYTES,
 ) -> ExportReport:
-    """Write a vision tower as ONNX: `pixel_values` -> `tokens`, `embedding`.
+    """Export a vision tower: `pixel_values` -> `tokens`, `embedding`.
 
     Args:
         tower: in float32; it is not changed.
-        path: the file to write. With weights of more than `external_above` bytes they go to `<name>.data` beside it.
+        path: of the file to write. Weights of more than `external_above` bytes go to `<name>.data` next to it.
         n_frames: T of the graph, 1 for images.
-        layer: the hidden state that becomes `tokens`: 0 before the first block, -1 after the last.
-        fp16: weights and arithmetic in float16, for GPUs; input and embedding stay float32, `tokens` becomes float16.
-        fuse: let onnxruntime's transformer optimizer fuse the graph; a fused graph that leaves the tolerance is
-            dropped for the plain one.
+        layer: hidden state that is returned as `tokens`: 0 before the first block, -1 after the last.
+        fp16: float16 weights and arithmetic, for GPUs; input and embedding stay float32, `tokens` becomes float16.
+        fuse: let onnxruntime's transformer optimizer fuse the graph; if the fused graph exceeds the tolerance, the
+            graph is exported unfused.
         external_above: bytes.
 
     Returns:
-        The largest difference to torch, for batches of 1 and 2, and what is in the graph.
+        The largest error relative to torch, for batch sizes 1 and 2, and what is in the graph.
 
     Raises:
-        VidqaError: the export packages are not installed, or the graph differs from torch by more than the tolerance.
-        ValueError: `layer` or `n_frames` does not fit the tower.
+        VidqaError: the export packages are not installed, or the error of the graph exceeds the tolerance.
+        ValueError: the tower does not support `layer` or `n_frames`.
     """
-    tower = _plain(tower)
+    tower = _float32_on_cpu(tower)
     weights = copy.deepcopy(tower).half() if fp16 else tower
     size, c = tower.config.image_size, tower.config
 
     def inputs(batch: int) -> tuple[Tensor, ...]:
         return (torch.randn(batch, n_frames, 3, size, size, generator=torch.Generator().manual_seed(batch)),)
 
-    def truth(values: Tensor) -> tuple[Tensor, ...]:
+    def expected(values: Tensor) -> tuple[Tensor, ...]:
         return tower(values, layer)
 
-    check = _Check(("pixel_values",), ("tokens", "embedding"), inputs, truth, fp16)
+    check = _ParityCheck(("pixel_values",), ("tokens", "embedding"), inputs, expected, fp16)
     if fuse:
         graph = VisionGraph(weights, n_frames, layer, fused=True).eval()
         try:
             return _export(graph, Path(path), check, external_above, heads=(c.n_heads, c.hidden_size))
         except _ParityError as e:
-            log.warning("%s; writing the plain graph", e.what)
+            log.warning("%s; exporting it unfused", e.what)
     return _export(VisionGraph(weights, n_frames, layer).eval(), Path(path), check, external_above)
 
 
 def export_text(
     tower: TextTower, path: str | os.PathLike[str], *, external_above: int = EXTERNAL_ABOVE_BYTES
 ) -> ExportReport:
-    """Write a text tower as ONNX: `input_ids` and `attention_mask` int64 [batch, S] -> `embedding` float32 [batch, E].
+    """Export a text tower: `input_ids` and `attention_mask` int64 [batch, S] -> `embedding` float32 [batch, E].
 
-    S is fixed: texts are padded to `max_positions`, as the published models pad them. The graph is not fused: it runs
-    once a search, and a causal mask together with padding is no pattern of the optimizer.
+    S is fixed: texts are padded to `max_positions`, as in the published models. The graph is not fused: it runs once
+    per search, and the optimizer has no pattern for a causal mask with padding.
 
     Raises:
-        VidqaError: as `export_tower`.
+        VidqaError: see `export_tower`.
     """
-    tower = _plain(tower)
+    tower = _float32_on_cpu(tower)
     c = tower.config
 
     def inputs(batch: int) -> tuple[Tensor, ...]:
@@ -143,29 +142,31 @@ def export_text(
         n_real = torch.randint(1, c.max_positions + 1, (batch, 1), generator=rng)
         return ids, (torch.arange(c.max_positions)[None] < n_real).long()
 
-    def truth(ids: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+    def expected(ids: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         return (tower(ids, mask),)
 
-    check = _Check(("input_ids", "attention_mask"), ("embedding",), inputs, truth)
+    check = _ParityCheck(("input_ids", "attention_mask"), ("embedding",), inputs, expected)
     return _export(TextGraph(tower).eval(), Path(path), check, external_above)
 
 
-def _plain(tower: _Tower) -> _Tower:
-    """The tower in float32 on the CPU. One that is so already is not copied: of full size it takes 1.6 GB."""
-    plain = all(p.dtype == torch.float32 and p.device.type == "cpu" for p in tower.parameters()) and not tower.training
-    return tower if plain else copy.deepcopy(tower).float().cpu().eval()
+def _float32_on_cpu(tower: _Tower) -> _Tower:
+    """The tower in float32 on the CPU; not copied if it already is, because a full-size tower takes 1.6 GB."""
+    is_ready = (
+        all(p.dtype == torch.float32 and p.device.type == "cpu" for p in tower.parameters()) and not tower.training
+    )
+    return tower if is_ready else copy.deepcopy(tower).float().cpu().eval()
 
 
 class _ParityError(VidqaError):
-    """A written graph does not give what torch gives."""
+    """An exported graph exceeds the tolerance."""
 
 
 def _export(
-    graph: nn.Module, path: Path, check: _Check, external_above: int, heads: tuple[int, int] | None = None
+    graph: nn.Module, path: Path, check: _ParityCheck, external_above: int, heads: tuple[int, int] | None = None
 ) -> ExportReport:
-    """Write `graph` to `path`, whole or not at all; with `heads` (their number, width) it is fused first."""
+    """Export `graph` to `path` atomically; fused if `heads` (n_heads, hidden size) is given."""
     onnx = import_extra("onnx")
-    # Beside the target, so that the last step is a rename; the weights come first, the graph that names them last.
+    # In the target's folder, so that the last step is a rename: first the weights, then the graph that refers to them.
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         written = Path(folder) / path.name
         write_graph(graph, written, check.inputs(_TRACED_BATCH), check.names_in, check.names_out)
@@ -181,28 +182,28 @@ def _export(
             os.replace(written.with_name(external), path.with_name(external))
         os.replace(written, path)
         if not external:
-            path.with_name(path.name + ".data").unlink(missing_ok=True)  # of an export before this one
+            path.with_name(path.name + ".data").unlink(missing_ok=True)  # of an earlier export
     operators = {name: nodes.count(name) for name in sorted(set(nodes))}
     return ExportReport(path, absolute, relative, operators, external, heads is not None)
 
 
-def _compare(path: Path, check: _Check) -> tuple[float, float]:
-    """Largest absolute and relative difference between the file, run on the CPU, and torch.
+def _compare(path: Path, check: _ParityCheck) -> tuple[float, float]:
+    """Largest absolute and relative error of the file, run on the CPU.
 
-    Torch computes item by item: less memory, and a graph that mixed the items of a batch would be found.
+    Torch computes item by item, which needs less memory and detects a graph that mixes the items of a batch.
     """
     values = check.inputs(max(_CHECK_BATCHES))
     with torch.no_grad():
-        items = [check.truth(*(v[i : i + 1] for v in values)) for i in range(max(_CHECK_BATCHES))]
-    wanted = [torch.cat(outputs).numpy() for outputs in zip(*items, strict=True)]
+        items = [check.expected(*(v[i : i + 1] for v in values)) for i in range(max(_CHECK_BATCHES))]
+    references = [torch.cat(outputs).numpy() for outputs in zip(*items, strict=True)]
     session = _session(path)
     absolute = relative = 0.0
     for batch in _CHECK_BATCHES:
-        got = session.run(None, {n: v[:batch].numpy() for n, v in zip(check.names_in, values, strict=True)})
-        for ours, whole in zip(got, wanted, strict=True):
-            theirs = whole[:batch]
+        results = session.run(None, {n: v[:batch].numpy() for n, v in zip(check.names_in, values, strict=True)})
+        for ours, reference in zip(results, references, strict=True):
+            theirs = reference[:batch]
             if ours.shape != theirs.shape:
-                raise VidqaError(f"{path.name}: an output has shape {ours.shape}, torch gives {theirs.shape}")
+                raise VidqaError(f"{path.name}: an output has shape {ours.shape}, torch returns {theirs.shape}")
             error = float(np.abs(ours.astype(np.float32) - theirs).max())
             error = math.inf if math.isnan(error) else error
             absolute = max(absolute, error)
@@ -211,7 +212,7 @@ def _compare(path: Path, check: _Check) -> tuple[float, float]:
 
 
 def _session(path: Path) -> Any:
-    """A session that keeps no memory for later runs, and no second copy of its weights in another order."""
+    """A session without a memory arena and without a second, prepacked copy of the weights."""
     runtime = import_extra("onnxruntime")
     options = runtime.SessionOptions()
     options.enable_cpu_mem_arena = False

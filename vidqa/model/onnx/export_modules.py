@@ -1,7 +1,7 @@
-"""Towers in the form that exports cleanly: no shape is computed inside the graph, nothing is computed for nothing.
+"""The towers as modules that export cleanly: no shapes computed inside the graph, no unused computation.
 
-Knows the towers' parts and the order of operations that graph optimizers recognise. Does not know files or ONNX
-packages. Same numbers as `vit` and `text` up to float rounding, which the export checks.
+Operations are in the order that graph optimizers recognize. The values equal those of `vit` and `text` up to rounding,
+which the export checks.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from vidqa.model.towers.vit import Attention, VisionLayer, VisionTower
 class VisionGraph(nn.Module):
     """A vision tower for a fixed number of frames.
 
-    Of the last block only the class token is computed when the tokens are taken before it.
+    If the tokens are taken before the last block, that block computes the class token only.
 
     Args:
         tower: its weights are shared, not copied.
         n_frames: T.
-        layer: hidden state that becomes `tokens`; negative counts from the last.
-        fused: write every attention as a one-node operator of onnxruntime. Such a graph is for export only: run in
-            torch it gives nonsense.
+        layer: hidden state that is returned as `tokens`; negative counts from the last.
+        fused: make every attention one operator of onnxruntime. Such a module is for export only: in torch its results
+            are meaningless.
 
     Raises:
-        ValueError: `layer` or `n_frames` does not fit the tower.
+        ValueError: the tower does not support `layer` or `n_frames`.
     """
 
     def __init__(self, tower: VisionTower, n_frames: int, layer: int, *, fused: bool = False) -> None:
@@ -37,7 +37,7 @@ class VisionGraph(nn.Module):
         c = tower.config
         length = c.temporal_length
         if n_frames < 1 or (length and n_frames > length and n_frames % length):
-            raise ValueError(f"{n_frames} frames cannot be cut into groups of {length}")
+            raise ValueError(f"{n_frames} frames cannot be split into groups of {length}")
         self.tower, self.n_frames, self.fused = tower, n_frames, fused
         self.layer = layer if layer >= 0 else c.n_layers + 1 + layer
         if not 0 <= self.layer <= c.n_layers:
@@ -47,11 +47,11 @@ class VisionGraph(nn.Module):
                 self._pack(i, block.get_submodule("self_attn"))
 
     def _only_cls(self, i: int) -> bool:
-        """Whether of block `i` nothing but the class token is wanted."""
+        """Whether block `i` needs to compute the class token only."""
         return i + 1 == self.tower.config.n_layers and self.layer <= i
 
     def _pack(self, i: int, attention: nn.Module) -> None:
-        """Queries, keys and values side by side, as the operator takes them: [D, 3D] and [3D]."""
+        """Concatenate the projections of Q, K and V as the operator expects them: [D, 3D] and [3D]."""
         parts = [attention.get_submodule(f"{name}_proj") for name in "qkv"]
         self.register_buffer(f"packed_{i}", torch.cat([p.get_parameter("weight").T for p in parts], dim=1))
         self.register_buffer(f"packed_{i}_bias", torch.cat([p.get_parameter("bias") for p in parts]))
@@ -73,12 +73,12 @@ class VisionGraph(nn.Module):
     def _embed(self, frames: Tensor) -> Tensor:
         e = self.tower.vision_model.embeddings
         patches = e.patch_embedding(frames.to(e.class_embedding.dtype)).flatten(2).transpose(1, 2)
-        # A row of zeros in front takes the class token from the table: no need to expand it to the batch.
+        # A row of zeros before the patches receives the class token from the table, without an expand to the batch.
         table = e.position_embedding.weight + F.pad(e.class_embedding[None], (0, 0, 0, self.tower.config.n_patches))
         return F.pad(patches, (0, 0, 1, 0)) + table
 
     def _block(self, i: int, layer: VisionLayer, x: Tensor) -> Tensor:
-        """[B*T, P, D] -> [B*T, P, D], or [B*T, 1, D] when only the class token is wanted."""
+        """[B*T, P, D] -> [B*T, P, D], or [B*T, 1, D] if only the class token is needed."""
         if layer.temporal_length:
             n, d = x.shape[1:]
             t = min(self.n_frames, layer.temporal_length)
@@ -97,14 +97,13 @@ class VisionGraph(nn.Module):
         return x + layer.mlp(layer.layer_norm2(x))
 
     def _attention(self, i: int, attn: Attention, y: Tensor) -> Tensor:
-        """Attention of [N, L, D] over itself, one node with its projections in front."""
+        """Self-attention of [N, L, D] as one node, including the input projections."""
         inputs = [y, self.get_buffer(f"packed_{i}"), self.get_buffer(f"packed_{i}_bias")]
-        made = _node("Attention", inputs, attn.n_heads, y.shape)
-        return attn.out_proj(made)
+        return attn.out_proj(_node("Attention", inputs, attn.n_heads, y.shape))
 
 
 class TextGraph(nn.Module):
-    """A text tower for texts padded to the longest length it knows."""
+    """A text tower for texts padded to its maximum length."""
 
     def __init__(self, tower: TextTower) -> None:
         super().__init__()
@@ -115,10 +114,10 @@ class TextGraph(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """int64 [B, S], int64 [B, S] (1 for real tokens) -> embedding float32 [B, E]."""
         model = self.tower.text_model
-        # Finite, and not added up: a query that may see nothing (leading padding) becomes a mean and not NaN.
+        # Finite and not summed: a query without visible keys (leading padding) becomes a mean, not NaN.
         hidden = (attention_mask[:, None, None, :] == 0) | self.get_buffer("future")
         mask = hidden.float() * torch.finfo(torch.float32).min
-        # Indexed, not called: the exporter would name the looked-up states `embedding`, and so is our output.
+        # Indexed, not called: the exporter would name the looked-up states `embedding`, the name of our output.
         x = model.embeddings.token_embedding.weight[input_ids] + model.embeddings.position_embedding.weight
         for layer in model.encoder.layers:
             norm1, norm2 = layer.get_submodule("layer_norm1"), layer.get_submodule("layer_norm2")
@@ -132,27 +131,27 @@ class TextGraph(nn.Module):
 
 
 def attend(attn: Attention, queries: Tensor, x: Tensor, mask: Tensor | None = None, *, fused: bool = False) -> Tensor:
-    """Attention of `queries` over `x`, written out.
+    """Attention of `queries` over `x`, without torch's fused function.
 
     Args:
         attn: the weights.
         queries: [N, Q, D].
         x: [N, L, D].
-        mask: added to the scores, [N or 1, 1, Q, L]; not with `fused`.
-        fused: as one node, for export only.
+        mask: added to the scores, [N or 1, 1, Q, L]; not supported with `fused`.
+        fused: make it one node, for export only.
 
     Returns:
         [N, Q, D].
     """
     n_queries, width = queries.shape[1:]
-    length, head = x.shape[1], width // attn.n_heads
+    length, head_dim = x.shape[1], width // attn.n_heads
     q, k, v = attn.q_proj(queries), attn.k_proj(x), attn.v_proj(x)
     if fused:
         return attn.out_proj(_node("MultiHeadAttention", [q, k, v], attn.n_heads, q.shape))
-    q = q.reshape(-1, n_queries, attn.n_heads, head).transpose(1, 2)
-    k = k.reshape(-1, length, attn.n_heads, head).permute(0, 2, 3, 1)
-    v = v.reshape(-1, length, attn.n_heads, head).transpose(1, 2)
-    scores = torch.matmul(q, k) / math.sqrt(head)
+    q = q.reshape(-1, n_queries, attn.n_heads, head_dim).transpose(1, 2)
+    k = k.reshape(-1, length, attn.n_heads, head_dim).permute(0, 2, 3, 1)
+    v = v.reshape(-1, length, attn.n_heads, head_dim).transpose(1, 2)
+    scores = torch.matmul(q, k) / math.sqrt(head_dim)
     if mask is not None:
         scores = scores + mask
     y = torch.matmul(torch.softmax(scores, dim=-1), v)
@@ -160,8 +159,8 @@ def attend(attn: Attention, queries: Tensor, x: Tensor, mask: Tensor | None = No
 
 
 def _node(name: str, inputs: list[Tensor], n_heads: int, shape: torch.Size) -> Tensor:
-    """An attention operator of onnxruntime, for export only; its result has `shape` and the type of its inputs."""
+    """An attention operator of onnxruntime, for export only; its result has `shape` and the dtype of its inputs."""
     heads, dtype = {"num_heads": n_heads}, inputs[0].dtype
-    made = torch.onnx.ops.symbolic(f"com.microsoft::{name}", inputs, heads, dtype=dtype, shape=shape, version=1)  # type: ignore[arg-type]
-    assert isinstance(made, Tensor)
-    return made
+    node = torch.onnx.ops.symbolic(f"com.microsoft::{name}", inputs, heads, dtype=dtype, shape=shape, version=1)  # type: ignore[arg-type]
+    assert isinstance(node, Tensor)
+    return node

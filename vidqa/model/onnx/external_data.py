@@ -1,8 +1,8 @@
-"""An ONNX file -> the names of the files beside it that it would read weights from.
+"""ONNX file -> names of the external data files that it reads weights from.
 
-Whoever opens a graph reads these files, wherever they lie: so a bundle's graph may only name what the bundle lists. The
-file is walked as protobuf (field numbers of onnx.proto, which never change their meaning); weights inside are stepped
-over, so that a graph of gigabytes takes milliseconds. Knows bytes; no onnx package is needed, and nothing is executed.
+A runtime reads these files wherever they are, so the graph of a bundle may only refer to files that the bundle lists.
+The file is parsed as protobuf (by field numbers of onnx.proto, which never change their meaning), skipping the weights,
+so that a graph of gigabytes takes milliseconds. No onnx package is needed and nothing is executed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
-# Message -> field -> message that the field holds. What leads to no tensor is left out.
+# Message -> field -> type of the field. Fields that cannot contain a tensor are omitted.
 _INSIDE: dict[str, dict[int, str]] = {
     "model": {7: "graph", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},
@@ -22,17 +22,17 @@ _INSIDE: dict[str, dict[int, str]] = {
     "sparse": {1: "tensor", 2: "tensor"},
     "tensor": {13: "entry"},
 }
-# Deeper nesting of graphs in attributes of graphs is no model, but an attempt to exhaust the reader.
+# No model nests graphs in attributes of graphs deeper than this; deeper nesting is an attempt to exhaust the parser.
 _DEPTH = 50
 _VARINT, _EIGHT, _BYTES, _FOUR = 0, 1, 2, 5
 
 
 def external_locations(path: Path) -> set[str]:
-    """File names that tensors of a graph refer to, as they stand there; empty when it holds all of its weights.
+    """Return the file names that tensors of a graph refer to, unchanged; empty if all weights are inside.
 
     Raises:
-        ValueError: not an ONNX file, or one that contradicts itself.
-        OSError: it cannot be read.
+        ValueError: the file is not ONNX, or is inconsistent.
+        OSError: the file cannot be read.
     """
     with open(path, "rb") as f:
         if not path.stat().st_size:
@@ -59,7 +59,7 @@ def _locations(data: mmap.mmap, start: int, stop: int, kind: str, depth: int) ->
 
 
 def _fields(data: mmap.mmap, start: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
-    """(number, wire type, first byte, end) of each field of the message in data[start:stop]."""
+    """Yield (number, wire type, first byte, end) of each field of the message in data[start:stop]."""
     at = start
     while at < stop:
         key, at = _varint(data, at, stop)
@@ -74,7 +74,7 @@ def _fields(data: mmap.mmap, start: int, stop: int) -> Iterator[tuple[int, int, 
         else:
             raise ValueError(f"no protobuf message at byte {at}")
         if end > stop or not number:
-            raise ValueError(f"a field ends behind its message at byte {at}")
+            raise ValueError(f"a field ends after its message at byte {at}")
         yield number, wire, at, end
         at = end
 

@@ -1,9 +1,8 @@
-"""Writing ONNX: a module that exports cleanly -> a file; a file -> the same, fused; large weights beside it.
+"""Writing ONNX: module -> file, file -> fused file, and external data.
 
-Matrices leave torch for the file `<name>.data` one at a time, and the graph is rewritten without them: protobuf keeps
-every copy that an optimizer makes, which for a tower of 1.6 GB came to 12 GB. Knows torch's exporter, onnxruntime's
-transformer optimizer and where large weights go. Does not know towers. The packages are imported when they are needed;
-`onnx` and `onnxscript` come with the `export` extra.
+Weight matrices move from torch to the file `<name>.data` one at a time, and the graph is rewritten without them:
+protobuf keeps every copy that an optimizer makes, which for a tower of 1.6 GB added up to 12 GB. The ONNX packages are
+imported when needed; `onnx` and `onnxscript` come with the `export` extra.
 """
 
 from __future__ import annotations
@@ -24,19 +23,19 @@ from torch import Tensor, nn
 from vidqa.errors import VidqaError
 
 _OPSET = 18
-#: Smaller ones are shapes and the like, which optimizers look at.
+#: Smaller tensors are shapes and the like, which optimizers read.
 _SMALL_BYTES = 1024
 
 
 def write_graph(
     graph: nn.Module, path: Path, example: tuple[Tensor, ...], names_in: Sequence[str], names_out: Sequence[str]
 ) -> None:
-    """Trace `graph` and write it, its matrices beside it; the first axis of every input is dynamic.
+    """Trace `graph` and write it, its matrices as external data; the first axis of every input is dynamic.
 
     Args:
         graph: in eval mode.
-        path: the file to write, and `<name>.data` beside it.
-        example: inputs with a batch of two or more (a batch of one would be frozen into the graph).
+        path: of the file to write; its matrices go to `<name>.data` next to it.
+        example: inputs with a batch size of two or more (a batch size of one would become a constant in the graph).
         names_in: names of the inputs, in order.
         names_out: names of the outputs, in order.
     """
@@ -53,17 +52,17 @@ def write_graph(
             dynamo=True,
             verbose=False,
         )
-    assert program is not None  # torch gives None only when it writes the file itself
-    _unload(program.model, path)
+    assert program is not None  # torch returns None only when it writes the file itself
+    _externalize_matrices(program.model, path)
     _save(program.model_proto, path)
     del program
-    gc.collect()  # traces hold their weights in circles: those of one tower would still be there for the next
+    gc.collect()  # traces keep weights in reference cycles, which would still be alive during the next export
 
 
-def _unload(model: Any, path: Path) -> None:
-    """Move the matrices of an exported model into the file beside `path`.
+def _externalize_matrices(model: Any, path: Path) -> None:
+    """Move the matrices of an exported model to the external data file of `path`.
 
-    Vectors stay, and tables that are added to something: optimizers look at them.
+    Vectors, and tables that are added to something, stay: optimizers read them.
     """
     external = import_extra("onnx_ir.external_data")
     large = [
@@ -79,10 +78,10 @@ def _unload(model: Any, path: Path) -> None:
 
 
 def gather_weights(path: Path, external_above: int) -> str | None:
-    """Put the weights of a written graph into its own file, unless they take more than `external_above` bytes.
+    """Move the external data of a graph into its own file, unless it takes more than `external_above` bytes.
 
     Returns:
-        Name of the file beside the graph; None where there is none (any more).
+        Name of the external data file; None if there is none any more.
     """
     data = _data_of(path)
     if data.exists() and data.stat().st_size > external_above:
@@ -99,13 +98,13 @@ def _data_of(path: Path) -> Path:
 
 
 def _save(model: Any, path: Path) -> None:
-    """Write a model as it is: weights that lie beside it stay there."""
-    _forget_origin(model)
+    """Write a model; external data stays external."""
+    _drop_stack_traces(model)
     path.write_bytes(model.SerializeToString())
 
 
-def _forget_origin(model: Any) -> None:
-    """Drop the stack traces that the exporter hangs on every node: paths of the machine, a third of a small file."""
+def _drop_stack_traces(model: Any) -> None:
+    """Drop the stack traces of the exporter from every node: they contain paths and are a third of a small file."""
     graph = model.graph
     for part in (model, graph, *graph.node, *graph.initializer, *graph.value_info, *graph.input, *graph.output):
         if hasattr(part, "metadata_props"):  # onnx before 1.16 has none
@@ -114,41 +113,41 @@ def _forget_origin(model: Any) -> None:
 
 
 def fuse_graph(path: Path, n_heads: int, width: int) -> None:
-    """Rewrite a graph with the fused operators of onnxruntime; what does not match a pattern stays as it is.
+    """Rewrite a graph with the fused operators of onnxruntime; what does not match a pattern is unchanged.
 
     Args:
-        path: the file, which is replaced; what lies beside it is not looked at.
-        n_heads: heads of its attentions.
+        path: of the file, which is replaced; external data is not read.
+        n_heads: attention heads.
         width: D.
     """
     onnx = import_extra("onnx")
     model = onnx.load(str(path), load_external_data=False)
-    # As inputs the matrices have a type and a shape, which is all that is asked of them.
-    beside = {t.name: copy.deepcopy(t) for t in model.graph.initializer if t.external_data}
-    _drop(model.graph.initializer, beside)
-    for t in beside.values():
+    # Declared as inputs, the matrices have a type and a shape, which is all that the optimizer needs.
+    matrices = {t.name: copy.deepcopy(t) for t in model.graph.initializer if t.external_data}
+    _drop(model.graph.initializer, matrices)
+    for t in matrices.values():
         model.graph.input.append(onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims))
     options = import_extra("onnxruntime.transformers.fusion_options").FusionOptions("vit")
     with _quiet():
-        # Patterns only: onnxruntime's own rewriting waits until a session knows the machine it runs on.
+        # Patterns only: onnxruntime optimizes for a machine when a session is created there.
         fused = import_extra("onnxruntime.transformers.optimizer").optimize_by_fusion(
             model, model_type="vit", num_heads=n_heads, hidden_size=width, optimization_options=options
         )
         fused.topological_sort()
-    _drop(fused.model.graph.input, beside)
-    fused.model.graph.initializer.extend(beside.values())
+    _drop(fused.model.graph.input, matrices)
+    fused.model.graph.initializer.extend(matrices.values())
     _save(fused.model, path)
 
 
 def _drop(field: Any, names: Collection[str]) -> None:
-    """Take messages out of a repeated field of protobuf."""
+    """Remove messages from a repeated protobuf field."""
     for i in reversed(range(len(field))):
         if field[i].name in names:
             del field[i]
 
 
 def import_extra(name: str) -> Any:
-    """A package that only exporting needs.
+    """Import a package that only the export needs.
 
     Raises:
         VidqaError: it is not installed.
@@ -161,7 +160,7 @@ def import_extra(name: str) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter and the optimizer report every folded constant; none of that is a user's business."""
+    """Suppress the logs of exporter and optimizer, which report every folded constant."""
     names = ("torch.onnx", "onnx_ir", "onnxscript", "onnxruntime.transformers", "fusion_base", "onnx_model")
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]

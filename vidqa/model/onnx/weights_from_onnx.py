@@ -1,8 +1,8 @@
-"""An exported vision graph -> the weights of its tower, under the names that CLIP's code gives them.
+"""An exported vision graph -> the weights of its tower, under the names of CLIP's code.
 
-Fused graphs keep the names of biases and norms; a matrix is known by the bias that is added behind it, and three that
-were packed into one by the layer they feed. Position and class embeddings come as one sum, which is what they are used
-as: the class embedding is zero then. Whoever uses the result has to compare it with the graph.
+Fused graphs keep the names of biases and norms. A matrix is identified by the bias that is added after it, and a packed
+Q, K, V matrix by the layer that it feeds. Position and class embeddings are stored as their sum, which is how they are
+used, so the class embedding is returned as zero. The caller has to compare the result with the graph.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LAYER = "vision_model.encoder.layers."
 
 @dataclass(frozen=True)
 class GraphWeights:
-    """What a graph holds."""
+    """Weights and settings of a graph."""
 
     tensors: dict[str, Tensor]  # float32, by CLIP's names: `vision_model....`
     n_heads: int
@@ -34,10 +34,11 @@ class GraphWeights:
 
 
 def read_graph(path: Path) -> GraphWeights:
-    """Take the weights out of a graph that `export_tower` wrote.
+    """Read the weights of a graph that `export_tower` wrote.
 
     Raises:
-        VidqaError: the `export` extra is not installed, the tower has temporal attention, or the graph is another one.
+        VidqaError: the `export` extra is not installed, the tower has temporal attention, or another exporter wrote the
+            graph.
     """
     onnx = import_extra("onnx")
     to_array = importlib.import_module("onnx.numpy_helper").to_array
@@ -45,7 +46,7 @@ def read_graph(path: Path) -> GraphWeights:
     arrays: dict[str, Any] = {i.name: to_array(i).astype(np.float32) for i in graph.initializer}
     if any("temporal" in name for name in arrays):
         raise VidqaError(
-            f"{path.name}: this encoder has temporal attention; transformers' VideoLlava has no place for it"
+            f"{path.name}: this encoder has temporal attention, which transformers' VideoLlava does not support"
         )
     found = {n.removeprefix(_TOWER): a for n, a in arrays.items() if n.startswith(_TOWER)}
     users: dict[str, list[Any]] = {}
@@ -54,12 +55,12 @@ def read_graph(path: Path) -> GraphWeights:
             users.setdefault(name, []).append(node)
     for node in graph.node:
         if node.op_type == "MatMul" and node.input[1] in arrays:
-            if (bias := _bias_behind(node, users, arrays)) is not None:
+            if (bias := _bias_after(node, users, arrays)) is not None:
                 found[bias.removesuffix("bias") + "weight"] = arrays[node.input[1]].T
         elif node.op_type == "Attention":
             _unpack(node, users, arrays, found)
         elif node.op_type == "Add" and any("pre_layrnorm" in n for u in users[node.output[0]] for n in u.input):
-            found |= _places(next(arrays[n] for n in node.input if n in arrays))
+            found |= _embeddings(next(arrays[n] for n in node.input if n in arrays))
     kept = {n: a for n, a in found.items() if n.startswith("vision_model.")}
     ops = {node.op_type for node in graph.node}
     return GraphWeights(
@@ -70,8 +71,8 @@ def read_graph(path: Path) -> GraphWeights:
     )
 
 
-def _bias_behind(node: Any, users: dict[str, list[Any]], arrays: dict[str, Any]) -> str | None:
-    """Name of the bias that is added to a product."""
+def _bias_after(node: Any, users: dict[str, list[Any]], arrays: dict[str, Any]) -> str | None:
+    """Name of the bias that is added to the result of a matmul."""
     for user in users.get(node.output[0], []):
         names = user.input[4:] if user.op_type == "SkipLayerNormalization" else user.input
         for name in names:
@@ -81,11 +82,11 @@ def _bias_behind(node: Any, users: dict[str, list[Any]], arrays: dict[str, Any])
 
 
 def _unpack(node: Any, users: dict[str, list[Any]], arrays: dict[str, Any], found: dict[str, Any]) -> None:
-    """Queries, keys and values that were packed side by side."""
+    """Split a packed Q, K, V projection."""
     out = next(u for u in users[node.output[0]] if u.op_type == "MatMul")
-    bias = _bias_behind(out, users, arrays)
+    bias = _bias_after(out, users, arrays)
     if bias is None or not bias.startswith(_LAYER):
-        raise VidqaError("an attention of the graph belongs to no layer")
+        raise VidqaError("an attention of the graph does not belong to a layer")
     prefix = bias.removesuffix("out_proj.bias")
     weights = np.split(arrays[node.input[1]], 3, axis=1)
     biases = np.split(arrays[node.input[2]], 3)
@@ -93,8 +94,8 @@ def _unpack(node: Any, users: dict[str, list[Any]], arrays: dict[str, Any], foun
         found[f"{prefix}{name}.weight"], found[f"{prefix}{name}.bias"] = weight.T, one
 
 
-def _places(summed: Any) -> dict[str, Any]:
-    """Position embeddings with the class embedding in their first row."""
+def _embeddings(summed: Any) -> dict[str, Any]:
+    """Position embeddings, whose first row includes the class embedding."""
     summed = summed.reshape(summed.shape[-2:])
     return {
         "vision_model.embeddings.position_embedding.weight": summed,
@@ -108,6 +109,4 @@ def _attribute(graph: Any, kinds: tuple[str, ...], name: str) -> float:
             for attribute in node.attribute:
                 if attribute.name == name:
                     return float(attribute.f or attribute.i)
-    raise VidqaError(
-        f"the graph has no {' or '.join(kinds)} with {name}: it was not written by this program's exporter"
-    )
+    raise VidqaError(f"the graph has no {' or '.join(kinds)} with {name}: it was not written by vidqa's exporter")

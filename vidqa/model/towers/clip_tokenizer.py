@@ -1,6 +1,6 @@
-"""The tokenizer of a published CLIP text tower -> the `tokenizer.json` that a bundle keeps for it.
+"""The tokenizer of a published CLIP text tower -> the `tokenizer.json` of a bundle.
 
-Knows transformers. Does not know towers or bundles; texts are read by `vidqa.encoders.text_encoder`.
+At run time `vidqa.encoders.text_encoder` tokenizes.
 """
 
 from __future__ import annotations
@@ -9,27 +9,27 @@ from pathlib import Path
 
 from vidqa.errors import BundleError
 
-#: What stands around every text; the second is the last token of the vocabulary, where the tower pools.
+#: Tokens around every text; the second is the last token of the vocabulary, at which the tower pools.
 START, END = "<|startoftext|>", "<|endoftext|>"
 _FILES = ("vocab.json", "merges.txt")
 
 
 def save_clip_tokenizer(folder: Path, file: Path, n_tokens: int) -> None:
-    """Write the tokenizer of a text tower, for `TextEncoderSpec.tokenizer` with the marks `START` and `END`.
+    """Write the tokenizer of a text tower, for `TextEncoderSpec.tokenizer`, with the tokens `START` and `END`.
 
     Args:
-        folder: holds `vocab.json` and `merges.txt`, or `tokenizer.json`, as published.
+        folder: with `vocab.json` and `merges.txt`, or `tokenizer.json`, as published.
         file: the file to write.
-        n_tokens: that the tower has rows for.
+        n_tokens: rows of the tower's embedding table.
 
     Raises:
-        BundleError: there is no such tokenizer, its last token is not `END`, or it has more tokens than the tower.
+        BundleError: there is no tokenizer, its last token is not `END`, or it has more tokens than the tower.
     """
     from transformers import CLIPTokenizer
 
-    # transformers makes an empty tokenizer of an empty folder.
+    # transformers creates an empty tokenizer from an empty folder.
     if not (folder / "tokenizer.json").is_file() and not all((folder / n).is_file() for n in _FILES):
-        raise BundleError(f"{folder} holds no tokenizer for the text tower: {' and '.join(_FILES)} are missing")
+        raise BundleError(f"{folder} has no tokenizer for the text tower: {' and '.join(_FILES)} are missing")
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:

@@ -12,7 +12,7 @@ from vidqa.model.towers.vit import Attention, HiddenAct, Mlp
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Shape of a text tower."""
+    """Sizes of a text tower."""
 
     vocab_size: int
     hidden_size: int
@@ -45,6 +45,7 @@ class TextLayer(nn.Module):
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """[B, S, D] -> [B, S, D]; mask bool [B, 1, S, S], True where a query attends to a key."""
         x = x + self.self_attn(self.layer_norm1(x), mask)
         return x + self.mlp(self.layer_norm2(x))
 
@@ -71,17 +72,17 @@ class TextModel(nn.Module):
 
         Args:
             ids: int64 [B, S].
-            attention_mask: [B, S], 1 for real tokens; None means all are.
+            attention_mask: [B, S], 1 for real tokens; None if all are.
 
         Returns:
-            Hidden states before each layer and after the last, the normalised last state [B, S, D], and the pooled
+            Hidden states before each layer and after the last, the normalized last state [B, S, D], and the pooled
             state [B, D]: at the first position of the largest id, which is the end-of-text token of CLIP's vocabulary.
         """
         b, s = ids.shape
         allowed = torch.ones(s, s, dtype=torch.bool, device=ids.device).tril().expand(b, 1, s, s)
         if attention_mask is not None:
             allowed = allowed & attention_mask.bool()[:, None, None, :]
-            # A query that may see nothing (leading padding) would become NaN; it keeps sight of itself.
+            # A query without visible keys (leading padding) would become NaN, so it attends to itself.
             own = torch.eye(s, dtype=torch.bool, device=ids.device)
             allowed = allowed | (own & ~allowed.any(dim=-1, keepdim=True))
         e = self.embeddings
@@ -104,5 +105,5 @@ class TextTower(nn.Module):
         self.text_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
 
     def forward(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """int64 [B, S] -> embedding [B, E], not normalised."""
+        """int64 [B, S] -> embedding [B, E], not normalized."""
         return self.text_projection(self.text_model(ids, attention_mask)[2])

@@ -1,10 +1,10 @@
-"""The LanguageBind vision tower in torch: pixels -> layer tokens and one pooled embedding.
+"""The LanguageBind vision tower in torch: pixels -> hidden states per frame and one pooled embedding.
 
-Module names are those of the published checkpoints (`pre_layrnorm` is spelled so there), which lets a state dict load
-strictly. Used for export to ONNX and for training; a run reads the exported graph instead.
+Module names are those of the published checkpoints (which spell `pre_layrnorm` like this), so that a state dict loads
+strictly. The towers are used for training and export to ONNX; a run uses the exported graph.
 
-Facts of the architecture: LanguageBind 7070c53, languagebind/video/modeling_video.py. Axes: B clips, T frames, P tokens
-per frame (class token first), D width, E width of the projected embedding.
+Reference code: LanguageBind 7070c53, languagebind/video/modeling_video.py. Letters: B videos, T frames, P tokens of a
+frame (class token first), D width, E width of the projected embedding.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ HiddenAct = Literal["gelu", "quick_gelu"]
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """Shape of a vision tower.
+    """Sizes of a vision tower.
 
-    `temporal_length` is the number of learned time positions; 0 builds a tower without temporal attention. A
-    `projection_dim` of 0 builds one without projection, as it lies inside a published LLM: its embedding is the pooled
+    `temporal_length` is the number of trained time positions; 0 is a tower without temporal attention. A
+    `projection_dim` of 0 is a tower without projection, as in the checkpoints of some LLMs: its embedding is the pooled
     state itself.
     """
 
@@ -51,7 +51,7 @@ class VisionConfig:
 
     @property
     def n_patches(self) -> int:
-        """Patches per frame, class token not counted."""
+        """Patches per frame, without the class token."""
         return (self.image_size // self.patch_size) ** 2
 
     @property
@@ -72,6 +72,7 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend; mask bool [N or 1, 1, L, L], True where a query attends to a key."""
         n, length, width = x.shape
         q, k, v = (
             proj(x).view(n, length, self.n_heads, width // self.n_heads).transpose(1, 2)
@@ -91,6 +92,7 @@ class Mlp(nn.Module):
         self.act = act
 
     def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D]."""
         x = self.fc1(x)
         x = F.gelu(x) if self.act == "gelu" else x * torch.sigmoid(1.702 * x)
         return self.fc2(x)
@@ -115,11 +117,11 @@ class VisionLayer(nn.Module):
             self.temporal_layer_norm1 = nn.LayerNorm(c.hidden_size, eps=c.layer_norm_eps)
 
     def forward(self, x: Tensor, n_frames: int) -> Tensor:
-        """[B*T, P, D] -> [B*T, P, D] for clips of `n_frames` frames each."""
+        """[B*T, P, D] -> [B*T, P, D] for videos of `n_frames` frames each."""
         if self.temporal_length:
             bt, n, d = x.shape
-            t = min(n_frames, self.temporal_length)  # longer clips fall into groups of temporal_length frames
-            # [B*T, P, D] -> [groups*P, t, D]: each patch position attends over time on its own
+            t = min(n_frames, self.temporal_length)  # longer videos are split into groups of temporal_length frames
+            # [B*T, P, D] -> [groups*P, t, D]: each patch position attends over time separately
             x = x.view(bt // t, t, n, d).transpose(1, 2).reshape(bt // t * n, t, d)
             x = x + self.temporal_embedding[:, :t]  # stays in the residual stream, once per layer
             x = x + self.temporal_attn(self.temporal_layer_norm1(x))
@@ -129,7 +131,7 @@ class VisionLayer(nn.Module):
 
 
 class VisionEmbeddings(nn.Module):
-    """Patches by a convolution without bias, the class token in front, learned positions added."""
+    """Patch embeddings by a convolution without bias, a class token in front, and position embeddings."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -139,7 +141,7 @@ class VisionEmbeddings(nn.Module):
         self.position_embedding = nn.Embedding(config.n_patches + 1, d)
 
     def forward(self, frames: Tensor) -> Tensor:
-        """float [N, 3, H, W] -> [N, P, D]."""
+        """Embed frames: float [N, 3, H, W] -> [N, P, D]."""
         patches = self.patch_embedding(frames).flatten(2).transpose(1, 2)
         cls = self.class_embedding.expand(frames.shape[0], 1, -1)
         return torch.cat([cls, patches], dim=1) + self.position_embedding.weight
@@ -171,16 +173,16 @@ class VisionModel(nn.Module):
             pixels: float [B, T, 3, H, W], preprocessed.
 
         Returns:
-            Hidden states, one [B, T, P, D] before each layer and one after the last (not normalised), and the pooled
-            class token [B, D]: normalised per frame, then averaged over the frames.
+            Hidden states, one [B, T, P, D] before each layer and one after the last (not normalized), and the pooled
+            class token [B, D]: normalized per frame, then averaged over the frames.
 
         Raises:
-            ValueError: T is longer than the learned time positions and no multiple of them.
+            ValueError: T is larger than the number of time positions and not a multiple of it.
         """
         b, t = pixels.shape[:2]
         length = self.config.temporal_length
         if length and t > length and t % length:
-            raise ValueError(f"{t} frames cannot be cut into groups of {length}; use at most {length} or a multiple")
+            raise ValueError(f"{t} frames cannot be split into groups of {length}; use at most {length} or a multiple")
         x = self.pre_layrnorm(self.embeddings(pixels.flatten(0, 1)))
         states = [x.unflatten(0, (b, t))]
         for layer in self.encoder.layers:
@@ -201,6 +203,6 @@ class VisionTower(nn.Module):
             self.visual_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
 
     def forward(self, pixels: Tensor, layer: int = -2) -> tuple[Tensor, Tensor]:
-        """float [B, T, 3, H, W] -> tokens [B, T, P, D] of hidden state `layer` (class token kept), embedding [B, E]."""
+        """Return tokens [B, T, P, D] of hidden state `layer` (with class token) and embedding [B, E]."""
         states, pooled = self.vision_model(pixels)
         return states[layer], self.visual_projection(pooled)

@@ -82,13 +82,13 @@ class LoadedModel:
             DeviceError: they do not fit into the memory of the device.
         """
         from vidqa.common.devices import is_out_of_memory
-        from vidqa.model.llm import named_dtype
+        from vidqa.model.llm import dtype_from_name
         from vidqa.model.video_llava import load_model as load_llava
 
         wanted = self.precision
         try:
             llava = load_llava(
-                self.bundle, self._asked_device, named_dtype(wanted.dtype), wanted.quantize, answers_only=True
+                self.bundle, self._asked_device, dtype_from_name(wanted.dtype), wanted.quantize, inference_only=True
             )
         except RuntimeError as error:
             if not is_out_of_memory(error):

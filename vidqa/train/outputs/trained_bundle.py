@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vidqa.errors import UsageError
 from vidqa.model.bundle.bundle import BUNDLE_FILE, Bundle, load_bundle, save_bundle
 from vidqa.model.bundle.spec import PromptSpec
-from vidqa.model.bundle.validate import digests
+from vidqa.model.bundle.validate import part_digests
 from vidqa.model.lora import ADAPTER_FOLDER, attach_lora, merge_lora, write_adapter
 from vidqa.model.video_llava import VideoLlava, load_model, save_parts
 from vidqa.train.recipe.definition import Lora, Recipe
@@ -146,7 +146,7 @@ def _prompt(recipe: Recipe, base: Bundle) -> PromptSpec:
 def _copy_rest(base: Bundle, folder: Path) -> None:
     """Every file that the description names but connector and LLM: encoders, and what belongs to them."""
     spec = base.spec
-    for name in digests(spec):
+    for name in part_digests(spec):
         if name != spec.connector.file and not name.startswith(f"{spec.llm.folder}/"):
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)

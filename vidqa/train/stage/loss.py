@@ -40,7 +40,7 @@ class PackedLoss(nn.Module):
         model = self.model
         packed = batch.packed.to(model.device)
         visual = model.visual_tokens(batch.features)
-        embeds = model.embed(packed.ids, packed.slots, torch.cat(visual) if visual else model.no_visual_tokens())
+        embeds = model.embed(packed.ids, packed.slots, torch.cat(visual) if visual else model.empty_visual_tokens())
         states = model.llm.get_decoder()(
             inputs_embeds=embeds,
             attention_mask=attention_mask(packed.branch),

@@ -9,7 +9,7 @@ import torch
 
 from vidqa.errors import UsageError
 from vidqa.model.bundle.bundle import Bundle
-from vidqa.model.llm import Quantise, load_llm
+from vidqa.model.llm import Quantization, load_llm
 from vidqa.model.lora import ADAPTER_FOLDER
 from vidqa.model.video_llava import VideoLlava
 
@@ -31,7 +31,7 @@ def quantise(model: VideoLlava, base: Bundle, bits: str, device: str, dtype: tor
         raise UsageError(f"{base.folder} has an adapter; merge it before QLoRA", hint="output.merge_lora = true")
     import peft
 
-    kind: Quantise = "4bit" if bits == "4bit" else "8bit"
-    llm, _ = load_llm(base.llm_folder, dtype, quantise=kind, place=torch.device(device))
+    kind: Quantization = "4bit" if bits == "4bit" else "8bit"
+    llm, _ = load_llm(base.llm_folder, dtype, quantize=kind, device_map=torch.device(device))
     model.llm = peft.prepare_model_for_kbit_training(llm, use_gradient_checkpointing=False)
     model.connector.to(device)

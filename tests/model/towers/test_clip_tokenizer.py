@@ -1,4 +1,4 @@
-"""A published tokenizer, saved for a bundle, gives the ids that transformers gives with the published files."""
+"""A published tokenizer, saved for a bundle, yields the ids of transformers with the published files."""
 
 from __future__ import annotations
 
@@ -43,19 +43,19 @@ def test_same_ids(text: str, published: Path, tmp_path: Path) -> None:
 
     save_clip_tokenizer(published, tmp_path / "tokenizer.json", 1000)
     tokens = TextTokenizer(tmp_path / "tokenizer.json", 77, START, END)
-    wanted = CLIPTokenizer.from_pretrained(published)(text).input_ids
-    assert tokens.ids(text) == wanted
-    assert len(wanted) > 3
+    expected = CLIPTokenizer.from_pretrained(published)(text).input_ids
+    assert tokens.ids(text) == expected
+    assert len(expected) > 3
 
 
-def test_words_are_merged_and_small(published: Path, tmp_path: Path) -> None:
+def test_text_is_merged_and_lowercased(published: Path, tmp_path: Path) -> None:
     save_clip_tokenizer(published, tmp_path / "tokenizer.json", 1000)
     tokens = TextTokenizer(tmp_path / "tokenizer.json", 77, START, END)
     ids = tokens.ids("RED dog")
     assert len(ids) == 4 and ids[-1] == max(ids) == ids[0] + 1
 
 
-def test_not_a_tokenizer_of_clip(published: Path, tmp_path: Path) -> None:
+def test_not_a_clip_tokenizer(published: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(BundleError, match=r"vocab\.json and merges\.txt are missing"):
         save_clip_tokenizer(tmp_path / "empty", tmp_path / "tokenizer.json", 1000)

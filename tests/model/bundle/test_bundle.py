@@ -1,4 +1,4 @@
-"""A bundle is whole, inside its folder, of safe kinds, and known by its content."""
+"""Loading, validating, identifying and writing bundles."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Json = dict[str, Any]
 
 @pytest.fixture
 def folder(tiny_bundle: Path, tmp_path: Path) -> Path:
-    """A bundle to be spoilt."""
+    """A copy that tests may damage."""
     return Path(shutil.copytree(tiny_bundle, tmp_path / "model"))
 
 
@@ -37,12 +37,12 @@ def edit(folder: Path, change: Callable[[Json], Any]) -> None:
 
 
 def list_llm_files(folder: Path) -> None:
-    """Make the digests of the LLM's files true again."""
+    """Update the digests of the LLM's files."""
     files = {p.name: sha256_of_file(p) for p in (folder / "llm").iterdir()}
     edit(folder, lambda data: data["llm"].update(files=files))
 
 
-def refused(folder: Path) -> str:
+def load_error(folder: Path) -> str:
     with pytest.raises(BundleError) as e:
         load_bundle(folder)
     assert str(folder / BUNDLE_FILE) in e.value.what, "the message names the file"
@@ -62,7 +62,7 @@ def at(data: Json, path: tuple[str, ...]) -> Json:
     return data
 
 
-def test_a_good_bundle(folder: Path) -> None:
+def test_a_valid_bundle(folder: Path) -> None:
     bundle = load_bundle(folder)
     assert bundle.spec.name == "tiny"
     assert bundle.verify() == []
@@ -83,7 +83,7 @@ def test_no_such_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, '{"format": 1}'])
 def test_not_a_description(text: str, folder: Path) -> None:
     (folder / BUNDLE_FILE).write_text(text)
-    refused(folder)
+    load_error(folder)
 
 
 def test_every_missing_key_is_named(folder: Path) -> None:
@@ -94,7 +94,7 @@ def test_every_missing_key_is_named(folder: Path) -> None:
         broken = copy.deepcopy(data)
         del at(broken, path[:-1])[path[-1]]
         (folder / BUNDLE_FILE).write_text(json.dumps(broken))
-        assert f"{'.'.join(path)}: missing" in refused(folder)
+        assert f"{'.'.join(path)}: missing" in load_error(folder)
 
 
 def test_every_unknown_key_is_named(folder: Path) -> None:
@@ -103,13 +103,13 @@ def test_every_unknown_key_is_named(folder: Path) -> None:
     assert len(tables) > 8
     for path in tables:
         broken = copy.deepcopy(data)
-        at(broken, path)["colour"] = 1
+        at(broken, path)["color"] = 1
         (folder / BUNDLE_FILE).write_text(json.dumps(broken))
-        assert f"{'.'.join((*path, 'colour'))}: unknown key" in refused(folder)
+        assert f"{'.'.join((*path, 'color'))}: unknown key" in load_error(folder)
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "says"),
+    ("path", "value", "problem"),
     [
         ("format", 2, "format 2"),
         ("format", True, "format: must be a whole number"),
@@ -122,7 +122,7 @@ def test_every_unknown_key_is_named(folder: Path) -> None:
         ("encoders.image", None, "encoders.image"),
         ("encoders.image.preprocess.mean", [0.5, 0.5], "needs 3 values"),
         ("encoders.image.preprocess.mode", "best", "encoders.image.preprocess.mode"),
-        ("encoders.video.n_frames", 3, "sampling.n_frames is 8, the graph takes 3"),
+        ("encoders.video.n_frames", 3, "sampling.n_frames is 8, not a multiple of the 3 frames of the graph"),
         ("encoders.video.sampling.rate", "5", "a number"),
         ("encoders.video.keep_cls", 1, "true or false"),
         ("llm.files", {}, "config.json is missing"),
@@ -130,51 +130,51 @@ def test_every_unknown_key_is_named(folder: Path) -> None:
         ("prompt.format", "vicuna", "unknown chat format"),
         ("generation.temperature", -1, "temperature"),
         ("generation.stop", "###", "a list"),
-        ("notice", 3, "notice: must be a text"),
+        ("notice", 3, "notice: must be a string"),
     ],
 )
-def test_wrong_values_are_named(path: str, value: object, says: str, folder: Path) -> None:
+def test_invalid_values_are_named(path: str, value: object, problem: str, folder: Path) -> None:
     *tables, key = path.split(".")
     edit(folder, lambda data: at(data, tuple(tables)).update({key: value}))
-    assert says in refused(folder)
+    assert problem in load_error(folder)
 
 
-def test_all_problems_at_once(folder: Path) -> None:
-    def spoil(data: Json) -> None:
-        data["colour"] = 1
+def test_all_problems_are_reported_together(folder: Path) -> None:
+    def damage(data: Json) -> None:
+        data["color"] = 1
         data["connector"]["in_size"] = "x"
         del data["llm"]["context"]
 
-    edit(folder, spoil)
-    what = refused(folder)
-    assert all(key in what for key in ("colour", "connector.in_size", "llm.context"))
+    edit(folder, damage)
+    what = load_error(folder)
+    assert all(key in what for key in ("color", "connector.in_size", "llm.context"))
 
 
 class TestPaths:
     @pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "a/../../x", "C:x", "..\\x", "", "."])
-    def test_outside_of_the_folder(self, name: str, folder: Path) -> None:
+    def test_path_outside_the_folder(self, name: str, folder: Path) -> None:
         (folder.parent / "outside.safetensors").write_bytes((folder / "connector.safetensors").read_bytes())
         edit(folder, lambda data: data["encoders"]["image"].update(file=name))
-        refused(folder)
+        load_error(folder)
         edit(folder, lambda data: data["encoders"]["image"].update(file="encoders/image.onnx"))
         load_bundle(folder)
         edit(folder, lambda data: data["llm"].update(folder=name or ".."))
-        refused(folder)
+        load_error(folder)
 
-    def test_a_link_out_of_the_folder(self, folder: Path) -> None:
+    def test_symlink_to_a_file_outside(self, folder: Path) -> None:
         real = folder / "connector.safetensors"
         outside = folder.parent / "outside.safetensors"
         real.rename(outside)
         real.symlink_to(outside)
-        assert "link that leads out" in refused(folder)
+        assert "a symlink to a file outside" in load_error(folder)
 
-    def test_a_linked_folder_out_of_the_folder(self, folder: Path) -> None:
+    def test_symlink_to_a_folder_outside(self, folder: Path) -> None:
         outside = folder.parent / "llm"
         (folder / "llm").rename(outside)
         (folder / "llm").symlink_to(outside)
-        assert "link that leads out" in refused(folder)
+        assert "a symlink to a file outside" in load_error(folder)
 
-    def test_a_link_inside_is_fine(self, folder: Path) -> None:
+    def test_symlink_inside_is_accepted(self, folder: Path) -> None:
         (folder / "connector.safetensors").rename(folder / "real.safetensors")
         (folder / "connector.safetensors").symlink_to("real.safetensors")
         assert load_bundle(folder).verify() == []
@@ -183,7 +183,7 @@ class TestPaths:
 class TestParts:
     def test_missing(self, folder: Path) -> None:
         (folder / "encoders" / "video.onnx").unlink()
-        assert "encoders/video.onnx: missing" in refused(folder)
+        assert "encoders/video.onnx: missing" in load_error(folder)
 
     @pytest.mark.parametrize("name", ["encoders/image.onnx", "connector.safetensors", "llm/model.safetensors"])
     def test_altered(self, name: str, folder: Path) -> None:
@@ -193,51 +193,51 @@ class TestParts:
         problems = load_bundle(folder).verify()
         assert [p.split(":")[0] for p in problems] == [name]
 
-    def test_vanished_after_loading(self, folder: Path) -> None:
+    def test_deleted_after_loading(self, folder: Path) -> None:
         bundle = load_bundle(folder)
         (folder / "connector.safetensors").unlink()
         assert bundle.verify() == ["connector.safetensors: missing"]
 
     def test_not_listed(self, folder: Path) -> None:
         (folder / "llm" / "pytorch_model.bin").write_bytes(pickle.dumps({}))
-        assert "llm/pytorch_model.bin: is not listed" in refused(folder)
+        assert "llm/pytorch_model.bin: not listed" in load_error(folder)
 
     @pytest.mark.parametrize("name", ["pytorch_model.bin", "modeling_own.py", "weights.PT"])
-    def test_kinds_that_can_run_code(self, name: str, folder: Path) -> None:
+    def test_file_types_that_can_run_code(self, name: str, folder: Path) -> None:
         (folder / "llm" / name).write_bytes(pickle.dumps({}))
         list_llm_files(folder)
-        assert f"llm/{name}: this kind of file" in refused(folder)
+        assert f"llm/{name}: this type of file" in load_error(folder)
 
-    def test_shards_outside(self, folder: Path) -> None:
+    def test_shards_outside_the_folder(self, folder: Path) -> None:
         index = folder / "llm" / "model.safetensors.index.json"
         index.write_text(json.dumps({"weight_map": {"lm_head.weight": "../../other.safetensors"}}))
         list_llm_files(folder)
-        assert "names '../../other.safetensors'" in refused(folder)
+        assert "names '../../other.safetensors'" in load_error(folder)
 
-    @pytest.mark.parametrize("lie", ["longer", "header", "empty", "short", "text", "hole"])
-    def test_lying_safetensors_header(self, lie: str, folder: Path) -> None:
+    @pytest.mark.parametrize("damage", ["longer", "header", "empty", "short", "text", "hole"])
+    def test_invalid_safetensors_header(self, damage: str, folder: Path) -> None:
         path = folder / "connector.safetensors"
         raw = path.read_bytes()
         n = struct.unpack("<Q", raw[:8])[0]
         header = json.loads(raw[8 : 8 + n])
         data = raw[8 + n :]
         first = next(k for k in header if k != "__metadata__")
-        if lie == "longer":
+        if damage == "longer":
             header[first]["shape"][0] *= 1000
-        if lie == "hole":
+        if damage == "hole":
             header = {first: header[first] | {"data_offsets": [o + 8 for o in header[first]["data_offsets"]]}}
         text = json.dumps(header).encode()
         written = struct.pack("<Q", len(text)) + text + data
-        if lie == "header":
+        if damage == "header":
             written = struct.pack("<Q", 1 << 60) + text + data
-        if lie == "empty":
+        if damage == "empty":
             written = b""
-        if lie == "short":
+        if damage == "short":
             written = written[:-5]
-        if lie == "text":
+        if damage == "text":
             written = b"not safetensors at all"
         path.write_bytes(written)
-        assert "connector.safetensors: damaged safetensors file" in refused(folder)
+        assert "connector.safetensors: damaged safetensors file" in load_error(folder)
 
 
 class TestIdentity:
@@ -245,8 +245,8 @@ class TestIdentity:
         bundle = load_bundle(folder)
         return bundle.encoder_id, bundle.model_id
 
-    def test_place_and_names_do_not_count(self, folder: Path, tmp_path: Path) -> None:
-        wanted = self.ids(folder)
+    def test_path_and_names_do_not_matter(self, folder: Path, tmp_path: Path) -> None:
+        expected = self.ids(folder)
         other = tmp_path / "quite another name"
         folder.rename(other)
         edit(other, lambda data: data.update(name="other", notice=None))
@@ -254,7 +254,7 @@ class TestIdentity:
         edit(other, lambda data: data["llm"].update(folder="language"))
         (other / "encoders" / "image.onnx").rename(other / "i.onnx")
         edit(other, lambda data: data["encoders"]["image"].update(file="i.onnx"))
-        assert self.ids(other) == wanted
+        assert self.ids(other) == expected
 
     @pytest.mark.parametrize(
         ("path", "value"),
@@ -267,7 +267,7 @@ class TestIdentity:
             ("encoders.video.sampling.rule", "arange"),
         ],
     )
-    def test_what_changes_features_changes_both(self, path: str, value: object, folder: Path) -> None:
+    def test_feature_settings_change_both_ids(self, path: str, value: object, folder: Path) -> None:
         before = self.ids(folder)
         *tables, key = path.split(".")
         edit(folder, lambda data: at(data, tuple(tables)).update({key: value}))
@@ -285,7 +285,7 @@ class TestIdentity:
             ("generation.max_new_tokens", 3),
         ],
     )
-    def test_what_changes_answers_keeps_the_features(self, path: str, value: object, folder: Path) -> None:
+    def test_answer_settings_keep_the_encoder_id(self, path: str, value: object, folder: Path) -> None:
         before = self.ids(folder)
         *tables, key = path.split(".")
         edit(folder, lambda data: at(data, tuple(tables)).update({key: value}))
@@ -302,14 +302,16 @@ class TestSave:
 
         return copy_parts
 
-    def test_same_parts_same_model(self, tiny_bundle: Path, tmp_path: Path, fill: Callable[[Path], None]) -> None:
+    def test_same_parts_have_the_same_ids(
+        self, tiny_bundle: Path, tmp_path: Path, fill: Callable[[Path], None]
+    ) -> None:
         old = load_bundle(tiny_bundle)
         new = save_bundle(tmp_path / "deep" / "new", old.spec, fill)
         assert (new.model_id, new.encoder_id) == (old.model_id, old.encoder_id)
         assert new.verify() == []
         assert [p.name for p in new.folder.parent.iterdir()] == ["new"]
 
-    def test_external_tensors_are_hashed(self, tiny_bundle: Path, tmp_path: Path, fill: Callable[[Path], None]) -> None:
+    def test_external_data_is_hashed(self, tiny_bundle: Path, tmp_path: Path, fill: Callable[[Path], None]) -> None:
         def with_data(to: Path) -> None:
             fill(to)
             (to / "encoders" / "video.onnx.data").write_bytes(b"large tensors")
@@ -321,7 +323,9 @@ class TestSave:
         (new.folder / "encoders" / "video.onnx.data").write_bytes(b"other tensors")
         assert new.verify()[0].startswith("encoders/video.onnx.data")
 
-    def test_taken_or_replaced(self, tiny_bundle: Path, tmp_path: Path, fill: Callable[[Path], None]) -> None:
+    def test_existing_bundles_are_kept_or_replaced(
+        self, tiny_bundle: Path, tmp_path: Path, fill: Callable[[Path], None]
+    ) -> None:
         spec = load_bundle(tiny_bundle).spec
         target = tmp_path / "new"
         save_bundle(target, spec, fill)
@@ -332,18 +336,18 @@ class TestSave:
         assert load_bundle(target).spec.name == "second"
         assert [p.name for p in tmp_path.iterdir()] == ["new"]
 
-    def test_only_a_model_is_replaced(self, tiny_bundle: Path, tmp_path: Path, fill: Callable[[Path], None]) -> None:
-        """Whatever else stands there, a checkpoint or somebody's work, is not ours to remove."""
+    def test_only_a_bundle_is_replaced(self, tiny_bundle: Path, tmp_path: Path, fill: Callable[[Path], None]) -> None:
+        """Anything else there, such as a checkpoint or the user's work, must not be removed."""
         spec = load_bundle(tiny_bundle).spec
         (work := tmp_path / "work").mkdir()
         (work / "thesis.txt").write_text("x")
         (file := tmp_path / "file").write_text("x")
         for target in (work, file):
-            with pytest.raises(UsageError, match="is no model, so it is not replaced"):
+            with pytest.raises(UsageError, match="is not a model, so it is not replaced"):
                 save_bundle(target, spec, fill, replace_old=True)
         save_bundle(model := tmp_path / "model", spec, fill)
         (model / "report").mkdir()
-        with pytest.raises(UsageError, match=r"holds more than a model \(report\)"):
+        with pytest.raises(UsageError, match=r"contains other files \(report\)"):
             save_bundle(model, spec, fill, replace_old=True)
         assert (work / "thesis.txt").exists() and file.exists() and (model / "report").is_dir()
         (model / "report").rmdir()
@@ -352,17 +356,19 @@ class TestSave:
         for target in (model, tmp_path / "empty"):
             assert not save_bundle(target, spec, fill, replace_old=True).verify()
 
-    @pytest.mark.parametrize("spoil", ["raise", "missing", "pickle", "damaged"])
-    def test_whole_or_absent(self, spoil: str, tiny_bundle: Path, tmp_path: Path, fill: Callable[[Path], None]) -> None:
+    @pytest.mark.parametrize("damage", ["raise", "missing", "pickle", "damaged"])
+    def test_writing_is_atomic(
+        self, damage: str, tiny_bundle: Path, tmp_path: Path, fill: Callable[[Path], None]
+    ) -> None:
         def broken(to: Path) -> None:
             fill(to)
-            if spoil == "raise":
+            if damage == "raise":
                 raise KeyboardInterrupt
-            if spoil == "missing":
+            if damage == "missing":
                 (to / "encoders" / "image.onnx").unlink()
-            if spoil == "pickle":
+            if damage == "pickle":
                 (to / "llm" / "pytorch_model.bin").write_bytes(pickle.dumps({}))
-            if spoil == "damaged":
+            if damage == "damaged":
                 (to / "connector.safetensors").write_bytes(b"x" * 100)
 
         spec = load_bundle(tiny_bundle).spec
@@ -375,11 +381,11 @@ class TestSave:
 
 
 class TestLeftovers:
-    """What `kill -9` leaves beside a model that was being written."""
+    """Leftovers of a process that was killed while writing a bundle."""
 
     @pytest.fixture
     def killed(self, tmp_path: Path) -> Path:
-        """The hidden folder of a process that was killed while it wrote `model`."""
+        """The hidden folder of a process that was killed while writing `model`."""
         code = (
             "import sys, os, signal; from pathlib import Path; from vidqa.common.atomic_io import temporary_folder\n"
             "with temporary_folder(Path(sys.argv[1])) as part:\n"
@@ -387,9 +393,9 @@ class TestLeftovers:
             "    os.kill(os.getpid(), signal.SIGKILL)"
         )
         subprocess.run([sys.executable, "-c", code, str(tmp_path / "model")], check=False)
-        (left,) = tmp_path.iterdir()
-        assert left.name.startswith(".model.") and left.suffix == ".part"
-        return left
+        (leftover,) = tmp_path.iterdir()
+        assert leftover.name.startswith(".model.") and leftover.suffix == ".part"
+        return leftover
 
     @pytest.fixture
     def save(self, tiny_bundle: Path, tmp_path: Path) -> Callable[[], object]:
@@ -398,20 +404,20 @@ class TestLeftovers:
 
         return lambda: save_bundle(tmp_path / "model", load_bundle(tiny_bundle).spec, fill)
 
-    def test_the_next_one_removes_it_and_says_so(
+    def test_the_next_write_removes_and_reports_them(
         self, killed: Path, save: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         others = [tmp_path / ".models.abcdefgh.part", tmp_path / ".model.more.abcdefgh.part", tmp_path / ".model.part"]
         for other in others:
             other.mkdir()
-        (aside := tmp_path / ".model.abcdefgh.old").mkdir()  # killed between two renames: the model that was there
+        (aside := tmp_path / ".model.abcdefgh.old").mkdir()  # of a process killed between two renames: the old bundle
         save()
         assert {p.name for p in tmp_path.iterdir()} == {"model", *(p.name for p in others)}
-        said = [record.getMessage() for record in caplog.records]
-        assert [line.split(" (")[0] for line in said] == [f"removed {killed}", f"removed {aside}"]
-        assert all("left by a killed process" in line for line in said)
+        messages = [record.getMessage() for record in caplog.records]
+        assert [line.split(" (")[0] for line in messages] == [f"removed {killed}", f"removed {aside}"]
+        assert all("left by a killed process" in line for line in messages)
 
-    def test_not_while_its_process_lives(self, save: Callable, tmp_path: Path) -> None:
+    def test_a_running_process_keeps_its_folder(self, save: Callable, tmp_path: Path) -> None:
         with temporary_folder(tmp_path / "model") as part:
             with pytest.raises(LockedError, match="is being written by another process"):
                 save()
@@ -432,7 +438,7 @@ class TestLeftovers:
         assert killed.is_dir()
 
 
-def test_a_description_is_read_without_torch(folder: Path) -> None:
+def test_loading_a_bundle_imports_no_torch(folder: Path) -> None:
     code = (
         "import sys; from vidqa.model.bundle.bundle import load_bundle; load_bundle(sys.argv[1]).model_id;"
         "print([m for m in ('torch', 'transformers', 'onnxruntime', 'PIL') if m in sys.modules])"

@@ -1,4 +1,4 @@
-"""Model folders that somebody made with intent, or an accident made: refused with file and key, and nothing is run."""
+"""Malicious or damaged bundles are rejected with file and key, and no code of theirs runs."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from vidqa.model.onnx.external_data import external_locations
 
 @pytest.fixture
 def folder(tiny_bundle: Path, tmp_path: Path) -> Path:
-    """A bundle to be spoilt."""
+    """A copy that tests may damage."""
     return Path(shutil.copytree(tiny_bundle, tmp_path / "model"))
 
 
-def refused(folder: Path) -> str:
+def load_error(folder: Path) -> str:
     with pytest.raises(BundleError) as caught:
         load_bundle(folder)
     assert str(folder / BUNDLE_FILE) in caught.value.what
@@ -39,7 +39,7 @@ def refused(folder: Path) -> str:
 
 
 def tensor_at(location: str) -> TensorProto:
-    """A tensor whose values lie in another file."""
+    """A tensor whose values are in another file."""
     tensor = helper.make_tensor("w", TensorProto.FLOAT, [1], [0.0])
     tensor.ClearField("float_data")
     tensor.data_location = TensorProto.EXTERNAL
@@ -48,7 +48,7 @@ def tensor_at(location: str) -> TensorProto:
     return tensor
 
 
-def plain(model: onnx.ModelProto, tensor: TensorProto) -> None:
+def as_initializer(model: onnx.ModelProto, tensor: TensorProto) -> None:
     model.graph.initializer.append(tensor)
 
 
@@ -66,56 +66,58 @@ def in_a_function(model: onnx.ModelProto, tensor: TensorProto) -> None:
     model.functions.append(helper.make_function("own", "f", [], ["c"], [node], [helper.make_opsetid("", 18)]))
 
 
-def sparse(model: onnx.ModelProto, tensor: TensorProto) -> None:
+def as_sparse_tensor(model: onnx.ModelProto, tensor: TensorProto) -> None:
     indices = helper.make_tensor("i", TensorProto.INT64, [1], [0])
     model.graph.sparse_initializer.append(helper.make_sparse_tensor(tensor, indices, [1]))
 
 
 class TestGraphs:
-    @pytest.mark.parametrize("hide", [plain, in_an_attribute, in_a_nested_graph, in_a_function, sparse])
-    def test_weights_of_another_folder(self, hide: Callable[..., None], folder: Path) -> None:
+    @pytest.mark.parametrize(
+        "hide", [as_initializer, in_an_attribute, in_a_nested_graph, in_a_function, as_sparse_tensor]
+    )
+    def test_weights_from_another_folder(self, hide: Callable[..., None], folder: Path) -> None:
         path = folder / "encoders" / "video.onnx"
         (folder.parent / "secret.bin").write_bytes(b"\0" * 16)
         model = onnx.load(path)
         hide(model, tensor_at("../../secret.bin"))
         path.write_bytes(model.SerializeToString())
-        assert "encoders/video.onnx: would read weights from '../../secret.bin'" in refused(folder)
+        assert "encoders/video.onnx: would read weights from '../../secret.bin'" in load_error(folder)
 
-    @pytest.mark.parametrize("location", ["/etc/hostname", "../connector.safetensors", "beside.data", ""])
-    def test_weights_that_are_not_listed(self, location: str, folder: Path) -> None:
-        (folder / "encoders" / "beside.data").write_bytes(b"\0" * 16)
+    @pytest.mark.parametrize("location", ["/etc/hostname", "../connector.safetensors", "other.data", ""])
+    def test_unlisted_weights(self, location: str, folder: Path) -> None:
+        (folder / "encoders" / "other.data").write_bytes(b"\0" * 16)
         path = folder / "encoders" / "image.onnx"
         model = onnx.load(path)
-        plain(model, tensor_at(location))
+        as_initializer(model, tensor_at(location))
         path.write_bytes(model.SerializeToString())
-        assert "would read weights from" in refused(folder)
+        assert "would read weights from" in load_error(folder)
 
-    def test_a_link_out_in_the_place_of_weights(self, folder: Path) -> None:
+    def test_external_data_that_is_a_symlink(self, folder: Path) -> None:
         outside = folder.parent / "outside.bin"
         outside.write_bytes(b"\0" * 16)
         path = folder / "encoders" / "video.onnx"
         model = onnx.load(path)
-        plain(model, tensor_at("video.onnx.data"))
+        as_initializer(model, tensor_at("video.onnx.data"))
         path.write_bytes(model.SerializeToString())
         data = json.loads((folder / BUNDLE_FILE).read_text())
         data["encoders"]["video"]["external"] = {"encoders/video.onnx.data": "0" * 64}
         (folder / BUNDLE_FILE).write_text(json.dumps(data))
-        beside = folder / "encoders" / "video.onnx.data"
-        beside.write_bytes(b"\0" * 16)
+        data_file = folder / "encoders" / "video.onnx.data"
+        data_file.write_bytes(b"\0" * 16)
         assert load_bundle(folder)
-        beside.unlink()
-        beside.symlink_to(outside)
-        assert "leads out of the model's folder" in refused(folder)
+        data_file.unlink()
+        data_file.symlink_to(outside)
+        assert "a symlink to a file outside the model's folder" in load_error(folder)
 
     @pytest.mark.parametrize(
-        "spoil", [lambda b: b"", lambda b: b[:200], lambda b: b"\xff" * 100, lambda b: b"PK\x03\x04" + b]
+        "damage", [lambda b: b"", lambda b: b[:200], lambda b: b"\xff" * 100, lambda b: b"PK\x03\x04" + b]
     )
-    def test_no_graph_at_all(self, spoil: Callable[[bytes], bytes], folder: Path) -> None:
+    def test_not_an_onnx_file(self, damage: Callable[[bytes], bytes], folder: Path) -> None:
         path = folder / "encoders" / "image.onnx"
-        path.write_bytes(spoil(path.read_bytes()))
-        assert "encoders/image.onnx: not an ONNX file" in refused(folder)
+        path.write_bytes(damage(path.read_bytes()))
+        assert "encoders/image.onnx: not an ONNX file" in load_error(folder)
 
-    def test_nesting_without_end(self, tmp_path: Path) -> None:
+    def test_deep_nesting(self, tmp_path: Path) -> None:
         graph = b""
         for _ in range(200):  # graph in an attribute of a node of a graph ...
             attribute = b"\x32" + _length(graph) + graph
@@ -127,7 +129,7 @@ class TestGraphs:
 
     @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
     @given(data=st.binary(max_size=200))
-    def test_any_bytes(self, data: bytes, tmp_path: Path) -> None:
+    def test_random_bytes(self, data: bytes, tmp_path: Path) -> None:
         (tmp_path / "x.onnx").write_bytes(data)
         try:
             external_locations(tmp_path / "x.onnx")
@@ -149,7 +151,7 @@ def floats(shape: list[int], start: int, stop: int, dtype: str = "F32") -> dict[
 
 HEADERS: dict[str, Any] = {
     "overlap": {"a": floats([4], 0, 16), "b": floats([6], 8, 32)},
-    "behind the end": {"a": floats([400], 0, 1600)},
+    "past the end": {"a": floats([400], 0, 1600)},
     "backwards": {"a": floats([4], 16, 0)},
     "product too large": {"a": floats([1 << 40, 1 << 40], 0, 32)},
     "negative": {"a": floats([-8], 0, 32)},
@@ -158,52 +160,52 @@ HEADERS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("lie", HEADERS)
-def test_safetensors_that_lie(lie: str, folder: Path) -> None:
-    text = json.dumps(HEADERS[lie]).encode()
+@pytest.mark.parametrize("header", HEADERS)
+def test_inconsistent_safetensors_headers(header: str, folder: Path) -> None:
+    text = json.dumps(HEADERS[header]).encode()
     (folder / "connector.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + b"\0" * 32)
-    assert "connector.safetensors: damaged safetensors file" in refused(folder)
+    assert "connector.safetensors: damaged safetensors file" in load_error(folder)
 
 
 def test_a_giant_header_is_not_read(folder: Path) -> None:
     path = folder / "connector.safetensors"
-    with path.open("wb") as f:  # takes no room: the file has a hole
+    with path.open("wb") as f:  # a sparse file, which needs no disk space
         f.write(struct.pack("<Q", 1 << 32))
         f.truncate((1 << 32) + 100)
-    assert "connector.safetensors: damaged safetensors file" in refused(folder)
+    assert "connector.safetensors: damaged safetensors file" in load_error(folder)
 
 
-def test_a_link_out_of_the_language_model(folder: Path) -> None:
+def test_symlink_in_the_llm_folder(folder: Path) -> None:
     outside = folder.parent / "config.json"
     shutil.copy(folder / "llm" / "config.json", outside)
     (folder / "llm" / "config.json").unlink()
     (folder / "llm" / "config.json").symlink_to(outside)
-    assert "llm/config.json: a link that leads out" in refused(folder)
+    assert "llm/config.json: a symlink to a file outside" in load_error(folder)
 
 
-def test_links_in_a_circle(folder: Path) -> None:
+def test_symlink_cycle(folder: Path) -> None:
     (folder / "connector.safetensors").unlink()
     (folder / "connector.safetensors").symlink_to(folder / "connector.safetensors")
-    assert "connector.safetensors" in refused(folder)
+    assert "connector.safetensors" in load_error(folder)
 
 
-def test_code_of_the_language_models_folder_is_not_run(folder: Path) -> None:
-    """`auto_map` would name it; nothing in vidqa trusts it, and the file itself is refused before that."""
+def test_code_in_the_llm_folder_is_not_run(folder: Path) -> None:
+    """`auto_map` refers to it, but vidqa never trusts remote code, and the file itself is rejected first."""
     config = json.loads((folder / "llm" / "config.json").read_text())
     config["auto_map"] = {"AutoModelForCausalLM": "evil.Model", "AutoConfig": "evil.Config"}
     (folder / "llm" / "config.json").write_text(json.dumps(config))
     touched = folder.parent / "touched"
     (folder / "llm" / "evil.py").write_text(f"open({str(touched)!r}, 'w')\nclass Config: pass\nclass Model: pass\n")
-    assert "llm/evil.py: is not listed" in refused(folder)
+    assert "llm/evil.py: not listed" in load_error(folder)
     data = json.loads((folder / BUNDLE_FILE).read_text())
     data["llm"]["files"]["evil.py"] = "0" * 64
     (folder / BUNDLE_FILE).write_text(json.dumps(data))
-    assert "llm/evil.py: this kind of file can run code" in refused(folder)
+    assert "llm/evil.py: this type of file can run code" in load_error(folder)
     assert not touched.exists()
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "says"),
+    ("name", "text", "problem"),
     [
         ("config.json", "[1]", "llm/config.json: must be a JSON table"),
         ("config.json", "{", "llm/config.json: not JSON"),
@@ -212,9 +214,9 @@ def test_code_of_the_language_models_folder_is_not_run(folder: Path) -> None:
         ("generation_config.json", "[" * 100_000, "llm/generation_config.json: not JSON"),
     ],
 )
-def test_settings_of_the_language_model_that_are_none(name: str, text: str, says: str, folder: Path) -> None:
+def test_llm_settings_that_are_not_json_objects(name: str, text: str, problem: str, folder: Path) -> None:
     (folder / "llm" / name).write_bytes(text.encode("latin-1"))
-    assert says in refused(folder)
+    assert problem in load_error(folder)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +230,7 @@ def test_settings_of_the_language_model_that_are_none(name: str, text: str, says
         ("tokenizer.json", "model", None),
     ],
 )
-def test_a_language_model_that_transformers_stumbles_over(name: str, key: str, value: object, folder: Path) -> None:
+def test_llm_settings_that_transformers_cannot_load(name: str, key: str, value: object, folder: Path) -> None:
     path = folder / "llm" / name
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
     with pytest.raises(BundleError) as caught:
@@ -241,7 +243,7 @@ def test_a_language_model_that_transformers_stumbles_over(name: str, key: str, v
     [("r", "x"), ("r", 0), ("r", 10**400), ("r", True), ("lora_alpha", None), ("target_modules", "q_proj"),
      ("target_modules", []), ("target_modules", [1]), ("peft_type", ["LORA"])],
 )  # fmt: skip
-def test_settings_of_an_adapter_that_are_none(key: str, value: object, tmp_path: Path) -> None:
+def test_invalid_adapter_settings(key: str, value: object, tmp_path: Path) -> None:
     settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 8.0, "target_modules": ["q_proj"]}
     (tmp_path / "adapter_config.json").write_text(json.dumps(settings | {key: value}))
     save_file({"x": torch.zeros(1)}, tmp_path / "adapter_model.safetensors")
@@ -250,14 +252,14 @@ def test_settings_of_an_adapter_that_are_none(key: str, value: object, tmp_path:
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "d/" * 3000, "a\0b", "~nobody-of-this-name/x", "\ud83d", ""])
-def test_names_that_no_model_can_have(name: str) -> None:
+def test_impossible_model_names(name: str) -> None:
     with pytest.raises(BundleError, match="no model at"):
         load_bundle(name)
 
 
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(seed=st.integers(0, 2**32), piece=st.binary(max_size=4) | st.sampled_from([b"[" * 5000, b"\xef\xbb\xbf", b'"']))
-def test_any_damage_of_a_description(seed: int, piece: bytes, tiny_bundle: Path, tmp_path: Path) -> None:
+def test_randomly_damaged_descriptions(seed: int, piece: bytes, tiny_bundle: Path, tmp_path: Path) -> None:
     folder = tmp_path / "damaged"
     if not folder.exists():
         shutil.copytree(tiny_bundle, folder)
@@ -289,22 +291,22 @@ JSON = st.recursive(
 
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(data=st.data())
-def test_any_value_anywhere_in_a_description(data: st.DataObject, tiny_bundle: Path, tmp_path: Path) -> None:
+def test_random_values_anywhere_in_a_description(data: st.DataObject, tiny_bundle: Path, tmp_path: Path) -> None:
     folder = tmp_path / "fuzzed"
     if not folder.exists():
         shutil.copytree(tiny_bundle, folder)
     described = json.loads((tiny_bundle / BUNDLE_FILE).read_text())
     path = data.draw(st.sampled_from(_paths(described)))
-    place = described
+    parent = described
     for key in path[:-1]:
-        place = place[key]
-    place[path[-1]] = data.draw(JSON)
+        parent = parent[key]
+    parent[path[-1]] = data.draw(JSON)
     (folder / BUNDLE_FILE).write_text(json.dumps(described))
     try:
         load_bundle(folder)
     except BundleError as error:
         assert str(folder / BUNDLE_FILE) in error.what
         named = [str(key) for key in path if isinstance(key, str)]
-        value = place[path[-1]]
-        # A wrong file name is named itself; a missing digest is told by the file that it belongs to.
+        value = parent[path[-1]]
+        # A wrong file name is reported itself; a missing digest is reported with the file that it belongs to.
         assert any(key in error.what for key in named) or (isinstance(value, str) and repr(value)[1:-1] in error.what)

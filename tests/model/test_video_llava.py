@@ -1,4 +1,4 @@
-"""Connector, splice and the loading of a whole model."""
+"""Connector, visual tokens and loading a whole model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from vidqa.errors import BundleError, DeviceError
 from vidqa.model.bundle.bundle import BUNDLE_FILE, Bundle, load_bundle, save_bundle
 from vidqa.model.connector import build_connector
-from vidqa.model.video_llava import VideoLlava, load_model, load_strictly, pick_device, save_parts
+from vidqa.model.video_llava import VideoLlava, load_model, load_strictly, save_parts, torch_device
 from vidqa.model.visual_tokens import fill_slots
 from vidqa.records import Features, Prompt
 
@@ -42,17 +42,17 @@ class TestConnector:
             build_connector("linear", 0, 5)
 
 
-class TestSplice:
+class TestFillSlots:
     def test_in_order(self) -> None:
         embeds = torch.zeros(2, 3, 2)
         slots = torch.tensor([[True, False, True], [False, True, False]])
         visual = torch.arange(1.0, 7.0).view(3, 2)
         out = fill_slots(embeds, slots, visual)
         assert out.tolist() == [[[1, 2], [0, 0], [3, 4]], [[0, 0], [5, 6], [0, 0]]]
-        assert not embeds.any(), "the input is left alone"
+        assert not embeds.any(), "the input is unchanged"
 
     @pytest.mark.parametrize("n", [0, 2, 4])
-    def test_counted_on_both_sides(self, n: int) -> None:
+    def test_counts_must_match(self, n: int) -> None:
         slots = torch.tensor([[True, True, True, False]])
         with pytest.raises(ValueError, match=f"3 slots in the prompts but {n} visual tokens"):
             fill_slots(torch.zeros(1, 4, 2), slots, torch.zeros(n, 2))
@@ -76,7 +76,7 @@ class TestSplice:
 
 @pytest.fixture
 def bundle(tiny_bundle: Path, tmp_path: Path) -> Bundle:
-    """A bundle to be spoilt."""
+    """A copy that tests may damage."""
     return load_bundle(shutil.copytree(tiny_bundle, tmp_path / "model"))
 
 
@@ -97,7 +97,7 @@ def test_loaded_model(loaded: VideoLlava) -> None:
     assert not any(p.requires_grad for p in loaded.parameters())
 
 
-def test_visual_tokens_together_equal_alone(loaded: VideoLlava) -> None:
+def test_visual_tokens_do_not_depend_on_other_media(loaded: VideoLlava) -> None:
     many = [features(16, 8, 5, 1), features(16, 1, 4, 2), features(16, 3, 5, 3)]
     together = loaded.visual_tokens(many)
     assert [t.shape[0] for t in together] == [40, 4, 15]
@@ -108,7 +108,7 @@ def test_visual_tokens_together_equal_alone(loaded: VideoLlava) -> None:
     assert loaded.visual_tokens([]) == []
 
 
-def test_what_stands_in_a_slot_does_not_matter(loaded: VideoLlava) -> None:
+def test_ids_in_slots_do_not_matter(loaded: VideoLlava) -> None:
     (visual,) = loaded.visual_tokens([features(16, 2, 1)])
     slots = np.array([False, True, True, False])
     one = loaded.embed_prompt(Prompt(np.array([1, 0, 0, 5]), slots), [visual])
@@ -116,7 +116,7 @@ def test_what_stands_in_a_slot_does_not_matter(loaded: VideoLlava) -> None:
     torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
-def test_saved_and_loaded_is_the_same(loaded: VideoLlava, tiny_bundle: Path, tmp_path: Path) -> None:
+def test_save_and_load_round_trip(loaded: VideoLlava, tiny_bundle: Path, tmp_path: Path) -> None:
     spec = load_bundle(tiny_bundle).spec
 
     def fill(folder: Path) -> None:
@@ -130,50 +130,50 @@ def test_saved_and_loaded_is_the_same(loaded: VideoLlava, tiny_bundle: Path, tmp
     assert again.tokenizer.encode("a red ball") == loaded.tokenizer.encode("a red ball")
 
 
-def test_weights_in_another_type(bundle: Bundle) -> None:
+def test_weights_in_another_dtype(bundle: Bundle) -> None:
     model = load_model(bundle, "cpu", torch.bfloat16)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert model.visual_tokens([features(16, 1, 4)])[0].dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "cuda:-1", "", "cuda:4096"])
-def test_devices_that_cannot_be_had(device: str) -> None:
+def test_unavailable_devices(device: str) -> None:
     with pytest.raises(DeviceError, match="device"):
-        pick_device(device)
+        torch_device(device)
 
 
 class TestStrictKeys:
-    @pytest.mark.parametrize("spoil", ["missing", "unknown", "shape"])
-    def test_connector(self, spoil: str, bundle: Bundle) -> None:
+    @pytest.mark.parametrize("damage", ["missing", "unknown", "shape"])
+    def test_connector(self, damage: str, bundle: Bundle) -> None:
         weights = load_file(bundle.connector_file)
-        if spoil == "missing":
+        if damage == "missing":
             del weights["2.bias"]
-        if spoil == "unknown":
+        if damage == "unknown":
             weights["4.weight"] = torch.zeros(1)
-        if spoil == "shape":
+        if damage == "shape":
             weights["0.bias"] = torch.zeros(3)
         save_file(weights, bundle.connector_file)
-        key = {"missing": "2.bias: missing", "unknown": "4.weight: unknown key", "shape": "0.bias: shape"}[spoil]
+        key = {"missing": "2.bias: missing", "unknown": "4.weight: unknown key", "shape": "0.bias: shape"}[damage]
         with pytest.raises(BundleError, match=rf"connector\.safetensors: {key}"):
             load_model(bundle, "cpu")
 
-    @pytest.mark.parametrize("spoil", ["missing", "unknown", "shape"])
-    def test_llm(self, spoil: str, bundle: Bundle) -> None:
+    @pytest.mark.parametrize("damage", ["missing", "unknown", "shape"])
+    def test_llm(self, damage: str, bundle: Bundle) -> None:
         path = bundle.llm_folder / "model.safetensors"
         weights = load_file(path)
-        if spoil == "missing":
+        if damage == "missing":
             del weights["model.norm.weight"]
-        if spoil == "unknown":
+        if damage == "unknown":
             weights["model.other.weight"] = torch.zeros(1)
-        if spoil == "shape":
+        if damage == "shape":
             weights["model.norm.weight"] = torch.zeros(3)
         save_file(weights, path, {"format": "pt"})
         with pytest.raises(
-            BundleError, match=r"model\.other\.weight" if spoil == "unknown" else r"model\.norm\.weight"
+            BundleError, match=r"model\.other\.weight" if damage == "unknown" else r"model\.norm\.weight"
         ):
             load_model(bundle, "cpu")
 
-    def test_all_are_named(self) -> None:
+    def test_all_problems_are_named(self) -> None:
         with pytest.raises(BundleError) as e:
             load_strictly(build_connector("linear", 2, 2), {"bias": torch.zeros(3), "x": torch.zeros(1)}, "some file")
         assert e.value.what.splitlines() == [
@@ -183,7 +183,7 @@ class TestStrictKeys:
         ]
 
 
-def test_connector_and_llm_must_fit(bundle: Bundle) -> None:
+def test_connector_and_llm_sizes_must_match(bundle: Bundle) -> None:
     spec = replace(bundle.spec, connector=replace(bundle.spec.connector, out_size=8))
     save_file(build_connector("mlp2x_gelu", 16, 8).state_dict(), bundle.connector_file)
     with pytest.raises(BundleError, match="out_size is 8"):
@@ -191,14 +191,14 @@ def test_connector_and_llm_must_fit(bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize(("name", "lacks"), [("hf", "no token <image>"), ("chat_template", "no chat template")])
-def test_tokenizer_must_fit_the_chat_format(name: str, lacks: str, bundle: Bundle) -> None:
+def test_tokenizer_must_support_the_chat_format(name: str, lacks: str, bundle: Bundle) -> None:
     spec = replace(bundle.spec, prompt=replace(bundle.spec.prompt, format=name))
     with pytest.raises(BundleError, match=f"{name}.*{lacks}"):
         load_model(replace(bundle, spec=spec), "cpu")
 
 
 def test_code_in_the_folder_does_not_run(bundle: Bundle, tmp_path: Path) -> None:
-    """A configuration that names code of its own is refused or read without it; the code is never run."""
+    """A configuration that refers to its own code is rejected or read without it; the code never runs."""
     ran = tmp_path / "ran"
     config = json.loads((bundle.llm_folder / "config.json").read_text())
     config["model_type"] = "own"

@@ -1,4 +1,4 @@
-"""Type, bits and place of the LLM: what is loaded is what was asked for, and a missing package is named."""
+"""Dtype, quantization and placement of the LLM, and the error for a missing package."""
 
 from __future__ import annotations
 
@@ -11,44 +11,44 @@ from published_files import write_llm
 import vidqa
 from vidqa.errors import DeviceError
 from vidqa.model import llm as module
-from vidqa.model.llm import load_llm, named_dtype
+from vidqa.model.llm import dtype_from_name, load_llm
 from vidqa.pipeline.run.loaded_model import Precision, load_model
 from vidqa.pipeline.run.run_options import RunOptions
 
 
-@pytest.mark.parametrize(("quantise", "place"), [("8bit", None), ("4bit", None), (None, "map")])
+@pytest.mark.parametrize(("quantize", "device_map"), [("8bit", None), ("4bit", None), (None, "map")])
 def test_a_missing_package_is_named(
-    quantise: str | None, place: str | None, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+    quantize: str | None, device_map: str | None, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(DeviceError, match="is not installed"):
-        load_llm(tiny_bundle / "llm", None, quantise=quantise, place=place)
+        load_llm(tiny_bundle / "llm", None, quantize=quantize, device_map=device_map)
 
 
-def test_spread_over_all_devices(tiny_bundle: Path) -> None:
+def test_device_map_over_all_devices(tiny_bundle: Path) -> None:
     pytest.importorskip("accelerate")
     plain, _ = load_llm(tiny_bundle / "llm", None)
-    spread, _ = load_llm(tiny_bundle / "llm", None, place="map")
+    mapped, _ = load_llm(tiny_bundle / "llm", None, device_map="map")
     ids = torch.tensor([[1, 5, 9]])
     with torch.no_grad():
-        assert torch.equal(plain(ids).logits, spread(ids).logits.cpu())
+        assert torch.equal(plain(ids).logits, mapped(ids).logits.cpu())
 
 
-def test_identity_says_the_precision(tiny_bundle: Path) -> None:
+def test_model_id_includes_the_precision(tiny_bundle: Path) -> None:
     plain = load_model(str(tiny_bundle), "cpu").identity.model_id
     assert load_model(str(tiny_bundle), "cpu", precision=Precision("float16", "4bit")).identity.model_id == (
         f"{plain}-float16-4bit"
     )
-    assert named_dtype("bfloat16") is torch.bfloat16 and named_dtype(None) is None
+    assert dtype_from_name("bfloat16") is torch.bfloat16 and dtype_from_name(None) is None
 
 
 @pytest.mark.parametrize(("bits", "kind", "allowed"), [("8bit", "Linear8bitLt", 0.05), ("4bit", "Linear4bit", 0.3)])
-def test_fewer_bits_say_nearly_the_same(bits: str, kind: str, allowed: float, tmp_path: Path) -> None:
+def test_quantized_logits_are_close(bits: str, kind: str, allowed: float, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     pytest.importorskip("accelerate")
     folder = write_llm(tmp_path / "llm")
     plain, _ = load_llm(folder, torch.float32)
-    small, _ = load_llm(folder, torch.float32, quantise=bits, place=torch.device("cpu"))
+    small, _ = load_llm(folder, torch.float32, quantize=bits, device_map=torch.device("cpu"))
     assert type(small.model.layers[0].self_attn.q_proj).__name__ == kind
     ids = torch.tensor([[1, 5, 9, 4]])
     with torch.no_grad():
@@ -58,8 +58,8 @@ def test_fewer_bits_say_nearly_the_same(bits: str, kind: str, allowed: float, tm
 
 
 @pytest.mark.parametrize("bits", ["8bit", "4bit"])
-def test_the_demo_model_in_fewer_bits(bits: str, tmp_path: Path) -> None:
-    """Its widths are no multiples of 64, for which bitsandbytes' own packing for CPUs with AVX-512 fails."""
+def test_the_quantized_demo_model(bits: str, tmp_path: Path) -> None:
+    """Its sizes are not multiples of 64, for which bitsandbytes' repacking for AVX-512 fails."""
     pytest.importorskip("bitsandbytes")
     pytest.importorskip("accelerate")
     clip = Path(__file__).parents[2] / "examples" / "clips" / "clip01.mp4"
