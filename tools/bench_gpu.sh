@@ -1,24 +1,24 @@
 #!/bin/sh
-# All that needs a GPU: the tests that are skipped without one, and every benchmark on it, in parts of at most ten minutes.
+# Run everything that needs a GPU: the tests that are skipped without one and all benchmarks, in parts of ten minutes.
 #
 #   tools/bench_gpu.sh                     all parts, about half an hour on a large GPU
 #   tools/bench_gpu.sh llm tests           some parts
 #
 # Parts:
-#   llm      the LLM's part alone: the tests of the engine on the GPU, float32 and bfloat16, the 7B shape (needs torch,
-#            transformers and tokenizers only)
-#   tests    all tests marked gpu, a skipped one counting as failed
-#   stages   vidqa doctor and vidqa bench, ONNX Runtime against torch for a ViT-L/14 in float16, tuning steps
-#   answers  the usual loop against vidqa: a tiny model, and ViT-L/14 encoders with a small LLM
-#   full     the same with the whole 7B shape in bfloat16, 64 new tokens: Q = 8 for 64 clips (the usual loop for one of
-#            them), then one clip, Q = 1 and 8
+#   llm      the LLM alone: GPU tests of the engine, float32 and bfloat16, the 7B shape (needs only torch, transformers
+#            and tokenizers)
+#   tests    all tests marked gpu; a skipped test counts as a failure
+#   stages   vidqa doctor and vidqa bench, ONNX Runtime against torch for a ViT-L/14 in float16, training steps
+#   answers  transformers' loop against vidqa: a tiny model, and ViT-L/14 encoders with a small LLM
+#   full     the same with the full 7B shape in bfloat16, 64 new tokens: Q = 8 for 64 clips (transformers' loop for one
+#            of them), then one clip with Q = 1 and 8
 #
-# A part gets PART_SECONDS (570); a step that would take longer is ended and counts as failed, and so does what comes
-# after it, but what was printed until then is kept. The ends of the steps are printed as they come, and last all that
-# was measured: one JSON line a step. The same lines lie in results.jsonl, and the whole output in PART.log, one file a
-# part, in the folder $OUT, or in build/bench_gpu. PYTHON names the interpreter; else it is the first of python and
-# python3 that has torch. The 7B shape needs about 60 GB of GPU memory and 30 GB of disk (TMPDIR) for random weights.
-# Exit code 1 when a step failed.
+# A part may take PART_SECONDS (570). A step that would exceed this is stopped; it counts as failed, like the steps after
+# it, but its output so far is kept. The last lines of each step are printed when it ends. At the end, the results are
+# printed as one JSON line per step. They are also written to results.jsonl, and the full output of each part to PART.log,
+# in the folder $OUT or build/bench_gpu. PYTHON selects the interpreter; the default is the first of python and python3
+# that has torch. The 7B shape needs about 60 GB of GPU memory and 30 GB of disk (TMPDIR) for random weights. The exit
+# code is 1 if a step failed.
 set -u
 cd "$(dirname "$0")/.."
 case "${1:-}" in
@@ -31,7 +31,7 @@ for one in "$@"; do
     case "$one" in
     all | llm | tests | stages | answers | full) ;;
     *)
-        echo "no part $one: llm, tests, stages, answers, full" >&2
+        echo "unknown part $one; the parts are llm, tests, stages, answers, full" >&2
         exit 2
         ;;
     esac
@@ -41,7 +41,7 @@ for one in python python3; do
     [ -z "$python" ] && "$one" -c 'import torch' 2>/dev/null && python=$one
 done
 if [ -z "$python" ]; then
-    echo "neither python nor python3 has torch; PYTHON names one that has" >&2
+    echo "neither python nor python3 has torch; set PYTHON to an interpreter that has it" >&2
     exit 1
 fi
 logs=${OUT:-build/bench_gpu}
@@ -54,7 +54,7 @@ results=$logs/results.jsonl
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 failed=0
-begin() { # name of the part
+start_part() { # name of the part
     log=$logs/$1.log
     : >"$log"
     ends=$(($(date +%s) + ${PART_SECONDS:-570}))
@@ -66,7 +66,7 @@ step() { # name, command...
     began=$(date +%s)
     left=$((ends - began))
     if [ "$left" -le 5 ]; then
-        echo "FAILED: no time is left for it" | tee -a "$log"
+        echo "FAILED: no time left" | tee -a "$log"
         failed=$((failed + 1))
         return
     fi
@@ -77,7 +77,7 @@ step() { # name, command...
     grep '^{.*}$' "$scratch/out" | tail -n 1 |
         sed "s/^{/{\"step\": \"$name\", \"seconds\": $(($(date +%s) - began)), \"exit\": $code, /" >>"$results"
     if [ "$code" -ne 0 ]; then
-        echo "FAILED with exit code $code (124: its time was over)" | tee -a "$log"
+        echo "FAILED with exit code $code (124 means a timeout)" | tee -a "$log"
         failed=$((failed + 1))
     fi
 }
@@ -87,7 +87,7 @@ answers() { # name, arguments...
     step "$name" "$python" tools/bench_answers.py --device cuda --new-tokens 64 "$@"
 }
 part() {
-    begin "$1"
+    start_part "$1"
     case "$1" in
     llm)
         step llm_tests env VIDQA_REQUIRE_GPU=1 "$python" -m pytest -q -p no:cacheprovider tests/generate/test_on_gpu.py
@@ -117,7 +117,7 @@ part() {
         ;;
     esac
 }
-begin environment
+start_part environment
 step environment "$python" -c 'import json, torch
 print(json.dumps({"torch": torch.__version__, "cuda": torch.version.cuda, "gpu": torch.cuda.get_device_name()}))'
 [ $# -eq 0 ] && set -- all
@@ -128,7 +128,7 @@ for one in "$@"; do
         part "$one"
     fi
 done
-echo "== measured"
+echo "== results"
 cat "$results"
 echo "$failed steps failed"
 [ "$failed" -eq 0 ]
