@@ -1,4 +1,4 @@
-"""Fixtures for the whole suite: a tiny bundle that answers "red", clips made on the spot, and a quiet environment."""
+"""Fixtures of the whole suite: a tiny bundle that answers "red", generated clips, and a clean environment."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pytest
 
-#: What the tiny model says to every question.
+#: The tiny model's answer to every question.
 TINY_ANSWER = "red"
 
 
 @pytest.fixture(autouse=True)
-def _own_surroundings(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads the user's settings or models, or fills the user's cache."""
+def _clean_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep tests from reading the user's settings and models, and from filling the user's cache."""
     for name in [name for name in os.environ if name.startswith("VIDQA_")]:
         monkeypatch.delenv(name)
     home = tmp_path_factory.getbasetemp() / "user"
@@ -35,7 +35,7 @@ def _own_surroundings(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyt
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole bundle with random encoders and an LLM that looks the next letter up: every answer is "red"."""
+    """A complete bundle with random encoders and an LLM that predicts the next letter from a table, answering "red"."""
     from vidqa.encoders.preprocess import PreprocessSpec
     from vidqa.model.bundle.bundle import save_bundle
     from vidqa.model.bundle.spec import (
@@ -72,7 +72,7 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 _LETTERS = ["<unk>", "<s>", "</s>", *string.printable]
-_WIDTH = 112  # at least one dimension for each letter, and a multiple of the number of heads
+_WIDTH = 112  # at least one dimension per letter, and a multiple of the number of heads
 
 
 def _fill_tiny(folder: Path) -> None:
@@ -93,7 +93,7 @@ def _fill_tiny(folder: Path) -> None:
 
 
 def _save_llm(folder: Path) -> None:
-    """A Llama whose layers do nothing, between one-hot embeddings and a table of the next letter."""
+    """Save a Llama whose layers do nothing, between one-hot embeddings and a head that maps a letter to the next."""
     import torch
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
     from tokenizers.decoders import Fuse
@@ -124,27 +124,26 @@ def _save_llm(folder: Path) -> None:
         llm.model.layers[0].mlp.down_proj.weight.zero_()
         llm.model.embed_tokens.weight.copy_(torch.eye(len(_LETTERS), _WIDTH))
         llm.lm_head.weight.zero_()
-        said = [":", " ", *TINY_ANSWER, "</s>"]
-        for now, then in pairwise(said):
-            llm.lm_head.weight[vocabulary[then], vocabulary[now]] = 10.0
+        for letter, following in pairwise([":", " ", *TINY_ANSWER, "</s>"]):
+            llm.lm_head.weight[vocabulary[following], vocabulary[letter]] = 10.0
     llm.save_pretrained(folder, safe_serialization=True)
 
 
 @pytest.fixture(scope="session")
 def make_clip() -> Callable[..., Path]:
-    """A function that writes a short MP4: `make_clip(path, seed=0, n_frames=12, size=32, rate=10)`."""
+    """Function that writes a short MP4: `make_clip(path, seed=0, n_frames=12, size=32, rate=10)`."""
     import av
 
     def make(path: Path, seed: int = 0, n_frames: int = 12, size: int = 32, rate: int = 10) -> Path:
         rng = np.random.default_rng(seed)
-        picture = rng.integers(0, 255, (size, size, 3), dtype=np.uint8)
+        image = rng.integers(0, 255, (size, size, 3), dtype=np.uint8)
         path.parent.mkdir(parents=True, exist_ok=True)
         with av.open(str(path), "w", format="mp4") as container:
             stream = container.add_stream("libx264", rate=rate)
             stream.width = stream.height = size
             stream.pix_fmt = "yuv420p"
             for i in range(n_frames):
-                frame = av.VideoFrame.from_ndarray(np.roll(picture, i, axis=1), format="rgb24")
+                frame = av.VideoFrame.from_ndarray(np.roll(image, i, axis=1), format="rgb24")
                 container.mux(stream.encode(frame))
             container.mux(stream.encode())
         return path
@@ -154,7 +153,7 @@ def make_clip() -> Callable[..., Path]:
 
 @pytest.fixture
 def clips(tmp_path: Path, make_clip: Callable[..., Path]) -> Path:
-    """A folder with three clips, the third in a folder of its own."""
+    """A folder with three clips, the third in a subfolder."""
     for i, name in enumerate(("a.mp4", "b.mp4", "deeper/c.mp4")):
         make_clip(tmp_path / "clips" / name, seed=i)
     return tmp_path / "clips"
@@ -162,18 +161,18 @@ def clips(tmp_path: Path, make_clip: Callable[..., Path]) -> Path:
 
 @pytest.fixture
 def mount() -> Callable[..., None]:
-    """A function that calls `mount` with its arguments, and skips the test where that is not allowed."""
+    """Function that calls `mount` with its arguments, and skips the test if that is not permitted."""
 
     def call(*arguments: str) -> None:
         if sys.platform != "linux" or subprocess.run(["mount", *arguments], capture_output=True).returncode:
-            pytest.skip("needs the right to mount")
+            pytest.skip("needs permission to mount")
 
     return call
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path, mount: Callable[..., None]) -> Iterator[Path]:
-    """A file system of its own with 256 KB."""
+    """A file system with a size of 256 KB."""
     folder = tmp_path / "small"
     folder.mkdir()
     mount("-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder))
