@@ -1,4 +1,4 @@
-"""Segments as an encoder gives them, with values that are hard to keep: -0.0, NaN, the smallest floats, odd times."""
+"""Encoded segments with values that are hard to store: -0.0, NaN, the smallest floats, irregular times."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The store keeps bits, finds damage, and says what is wrong with a folder."""
+"""FeatureStore: bit-exact entries, damage detection, folder errors."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def assert_same(a: EncodedSegment, b: EncodedSegment) -> None:
     assert replace(a, features=b.features) == b
 
 
-def test_cached_equals_fresh_bit_for_bit(tmp_path: Path, segment: Make) -> None:
+def test_an_entry_is_read_bit_for_bit(tmp_path: Path, segment: Make) -> None:
     store, value = FeatureStore(tmp_path / "cache"), segment()
     assert store.get(KEY) is None and not store.has(KEY)
     store.put(KEY, value)
@@ -44,11 +44,11 @@ def test_cached_equals_fresh_bit_for_bit(tmp_path: Path, segment: Make) -> None:
     found = FeatureStore(tmp_path / "cache").get(KEY)
     assert found is not None
     assert_same(found, value)
-    found.features.tokens[0, 0, 0] = 1  # torch.from_numpy wants arrays that may be written
+    found.features.tokens[0, 0, 0] = 1  # torch.from_numpy needs writable arrays
     assert not store.damaged
 
 
-def test_a_still_without_duration_and_a_strided_array(tmp_path: Path) -> None:
+def test_an_image_without_duration_and_a_strided_array(tmp_path: Path) -> None:
     tokens = np.arange(2 * 6 * 4, dtype=np.float16).reshape(2, 6, 4)[:1, ::2, ::-1]
     value = EncodedSegment(
         MediaFacts("image", "png", 5, 7, None, None), 0.0, 0.0, (0.0,), (False,),
@@ -61,7 +61,7 @@ def test_a_still_without_duration_and_a_strided_array(tmp_path: Path) -> None:
     assert_same(found, value)
 
 
-def test_entry_is_ordinary_safetensors_and_the_same_every_time(tmp_path: Path, segment: Make) -> None:
+def test_an_entry_is_standard_safetensors_and_deterministic(tmp_path: Path, segment: Make) -> None:
     store = FeatureStore(tmp_path)
     store.put(KEY, segment())
     path = store.path(KEY)
@@ -76,18 +76,18 @@ def test_entry_is_ordinary_safetensors_and_the_same_every_time(tmp_path: Path, s
 
 
 @pytest.mark.parametrize("part", ["media_id", "segment_key", "encoder_id"])
-def test_every_part_of_the_key_counts(part: str) -> None:
+def test_every_part_of_the_key_changes_the_digest(part: str) -> None:
     assert replace(KEY, **{part: "other"}).digest != KEY.digest
 
 
-def test_key_parts_do_not_run_into_each_other() -> None:
+def test_key_parts_are_separated() -> None:
     assert CacheKey("ab", "c", "e").digest != CacheKey("a", "bc", "e").digest
     for bad in ("", "../up", "a/b", ".hidden"):
         with pytest.raises(ValueError, match="encoder_id"):
             CacheKey("m", "whole", bad)
 
 
-def test_every_flipped_byte_is_found(tmp_path: Path, segment: Make) -> None:
+def test_every_flipped_bit_is_detected(tmp_path: Path, segment: Make) -> None:
     store = FeatureStore(tmp_path)
     store.put(KEY, segment())
     whole = store.path(KEY).read_bytes()
@@ -99,7 +99,7 @@ def test_every_flipped_byte_is_found(tmp_path: Path, segment: Make) -> None:
             entry.unpack(bytes(damaged), KEY)
 
 
-def test_every_truncation_is_found(tmp_path: Path, segment: Make) -> None:
+def test_every_truncation_is_detected(tmp_path: Path, segment: Make) -> None:
     whole = entry.pack(KEY, segment())
     for n in range(len(whole)):
         with pytest.raises(CacheError):
@@ -108,8 +108,8 @@ def test_every_truncation_is_found(tmp_path: Path, segment: Make) -> None:
         entry.unpack(whole + b"\0", KEY)
 
 
-def sealed(data: bytes) -> bytes:
-    """A forged entry with a checksum that fits."""
+def with_valid_checksum(data: bytes) -> bytes:
+    """Recompute the checksum of an entry."""
     at = data.index(b'{\\"crc32\\":\\"') + len(b'{\\"crc32\\":\\"')
     blank = data[:at] + b"00000000" + data[at + 8 :]
     return blank[:at] + f"{zlib.crc32(blank):08x}".encode() + blank[at + 8 :]
@@ -118,8 +118,8 @@ def sealed(data: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        (b'"shape":[4,5,16]', b'"shape":[4,5,17]'),  # more than there is
-        (b'"shape":[4,5,16]', b'"shape":[5,4,16]'),  # another number of frames than times
+        (b'"shape":[4,5,16]', b'"shape":[4,5,17]'),  # more data than there is
+        (b'"shape":[4,5,16]', b'"shape":[5,4,16]'),  # frames and times differ in number
         (b'"F16"', b'"F64"'),
         (b'"F16"', b'"I16"'),
         (b'"tokens"', b'"tokenz"'),
@@ -129,20 +129,20 @@ def sealed(data: bytes) -> bytes:
         (b'\\"kind\\"', b'\\"kinf\\"'),
     ],
 )
-def test_a_lying_header_with_a_right_checksum_is_found(segment: Make, old: bytes, new: bytes) -> None:
+def test_a_wrong_header_with_a_valid_checksum_is_detected(segment: Make, old: bytes, new: bytes) -> None:
     whole = entry.pack(KEY, segment())
     assert old in whole
-    entry.unpack(sealed(whole), KEY)
+    entry.unpack(with_valid_checksum(whole), KEY)
     with pytest.raises(CacheError):
-        entry.unpack(sealed(whole.replace(old, new, 1)), KEY)
+        entry.unpack(with_valid_checksum(whole.replace(old, new, 1)), KEY)
 
 
-def test_header_length_of_exabytes_is_refused(segment: Make) -> None:
+def test_a_header_length_of_exabytes_is_rejected(segment: Make) -> None:
     with pytest.raises(CacheError, match="wrong length in the header"):
         entry.unpack((2**62).to_bytes(8, "little") + entry.pack(KEY, segment())[8:], KEY)
 
 
-def test_damage_is_named_removed_and_mended_by_encoding_again(
+def test_a_damaged_entry_is_logged_removed_and_can_be_replaced(
     tmp_path: Path, segment: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = FeatureStore(tmp_path)
@@ -158,7 +158,7 @@ def test_damage_is_named_removed_and_mended_by_encoding_again(
     assert store.get(KEY) is not None and len(store.damaged) == 1
 
 
-def test_an_entry_under_the_wrong_name_is_not_believed(tmp_path: Path, segment: Make) -> None:
+def test_a_misplaced_entry_is_rejected(tmp_path: Path, segment: Make) -> None:
     store, other = FeatureStore(tmp_path), replace(KEY, media_id="f" * 32)
     store.put(KEY, segment())
     store.path(other).parent.mkdir(parents=True, exist_ok=True)
@@ -168,7 +168,7 @@ def test_an_entry_under_the_wrong_name_is_not_believed(tmp_path: Path, segment: 
     assert store.get(KEY) is None and len(store.damaged) == 1
 
 
-def test_use_is_noted_but_not_at_every_read(tmp_path: Path, segment: Make) -> None:
+def test_time_of_last_use_is_updated_at_most_once_an_hour(tmp_path: Path, segment: Make) -> None:
     store = FeatureStore(tmp_path)
     store.put(KEY, segment())
     path, long_ago, just_now = store.path(KEY), time.time() - 86400, time.time() - 60
@@ -180,7 +180,7 @@ def test_use_is_noted_but_not_at_every_read(tmp_path: Path, segment: Make) -> No
     assert path.stat().st_mtime == pytest.approx(just_now)
 
 
-def test_root_is_tagged_as_a_cache(tmp_path: Path) -> None:
+def test_the_folder_is_tagged_as_a_cache(tmp_path: Path) -> None:
     FeatureStore(tmp_path / "deep" / "cache")
     text = (tmp_path / "deep" / "cache" / "CACHEDIR.TAG").read_text()
     assert text.startswith("Signature: 8a477f597d28d172789f06886806bc55")
@@ -194,7 +194,7 @@ from vidqa.cache.key import CacheKey
 from vidqa.cache.feature_store import FeatureStore
 store = FeatureStore(sys.argv[1])
 wrong = 0
-for turn in range(8):
+for _ in range(8):
     for i in range(15):
         key = CacheKey(f"{{i:032x}}", "whole", "enc1")
         store.put(key, make_segment(i))
@@ -205,7 +205,7 @@ sys.exit(wrong + len(store.damaged))
 
 
 def child(tmp_path: Path, code: str, *arguments: str) -> list[str]:
-    """A command that runs `code` with this repository and this folder's make_segment at hand."""
+    """Return a command that runs `code`, which can import this repository and this folder's make_segment."""
     (tmp_path / "cache_conftest.py").write_text((Path(__file__).parent / "conftest.py").read_text())
     repository = str(Path(__file__).parents[2])
     script = tmp_path / "child.py"
@@ -222,8 +222,8 @@ def test_three_processes_share_a_cache(tmp_path: Path) -> None:
     assert not list(cache.rglob("*.part"))
 
 
-def test_no_room_names_the_folder_and_what_to_try(tmp_path: Path, segment: Make) -> None:
-    """The kernel refuses to let a file grow past a limit: a real failing write, as on a full disk."""
+def test_a_full_disk_is_reported_with_the_folder_and_a_hint(tmp_path: Path, segment: Make) -> None:
+    """A file size limit makes the write fail as on a full disk."""
     store = FeatureStore(tmp_path)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
@@ -249,17 +249,17 @@ if os.getuid() == 0:
     os.setuid(65534)
 store = FeatureStore(sys.argv[1])
 assert store.get(CacheKey("0" * 32, "whole", "enc1")) is not None
-for act in (lambda: store.put(CacheKey("1" * 32, "whole", "enc1"), make_segment()), lambda: MediaIndex(sys.argv[1])):
+for action in (lambda: store.put(CacheKey("1" * 32, "whole", "enc1"), make_segment()), lambda: MediaIndex(sys.argv[1])):
     try:
-        act()
+        action()
     except CacheError as error:
         assert sys.argv[1] in error.what and "--cache-dir" in error.hint, str(error)
     else:
-        sys.exit("it was written")
+        sys.exit("the write succeeded")
 """
 
 
-def test_a_read_only_cache_can_be_read_and_says_why_it_cannot_be_written(tmp_path: Path, segment: Make) -> None:
+def test_a_read_only_cache_can_be_read_and_writing_is_a_clear_error(tmp_path: Path, segment: Make) -> None:
     cache = tmp_path / "cache"
     FeatureStore(cache).put(KEY, segment())
     command = child(tmp_path, READ_ONLY, str(cache))
@@ -267,7 +267,7 @@ def test_a_read_only_cache_can_be_read_and_says_why_it_cannot_be_written(tmp_pat
     for folder in folders:
         folder.chmod(0o555)
     ours = (above for above in (tmp_path, *tmp_path.parents) if "pytest-" in str(above))
-    for above in ours:  # another user must come through; how deep they lie is pytest's matter
+    for above in ours:  # the other user needs access to pytest's folders
         above.chmod(above.stat().st_mode | 0o055)
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -279,7 +279,7 @@ def test_a_read_only_cache_can_be_read_and_says_why_it_cannot_be_written(tmp_pat
     assert done.returncode == 0, done.stderr
 
 
-def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
+def test_a_file_instead_of_the_cache_folder(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("in the way")
     with pytest.raises(CacheError, match="cannot use the cache folder"):
         FeatureStore(tmp_path / "cache")

@@ -1,4 +1,4 @@
-"""The index reads no byte that it knows, and is never fooled by what it can know."""
+"""MediaIndex: unchanged files are not read again, and changed ones always are."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:32]
 
 
-def test_a_known_file_is_not_read(tmp_path: Path) -> None:
+def test_an_indexed_file_is_not_read_again(tmp_path: Path) -> None:
     f = old_file(tmp_path / "a.mp4", b"one")
     index = MediaIndex(tmp_path / "cache")
     assert index.media_id(item(f)) == digest(b"one")
     seen = item(f)
-    f.unlink()  # whoever still wants to read it fails
+    f.unlink()  # reading it would fail
     assert index.media_id(seen) == digest(b"one")
     assert MediaIndex(tmp_path / "cache").media_id(seen) == digest(b"one")
     assert index.n_hashed == 1 and index.n_files() == 1
 
 
-def test_size_or_time_or_path_make_it_read_again(tmp_path: Path) -> None:
+def test_another_size_time_or_path_is_read_again(tmp_path: Path) -> None:
     f = old_file(tmp_path / "a.mp4", b"one")
     index = MediaIndex(tmp_path / "cache")
     index.media_id(item(f))
@@ -61,8 +61,8 @@ def test_size_or_time_or_path_make_it_read_again(tmp_path: Path) -> None:
     assert index.n_hashed == 4
 
 
-def test_a_file_just_modified_is_not_trusted(tmp_path: Path) -> None:
-    """Same size and, on a coarse clock, the same time: only the rule of two seconds saves us."""
+def test_a_recently_modified_file_is_read_again(tmp_path: Path) -> None:
+    """Same size and, with a coarse clock, the same mtime: only the two-second rule detects the change."""
     f, now = tmp_path / "a.mp4", time.time_ns()
     f.write_bytes(b"one")
     os.utime(f, ns=(now, now))
@@ -73,7 +73,7 @@ def test_a_file_just_modified_is_not_trusted(tmp_path: Path) -> None:
     assert index.media_id(item(f)) == digest(b"two")
 
 
-def test_a_time_in_the_future_does_not_mean_reading_every_night(tmp_path: Path) -> None:
+def test_a_modification_time_in_the_future_is_not_read_every_time(tmp_path: Path) -> None:
     f = tmp_path / "a.mp4"
     f.write_bytes(b"one")
     os.utime(f, (4_000_000_000, 4_000_000_000))
@@ -98,14 +98,14 @@ def test_names_of_any_bytes(tmp_path: Path) -> None:
     assert index.n_hashed == len(names)
 
 
-def test_what_cannot_be_read_has_a_kind(tmp_path: Path) -> None:
+def test_error_kinds_of_unreadable_files(tmp_path: Path) -> None:
     index, f = MediaIndex(tmp_path / "cache"), old_file(tmp_path / "a.mp4", b"one")
     seen = item(f)
     f.unlink()
     with pytest.raises(MediaError) as caught:
         index.media_id(seen)
     assert caught.value.kind == "missing"
-    os.mkfifo(f)  # must not wait for a writer
+    os.mkfifo(f)  # opening must not wait for a writer
     with pytest.raises(MediaError) as caught:
         index.media_id(seen)
     assert caught.value.kind == "not_media"
@@ -117,7 +117,7 @@ def test_what_cannot_be_read_has_a_kind(tmp_path: Path) -> None:
     assert index.n_files() == 0
 
 
-def test_a_growing_file_gets_no_digest(tmp_path: Path) -> None:
+def test_a_growing_file_has_no_digest(tmp_path: Path) -> None:
     f, done = tmp_path / "a.mp4", threading.Event()
     f.write_bytes(b"x" * (8 << 20))
 
@@ -139,18 +139,18 @@ def test_a_growing_file_gets_no_digest(tmp_path: Path) -> None:
     assert index.media_id(item(f)) == hashlib.sha256(f.read_bytes()).hexdigest()[:32]
 
 
-def test_facts_come_back_equal(tmp_path: Path) -> None:
+def test_facts_are_restored(tmp_path: Path) -> None:
     index = MediaIndex(tmp_path)
     facts = MediaFacts("video", "hevc", 1920, 1080, 12.345678901234567, 30000 / 1001, 270, Fraction(4, 3), 370, 371, 2)
     assert index.facts("a" * 32) is None
     index.store_facts("a" * 32, facts)
     assert MediaIndex(tmp_path).facts("a" * 32) == facts
-    still = MediaFacts("image", "png", 3, 2, None, None)
-    index.store_facts("a" * 32, still)
-    assert index.facts("a" * 32) == still
+    image = MediaFacts("image", "png", 3, 2, None, None)
+    index.store_facts("a" * 32, image)
+    assert index.facts("a" * 32) == image
 
 
-def test_facts_of_another_version_are_asked_again(tmp_path: Path) -> None:
+def test_facts_of_another_version_are_ignored(tmp_path: Path) -> None:
     index = MediaIndex(tmp_path)
     index.store_facts("a" * 32, MediaFacts("image", "png", 3, 2, None, None))
     with sqlite3.connect(tmp_path / INDEX_NAME) as db:
@@ -169,7 +169,7 @@ def test_a_damaged_index_is_replaced(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert "damaged index" in caplog.text
 
 
-def test_a_foreign_database_is_left_alone(tmp_path: Path) -> None:
+def test_a_foreign_database_is_not_changed(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / INDEX_NAME) as db:
         db.execute("CREATE TABLE files (holiday TEXT)")
     with pytest.raises(CacheError, match="index of the cache folder"):
@@ -199,7 +199,7 @@ while True:
 
 
 def test_two_writers_and_kill_9(tmp_path: Path) -> None:
-    """What a process was told is remembered is still known after it and its rival are killed."""
+    """Digests that a process has stored survive when it and a second writer are killed."""
     script, cache = tmp_path / "writer.py", tmp_path / "cache"
     script.write_text(WRITER.format(repository=REPOSITORY))
     (tmp_path / "files").mkdir()
@@ -223,18 +223,18 @@ def test_two_writers_and_kill_9(tmp_path: Path) -> None:
     with sqlite3.connect(cache / INDEX_NAME) as db:
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     for path in (tmp_path / "files").iterdir():
-        if path.stat().st_size:  # one may have been cut between truncation and write
+        if path.stat().st_size:  # one may have been killed between truncation and write
             assert index.media_id(item(path)) == digest(path.read_bytes())
     assert index.n_hashed <= 2
 
 
-def test_known_files_are_found_by_key_and_not_read(tmp_path: Path) -> None:
+def test_lookups_use_the_primary_key_and_read_no_file(tmp_path: Path) -> None:
     index = MediaIndex(tmp_path)
     rows = [(f"/archive/{i:06d}.mp4".encode(), i, i, f"{i:032x}", 10**18) for i in range(5_000)]
     with sqlite3.connect(tmp_path / INDEX_NAME) as db:
         db.executemany("INSERT INTO files VALUES (?, ?, ?, ?, ?)", rows)
         (plan,) = db.execute("EXPLAIN QUERY PLAN SELECT * FROM files WHERE path = x'00'").fetchall()
-    assert "SEARCH" in plan[-1]  # a scan would make an archive of n files cost n * n
+    assert "SEARCH" in plan[-1]  # a table scan would need n * n steps for n files
     items = [MediaItem(f"/archive/{i:06d}.mp4", "/archive", f"{i:06d}.mp4", i, i) for i in range(5_000)]
     assert [index.media_id(it) for it in items] == [f"{i:032x}" for i in range(5_000)]
     assert index.n_hashed == 0

@@ -1,4 +1,4 @@
-"""Tiny towers with random weights and their graphs: exported once for all tests of this folder."""
+"""Tiny towers with random weights, and their ONNX graphs: exported once for all tests of this folder."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from vidqa.records import EncoderInput, MediaKind
 SIZE, PATCH, WIDTH, OUT, FRAMES = 24, 8, 32, 12, 4
 
 
-def randomise(module: nn.Module, seed: int) -> nn.Module:
-    """Every weight, bias and norm away from its start value, so that a forgotten one shows."""
+def randomize(module: nn.Module, seed: int) -> nn.Module:
+    """Change every parameter from its initial value, so that a missing one is noticed."""
     rng = torch.Generator().manual_seed(seed)
     for parameter in module.parameters():
-        scale, centre = (0.2, 0.0) if parameter.ndim > 1 else (0.3, 0.5)
-        parameter.data = torch.randn(parameter.shape, generator=rng) * scale + centre
+        scale, center = (0.2, 0.0) if parameter.ndim > 1 else (0.3, 0.5)
+        parameter.data = torch.randn(parameter.shape, generator=rng) * scale + center
     return module.eval()
 
 
 def tiny_tower(seed: int, *, temporal: int = 0, **changes: object) -> VisionTower:
     config = VisionConfig(SIZE, PATCH, WIDTH, 64, 2, 4, OUT, temporal_length=temporal, **changes)
-    return randomise(VisionTower(config), seed)
+    return randomize(VisionTower(config), seed)
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,14 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 
 @pytest.fixture(scope="session")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """An image tower with quick_gelu, its plain graph, and its weights in a file of their own."""
+    """An image tower with quick_gelu, its unfused graph, and its weights in an external file."""
     tower, path = tiny_tower(2, hidden_act="quick_gelu"), tmp_path_factory.mktemp("graphs") / "image.onnx"
     return Exported(tower, path, export_tower(tower, path, 1, fuse=False, external_above=1000))
 
 
 @pytest.fixture(scope="session")
 def make_input() -> Callable[..., EncoderInput]:
-    """`make_input(kind, seed, n_frames)` -> noise that fits the graphs."""
+    """Return a function `make_input(kind, seed, n_frames)` that makes noise of the right shape."""
 
     def make(kind: MediaKind, seed: int, n_frames: int | None = None) -> EncoderInput:
         n = n_frames or (1 if kind == "image" else FRAMES)

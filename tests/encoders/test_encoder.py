@@ -1,4 +1,4 @@
-"""Encoder: order, kinds, batches, memory."""
+"""Encoder: order of results, kinds of media, batches, memory."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def encoder(image, video) -> Encoder:
     return Encoder(image.path, video.path, "cpu", batch_size=3)
 
 
-class Watched:
-    """A session that remembers its batches, and runs out of memory above `limit` groups."""
+class RecordingSession:
+    """Records batch sizes, and runs out of memory above `limit` frame groups."""
 
     def __init__(self, real: OnnxSession, limit: int = 10**9) -> None:
         self.real, self.limit, self.batches = real, limit, []
@@ -36,9 +36,9 @@ class Watched:
         return self.real.run(values)
 
 
-def watch(encoder: Encoder, kind: str, limit: int = 10**9) -> Watched:
-    encoder._sessions[kind] = watched = Watched(encoder.session(kind), limit)
-    return watched
+def record(encoder: Encoder, kind: str, limit: int = 10**9) -> RecordingSession:
+    encoder._sessions[kind] = session = RecordingSession(encoder.session(kind), limit)
+    return session
 
 
 def test_mixed_kinds_keep_their_order(encoder, video, image, make_input) -> None:
@@ -50,22 +50,22 @@ def test_mixed_kinds_keep_their_order(encoder, video, image, make_input) -> None
         exported = video if value.kind == "video" else image
         with torch.no_grad():
             tokens, embedding = exported.tower(torch.from_numpy(value.values)[None])
-        tokens = tokens[0] if value.kind == "video" else tokens[0, :, 1:]  # no class token for pictures
+        tokens = tokens[0] if value.kind == "video" else tokens[0, :, 1:]  # no class token for images
         assert got.tokens.shape == tuple(tokens.shape)
         assert got.keep_cls is (value.kind == "video")
         np.testing.assert_allclose(got.tokens, tokens.half().numpy(), atol=2e-2, rtol=2e-3)
         np.testing.assert_allclose(got.embedding, embedding[0].numpy(), atol=1e-4)
 
 
-def test_nothing_in_nothing_out(encoder) -> None:
+def test_no_inputs(encoder) -> None:
     assert encoder.encode([]) == []
-    assert not encoder._sessions  # and no graph was opened
+    assert not encoder._sessions  # no graph was opened
 
 
-def test_clips_of_many_files_share_batches(encoder, make_input) -> None:
-    watched = watch(encoder, "video")
+def test_videos_of_many_files_share_batches(encoder, make_input) -> None:
+    session = record(encoder, "video")
     encoder.encode([make_input("video", i) for i in range(7)])
-    assert watched.batches == [3, 3, 1]
+    assert session.batches == [3, 3, 1]
 
 
 @pytest.mark.parametrize("kind", ["video", "image"])
@@ -84,7 +84,7 @@ def test_batch_equals_single_through_the_encoder(encoder, image, video, make_inp
     inputs = [make_input(kind, i) for i, kind in enumerate(["video", "image"] * 4)]
     one_by_one = Encoder(image.path, video.path, "cpu", batch_size=1)
     for a, b in zip(encoder.encode(inputs), one_by_one.encode(inputs), strict=True):
-        # two float32 values 1e-5 apart may round to neighbouring float16 values
+        # two float32 values 1e-5 apart may round to adjacent float16 values
         np.testing.assert_allclose(a.tokens.astype(np.float32), b.tokens.astype(np.float32), atol=1e-5, rtol=1e-3)
         np.testing.assert_allclose(a.embedding, b.embedding, atol=1e-5, rtol=0)
 
@@ -96,14 +96,14 @@ def test_same_input_same_bits(encoder, make_input) -> None:
         np.testing.assert_array_equal(a.embedding, b.embedding)
 
 
-def test_longer_clips_are_groups(encoder, video, make_input) -> None:
-    """As the published model does it: groups do not see each other, the embedding is their mean."""
+def test_longer_videos_are_split_into_groups(encoder, video, make_input) -> None:
+    """As in the published model: no attention between groups; the embedding is their mean."""
     long, short = make_input("video", 5, n_frames=12), make_input("video", 6)
-    got, other = encoder.encode([long, short])
+    result, other = encoder.encode([long, short])
     with torch.no_grad():
         tokens, embedding = video.tower(torch.from_numpy(long.values)[None])
-    np.testing.assert_allclose(got.tokens, tokens[0].half().numpy(), atol=2e-2, rtol=2e-3)
-    np.testing.assert_allclose(got.embedding, embedding[0].numpy(), atol=1e-4)
+    np.testing.assert_allclose(result.tokens, tokens[0].half().numpy(), atol=2e-2, rtol=2e-3)
+    np.testing.assert_allclose(result.embedding, embedding[0].numpy(), atol=1e-4)
     np.testing.assert_allclose(other.embedding, encoder.encode([short])[0].embedding, atol=1e-5)
 
 
@@ -114,27 +114,27 @@ def test_frames_that_do_not_fit_the_graph(encoder, make_input) -> None:
 
 def test_running_out_of_memory_halves_the_batch_and_loses_nothing(image, video, make_input, caplog) -> None:
     inputs = [make_input("video", i) for i in range(9)]
-    want = Encoder(image.path, video.path, "cpu", batch_size=1).encode(inputs)
+    expected = Encoder(image.path, video.path, "cpu", batch_size=1).encode(inputs)
     encoder = Encoder(image.path, video.path, "cpu", batch_size=8)
-    watched = watch(encoder, "video", limit=3)
+    session = record(encoder, "video", limit=3)
     with caplog.at_level(logging.WARNING):
         got = encoder.encode(inputs)
-    assert watched.batches == [8, 4, 2, 2, 2, 2, 1]
+    assert session.batches == [8, 4, 2, 2, 2, 2, 1]
     assert "batch size is now 2" in caplog.text
-    for a, b in zip(got, want, strict=True):
+    for a, b in zip(got, expected, strict=True):
         np.testing.assert_allclose(a.embedding, b.embedding, atol=1e-5)
-    assert encoder.batch_size("video") == 2  # and it stays so
+    assert encoder.batch_size("video") == 2  # and stays reduced
     assert encoder.batch_size("image") == 8
 
 
-def test_one_input_that_does_not_fit_is_an_error_of_that_item(encoder, make_input) -> None:
-    watch(encoder, "video", limit=0)
+def test_a_single_input_out_of_memory_is_an_item_error(encoder, make_input) -> None:
+    record(encoder, "video", limit=0)
     with pytest.raises(ItemError) as caught:
         encoder.encode([make_input("video", 0)])
     assert caught.value.kind == "out_of_memory"
 
 
-def test_other_faults_of_the_runtime_are_not_hidden(encoder, make_input, monkeypatch) -> None:
+def test_other_runtime_errors_are_not_hidden(encoder, make_input, monkeypatch) -> None:
     def broken(values: np.ndarray) -> None:
         raise RuntimeError("Non-zero status code")
 
@@ -143,7 +143,7 @@ def test_other_faults_of_the_runtime_are_not_hidden(encoder, make_input, monkeyp
         encoder.encode([make_input("video", 0)])
 
 
-def test_batch_size_by_itself_counts_frames(image, video) -> None:
+def test_the_automatic_batch_size_counts_frames(image, video) -> None:
     encoder = Encoder(image.path, video.path, "cpu")
     assert encoder.batch_size("image") == AUTO_FRAMES["cpu"]
     assert encoder.batch_size("video") == max(1, AUTO_FRAMES["cpu"] // 4)
@@ -151,12 +151,12 @@ def test_batch_size_by_itself_counts_frames(image, video) -> None:
         Encoder(image.path, video.path, "cpu", batch_size=0)
 
 
-def test_unknown_device_is_told_before_any_graph_is_opened(tmp_path) -> None:
+def test_an_unknown_device_is_rejected_before_any_graph_is_opened(tmp_path) -> None:
     with pytest.raises(DeviceError):
         Encoder(tmp_path / "no.onnx", tmp_path / "no.onnx", "tpu")
 
 
-def test_from_bundle_checks_digests_and_takes_its_settings(image, video, make_input) -> None:
+def test_from_bundle_checks_digests_and_uses_its_settings(image, video, make_input) -> None:
     data = image.path.with_name("image.onnx.data")
     folder = image.path.parent
     parts = SimpleNamespace(

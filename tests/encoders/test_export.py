@@ -1,4 +1,4 @@
-"""Graphs against the towers they come from. The text tower's graph is in tests/parity: one export costs seconds."""
+"""Exported graphs compared with their towers. The text tower is in tests/parity, because an export takes seconds."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ def pixels_of(exported, batch: int, n_frames: int) -> torch.Tensor:
 def test_fused_video_graph_equals_torch_at_any_batch(video, batch: int) -> None:
     pixels = pixels_of(video, batch, 4)
     with torch.no_grad():
-        want = video.tower(pixels)
-    for ours, theirs in zip(run(video.path, pixels), want, strict=True):
+        expected = video.tower(pixels)
+    for ours, theirs in zip(run(video.path, pixels), expected, strict=True):
         np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-4, rtol=0)
     assert video.report.max_abs_error <= FP32_TOLERANCE
 
 
-def test_plain_image_graph_equals_torch(image) -> None:
+def test_unfused_image_graph_equals_torch(image) -> None:
     pixels = pixels_of(image, 3, 1)
     with torch.no_grad():
-        want = image.tower(pixels)
-    for ours, theirs in zip(run(image.path, pixels), want, strict=True):
+        expected = image.tower(pixels)
+    for ours, theirs in zip(run(image.path, pixels), expected, strict=True):
         np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-4, rtol=0)
     assert not image.report.fused
 
@@ -49,7 +49,8 @@ def test_plain_image_graph_equals_torch(image) -> None:
 def test_every_attention_and_every_inner_norm_is_fused(video) -> None:
     ops, n_layers = video.report.operators, video.tower.config.n_layers
     assert video.report.fused
-    # Space in all blocks but the last becomes Attention; time in all, and the class token of the last, one node too.
+    # Spatial attention of all blocks except the last is Attention; temporal attention, and the class token of the last
+    # block, are MultiHeadAttention.
     assert ops["Attention"] == n_layers - 1
     assert ops["MultiHeadAttention"] == n_layers + 1
     assert ops["SkipLayerNormalization"] == 2 * n_layers
@@ -57,7 +58,7 @@ def test_every_attention_and_every_inner_norm_is_fused(video) -> None:
     assert "Softmax" not in ops and "Erf" not in ops and "Shape" not in ops
 
 
-def test_graph_has_the_promised_names_and_shapes(video) -> None:
+def test_names_and_shapes_of_the_graph(video) -> None:
     graph = onnx.load(str(video.path)).graph
     shapes = {
         v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim]
@@ -70,8 +71,8 @@ def test_graph_has_the_promised_names_and_shapes(video) -> None:
     assert all(isinstance(shape[0], str) for shape in shapes.values())
 
 
-def test_files_tell_nothing_of_the_machine(video, image) -> None:
-    """The exporter writes its stack traces into every node."""
+def test_files_contain_no_local_paths(video, image) -> None:
+    """The exporter writes stack traces into every node; they must be removed."""
     home = str(Path(module.__file__).resolve().parents[2]).encode()
     for path in (video.path, image.path):
         content = path.read_bytes()
@@ -79,15 +80,15 @@ def test_files_tell_nothing_of_the_machine(video, image) -> None:
         assert b"site-packages" not in content
 
 
-def test_large_weights_lie_beside_the_graph(image) -> None:
+def test_large_weights_are_external_data(image) -> None:
     assert image.report.external_data == "image.onnx.data"
     assert sorted(p.name for p in image.path.parent.iterdir()) == ["image.onnx", "image.onnx.data"]
     assert image.path.with_name("image.onnx.data").stat().st_size > image.path.stat().st_size
     assert image.path.with_name("image.onnx.data").stat().st_mode == image.path.stat().st_mode
 
 
-def test_fusing_does_not_look_at_the_weights(video, tmp_path: Path, monkeypatch) -> None:
-    """A tower of full size would be in memory several times over; its matrices lie outside while it is rewritten."""
+def test_fusing_does_not_load_the_weights(video, tmp_path: Path, monkeypatch) -> None:
+    """A full-size tower would be in memory several times; its matrices stay in the external file during the fusion."""
     fuse, seen = module.fuse_graph, []
 
     def without(path: Path, *shape: int) -> None:
@@ -106,7 +107,7 @@ def test_fusing_does_not_look_at_the_weights(video, tmp_path: Path, monkeypatch)
         np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=0)
 
 
-def test_half_precision(video, tmp_path: Path) -> None:
+def test_fp16(video, tmp_path: Path) -> None:
     report = export_tower(video.tower, tmp_path / "half.onnx", 4, fp16=True)
     assert report.max_rel_error <= FP16_TOLERANCE
     assert report.fused
@@ -114,35 +115,35 @@ def test_half_precision(video, tmp_path: Path) -> None:
     tokens, embedding = run(report.path, pixels)
     assert (tokens.dtype, embedding.dtype) == (np.float16, np.float32)
     with torch.no_grad():
-        want = video.tower(pixels)
-    np.testing.assert_allclose(tokens, want[0].numpy(), atol=0.02 * float(want[0].abs().max()))
+        expected = video.tower(pixels)
+    np.testing.assert_allclose(tokens, expected[0].numpy(), atol=0.02 * float(expected[0].abs().max()))
     assert report.path.stat().st_size < 0.7 * video.path.stat().st_size
-    assert next(video.tower.parameters()).dtype == torch.float32  # the tower itself is left alone
+    assert next(video.tower.parameters()).dtype == torch.float32  # the tower itself is unchanged
 
 
 @pytest.mark.parametrize("layer", [0, 1, -2, -1])
 @torch.no_grad()
-def test_every_layer_can_be_taken(video, layer: int) -> None:
+def test_every_layer_can_be_selected(video, layer: int) -> None:
     pixels = pixels_of(video, 2, 4)
     for ours, theirs in zip(VisionGraph(video.tower, 4, layer)(pixels), video.tower(pixels, layer), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
-def test_longer_clips_fall_into_groups(video) -> None:
+def test_longer_videos_are_split_into_groups(video) -> None:
     pixels = pixels_of(video, 2, 8)
     for ours, theirs in zip(VisionGraph(video.tower, 8, -2)(pixels), video.tower(pixels), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("n_frames", "layer"), [(6, -2), (0, -2), (4, 4), (4, -5)])
-def test_what_does_not_fit_the_tower_is_refused(video, tmp_path: Path, n_frames: int, layer: int) -> None:
+def test_invalid_frames_and_layers_are_rejected(video, tmp_path: Path, n_frames: int, layer: int) -> None:
     with pytest.raises(ValueError, match=r"frames cannot be split|is not one of"):
         export_tower(video.tower, tmp_path / "x.onnx", n_frames, layer)
     assert not list(tmp_path.iterdir())
 
 
-def test_fused_graph_outside_the_tolerance_gives_way_to_the_plain_one(image, tmp_path: Path, monkeypatch) -> None:
+def test_an_inaccurate_fused_graph_is_replaced_by_the_unfused_one(image, tmp_path: Path, monkeypatch) -> None:
     calls = []
 
     def compare(path: Path, check: object) -> tuple[float, float]:
@@ -155,10 +156,10 @@ def test_fused_graph_outside_the_tolerance_gives_way_to_the_plain_one(image, tmp
     assert not export_tower(image.tower, tmp_path / "x.onnx", 1).fused
     assert len(calls) == 2
     monkeypatch.setattr(module, "_compare", lambda *_: (1.0, 1.0))
-    (tmp_path / "x.onnx").write_bytes(b"the one before")
+    (tmp_path / "x.onnx").write_bytes(b"previous")
     with pytest.raises(VidqaError, match="differs from torch by 1"):
         export_tower(image.tower, tmp_path / "x.onnx", 1)
-    assert (tmp_path / "x.onnx").read_bytes() == b"the one before"
+    assert (tmp_path / "x.onnx").read_bytes() == b"previous"
     assert [p.name for p in tmp_path.iterdir()] == ["x.onnx"]
 
 

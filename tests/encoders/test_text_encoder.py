@@ -1,4 +1,4 @@
-"""Texts become the embeddings of the tower; texts that cannot are refused by name."""
+"""TextTokenizer and TextEncoder: embeddings, rejected texts, damaged files."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ def encoder() -> TextEncoder:
 
 
 def word_tokenizer(file: Path) -> Path:
-    """A tokenizer of a few words and two marks, the last two of its ids."""
+    """Write a tokenizer of a few words, with the start and end tokens as its last ids."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     vocabulary = {word: i for i, word in enumerate(["<unk>", *WORDS, "<start>", "<end>"])}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     words.add_special_tokens(["<start>", "<end>"])
-    words.enable_truncation(3)  # what the file asks for itself is not used
+    words.enable_truncation(3)  # TextTokenizer ignores the settings of the file
     words.save(str(file))
     return file
 
 
 @pytest.fixture
-def tokens(tmp_path: Path) -> TextTokenizer:
+def tokenizer(tmp_path: Path) -> TextTokenizer:
     return TextTokenizer(word_tokenizer(tmp_path / "tokenizer.json"), 12, "<start>", "<end>")
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The demo model with a tokenizer of the text tower's own."""
+    """The demo model with a separate tokenizer for the text tower."""
     text = DEMO.spec.encoders.text
     assert text is not None
     text = replace(text, tokenizer="encoders/text.json", end="</s>")
@@ -56,35 +56,35 @@ def folder(tmp_path: Path) -> Path:
     return save_bundle(tmp_path / "model", spec, fill).folder
 
 
-def test_ids_stand_between_the_marks(tokens: TextTokenizer) -> None:
-    assert tokens.ids("a red circle moves") == [9, 4, 1, 6, 8, 10]
-    assert tokens.ids(" a\nred circle moves ") == tokens.ids("a red circle moves")
+def test_ids_are_between_start_and_end_token(tokenizer: TextTokenizer) -> None:
+    assert tokenizer.ids("a red circle moves") == [9, 4, 1, 6, 8, 10]
+    assert tokenizer.ids(" a\nred circle moves ") == tokenizer.ids("a red circle moves")
 
 
-def test_longest_text(tokens: TextTokenizer) -> None:
-    assert len(tokens.ids("red " * 10)) == 12
+def test_longest_text(tokenizer: TextTokenizer) -> None:
+    assert len(tokenizer.ids("red " * 10)) == 12
     with pytest.raises(UsageError, match="has 11 tokens, 1 more than") as e:
-        tokens.ids("red " * 11)
+        tokenizer.ids("red " * 11)
     assert "at most 10 tokens" in str(e.value)
 
 
-@pytest.mark.parametrize(("text", "says"), [("", "empty"), (" \n", "empty"), ("a <end> b", "<end>")])
-def test_texts_that_are_refused(text: str, says: str, tokens: TextTokenizer) -> None:
-    with pytest.raises(UsageError, match=says):
-        tokens.ids(text)
+@pytest.mark.parametrize(("text", "message"), [("", "empty"), (" \n", "empty"), ("a <end> b", "<end>")])
+def test_rejected_texts(text: str, message: str, tokenizer: TextTokenizer) -> None:
+    with pytest.raises(UsageError, match=message):
+        tokenizer.ids(text)
 
 
-def test_company_changes_nothing(encoder: TextEncoder) -> None:
+def test_batch_equals_single(encoder: TextEncoder) -> None:
     texts = ["A red circle moves left.", "Blue.", "The green square grows larger and a star appears."]
     together = encoder.encode(texts)
     assert (together.shape, together.dtype) == ((3, 128), np.float32)
-    for text, one in zip(texts, together, strict=True):
-        np.testing.assert_allclose(encoder.encode([text])[0], one, atol=1e-5)
+    for text, row in zip(texts, together, strict=True):
+        np.testing.assert_allclose(encoder.encode([text])[0], row, atol=1e-5)
     assert np.abs(together[0] - together[1]).max() > 1e-2
 
 
-def test_padding_is_as_in_the_published_models(encoder: TextEncoder) -> None:
-    """They pad with the end mark; what stands behind the first end mark is not seen."""
+def test_padding_of_the_published_models(encoder: TextEncoder) -> None:
+    """They pad with the end token; positions after the first end token have no effect."""
     ids = encoder.tokenizer.ids("a red circle")
     padded = np.array([ids + [ids[-1]] * (64 - len(ids))], np.int64)
     mask = np.array([[1] * len(ids) + [0] * (64 - len(ids))], np.int64)
@@ -104,11 +104,11 @@ def test_model_without_a_text_tower() -> None:
     assert e.value.hint
 
 
-def test_a_tokenizer_of_its_own_is_a_part(folder: Path) -> None:
+def test_a_separate_tokenizer_is_part_of_the_bundle(folder: Path) -> None:
     bundle = load_bundle(folder)
     assert bundle.text_tokenizer == folder / "encoders" / "text.json"
-    assert (bundle.verify(), bundle.model_id) == ([], DEMO.model_id), "search changes no answer"
-    with pytest.raises(UsageError, match="reserves"):  # its end mark is not the largest id
+    assert (bundle.verify(), bundle.model_id) == ([], DEMO.model_id), "the text tower does not affect answers"
+    with pytest.raises(UsageError, match="reserves"):  # its end token does not have the largest id
         TextEncoder.from_bundle(bundle, "cpu").encode(["red"])
 
 
@@ -116,7 +116,7 @@ def test_a_tokenizer_of_its_own_is_a_part(folder: Path) -> None:
 def test_damaged_files(name: str, folder: Path) -> None:
     file = folder / "encoders" / name
     data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1  # within a weight of the graph, within a word of the tokenizer
+    data[len(data) // 2] ^= 1  # in a weight of the graph or a word of the tokenizer
     file.write_bytes(data)
     bundle = load_bundle(folder)
     assert [p for p in bundle.verify() if name in p]
@@ -127,21 +127,21 @@ def test_damaged_files(name: str, folder: Path) -> None:
         load_bundle(folder)
 
 
-def test_wrong_files(tmp_path: Path, tokens: TextTokenizer) -> None:
+def test_wrong_files(tmp_path: Path, tokenizer: TextTokenizer) -> None:
     (tmp_path / "empty.json").write_text("{}")
     with pytest.raises(BundleError, match="not a tokenizer"):
         TextTokenizer(tmp_path / "empty.json", 12, None, "<end>")
     with pytest.raises(BundleError, match="no token <stop>"):
         TextTokenizer(tmp_path / "tokenizer.json", 12, None, "<stop>")
     with pytest.raises(BundleError, match="not a text tower"):
-        TextEncoder(DEMO.image_graph, tokens, "cpu")
+        TextEncoder(DEMO.image_graph, tokenizer, "cpu")
 
 
-def test_later_keys_have_defaults(folder: Path) -> None:
-    """Bundles from before these keys can be read; the others are all needed."""
+def test_optional_keys_have_defaults(folder: Path) -> None:
+    """Bundles written before these keys existed can be loaded; the other keys are required."""
     data = json.loads((folder / BUNDLE_FILE).read_text())
     for key in ("tokenizer", "tokenizer_sha256", "start", "end", "external"):
-        data["encoders"]["text"].pop(key, None)  # what is None is not written
+        data["encoders"]["text"].pop(key, None)  # None is not written
     (folder / BUNDLE_FILE).write_text(json.dumps(data))
     bundle = load_bundle(folder)
     assert bundle.text_tokenizer == bundle.llm_folder / "tokenizer.json"

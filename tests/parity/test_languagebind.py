@@ -1,6 +1,6 @@
-"""The towers beyond the recorded values: clips of a batch apart, groups of frames, the exported graphs.
+"""LanguageBind towers: independent videos in a batch, frame groups, exported graphs.
 
-That the towers compute what the original LanguageBind classes recorded is in test_golden.
+test_golden compares the towers with values recorded from the original classes.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ def pair(name: str) -> Pair:
     return Pair(Fixture.read(GOLDEN, name))
 
 
-def close(got: Tensor, want: Tensor) -> None:
-    torch.testing.assert_close(got, want, atol=TOLERANCE, rtol=0)
+def close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, atol=TOLERANCE, rtol=0)
 
 
 @torch.no_grad()
-def test_the_temporal_attention_is_what_is_looked_at() -> None:
+def test_temporal_attention_changes_the_result() -> None:
     gold = pair("languagebind_video")
     states, _ = gold.tower(temporal_length=0).vision_model(gold.pixels)
     with_time = gold.fixture.expected(f"vision_hidden_states_{gold.tower().config.n_layers - 1}")
@@ -37,15 +37,15 @@ def test_the_temporal_attention_is_what_is_looked_at() -> None:
 
 
 @torch.no_grad()
-def test_clips_of_one_batch_do_not_see_each_other() -> None:
-    """The published class takes T from a config number and mixes clips when it is wrong; here T is an axis."""
+def test_videos_of_a_batch_are_independent() -> None:
+    """The published class takes T from its config and mixes videos if it is wrong; here T is an axis."""
     gold = pair("languagebind_video")
     tower = gold.tower()
     two = gold.pixels[:, : tower.config.temporal_length // 2]
     close(tower(two)[0][:1], tower(two[:1])[0])
 
 
-def test_frames_that_fill_no_group_are_refused() -> None:
+def test_a_partial_frame_group_is_rejected() -> None:
     tower = pair("languagebind_video").tower()
     size, n = tower.config.image_size, tower.config.temporal_length + 1
     with pytest.raises(ValueError, match="cannot be split into groups"):
@@ -53,7 +53,7 @@ def test_frames_that_fill_no_group_are_refused() -> None:
 
 
 def test_exported_video_graph_equals_the_reference(tmp_path: Path) -> None:
-    """Not only equal to our torch code: the fused graph on onnxruntime gives the published numbers."""
+    """The fused graph in onnxruntime reproduces the published values, not only our torch code."""
     import onnxruntime
 
     gold = pair("languagebind_video")

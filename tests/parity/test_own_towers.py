@@ -1,5 +1,8 @@
-"""Towers that come in folders of their own, by the way that users go: the port's LLM with LanguageBind's true towers,
-and LanguageBind's repositories whole, with the text tower that search needs."""
+"""Conversion of towers from separate folders, through the commands that users run.
+
+The transformers port's LLM with LanguageBind's original towers, and complete LanguageBind repositories with the text
+tower that search needs.
+"""
 
 from __future__ import annotations
 
@@ -31,18 +34,22 @@ pytestmark = pytest.mark.parity
 
 
 def graph_run(path: Path, pixels: Tensor) -> list[Tensor]:
-    """float32 [B, T, 3, S, S] -> tokens, embedding; the cache's float16 would be coarser than the tolerance."""
+    """Run a graph: float32 [B, T, 3, S, S] -> tokens, embedding. Features in float16 would exceed the tolerance."""
     session = InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return [torch.from_numpy(v) for v in session.run(["tokens", "embedding"], {"pixel_values": pixels.numpy()})]
 
 
 @torch.no_grad()
-def test_the_port_with_the_true_towers(tmp_path: Path) -> None:
-    """A picture and a clip in one prompt. By hand: what the original towers recorded for the pixels, the port's own
-    projector as two matrices, and a LLaMA of transformers."""
+def test_the_port_with_the_original_towers(tmp_path: Path) -> None:
+    """An image and a video in one prompt, compared with a composition of reference parts.
+
+    These are recorded features of the original towers, the port's projector as two matrices, and LLaMA of transformers.
+    """
     towers = [write_languagebind(tmp_path / f"tower{i}", kind) for i, kind in enumerate(("video", "image"))]
-    asked = [part for tower in towers for part in ("--towers", str(tower))]
-    done = run(["models", "convert", str(write_hf(tmp_path / "hf", "hub")), *asked, "--out", str(tmp_path / "b"), "-q"])
+    options = [part for tower in towers for part in ("--towers", str(tower))]
+    done = run(
+        ["models", "convert", str(write_hf(tmp_path / "hf", "hub")), *options, "--out", str(tmp_path / "b"), "-q"]
+    )
     assert done == 0
     bundle = load_bundle(tmp_path / "b")
     assert bundle.spec.compat and "LanguageBind's own towers" in bundle.spec.compat.variant
@@ -67,18 +74,18 @@ def test_the_port_with_the_true_towers(tmp_path: Path) -> None:
     slots = np.concatenate([[*[False] * len(words), *[True] * n] for words, n in parts])
     embeds = llm.get_input_embeddings()(torch.from_numpy(ids))
     embeds[torch.from_numpy(slots)] = projected
-    wanted = llm(inputs_embeds=embeds[None]).logits[0]
-    said = llm.generate(inputs_embeds=embeds[None], max_new_tokens=12, do_sample=False, eos_token_id=None)
+    expected = llm(inputs_embeds=embeds[None]).logits[0]
+    generated = llm.generate(inputs_embeds=embeds[None], max_new_tokens=12, do_sample=False, eos_token_id=None)
 
     row = PromptSequence(Prompt(ids, slots), tuple(visual), 12)
     ours = model.llm(inputs_embeds=model.embed_prompt(row.prompt, row.visual)[None]).logits[0]
-    torch.testing.assert_close(ours, wanted, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
     tokens, _ = greedy(model, [row])
-    assert tokens == said.tolist() and len(set(tokens[0])) > 1
+    assert tokens == generated.tolist() and len(set(tokens[0])) > 1
 
 
 def write_repository(folder: Path, name: str) -> Path:
-    """A LanguageBind repository with all recorded weights: tower, projections, text tower; and CLIP's tokenizer."""
+    """Write a LanguageBind repository: all recorded weights (towers and projections) and a CLIP tokenizer."""
     meta, weights = golden(name)
     folder.mkdir()
     torch.save(weights, folder / "pytorch_model.bin")
@@ -94,7 +101,7 @@ def write_repository(folder: Path, name: str) -> Path:
 
 @pytest.fixture(scope="module")
 def repositories(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, list[Path]]:
-    """Both repositories and an LLM as one model, and their folders."""
+    """A bundle converted from both repositories and an LLM, and the folders of the repositories."""
     folder = tmp_path_factory.mktemp("repositories")
     towers = [write_repository(folder / name, name) for name in ("languagebind_image", "languagebind_video")]
     llm = write_llm(folder / "llm")
@@ -110,22 +117,22 @@ def repositories(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, list
 
 @pytest.mark.parametrize("kind", ["image", "video"])
 def test_embeddings_are_the_recorded_ones(kind: str, repositories: tuple[Bundle, list[Path]]) -> None:
-    """Pixels and ids into the converted graphs; out come the original classes' embeddings of both sides."""
+    """The converted graphs compute the embeddings that the original classes computed from the same pixels and ids."""
     bundle, _ = repositories
     recorded = Fixture.read(GOLDEN, f"languagebind_{kind}")
     pixels = recorded.input("pixel_values")
     pixels = pixels[:, None] if kind == "image" else pixels.transpose(1, 2)
     _, seen = graph_run(getattr(bundle, f"{kind}_graph"), pixels.contiguous())
     torch.testing.assert_close(seen, recorded.expected("image_features_unnormalised"), atol=1e-4, rtol=1e-4)
-    if kind == "image":  # the text tower of the first repository is taken; the second one's is the same when published
+    if kind == "image":  # the text tower comes from the first repository; the published ones are equal
         ids, mask = (recorded.tensors[f"in/{k}"].numpy() for k in ("input_ids", "attention_mask"))
         texts = torch.from_numpy(TextEncoder.from_bundle(bundle, "cpu").embed(ids, mask))
         torch.testing.assert_close(F.normalize(texts, dim=-1), recorded.expected("text_embeds"), atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()
-def test_texts_go_the_whole_way(repositories: tuple[Bundle, list[Path]]) -> None:
-    """A text as a user types it against tokenizer and text model of transformers, from the published files."""
+def test_text_embeddings_equal_transformers(repositories: tuple[Bundle, list[Path]]) -> None:
+    """Texts through TextEncoder, and through tokenizer and text model of transformers from the published files."""
     bundle, towers = repositories
     assert bundle.spec.encoders.text and bundle.verify() == []
     meta, weights = golden("languagebind_image")
@@ -134,13 +141,13 @@ def test_texts_go_the_whole_way(repositories: tuple[Bundle, list[Path]]) -> None
     tokenizer = CLIPTokenizer.from_pretrained(towers[0])
     texts = ["red", "a red dog 7", "reddish"]
     ours = TextEncoder.from_bundle(bundle, "cpu").encode(texts)
-    for text, one in zip(texts, ours, strict=True):
-        wanted = theirs(**tokenizer(text, return_tensors="pt")).text_embeds[0]
-        np.testing.assert_allclose(one, wanted.numpy(), atol=1e-4, rtol=1e-4)
+    for text, row in zip(texts, ours, strict=True):
+        expected = theirs(**tokenizer(text, return_tensors="pt")).text_embeds[0]
+        np.testing.assert_allclose(row, expected.numpy(), atol=1e-4, rtol=1e-4)
 
 
 def test_search_in_a_converted_model(repositories: tuple[Bundle, list[Path]], make_clip, tmp_path: Path) -> None:
-    """Scores are cosines of what the graphs give; the second search decodes nothing."""
+    """Scores are cosines, and the second search decodes nothing."""
     bundle, _ = repositories
     clips = [make_clip(tmp_path / "clips" / f"{n}.mp4", n_frames=n, size=60) for n in (9, 12)]
     options = RunOptions(cache_dir=tmp_path / "cache")
@@ -153,7 +160,7 @@ def test_search_in_a_converted_model(repositories: tuple[Bundle, list[Path]], ma
 
 
 def test_no_projector_at_all(tmp_path: Path) -> None:
-    """`identity`: towers as wide as the LLM, whose tokens go in as they are; converted, loaded, asked."""
+    """Connector `identity`: the towers have the width of the LLM, and their tokens are used unchanged."""
     towers = [write_repository(tmp_path / name, name) for name in ("languagebind_image", "languagebind_video")]
     llm = write_llm(tmp_path / "llm")
     config = json.loads((llm / "config.json").read_text())

@@ -1,4 +1,4 @@
-"""The recorded transforms are told apart: a comparison with a wrong one would fail."""
+"""The recorded preprocessing modes differ enough that comparing with the wrong one would fail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Question sets: what is right is read, what is wrong is named with file, line and key, all of it at once."""
+"""Question sets: valid files are read; invalid ones are reported with file, line and key, all problems at once."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from vidqa.prompts.questions import load_questions, merge_questions, question_se
 from vidqa.records import Question
 
 
-def written(folder: Path, text: str) -> Path:
+def write_set(folder: Path, text: str) -> Path:
     path = folder / "set.toml"
     path.write_text(text, encoding="utf-8")
     return path
 
 
-def complaints(folder: Path, text: str) -> list[str]:
+def problems(folder: Path, text: str) -> list[str]:
     with pytest.raises(UsageError) as caught:
-        load_questions(written(folder, text))
+        load_questions(write_set(folder, text))
     return caught.value.what.splitlines()
 
 
-def test_the_set_that_is_asked_by_default() -> None:
+def test_the_default_set() -> None:
     assert load_questions("caption") == (Question("caption", "Describe the video."),)
 
 
-def test_every_built_in_set_is_right_and_may_be_combined() -> None:
+def test_built_in_sets_are_valid_and_can_be_combined() -> None:
     assert {"caption", "detail", "scene", "demo"} <= set(question_sets())
     for name in question_sets():
         assert load_questions(name)
@@ -37,7 +37,7 @@ def test_every_built_in_set_is_right_and_may_be_combined() -> None:
 
 
 def test_all_keys(tmp_path: Path) -> None:
-    path = written(
+    path = write_set(
         tmp_path,
         '''
 # a comment with [[question]] in it
@@ -75,8 +75,8 @@ type = "number"
     )
 
 
-def test_all_problems_at_once_with_their_lines(tmp_path: Path) -> None:
-    found = complaints(
+def test_all_problems_are_reported_with_their_lines(tmp_path: Path) -> None:
+    found = problems(
         tmp_path,
         '''# line 1
 [[question]]
@@ -141,8 +141,8 @@ QUESTION = '[[question]]\nid = "a"\ntext = "Why?"\n'
         ("a = " + "[" * 5000 + "]" * 5000, 1, "deep"),
     ],
 )
-def test_what_is_wrong_is_named_where_it_is(tmp_path: Path, text: str, line: int, words: str) -> None:
-    found = complaints(tmp_path, text)
+def test_problems_are_reported_at_their_line(tmp_path: Path, text: str, line: int, words: str) -> None:
+    found = problems(tmp_path, text)
     assert any(f.startswith(f"{tmp_path / 'set.toml'}:{line}: ") and words in f for f in found), found
 
 
@@ -167,12 +167,12 @@ def test_names_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(UsageError, match="cannot be read"):
         load_questions(tmp_path)
     monkeypatch.chdir(tmp_path)
-    written(tmp_path, QUESTION).rename(tmp_path / "caption")  # a file in the way of a name
+    write_set(tmp_path, QUESTION).rename(tmp_path / "caption")  # a file with the name of a set
     assert load_questions("caption")[0].id == "caption"
     assert load_questions("./caption")[0].id == "a"
 
 
-def test_merging_refuses_what_a_table_could_not_tell_apart() -> None:
+def test_duplicate_questions_are_rejected() -> None:
     a, b = Question("a", "Why?"), Question("b", "How?")
     assert merge_questions([[a], [b]]) == (a, b)
     assert merge_questions([]) == ()
@@ -182,7 +182,7 @@ def test_merging_refuses_what_a_table_could_not_tell_apart() -> None:
         merge_questions([[a, b], [Question("c", "Why?")]])
 
 
-# Text that is nearly a question set: whole lines are cut and put together anew.
+# Random combinations of lines that resemble a question set.
 LINES = st.sampled_from(
     ["[[question]]", "[question]", 'id = "a"', "id = ''", "text = '''x", "'''", 'text = "t"', "type = 'choice'", '"',
      "choices = [", "'x', 'y']", "]", "max_new_tokens = 9", "x.y = {z = 1}", "# c", "\\", "[[a.b]]", "[a.b.c]", "\0"]
@@ -191,7 +191,7 @@ LINES = st.sampled_from(
 
 @settings(max_examples=150, deadline=None)
 @given(st.one_of(st.lists(LINES, max_size=12).map("\n".join), st.text(max_size=60)))
-def test_nothing_but_a_usage_error_comes_of_a_bad_file(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+def test_invalid_files_raise_usage_error_only(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     path = tmp_path_factory.getbasetemp() / "fuzz.toml"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
     try:

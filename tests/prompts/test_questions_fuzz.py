@@ -1,4 +1,4 @@
-"""Question sets as people and accidents write them: a set, or an error that names the file; never a traceback."""
+"""Damaged question sets: the result is a set, or an error that names the file; never a traceback."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ VALUES = [
     "0x" + "f" * 5000,
     "[" * 9000 + "]" * 9000,
 ]
-KEYS = ["id", "text", "type", "choices", "max_new_tokens", "colour", "question", '""', '"a.b"', '"two\\nlines"']
+KEYS = ["id", "text", "type", "choices", "max_new_tokens", "color", "question", '""', '"a.b"', '"two\\nlines"']
 
 QUICK = settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 
@@ -76,8 +76,8 @@ def test_any_damage(seed: int, piece: bytes, tmp_path: Path) -> None:
 
 
 @QUICK
-@given(key=st.sampled_from([*KEYS[:5], "colour"]), value=st.sampled_from(VALUES))
-def test_a_wrong_value_is_told_by_its_key(key: str, value: str, tmp_path: Path) -> None:
+@given(key=st.sampled_from([*KEYS[:5], "color"]), value=st.sampled_from(VALUES))
+def test_an_invalid_value_is_reported_with_its_key(key: str, value: str, tmp_path: Path) -> None:
     path = tmp_path / "fuzz.toml"
     lines = {"id": '"a"', "text": '"What?"'} | {key: value}
     path.write_text("[[question]]\n" + "\n".join(f"{k} = {v}" for k, v in lines.items()))

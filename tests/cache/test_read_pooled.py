@@ -1,4 +1,4 @@
-"""The embedding of an entry, read without its tokens: the same numbers, and damage is never a result."""
+"""Reading the embedding of an entry without its tokens: same values, and damage is an error."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ def segment(n_tokens: int = 3000) -> EncodedSegment:
     )
 
 
-class Counted(io.BytesIO):
-    """How many bytes were read."""
+class CountingReader(io.BytesIO):
+    """Counts the bytes that were read."""
 
-    n_hashed = 0
+    n_read = 0
 
     def read(self, size: int | None = -1, /) -> bytes:
-        got = super().read(size)
-        self.n_hashed += len(got)
-        return got
+        data = super().read(size)
+        self.n_read += len(data)
+        return data
 
 
-def test_same_numbers_and_few_bytes() -> None:
+def test_same_values_and_few_bytes() -> None:
     data, whole = entry.pack(KEY, segment()), segment()
-    f = Counted(data)
+    f = CountingReader(data)
     found = entry.read_pooled(f, KEY)
     np.testing.assert_array_equal(found.embedding, whole.features.embedding)
     assert (found.start_s, found.end_s, found.facts) == (whole.start_s, whole.end_s, whole.facts)
-    assert f.n_hashed < 2000 < len(data) / 50
+    assert f.n_read < 2000 < len(data) / 50
 
 
 def test_another_key() -> None:
@@ -54,22 +54,22 @@ def test_another_key() -> None:
         entry.read_pooled(io.BytesIO(entry.pack(KEY, segment(3))), CacheKey("a" * 32, "whole", "e" * 16))
 
 
-def test_damage_is_an_error_or_changes_numbers_only() -> None:
-    """No damage may end in anything but a CacheError; what is not noticed here is a bit of a number."""
+def test_damage_raises_a_cache_error_or_changes_values() -> None:
+    """Damage raises CacheError and nothing else, or goes unnoticed because it only changes values."""
     data, rng = entry.pack(KEY, segment(3)), random.Random(0)
     for _ in range(400):
-        spoilt = bytearray(data)
+        damaged = bytearray(data)
         for _ in range(rng.choice((1, 1, 8))):
-            spoilt[rng.randrange(min(len(data), 1200))] = rng.randrange(256)
-        for cut in (bytes(spoilt), bytes(spoilt[: rng.randrange(len(data))])):
+            damaged[rng.randrange(min(len(data), 1200))] = rng.randrange(256)
+        for variant in (bytes(damaged), bytes(damaged[: rng.randrange(len(data))])):
             try:
-                found = entry.read_pooled(io.BytesIO(cut), KEY)
+                found = entry.read_pooled(io.BytesIO(variant), KEY)
             except CacheError:
                 continue
             assert found.embedding.shape == (12,) and np.isfinite(found.embedding).all()
 
 
-def test_lengths_that_ask_for_all_memory() -> None:
+def test_huge_lengths_allocate_nothing() -> None:
     data = entry.pack(KEY, segment(3))
     with pytest.raises(CacheError, match="header"):
         entry.read_pooled(io.BytesIO((1 << 60).to_bytes(8, "little") + data[8:]), KEY)
@@ -77,9 +77,9 @@ def test_lengths_that_ask_for_all_memory() -> None:
     header = data[8 : 8 + length]
     for offsets in (b'"data_offsets":[0,99999999999999]', b'"data_offsets":[-9,39]', b'"data_offsets":["a","b"]'):
         start = header.index(b'"data_offsets"')
-        spoilt = header[:start] + offsets + header[header.index(b"]", start) + 1 :]
+        damaged = header[:start] + offsets + header[header.index(b"]", start) + 1 :]
         with pytest.raises(CacheError):
-            entry.read_pooled(io.BytesIO(len(spoilt).to_bytes(8, "little") + spoilt + data[8 + length :]), KEY)
+            entry.read_pooled(io.BytesIO(len(damaged).to_bytes(8, "little") + damaged + data[8 + length :]), KEY)
 
 
 def test_store(tmp_path: Path) -> None:

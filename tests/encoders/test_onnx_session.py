@@ -1,4 +1,4 @@
-"""OnnxSession: devices that are there or not, files that are whole or not, results."""
+"""OnnxSession: results, damaged files, devices."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def no_cuda(monkeypatch):
 
 @pytest.fixture
 def one_gpu(monkeypatch):
-    """A driver that shows one GPU, whatever this machine has."""
+    """Simulate a driver with one GPU, whatever this machine has."""
     monkeypatch.setattr(devices, "_cuda_names", lambda: (("Test GPU",), ""))
     monkeypatch.setattr(devices, "has_cuda_build", lambda: True)
     onnx_session._check_cuda.cache_clear()
@@ -37,22 +37,22 @@ def one_gpu(monkeypatch):
 
 
 class FakeRuntime:
-    """onnxruntime as it behaves when CUDA libraries are missing: it falls back and says nothing."""
+    """onnxruntime without CUDA libraries: falls back to the CPU silently."""
 
     OrtValue = None
 
     def __init__(self, providers: list[str]) -> None:
-        self.providers, self.asked = providers, []
+        self.providers, self.requested_providers = providers, []
 
     class SessionOptions:
         def add_session_config_entry(self, key: str, value: str) -> None: ...
 
     def InferenceSession(self, graph: object, options: object, providers: list) -> SimpleNamespace:
-        self.asked.append(providers)
+        self.requested_providers.append(providers)
         return SimpleNamespace(get_providers=lambda: self.providers)
 
 
-def test_run_gives_what_torch_gives(video) -> None:
+def test_run_equals_torch(video) -> None:
     pixels = torch.randn(3, 4, 3, 24, 24)
     s = OnnxSession(video.path, "cpu", sha256=sha256_of_file(video.path))
     assert (s.provider, s.device) == ("CPUExecutionProvider", "cpu")
@@ -60,23 +60,23 @@ def test_run_gives_what_torch_gives(video) -> None:
     tokens, embedding = s.run(pixels.numpy())
     assert (tokens.dtype, embedding.dtype) == (np.float16, np.float32)
     with torch.no_grad():
-        want = video.tower(pixels)
-    np.testing.assert_allclose(tokens, want[0].half().numpy(), atol=2e-2, rtol=1e-3)
-    np.testing.assert_allclose(embedding, want[1].numpy(), atol=1e-4)
+        expected = video.tower(pixels)
+    np.testing.assert_allclose(tokens, expected[0].half().numpy(), atol=2e-2, rtol=1e-3)
+    np.testing.assert_allclose(embedding, expected[1].numpy(), atol=1e-4)
 
 
-def test_bound_run_equals_the_plain_one_and_takes_device_values(video) -> None:
-    """The code path of CUDA, with the CPU as its device."""
+def test_run_on_device_equals_run_and_accepts_device_values(video) -> None:
+    """The code path for CUDA, run on the CPU."""
     from onnxruntime import OrtValue
 
     s = OnnxSession(video.path, "cpu")
     pixels = np.random.default_rng(0).standard_normal((2, 4, 3, 24, 24)).astype(np.float32)
-    want = s.run(pixels)
-    for given in (pixels, OrtValue.ortvalue_from_numpy(pixels)):
-        tokens, embedding = s.run_on_device(given)
+    expected = s.run(pixels)
+    for values in (pixels, OrtValue.ortvalue_from_numpy(pixels)):
+        tokens, embedding = s.run_on_device(values)
         assert tokens.device_name() == "cpu"
-        np.testing.assert_array_equal(tokens.numpy().astype(np.float16), want[0])
-        np.testing.assert_array_equal(embedding.numpy(), want[1])
+        np.testing.assert_array_equal(tokens.numpy().astype(np.float16), expected[0])
+        np.testing.assert_array_equal(embedding.numpy(), expected[1])
 
 
 def test_non_contiguous_input(video) -> None:
@@ -86,17 +86,17 @@ def test_non_contiguous_input(video) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 3, 24, 24), (1, 4, 3, 32, 32), (4, 3, 24, 24)])
-def test_wrong_shapes_are_refused(video, shape: tuple[int, ...]) -> None:
+def test_wrong_shapes_are_rejected(video, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"video.onnx takes \[B, 4, 3, 24, 24\]"):
         OnnxSession(video.path, "cpu").run(np.zeros(shape, np.float32))
 
 
-def test_threads_can_be_set(video) -> None:
+def test_number_of_threads(video) -> None:
     assert OnnxSession(video.path, "cpu", threads=1)._session.get_session_options().intra_op_num_threads == 1
     assert OnnxSession(video.path, "cpu")._session.get_session_options().intra_op_num_threads == cpu_threads()
 
 
-def test_provider_is_said_once(video, caplog, monkeypatch) -> None:
+def test_the_provider_is_logged_once(video, caplog, monkeypatch) -> None:
     monkeypatch.setattr(onnx_session, "_logged", set())
     with caplog.at_level(logging.INFO, "vidqa.encoders.onnx_session"):
         OnnxSession(video.path, "cpu")
@@ -115,28 +115,28 @@ def test_missing_file(tmp_path: Path) -> None:
 def test_altered_file(video, tmp_path: Path) -> None:
     path = tmp_path / "video.onnx"
     data = bytearray(video.path.read_bytes())
-    data[len(data) // 2] ^= 1  # one bit of a weight: the graph would load and give other features
+    data[len(data) // 2] ^= 1  # one bit of a weight: the graph would still load, with other features
     path.write_bytes(data)
     with pytest.raises(BundleError, match=r"video\.onnx: altered"):
         OnnxSession(path, "cpu", sha256=sha256_of_file(video.path))
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage" * 100, b"<html>404</html>"])
-def test_garbage(tmp_path: Path, content: bytes) -> None:
+def test_files_that_are_not_onnx(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "video.onnx"
     path.write_bytes(content)
     with pytest.raises(BundleError, match=r"video\.onnx: cannot be loaded"):
         OnnxSession(path, "cpu")
 
 
-def test_cut_off_file(video, tmp_path: Path) -> None:
+def test_truncated_file(video, tmp_path: Path) -> None:
     path = tmp_path / "video.onnx"
     path.write_bytes(video.path.read_bytes()[:-1000])
     with pytest.raises(BundleError, match=r"video\.onnx"):
         OnnxSession(path, "cpu")
 
 
-def test_another_graph(tmp_path: Path) -> None:
+def test_not_an_encoder_graph(tmp_path: Path) -> None:
     path = tmp_path / "video.onnx"
     path.write_bytes(onnx_session._PROBE_GRAPH)
     with pytest.raises(BundleError, match=r"video\.onnx: not an encoder graph"):
@@ -157,20 +157,20 @@ def test_external_weights_are_found_and_checked(image, tmp_path: Path) -> None:
         OnnxSession(graph, "cpu", external=digests)
 
 
-@pytest.mark.parametrize("how", ["absolute", "parent"])
-def test_external_weights_outside_the_folder_are_refused(image, tmp_path: Path, how: str) -> None:
-    """A model could otherwise read any file of the machine into its weights."""
+@pytest.mark.parametrize("path_kind", ["absolute", "parent"])
+def test_external_weights_outside_the_folder_are_rejected(image, tmp_path: Path, path_kind: str) -> None:
+    """Otherwise a model could load any file of the machine as weights."""
     secret = tmp_path / "secret.bin"
     secret.write_bytes(image.path.with_name("image.onnx.data").read_bytes())
     folder = tmp_path / "model"
     folder.mkdir()
     model = onnx.load(str(image.path), load_external_data=False)
-    where = {"absolute": str(secret), "parent": "../secret.bin"}[how]
+    location = {"absolute": str(secret), "parent": "../secret.bin"}[path_kind]
     changed = 0
     for tensor in model.graph.initializer:
         for entry in tensor.external_data:
             if entry.key == "location":
-                entry.value, changed = where, changed + 1
+                entry.value, changed = location, changed + 1
     assert changed
     (folder / "image.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(BundleError, match=r"image\.onnx: cannot be loaded"):
@@ -192,7 +192,7 @@ def test_device_names() -> None:
     assert resolve_device("cpu") == "cpu"
 
 
-def test_cuda_that_cannot_be_had_is_an_error_with_a_hint(no_cuda, video) -> None:
+def test_unavailable_cuda_is_an_error_with_a_hint(no_cuda, video) -> None:
     assert resolve_device("auto") == "cpu"
     for act in (lambda: resolve_device("cuda"), lambda: OnnxSession(video.path, "cuda:0")):
         with pytest.raises(DeviceError, match="no NVIDIA driver") as caught:
@@ -202,7 +202,7 @@ def test_cuda_that_cannot_be_had_is_an_error_with_a_hint(no_cuda, video) -> None
     assert available_devices()[1] == Device("cuda", "", False, "no NVIDIA driver is installed")
 
 
-def test_devices_that_the_driver_shows(one_gpu) -> None:
+def test_devices_of_the_driver(one_gpu) -> None:
     assert find_cuda(None) == find_cuda(0) == "cuda:0"
     assert available_devices()[1] == Device("cuda:0", "Test GPU", True, "")
     with pytest.raises(DeviceError, match="there is no device cuda:1") as caught:
@@ -217,7 +217,7 @@ def test_onnxruntime_without_cuda(one_gpu, monkeypatch) -> None:
     assert not available_devices()[1].usable
 
 
-def test_silent_fall_back_to_the_cpu_is_found(one_gpu, monkeypatch, caplog) -> None:
+def test_a_silent_fallback_to_the_cpu_is_detected(one_gpu, monkeypatch, caplog) -> None:
     monkeypatch.setattr(onnx_session, "_runtime", lambda: FakeRuntime(["CPUExecutionProvider"]))
     with pytest.raises(DeviceError, match="CUDA provider does not start"):
         resolve_device("cuda:0")
@@ -226,39 +226,40 @@ def test_silent_fall_back_to_the_cpu_is_found(one_gpu, monkeypatch, caplog) -> N
     assert "encoders run on the CPU" in caplog.text and "CUDA provider does not start" in caplog.text
 
 
-def test_no_gpu_is_nothing_to_warn_of(no_cuda, caplog) -> None:
+def test_no_warning_without_a_gpu(no_cuda, caplog) -> None:
     with caplog.at_level(logging.WARNING, logger="vidqa"):
         assert resolve_device("auto") == "cpu"
     assert not caplog.records
 
 
-@pytest.mark.parametrize("room_after", [True, False])
-def test_others_give_back_memory_before_a_device_is_full(one_gpu, video, monkeypatch, room_after) -> None:
-    """torch keeps what it freed; onnxruntime cannot take it from there, and a run must not end for it."""
-    given = []
+@pytest.mark.parametrize("fits_after", [True, False])
+def test_unused_memory_of_torch_is_released_before_a_device_counts_as_full(
+    one_gpu, video, monkeypatch, fits_after
+) -> None:
+    released = []
 
-    class Crowded(FakeRuntime):
+    class FullDevice(FakeRuntime):
         def InferenceSession(self, graph, options, providers):
-            if not isinstance(graph, bytes) and not (given and room_after):
+            if not isinstance(graph, bytes) and not (released and fits_after):
                 raise RuntimeError("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0")
             return super().InferenceSession(graph, options, providers)
 
-    runtime = Crowded(["CUDAExecutionProvider", "CPUExecutionProvider"])
+    runtime = FullDevice(["CUDAExecutionProvider", "CPUExecutionProvider"])
     monkeypatch.setattr(onnx_session, "_runtime", lambda: runtime)
-    monkeypatch.setattr(onnx_session, "RELEASE_MEMORY", [lambda: given.append(1)])
-    if room_after:
+    monkeypatch.setattr(onnx_session, "RELEASE_MEMORY", [lambda: released.append(1)])
+    if fits_after:
         onnx_session.open_graph(video.path, "cuda:0")
     else:
         with pytest.raises(DeviceError, match="does not fit"):
             onnx_session.open_graph(video.path, "cuda:0")
-    assert given == [1]
+    assert released == [1]
 
 
-def test_working_cuda_is_taken_and_checked_again_with_the_real_graph(one_gpu, video, monkeypatch) -> None:
+def test_cuda_is_used_and_checked_again_with_the_real_graph(one_gpu, video, monkeypatch) -> None:
     runtime = FakeRuntime(["CUDAExecutionProvider", "CPUExecutionProvider"])
     monkeypatch.setattr(onnx_session, "_runtime", lambda: runtime)
     assert resolve_device("auto") == resolve_device("cuda") == "cuda:0"
-    ((name, options), fallback) = runtime.asked[0]
+    ((name, options), fallback) = runtime.requested_providers[0]
     assert (name, fallback) == ("CUDAExecutionProvider", "CPUExecutionProvider")
     assert options["device_id"] == "0"
     runtime.providers = ["CPUExecutionProvider"]
@@ -267,14 +268,14 @@ def test_working_cuda_is_taken_and_checked_again_with_the_real_graph(one_gpu, vi
 
 
 def test_preloading_prints_nothing(one_gpu, capfd) -> None:
-    """onnxruntime prints the libraries that it does not find; stdout belongs to results."""
+    """Missing libraries that onnxruntime prints must not reach stdout, which is for results."""
     onnx_session._runtime.cache_clear()
     onnx_session._runtime()
     onnx_session._runtime.cache_clear()
     assert capfd.readouterr().out == ""
 
 
-def test_asking_for_devices_imports_nothing_heavy() -> None:
+def test_listing_devices_imports_nothing_heavy() -> None:
     import subprocess
 
     code = (
@@ -296,5 +297,5 @@ def test_asking_for_devices_imports_nothing_heavy() -> None:
         ("Got invalid dimensions for input", False),
     ],
 )
-def test_memory_errors_are_told_from_others(text: str, is_memory: bool) -> None:
+def test_out_of_memory_errors_are_recognized(text: str, is_memory: bool) -> None:
     assert is_out_of_memory(RuntimeError(text)) is is_memory

@@ -1,4 +1,4 @@
-"""Preprocessing against torch and Pillow at many sizes; the golden files are in tests/parity."""
+"""Preprocessing compared with torch and Pillow at many sizes; golden data is in tests/parity."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def test_original_equals_torch_then_crop(h: int, w: int, size: int, kind: MediaK
     mode = "bicubic" if kind == "image" else "bilinear"
     whole = F.interpolate(planes(batch), size=(rows, cols), mode=mode, align_corners=False)
     top, left = round((rows - size) / 2), round((cols - size) / 2)
-    want = whole[:, :, top : top + size, left : left + size].numpy()
-    np.testing.assert_allclose(run(batch, image_size=size), want, atol=5e-5)
+    expected = whole[:, :, top : top + size, left : left + size].numpy()
+    np.testing.assert_allclose(run(batch, image_size=size), expected, atol=5e-5)
 
 
 @settings(max_examples=40, deadline=None)
@@ -51,16 +51,16 @@ def test_hf_equals_pillow_then_crop(h: int, w: int, size: int) -> None:
     rows, cols = resized_size(h, w, size)
     whole = np.asarray(Image.fromarray(batch.pixels[0]).resize((cols, rows), Image.Resampling.BICUBIC))
     top, left = (rows - size) // 2, (cols - size) // 2
-    want = whole[top : top + size, left : left + size].transpose(2, 0, 1) / 255
-    np.testing.assert_allclose(run(batch, mode="hf", image_size=size)[0], want, atol=1e-6)
+    expected = whole[top : top + size, left : left + size].transpose(2, 0, 1) / 255
+    np.testing.assert_allclose(run(batch, mode="hf", image_size=size)[0], expected, atol=1e-6)
 
 
 @settings(max_examples=40, deadline=None)
 @given(SIDES, SIDES, st.integers(1, 50))
 def test_video_chatgpt_equals_torch_nearest(h: int, w: int, size: int) -> None:
     batch = frames(2, h, w)
-    want = F.interpolate(planes(batch), size=(size, size), mode="nearest").numpy()
-    np.testing.assert_allclose(run(batch, mode="video_chatgpt", image_size=size), want, atol=1e-7)
+    expected = F.interpolate(planes(batch), size=(size, size), mode="nearest").numpy()
+    np.testing.assert_allclose(run(batch, mode="video_chatgpt", image_size=size), expected, atol=1e-7)
 
 
 @pytest.mark.parametrize("mode", ["original", "hf", "video_chatgpt"])
@@ -73,7 +73,7 @@ def test_exact_size_is_not_resized(mode: str, kind: MediaKind, monkeypatch) -> N
     np.testing.assert_array_equal(got, batch.pixels.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255))
 
 
-def test_normalisation() -> None:
+def test_normalization() -> None:
     batch = frames(2, 16, 16)
     mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 2.0)
     got = run(batch, image_size=16, mean=mean, std=std)
@@ -90,7 +90,7 @@ def test_the_spec_of_the_kind_is_used() -> None:
     np.testing.assert_array_equal(out.pts_s, np.arange(4.0))
 
 
-def test_every_frame_of_a_clip_is_treated_alike() -> None:
+def test_frames_of_a_video_are_processed_independently() -> None:
     batch = frames(5, 40, 70)
     together = run(batch, image_size=16)
     for t in range(5):
@@ -98,7 +98,7 @@ def test_every_frame_of_a_clip_is_treated_alike() -> None:
         np.testing.assert_array_equal(together[t : t + 1], run(alone, image_size=16))
 
 
-def test_same_frames_same_bits_and_the_input_is_left_alone() -> None:
+def test_deterministic_and_does_not_modify_its_input() -> None:
     batch = frames(3, 50, 90)
     before = batch.pixels.copy()
     first = run(batch, image_size=24)
@@ -118,14 +118,14 @@ def test_non_contiguous_and_read_only_frames() -> None:
     np.testing.assert_array_equal(got, run(copy, image_size=10))
 
 
-def test_pad_keeps_everything_in_sight() -> None:
+def test_pad_crops_nothing() -> None:
     white = FrameBatch(np.full((1, 10, 31, 3), 255, np.uint8), np.zeros(1), np.zeros(1, bool), "image")
     got = run(white, image_size=31, pad=True)[0] * 255
     top = (31 - 10) // 2
     np.testing.assert_allclose(got[:, top : top + 10], 255)
-    for c, grey in enumerate((122, 116, 104)):
-        np.testing.assert_allclose(got[c, :top], grey, atol=1e-4)
-        np.testing.assert_allclose(got[c, top + 10 :], grey, atol=1e-4)
+    for c, gray in enumerate((122, 116, 104)):
+        np.testing.assert_allclose(got[c, :top], gray, atol=1e-4)
+        np.testing.assert_allclose(got[c, top + 10 :], gray, atol=1e-4)
 
 
 def test_bicubic_overshoot_is_kept() -> None:
@@ -144,7 +144,7 @@ def test_extreme_shapes(h: int, w: int, mode: str) -> None:
     assert np.isfinite(values).all()
 
 
-def test_the_two_rules_for_the_long_side_differ_where_the_references_do() -> None:
+def test_the_size_of_the_long_side_follows_each_reference() -> None:
     assert resized_size(98, 427, 224) == (224, 976)
     assert preprocess_module._resized_size_video(98, 427, 224) == (224, 975)
 
@@ -159,6 +159,6 @@ def test_the_two_rules_for_the_long_side_differ_where_the_references_do() -> Non
         {"mode": "video_chatgpt", "pad": True},
     ],
 )
-def test_wrong_settings(wrong: dict) -> None:
+def test_invalid_settings(wrong: dict) -> None:
     with pytest.raises(ValueError, match=r"must be|need|cannot be combined"):
         PreprocessSpec(**wrong)

@@ -1,4 +1,4 @@
-"""Ids, slots and labels: the rules of our own; those of the originals are in tests/parity/test_golden.py."""
+"""Ids, slots and labels; golden data of the original implementations is in tests/parity/test_golden.py."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return LlamaTokenizer.from_pretrained(folder, add_bos_token=True)
 
 
-def test_slots_come_from_the_media(tokenizer: Any) -> None:
+def test_the_number_of_slots_depends_on_the_media(tokenizer: Any) -> None:
     small = build_prompt(tokenizer, FORMATS["v1"], [("Why?", None)], [("video", 8, 1)])
     large = build_prompt(tokenizer, FORMATS["v1"], [("Why?", None)], [("video", 5, 37), ("image", 1, 11)])
     assert (small.n_slots, large.n_slots) == (8, 5 * 37 + 11)
     assert small.ids[~small.slots].tolist() == large.ids[~large.slots].tolist()
     first = int(large.slots.nonzero()[0][0])
-    assert large.slots[first : first + large.n_slots].all(), "the media stand together, before the question"
+    assert large.slots[first : first + large.n_slots].all(), "the media are contiguous, before the question"
 
 
 def test_a_tag_in_a_question_is_text(tokenizer: Any) -> None:
@@ -48,11 +48,11 @@ def test_several_turns_put_the_media_before_the_first(tokenizer: Any) -> None:
     labelled = build_labels(tokenizer, FORMATS["v1"], [("Q1", "A1"), ("Q2", "A2")], [("video", 2, 3)])
     n = len(prompt.ids)
     assert labelled.prompt.ids[:n].tolist() == prompt.ids.tolist()
-    assert (labelled.labels[: n - 1] != IGNORE_INDEX).any(), "earlier answers are learned too"
+    assert (labelled.labels[: n - 1] != IGNORE_INDEX).any(), "earlier answers are targets, too"
     assert (labelled.labels[n:] != IGNORE_INDEX).all()
 
 
-def test_wrong_calls_are_errors(tokenizer: Any) -> None:
+def test_invalid_arguments(tokenizer: Any) -> None:
     v1 = FORMATS["v1"]
     with pytest.raises(ValueError, match="at least one turn"):
         build_prompt(tokenizer, v1, [])
@@ -73,8 +73,8 @@ def with_media_tokens(tokenizer: Any) -> Any:
     return tokenizer
 
 
-def test_media_as_tokens_of_the_vocabulary(with_media_tokens: Any) -> None:
-    """The ids are those of the expanded text, as the transformers port tokenises it."""
+def test_media_as_placeholder_tokens(with_media_tokens: Any) -> None:
+    """The ids equal those of the expanded text, as the transformers port tokenizes it."""
     tokenizer = with_media_tokens
     prompt = build_prompt(tokenizer, FORMATS["hf"], [("Why?", None)], [("image", 1, 3), ("video", 2, 2)])
     text = "USER: " + "<image>" * 3 + "<video>" * 4 + "\nWhy? ASSISTANT:"
@@ -84,7 +84,7 @@ def test_media_as_tokens_of_the_vocabulary(with_media_tokens: Any) -> None:
     assert prompt.ids[~prompt.slots].tolist() == expanded[~prompt.slots].tolist()
 
 
-def test_media_as_tokens_need_the_tokens(tokenizer: Any, with_media_tokens: Any) -> None:
+def test_missing_placeholder_tokens(tokenizer: Any, with_media_tokens: Any) -> None:
     with pytest.raises(ValueError, match="no token <image>"):
         build_prompt(tokenizer, FORMATS["hf"], [("Why?", None)], [("image", 1, 3)])
     with pytest.raises(UsageError, match="<image>"):
@@ -114,9 +114,9 @@ def test_chat_template_of_the_tokenizer(with_template: Any) -> None:
     assert "<|system|>" in with_template.decode(system.ids)
 
 
-def test_chat_template_labels_are_the_answers_and_their_closing_token(with_template: Any) -> None:
+def test_chat_template_targets_are_the_answers_and_their_end_token(with_template: Any) -> None:
     turns = [("Name one river.", "The Rhine."), ("And then?", "Nothing.")]
     labelled = build_labels(with_template, FORMATS["chat_template"], turns, [("video", 2, 3)])
     assert labelled.problem is None
-    learned = labelled.labels[labelled.labels != IGNORE_INDEX].tolist()
-    assert with_template.decode(learned).replace(" ", "") == "TheRhine.<|end|>Nothing.<|end|>"
+    targets = labelled.labels[labelled.labels != IGNORE_INDEX].tolist()
+    assert with_template.decode(targets).replace(" ", "") == "TheRhine.<|end|>Nothing.<|end|>"

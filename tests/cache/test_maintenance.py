@@ -1,4 +1,4 @@
-"""stats, verify and prune see every entry, and touch nothing else."""
+"""stats, verify and prune cover every entry, and change nothing else."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def keys(tmp_path: Path, segment: Callable[..., EncodedSegment]) -> list[CacheKe
     return keys
 
 
-def left(root: Path, keys: list[CacheKey]) -> list[int]:
+def remaining(root: Path, keys: list[CacheKey]) -> list[int]:
     return [i for i, k in enumerate(keys) if (root / k.relative).exists()]
 
 
@@ -46,7 +46,7 @@ def test_stats(tmp_path: Path, keys: list[CacheKey]) -> None:
     assert s.n_index_bytes > 0 and s.n_leftovers == 0
 
 
-def test_an_absent_cache_is_empty(tmp_path: Path) -> None:
+def test_a_missing_cache_is_empty(tmp_path: Path) -> None:
     assert maintenance.stats(tmp_path / "none").n_entries == 0
     assert maintenance.verify(tmp_path / "none").n_entries == 0
     assert maintenance.prune(tmp_path / "none", max_size=0).n_removed == 0
@@ -64,35 +64,35 @@ def test_verify_lists_and_removes(tmp_path: Path, keys: list[CacheKey]) -> None:
     assert set(reasons) == {short, misplaced}
     assert "another key" in reasons[misplaced]
     assert maintenance.verify(tmp_path, delete=True).n_removed == 2
-    assert left(tmp_path, keys) == [0, 2, 3, 5]
+    assert remaining(tmp_path, keys) == [0, 2, 3, 5]
     assert maintenance.verify(tmp_path).damaged == ()
 
 
 def test_prune_by_age(tmp_path: Path, keys: list[CacheKey]) -> None:
-    rehearsal = maintenance.prune(tmp_path, older_than_s=2.5 * DAY, dry_run=True)
-    assert left(tmp_path, keys) == [0, 1, 2, 3, 4, 5]
+    dry_run = maintenance.prune(tmp_path, older_than_s=2.5 * DAY, dry_run=True)
+    assert remaining(tmp_path, keys) == [0, 1, 2, 3, 4, 5]
     report = maintenance.prune(tmp_path, older_than_s=2.5 * DAY)
-    assert report == rehearsal and (report.n_removed, report.n_left) == (3, 3)
-    assert left(tmp_path, keys) == [0, 1, 2]
+    assert report == dry_run and (report.n_removed, report.n_left) == (3, 3)
+    assert remaining(tmp_path, keys) == [0, 1, 2]
 
 
-def test_prune_by_size_takes_the_longest_unused(tmp_path: Path, keys: list[CacheKey]) -> None:
+def test_prune_by_size_removes_the_least_recently_used(tmp_path: Path, keys: list[CacheKey]) -> None:
     total = maintenance.stats(tmp_path).n_bytes
     report = maintenance.prune(tmp_path, max_size=total // 2)
-    assert left(tmp_path, keys) == [0, 1, 2]
+    assert remaining(tmp_path, keys) == [0, 1, 2]
     assert report.n_bytes_left <= total // 2 and report.n_bytes_left + report.n_bytes_removed == total
     assert maintenance.prune(tmp_path, max_size=total).n_removed == 0
     maintenance.prune(tmp_path, max_size=0)
-    assert left(tmp_path, keys) == []
+    assert remaining(tmp_path, keys) == []
 
 
 def test_reading_protects_from_pruning(tmp_path: Path, keys: list[CacheKey]) -> None:
     FeatureStore(tmp_path).get(keys[5])
     maintenance.prune(tmp_path, older_than_s=1.5 * DAY)
-    assert left(tmp_path, keys) == [0, 1, 5]
+    assert remaining(tmp_path, keys) == [0, 1, 5]
 
 
-def test_old_leftovers_go_and_foreign_files_stay(tmp_path: Path, keys: list[CacheKey]) -> None:
+def test_old_temporary_files_are_removed_and_foreign_files_stay(tmp_path: Path, keys: list[CacheKey]) -> None:
     folder, foreign = (tmp_path / keys[0].relative).parent, tmp_path / "holiday.part"
     old, new = folder / ".x.safetensors.1.part", folder / ".x.safetensors.2.part"
     for f in (old, new, foreign):
@@ -103,13 +103,13 @@ def test_old_leftovers_go_and_foreign_files_stay(tmp_path: Path, keys: list[Cach
     assert maintenance.stats(tmp_path).n_entries == 6
     assert maintenance.prune(tmp_path).n_leftovers_removed == 1
     assert not old.exists() and new.exists() and foreign.exists()
-    assert left(tmp_path, keys) == [0, 1, 2, 3, 4, 5]
+    assert remaining(tmp_path, keys) == [0, 1, 2, 3, 4, 5]
 
 
-def test_indexes_of_training_data_are_counted_and_pruned_by_last_use(tmp_path: Path, keys: list[CacheKey]) -> None:
+def test_record_indexes_are_counted_and_pruned_by_last_use(tmp_path: Path, keys: list[CacheKey]) -> None:
     folder, now = tmp_path / "records", time.time()
     folder.mkdir()
-    # All that belongs to one file of conversations is as old as its youngest part.
+    # All files of one record index share the latest time of last use.
     ages = {"a-1.npz": 0, "a-1-x.npz": 9, "a-1.jsonl": 9, "b-2.npz": 9, "b-2-x.npz": 8, "notes.txt": 9}
     for name, age in ages.items():
         (folder / name).write_bytes(b"12345")
@@ -125,7 +125,7 @@ def test_indexes_of_training_data_are_counted_and_pruned_by_last_use(tmp_path: P
         "a-1.jsonl",
         "notes.txt",
     }
-    assert left(tmp_path, keys) == [0, 1, 2, 3, 4, 5]
+    assert remaining(tmp_path, keys) == [0, 1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize(
@@ -140,29 +140,29 @@ def test_indexes_of_training_data_are_counted_and_pruned_by_last_use(tmp_path: P
         ("1TiB", 2**40),
     ],
 )
-def test_sizes(text: str, n_bytes: int) -> None:
+def test_parse_size(text: str, n_bytes: int) -> None:
     assert parse_size(text) == n_bytes
 
 
 @pytest.mark.parametrize(
     ("text", "seconds"), [("30d", 30 * DAY), ("12h", 43200), ("90m", 5400), ("2w", 14 * DAY), ("45s", 45)]
 )
-def test_ages(text: str, seconds: float) -> None:
+def test_parse_age(text: str, seconds: float) -> None:
     assert parse_age(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "GB", "ten GB", "-1GB", "10XB", "1e3", "10 G B", "nan", "1,5GB"])
-def test_bad_sizes_are_named(text: str) -> None:
+def test_invalid_sizes(text: str) -> None:
     with pytest.raises(UsageError, match="not a size") as caught:
         parse_size(text)
     assert repr(text) in caught.value.what
 
 
 @pytest.mark.parametrize("text", ["", "30", "d", "30 days", "-1d", "30y"])
-def test_bad_ages_are_named(text: str) -> None:
+def test_invalid_ages(text: str) -> None:
     with pytest.raises(UsageError, match="not an age"):
         parse_age(text)
 
 
-def test_default_folder_is_ours() -> None:
+def test_the_default_folder_is_named_vidqa() -> None:
     assert default_cache_dir().name == "vidqa" or "vidqa" in default_cache_dir().parts

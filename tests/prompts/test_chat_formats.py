@@ -1,4 +1,4 @@
-"""Rendered prompts beyond the recorded digests of the originals (tests/parity/test_golden.py)."""
+"""Rendered prompts; digests of the original implementations are in tests/parity/test_golden.py."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import pytest
 from vidqa.prompts.chat_formats import FORMATS, get_format, render, render_spans
 
 
-def test_hf_has_no_system_text() -> None:
+def test_hf_has_no_system_prompt() -> None:
     assert render(FORMATS["hf"], [("<video>\nWhy?", None)]) == "USER: <video>\nWhy? ASSISTANT:"
 
 
-def test_spans_are_the_answers_and_their_closing_mark() -> None:
+def test_spans_are_the_answers_and_their_end() -> None:
     text, spans = render_spans(FORMATS["v1"], [("Q1", "A1"), ("Q2", "A2"), ("Q3", None)])
     assert [text[a:b] for a, b in spans] == [" A1</s>", " A2</s>"]
     assert all(text[:a].endswith("ASSISTANT:") for a, _ in spans)
@@ -22,7 +22,7 @@ def test_only_the_last_turn_may_be_open() -> None:
         render(FORMATS["v1"], [("Q1", None), ("Q2", "A2")])
 
 
-def test_other_system_text() -> None:
+def test_other_system_prompt() -> None:
     turns = [("Q", None)]
     assert render(get_format("v1", "Be short."), turns) == "Be short. USER: Q ASSISTANT:"
     assert render(get_format("v1", ""), turns) == "USER: Q ASSISTANT:"
