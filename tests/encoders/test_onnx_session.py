@@ -279,7 +279,8 @@ def test_listing_devices_imports_nothing_heavy() -> None:
     import subprocess
 
     code = (
-        "import sys; from vidqa.encoders.onnx_session import available_devices, resolve_device; available_devices();"
+        "import sys; from vidqa.common.devices import available_devices;"
+        "from vidqa.encoders.onnx_session import resolve_device; available_devices();"
         "resolve_device('cpu'); print([m for m in ('onnxruntime', 'torch', 'PIL') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -30,8 +30,6 @@ from vidqa.common.devices import (
 from vidqa.encoders.onnx_errors import VERIFY_HINT, as_memory_error, first_line, verify_file
 from vidqa.errors import BundleError, DeviceError
 
-__all__ = ["OnnxSession", "available_devices", "open_graph", "resolve_device"]
-
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
