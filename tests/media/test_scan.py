@@ -91,7 +91,7 @@ def test_links_loops_and_duplicates(tmp_path: Path) -> None:
     os.link(tmp_path / "b" / "real.png", tmp_path / "b" / "second_name.png")
     found = scan([str(tmp_path)])
     assert [i.rel for i in found.items] == [os.path.join("b", "real.png")]
-    assert found.counts() == {"duplicate file": 2, "duplicate folder": 1, "broken link": 1}
+    assert found.counts() == {"file already scanned": 2, "folder already scanned": 1, "broken link": 1}
     twice = scan([str(tmp_path / "b"), str(tmp_path), str(tmp_path / "b" / "real.png")])
     assert [(i.rel, i.named) for i in twice.items] == [("real.png", True)]
 

@@ -64,7 +64,7 @@ def resolve_device(device: str) -> str:
     except DeviceError as e:
         if kind == "cuda":
             raise
-        if any(d.name.startswith("cuda:") for d in available_devices()):  # the user should know that the GPU is idle
+        if any(d.name.startswith("cuda:") for d in available_devices()):  # warn, because a GPU stays idle
             log.warning("encoders run on the CPU, which is slower: %s (see vidqa doctor)", e)
         else:
             log.info("device auto: cpu (%s)", e.what)

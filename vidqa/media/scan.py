@@ -172,7 +172,7 @@ class _Scan:
         key = (found.st_dev, found.st_ino) if found.st_ino else os.path.realpath(path)
         seen = self.folders_seen if folder else self.files_seen
         if key in seen:
-            self.ignore(path, "duplicate folder" if folder else "duplicate file")
+            self.ignore(path, "folder already scanned" if folder else "file already scanned")
             return False
         seen.add(key)
         return True

@@ -12,10 +12,10 @@ def plan_segments(facts: MediaFacts, segments: float | tuple[Segment, ...] | Non
     """Split a video into segments of fixed length, or use the given ones.
 
     Every segment contains the start of at least one frame: the duration of the last frame never adds a segment. The
-    last segment keeps its nominal end, so cache keys do not depend on how precisely the duration is known.
+    last segment keeps its nominal end, so cache keys do not depend on the precision of the duration.
 
     Args:
-        facts: facts of the video. Counted facts give exact segments; a wrong header gives wrong ones.
+        facts: facts of the video. With counted facts the segments are exact; with a wrong header they are wrong.
         segments: length of a segment in seconds, the segments themselves, or None for one segment that covers the
             whole video. Images always have one segment.
 

@@ -1,8 +1,8 @@
 """Sample table of an MP4 or MOV file -> its frame index, without reading the packets.
 
-The sample table lists dts and file position of every frame. PyAV does not expose the composition offsets that give the
-pts. For a constant frame rate they are not needed: dts and pts have the same constant spacing, and the first pts is
-known from decoding. Reading the packets instead takes 0.3 s per hour of video and reads the whole file.
+The sample table lists dts and file position of every frame. PyAV does not expose the composition offsets, from which
+the pts follow. For a constant frame rate they are not needed: dts and pts have the same constant spacing, and the first
+pts comes from decoding. Reading the packets instead takes 0.3 s per hour of video and reads the whole file.
 """
 
 from __future__ import annotations
