@@ -37,6 +37,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -53,12 +54,15 @@ from vidqa.media.frame_sampling import arange_indices
 from vidqa.pipeline.ask import as_questions
 from vidqa.pipeline.monitor.reporter import QUIET
 from vidqa.pipeline.monitor.throughput import ThroughputMeter
-from vidqa.pipeline.run.answer_stage import answer_works
+from vidqa.pipeline.run.answer_stage import answer_items
+from vidqa.pipeline.run.feature_stages import encode_files
 from vidqa.pipeline.run.loaded_model import LoadedModel, load_model
+from vidqa.pipeline.run.pending import every_file
 from vidqa.pipeline.run.run_context import RunContext
 from vidqa.pipeline.run.run_options import RunOptions
+from vidqa.pipeline.run.scanning import find_media
 from vidqa.prompts.build import build_prompt
-from vidqa.records import FrameBatch, WorkItem
+from vidqa.records import FrameBatch
 
 SUBJECTS = ("ball", "cat", "sky", "road", "left hand", "first door", "tallest tree", "old man")
 
@@ -130,12 +134,12 @@ class Sides:
 
     def vidqa(self, clips: Sequence[Path], n: int, cache: Path) -> list[str]:
         """Do what `vidqa.ask` does and keep its counts in `meter`: ways c and d."""
-        run = RunContext.begin(self.ours, RunOptions(cache, max_new_tokens=self.new_tokens), QUIET)
-        asked, found = as_questions(questions(n)), run.find([*map(str, clips)])
+        run = RunContext.create(self.ours, RunOptions(cache, max_new_tokens=self.new_tokens), QUIET)
+        asked, found = as_questions(questions(n)), find_media(run, [*map(str, clips)])
         answers: dict[str, list[str]] = {}
-        works = run.encoded(found.items, lambda item, media_id: WorkItem(item, media_id, asked), asked)
-        with closing(works) as encoded:
-            for done in answer_works(encoded, run.model, run.options, run.clock):
+        pending = partial(every_file, questions=asked)
+        with closing(encode_files(run, found.items, pending)) as encoded:
+            for done in answer_items(encoded, run.model, run.options, run.clock):
                 answers[done.work.item.path] = [row.answer or "" for row in done.rows]
         self.meter = run.clock.meter
         return [answer for item in found.items for answer in answers[item.path]]
@@ -175,7 +179,7 @@ def measure(
         line[way]["answers_per_s"] = round(len(answers) / wall, 3)
         least = ""
         if way in "cd":
-            sides.meter.hold_against(limits.matrix_per_s, limits.copy_bytes_per_s)
+            sides.meter.set_hardware_speed(limits.matrix_per_s, limits.copy_bytes_per_s)
             line[way] |= {"roofline_s": round(sides.meter.roofline_s or 0.0, 4)}
             least = f"{line[way]['roofline_s']:>9.2f} ({line[way]['roofline_s'] / wall:.0%} of it reached)"
         print(f"{n:>4}  {way}  {wall:>9.2f} {cpu:>9.2f} {len(answers) / wall:>9.2f} {equal:>7.0%} {least}", flush=True)

@@ -30,7 +30,7 @@ import numpy as np
 from vidqa.cache.feature_store import FeatureStore
 from vidqa.cache.key import CacheKey
 from vidqa.cache.media_index import MediaIndex
-from vidqa.pipeline.run.hashing import identify_all
+from vidqa.pipeline.run import hashing
 from vidqa.records import EncodedSegment, Features, MediaFacts, MediaItem
 
 FACTS = MediaFacts("video", "h264", 640, 360, 10.0, 25.0)
@@ -80,7 +80,7 @@ def hash_files(folder: Path, n: int) -> dict[str, tuple[float, float]]:
                 drop_page_cache(paths)
             with tempfile.TemporaryDirectory() as empty:
                 index = MediaIndex(empty)
-                run = partial(deque, identify_all(index, items, n_threads), 0)
+                run = partial(deque, hashing.hash_files(index, items, n_threads), 0)
                 found[f"{state}: media_id, {title}"] = rate(run, n * (30 << 20))
                 index.close()
     return found

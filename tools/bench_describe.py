@@ -113,7 +113,7 @@ def run(clips: Path, folder: Path, arguments: list[str]) -> dict[str, object]:
         "peak_mb": round(peak / 1e6, 1),
         "peak_main_mb": round(peak_main / 1e6, 1),
         "seconds": summary["seconds"],
-        "limit": summary["limit"],
+        "bottleneck": summary["bottleneck"],
     }
 
 

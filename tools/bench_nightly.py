@@ -112,7 +112,7 @@ def measure(n: int, folder: Path) -> dict[str, float]:
     began = time.process_time()
     summary = vidqa.describe(str(archive), table, model=model, options=options)
     found["s every run: nothing to do"] = time.process_time() - began
-    if not summary.nothing_done or summary.known["ok"] != n:
+    if not summary.nothing_done or summary.existing["ok"] != n:
         raise SystemExit(f"expected a run with nothing to do: {summary.as_dict()}")
     found["B memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
     found["B disk: table"] = float(table.stat().st_size)

@@ -76,7 +76,7 @@ def measure(folder: Path, table: Path, cache: Path) -> dict[str, float]:
     wall = time.perf_counter() - start
     summary, (exit_code, peak, cpu) = (json.loads(line) for line in done.stdout.splitlines()[-2:])
     assert exit_code == 0, done.stderr
-    known = summary["known"].get("ok", 0)
+    known = summary["existing"].get("ok", 0)
     return {"wall_s": wall, "cpu_s": cpu, "peak_mb": peak / 1e6, "known": known, "done": summary["clips"]["done"]}
 
 

@@ -16,7 +16,9 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,10 +31,13 @@ from demo_world.scene import HELD_OUT, Scene, make_scene
 from demo_world.write import media_bytes, media_name, parallel
 
 from vidqa.pipeline.monitor.reporter import Reporter
-from vidqa.pipeline.run.answer_stage import answer_works
+from vidqa.pipeline.run.answer_stage import answer_items
+from vidqa.pipeline.run.feature_stages import encode_files
+from vidqa.pipeline.run.pending import HashedFile, every_file
 from vidqa.pipeline.run.run_context import RunContext
 from vidqa.pipeline.run.run_options import RunOptions
-from vidqa.records import MediaItem, Question, WorkItem
+from vidqa.pipeline.run.scanning import find_media
+from vidqa.records import EncodedItem, Question, WorkItem
 
 #: Target scores of the bundled model in percent, by topic; topics without a target are reported, too.
 TARGETS = {
@@ -107,16 +112,19 @@ def answer_all(
     folder: Path, model: str, asked: dict[str, list[Pair]]
 ) -> tuple[dict[tuple[str, str], str | None], dict[str, Any]]:
     """Answer with vidqa's own pipeline; return the answers by (file name, question id), and the model's identity."""
-    run = RunContext.begin(model, RunOptions(cache_dir=folder / "cache"), Reporter())
-    found = run.find([str(folder / "media")])
+    run = RunContext.create(model, RunOptions(cache_dir=folder / "cache"), Reporter())
+    found = find_media(run, [str(folder / "media")])
 
-    def pending(item: MediaItem, media_id: str) -> WorkItem:
-        questions = tuple(Question(f"q{i}", pair.question) for i, pair in enumerate(asked[Path(item.rel).name]))
-        return WorkItem(item, media_id, questions)
+    def pending(hashed: Iterable[HashedFile]) -> Iterator[WorkItem | EncodedItem]:
+        for work in every_file(hashed):
+            if isinstance(work, WorkItem):
+                pairs = asked[Path(work.item.rel).name]
+                work = replace(work, questions=tuple(Question(f"q{i}", pair.question) for i, pair in enumerate(pairs)))
+            yield work
 
     answers: dict[tuple[str, str], str | None] = {}
-    with closing(run.encoded(found.items, pending, ())) as encoded:
-        for answered in answer_works(encoded, run.model, run.options, run.clock):
+    with closing(encode_files(run, found.items, pending)) as encoded:
+        for answered in answer_items(encoded, run.model, run.options, run.clock):
             for row in answered.rows:
                 answers[Path(row.path).name, row.question_id] = row.answer
     who = run.model.identity

@@ -1,17 +1,17 @@
-"""vidqa: describe and question a folder of video.
+"""vidqa: answer questions about folders of videos and images.
 
     paths -> media -> FrameBatch -> encoders -> Features -> cache
                                                               |
     questions -> prompts -----------------> model + generate -+-> AnswerRow -> tables
 
-Encode once, ask forever: a clip is decoded and encoded one time, its features stay on disk, and every later question
-starts from them. One row for every (clip, segment, question), whatever happens; an error is a status, never a caption.
+Each file is decoded and encoded once; its features stay in a cache on disk, and every later question starts from them.
+There is always one row per file, segment and question: if a file fails, its row has the error instead of an answer.
 
     import vidqa
     vidqa.describe("examples/clips", out="captions.parquet")
     print(vidqa.ask("clip.mp4", "What happens?")[0].answer)
 
-The names below are loaded on first use: importing vidqa imports neither torch nor a decoder.
+The public names are loaded on first use: importing vidqa imports neither torch nor a decoder.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-#: Public name -> the module that has it.
-_HOMES = {
+#: Public name -> its module.
+_EXPORTS = {
     "load_model": "vidqa.pipeline.run.loaded_model",
     "describe": "vidqa.pipeline.describe",
     "ask": "vidqa.pipeline.ask",
@@ -49,7 +49,7 @@ __all__ = [
     "search",
 ]
 
-if TYPE_CHECKING:  # for editors and type checkers, which do not see __getattr__'s names
+if TYPE_CHECKING:  # editors and type checkers do not evaluate __getattr__
     from vidqa.errors import VidqaError
     from vidqa.pipeline.ask import ask
     from vidqa.pipeline.chat import chat
@@ -62,10 +62,10 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not see __getattr__
 
 
 def __getattr__(name: str) -> object:
-    home = _HOMES.get(name)
-    if home is None:
+    module = _EXPORTS.get(name)
+    if module is None:
         raise AttributeError(f"module 'vidqa' has no attribute {name!r}")
-    return getattr(import_module(home), name)
+    return getattr(import_module(module), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""Running the command line: inside this process where it is enough, as a process where signals or exit matter."""
+"""Running the command line in this process, or as a separate process if signals or the exit matter."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import pytest
 
 from vidqa.cli.main import run
 
-#: `weather_hooks` is imported here and in decoder processes, by its name.
+#: `fault_hooks` is imported by name, here and in decode processes.
 sys.path.append(str(Path(__file__).parent))
 
 
 @dataclass(frozen=True)
 class Done:
-    """What a command left."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -28,8 +28,8 @@ class Done:
 
 
 @pytest.fixture
-def surroundings(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """The tiny model and a cache of its own, by the variables that users set."""
+def environment(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Variables for the tiny model and an own cache."""
     values = {"VIDQA_MODEL": str(tiny_bundle), "VIDQA_CACHE": str(tmp_path / "cache")}
     for name, value in values.items():
         monkeypatch.setenv(name, value)
@@ -38,26 +38,26 @@ def surroundings(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.fixture
-def vidqa(surroundings: dict[str, str], capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+def vidqa(environment: dict[str, str], capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
     """`vidqa("describe", folder, ...)` in this process."""
 
     def call(*arguments: object) -> Done:
         capsys.readouterr()
         code = run([os.fspath(a) if isinstance(a, Path) else str(a) for a in arguments])
-        said = capsys.readouterr()
-        return Done(code, said.out, said.err)
+        output = capsys.readouterr()
+        return Done(code, output.out, output.err)
 
     return call
 
 
-def _hear_ctrl_c() -> None:
-    """Started in the background of a script, the tests ignore Ctrl-C, and so would the command."""
+def _default_sigint() -> None:
+    """Restore the handling of Ctrl-C, which a shell script disables for tests that it runs in the background."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture
-def start(surroundings: dict[str, str]) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """`start("describe", folder, ...)` as a process of its own, both outputs piped. None outlives the test."""
+def start(environment: dict[str, str]) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """`start("describe", folder, ...)`: a separate process with piped output, killed at the end of the test."""
     started: list[subprocess.Popen[str]] = []
 
     def call(*arguments: object) -> subprocess.Popen[str]:
@@ -66,9 +66,9 @@ def start(surroundings: dict[str, str]) -> Iterator[Callable[..., subprocess.Pop
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | surroundings,
+            env=os.environ | environment,
             start_new_session=True,
-            preexec_fn=_hear_ctrl_c if sys.platform != "win32" else None,
+            preexec_fn=_default_sigint if sys.platform != "win32" else None,
         )
         started.append(process)
         return process

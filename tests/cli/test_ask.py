@@ -1,4 +1,4 @@
-"""`vidqa ask`: answers and nothing else on stdout."""
+"""`vidqa ask`: stdout has the answers and nothing else."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def test_a_repeated_question_is_answered_again_and_computed_once(vidqa, clips, t
     from vidqa.pipeline import ask, chat
 
     computed: list[str] = []
-    answer_works, generate = ask.answer_works, chat.generate
+    answer_items, generate = ask.answer_items, chat.generate
 
     def counted(*arguments):
-        for answered in answer_works(*arguments):
+        for answered in answer_items(*arguments):
             computed.extend(row.question for row in answered.rows)
             yield answered
 
@@ -32,12 +32,12 @@ def test_a_repeated_question_is_answered_again_and_computed_once(vidqa, clips, t
         computed.extend(request.turns[-1][0] for request in requests)
         return generate(llava, requests, *arguments, **more)
 
-    monkeypatch.setattr(ask, "answer_works", counted)
+    monkeypatch.setattr(ask, "answer_items", counted)
     monkeypatch.setattr(chat, "generate", counted_together)
     asked = ["What?", "Why?", "What?"]
     assert vidqa("ask", clips / "a.mp4", *asked).out == "red\n" * 3
     assert vidqa("ask", clips, *asked).out.count("red") == 9
-    assert vidqa("ask", clips / "none.mp4", *asked).out == "\n" * 3, "a failure has a line, too"
+    assert vidqa("ask", clips / "none.mp4", *asked).out == "\n" * 3, "a failure has a line as well"
     for media in ([clips / "a.mp4"], [clips / "a.mp4", "--with", clips / "b.mp4"]):
         computed.clear()
         lines = vidqa("ask", *media, *asked, "--json").out.splitlines()
@@ -76,37 +76,37 @@ def test_out_writes_a_table(vidqa, clips, tmp_path):
     assert read_table(tmp_path / "t.csv")["question"].to_list() == ["What?"] * 3
 
 
-def test_failures_are_no_answers(vidqa, clips):
-    (clips / "text.mp4").write_text("no film")
+def test_failures_are_not_printed_as_answers(vidqa, clips):
+    (clips / "text.mp4").write_text("not a video")
     done = vidqa("ask", clips / "text.mp4", "What?")
     assert done.code == 3
     assert done.out.strip() == ""
     assert "vidqa: text.mp4: not_media: not an image or video but text (utf-8)" in done.err.splitlines()
-    done = vidqa("ask", clips / "no\x1bcfilm.mp4", "What?")  # a name that would wipe the screen
-    assert done.code == 3 and "vidqa: no\\x1bcfilm.mp4: missing: no such file" in done.err.splitlines()
+    done = vidqa("ask", clips / "no\x1bcvideo.mp4", "What?")  # printed as it is, this name would clear the screen
+    assert done.code == 3 and "vidqa: no\\x1bcvideo.mp4: missing: no such file" in done.err.splitlines()
     done = vidqa("ask", clips, "What?")
     assert done.code == 3
     assert "[not_media]" in done.out
 
 
-def test_answers_that_were_cut_are_said(vidqa, clips):
+def test_truncated_and_empty_answers_are_reported(vidqa, clips):
     cut = vidqa("ask", clips / "a.mp4", "What?", "Why?", "--max-new-tokens", 2)
-    assert cut.code == 0 and "(2 of 2 answers cut at the longest allowed length)" in cut.err
+    assert cut.code == 0 and "(2 of 2 answers truncated at the maximum number of tokens)" in cut.err
     assert "(1 of 1 answer empty)" in vidqa("ask", clips / "a.mp4", "What?", "--max-new-tokens", 1).err
     assert "answer" not in vidqa("ask", clips / "a.mp4", "What?").err
     chat = vidqa("ask", clips / "a.mp4", "--with", clips / "b.mp4", "What?", "--max-new-tokens", 2)
-    assert "(1 of 1 answer cut" in chat.err
+    assert "(1 of 1 answer truncated" in chat.err
     as_json = vidqa("ask", clips / "a.mp4", "What?", "--max-new-tokens", 2, "--json")
-    assert json.loads(as_json.out)["status"] == "truncated" and "longest allowed" not in as_json.err
+    assert json.loads(as_json.out)["status"] == "truncated" and "maximum number" not in as_json.err
 
 
-def test_the_clip_behind_the_question_is_told_apart(vidqa, clips):
+def test_swapped_arguments_are_recognized(vidqa, clips):
     for question in ("What happens?", "What happens"):
         done = vidqa("ask", question, clips / "a.mp4")
         assert done.code == 2 and "MEDIA comes first" in done.err and "a.mp4" in done.err
 
 
-def test_still_picture(vidqa, tmp_path):
+def test_image(vidqa, tmp_path):
     import numpy as np
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""`vidqa describe`: the table, what is done again and what is not, and what stands where."""
+"""`vidqa describe`: the table, its columns, and what a second run computes again."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def test_every_clip_gets_its_row(vidqa, clips, tmp_path):
     assert len({row["media_id"] for row in rows}) == 3
 
 
-def test_messages_are_said_once_and_on_stderr(vidqa, clips, tmp_path):
+def test_messages_are_printed_once_and_on_stderr(vidqa, clips, tmp_path):
     done = vidqa("describe", clips, "--out", tmp_path / "t.parquet")
     assert done.err.count("the tiny model says the same to everything") == 1
     assert done.err.count("ExecutionProvider") == 1
-    assert "3 clips" in done.err and "3 ok" in done.err and "limited by" in done.err
+    assert "3 files processed" in done.err and "3 ok" in done.err and "bottleneck: " in done.err
 
 
 def test_quiet_is_quiet(vidqa, clips, tmp_path):
@@ -59,13 +59,13 @@ def test_json_summary_is_one_object_on_stdout(vidqa, clips, tmp_path):
     assert summary["files"] == 3
     assert summary["clips"]["done"] == 3
     assert summary["rows"] == {"ok": 3}
-    assert sum(summary["left_out"].values()) == 1
+    assert sum(summary["ignored"].values()) == 1
     assert set(summary["seconds"]) == {"load", "read", "decode", "encode", "generate", "write"}
-    assert summary["limit"] in summary["seconds"]
+    assert summary["bottleneck"] in summary["seconds"]
     assert summary["hours_of_video"] == pytest.approx(3 * 1.2 / 3600, rel=0.2)
 
 
-def test_second_run_does_nothing_but_say_so(vidqa, clips, tmp_path):
+def test_second_run_does_nothing(vidqa, clips, tmp_path):
     table = tmp_path / "t.parquet"
     vidqa("describe", clips, "--out", table)
     before = (table.read_bytes(), table.stat().st_mtime_ns)
@@ -84,13 +84,13 @@ def test_every_format_and_again(vidqa, clips, tmp_path, suffix):
     assert "nothing to do" in vidqa("describe", clips, "--out", table).err
 
 
-def test_new_file_only_adds_its_row(vidqa, clips, tmp_path, make_clip):
+def test_a_new_file_only_adds_its_row(vidqa, clips, tmp_path, make_clip):
     table = tmp_path / "t.parquet"
     vidqa("describe", clips, "--out", table)
     old = rows_of(table)
     make_clip(clips / "new.mp4", seed=9)
     done = json.loads(vidqa("describe", clips, "--out", table, "--json").out)
-    assert done["clips"]["done"] == 1 and done["known"] == {"ok": 3}
+    assert done["clips"]["done"] == 1 and done["existing"] == {"ok": 3}
     rows = rows_of(table)
     assert [row for row in rows if row["path"] != "new.mp4"] == old
     assert len(rows) == 4
@@ -130,7 +130,7 @@ def test_renamed_file_keeps_its_row(vidqa, clips, tmp_path):
     assert [row["path"] for row in rows_of(table)] == ["b.mp4", str(Path("deeper", "c.mp4")), "z.mp4"]
 
 
-def test_same_content_twice_is_worked_on_once_and_has_both_rows(vidqa, clips, tmp_path):
+def test_duplicates_are_processed_once_and_both_have_rows(vidqa, clips, tmp_path):
     shutil.copy(clips / "a.mp4", clips / "copy of a.mp4")
     table = tmp_path / "t.parquet"
     done = json.loads(vidqa("describe", clips, "--out", table, "--json").out)
@@ -139,7 +139,7 @@ def test_same_content_twice_is_worked_on_once_and_has_both_rows(vidqa, clips, tm
     assert len(rows) == 4 and len({row["media_id"] for row in rows}) == 3
     shutil.copy(clips / "b.mp4", clips / "later.mp4")
     done = json.loads(vidqa("describe", clips, "--out", table, "--json").out)
-    assert done["clips"]["done"] == 0 and done["copied"] == 1 and done["known"] == {"ok": 5}
+    assert done["clips"]["done"] == 0 and done["copied"] == 1 and done["existing"] == {"ok": 5}
     assert len(rows_of(table)) == 5
     assert "nothing to do" in vidqa("describe", clips, "--out", table).err
 
@@ -152,7 +152,9 @@ def test_segments_of_fixed_length(vidqa, clips, tmp_path):
     assert [row["start_s"] for row in rows] == pytest.approx([0.0, 0.5, 1.0])
     assert all(row["start_s"] <= t <= row["end_s"] + 1e-6 for row in rows for t in row["frame_times_s"])
     assert "nothing to do" in vidqa("describe", clips, "--out", table, "--segment", "0.5").err
-    assert json.loads(vidqa("describe", clips, "--out", table, "--json").out)["rows"] == {"ok": 3}  # whole: new rows
+    assert json.loads(vidqa("describe", clips, "--out", table, "--json").out)["rows"] == {
+        "ok": 3
+    }  # unsegmented: new rows
 
 
 def test_max_new_tokens_truncates_and_is_a_setting(vidqa, clips, tmp_path):
@@ -165,7 +167,7 @@ def test_max_new_tokens_truncates_and_is_a_setting(vidqa, clips, tmp_path):
     assert Counter(row["status"] for row in rows_of(table)) == {"truncated": 3, "ok": 3}
 
 
-def test_typed_questions_are_asked_as_text_and_said_to_be(vidqa, clips, tmp_path):
+def test_typed_questions_are_asked_as_text_with_a_note(vidqa, clips, tmp_path):
     asked = '[[question]]\nid = "c"\ntext = "Colour?"\ntype = "choice"\nchoices = ["red", "blue"]\n'
     (tmp_path / "typed.toml").write_text(asked)
     done = vidqa("describe", clips / "a.mp4", "--out", tmp_path / "t.csv", "--questions", tmp_path / "typed.toml")
@@ -179,8 +181,8 @@ def test_broken_files_cost_their_row_and_exit_3(vidqa, clips, tmp_path):
     whole = (clips / "a.mp4").read_bytes()
     (clips / "cut.mp4").write_bytes(whole[: len(whole) // 3])
     (clips / "empty.mp4").write_bytes(b"")
-    (clips / "text.mp4").write_text("this is no film")
-    (clips / "notes.txt").write_text("plain text is left out")
+    (clips / "text.mp4").write_text("this is not a video")
+    (clips / "notes.txt").write_text("plain text is ignored")
     table = tmp_path / "t.parquet"
     done = vidqa("describe", clips, "--out", table)
     assert done.code == 3, done.err
@@ -195,11 +197,11 @@ def test_broken_files_cost_their_row_and_exit_3(vidqa, clips, tmp_path):
     assert again.code == 3, "the table still has failed rows for these files"
     assert "nothing to do" in again.err and "--retry failed" in again.err
     retried = json.loads(vidqa("describe", clips, "--out", table, "--retry", "failed", "--json").out)
-    assert retried["rows"] == {"failed": 3} and retried["known"] == {"ok": 3}
+    assert retried["rows"] == {"failed": 3} and retried["existing"] == {"ok": 3}
     assert len(rows_of(table)) == 6
 
 
-def test_named_file_that_is_not_there_gets_a_row_once(vidqa, clips, tmp_path, make_clip):
+def test_a_missing_file_that_was_named_gets_one_row(vidqa, clips, tmp_path, make_clip):
     table = tmp_path / "t.parquet"
     for _ in range(2):
         done = vidqa("describe", clips / "a.mp4", clips / "gone.mp4", "--out", table)
@@ -224,17 +226,17 @@ def test_prompt_that_does_not_fit_is_a_row(vidqa, clips, tmp_path):
     assert all(row["duration_s"] is not None for row in rows)
 
 
-def test_dry_run_says_the_plan_and_does_nothing(vidqa, clips, tmp_path):
+def test_dry_run_prints_the_plan_and_does_nothing(vidqa, clips, tmp_path):
     table = tmp_path / "t.parquet"
     done = vidqa("describe", clips, "--out", table, "--dry-run", "--json")
     plan = json.loads(done.out)
     assert done.code == 0
-    assert (plan["files"], plan["new_rows"], plan["known_rows"]) == (3, 3, 0)
+    assert (plan["files"], plan["new_rows"], plan["existing_rows"]) == (3, 3, 0)
     assert plan["hours_of_video"] == pytest.approx(3 * 1.2 / 3600, rel=0.2)
     assert not table.exists()
     vidqa("describe", clips, "--out", table)
     plan = json.loads(vidqa("describe", clips, "--out", table, "--dry-run", "--json").out)
-    assert (plan["new_rows"], plan["known_rows"]) == (0, 3)
+    assert (plan["new_rows"], plan["existing_rows"]) == (0, 3)
     assert "3 files" in vidqa("describe", clips, "--out", table, "--dry-run").out
 
 

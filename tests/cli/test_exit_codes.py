@@ -1,4 +1,4 @@
-"""Every way in which a command can end has its exit code and one message, never a traceback; a bug keeps its own."""
+"""Every way to end a command has its exit code and one message without a traceback; a bug keeps its traceback."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def ending(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("what", "code", "said"),
+    ("what", "code", "message"),
     [
         (None, 0, ""),
         (0, 0, ""),
@@ -46,16 +46,16 @@ def ending(monkeypatch):
         ),
         (errors.DeviceError("no CUDA"), 2, "vidqa: no CUDA\n"),
         (errors.LockedError("busy"), 4, "vidqa: busy\n"),
-        (errors.TableError("no room"), 1, "vidqa: no room\n"),
+        (errors.TableError("disk full"), 1, "vidqa: disk full\n"),
         (KeyboardInterrupt(), 130, "vidqa: interrupted\n"),
         (main.Terminated(), 143, "vidqa: terminated\n"),
         (OSError(errno.ENOSPC, "No space left on device", "/x/t.csv"), 1, "vidqa: No space left on device: /x/t.csv\n"),
     ],
 )
-def test_codes_and_messages(ending, capsys, what, code, said):
+def test_codes_and_messages(ending, capsys, what, code, message):
     assert ending(what) == code
     out, err = capsys.readouterr()
-    assert (out, err) == ("", said)
+    assert (out, err) == ("", message)
 
 
 def test_a_bug_keeps_its_traceback(ending):
@@ -63,12 +63,12 @@ def test_a_bug_keeps_its_traceback(ending):
         ending(ZeroDivisionError())
 
 
-def test_a_reader_that_goes_away(ending, capfd):
+def test_a_broken_pipe_is_silent(ending, capfd):
     assert ending(BrokenPipeError(errno.EPIPE, "Broken pipe")) == 141
     assert capfd.readouterr().err == ""
 
 
-def test_wrong_settings_do_not_stand_in_the_way_of_help(tmp_path, monkeypatch, capsys):
+def test_help_works_with_invalid_settings(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "vidqa.toml").write_text("= broken")
     assert main.run(["cache", "stats"]) == 2

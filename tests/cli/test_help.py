@@ -1,4 +1,4 @@
-"""`vidqa --help` is quick and every command's help can be followed."""
+"""`vidqa --help` is fast, and the help of every command has an example."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def vidqa(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "vidqa", *arguments], capture_output=True, text=True, timeout=280)
 
 
-def test_help_names_the_sets_of_questions() -> None:
+def test_help_lists_the_question_sets() -> None:
     from vidqa.cli.commands.describe import command
     from vidqa.prompts.questions import question_sets
 
@@ -43,7 +43,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     assert done.returncode == 0, done.stderr
     seconds, _, heavy = done.stderr.strip().splitlines()[-1].partition(" ")
     assert heavy == "[]", f"vidqa {' '.join(arguments)} imported {heavy}"
-    # Seconds of this process, not of the clock: what else the machine does must not decide.
+    # CPU time of this process, which does not depend on the load of the machine.
     assert float(seconds) < 0.3
 
 
@@ -57,7 +57,7 @@ def test_every_command_has_help_with_an_example(command: str, flag: str) -> None
 
 
 def commands() -> Iterator[tuple[str, click.Command]]:
-    """Those of groups, too: `cache stats`."""
+    """Yield all commands, including those of groups such as `cache stats`."""
     for name, module in COMMANDS.items():
         command = import_module(module).command
         inner = command.commands.items() if isinstance(command, click.Group) else []
@@ -70,14 +70,14 @@ def test_commands_of_groups_have_an_example() -> None:
     assert [name for name, one in found.items() if f"vidqa {name}" not in (one.help or "")] == []
 
 
-def test_what_can_only_be_said_by_flag() -> None:
-    """All other options have a variable and a place in vidqa.toml; README and `vidqa --help` name the exceptions."""
-    for_the_call = {"ask": {"beside"}, "train": {"overrides"}, "models list": {"published"}}
-    for_the_call["models convert"] = {"out", "name", "towers", "dtype", "encoders", "replace"}
-    for_the_call["models pull"] = {"out", "revision", "dtype", "encoders", "set_default", "replace"}
+def test_options_without_a_setting() -> None:
+    """All other options have a variable and a key in vidqa.toml; docs/configuration.md names the exceptions."""
+    only_flags = {"ask": {"more_media"}, "train": {"overrides"}, "models list": {"published"}}
+    only_flags["models convert"] = {"out", "name", "towers", "dtype", "encoders", "replace"}
+    only_flags["models pull"] = {"out", "revision", "dtype", "encoders", "set_default", "replace"}
     for name, command in commands():
         options = {p.name for p in command.params if isinstance(p, click.Option)}
-        assert options == set(OPTIONS[name]) | for_the_call.get(name, set()), name
+        assert options == set(OPTIONS[name]) | only_flags.get(name, set()), name
 
 
 def test_version() -> None:

@@ -1,4 +1,4 @@
-"""The commands on a CUDA device. Skipped where there is none, unless VIDQA_REQUIRE_GPU=1 says that one is there."""
+"""The commands on a CUDA device. Skipped without one, unless VIDQA_REQUIRE_GPU=1 requires it."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ CLIPS = Path(__file__).parents[2] / "examples" / "clips"
 
 
 def answers(device: str, folder: Path) -> dict[str, str]:
-    """The demo model's answer for each example."""
+    """Return the answer of the demo model for each example."""
     folder.mkdir()
     out, cache = folder / "table.jsonl", folder / "cache"
     assert run(["describe", str(CLIPS), "--out", str(out), "--device", device, "--cache-dir", str(cache), "-q"]) == 0
     return {row["path"]: row["answer"] for row in map(json.loads, out.read_text().splitlines())}
 
 
-def test_a_table_of_the_cpu(tmp_path: Path) -> None:
+def test_the_gpu_table_equals_that_of_the_cpu(tmp_path: Path) -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
-    want, got = answers("cpu", tmp_path / "cpu"), answers("cuda", tmp_path / "cuda")
-    assert len(want) == 12
-    # Features are rounded to float16, so a tie may fall the other way: one of twelve.
-    assert sum(got[path] == text for path, text in want.items()) >= 11
+    expected, actual = answers("cpu", tmp_path / "cpu"), answers("cuda", tmp_path / "cuda")
+    assert len(expected) == 12
+    # Features are rounded to float16, which may break one tie differently.
+    assert sum(actual[path] == text for path, text in expected.items()) >= 11
 
 
 def test_bench_names_the_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["bench", "--device", "cuda", "--seconds", "0.5", "--json", "-q"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["device"].startswith("cuda")
-    assert all(told["stages"][name]["share_of_limit"] > 0 for name in ("encode", "prefill", "generate"))
+    result = json.loads(capsys.readouterr().out)
+    assert result["device"].startswith("cuda")
+    assert all(result["stages"][name]["share_of_limit"] > 0 for name in ("encode", "prefill", "generate"))

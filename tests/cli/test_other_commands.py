@@ -16,34 +16,36 @@ from vidqa.config.default_model import user_settings_file
 from vidqa.model.bundle.registry import models_folder
 
 
-def test_encode_fills_the_cache_once(vidqa, clips, surroundings):
+def test_encode_fills_the_cache_once(vidqa, clips, environment):
     first = json.loads(vidqa("encode", clips, "--json").out)
     assert first["clips"] == {"done": 3, "cached": 0, "failed": 0}
-    assert len(list(Path(surroundings["VIDQA_CACHE"]).rglob("*.safetensors"))) == 3
+    assert len(list(Path(environment["VIDQA_CACHE"]).rglob("*.safetensors"))) == 3
     second = vidqa("encode", clips)
-    assert second.code == 0 and "nothing to do: 3 files in the cache already" in second.err
-    assert second.err.splitlines()[-1].startswith("vidqa: cache: 0 clips encoded, 3 known, 0 failed; 3 files in ")
+    assert second.code == 0 and "nothing to do: 3 files already cached" in second.err
+    assert second.err.splitlines()[-1].startswith(
+        "vidqa: cache: 0 files encoded, 3 already cached, 0 failed; 3 files in "
+    )
 
 
 def test_encode_counts_failures(vidqa, clips):
-    (clips / "text.mp4").write_text("no film")
+    (clips / "text.mp4").write_text("not a video")
     done = vidqa("encode", clips, "--json", "-v")
     assert done.code == 3
-    told = json.loads(done.out)
-    assert told["clips"]["failed"] == 1 and told["errors"] == {"not_media": 1}
-    said = "failed: text.mp4: not_media: not an image or video but text (utf-8)"
-    assert done.err.splitlines().count(said) == 1
-    assert "3 clips encoded," in done.err and "failures: 1 not_media" in done.err
-    assert told["line"].startswith("vidqa: cache: 3 clips encoded, 1 failed; 4 files in ")
+    summary = json.loads(done.out)
+    assert summary["clips"]["failed"] == 1 and summary["errors"] == {"not_media": 1}
+    message = "failed: text.mp4: not_media: not an image or video but text (utf-8)"
+    assert done.err.splitlines().count(message) == 1
+    assert "3 files encoded," in done.err and "failures: 1 not_media" in done.err
+    assert summary["line"].startswith("vidqa: cache: 3 files encoded, 1 failed; 4 files in ")
 
 
-def test_cache_stats_verify_prune(vidqa, clips, surroundings):
+def test_cache_stats_verify_prune(vidqa, clips, environment):
     vidqa("encode", clips)
     stats = json.loads(vidqa("cache", "stats", "--json").out)
     assert stats["n_entries"] == 3
     assert "3 entries" in vidqa("cache", "stats").out
-    assert vidqa("cache", "verify").out == "3 entries read, 0 damaged\n"
-    entry = sorted(Path(surroundings["VIDQA_CACHE"]).rglob("*.safetensors"))[0]
+    assert vidqa("cache", "verify").out == "verified 3 entries: 0 damaged\n"
+    entry = sorted(Path(environment["VIDQA_CACHE"]).rglob("*.safetensors"))[0]
     entry.write_bytes(entry.read_bytes()[:-3])
     broken = vidqa("cache", "verify")
     assert broken.code == 3 and entry.name in broken.out
@@ -67,7 +69,7 @@ def test_models_list_and_verify(vidqa, tiny_bundle, tmp_path):
     assert done.code == 1 and "connector.safetensors" in done.out
 
 
-def test_default_is_set_for_a_model_that_was_pulled_before(vidqa, tiny_bundle, tmp_path, monkeypatch):
+def test_a_model_that_was_pulled_before_becomes_the_default(vidqa, tiny_bundle, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -93,13 +95,13 @@ def test_compat_is_listed(vidqa, tiny_bundle, tmp_path):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="file systems that take any bytes")
-def test_names_that_are_no_text_are_written_in_one_way(start, clips, tiny_bundle, tmp_path):
+def test_undecodable_names_are_escaped_everywhere(start, clips, tiny_bundle, tmp_path):
     """Tables, JSON and messages; on real streams, which cannot take what Python makes of such a byte."""
     odd = clips / os.fsdecode(b"\xff\\.mp4")
     (clips / "a.mp4").rename(odd)
     for rest in ("b.mp4", "deeper/c.mp4"):
         (clips / rest).unlink()
-    (clips / os.fsdecode(b"no\xfe.mp4")).write_text("no film")
+    (clips / os.fsdecode(b"no\xfe.mp4")).write_text("not a video")
     shutil.copytree(tiny_bundle, bundle := tmp_path / os.fsdecode(b"b\xfd"))
 
     def call(*arguments):
@@ -123,12 +125,12 @@ def test_doctor(vidqa):
     done = vidqa("doctor")
     names = [line.split()[1] for line in done.out.splitlines()]
     assert done.code == 0, done.out
-    wanted = ["python", "torch", "transformers", "onnxruntime", "av", "decord", "polars", "cuda"]
-    assert names == [*wanted, "kernels", "bitsandbytes", "7B", "cache", "model"]
+    expected = ["python", "torch", "transformers", "onnxruntime", "av", "decord", "polars", "cuda"]
+    assert names == [*expected, "GPU", "bitsandbytes", "7B", "cache", "model"]
     assert "FFmpeg" in done.out and "GB free" in done.out and "CPUExecutionProvider" in done.out
 
 
-def test_doctor_starts_what_it_finds(monkeypatch):
+def test_doctor_opens_a_session_on_every_device(monkeypatch):
     """A driver and a build for CUDA are not enough: without cuDNN, say, the encoders would run on the CPU."""
     from vidqa.common import devices
     from vidqa.encoders import onnx_session
@@ -154,7 +156,7 @@ class _WithoutLibraries:
             return ["CPUExecutionProvider"]
 
 
-def test_doctor_works_where_packages_are_missing(surroundings):
+def test_doctor_works_without_packages(environment):
     code = (
         "import sys\n"
         "for name in ('torch', 'transformers', 'av', 'decord', 'onnxruntime', 'polars'): sys.modules[name] = None\n"
@@ -165,10 +167,10 @@ def test_doctor_works_where_packages_are_missing(surroundings):
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stdout.splitlines()) == 13
-    assert "FAIL  torch" in done.stdout and "no    decord" in done.stdout
+    assert "FAIL  torch" in done.stdout and "skip  decord" in done.stdout
 
 
-def test_doctor_says_what_is_wrong_with_the_model(vidqa, tmp_path):
+def test_doctor_reports_problems_of_the_model(vidqa, tmp_path):
     done = vidqa("doctor", "--model", tmp_path / "nowhere")
     assert done.code == 1
     assert "FAIL  model         no model at " in done.out
@@ -182,7 +184,7 @@ def test_settings_file_variable_flag(vidqa, clips, tmp_path, monkeypatch):
     assert vidqa("ask", clips / "a.mp4", "What?", "--max-new-tokens", "3").out == "re\n"
 
 
-def test_wrong_settings_are_exit_2(vidqa, clips, tmp_path):
+def test_invalid_settings_are_exit_2(vidqa, clips, tmp_path):
     (tmp_path / "vidqa.toml").write_text("no_such_setting = 1\n")
     done = vidqa("ask", clips / "a.mp4", "What?")
     assert done.code == 2

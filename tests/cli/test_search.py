@@ -1,4 +1,4 @@
-"""`vidqa search`: a table on stdout, or in a file; failed files are said."""
+"""`vidqa search`: hits on stdout or in a file; failed files are reported."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def surroundings(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+def environment(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """The demo model, which has a text tower, and one cache for all tests here."""
     values = {"VIDQA_MODEL": "demo", "VIDQA_CACHE": str(cache)}
     for name, value in values.items():
@@ -38,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "media"
 
 
-def test_table_on_the_screen(vidqa, folder):
+def test_table_on_stdout(vidqa, folder):
     done = vidqa("search", "a red cross", folder)
     assert done.code == 0, done.err
     lines = [line.split() for line in done.out.splitlines()]
@@ -47,7 +47,7 @@ def test_table_on_the_screen(vidqa, folder):
     assert vidqa("search", "a red cross", folder, "--top", 1).out.split() == lines[0]
 
 
-def test_segments_have_their_times(vidqa, folder):
+def test_segments_have_times(vidqa, folder):
     lines = vidqa("search", "a red cross", folder, "--segment", 1).out.splitlines()
     assert len(lines) > 4
     assert lines[0].split()[2] in ("0.0-1.0", "1.0-2.0", "2.0-3.0") and lines[0].endswith("clip06.mp4")
@@ -73,7 +73,7 @@ def test_table_in_a_file(suffix, vidqa, folder, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.parquet", "t.jsonl", "t.arrow", "t.xls", "no/t.csv"])
-def test_file_that_is_no_table_of_hits_stays(name, vidqa, folder, tmp_path):
+def test_a_file_that_is_not_a_table_of_hits_is_kept(name, vidqa, folder, tmp_path):
     if "/" not in name:
         (tmp_path / name).write_text('{"a": 1}\n')
     done = vidqa("search", "a red cross", folder, "--out", tmp_path / name)
@@ -81,14 +81,14 @@ def test_file_that_is_no_table_of_hits_stays(name, vidqa, folder, tmp_path):
     assert "/" in name or (tmp_path / name).read_text() == '{"a": 1}\n'
 
 
-def test_failed_files_are_said_and_exit_3(vidqa, folder):
-    (folder / "broken.mp4").write_text("no film")
+def test_failed_files_are_reported_with_exit_3(vidqa, folder):
+    (folder / "broken.mp4").write_text("not a video")
     done = vidqa("search", "a red cross", folder)
     assert done.code == 3
     assert len(done.out.splitlines()) == 3 and "broken.mp4: not_media" in done.err
 
 
-def test_what_cannot_be_searched(vidqa, folder, tmp_path, monkeypatch):
+def test_invalid_searches(vidqa, folder, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     done = vidqa("search", "a dog", tmp_path / "empty")
     assert done.code == 1 and "no media found" in done.err

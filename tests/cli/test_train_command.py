@@ -214,7 +214,7 @@ def test_of_several_processes_the_first_one_speaks(vidqa, monkeypatch, rank, say
     from vidqa.pipeline import train
 
     def stopped(*_, reporter, **__):
-        with reporter.stop.held():
+        with reporter.stop.deferred():
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.05)
 

@@ -1,4 +1,4 @@
-"""The modules beside the tests, and the writers of published checkpoints, can be imported."""
+"""Modules next to the tests, and the writers of published checkpoints in tests/model, can be imported."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""From Python: the same as the commands."""
+"""The Python API does the same as the commands."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def test_three_calls(tiny_bundle, clips, tmp_path, monkeypatch):
     rows = vidqa.ask(str(clips / "a.mp4"), "What?", "Why?", model=model)
     assert [(row.question, row.answer) for row in rows] == [("What?", "red"), ("Why?", "red")]
     assert isinstance(rows[0], vidqa.AnswerRow)
-    assert threading.active_count() < 20, "decode threads are left behind"
+    assert threading.active_count() < 20, "no decode threads are left"
 
 
-def test_own_questions_and_errors(tiny_bundle, clips, tmp_path):
+def test_custom_questions_and_errors(tiny_bundle, clips, tmp_path):
     options = RunOptions(cache_dir=tmp_path / "cache")
     asked = [vidqa.Question("q", "Is it red?")]
     summary = vidqa.describe([str(clips)], tmp_path / "t.csv", questions=asked, model=str(tiny_bundle), options=options)
@@ -56,19 +56,19 @@ def test_questions_in_every_form(tiny_bundle, clips, tmp_path):
             vidqa.describe(clips / "a.mp4", tmp_path / "wrong.csv", questions=wrong, **how)
 
 
-def test_options_take_the_cache_of_the_user(tmp_path, monkeypatch):
+def test_options_use_the_cache_of_the_user(tmp_path, monkeypatch):
     monkeypatch.setenv("VIDQA_CACHE", str(tmp_path / "mine"))
     assert vidqa.RunOptions(segment_s=30).cache_dir == tmp_path / "mine"
 
 
-def test_names_and_flow():
+def test_public_names_and_docstring():
     assert set(vidqa.__all__) <= set(dir(vidqa))
     assert "paths -> media -> FrameBatch -> encoders -> Features -> cache" in vidqa.__doc__
     with pytest.raises(AttributeError, match="no attribute 'describ'"):
         _ = vidqa.describ
 
 
-def test_settings_id_changes_with_what_changes_answers_only(tmp_path):
+def test_settings_id_depends_only_on_what_changes_answers(tmp_path):
     question = vidqa.Question("a", "What?")
     base = settings_of(RunOptions(tmp_path), question)
     assert base == settings_of(
@@ -83,7 +83,7 @@ def test_settings_id_changes_with_what_changes_answers_only(tmp_path):
     assert len(others | {base}) == 4
 
 
-def test_options_name_all_problems_at_once(tmp_path):
+def test_options_report_all_problems_at_once(tmp_path):
     with pytest.raises(vidqa.VidqaError) as caught:
         RunOptions(tmp_path, segment_s=0, batch_size=0, timeout_s=-1)
     assert len(str(caught.value).splitlines()) == 3
@@ -97,11 +97,11 @@ def test_options_name_all_problems_at_once(tmp_path):
         assert line.split()[0] in name and line.endswith(repr(value))
 
 
-def test_options_are_kept_in_one_form(tiny_bundle, clips, tmp_path, monkeypatch):
+def test_options_are_normalized(tiny_bundle, clips, tmp_path, monkeypatch):
     for home in ("HOME", "USERPROFILE"):
         monkeypatch.setenv(home, str(tmp_path))
     monkeypatch.setenv("VIDQA_CACHE", "~/there")
-    assert RunOptions().cache_dir == tmp_path / "there"  # as for the command
+    assert RunOptions().cache_dir == tmp_path / "there"  # as on the command line
     same = RunOptions(str(tmp_path / "c"), segment_s=np.float32(1.5), max_new_tokens=np.int64(4), timeout_s=9)
     plain = RunOptions(tmp_path / "c", segment_s=1.5, max_new_tokens=4, timeout_s=9.0)
     assert same == plain
@@ -120,11 +120,11 @@ def test_paths_in_every_form(tiny_bundle, clips, tmp_path):
     for make in (lambda: one, lambda: [str(one)], lambda: clips.glob("a.*")):
         assert [row.path for row in vidqa.ask(make(), "What?", **how)] == ["a.mp4"]
         assert vidqa.chat(make(), **how).ask("What?").question == "What?"
-    demo = {"options": how["options"], "model": "demo"}  # the only one with a text tower
+    demo = {"options": how["options"], "model": "demo"}  # the only model here with a text encoder
     assert [hit.path for hit in vidqa.search("a red cross", clips.glob("a.*"), **demo).hits] == ["a.mp4"]
 
 
-def test_questions_made_by_hand_are_held_to_what_a_file_may_say(tiny_bundle, clips, tmp_path):
+def test_question_values_are_validated_like_files(tiny_bundle, clips, tmp_path):
     how = {"model": vidqa.load_model(str(tiny_bundle)), "options": RunOptions(tmp_path / "cache")}
     for question, said in (
         (vidqa.Question("", "What?"), "`id` must be a word"),
@@ -139,13 +139,13 @@ def test_questions_made_by_hand_are_held_to_what_a_file_may_say(tiny_bundle, cli
     (tmp_path / "mine.toml").write_text('[[question]]\nid = "a"\ntext = " What? "\n')
     vidqa.describe(clips, tmp_path / "t.csv", questions=tmp_path / "mine.toml", **how)
     again = vidqa.describe(clips, tmp_path / "t.csv", questions=vidqa.Question("a", " What? "), **how)
-    assert again.nothing_done  # the same question, in whichever form
-    with pytest.raises(vidqa.VidqaError, match="a question is a text, not list"):
+    assert again.nothing_done  # the same question in both forms
+    with pytest.raises(vidqa.VidqaError, match="a question must be a str, not list"):
         vidqa.ask(clips, ["What?", "Why?"], **how)
 
 
-def test_memory_error_of_one_clip_is_its_row(tiny_bundle, clips, tmp_path, monkeypatch):
-    """The encoder says out of memory whenever one clip is in the batch: the others are still answered."""
+def test_out_of_memory_of_one_file_fails_only_its_row(tiny_bundle, clips, tmp_path, monkeypatch):
+    """The encoder runs out of memory whenever one video is in the batch; the others are still answered."""
     from vidqa.encoders.encoder import Encoder
 
     encode, bad = Encoder.encode, []
@@ -154,7 +154,7 @@ def test_memory_error_of_one_clip_is_its_row(tiny_bundle, clips, tmp_path, monke
         if not bad:
             bad.append(inputs[0].values.tobytes())
         if any(one.values.tobytes() == bad[0] for one in inputs):
-            raise ItemError("out_of_memory", "no room")
+            raise ItemError("out_of_memory", "the device is full")
         return encode(self, inputs)
 
     monkeypatch.setattr(Encoder, "encode", fails)
@@ -164,16 +164,16 @@ def test_memory_error_of_one_clip_is_its_row(tiny_bundle, clips, tmp_path, monke
     assert summary.rows == {"ok": 2, "failed": 1} and summary.errors == {"out_of_memory": 1}
 
 
-def test_a_bug_in_a_stage_is_raised_and_what_was_finished_is_kept(tiny_bundle, clips, tmp_path, monkeypatch):
+def test_a_bug_in_a_stage_is_raised_and_finished_rows_are_kept(tiny_bundle, clips, tmp_path, monkeypatch):
     """An error that is none of ours must end the run with its traceback, not hide in a row."""
-    import vidqa.pipeline.run.prefetch as feed
+    import vidqa.pipeline.run.prefetch as prefetch_module
 
     def broken(*arguments):
         raise ZeroDivisionError
 
     options = RunOptions(cache_dir=tmp_path / "cache")
     vidqa.describe(str(clips / "a.mp4"), tmp_path / "t.parquet", model=str(tiny_bundle), options=options)
-    monkeypatch.setattr(feed, "plan_segments", broken)
+    monkeypatch.setattr(prefetch_module, "plan_segments", broken)
     with pytest.raises(ZeroDivisionError):
         vidqa.describe(
             str(clips),

@@ -1,4 +1,4 @@
-"""Clips by text: the right ones first, each decoded once."""
+"""Search by text: matching files come first, and each file is decoded once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def demo() -> LoadedModel:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two clips and a picture: a growing red cross, a large orange circle that stays, a large orange ring."""
+    """Two videos and an image: a growing red cross, a large still orange circle, a large orange ring."""
     folder = tmp_path_factory.mktemp("media")
     for name in ("clip06.mp4", "clip07.mp4", "image11.png"):
         shutil.copy(EXAMPLES / name, folder)
@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory, demo: LoadedModel, folder: Path) -> RunOptions:
-    """A cache that has all of them, whole and in windows of a second."""
+    """A cache with all of them, unsegmented and in windows of one second."""
     options = RunOptions(cache_dir=tmp_path_factory.mktemp("cache"))
     first = vidqa.search("a red cross", str(folder), model=demo, options=options)
     assert (first.n_files, first.n_encoded, first.failed) == (3, 3, ())
@@ -56,7 +56,7 @@ def no_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     ("text", "name"),
     [("a red cross", "clip06.mp4"), ("A circle stays still.", "clip07.mp4"), ("a large ring", "image11.png")],
 )
-def test_the_described_one_is_first(text: str, name: str, demo: LoadedModel, options: RunOptions, folder: Path) -> None:
+def test_the_matching_file_is_first(text: str, name: str, demo: LoadedModel, options: RunOptions, folder: Path) -> None:
     found = vidqa.search(text, str(folder), model=demo, options=options)
     assert [hit.rank for hit in found.hits] == [1, 2, 3]
     assert found.hits[0].path == name and found.hits[0].text == text
@@ -66,7 +66,7 @@ def test_the_described_one_is_first(text: str, name: str, demo: LoadedModel, opt
 
 
 @pytest.mark.usefixtures("no_decoding")
-def test_scores_are_cosines_of_what_the_cache_holds(demo: LoadedModel, options: RunOptions, folder: Path) -> None:
+def test_scores_are_cosines_of_the_cached_embeddings(demo: LoadedModel, options: RunOptions, folder: Path) -> None:
     from vidqa.cache.feature_store import FeatureStore
     from vidqa.cache.key import CacheKey
 
@@ -89,7 +89,9 @@ def test_segments_and_top(demo: LoadedModel, options: RunOptions, folder: Path) 
     assert [(h.rank, h.path, h.start_s) for h in top.hits] == [(h.rank, h.path, h.start_s) for h in found.hits[:2]]
 
 
-def test_only_what_is_missing_is_encoded(demo: LoadedModel, options: RunOptions, folder: Path, tmp_path: Path) -> None:
+def test_only_files_that_are_not_cached_are_encoded(
+    demo: LoadedModel, options: RunOptions, folder: Path, tmp_path: Path
+) -> None:
     shutil.copytree(folder, tmp_path / "more")
     shutil.copy(EXAMPLES / "clip10.mp4", tmp_path / "more" / "new.mp4")
     shutil.copy(folder / "clip06.mp4", tmp_path / "more" / "copy.mp4")
@@ -111,7 +113,7 @@ def test_damaged_entry_is_encoded_again(demo: LoadedModel, folder: Path, tmp_pat
     assert again.n_encoded == 1 and again.hits[0].score == before.hits[0].score
 
 
-def test_what_cannot_be_searched(demo: LoadedModel, options: RunOptions, folder: Path, tmp_path: Path) -> None:
+def test_invalid_searches(demo: LoadedModel, options: RunOptions, folder: Path, tmp_path: Path) -> None:
     spec = replace(demo.bundle.spec, encoders=replace(demo.bundle.spec.encoders, text=None))
     blind = LoadedModel(Bundle(demo.bundle.folder, spec), "cpu")
     with pytest.raises(UsageError, match="no text tower"):
@@ -125,7 +127,7 @@ def test_what_cannot_be_searched(demo: LoadedModel, options: RunOptions, folder:
         vidqa.search("a dog", str(tmp_path / "empty"), model=demo, options=options)
 
 
-def test_nothing_but_failures(demo: LoadedModel, options: RunOptions, tmp_path: Path) -> None:
+def test_only_failures(demo: LoadedModel, options: RunOptions, tmp_path: Path) -> None:
     (tmp_path / "broken.mp4").write_bytes(b"no film")
     found = vidqa.search("a dog", str(tmp_path / "broken.mp4"), model=demo, options=options)
     assert found.hits == () and isinstance(found.failed[0][1], ItemError)

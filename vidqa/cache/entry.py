@@ -34,6 +34,19 @@ _TYPES = {"F16": "<f2", "F32": "<f4"}
 _FACTS_FIELDS = {f.name for f in fields(MediaFacts)}
 
 
+def entry_bytes(n_frames: int, n_tokens: int, hidden_size: int, embedding_size: int) -> int:
+    """Return the size of an entry, to within a few hundred bytes and not less.
+
+    Args:
+        n_frames: frames of the segment.
+        n_tokens: tokens per frame.
+        hidden_size: width of a token.
+        embedding_size: width of the pooled embedding.
+    """
+    header = 768 + 24 * n_frames  # key, facts, and the time of every frame
+    return 2 * n_frames * n_tokens * hidden_size + 4 * embedding_size + header
+
+
 def pack(key: CacheKey, value: EncodedSegment) -> bytes:
     """Serialize an entry.
 

@@ -1,7 +1,4 @@
-"""Flags -> what a command works with: options of the run, model, questions, reporter. And how a run is concluded.
-
-Does not know how the flags came about; the group has asked variables and vidqa.toml before.
-"""
+"""Option values of a command -> model, questions, options and reporter of a run."""
 
 from __future__ import annotations
 
@@ -18,9 +15,8 @@ from vidqa.cache.key import default_cache_dir
 from vidqa.cli.output import as_json
 from vidqa.pipeline.monitor.reporter import Reporter
 
-if TYPE_CHECKING:  # not every command needs them, and `doctor` must work where they cannot be imported
+if TYPE_CHECKING:  # not every command needs these, and `doctor` must work if they cannot be imported
     from vidqa.cli.run_scope import RunScope
-    from vidqa.pipeline.dry_run import DryRunPlan
     from vidqa.pipeline.monitor.summary import Summary
     from vidqa.pipeline.run.loaded_model import LoadedModel
     from vidqa.pipeline.run.run_options import RunOptions
@@ -28,11 +24,11 @@ if TYPE_CHECKING:  # not every command needs them, and `doctor` must work where 
 
 
 class CliContext:
-    """One command at work.
+    """Everything that a command derives from its options, created on first use.
 
     Args:
-        flags: the options that commands share, as click gives them after flag, variable and vidqa.toml were consulted;
-            None and missing mean that nobody said anything.
+        flags: values of the shared options after click has consulted command line, variables and vidqa.toml. None and
+            missing mean that an option is not set.
     """
 
     def __init__(self, flags: Mapping[str, Any]) -> None:
@@ -53,7 +49,7 @@ class CliContext:
 
     @cached_property
     def model(self) -> LoadedModel:
-        """The bundle, opened; its engines load when they are needed."""
+        """The open model; encoder and LLM are loaded on first use."""
         from vidqa.pipeline.run.loaded_model import Precision, load_model
 
         precision = Precision(self._flags.get("dtype"), self._flags.get("quantize"))
@@ -62,14 +58,14 @@ class CliContext:
 
     @cached_property
     def questions(self) -> tuple[Question, ...]:
-        """All questions of the sets that were asked for."""
+        """All questions of the requested sets."""
         from vidqa.prompts.questions import gather_questions
 
         return gather_questions(self._flags.get("questions") or "caption")
 
     @cached_property
     def options(self) -> RunOptions:
-        """How the run is done."""
+        """Options of the run."""
         from vidqa.pipeline.run.run_options import RunOptions
 
         flags = self._flags
@@ -84,8 +80,12 @@ class CliContext:
             prune_missing=bool(flags.get("prune_missing")),
         )
 
-    def watch(self, table: str = "cache") -> RunScope:
-        """What goes around the work of a long command: signals, log, metrics."""
+    def run_scope(self, table: str = "cache") -> RunScope:
+        """Return the context manager for a long command: signals, event log, metrics.
+
+        Args:
+            table: what the run writes, for log and metrics.
+        """
         from vidqa.cli.run_scope import RunScope
 
         flags = self._flags
@@ -97,19 +97,19 @@ class CliContext:
             metrics=flags.get("metrics"),
         )
 
-    def show(self, plan: DryRunPlan) -> None:
-        """Print what a run would do; that is the result of a dry run."""
-        click.echo(as_json(plan.as_dict()) if self.as_json else plan.as_text())
+    def print_summary(self, summary: Summary) -> None:
+        """Print the counts of a run: as text on stderr, and with `--json` also on stdout.
 
-    def conclude(self, summary: Summary) -> None:
-        """Say what the run did: on stderr for people, on stdout for machines."""
-        self.reporter.say(summary.as_text())
+        Args:
+            summary: of the run.
+        """
+        self.reporter.say(summary.as_text(verbose=self.reporter.level >= 2))
         if self.as_json:
             click.echo(as_json(summary.as_dict()))
 
 
-class _ToReporter(logging.Handler):
-    """Warnings of the stages (a damaged cache entry) become messages, so that they do not tear the progress bar."""
+class _ReporterHandler(logging.Handler):
+    """Prints warnings (such as a damaged cache entry) as messages, so that they do not break the progress bar."""
 
     def __init__(self, reporter: Reporter) -> None:
         super().__init__(logging.WARNING)
@@ -121,7 +121,7 @@ class _ToReporter(logging.Handler):
 
 def _route_warnings(reporter: Reporter) -> None:
     logger = logging.getLogger("vidqa")
-    logger.handlers = [_ToReporter(reporter)]
+    logger.handlers = [_ReporterHandler(reporter)]
     logger.propagate = False
-    if sys.stderr is None:  # a service without any terminal
+    if sys.stderr is None:  # a service without a terminal
         logger.handlers = [logging.NullHandler()]

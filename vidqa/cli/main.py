@@ -1,7 +1,6 @@
-"""The `vidqa` group: finds a command when it is asked for, hands it its settings, and turns errors into exit codes.
-
-Does not know what the commands do.
-"""
+# ruff: noqa: D301
+# (\b in the docstring below is click's mark for a paragraph that is not rewrapped)
+"""The `vidqa` command: imports a command on demand, passes it its settings, and turns errors into exit codes."""
 
 from __future__ import annotations
 
@@ -20,11 +19,11 @@ from vidqa import __version__
 from vidqa.common.path_text import encode_surrogates
 from vidqa.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, VidqaError
 
-#: Exit codes of a process that SIGTERM ended, and of one whose reader went away (`vidqa ask ... | head -1`).
+#: Exit codes after SIGTERM, and after the reader of a pipe has closed it (`vidqa ask ... | head -1`).
 EXIT_TERMINATED = 143
 EXIT_BROKEN_PIPE = 141
 
-#: Command -> its module; the order is the order of `vidqa --help`.
+#: Command -> its module, in the order of `vidqa --help`.
 COMMANDS: dict[str, str] = {
     "describe": "vidqa.cli.commands.describe",
     "ask": "vidqa.cli.commands.ask",
@@ -40,16 +39,27 @@ COMMANDS: dict[str, str] = {
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM arrived. Handled where Ctrl-C is: finished rows are saved, then the command ends."""
+    """Raised by SIGTERM and handled like Ctrl-C: finished rows are saved, then the command ends."""
 
 
 class LazyGroup(click.Group):
-    """Imports the module of a command on demand, and gives it the defaults of variables and vidqa.toml."""
+    """Imports the module of a command on demand, and passes it the defaults from variables and vidqa.toml."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands.
+
+        Args:
+            ctx: of the group.
+        """
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command; None if there is none of that name.
+
+        Args:
+            ctx: of the group.
+            cmd_name: name of the command.
+        """
         module = COMMANDS.get(cmd_name)
         if module is None:
             return None
@@ -60,7 +70,16 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if not {"-h", "--help"} & set(args):  # help is given whatever is wrong with the settings
+        """Load the settings, then find the command.
+
+        Args:
+            ctx: of the group.
+            args: command line after `vidqa`.
+
+        Raises:
+            UsageError: the settings are invalid. Help is shown all the same.
+        """
+        if not {"-h", "--help"} & set(args):
             from vidqa.config import load_settings
 
             ctx.default_map = load_settings()
@@ -70,21 +89,20 @@ class LazyGroup(click.Group):
 @click.group(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog="Exit codes: 0 all done; 1 the run failed; 2 usage or settings; 3 finished, some items failed; "
-    "4 another run holds the lock; 130 interrupted; 143 terminated.",
+    epilog="Exit codes: 0 success; 1 the run failed; 2 invalid usage or settings; 3 finished, but some items failed; "
+    "4 another run is writing the table; 130 interrupted; 143 terminated.",
 )
 @click.version_option(__version__, "--version", prog_name="vidqa", message="%(prog)s %(version)s")
 def group() -> None:
-    """Describe and question a folder of video: each clip is encoded once, every answer is one row of a table.
+    """Answer questions about folders of videos and images, and write the answers into a table.
 
     \b
     Examples:
       vidqa describe examples/clips --out captions.parquet
       vidqa ask clip.mp4 "What happens?"
 
-    Results go to stdout, progress and messages to stderr. Options can also be set in vidqa.toml or as VIDQA_NAME (but
-    for those that say what one call makes, as `models convert --name`); an option beats the variable, the variable
-    beats the file.
+    Results are printed to stdout, progress and messages to stderr. Most options can also be set in vidqa.toml, or as
+    variables such as VIDQA_BATCH_SIZE. The command line overrides variables, and variables override vidqa.toml.
     """
 
 
@@ -92,13 +110,13 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command line.
 
     Args:
-        arguments: what follows `vidqa`; None takes those of the process.
+        arguments: command line after `vidqa`; None for that of the process.
 
     Returns:
-        The exit code, as `vidqa --help` lists them.
+        The exit code; `vidqa --help` lists them.
     """
     try:
-        # Not group.main: that one makes exit code 1 of a broken pipe, and one and the same of SIGINT and SIGTERM.
+        # Not group.main, which returns 1 for a broken pipe and the same code for SIGINT and SIGTERM.
         with group.make_context("vidqa", list(sys.argv[1:] if arguments is None else arguments)) as context:
             result = group.invoke(context)
         sys.stdout.flush()
@@ -106,24 +124,24 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except click.exceptions.Exit as done:  # --help and --version
         return done.exit_code
     except VidqaError as error:
-        return _complain(str(error), error.exit_code)
+        return _print_error(str(error), error.exit_code)
     except click.ClickException as error:
         error.show(file=sys.stderr)
         return error.exit_code
     except Terminated:
-        return _complain("terminated", EXIT_TERMINATED)
+        return _print_error("terminated", EXIT_TERMINATED)
     except (KeyboardInterrupt, click.exceptions.Abort):
-        return _complain("interrupted", EXIT_INTERRUPTED)
+        return _print_error("interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:
-        # Python would complain once more when it flushes stdout at exit; nobody is left to read it.
+        # Redirect stdout, because Python would report the same error again when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
-    except OSError as error:  # no room, no permission, no such folder: the machine's doing, not a bug
-        return _complain(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", EXIT_FAILED)
+    except OSError as error:  # disk full, no permission, no such folder: not a bug of vidqa
+        return _print_error(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", EXIT_FAILED)
 
 
 def entry() -> NoReturn:
-    """The console script."""
+    """Entry point of the console script and of `python -m vidqa`."""
     _open_streams()
     signal.signal(signal.SIGTERM, _on_terminate)
     codecs.register_error("visible", encode_surrogates)
@@ -131,29 +149,29 @@ def entry() -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):  # None in a service without a terminal
             stream.reconfigure(errors="visible")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    # Libraries that would talk, or ask the network, between our own messages. One command is there to do both.
-    if [word for word in sys.argv[1:] if not word.startswith("-")][:2] != ["models", "pull"]:
+    # Only `models pull` may use the network and print the download progress of its library.
+    if [argument for argument in sys.argv[1:] if not argument.startswith("-")][:2] != ["models", "pull"]:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     sys.exit(run())
 
 
 def _open_streams() -> None:
-    """Give a process that was started without standard streams (`>&-`, some services) ones that lead nowhere.
+    """Open /dev/null for standard streams that the process was started without (`>&-`, some services).
 
-    Python has None for them; and the next file to be opened, perhaps a table, would get the number of stderr, to which
-    any library may write.
+    Python sets them to None, and the next file to be opened, possibly a table, would get the descriptor of stderr, which
+    any library may write to.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            descriptor = os.open(os.devnull, os.O_RDWR)  # the lowest that is free: the one that is missing
-            setattr(sys, name, open(descriptor, mode, encoding="utf-8"))  # noqa: SIM115 - lives as long as the process
+            descriptor = os.open(os.devnull, os.O_RDWR)  # the lowest free one, which is the missing one
+            setattr(sys, name, open(descriptor, mode, encoding="utf-8"))  # noqa: SIM115 - never closed
 
 
 def _on_terminate(signum: int, frame: object) -> NoReturn:
     raise Terminated
 
 
-def _complain(text: str, code: int) -> int:
+def _print_error(text: str, code: int) -> int:
     click.echo(f"vidqa: {text}", err=True)
     return code

@@ -1,7 +1,4 @@
-"""Options that commands share, and the way from flags to settings: flag beats variable beats vidqa.toml.
-
-Does not know what a command does with them.
-"""
+"""Options that several commands share. The command line overrides variables, which override vidqa.toml."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ import click
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-#: For every command: `-h` works, and lines may be as wide as the table of options needs.
+#: Context settings of every command: `-h` works, and lines are wide enough for the table of options.
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
@@ -22,10 +19,20 @@ class SegmentType(click.ParamType):
     name = "whole|SECONDS"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | float:
+        """Return `whole` or the number.
+
+        Args:
+            value: as given.
+            param: of the value.
+            ctx: of the command.
+
+        Raises:
+            click.BadParameter: the value is neither.
+        """
         if value == "whole" or isinstance(value, float):
             return value
         if value == "scenes":
-            self.fail("cutting at scenes is not in this version; use whole or a number of seconds", param, ctx)
+            self.fail("splitting at scene changes is not supported; use whole or a number of seconds", param, ctx)
         try:
             seconds = float(value)
         except ValueError:
@@ -36,20 +43,34 @@ class SegmentType(click.ParamType):
 
 
 class BatchSizeType(click.ParamType):
-    """`auto` or a whole number."""
+    """`auto` or a positive integer."""
 
     name = "auto|N"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | int:
+        """Return `auto` or the number.
+
+        Args:
+            value: as given.
+            param: of the value.
+            ctx: of the command.
+
+        Raises:
+            click.BadParameter: the value is neither.
+        """
         if value == "auto" or isinstance(value, int):
             return value
         if not value.isdecimal() or int(value) < 1:
-            self.fail(f"{value!r} is neither 'auto' nor a whole number of at least 1", param, ctx)
+            self.fail(f"{value!r} is neither 'auto' nor a positive integer", param, ctx)
         return int(value)
 
 
-def _with(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """One decorator of several; the help lists them in this order."""
+def combine(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Return one decorator for several options; the help lists them in this order.
+
+    Args:
+        *options: decorators.
+    """
 
     def decorate(command: Command) -> Command:
         for option in reversed(options):
@@ -59,58 +80,77 @@ def _with(*options: Callable[[Command], Command]) -> Callable[[Command], Command
     return decorate
 
 
-#: Which model, and where it computes.
-model_options = _with(
-    click.option("--model", metavar="NAME|DIR", help="A bundled or pulled model by name, or a model folder. [demo]"),
+model_options = combine(
+    click.option(
+        "--model",
+        metavar="NAME|DIR",
+        help="Model to use: an included or downloaded model, or a model folder. [default: demo]",
+    ),
     click.option(
         "--device",
         metavar="DEVICE",
-        help="auto, cpu, cuda, cuda:N, or map: the language model over all devices. [auto]",
+        help="auto, cpu, cuda, cuda:N, or map: distribute the language model over all devices. [default: auto]",
     ),
 )
 
-#: How exactly the language model computes; both change answers, and so the model's identity in the table.
-precision_options = _with(
+#: Both change answers, so they are part of the model_id in the table.
+precision_options = combine(
     click.option(
         "--dtype",
         type=click.Choice(["float32", "float16", "bfloat16"]),
-        help="Type of the language model. [float32 on the CPU, as saved on a GPU]",
+        help="Data type of the language model. [default: float32 on a CPU, the saved type on a GPU]",
     ),
     click.option(
         "--quantize",
         type=click.Choice(["8bit", "4bit"]),
-        help="Hold the language model in fewer bits; needs bitsandbytes. `vidqa doctor` says what fits. [no]",
+        help="Load the language model with 8-bit or 4-bit weights. Requires bitsandbytes; `vidqa doctor` lists what "
+        "fits. [default: off]",
     ),
 )
 
-#: Where features are kept.
-cache_option = _with(click.option("--cache-dir", metavar="DIR", help="Folder of the feature cache. [the user's cache]"))
-
-#: What is printed.
-output_options = _with(
-    click.option("--json", "as_json", is_flag=True, help="Print the result for machines, on stdout."),
-    click.option("-q", "--quiet", is_flag=True, help="No progress and no messages; errors are still said."),
-    click.option("-v", "--verbose", is_flag=True, help="Say more: each file that failed or was left out."),
+cache_option = click.option(
+    "--cache-dir", metavar="DIR", help="Folder of the feature cache. [default: the user's cache folder]"
 )
 
-#: How long one file may take.
+output_options = combine(
+    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout."),
+    click.option("-q", "--quiet", is_flag=True, help="Print no progress or messages; errors are still printed."),
+    click.option("-v", "--verbose", is_flag=True, help="Print more details, such as each failed or ignored file."),
+)
+
 timeout_option = click.option(
-    "--timeout", metavar="SECONDS", type=float, help="Longest time for decoding one file. [120]"
+    "--timeout",
+    metavar="SECONDS",
+    type=float,
+    help="Stop decoding a file after SECONDS; its rows are then failed ones. [default: 120]",
 )
 
-#: How files are cut, decoded and put together.
-work_options = _with(
-    click.option(
-        "--segment",
-        type=SegmentType(),
-        metavar="whole|SECONDS",
-        help="Each clip whole, or in windows of SECONDS, every one with its own row or rank. [whole]",
-    ),
-    click.option(
-        "--batch-size",
-        type=BatchSizeType(),
-        metavar="auto|N",
-        help="Clips, and prompts, that are computed together. [auto]",
-    ),
-    timeout_option,
+max_new_tokens_option = click.option(
+    "--max-new-tokens",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Maximum number of tokens per answer. [default: the model's own]",
 )
+
+
+def run_options(segment_effect: str) -> Callable[[Command], Command]:
+    """Return the options for splitting, batching and decoding files.
+
+    Args:
+        segment_effect: what each segment becomes, for the help of `--segment`.
+    """
+    return combine(
+        click.option(
+            "--segment",
+            type=SegmentType(),
+            metavar="whole|SECONDS",
+            help=f"Split each video into windows of SECONDS; {segment_effect}. [default: whole]",
+        ),
+        click.option(
+            "--batch-size",
+            type=BatchSizeType(),
+            metavar="auto|N",
+            help="Number of segments, and of prompts, that are computed together. [default: auto]",
+        ),
+        timeout_option,
+    )

@@ -1,4 +1,4 @@
-"""Values -> text for people and for machines. Knows how things look; does not know where they come from."""
+"""Results as aligned tables for people, and as JSON for programs."""
 
 from __future__ import annotations
 
@@ -12,26 +12,38 @@ from typing import TYPE_CHECKING, Any
 from vidqa.common.display import display_path
 from vidqa.common.path_text import escape_path, escape_surrogates
 
-if TYPE_CHECKING:  # numpy comes with it
+if TYPE_CHECKING:  # imports numpy
     from vidqa.records import AnswerRow
 
 
-#: Keys whose values are names of files.
-_NAMES = frozenset({"path", "root", "media"})
+#: Keys whose values are file names.
+_PATH_KEYS = frozenset({"path", "root", "media"})
 
 
 def as_json(value: Any) -> str:
-    """One line of JSON: records as objects, paths and times as text, undecodable bytes of names as in tables."""
+    """Return one line of JSON. Undecodable bytes of file names are escaped as in tables.
+
+    Args:
+        value: dataclasses become objects, paths and times become text.
+    """
     return json.dumps(_plain(value), ensure_ascii=False, allow_nan=False)
 
 
 def rows_as_json_lines(rows: Iterable[AnswerRow]) -> str:
-    """One object a line, with the columns of the table."""
+    """Return one JSON object per line, with the columns of the table.
+
+    Args:
+        rows: to print.
+    """
     return "".join(as_json(row) + "\n" for row in rows)
 
 
 def rows_as_table(rows: Sequence[AnswerRow]) -> str:
-    """Aligned columns: file, segment if there are several, question if there are several, answer or error."""
+    """Return aligned columns: file, segment, question, answer or error. Segment and question only if they vary.
+
+    Args:
+        rows: to print.
+    """
     several_questions = len({row.question for row in rows}) > 1
     segmented = len({(row.root, row.path) for row in rows}) < len({(row.root, row.path, row.start_s) for row in rows})
     lines = []
@@ -50,18 +62,18 @@ def rows_as_table(rows: Sequence[AnswerRow]) -> str:
     )
 
 
-def _plain(value: Any, is_name: bool = False) -> Any:
-    """What `json` can write. Names of files are escaped so that they can be found again, other text for show."""
+def _plain(value: Any, is_path: bool = False) -> Any:
+    """Convert a value to what `json` can write. Escaped file names can be unescaped again; other text cannot."""
     if is_dataclass(value) and not isinstance(value, type):
         value = asdict(value)
     if isinstance(value, dict):
-        return {escape_surrogates(str(key)): _plain(inner, key in _NAMES) for key, inner in value.items()}
+        return {escape_surrogates(str(key)): _plain(inner, key in _PATH_KEYS) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner, is_name) for inner in value]
+        return [_plain(inner, is_path) for inner in value]
     if isinstance(value, datetime):
         return value.isoformat()
     if isinstance(value, Path):
         return escape_path(str(value))
     if isinstance(value, str):
-        return escape_path(value) if is_name else escape_surrogates(value)
+        return escape_path(value) if is_path else escape_surrogates(value)
     return value

@@ -1,7 +1,4 @@
-"""How a long command is watched: signals, the log and the metrics file, whatever way it ends.
-
-Does not know what the command does.
-"""
+"""What surrounds a long command however it ends: signal handling, the event log and the metrics file."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from typing import TYPE_CHECKING, Self, TextIO
 from vidqa.cli.main import EXIT_TERMINATED, Terminated
 from vidqa.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_PARTIAL, UsageError, VidqaError
 from vidqa.pipeline.monitor.event_log import EventLog
-from vidqa.pipeline.monitor.signals import Kinds
+from vidqa.pipeline.monitor.signals import SignalExceptions
 
 if TYPE_CHECKING:
     from vidqa.pipeline.monitor.reporter import Reporter
@@ -31,17 +28,17 @@ _OUTCOMES = {
 
 
 class RunScope:
-    """Wraps the work of a command; to be used with `with`.
+    """Context manager around the work of a command.
 
     Args:
-        reporter: gets the log, and hears signals.
-        table: what the run is about.
-        log: file that gets lines at its end; None for none.
-        log_json: lines as JSON objects; without `log` they go to stderr.
-        metrics: file for Prometheus' textfile collector; None for none.
+        reporter: gets the event log, and receives signals.
+        table: what the run writes.
+        log: file that events are appended to; None for none.
+        log_json: write events as JSON objects; to stderr if there is no `log`.
+        metrics: file for the Prometheus textfile collector; None for none.
 
     Raises:
-        UsageError: log or metrics cannot be where they are wanted. Said before any work.
+        UsageError: log or metrics cannot be written at that path. Raised before any work starts.
     """
 
     def __init__(
@@ -57,84 +54,88 @@ class RunScope:
         self._summary: Summary | None = None
         self._code = EXIT_OK
         self._stack = ExitStack()
-        self._began = 0.0
-        self._stream = self._opened(log, log_json)
+        self._start = 0.0
+        self._stream = self._open_log(log, log_json)
         self._log_json = log_json
         if metrics is not None and not Path(metrics).absolute().parent.is_dir():
-            raise UsageError(f"--metrics {metrics}: no such folder", hint="the folder of the textfile collector")
+            raise UsageError(f"--metrics {metrics}: no such folder", hint="use the folder of the textfile collector")
         if metrics is not None and Path(metrics).is_dir():
-            raise UsageError(f"--metrics {metrics}: is a folder", hint=f"a file in it: {Path(metrics, 'vidqa.prom')}")
+            raise UsageError(f"--metrics {metrics}: is a folder", hint=f"--metrics {Path(metrics, 'vidqa.prom')}")
 
-    def done(self, summary: Summary) -> int:
-        """The work came to its end.
+    def finish(self, summary: Summary) -> int:
+        """Record that the work is complete, and return the exit code.
 
-        Returns:
-            The exit code.
+        Args:
+            summary: of the run.
         """
         self._summary = summary
         self._code = EXIT_PARTIAL if summary.n_failed else EXIT_OK
         return self._code
 
     def __enter__(self) -> Self:
-        self._began = time.perf_counter()
+        self._start = time.perf_counter()
         if self._stream is not None:
             self._reporter.log = EventLog(self._stream, as_json=self._log_json)
-        self._stack.enter_context(heard(self._reporter))
+        self._stack.enter_context(handle_signals(self._reporter))
         self._reporter.event("run", "started", note=self._table)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        wall_s = time.perf_counter() - self._began
+        wall_s = time.perf_counter() - self._start
         if error is not None:
-            self._code = code_of(error)
+            self._code = exit_code_of(error)
         outcome = _OUTCOMES.get(self._code, f"failed ({self._code})")
-        said = self._summary.as_line() if self._summary else f"{type(error).__name__}: {error}".rstrip(": ")
-        self._reporter.event("run", outcome, seconds=wall_s, note=said)
+        note = self._summary.as_line() if self._summary else f"{type(error).__name__}: {error}".rstrip(": ")
+        self._reporter.event("run", outcome, seconds=wall_s, note=note)
         if self._metrics is not None:
             self._write_metrics(self._metrics, wall_s)
         self._reporter.log = None
         self._stack.close()
 
     def _write_metrics(self, path: str, wall_s: float) -> None:
-        from vidqa.pipeline.monitor.prometheus import Ended, write_metrics
+        from vidqa.pipeline.monitor.prometheus import RunEnd, write_metrics
 
         try:
-            write_metrics(path, self._table, Ended(self._code, time.time(), wall_s), self._summary)
-        except OSError as error:  # the table is what counts
-            self._reporter.say(f"warning: --metrics {path} cannot be written: {error.strerror or error}")
+            write_metrics(path, self._table, RunEnd(self._code, time.time(), wall_s), self._summary)
+        except OSError as error:  # the table is complete, so the run has not failed
+            self._reporter.say(f"warning: cannot write --metrics {path}: {error.strerror or error}")
 
-    def _opened(self, log: str | None, log_json: bool) -> TextIO | None:
+    def _open_log(self, log: str | None, log_json: bool) -> TextIO | None:
         if log is None:
             return sys.stderr if log_json else None
         try:
             stream = open(log, "a", encoding="utf-8")  # noqa: SIM115 - closed by the stack
         except OSError as error:
-            what = f"--log {log}: {error.strerror or error}"
-            raise UsageError(what, hint="a file in a folder that is there and may be written") from error
+            hint = "choose a file in an existing, writable folder"
+            raise UsageError(f"--log {log}: {error.strerror or error}", hint=hint) from error
         self._stack.callback(_close, stream)
         return stream
 
 
-def heard(reporter: Reporter, speaks: bool = True) -> AbstractContextManager[None]:
-    """Inside the block, Ctrl-C and SIGTERM end the work at a moment when nothing is lost.
+def handle_signals(reporter: Reporter, *, prints: bool = True) -> AbstractContextManager[None]:
+    """Return a context manager in which Ctrl-C and SIGTERM end the work at a moment when nothing is lost.
 
     Args:
-        reporter: says so, and has the wish to stop.
-        speaks: False where one of several processes speaks for all.
+        reporter: has the stop signal, and prints what the signal does.
+        prints: False in all but one of several processes that receive the same signal.
     """
-    kinds: Kinds = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
-    return reporter.stop.heard(kinds, reporter.say if speaks else None)
+    exceptions: SignalExceptions = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
+    return reporter.stop.handled(exceptions, reporter.say if prints else None)
 
 
-def _close(stream: TextIO) -> None:
-    with suppress(OSError):  # a full disk: the reporter has said so
-        stream.close()
+def exit_code_of(error: BaseException) -> int:
+    """Return the exit code of a command that ends with an error.
 
-
-def code_of(error: BaseException) -> int:
-    """The exit code of a command that an error ends."""
+    Args:
+        error: that ends the command.
+    """
     if isinstance(error, VidqaError):
         return error.exit_code
     if isinstance(error, Terminated):
         return EXIT_TERMINATED
     return EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else EXIT_FAILED
+
+
+def _close(stream: TextIO) -> None:
+    with suppress(OSError):  # disk full: the reporter has printed a warning
+        stream.close()

@@ -1,9 +1,10 @@
-"""Questions typed by hand: one clip or a few, answers as rows, no table unless one is asked for."""
+"""`ask`: questions about one or several files -> answers as rows; a table is written only on request."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -11,11 +12,14 @@ from vidqa.errors import UsageError
 from vidqa.media.files import Paths, as_path_list
 from vidqa.pipeline.monitor.reporter import QUIET, Reporter
 from vidqa.pipeline.monitor.summary import Summary
-from vidqa.pipeline.run.answer_stage import answer_works
+from vidqa.pipeline.run.answer_stage import answer_items
+from vidqa.pipeline.run.feature_stages import encode_files
 from vidqa.pipeline.run.loaded_model import LoadedModel
+from vidqa.pipeline.run.pending import every_file
 from vidqa.pipeline.run.run_context import RunContext
 from vidqa.pipeline.run.run_options import RunOptions
-from vidqa.records import AnswerRow, MediaItem, Question, WorkItem
+from vidqa.pipeline.run.scanning import find_media
+from vidqa.records import AnswerRow, Question
 
 
 def ask(
@@ -25,51 +29,46 @@ def ask(
     options: RunOptions | None = None,
     reporter: Reporter = QUIET,
 ) -> list[AnswerRow]:
-    """Ask about a clip, a picture, or several.
+    """Ask questions about one or several videos and images.
 
     Args:
-        media: a file, a folder, a glob, or a list of such.
-        questions: at least one text.
-        model: name or folder of a bundle, or an opened one (which saves loading it for every call).
-        options: how it is done; None takes the user's cache and the defaults.
-        reporter: hears progress and messages.
+        media: one or several files, folders or globs.
+        *questions: at least one.
+        model: name or folder of a bundle, or an open model, which saves loading it for every call.
+        options: of the run; None for the defaults.
+        reporter: receives progress and messages.
 
     Returns:
-        One row for each file, question and segment: by file, then question as given, then time. A question that is
-        given twice is computed once and has its rows twice. A row that failed has `answer` None and says why.
+        One row per file, question and segment, in this order: by file, then by question as given, then by time. A
+        repeated question is computed once and its rows are repeated. A failed row has the reason in `error`, and its
+        `answer` is None.
 
     Raises:
-        UsageError: no question.
+        UsageError: there is no question.
         VidqaError: there is no media, or the model or the cache cannot be used.
     """
-    run = RunContext.begin(model, options, reporter)
-    asked = as_questions(questions)
-    found = run.find(as_path_list(media))
-
-    def owed(item: MediaItem, media_id: str) -> WorkItem:
-        return WorkItem(item, media_id, asked)
-
+    run = RunContext.create(model, options, reporter)
+    question_list = as_questions(questions)
+    items = find_media(run, as_path_list(media)).items
+    pending = partial(every_file, questions=question_list)
     rows: list[AnswerRow] = []
-    with (
-        reporter.progress(len(found.items), "file"),
-        closing(run.encoded(found.items, owed, asked)) as encoded,
-    ):
-        for answered in answer_works(encoded, run.model, run.options, run.clock):
+    with reporter.progress(len(items), "file"), closing(encode_files(run, items, pending)) as encoded:
+        for answered in answer_items(encoded, run.model, run.options, run.clock):
             rows += answered.rows
             reporter.advance()
-    place = {(item.root, item.rel): number for number, item in enumerate(found.items)}
-    rows.sort(key=lambda row: place[row.root, row.path])  # stable: questions and segments keep their order
-    return list(_as_asked(rows, questions))
+    position = {(item.root, item.rel): number for number, item in enumerate(items)}
+    rows.sort(key=lambda row: position[row.root, row.path])  # stable: keeps the order of questions and segments
+    return list(_in_order_of_questions(rows, questions))
 
 
-def _as_asked(rows: Iterable[AnswerRow], texts: Sequence[str]) -> Iterator[AnswerRow]:
-    """The rows of each file in the order of the questions; a question that was asked twice has its rows twice."""
-    for _, of_file in groupby(rows, key=lambda row: (row.root, row.path)):
-        found: dict[str, list[AnswerRow]] = {}
-        for row in of_file:
-            found.setdefault(row.question, []).append(row)
+def _in_order_of_questions(rows: Iterable[AnswerRow], texts: Sequence[str]) -> Iterator[AnswerRow]:
+    """Yield the rows of each file in the order of the questions; repeat the rows of repeated questions."""
+    for _, file_rows in groupby(rows, key=lambda row: (row.root, row.path)):
+        by_question: dict[str, list[AnswerRow]] = {}
+        for row in file_rows:
+            by_question.setdefault(row.question, []).append(row)
         for text in texts:
-            yield from found.get(text, ())
+            yield from by_question.get(text, ())
 
 
 def ask_to_table(
@@ -80,24 +79,39 @@ def ask_to_table(
     options: RunOptions | None = None,
     reporter: Reporter = QUIET,
 ) -> Summary:
-    """As `ask`, into a table, which has one row for each question; what it has already is not asked again.
+    """Ask questions as `ask` does, and write the rows into a table as `describe` does.
 
-    See `describe` for errors.
+    Args:
+        media: as for `ask`.
+        *questions: as for `ask`; a repeated question has its rows once.
+        out: the table; rows that it already has are not computed again.
+        model: as for `ask`.
+        options: as for `ask`.
+        reporter: as for `ask`.
+
+    Returns:
+        Counts of the run.
+
+    Raises:
+        VidqaError: as for `describe`.
     """
-    from vidqa.pipeline.describe import describe  # polars comes with it, which answers on stdout do not need
+    from vidqa.pipeline.describe import describe  # imports polars, which answers on stdout do not need
 
     return describe(media, out, questions=as_questions(questions), model=model, options=options, reporter=reporter)
 
 
 def as_questions(texts: Sequence[str]) -> tuple[Question, ...]:
-    """Questions with ids q1, q2, ...; the same text twice is one question.
+    """Return questions with the ids q1, q2, ...; duplicates become one question.
+
+    Args:
+        texts: of the questions.
 
     Raises:
-        UsageError: none at all, an empty one, or something that is no text.
+        UsageError: there is no question, an empty one, or one that is not a string.
     """
     if wrong := [text for text in texts if not isinstance(text, str)]:
-        hint = 'one by one: ask("clip.mp4", "What happens?", "Who is there?"); describe takes Question values'
-        raise UsageError(f"a question is a text, not {type(wrong[0]).__name__}", hint=hint)
+        hint = 'one argument each: ask("clip.mp4", "What happens?", "Who is there?"); describe accepts Question values'
+        raise UsageError(f"a question must be a str, not {type(wrong[0]).__name__}", hint=hint)
     if not texts or not all(text.strip() for text in texts):
-        raise UsageError("a question is missing", hint='vidqa ask clip.mp4 "What happens?"')
+        raise UsageError("a question is missing or empty", hint='vidqa ask clip.mp4 "What happens?"')
     return tuple(Question(f"q{number}", text) for number, text in enumerate(dict.fromkeys(texts), start=1))

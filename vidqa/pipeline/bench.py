@@ -1,7 +1,7 @@
-"""A model and a clip or a few -> how fast each stage is on this machine, one after another, and what limits it.
+"""`bench`: a model and a few files -> throughput of each stage on this machine, and the bottleneck.
 
-Each stage runs alone for some seconds, with the parts that a run uses: decode processes, encoder, answering engine. So
-the rates are what a run could reach at best; the block that closes `describe` says what it did reach.
+Each stage runs alone for a few seconds with the parts that a real run uses: decode processes, encoder, answering
+engine. The rates are therefore upper limits for a run; the summary of `describe` reports what a run achieved.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import cast
 
 from vidqa.common.devices import cpu_threads
-from vidqa.common.display import display_path, message_without_path
+from vidqa.common.display import display_path, human_duration, message_without_path, plural
 from vidqa.encoders.preprocess import preprocess
 from vidqa.errors import ItemError, UsageError
 from vidqa.media.scan import scan
@@ -24,21 +24,25 @@ from vidqa.media.synthetic import write_test_video
 from vidqa.media.workers.decode_pool import DecodeJob, DecodePool
 from vidqa.pipeline.monitor.reporter import QUIET, Reporter
 from vidqa.pipeline.monitor.throughput import ThroughputMeter
-from vidqa.pipeline.run.hardware_limit import add_work, hold_against_hardware
+from vidqa.pipeline.run.hardware_limit import add_engine_stats, measure_hardware
 from vidqa.pipeline.run.loaded_model import LoadedModel
 from vidqa.records import EncoderInput, Features
 
 _QUESTION = "What happens in this video, part {}?"
-#: Files that are looked at, of those that were named.
-_MOST_FILES = 16
+#: Number of files that are measured, of those that the user named.
+_MAX_FILES = 16
 
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """What is measured, and for how long."""
+    """What is measured, and for how long.
 
-    seconds: float = 5.0  # of each stage
-    n_questions: int = 8  # about each clip
+    Raises:
+        UsageError: a value is not positive.
+    """
+
+    seconds: float = 5.0  # per stage
+    n_questions: int = 8  # per file
     max_new_tokens: int = 64
     batch_size: int | None = None
 
@@ -49,92 +53,96 @@ class BenchOptions:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """Rates of all stages. `answers_per_s` is of the LLM alone, with features that are there."""
+    """Throughput of all stages. Answers per second are those of the LLM alone, with cached features."""
 
     meter: ThroughputMeter
     answer_s: float
-    clip_s: dict[str, float]  # by stage: what one clip, or picture, takes there with all its questions
+    clip_s: dict[str, float]  # by stage: seconds per file with all its questions
     n_questions: int
     media: str
     device: str
     model: str
 
     @property
-    def limiting(self) -> str:
-        """The stage that a clip is in longest. How long each was measured says nothing: the user chose that."""
+    def bottleneck(self) -> str:
+        """The stage that takes longest per file. How long it was measured does not matter: that is an option."""
         return max(self.clip_s, key=lambda stage: self.clip_s[stage])
 
     def as_dict(self) -> dict[str, object]:
-        """For `--json`."""
-        who = {"model": self.model, "device": self.device, "media": self.media, "n_questions": self.n_questions}
+        """Return plain values for `--json`."""
+        setup = {"model": self.model, "device": self.device, "media": self.media, "n_questions": self.n_questions}
         clip_s = {stage: float(f"{seconds:.4g}") for stage, seconds in self.clip_s.items()}
-        return who | self.meter.as_dict(self.answer_s) | {"clip_s": clip_s, "limiting": self.limiting}
+        return setup | self.meter.as_dict(self.answer_s) | {"clip_s": clip_s, "bottleneck": self.bottleneck}
 
     def as_text(self) -> str:
-        """For people."""
-        asked = f"{self.n_questions} question{'' if self.n_questions == 1 else 's'}"
-        spent = ", ".join(f"{stage} {1000 * seconds:,.1f}" for stage, seconds in self.clip_s.items())
+        """Return a few lines for people."""
+        times = ", ".join(f"{stage} {1000 * seconds:,.1f}" for stage, seconds in self.clip_s.items())
         return (
             f"{self.model} on {self.device}, {self.media}\n"
-            f"{self.meter.as_text(self.answer_s, 'with cached features')}\n"
-            f"  milliseconds for a clip and its {asked}: {spent}\n"
-            f"  limiting stage: {self.limiting}"
+            f"{self.meter.as_text(self.answer_s, 'with cached features', hardware=True)}\n"
+            f"  milliseconds per file with {plural(self.n_questions, 'question')}: {times}\n"
+            f"  bottleneck: {self.bottleneck}"
         )
 
 
 def bench(
     model: LoadedModel, paths: Sequence[str] = (), options: BenchOptions | None = None, reporter: Reporter = QUIET
 ) -> BenchResult:
-    """Measure.
+    """Measure each stage.
 
     Args:
-        model: an opened bundle; its engines are loaded before the clock starts.
-        paths: clips, pictures or folders of them; nothing takes a clip that is made for it.
+        model: an open model; encoder and LLM are loaded before they are measured.
+        paths: videos, images or folders; none for a generated video.
         options: None for the defaults.
-        reporter: hears what is being measured.
+        reporter: receives which stage is being measured.
+
+    Returns:
+        The throughput.
 
     Raises:
-        ItemError: none of the clips can be decoded, or the model cannot answer about them.
+        ItemError: no file can be decoded, or the model cannot answer about them.
         UsageError: there is no media.
     """
-    how, meter = options or BenchOptions(), ThroughputMeter()
+    options, meter = options or BenchOptions(), ThroughputMeter()
     with TemporaryDirectory(prefix="vidqa-bench-") as folder:
         files = _files(paths, Path(folder))
-        reporter.say(f"decode: {how.seconds:g} s")
-        inputs, decode_s = _decode(files, model, how, meter, reporter)
-    reporter.say(f"encode: {how.seconds:g} s")
-    features = _encode(inputs, model, how, meter)
-    reporter.say(f"answer: {how.seconds:g} s")
-    answer_s = _answer(features, model, how, meter)
-    hold_against_hardware(meter, model, always=True)
-    files_of = f" ({len(inputs)} file{'' if len(inputs) == 1 else 's'})"  # the first of them stand for all
-    name = ", ".join(map(display_path, paths)) + files_of if paths else "a clip made for it (640 x 360, 10 s)"
-    n_asked = meter.n_answers / how.n_questions
+        reporter.say(f"measuring decode for {human_duration(options.seconds)}")
+        inputs, decode_s = _decode(files, model, options, meter, reporter)
+    reporter.say(f"measuring encode for {human_duration(options.seconds)}")
+    features = _encode(inputs, model, options, meter)
+    reporter.say(f"measuring answer for {human_duration(options.seconds)}")
+    answer_s = _answer(features, model, options, meter)
+    measure_hardware(meter, model, always=True)
+    names = f"{', '.join(map(display_path, paths))} ({plural(len(inputs), 'file')})"
+    media = names if paths else "generated video (640 x 360, 10 s)"
+    n_files = meter.n_answers / options.n_questions
     clip_s = {
         "decode": decode_s,
         "encode": meter.encode.busy_s / meter.encode.n,
-        "prefill": meter.prefill.busy_s / n_asked,
-        "generate": meter.step.busy_s / n_asked,
+        "prefill": meter.prefill.busy_s / n_files,
+        "generate": meter.step.busy_s / n_files,
     }
-    return BenchResult(meter, answer_s, clip_s, how.n_questions, name, str(model.llava.device), model.identity.model)
+    device = str(model.llava.device)
+    return BenchResult(meter, answer_s, clip_s, options.n_questions, media, device, model.identity.model)
 
 
 def _files(paths: Sequence[str], folder: Path) -> list[str]:
     if not paths:
         write_test_video(folder / "clip.mp4")
         return [str(folder / "clip.mp4")]
-    found = [item.path for item in scan(paths).items][:_MOST_FILES]
+    found = [item.path for item in scan(paths).items][:_MAX_FILES]
     if not found:
-        raise UsageError(f"no media found in {', '.join(paths)}", hint="leave PATHS out to measure with a made clip")
+        where = ", ".join(map(display_path, paths))
+        raise UsageError(f"no media found in {where}", hint="omit PATHS to measure with a generated video")
     return found
 
 
 def _decode(
-    files: Sequence[str], model: LoadedModel, how: BenchOptions, meter: ThroughputMeter, reporter: Reporter
+    files: Sequence[str], model: LoadedModel, options: BenchOptions, meter: ThroughputMeter, reporter: Reporter
 ) -> tuple[list[EncoderInput], float]:
-    """The same files again and again; gives the encoder's inputs of each once, and the seconds that a file takes.
+    """Decode the same files repeatedly; return the encoder input of each file, and the seconds per file.
 
-    One that cannot be decoded is left out: an archive has such files, and its rates are those of the others.
+    Files that cannot be decoded are skipped.
     """
     encoders = model.bundle.spec.encoders
     transform = partial(preprocess, image=encoders.image.preprocess, video=encoders.video.preprocess)
@@ -155,13 +163,13 @@ def _decode(
         for job, result in pool.run(jobs()):
             if isinstance(result, ItemError):
                 if job.path not in broken:
-                    reporter.say(f"left out: {display_path(job.path)}: {message_without_path(result, job.path)}")
+                    reporter.say(f"skipped: {display_path(job.path)}: {message_without_path(result, job.path)}")
                 broken[job.path] = result
                 continue
             first = cast(EncoderInput, result.segments[0].frames)
-            if not start:  # the processes have started
+            if not start:  # the decode processes have started
                 start = time.perf_counter()
-                end = start + how.seconds
+                end = start + options.seconds
             else:
                 meter.decode.n += len(first.pts_s)
                 n_done += 1
@@ -173,19 +181,19 @@ def _decode(
 
 
 def _encode(
-    inputs: Sequence[EncoderInput], model: LoadedModel, how: BenchOptions, meter: ThroughputMeter
+    inputs: Sequence[EncoderInput], model: LoadedModel, options: BenchOptions, meter: ThroughputMeter
 ) -> list[Features]:
     encoder = model.encoder
     kinds = {value.kind for value in inputs}
-    full = max(encoder.batch_size(kind) for kind in kinds)
-    batch = [value for value, _ in zip(cycle(inputs), range(max(full, len(inputs))), strict=False)]
+    full_batch = max(encoder.batch_size(kind) for kind in kinds)
+    batch = [value for value, _ in zip(cycle(inputs), range(max(full_batch, len(inputs))), strict=False)]
     features = encoder.encode(batch)
 
     def run() -> int:
         encoder.encode(batch)
         return len(batch)
 
-    n, busy_s = _repeat(run, how.seconds)
+    n, busy_s = _repeat(run, options.seconds)
     meter.encode.add(n, busy_s)
     operations = sum(
         encoder.flops(value.kind) * len(value.values) / encoder.session(value.kind).n_frames for value in batch
@@ -194,26 +202,26 @@ def _encode(
     return features[: len(inputs)]
 
 
-def _answer(features: Sequence[Features], model: LoadedModel, how: BenchOptions, meter: ThroughputMeter) -> float:
-    """Clips come without end, until the time is over; those at work are finished."""
+def _answer(features: Sequence[Features], model: LoadedModel, options: BenchOptions, meter: ThroughputMeter) -> float:
+    """Submit files until the time is over, then finish those that were submitted; return the seconds."""
     from vidqa.generate.engine import Engine, GenerationSettings, Request
 
-    engine = Engine(model.llava, GenerationSettings(max_new_tokens=how.max_new_tokens), how.batch_size)
-    start, again = time.perf_counter(), cycle(features)
-    while time.perf_counter() - start < how.seconds or not engine.stats.answers:
+    engine = Engine(model.llava, GenerationSettings(max_new_tokens=options.max_new_tokens), options.batch_size)
+    start, source = time.perf_counter(), cycle(features)
+    while time.perf_counter() - start < options.seconds or not engine.stats.answers:
         while engine.accepts_more:
-            clip = replace(next(again))  # another object is another clip
-            for i in range(how.n_questions):
+            clip = replace(next(source))  # a copy is a different video to the engine
+            for i in range(options.n_questions):
                 engine.submit(None, Request((clip,), ((_QUESTION.format(i), None),)))
         for _, answer in engine.step():
             if isinstance(answer, ItemError):
                 raise answer
-    add_work(meter, model, engine.stats)
+    add_engine_stats(meter, model, engine.stats)
     return time.perf_counter() - start
 
 
 def _repeat(run: Callable[[], int], seconds: float) -> tuple[int, float]:
-    """Units done and seconds taken."""
+    """Call a function repeatedly; return the sum of its results and the seconds."""
     n, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
         n += run()

@@ -1,6 +1,6 @@
-"""Pictures and clips that stand in one prompt: named files -> features in the order given -> answers, or a dialogue.
+"""`chat`, and `ask --with`: several images and videos in one prompt -> answers, or a dialogue.
 
-Knows the run's stages and the LLM; writes no table, whose rows are about one file each.
+No table is written, because each row of a table is about one file.
 """
 
 from __future__ import annotations
@@ -22,20 +22,22 @@ from vidqa.model.bundle.bundle import Bundle
 from vidqa.pipeline.ask import as_questions
 from vidqa.pipeline.monitor.reporter import QUIET, Reporter
 from vidqa.pipeline.run.answer_stage import generation_settings
+from vidqa.pipeline.run.feature_stages import encode_files
 from vidqa.pipeline.run.loaded_model import LoadedModel
+from vidqa.pipeline.run.pending import every_file
 from vidqa.pipeline.run.run_context import RunContext
 from vidqa.pipeline.run.run_options import RunOptions
-from vidqa.records import Features, MediaItem, Status, WorkItem
+from vidqa.records import Features, MediaItem, Status
 
-#: Architecture -> how many pictures and clips one prompt of its published models may hold; others: any number.
-_MOST = {"valley": 1, "video_chatgpt": 1}
+#: Architecture -> maximum number of images and videos per prompt of its published models; others have no limit.
+_MAX_MEDIA = {"valley": 1, "video_chatgpt": 1}
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What was said about several media to one question."""
+    """Answer to one question about several media files."""
 
-    media: tuple[str, ...]  # as named by the user
+    media: tuple[str, ...]  # as the user named them
     question: str
     answer: str | None
     status: Status
@@ -54,40 +56,48 @@ def ask_together(
     options: RunOptions | None = None,
     reporter: Reporter = QUIET,
 ) -> list[Reply]:
-    """Ask about several pictures and clips at once: all of them stand before the question, in the order given.
+    """Ask about several images and videos at once: all of them precede the question in one prompt, in the order given.
 
     Args:
         media: files; the same one may be given twice.
-        questions: at least one text.
-        model: name or folder of a bundle, or an opened one.
-        options: how it is done; None takes the user's cache and the defaults.
-        reporter: hears progress and messages.
+        *questions: at least one.
+        model: name or folder of a bundle, or an open model.
+        options: of the run; None for the defaults.
+        reporter: receives progress and messages.
 
     Returns:
-        One reply for each question given; one that is given twice is computed once. A reply that failed has `answer`
-        None and says why.
+        One reply per question; a repeated question is computed once. A failed reply has the reason in `error`, and its
+        `answer` is None.
 
     Raises:
-        UsageError: no question, a folder in the place of a file, a segment length, or more media than the model knows.
+        UsageError: there is no question, a folder instead of a file, a segment length, or more media than the model
+            supports.
         ItemError: a file cannot be read.
         VidqaError: the model or the cache cannot be used.
     """
-    asked = as_questions(questions)
-    run = RunContext.begin(model, options, reporter)
+    question_list = as_questions(questions)
+    run = RunContext.create(model, options, reporter)
     features = features_of(run, media)
-    requests = [Request(features, ((q.text, None),), run.options.max_new_tokens) for q in asked]
+    requests = [Request(features, ((q.text, None),), run.options.max_new_tokens) for q in question_list]
     answers = generate(
         run.model.llava, requests, generation_settings(run.model, run.options), batch_size=run.options.batch_size
     )
     names = tuple(map(str, media))
     replies: dict[str, Reply] = {}
-    for question, a in zip(asked, answers, strict=True):
+    for question, a in zip(question_list, answers, strict=True):
         if isinstance(a, ItemError):
             replies[question.text] = Reply(names, question.text, None, "failed", error_kind=a.kind, error=a.what)
-            continue
-        counts = (a.n_visual_tokens, a.n_prompt_tokens, a.n_answer_tokens)
-        said = (a.text or None, a.status, a.finish_reason, None, None)
-        replies[question.text] = Reply(names, question.text, *said, *counts)
+        else:
+            replies[question.text] = Reply(
+                names,
+                question.text,
+                a.text or None,
+                a.status,
+                a.finish_reason,
+                n_visual_tokens=a.n_visual_tokens,
+                n_prompt_tokens=a.n_prompt_tokens,
+                n_answer_tokens=a.n_answer_tokens,
+            )
     return [replies[text] for text in questions]
 
 
@@ -98,24 +108,27 @@ def chat(
     options: RunOptions | None = None,
     reporter: Reporter = QUIET,
 ) -> ChatSession:
-    """Begin a dialogue about a picture or a clip, or several: `chat("clip.mp4").ask("What happens?").text`.
+    """Start a dialogue about one or several images and videos: `chat("clip.mp4").ask("What happens?").text`.
 
-    The media are decoded and encoded if the cache does not have them, and go through the LLM now; each later turn adds
-    its own text only.
+    The media are decoded and encoded unless they are cached, and their KV cache is computed now. Each later turn only
+    computes its own text.
 
     Args:
-        media: a file, or several.
-        model: name or folder of a bundle, or an opened one.
-        options: how it is done; None takes the user's cache and the defaults.
-        reporter: hears progress and messages.
+        media: one or several files.
+        model: name or folder of a bundle, or an open model.
+        options: of the run; None for the defaults.
+        reporter: receives progress and messages.
+
+    Returns:
+        The dialogue.
 
     Raises:
-        UsageError: a folder in the place of a file, a segment length, more media than the model knows, or a model that
-            was not tuned for dialogues.
+        UsageError: a folder instead of a file, a segment length, more media than the model supports, or a model that
+            was not trained on dialogues.
         ItemError: a file cannot be read.
         VidqaError: the model or the cache cannot be used.
     """
-    run = RunContext.begin(model, options, reporter)
+    run = RunContext.create(model, options, reporter)
     features = features_of(run, as_path_list(media))
     session = ChatSession(run.model.llava, features, generation_settings(run.model, run.options))
     session.warm()
@@ -123,45 +136,44 @@ def chat(
 
 
 def features_of(run: RunContext, media: Sequence[str | Path]) -> tuple[Features, ...]:
-    """What the encoder saw of each file, whole, in the order given; from the cache where it is there.
+    """Return the features of each file, unsegmented, in the order given; cached ones are not computed again.
+
+    Args:
+        run: context of the run.
+        media: files; the same one may be given twice.
 
     Raises:
-        UsageError, ItemError, VidqaError: as `ask_together`.
+        UsageError: a folder instead of a file, a segment length, or more media than the model supports.
+        ItemError: a file cannot be read.
+        VidqaError: the model or the cache cannot be used.
     """
     if not media:
-        raise UsageError("no picture and no clip is named", hint="vidqa chat clip.mp4")
+        raise UsageError("no image or video was given", hint="vidqa chat clip.mp4")
     if run.options.segment_s is not None:
-        raise UsageError("media that are asked about together are taken whole", hint="--segment whole")
+        raise UsageError("files in one prompt cannot be split into segments", hint="--segment whole")
     _check_number(run.model.bundle, len(media))
     items = [_item(os.fspath(path)) for path in media]
-    found: dict[int, Features] = {}
-
-    def owed(item: MediaItem, media_id: str) -> WorkItem:
-        return WorkItem(item, media_id)
-
-    with run.reporter.progress(len(items), "file"), closing(run.encoded(items, owed, ())) as encoded:
+    features: dict[str, Features] = {}
+    with run.reporter.progress(len(items), "file"), closing(encode_files(run, items, every_file)) as encoded:
         for one in encoded:
             if one.error is not None:
                 path = one.work.item.path
-                raise ItemError(
-                    one.error.kind,
-                    f"{display_path(path)}: {message_without_path(one.error, path)}",
-                    hint=one.error.hint,
-                )
-            found[id(one.work.item)] = one.segments[0].features
+                what = f"{display_path(path)}: {message_without_path(one.error, path)}"
+                raise ItemError(one.error.kind, what, hint=one.error.hint)
+            features[one.work.item.path] = one.segments[0].features
             run.reporter.advance()
-    return tuple(found[id(item)] for item in items)
+    return tuple(features[item.path] for item in items)
 
 
 def _item(path: str) -> MediaItem:
-    """A named file."""
     if os.path.isdir(path) or (not os.path.lexists(path) and glob.has_magic(path)):
-        raise UsageError(f"{path}: name the files one by one; a folder or a pattern has no order", hint="vidqa ask")
+        hint = "vidqa ask accepts folders and patterns"
+        raise UsageError(f"{display_path(path)}: name each file; a folder or a pattern has no order", hint=hint)
     return scan([path]).items[0]
 
 
 def _check_number(bundle: Bundle, n_media: int) -> None:
     spec = bundle.spec
-    if n_media > _MOST.get(spec.architecture, n_media):
-        what = f"the model {spec.name} ({spec.architecture}) knows one picture or clip in a prompt, not {n_media}"
-        raise UsageError(what, hint="ask about each alone, or a model of the family video_llava")
+    if n_media > _MAX_MEDIA.get(spec.architecture, n_media):
+        what = f"the model {spec.name} ({spec.architecture}) supports one image or video per prompt, not {n_media}"
+        raise UsageError(what, hint="ask about each file separately, or use a model of the family video_llava")

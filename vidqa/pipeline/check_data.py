@@ -20,7 +20,6 @@ from vidqa.model.llm import load_tokenizer
 from vidqa.pipeline.monitor.reporter import QUIET, Reporter
 from vidqa.pipeline.run.run_options import RunOptions
 from vidqa.pipeline.train import shown, sources
-from vidqa.pipeline.training_features import entry_bytes
 from vidqa.prompts.chat_formats import get_format
 from vidqa.train.batching.sampler import BatchPlan
 from vidqa.train.data import Corpus
@@ -153,7 +152,7 @@ def check(
             )
             trained = None if name == _HELD_OUT else stage
             plan = plan_of(trained, corpus, words.seed) if trained else None
-            features = len(corpus.look().media) * entry_bytes(bundle)
+            features = len(corpus.look().media) * bundle.spec.encoders.video.entry_bytes
             disk = disk_bytes(words, trained, bundle) if trained else None
             room = DiskSpace(features, free_disk_bytes(Path(options.cache_dir)), disk, free_disk_bytes(folder))
             found.append(StageCheck(name, checked, *checked.save(folder / name), plan, room))

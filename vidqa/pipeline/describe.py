@@ -1,31 +1,33 @@
-"""The whole run: files -> features -> answers -> table, and the same without questions (`encode`). Reads as the list of
-stages; `run.py` has what they share.
-"""
+"""`describe`: files and questions -> a table with one row per file, segment and question."""
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from vidqa.common.display import display_path
+from vidqa.common.display import display_path, plural
 from vidqa.common.file_lock import FileLock
 from vidqa.errors import TableError, UsageError
 from vidqa.media.files import Paths, as_path_list
 from vidqa.pipeline.monitor.reporter import QUIET, Reporter
 from vidqa.pipeline.monitor.summary import Summary
-from vidqa.pipeline.monitor.throughput_history import remember
-from vidqa.pipeline.run.answer_stage import answer_works
+from vidqa.pipeline.monitor.throughput_history import record_rates
+from vidqa.pipeline.run.answer_stage import Answered, answer_items
 from vidqa.pipeline.run.bookkeeping import RunBookkeeper
-from vidqa.pipeline.run.hardware_limit import hold_against_hardware
+from vidqa.pipeline.run.feature_stages import encode_files
+from vidqa.pipeline.run.hardware_limit import measure_hardware
 from vidqa.pipeline.run.loaded_model import LoadedModel
-from vidqa.pipeline.run.pruning import vanished
+from vidqa.pipeline.run.pending import PendingAnswers
+from vidqa.pipeline.run.pruning import removed_files
 from vidqa.pipeline.run.retry_policy import RetryPolicy
 from vidqa.pipeline.run.run_context import RunContext
 from vidqa.pipeline.run.run_options import RunOptions
+from vidqa.pipeline.run.scanning import find_media
 from vidqa.prompts.questions import QuestionSources, gather_questions
-from vidqa.records import MediaItem, Question, WorkItem
+from vidqa.records import MediaItem, Question
 from vidqa.tables.table import Table
 
 
@@ -38,30 +40,30 @@ def describe(
     options: RunOptions | None = None,
     reporter: Reporter = QUIET,
 ) -> Summary:
-    """Ask every question of every clip, and write one row each into a table.
+    """Ask questions about every video and image, and write one row each into a table.
 
-    What the table has already is kept and not asked again.
+    Rows that the table already has are kept and not computed again.
 
     Args:
-        paths: a file, folder or glob, or several.
-        out: the table; the suffix picks Parquet, CSV, JSONL or Arrow; a slash at the end makes a data set of Parquet.
-        questions: name of a set, a TOML file, a `Question`, or several of these.
-        model: name or folder of a bundle, or an opened one.
-        options: how the run is done.
-        reporter: hears progress, messages and events.
+        paths: one or several files, folders or globs.
+        out: the table. The suffix selects Parquet, CSV, JSONL or Arrow; a trailing slash selects a Parquet dataset.
+        questions: one or several of: the name of a question set, a TOML file, a `Question`.
+        model: name or folder of a bundle, or an open model.
+        options: of the run; None for the defaults.
+        reporter: receives progress, messages and events.
 
     Returns:
-        What was done, in numbers.
+        Counts of the run.
 
     Raises:
-        UsageError: `out` has an unknown suffix or no folder, or something is wrong with paths or questions.
-        LockedError: another run writes the same table.
+        UsageError: `out` has an unknown suffix or its folder does not exist, or paths or questions are invalid.
+        LockedError: another run is writing the table.
         VidqaError: there is no media, or the model, the cache or the table cannot be used.
     """
     start = time.perf_counter()
-    run = RunContext.begin(model, options, reporter)
-    asked = gather_questions(questions)
-    _say_if_typed(asked, reporter)
+    run = RunContext.create(model, options, reporter)
+    question_list = gather_questions(questions)
+    _warn_about_types(question_list, reporter)
     table = open_table(out)
     searched = as_path_list(paths)
     run.summary.table = str(out)
@@ -70,81 +72,59 @@ def describe(
             _report_stale_lock(str(out), str(lock.stale_holder), reporter)
         with run.clock.stage("read"):
             _recover(table.load(), reporter)
-        found = run.find(searched)
-        ledger = RunBookkeeper(table, asked, run, RetryPolicy(table.path).load())
-        with reporter.stop.held():
+        found = find_media(run, searched)
+        pending = PendingAnswers(table, question_list, run, RetryPolicy(table.path).load())
+        bookkeeper = RunBookkeeper(pending, run)
+        with reporter.stop.deferred():
             try:
-                _work(run, ledger, found.items, asked)
+                _process(run, found.items, pending, bookkeeper)
                 if run.options.prune_missing:
-                    ledger.prune(vanished(searched))
+                    bookkeeper.prune(removed_files(searched))
             except KeyboardInterrupt:
-                reporter.say(f"stopping: what is finished goes into {out}")
+                reporter.say(f"stopping: writing finished rows to {display_path(str(out))}")
                 raise
-            finally:  # what is finished stays, whatever ended the run
-                ledger.close()
+            finally:  # finished rows are kept, whatever ended the run
+                bookkeeper.close()
     run.summary.close(run.clock, time.perf_counter() - start)
-    hold_against_hardware(run.summary.meter, run.model)
-    remember(run.options.cache_dir, run.model, run.summary)
+    measure_hardware(run.summary.meter, run.model)
+    record_rates(run.options.cache_dir, run.model.history_key, run.summary)
     return run.summary
 
 
-def _work(run: RunContext, ledger: RunBookkeeper, items: Sequence[MediaItem], asked: Sequence[Question]) -> None:
+def _process(run: RunContext, items: Sequence[MediaItem], pending: PendingAnswers, bookkeeper: RunBookkeeper) -> None:
     """Take every file through all stages."""
     with (
         run.reporter.progress(len(items), "file"),
-        # Closed by name: an error below must stop the feed before the ledger is closed.
-        closing(run.encoded(items, ledger.owed, asked)) as encoded,
+        # After an error the prefetcher must stop before the bookkeeper is closed: `closing` does not leave it to the
+        # garbage collector.
+        closing(encode_files(run, items, pending)) as encoded,
     ):
-        for answered in answer_works(encoded, run.model, run.options, run.clock):
-            ledger.record(answered)
-            run.answered(answered)
+        for answered in answer_items(encoded, run.model, run.options, run.clock):
+            bookkeeper.record(answered)
+            _log_answered(run, answered)
             run.reporter.advance()
 
 
-def encode(
-    paths: Paths,
-    *,
-    model: LoadedModel | str = "demo",
-    options: RunOptions | None = None,
-    reporter: Reporter = QUIET,
-) -> Summary:
-    """Fill the feature cache and ask nothing.
-
-    Args and Raises as for `describe`.
-
-    Returns:
-        What was done, in numbers.
-    """
-    start = time.perf_counter()
-    run = RunContext.begin(model, options, reporter)
-    found = run.find(as_path_list(paths))
-    seen: set[str] = set()
-
-    def owed(item: MediaItem, media_id: str) -> WorkItem | None:
-        first = media_id not in seen
-        seen.add(media_id)
-        return WorkItem(item, media_id, read_features=False) if first else None
-
-    with (
-        reporter.stop.held(),
-        reporter.progress(len(found.items), "file"),
-        closing(run.encoded(found.items, owed, (), say_failures=1)) as encoded,
-    ):
-        for one in encoded:
-            reporter.advance()
-            if one.error is not None:
-                run.summary.errors[one.error.kind] += 1
-    run.summary.clips_done -= run.summary.clips_cached  # what was there already was not worked on
-    run.summary.close(run.clock, time.perf_counter() - start)
-    remember(run.options.cache_dir, run.model, run.summary)
-    return run.summary
+def _log_answered(run: RunContext, answered: Answered) -> None:
+    """Log the rows of a file that reached the LLM, and print at level 2 which of its questions failed."""
+    if answered.seconds is None:
+        return
+    item, statuses = answered.work.item, Counter(row.status for row in answered.rows)
+    outcome = "failed" if statuses["failed"] else "ok"
+    note = ", ".join(f"{number} {status}" for status, number in statuses.items())
+    run.reporter.event("answer", outcome, media=item.path, seconds=answered.seconds, note=note)
+    for text in dict.fromkeys(f"{row.error_kind}: {row.error}" for row in answered.rows if row.status == "failed"):
+        run.reporter.say(f"failed: {display_path(item.rel)}: {text}", level=2)
 
 
 def open_table(out: str | Path) -> Table:
-    """The table at `out`, not loaded yet.
+    """Return the table at `out`, which is not loaded yet.
+
+    Args:
+        out: path of the table, which need not exist.
 
     Raises:
-        UsageError: unknown suffix, or no such folder.
+        UsageError: the suffix is unknown, or the folder does not exist.
     """
     try:
         table = Table(out)
@@ -155,19 +135,18 @@ def open_table(out: str | Path) -> Table:
     return table
 
 
-def _say_if_typed(asked: Sequence[Question], reporter: Reporter) -> None:
-    """Who gives an answer a type must not think that it is bound by it."""
-    if kinds := sorted({question.type for question in asked} - {"text"}):
+def _warn_about_types(questions: Sequence[Question], reporter: Reporter) -> None:
+    if types := sorted({question.type for question in questions} - {"text"}):
         reporter.say_once(
-            f"note: questions of type {', '.join(kinds)} are asked as free text in this version: "
-            "`choices` are not shown to the model, and the columns value and confidence stay empty"
+            f"note: questions of type {', '.join(types)} are asked as free text in this version: "
+            "the model does not see `choices`, and the columns value and confidence stay empty"
         )
 
 
 def _recover(table: Table, reporter: Reporter) -> None:
-    """Bring home what a run that was killed had finished."""
+    """Merge rows that a killed run had finished."""
     if number := table.recover():
-        text = f"{number} rows that an interrupted run had finished are now in {display_path(str(table.path))}"
+        text = f"recovered {plural(number, 'row')} of an interrupted run into {display_path(str(table.path))}"
         reporter.say(text)
         reporter.event("write", "recovered", note=text)
 

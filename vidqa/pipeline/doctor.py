@@ -1,6 +1,6 @@
-"""What is installed and works, one `Check` each; nothing here may fail because something is missing or broken.
+"""`doctor`: what is installed and works. A missing or broken package is a finding, never an error of the command.
 
-Packages are asked by name at run time: a doctor that needed its patient to be well would be of no use.
+Packages are therefore imported by name at run time.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from vidqa.common.devices import free_memory
+from vidqa.common.display import human_bytes
 from vidqa.errors import VidqaError
 from vidqa.pipeline.memory_estimate import describe_fit
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line. `needed` is False for what vidqa can do without."""
+    """Result of one check. `needed` is False for what vidqa can work without."""
 
     name: str
     ok: bool
@@ -31,21 +32,21 @@ class Check:
     needed: bool = True
 
 
-class _Lacking(Exception):
-    """Looked at, and not as a run needs it: the sentence is the finding."""
+class _NotUsable(Exception):
+    """Something is missing or does not work; the message is the finding."""
 
 
 def examine(cache_dir: Path, model: str) -> list[Check]:
-    """Look at everything a run needs.
+    """Check everything that a run needs or can use.
 
     Args:
-        cache_dir: the folder of the feature cache.
-        model: the bundle that a run would load.
+        cache_dir: folder of the feature cache.
+        model: name or folder of the bundle that a run would load.
 
     Returns:
-        One check each; the run would work if every `needed` one is ok.
+        The results. A run would work if all checks that are `needed` are ok.
     """
-    steps: list[tuple[str, bool, Callable[[], str]]] = [
+    checks: list[tuple[str, bool, Callable[[], str]]] = [
         ("python", True, _python),
         ("torch", True, _torch),
         ("transformers", True, lambda: _imported("transformers")),
@@ -54,23 +55,23 @@ def examine(cache_dir: Path, model: str) -> list[Check]:
         ("decord", False, lambda: _imported("decord")),
         ("polars", True, lambda: _imported("polars")),
         ("cuda", False, _cuda),
-        ("kernels", False, _kernels),
+        ("GPU kernels", False, _gpu_kernels),
         ("bitsandbytes", False, lambda: _imported("bitsandbytes")),
-        *((f"7B on {place}", False, partial(_room, place, free)) for place, free in free_memory().items()),
+        *((f"7B on {device}", False, partial(_memory, free)) for device, free in free_memory().items()),
         ("cache", True, lambda: _cache(cache_dir)),
         ("model", True, lambda: _model(model)),
     ]
-    return [_check(name, needed, look) for name, needed, look in steps]
+    return [_check(name, needed, run) for name, needed, run in checks]
 
 
-def _check(name: str, needed: bool, look: Callable[[], str]) -> Check:
+def _check(name: str, needed: bool, run: Callable[[], str]) -> Check:
     try:
-        return Check(name, True, look(), needed)
+        return Check(name, True, run(), needed)
     except PackageNotFoundError:
         return Check(name, False, "not installed", needed)
-    except (_Lacking, VidqaError) as error:
+    except (_NotUsable, VidqaError) as error:
         return Check(name, False, str(error).splitlines()[0], needed)
-    except Exception as error:  # a broken package may raise anything on import; that is the finding
+    except Exception as error:  # noqa: BLE001 - importing a broken package may raise anything; that is the finding
         first = (str(error).splitlines() or [""])[0]
         return Check(name, False, f"{type(error).__name__}: {first}", needed)
 
@@ -111,41 +112,41 @@ def _cuda() -> str:
     devices = [device for device in available_devices() if device.name != "cpu"]
     usable = [device for device in devices if device.usable]
     if not usable:
-        raise _Lacking("; ".join(device.reason for device in devices) or "no device")
-    for device in usable:  # libraries may be missing although driver and build are there: only a start shows it
+        raise _NotUsable("; ".join(device.reason for device in devices) or "no CUDA device")
+    for device in usable:  # driver and build may be fine while a library is missing: only opening a session shows that
         resolve_device(device.name)
     return ", ".join(f"{device.name} {device.title}" for device in usable)
 
 
-def _kernels() -> str:
+def _gpu_kernels() -> str:
     torch = import_module("torch")
     if not torch.cuda.is_available():
-        raise _Lacking("there are none but for a CUDA device")
+        raise _NotUsable("no CUDA device")
     from vidqa.generate.attention import shared_prefix
     from vidqa.model.llama import model
     from vidqa.model.llama.kernel_check import check_kernels
 
     for name in (shared_prefix.KERNELS, model.KERNELS):
-        if why := check_kernels(name, torch.device("cuda", 0), torch.bfloat16, 128)[1]:
-            raise _Lacking(f"{name}: {why}")
-    return f"right on cuda:0, by Triton {version('triton')}"
+        if problem := check_kernels(name, torch.device("cuda", 0), torch.bfloat16, 128)[1]:
+            raise _NotUsable(f"{name}: {problem}")
+    return f"correct on cuda:0, compiled by Triton {version('triton')}"
 
 
-def _room(place: str, free: int) -> str:
-    fits, says = describe_fit(free)
+def _memory(free: int) -> str:
+    fits, text = describe_fit(free)
     if not fits:
-        raise _Lacking(says)
-    return says
+        raise _NotUsable(text)
+    return text
 
 
 def _cache(folder: Path) -> str:
-    there = folder
-    while not there.exists():
-        there = there.parent
-    with tempfile.TemporaryFile(dir=there):
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    with tempfile.TemporaryFile(dir=existing):
         pass
-    free = shutil.disk_usage(there).free
-    return f"{folder} {'' if there == folder else '(not made yet) '}writable, {free / 1e9:.1f} GB free"
+    state = "writable" if existing == folder else "does not exist yet, can be created"
+    return f"{folder}: {state}, {human_bytes(shutil.disk_usage(existing).free)} free"
 
 
 def _model(name: str) -> str:
@@ -154,5 +155,5 @@ def _model(name: str) -> str:
     bundle = load_bundle(name)
     problems = bundle.verify()
     if problems:
-        raise _Lacking(f"{bundle.folder}: {'; '.join(problems)}")
+        raise _NotUsable(f"{bundle.folder}: {'; '.join(problems)}")
     return f"{bundle.spec.name} ({bundle.folder}), model {bundle.model_id}, encoder {bundle.encoder_id}"

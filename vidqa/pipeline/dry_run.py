@@ -1,10 +1,11 @@
-"""What a run would do, without doing it: files, rows, hours of video, disk, time."""
+"""`describe --dry-run`: what a run would do, without doing it: files, rows, hours of video, disk space, time."""
 
 from __future__ import annotations
 
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -12,97 +13,97 @@ from vidqa.cache.feature_store import FeatureStore
 from vidqa.cache.key import CacheKey
 from vidqa.cache.media_index import MediaIndex
 from vidqa.common.devices import cpu_threads
-from vidqa.common.display import human_duration
+from vidqa.common.display import counts, human_bytes, human_duration, plural
 from vidqa.errors import ItemError, MediaError
 from vidqa.media.probe import probe
 from vidqa.media.segments import plan_segments
 from vidqa.media.workers.decode_pool import DecodePool
-from vidqa.model.bundle.spec import EncoderSpec
 from vidqa.pipeline.describe import open_table
 from vidqa.pipeline.monitor.reporter import QUIET, Reporter
-from vidqa.pipeline.monitor.throughput_history import recall
+from vidqa.pipeline.monitor.throughput_history import load_rates
 from vidqa.pipeline.run.bookkeeping import RunBookkeeper
-from vidqa.pipeline.run.hashing import identify_all
+from vidqa.pipeline.run.hashing import hash_files
 from vidqa.pipeline.run.loaded_model import LoadedModel
-from vidqa.pipeline.run.pruning import vanished
+from vidqa.pipeline.run.pending import PendingAnswers
+from vidqa.pipeline.run.pruning import removed_files
 from vidqa.pipeline.run.retry_policy import RetryPolicy
 from vidqa.pipeline.run.run_context import RunContext
 from vidqa.pipeline.run.run_options import RunOptions
+from vidqa.pipeline.run.scanning import find_media
 from vidqa.records import MediaFacts, MediaItem, Question, WorkItem
 
-#: Bytes of an entry beside its numbers (safetensors header with the facts), and of a row that nobody measured yet.
-_ENTRY_BYTES = 1500
+#: Bytes per row of a table that does not exist yet.
 _ROW_BYTES = 400
 
 
 @dataclass
 class DryRunPlan:
-    """Counts of what `describe` would find and do. Lengths come from headers where no file was decoded yet."""
+    """What `describe` would find and do. Durations are from headers if a file was not decoded yet."""
 
     table: str
     files: int = 0
     files_to_do: int = 0
-    files_known: int = 0  # nothing is asked about them
-    files_to_decode: int = 0  # of those to do: not in the feature cache
-    files_unreadable: int = 0  # of those to do: will give failed rows
+    files_complete: int = 0  # all their rows exist
+    files_to_decode: int = 0  # part of files_to_do: features are not cached
+    files_unreadable: int = 0  # part of files_to_do: will have failed rows
     segments_to_encode: int = 0
-    frames_to_encode: int = 0  # of these segments; a picture is one
-    new_rows: int = 0  # cells to fill
-    known_rows: int = 0  # answers that the table has
+    frames_to_encode: int = 0  # of these segments; an image has one frame
+    new_rows: int = 0
+    existing_rows: int = 0
     hours_of_video: float = 0.0  # of the files to do
-    files_pruned: int = 0  # vanished; their rows would go
+    files_pruned: int = 0  # removed files whose rows would be dropped
     quarantined: list[str] = field(default_factory=list)
-    left_out: dict[str, int] | None = None
+    ignored: dict[str, int] = field(default_factory=dict)
     cache_bytes_needed: int = 0
     cache_bytes_free: int = 0
-    table_bytes_needed: int = 0  # old and new table side by side, while the new one is written
+    table_bytes_needed: int = 0  # old and new table exist at the same time, while the new one is written
     table_bytes_free: int = 0
-    seconds: float | None = None  # None: no run measured the rates
+    seconds: float | None = None  # None if no run was measured
     measured_runs: int = 0
-    roughly: bool = False  # those runs were far smaller
+    roughly: bool = False  # the measured runs were far smaller
 
     @property
     def enough_disk(self) -> bool:
-        """Whether both folders have room; on one disk they share it, so both must fit together."""
+        """Whether cache and table fit. Equal free space means that they are on the same disk and share it."""
         both = self.cache_bytes_needed + self.table_bytes_needed
         if self.cache_bytes_free == self.table_bytes_free:
             return both <= self.cache_bytes_free
         return self.cache_bytes_needed <= self.cache_bytes_free and self.table_bytes_needed <= self.table_bytes_free
 
     def as_dict(self) -> dict[str, object]:
-        """For `--json`."""
+        """Return plain values for `--json`."""
         return asdict(self) | {"enough_disk": self.enough_disk}
 
     def as_text(self) -> str:
-        """For people."""
+        """Return a few lines for people."""
         lines = [
-            f"{self.files} file{'' if self.files == 1 else 's'}: {self.files_known} known, {self.files_to_do} to do "
-            f"({self.files_to_decode} to decode), {human_duration(3600 * self.hours_of_video)} of video",
-            f"{self.new_rows} new rows, {self.known_rows} already in {self.table}",
+            f"{plural(self.files, 'file')}: {self.files_complete:,} complete, {self.files_to_do:,} to do "
+            f"({self.files_to_decode:,} to decode), {human_duration(3600 * self.hours_of_video)} of video",
+            f"rows: {self.new_rows:,} new, {self.existing_rows:,} existing in {self.table}",
         ]
         if self.files_unreadable:
-            lines.append(f"cannot be read and will give failed rows: {self.files_unreadable} of the files")
+            lines.append(f"unreadable: {plural(self.files_unreadable, 'file')}, which will have failed rows")
         if self.files_pruned:
-            lines.append(f"vanished files whose rows would be removed: {self.files_pruned}")
+            lines.append(f"rows to drop: those of {plural(self.files_pruned, 'removed file')}")
         if self.quarantined:
-            lines.append(f"files in quarantine: {len(self.quarantined)}; --retry all asks them again")
-        if self.left_out:
-            lines.append("left out: " + ", ".join(f"{number} {reason}" for reason, number in self.left_out.items()))
+            lines.append(f"quarantined: {plural(len(self.quarantined), 'file')}; --retry all tries again")
+        if self.ignored:
+            lines.append(f"ignored files: {counts(self.ignored)}")
         lines.append(
-            f"disk: cache {_gb(self.cache_bytes_needed)} of {_gb(self.cache_bytes_free)} free, "
-            f"table {_gb(self.table_bytes_needed)} of {_gb(self.table_bytes_free)} free"
+            f"disk: cache needs {human_bytes(self.cache_bytes_needed)} of {human_bytes(self.cache_bytes_free)} free, "
+            f"table needs {human_bytes(self.table_bytes_needed)} of {human_bytes(self.table_bytes_free)} free"
             + ("" if self.enough_disk else ": NOT ENOUGH")
         )
         if self.seconds is None:
-            lines.append("time: not known, as this machine has no rates of this model yet; a first run measures them")
+            lines.append("time: unknown until a run has measured this model on this machine")
         else:
-            runs = f"{self.measured_runs} earlier run{'' if self.measured_runs == 1 else 's'}"
-            small = "; a rough figure, as they were far smaller" if self.roughly else ""
-            lines.append(f"time: about {_duration(self.seconds)}, by the rates of {runs} on this machine{small}")
+            rough = "; a rough estimate, because they were far smaller" if self.roughly else ""
+            runs = plural(self.measured_runs, "earlier run")
+            lines.append(f"time: about {human_duration(self.seconds)}, estimated from {runs} on this machine{rough}")
         return "\n".join(lines)
 
 
-def plan(
+def plan_run(
     paths: Sequence[str],
     out: str | Path,
     *,
@@ -111,118 +112,109 @@ def plan(
     options: RunOptions | None = None,
     reporter: Reporter = QUIET,
 ) -> DryRunPlan:
-    """Look at everything and change nothing but the index of contents.
+    """Inspect files, table and cache as `describe` would. Only the index of file contents is updated.
 
-    Args and Raises as for `describe`. Files that the index does not know are read once, to know their content.
+    Files that are not in the index are read once, to hash their content.
+
+    Args:
+        paths: as for `describe`.
+        out: as for `describe`.
+        questions: of the run.
+        model: as for `describe`.
+        options: as for `describe`.
+        reporter: as for `describe`.
+
+    Raises:
+        VidqaError: as for `describe`.
     """
-    run = RunContext.begin(model, options, reporter)
+    run = RunContext.create(model, options, reporter)
     table = open_table(out).load()
-    found = run.find(paths)
-    ledger = RunBookkeeper(table, questions, run, RetryPolicy(table.path).load())
-    made = DryRunPlan(str(out), files=len(found.items), left_out=found.counts())
+    found = find_media(run, paths)
+    pending = PendingAnswers(table, questions, run, RetryPolicy(table.path).load())
+    plan = DryRunPlan(str(out), files=len(found.items), ignored=found.counts())
     cache_dir = run.options.cache_dir
-    index = MediaIndex(cache_dir)
-    try:
-        with reporter.progress(len(found.items), "file"):
-            _Count(made, run, ledger, index).files(found.items)
-    finally:
-        index.close()
-    made.known_rows = sum(run.summary.known.values())
+    with closing(MediaIndex(cache_dir)) as index, reporter.progress(len(found.items), "file"):
+        _Counter(plan, run, pending, index).count(found.items)
+    plan.existing_rows = sum(run.summary.existing.values())
     if run.options.prune_missing:
-        ledger.prune(vanished(paths))  # in memory only
-        made.files_pruned = run.summary.pruned
-    made.quarantined = list(run.summary.quarantined)
-    old = table.path.stat().st_size if table.path.is_file() else 0  # to a data set, files are only added
-    made.table_bytes_needed = old + round(made.new_rows * (old / len(table) if old and len(table) else _ROW_BYTES))
-    made.cache_bytes_free = shutil.disk_usage(cache_dir).free
-    made.table_bytes_free = shutil.disk_usage(table.path.parent).free
-    rates = recall(cache_dir, run.model)
-    made.seconds = rates.estimate_s(made.files, made.frames_to_encode, made.new_rows)
-    made.roughly = made.seconds is not None and rates.is_rough(made.frames_to_encode, made.new_rows)
-    made.measured_runs = rates.n_runs
-    return made
+        RunBookkeeper(pending, run).prune(removed_files(paths))  # in memory only
+        plan.files_pruned = run.summary.pruned
+    plan.quarantined = list(run.summary.quarantined)
+    old_bytes = table.path.stat().st_size if table.path.is_file() else 0  # a dataset only grows by new files
+    row_bytes = old_bytes / len(table) if old_bytes and len(table) else _ROW_BYTES
+    plan.table_bytes_needed = old_bytes + round(plan.new_rows * row_bytes)
+    plan.cache_bytes_free = shutil.disk_usage(cache_dir).free
+    plan.table_bytes_free = shutil.disk_usage(table.path.parent).free
+    rates = load_rates(cache_dir, run.model.history_key)
+    plan.seconds = rates.estimate_s(plan.files, plan.frames_to_encode, plan.new_rows)
+    plan.roughly = plan.seconds is not None and rates.is_rough(plan.frames_to_encode, plan.new_rows)
+    plan.measured_runs = rates.n_runs
+    return plan
 
 
-class _Count:
-    """Counts files, one after another, into a plan."""
+class _Counter:
+    """Adds files to a plan, one after another."""
 
-    def __init__(self, made: DryRunPlan, run: RunContext, ledger: RunBookkeeper, index: MediaIndex) -> None:
-        self._made, self._run, self._ledger, self._index = made, run, ledger, index
+    def __init__(self, plan: DryRunPlan, run: RunContext, pending: PendingAnswers, index: MediaIndex) -> None:
+        self._plan, self._run, self._pending, self._index = plan, run, pending, index
         self._store = FeatureStore(run.options.cache_dir)
-        self._waiting: dict[str, WorkItem] = {}  # by path: files that are looked into
-        self._rows: dict[str, int | None] = {}  # media_id -> new rows of each of its files; None: not known yet
-        self._twins: Counter[str] = Counter()  # further files with a content that is not known yet
+        self._probing: dict[str, WorkItem] = {}  # by path
+        self._rows: dict[str, int | None] = {}  # media_id -> new rows per file; None while it is probed
+        self._duplicates: Counter[str] = Counter()  # media_id -> duplicates of a file that is probed
 
-    def files(self, items: Sequence[MediaItem]) -> None:
-        """Count all; contents that no run has decoded are looked into, in processes that they may kill."""
+    def count(self, items: Sequence[MediaItem]) -> None:
+        """Count all files. Unknown containers are opened in decode processes, which they may crash."""
         options = self._run.options
         n_workers = options.n_workers or cpu_threads()
         with DecodePool(n_workers=n_workers, timeout_s=options.timeout_s, memory_bytes=options.memory_bytes) as pool:
-            for path, facts in pool.map_unordered(probe, self._unknown(items)):
-                self._add(self._waiting.pop(path), facts)
+            for path, facts in pool.map_unordered(probe, self._to_probe(items)):
+                self._add(self._probing.pop(path), facts)
 
-    def _unknown(self, items: Sequence[MediaItem]) -> Iterator[str]:
-        """Paths of files whose facts nobody knows; counts all others."""
-        for item, media_id in identify_all(self._index, items):
+    def _to_probe(self, items: Sequence[MediaItem]) -> Iterator[str]:
+        """Yield the paths of files whose facts are not in the index; count all others."""
+        for item, media_id in hash_files(self._index, items):
             self._run.reporter.advance()
             if isinstance(media_id, ItemError):
-                self._made.files_to_do += 1
-                self._made.files_unreadable += 1
-                self._made.new_rows += self._ledger.n_questions
+                self._plan.files_to_do += 1
+                self._plan.files_unreadable += 1
+                self._plan.new_rows += len(self._pending.questions)
                 continue
-            work = self._ledger.owed(item, media_id)
+            work = self._pending.select(item, media_id)
             facts = work and self._index.facts(media_id)
             if work is None:
-                self._known(media_id)
+                self._add_complete(media_id)
             elif facts:
                 self._add(work, facts)
             else:
-                self._rows[media_id], self._waiting[item.path] = None, work
+                self._rows[media_id], self._probing[item.path] = None, work
                 yield item.path
 
-    def _known(self, media_id: str) -> None:
-        """A file for which nothing is done: its rows are there, or copied from another file with the same content."""
+    def _add_complete(self, media_id: str) -> None:
+        """Count a file that needs no work: its rows exist, or it is a duplicate and will get copies."""
         if media_id not in self._rows:
-            self._made.files_known += 1
+            self._plan.files_complete += 1
         elif (n_rows := self._rows[media_id]) is None:
-            self._twins[media_id] += 1
+            self._duplicates[media_id] += 1
         else:
-            self._made.new_rows += n_rows
+            self._plan.new_rows += n_rows
 
     def _add(self, work: WorkItem, facts: MediaFacts | MediaError) -> None:
-        """A file to do."""
-        made, run, media_id = self._made, self._run, str(work.media_id)
+        """Count a file with pending work."""
+        plan, run, media_id = self._plan, self._run, str(work.media_id)
         segments = () if isinstance(facts, MediaError) else plan_segments(facts, run.options.segment_s)
-        n_rows = len(work.questions) * max(1, len(segments))  # a failed file has a row for each question
+        n_rows = len(work.questions) * max(1, len(segments))  # a failed file has one row per question
         self._rows[media_id] = n_rows
-        made.files_to_do += 1
-        made.new_rows += n_rows * (1 + self._twins[media_id])
+        plan.files_to_do += 1
+        plan.new_rows += n_rows * (1 + self._duplicates[media_id])
         if isinstance(facts, MediaError):
-            made.files_unreadable += 1
+            plan.files_unreadable += 1
             return
         keys = [CacheKey(media_id, segment.key, run.model.bundle.encoder_id) for segment in segments]
-        missing = sum(not self._store.has(key) for key in keys)
+        n_missing = sum(not self._store.has(key) for key in keys)
         encoders = run.model.bundle.spec.encoders
         encoder = encoders.image if facts.kind == "image" else encoders.video
-        made.files_to_decode += missing > 0
-        made.segments_to_encode += missing
-        made.frames_to_encode += missing * encoder.n_frames
-        made.cache_bytes_needed += missing * entry_bytes(encoder)
-        made.hours_of_video += (facts.duration_s or 0.0) / 3600
-
-
-def entry_bytes(spec: EncoderSpec) -> int:
-    """Bytes of a cache entry: float16 tokens [T, P, D], float32 embedding [E], and what describes them."""
-    n_tokens = spec.n_frames * (spec.n_patches + spec.keep_cls)
-    return n_tokens * spec.hidden_size * 2 + spec.embedding_size * 4 + _ENTRY_BYTES
-
-
-def _gb(n_bytes: int) -> str:
-    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.1f} MB"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+        plan.files_to_decode += n_missing > 0
+        plan.segments_to_encode += n_missing
+        plan.frames_to_encode += n_missing * encoder.n_sampled_frames
+        plan.cache_bytes_needed += n_missing * encoder.entry_bytes
+        plan.hours_of_video += (facts.duration_s or 0.0) / 3600

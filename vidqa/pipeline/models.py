@@ -1,4 +1,4 @@
-"""Folders -> the model bundles in them, whole or not."""
+"""`models list`: folders -> the bundles in them, including damaged ones."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from vidqa.model.bundle.registry import BUNDLE_FILE, built_in_bundles, pulled_mo
 
 @dataclass(frozen=True)
 class FoundModel:
-    """One bundle. Where `problem` is not null it cannot be loaded, and the ids are empty.
+    """A bundle. If `problem` is set it cannot be loaded, and the ids are empty.
 
-    `variant` says which published model it is, `origins` where it comes from; both are empty for models that were not
-    converted.
+    `variant` (which published model it is) and `origins` (where it comes from) are empty unless it was converted.
     """
 
     name: str
@@ -31,23 +30,27 @@ class FoundModel:
 
 
 def find_models(folders: Iterable[str | Path]) -> list[FoundModel]:
-    """The bundled models, the pulled ones, then those that are, or lie directly in, the given folders. Each once."""
+    """Return the included models, the pulled ones, and those in the given folders, without duplicates.
+
+    Args:
+        folders: bundles, or folders that directly contain bundles.
+    """
     found: dict[Path, FoundModel] = {}
     for folder in (*built_in_bundles().values(), *pulled_models().values(), *_candidates(folders)):
         folder = folder.resolve()
         if folder not in found:
-            found[folder] = _look(folder)
+            found[folder] = _inspect(folder)
     return list(found.values())
 
 
 def _candidates(folders: Iterable[str | Path]) -> Iterator[Path]:
     for name in folders:
         folder = Path(name)
-        inside = sorted(folder.iterdir()) if folder.is_dir() else []
-        yield from (place for place in (folder, *inside) if (place / BUNDLE_FILE).is_file())
+        children = sorted(folder.iterdir()) if folder.is_dir() else []
+        yield from (path for path in (folder, *children) if (path / BUNDLE_FILE).is_file())
 
 
-def _look(folder: Path) -> FoundModel:
+def _inspect(folder: Path) -> FoundModel:
     try:
         bundle = load_bundle(folder)
     except BundleError as error:

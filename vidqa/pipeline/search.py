@@ -1,7 +1,6 @@
-"""A text and files -> the files (or their segments) by how well they fit it, the best first.
+"""`search`: a text and files -> the files, or their segments, ranked by how well they match the text.
 
-PooledEntry embeddings come from the feature cache; what is not there is decoded, encoded and stored first. Knows the text
-tower and the stages up to the encoder; the LLM is not loaded.
+Embeddings come from the feature cache; files that are not cached are encoded first. The LLM is not loaded.
 """
 
 from __future__ import annotations
@@ -18,23 +17,26 @@ from vidqa.cache.entry import PooledEntry
 from vidqa.cache.feature_store import FeatureStore
 from vidqa.cache.key import CacheKey
 from vidqa.cache.media_index import MediaIndex
-from vidqa.common.display import message_without_path
+from vidqa.common.display import message_without_path, plural
 from vidqa.errors import ItemError, UsageError
 from vidqa.media.files import Paths, as_path_list
 from vidqa.media.segments import plan_segments
 from vidqa.pipeline.monitor.reporter import QUIET, Reporter
+from vidqa.pipeline.run.feature_stages import encode_files
 from vidqa.pipeline.run.loaded_model import LoadedModel
+from vidqa.pipeline.run.pending import every_file
 from vidqa.pipeline.run.run_context import RunContext
 from vidqa.pipeline.run.run_options import RunOptions
-from vidqa.records import EncodedItem, MediaItem, MediaKind, WorkItem
+from vidqa.pipeline.run.scanning import find_media
+from vidqa.records import EncodedItem, MediaItem, MediaKind
 
 
 @dataclass(frozen=True)
 class Hit:
-    """One clip, or one segment of it, at its rank. The order of the fields is that of a table's columns."""
+    """A file, or one segment of it, with its rank. The fields are in the order of a table's columns."""
 
     rank: int  # from 1
-    score: float  # cosine of text and clip, -1 to 1
+    score: float  # cosine similarity of text and segment, -1 to 1
     text: str
     path: str
     root: str
@@ -51,12 +53,12 @@ class Hit:
 
 @dataclass(frozen=True)
 class Found:
-    """What a search gave."""
+    """Result of a search."""
 
     hits: tuple[Hit, ...]
-    failed: tuple[tuple[str, ItemError], ...]  # path and reason of each file that could not be ranked
+    failed: tuple[tuple[str, ItemError], ...]  # path and error of each file that could not be ranked
     n_files: int
-    n_encoded: int  # files that the cache did not have
+    n_encoded: int  # files that were not cached
 
 
 def search(
@@ -68,66 +70,81 @@ def search(
     options: RunOptions | None = None,
     reporter: Reporter = QUIET,
 ) -> Found:
-    """Rank clips and pictures by how well they fit a text.
+    """Rank videos and images by how well they match a text.
 
     Args:
-        text: what is looked for, in a few words or a sentence.
-        paths: a file, folder or glob, or several.
-        top: how many hits are wanted; None for all.
-        model: name or folder of a bundle, or an opened one; it must have a text tower.
-        options: how it is done; `segment_s` ranks windows of clips. None takes the user's cache and the defaults.
-        reporter: hears progress and messages.
+        text: a few words or a sentence.
+        paths: one or several files, folders or globs.
+        top: maximum number of hits; None for all.
+        model: name or folder of a bundle, or an open model; it must have a text encoder.
+        options: of the run; with `segment_s`, segments are ranked instead of files. None for the defaults.
+        reporter: receives progress and messages.
 
     Returns:
-        The hits, the best first; equal scores in the order of paths.
+        The hits, best first; equal scores in order of paths and time.
 
     Raises:
-        UsageError: the model has no text tower, or the text is empty or too long for it.
+        UsageError: the model has no text encoder, or the text is empty or too long for it.
         VidqaError: there is no media, or the model or the cache cannot be used.
     """
     if top is not None and top < 1:
         raise UsageError(f"top must be at least 1, got {top}")
-    run = RunContext.begin(model, options, reporter)
-    wanted = _normal(run.model.text_encoder.encode([text]))[0]
-    items = run.find(as_path_list(paths)).items
-    shelf = _Shelf(run)
-    with reporter.progress(len(items), "file"), closing(shelf):
-        missing = [item for item in items if not shelf.take(item)]
-        shelf.encode(missing)
-    if not shelf.pooled:
-        return Found((), tuple(shelf.failed), len(items), len(missing))
-    scores = _normal(np.stack([p.embedding for _, _, p in shelf.pooled])) @ wanted
-    place = {id(item): number for number, item in enumerate(items)}
-    order = sorted(
-        range(len(scores)),
-        key=lambda i: (-scores[i], place[id(shelf.pooled[i][0])], shelf.pooled[i][2].start_s),
-    )
-    who, now = run.model.identity, datetime.now(UTC)
+    run = RunContext.create(model, options, reporter)
+    query = _normalized(run.model.text_encoder.encode([text]))[0]
+    items = find_media(run, as_path_list(paths)).items
+    embeddings = _Embeddings(run)
+    with reporter.progress(len(items), "file"), closing(embeddings):
+        missing = [item for item in items if not embeddings.load(item)]
+        embeddings.encode(missing)
+    failed = tuple(embeddings.failed)
+    if not embeddings.segments:
+        return Found((), failed, len(items), len(missing))
+    scores = _normalized(np.stack([pooled.embedding for _, _, pooled in embeddings.segments])) @ query
+    position = {item.path: number for number, item in enumerate(items)}
+
+    def sort_key(i: int) -> tuple[float, int, float]:
+        item, _, pooled = embeddings.segments[i]
+        return -scores[i], position[item.path], pooled.start_s
+
+    identity, now = run.model.identity, datetime.now(UTC)
     hits = []
-    for rank, i in enumerate(order[:top], start=1):
-        item, media_id, p = shelf.pooled[i]
-        where = (item.rel, item.root, p.start_s, p.end_s, p.facts.duration_s, p.facts.kind, media_id)
+    for rank, i in enumerate(sorted(range(len(scores)), key=sort_key)[:top], start=1):
+        item, media_id, pooled = embeddings.segments[i]
         hits.append(
-            Hit(rank, float(scores[i]), text, *where, who.model, who.encoder_id, who.vidqa_version, now),
+            Hit(
+                rank=rank,
+                score=float(scores[i]),
+                text=text,
+                path=item.rel,
+                root=item.root,
+                start_s=pooled.start_s,
+                end_s=pooled.end_s,
+                duration_s=pooled.facts.duration_s,
+                kind=pooled.facts.kind,
+                media_id=media_id,
+                model=identity.model,
+                encoder_id=identity.encoder_id,
+                vidqa_version=identity.vidqa_version,
+                created_at=now,
+            )
         )
-    return Found(tuple(hits), tuple(shelf.failed), len(items), len(missing))
+    return Found(tuple(hits), failed, len(items), len(missing))
 
 
-class _Shelf:
-    """Gathers the pooled embedding of every segment."""
+class _Embeddings:
+    """Collects the embedding of every segment."""
 
     def __init__(self, run: RunContext) -> None:
         self._run = run
         self._store, self._index = FeatureStore(run.options.cache_dir), MediaIndex(run.options.cache_dir)
-        self.pooled: list[tuple[MediaItem, str, PooledEntry]] = []
+        self.segments: list[tuple[MediaItem, str, PooledEntry]] = []  # with the media_id
         self.failed: list[tuple[str, ItemError]] = []
 
     def close(self) -> None:
-        """Let go of the cache."""
         self._index.close()
 
-    def take(self, item: MediaItem) -> bool:
-        """Take what the cache has of a file; False where a segment is missing there."""
+    def load(self, item: MediaItem) -> bool:
+        """Load the embeddings of a file from the cache; return False if one is missing."""
         try:
             media_id = self._index.media_id(item)
         except ItemError as error:
@@ -136,43 +153,46 @@ class _Shelf:
         facts = self._index.facts(media_id)
         if facts is None:
             return False
-        found = []
+        loaded = []
         for segment in plan_segments(facts, self._run.options.segment_s):
-            one = self._store.get_pooled(CacheKey(media_id, segment.key, self._run.model.bundle.encoder_id))
-            if one is None:
+            pooled = self._store.get_pooled(CacheKey(media_id, segment.key, self._run.model.bundle.encoder_id))
+            if pooled is None:
                 return False
-            found.append((item, media_id, one))
-        self.pooled += found
+            loaded.append((item, media_id, pooled))
+        self.segments += loaded
         self._run.reporter.advance()
         return True
 
     def encode(self, items: Sequence[MediaItem]) -> None:
-        """Decode and encode what is missing."""
+        """Encode files that are not cached."""
         if not items:
             return
-        self._run.reporter.say(f"{len(items)} of the files are not in the cache and are encoded now")
-        with closing(self._run.encoded(items, partial(WorkItem, read_features=False), ())) as encoded:
+        self._run.reporter.say(
+            f"encoding {plural(len(items), 'file')} that {'is' if len(items) == 1 else 'are'} not cached"
+        )
+        pending = partial(every_file, read_features=False)
+        with closing(encode_files(self._run, items, pending)) as encoded:
             for one in encoded:
-                self._take_encoded(one)
+                self._add(one)
 
-    def _take_encoded(self, one: EncodedItem) -> None:
+    def _add(self, one: EncodedItem) -> None:
         item, media_id = one.work.item, one.work.media_id
         if one.error is not None or media_id is None:
             self._fail(item, one.error or ItemError("unreadable", "the content could not be read"))
         elif one.segments:
-            self.pooled += [
+            self.segments += [
                 (item, media_id, PooledEntry(s.features.embedding, s.start_s, s.end_s, s.facts)) for s in one.segments
             ]
             self._run.reporter.advance()
-        elif not self.take(item):  # another file with the same content was first, and is gone from the cache again
-            self._fail(item, ItemError("unreadable", "its features are gone from the cache: search again"))
+        elif not self.load(item):  # a duplicate was encoded first, and its entry has been removed since
+            self._fail(item, ItemError("unreadable", "its features were removed from the cache: search again"))
 
     def _fail(self, item: MediaItem, error: ItemError) -> None:
         self.failed.append((item.rel, ItemError(error.kind, message_without_path(error, item.path), hint=error.hint)))
         self._run.reporter.advance()
 
 
-def _normal(rows: np.ndarray) -> np.ndarray:
-    """Rows [n, E] at length 1."""
+def _normalized(rows: np.ndarray) -> np.ndarray:
+    """Scale rows [n, E] to length 1."""
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     return np.asarray(rows / np.maximum(norms, np.finfo(np.float32).tiny))

@@ -21,7 +21,7 @@ from vidqa.model.bundle.bundle import BUNDLE_FILE, load_bundle
 from vidqa.pipeline.monitor.reporter import QUIET, Reporter
 from vidqa.pipeline.run.loaded_model import LoadedModel
 from vidqa.pipeline.run.run_options import RunOptions
-from vidqa.pipeline.training_features import CachedFeatures, LiveFeatures, entry_bytes, fill_cache
+from vidqa.pipeline.training_features import CachedFeatures, LiveFeatures, fill_cache
 from vidqa.train.data import Corpus, MediaRef, RejectLog, Source
 from vidqa.train.data.unseen_pairs import read_unseen
 from vidqa.train.distributed import RunConfig, is_first, join, local_device, wait_for_all
@@ -139,7 +139,7 @@ class _Run:
         self.written = as_written(recipe, file, overrides)  # now: the file may be another one when the run ends
         bundle = load_bundle(recipe.model.base)
         check_exports(recipe, bundle, where_set(file, overrides, "output", "transformers"))
-        self.loaded = LoadedModel(bundle, device, batch_size=options.batch_size, reporter=reporter)
+        self.loaded = LoadedModel(bundle, device, reporter=reporter)
         self.start = InitialModel(bundle, recipe.model.connector == "fresh", recipe.seed)
         self.device = local_device(device)
         self.work = out / "work"
@@ -189,7 +189,7 @@ class _Run:
             wait_for_all()
         refs = self._look(corpora)
         if encode == "on-the-fly":
-            need = human_bytes(len(refs) * entry_bytes(self.start.base))
+            need = human_bytes(len(refs) * self.start.base.spec.encoders.video.entry_bytes)
             self.reporter.say(f"features are made anew for every step; the cache would take up to {need}")
             if self.recipe.hardware.workers:
                 raise UsageError(
@@ -230,11 +230,11 @@ class _Run:
             common=RunConfig(self.recipe.hardware, self.recipe.output, self.recipe.logging, self.recipe.seed),
             metrics=self.metrics,
             listener=self.reporter,
-            stopping=lambda: self.reporter.stop.is_wanted,
+            stopping=lambda: self.reporter.stop.is_requested,
         )
         rejects = RejectLog(folder / "rejects.parquet", corpus.n_records, self.recipe.max_reject_rate)
         facts = None
-        with self.reporter.stop.held(), suppress(Interrupted):  # the first signal waits for a checkpoint
+        with self.reporter.stop.deferred(), suppress(Interrupted):  # the first signal waits for a checkpoint
             facts = run.go(corpus, held_out, features, rejects, self.out / "samples.parquet")
         if facts is None:  # it was another process that heard the signal
             raise KeyboardInterrupt

@@ -21,7 +21,9 @@ from vidqa.errors import ItemError, MediaError, TrainError
 from vidqa.media.workers.decode_pool import DecodeJob, DecodePool
 from vidqa.model.bundle.bundle import Bundle
 from vidqa.pipeline.monitor.reporter import Reporter
+from vidqa.pipeline.run.feature_stages import encode_files
 from vidqa.pipeline.run.loaded_model import LoadedModel
+from vidqa.pipeline.run.pending import every_file
 from vidqa.pipeline.run.run_context import RunContext
 from vidqa.pipeline.run.run_options import RunOptions
 from vidqa.records import (
@@ -33,13 +35,9 @@ from vidqa.records import (
     MediaFacts,
     MediaItem,
     Segment,
-    WorkItem,
 )
 from vidqa.train.data import MediaRef, SampleError
 from vidqa.train.stage.checkpoints import need_room
-
-#: What an entry of the cache takes beside its tokens: facts, embedding, checksum.
-_ENTRY_BYTES = 4096
 
 
 class CachedFeatures:
@@ -100,12 +98,10 @@ def fill_cache(refs: Iterable[MediaRef], model: LoadedModel, options: RunOptions
     items = [item for path in wanted if (item := _item(path, features)) is not None]
     _look_for_room(items, wanted, model.bundle, store, reporter)
 
-    def owed(item: MediaItem, media_id: str) -> WorkItem:
-        features.media_ids[item.path] = media_id
-        return WorkItem(item, media_id, segments=tuple(wanted[item.path]), read_features=False)
-
-    run = RunContext.begin(model, options, reporter)
-    with reporter.progress(len(items), "medium"), closing(run.encoded(items, owed, ())) as encoded:
+    segments = {path: tuple(wanted_segments) for path, wanted_segments in wanted.items()}
+    pending = partial(every_file, segments=segments, read_features=False)
+    run = RunContext.create(model, options, reporter)
+    with reporter.progress(len(items), "file"), closing(encode_files(run, items, pending)) as encoded:
         for one in encoded:
             _note(one, features)
             reporter.advance()
@@ -124,6 +120,8 @@ def _item(path: str, features: CachedFeatures) -> MediaItem | None:
 def _note(one: EncodedItem, features: CachedFeatures) -> None:
     if one.error is not None:
         features.failed[one.work.item.path] = _as_reject(one.work.item.path, one.error)
+    elif one.work.media_id is not None:
+        features.media_ids[one.work.item.path] = one.work.media_id
 
 
 def _look_for_room(
@@ -141,19 +139,12 @@ def _look_for_room(
             for segment in wanted[item.path]:
                 if media_id is None or not store.has(CacheKey(media_id, segment.key, bundle.encoder_id)):
                     n_missing += 1
-                    missing += entry_bytes(bundle)
+                    missing += bundle.spec.encoders.video.entry_bytes
     if n_missing:
         reporter.say(
             f"features: {n_missing} of {sum(map(len, wanted.values()))} are to be made, {human_bytes(missing)}"
         )
         need_room(store.root, missing, "features", "another --cache-dir, or --encode on-the-fly, which keeps none")
-
-
-def entry_bytes(bundle: Bundle) -> int:
-    """What the features of one clip take on disk, in bytes; a picture takes less."""
-    video = bundle.spec.encoders.video
-    n_tokens = video.n_frames * (video.n_patches + video.keep_cls)
-    return n_tokens * video.hidden_size * 2 + _ENTRY_BYTES
 
 
 def checked(ref: MediaRef, entry: EncodedSegment) -> Features:

@@ -1,4 +1,6 @@
-"""`vidqa bench`: rates of every stage on this machine."""
+# ruff: noqa: D301
+# (\b in the docstring below is click's mark for a paragraph that is not rewrapped)
+"""`vidqa bench`: throughput of every stage on this machine."""
 
 from __future__ import annotations
 
@@ -11,19 +13,29 @@ from vidqa.cli.output import as_json
 from vidqa.errors import EXIT_OK
 
 
-@click.command("bench", context_settings=HELP, short_help="Rates of every stage on this machine.")
+@click.command("bench", context_settings=HELP, short_help="Measure the throughput of every stage.")
 @click.argument("paths", nargs=-1, type=click.Path())
-@click.option("--seconds", type=float, metavar="SECONDS", help="How long each stage is measured. [5]")
-@click.option("--n-questions", type=click.IntRange(min=1), metavar="N", help="Questions about each clip. [8]")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), metavar="N", help="Longest answer. [64]")
-@click.option("--batch-size", type=BatchSizeType(), metavar="auto|N", help="Prompts computed together. [auto]")
+@click.option("--seconds", type=float, metavar="SECONDS", help="Time to measure each stage. [default: 5]")
+@click.option("--n-questions", type=click.IntRange(min=1), metavar="N", help="Questions per file. [default: 8]")
+@click.option(
+    "--max-new-tokens",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Maximum number of tokens per answer. [default: 64]",
+)
+@click.option(
+    "--batch-size",
+    type=BatchSizeType(),
+    metavar="auto|N",
+    help="Number of prompts that are computed together. [default: auto]",
+)
 @model_options
 @output_options
 def command(paths: tuple[str, ...], **flags: Any) -> int:
-    """Measure each stage alone, with the clips below PATHS or with one that is made for it.
+    """Measure each stage separately, with the files in PATHS or with a generated video.
 
-    Says frames decoded, clips encoded, tokens read and written and answers given in a second; what limits; and how far
-    the models are from what this machine reaches in plain matrix products and copies.
+    The result is the number of frames decoded, segments encoded, tokens processed and answers given per second, the
+    bottleneck, and how close the models come to the speed of this machine in matrix multiplications and copies.
 
     \b
     Examples:
@@ -33,12 +45,12 @@ def command(paths: tuple[str, ...], **flags: Any) -> int:
     from vidqa.cli.context import CliContext
     from vidqa.pipeline.bench import BenchOptions, bench
 
-    session = CliContext(flags)
-    batch_size, given = flags.get("batch_size"), ("seconds", "n_questions", "max_new_tokens")
+    context = CliContext(flags)
+    batch_size, names = flags.get("batch_size"), ("seconds", "n_questions", "max_new_tokens")
     options = BenchOptions(
         batch_size=None if batch_size in (None, "auto") else int(batch_size),
-        **{name: flags[name] for name in given if flags.get(name) is not None},
+        **{name: flags[name] for name in names if flags.get(name) is not None},
     )
-    result = bench(session.model, paths, options, session.reporter)
-    click.echo(as_json(result.as_dict()) if session.as_json else result.as_text())
+    result = bench(context.model, paths, options, context.reporter)
+    click.echo(as_json(result.as_dict()) if context.as_json else result.as_text())
     return EXIT_OK

@@ -1,4 +1,6 @@
-"""`vidqa cache`: how large the feature cache is, whether it is sound, and what may go."""
+# ruff: noqa: D301
+# (\b in the docstring below is click's mark for a paragraph that is not rewrapped)
+"""`vidqa cache`: size, integrity and pruning of the feature cache."""
 
 from __future__ import annotations
 
@@ -8,13 +10,13 @@ import click
 
 from vidqa.cli.options import HELP, cache_option, output_options
 from vidqa.cli.output import as_json
-from vidqa.common.display import human_bytes
+from vidqa.common.display import human_bytes, plural
 from vidqa.errors import EXIT_OK, EXIT_PARTIAL, UsageError
 
 
-@click.group("cache", context_settings=HELP, short_help="Size, soundness and pruning of the feature cache.")
+@click.group("cache", context_settings=HELP, short_help="Inspect, verify and prune the feature cache.")
 def command() -> None:
-    """Look after the feature cache.
+    """Manage the feature cache.
 
     \b
     Examples:
@@ -28,7 +30,7 @@ def command() -> None:
 @cache_option
 @output_options
 def stats(**flags: Any) -> int:
-    """Count the entries and their bytes.
+    """Print the number and size of the entries.
 
     \b
     Example:
@@ -37,27 +39,29 @@ def stats(**flags: Any) -> int:
     from vidqa.cache import maintenance
     from vidqa.cli.context import CliContext
 
-    session = CliContext(flags)
-    found = maintenance.stats(session.cache_dir)
-    if session.as_json:
+    context = CliContext(flags)
+    found = maintenance.stats(context.cache_dir)
+    if context.as_json:
         click.echo(as_json(found))
         return EXIT_OK
-    click.echo(f"{found.root}: {found.n_entries} entries, {human_bytes(found.n_bytes)}")
+    click.echo(f"{found.root}: {found.n_entries:,} entries, {human_bytes(found.n_bytes)}")
     for encoder in found.encoders:
-        click.echo(f"  encoder {encoder.encoder_id}: {encoder.n_entries} entries, {human_bytes(encoder.n_bytes)}")
+        click.echo(f"  encoder {encoder.encoder_id}: {encoder.n_entries:,} entries, {human_bytes(encoder.n_bytes)}")
     if found.n_records:
-        click.echo(f"  indexes of training data: {found.n_records} files, {human_bytes(found.n_record_bytes)}")
+        click.echo(
+            f"  indexes of training data: {plural(found.n_records, 'file')}, {human_bytes(found.n_record_bytes)}"
+        )
     if found.n_leftovers:
-        click.echo(f"  {found.n_leftovers} temporary files of runs at work or killed (prune removes old ones)")
+        click.echo(f"  {plural(found.n_leftovers, 'temporary file')} of active or killed runs (prune removes old ones)")
     return EXIT_OK
 
 
 @command.command("verify", context_settings=HELP)
-@click.option("--delete", is_flag=True, help="Remove damaged entries; they are encoded again when needed.")
+@click.option("--delete", is_flag=True, help="Delete damaged entries; they are encoded again when needed.")
 @cache_option
 @output_options
 def verify(delete: bool, **flags: Any) -> int:
-    """Read every entry and check it. Damaged ones are named; exit code 3 if they stay.
+    """Verify the checksum of every entry, and print damaged ones. The exit code is 3 if any of them remain.
 
     \b
     Example:
@@ -66,26 +70,30 @@ def verify(delete: bool, **flags: Any) -> int:
     from vidqa.cache import maintenance
     from vidqa.cli.context import CliContext
 
-    session = CliContext(flags)
-    report = maintenance.verify(session.cache_dir, delete=delete)
-    if session.as_json:
+    context = CliContext(flags)
+    report = maintenance.verify(context.cache_dir, delete=delete)
+    if context.as_json:
         click.echo(as_json(report))
     else:
         for damage in report.damaged:
             click.echo(f"{damage.path}: {damage.reason}")
-        removed = f", {report.n_removed} removed" if delete else ""
-        click.echo(f"{report.n_entries} entries read, {len(report.damaged)} damaged{removed}")
+        removed = f", {report.n_removed:,} deleted" if delete else ""
+        click.echo(f"verified {report.n_entries:,} entries: {len(report.damaged):,} damaged{removed}")
     return EXIT_PARTIAL if len(report.damaged) > report.n_removed else EXIT_OK
 
 
 @command.command("prune", context_settings=HELP)
-@click.option("--max-size", metavar="SIZE", help="What may stay, as in 50GB; the longest unused entries go first.")
-@click.option("--older-than", metavar="AGE", help="Entries unused for longer go, as in 30d.")
-@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@click.option(
+    "--max-size",
+    metavar="SIZE",
+    help="Remove the least recently used entries until the cache has at most SIZE, such as 50GB.",
+)
+@click.option("--older-than", metavar="AGE", help="Remove entries that were not used for AGE, such as 30d.")
+@click.option("--dry-run", is_flag=True, help="Show what would be removed, then exit.")
 @cache_option
 @output_options
 def prune(max_size: str | None, older_than: str | None, dry_run: bool, **flags: Any) -> int:
-    """Remove entries by last use.
+    """Remove entries that have not been used for long.
 
     \b
     Example:
@@ -94,19 +102,19 @@ def prune(max_size: str | None, older_than: str | None, dry_run: bool, **flags: 
     from vidqa.cache import maintenance
     from vidqa.cli.context import CliContext
 
-    session = CliContext(flags)
+    context = CliContext(flags)
     if max_size is None and older_than is None:
-        raise UsageError("nothing says what may go", hint="--max-size 50GB, --older-than 90d, or both")
+        raise UsageError("--max-size or --older-than is required", hint="vidqa cache prune --max-size 50GB")
     report = maintenance.prune(
-        session.cache_dir,
+        context.cache_dir,
         max_size=None if max_size is None else maintenance.parse_size(max_size),
         older_than_s=None if older_than is None else maintenance.parse_age(older_than),
         dry_run=dry_run,
     )
-    if session.as_json:
+    if context.as_json:
         click.echo(as_json(report))
         return EXIT_OK
     verb = "would remove" if dry_run else "removed"
-    click.echo(f"{verb} {report.n_removed} entries, {human_bytes(report.n_bytes_removed)}")
-    click.echo(f"left: {report.n_left} entries, {human_bytes(report.n_bytes_left)}")
+    click.echo(f"{verb} {report.n_removed:,} entries, {human_bytes(report.n_bytes_removed)}")
+    click.echo(f"remaining: {report.n_left:,} entries, {human_bytes(report.n_bytes_left)}")
     return EXIT_OK

@@ -1,4 +1,6 @@
-"""`vidqa chat`: several turns about the same clip, at the prompt or from a pipe."""
+# ruff: noqa: D301
+# (\b in the docstring below is click's mark for a paragraph that is not rewrapped)
+"""`vidqa chat`: a dialogue about one or several files, at a terminal or from a pipe."""
 
 from __future__ import annotations
 
@@ -9,36 +11,44 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vidqa.cli.options import HELP, cache_option, model_options, output_options, precision_options, timeout_option
+from vidqa.cli.options import (
+    HELP,
+    cache_option,
+    max_new_tokens_option,
+    model_options,
+    output_options,
+    precision_options,
+    timeout_option,
+)
 from vidqa.cli.output import as_json
 from vidqa.errors import EXIT_OK, EXIT_PARTIAL, ItemError, UsageError
 
-if TYPE_CHECKING:  # torch comes with it
+if TYPE_CHECKING:  # imports torch
     from vidqa.cli.context import CliContext
     from vidqa.generate.chat_session import ChatSession, ChatTurn
 
 PROMPT = "> "
 COMMANDS = {
-    "/reset": "forget all turns; the clip stays",
-    "/quit": "end, as Ctrl-D does",
-    "/help": "this list",
+    "/reset": "start a new dialogue about the same media",
+    "/quit": "quit, like Ctrl-D",
+    "/help": "show this list",
 }
 
 
-@click.command("chat", context_settings=HELP, short_help="Several turns about a clip; it is read once.")
+@click.command("chat", context_settings=HELP, short_help="Have a dialogue about one or several files.")
 @click.argument("media", nargs=-1, required=True, type=click.Path(), metavar="MEDIA...")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), metavar="N", help="Longest answer. [what the model says]")
+@max_new_tokens_option
 @timeout_option
 @model_options
 @precision_options
 @cache_option
 @output_options
 def command(media: tuple[str, ...], **flags: Any) -> int:
-    """Talk about MEDIA: a clip or a picture; or several, which the model then sees together, in this order.
+    """Have a dialogue about MEDIA: a video or an image, or several that the model sees together in this order.
 
-    At a terminal there is a prompt, with line editing and history. Ctrl-C stops an answer, Ctrl-D ends. /reset forgets
-    all turns, /help lists what else there is. From a pipe, each line is a question and gets one answer; stdout carries
-    answers only. With --json one object a line.
+    At a terminal there is a prompt with line editing and history: Ctrl-C stops an answer, Ctrl-D quits, /help lists
+    the commands. From a pipe, each line is a question, and each answer is printed as one line. With --json, one object
+    is printed per line.
 
     \b
     Examples:
@@ -49,45 +59,54 @@ def command(media: tuple[str, ...], **flags: Any) -> int:
     from vidqa.cli.context import CliContext
     from vidqa.pipeline.chat import chat
 
-    if sys.stdin is None:  # a service without any input
-        raise UsageError("there is nobody to ask: standard input is closed", hint="vidqa ask clip.mp4 QUESTION")
-    session = CliContext(flags)
-    talk = Talk(chat(media, model=session.model, options=session.options, reporter=session.reporter), session)
-    return talk.run()
+    if sys.stdin is None:  # a service without standard input
+        raise UsageError("cannot read questions: standard input is closed", hint="vidqa ask clip.mp4 QUESTION")
+    context = CliContext(flags)
+    session = chat(media, model=context.model, options=context.options, reporter=context.reporter)
+    return Dialogue(session, context).run()
 
 
-class Talk:
-    """Questions in, answers out, until there are no more."""
+class Dialogue:
+    """Reads questions and prints answers until the input ends.
 
-    def __init__(self, chat: ChatSession, session: CliContext) -> None:
-        self.chat, self.session = chat, session
+    Args:
+        session: dialogue with the model.
+        context: of the command.
+    """
+
+    def __init__(self, session: ChatSession, context: CliContext) -> None:
+        self.session, self.context = session, context
         self.at_terminal = sys.stdin.isatty()
         self.n_failed = 0
 
     def run(self) -> int:
-        """The exit code: 3 if a line of a pipe got no answer. Somebody at a terminal has seen it."""
+        """Return the exit code: 3 if a line of a pipe got no answer; at a terminal the user has seen the error."""
         if self.at_terminal:
-            self.session.reporter.say("/help for help, Ctrl-D ends")
-        with closing(_typed() if self.at_terminal else _piped()) as lines:
+            self.context.reporter.say("/help for help, Ctrl-D to quit")
+        with closing(_typed_lines() if self.at_terminal else _piped_lines()) as lines:
             for line in lines:
                 if line in ("/quit", "/exit"):
                     break
                 if line.strip():
-                    self.take(line)
+                    self.process(line)
         return EXIT_PARTIAL if self.n_failed and not self.at_terminal else EXIT_OK
 
-    def take(self, line: str) -> None:
-        """Obey a command or answer a question."""
+    def process(self, line: str) -> None:
+        """Execute a command or answer a question.
+
+        Args:
+            line: of the input.
+        """
         if line == "/help":
             width = max(map(len, COMMANDS))
-            for name, does in COMMANDS.items():
-                click.echo(f"{name.ljust(width)}  {does}", err=True)
-            click.echo("a question that begins with / is written with a space before it", err=True)
+            for name, description in COMMANDS.items():
+                click.echo(f"{name.ljust(width)}  {description}", err=True)
+            click.echo("To ask a question that starts with /, put a space before it.", err=True)
         elif line == "/reset":
-            self.chat.reset()
-            self.session.reporter.say("all turns are forgotten")
+            self.session.reset()
+            self.context.reporter.say("started a new dialogue")
         elif line.startswith("/"):
-            self.fail(line, UsageError(f"no command {line.split()[0]}", hint="/help"))
+            self.fail(line, UsageError(f"unknown command {line.split()[0]}", hint="/help"))
         else:
             try:
                 self.answer(line.strip())
@@ -95,81 +114,90 @@ class Talk:
                 self.fail(line, error)
 
     def answer(self, question: str) -> None:
-        """Ask and print."""
+        """Ask a question and print the answer, token by token if both input and output are a terminal.
+
+        Args:
+            question: its text.
+
+        Raises:
+            ItemError: the dialogue is too long for the model.
+            UsageError: the question contains a reserved text.
+        """
         from vidqa.cli.main import Terminated
 
-        live, shown = self.at_terminal and sys.stdout.isatty() and not self.session.as_json, ""
+        streamed, printed = self.at_terminal and sys.stdout.isatty() and not self.context.as_json, ""
         try:
-            with closing(self.chat.stream(question)) as pieces:
+            with closing(self.session.stream(question)) as pieces:
                 for piece in pieces:
-                    if live:
+                    if streamed:
                         click.echo(piece, nl=False)
-                        shown += piece
-        except KeyboardInterrupt as stop:  # Ctrl-C stops this answer; from a pipe there is nobody to go on
-            if not self.at_terminal or isinstance(stop, Terminated):
+                        printed += piece
+        except KeyboardInterrupt as error:  # at a terminal, Ctrl-C stops only this answer
+            if not self.at_terminal or isinstance(error, Terminated):
                 raise
-        said = self.chat.last
-        if said is None:  # stopped before the first token
-            self.session.reporter.say("(stopped)")
+        turn = self.session.last
+        if turn is None:  # stopped before the first token
+            self.context.reporter.say("(stopped)")
             return
-        if self.session.as_json:
-            click.echo(as_json(_as_dict(said)))
-        elif live:
-            click.echo("" if shown == said.text else f"\n{said.text}")
+        if self.context.as_json:
+            click.echo(as_json(_as_dict(turn)))
+        elif streamed:
+            click.echo("" if printed == turn.text else f"\n{turn.text}")
         else:
-            click.echo(_one_line(said.text, self.at_terminal))
-        if said.finish_reason == "interrupted":
-            self.session.reporter.say("(stopped)")
-        elif said.status != "ok":
-            why = "the answer is empty" if said.status == "empty" else "the longest allowed answer ended it"
-            self.session.reporter.say(f"({why})")
+            click.echo(turn.text if self.at_terminal else " ".join(turn.text.splitlines()))
+        if turn.finish_reason == "interrupted":
+            self.context.reporter.say("(stopped)")
+        elif turn.status != "ok":
+            self.context.reporter.say(
+                "(empty)" if turn.status == "empty" else "(truncated at the maximum number of tokens)"
+            )
 
     def fail(self, line: str, error: ItemError | UsageError) -> None:
-        """Say why a line has no answer."""
+        """Print why a line got no answer.
+
+        Args:
+            line: of the input.
+            error: the reason.
+        """
         self.n_failed += 1
         click.echo(f"vidqa: {error}", err=True)
-        if self.session.as_json:
+        if self.context.as_json:
             kind = error.kind if isinstance(error, ItemError) else "usage"
             failed = {"question": line, "answer": None, "status": "failed", "error_kind": kind, "error": error.what}
             click.echo(as_json(failed))
         elif not self.at_terminal:
-            click.echo("")  # one line a question, so that answers can be told apart by their number
+            click.echo("")  # one line per question, so that answers can be matched by line number
 
 
-def _as_dict(said: ChatTurn) -> dict[str, Any]:
+def _as_dict(turn: ChatTurn) -> dict[str, Any]:
     return {
-        "question": said.question,
-        "answer": said.text or None,
-        "status": said.status,
-        "finish_reason": said.finish_reason,
-        "n_visual_tokens": said.n_visual_tokens,
-        "n_prompt_tokens": said.n_prompt_tokens,
-        "n_answer_tokens": said.n_answer_tokens,
-        "n_computed_tokens": said.n_computed_tokens,
+        "question": turn.question,
+        "answer": turn.text or None,
+        "status": turn.status,
+        "finish_reason": turn.finish_reason,
+        "n_visual_tokens": turn.n_visual_tokens,
+        "n_prompt_tokens": turn.n_prompt_tokens,
+        "n_answer_tokens": turn.n_answer_tokens,
+        "n_computed_tokens": turn.n_computed_tokens,
     }
 
 
-def _one_line(text: str, at_terminal: bool) -> str:
-    """From a pipe an answer is one line; --json keeps its line ends."""
-    return text if at_terminal else " ".join(text.splitlines())
-
-
-def _piped() -> Generator[str]:
+def _piped_lines() -> Generator[str]:
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="replace")
     for line in sys.stdin:
         yield line.rstrip("\r\n")
 
 
-def _typed() -> Generator[str]:
-    """Lines from a terminal, with editing and history where the system has readline."""
-    edited = sys.stdout.isatty()  # else the prompt would go into the file that takes the answers
-    if edited:
+def _typed_lines() -> Generator[str]:
+    """Yield lines from a terminal, with editing and history if the system has readline."""
+    editable = sys.stdout.isatty()  # otherwise `input` would write the prompt into the file that stdout goes to
+    if editable:
         with suppress(ImportError):
-            import readline  # noqa: F401  (what it does to `input` is all that is wanted)
+            import readline  # noqa: F401  (importing it enables editing and history for `input`)
     while True:
         try:
-            if edited:
+            if editable:
                 yield input(PROMPT)
                 continue
             click.echo(PROMPT, nl=False, err=True)
@@ -180,7 +208,7 @@ def _typed() -> Generator[str]:
         except EOFError:
             click.echo("", err=True)
             return
-        except KeyboardInterrupt as stop:
-            if type(stop) is not KeyboardInterrupt:  # SIGTERM's
+        except KeyboardInterrupt as error:
+            if type(error) is not KeyboardInterrupt:  # SIGTERM
                 raise
-            click.echo("\n(Ctrl-D or /quit ends)", err=True)
+            click.echo("\n(Ctrl-D or /quit to quit)", err=True)

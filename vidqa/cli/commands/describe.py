@@ -1,4 +1,6 @@
-"""`vidqa describe`: a table of answers for every clip."""
+# ruff: noqa: D301
+# (\b in the docstring below is click's mark for a paragraph that is not rewrapped)
+"""`vidqa describe`: answers about every file, in a table."""
 
 from __future__ import annotations
 
@@ -6,52 +8,61 @@ from typing import Any
 
 import click
 
-from vidqa.cli.options import HELP, cache_option, model_options, output_options, precision_options, work_options
+from vidqa.cli.options import (
+    HELP,
+    cache_option,
+    max_new_tokens_option,
+    model_options,
+    output_options,
+    precision_options,
+    run_options,
+)
 from vidqa.errors import EXIT_OK
 
 
-@click.command("describe", context_settings=HELP, short_help="A table of answers for every clip.")
+@click.command("describe", context_settings=HELP, short_help="Answer questions about every file, in a table.")
 @click.argument("paths", nargs=-1, required=True, type=click.Path())
 @click.option(
     "--out",
     required=True,
     metavar="TABLE",
     type=click.Path(),
-    help="Ends in .parquet, .csv, .jsonl or .arrow; DIR/ is a data set of Parquet files, for very large tables.",
+    help="Table to write: .parquet, .csv, .jsonl or .arrow. DIR/ writes a dataset of Parquet files, for very large "
+    "tables.",
 )
 @click.option(
     "--questions",
     multiple=True,
     metavar="NAME|FILE",
-    help="A set of questions: caption, detail, scene or demo, or a TOML file; repeatable. [caption]",
+    help="Question set (caption, detail, scene or demo) or TOML file. May be repeated. [default: caption]",
 )
-@click.option("--max-new-tokens", type=click.IntRange(min=1), metavar="N", help="Longest answer. [what the model says]")
+@max_new_tokens_option
 @click.option(
     "--retry",
     type=click.Choice(["failed", "all"]),
-    help="Ask again what failed before; `failed` passes over what failed three times in a row.",
+    help="Try failed rows again. `failed` skips files that failed in three runs in a row; `all` does not.",
 )
+@click.option("--prune-missing", is_flag=True, help="Drop the rows of files below PATHS that no longer exist.")
 @click.option(
-    "--prune-missing", is_flag=True, help="Remove the rows of files below PATHS that are gone; without it they stay."
+    "--dry-run",
+    is_flag=True,
+    help="Show what would be done, then exit: files, rows, hours of video, disk space, estimated time.",
 )
+@click.option("--log", metavar="FILE", type=click.Path(), help="Append an event log to FILE.")
+@click.option("--log-json", is_flag=True, help="Write events as JSON objects, to stderr unless --log is given.")
 @click.option(
-    "--dry-run", is_flag=True, help="Only say what would be done: files, rows, hours of video, disk, estimated time."
+    "--metrics", metavar="FILE", type=click.Path(), help="Write FILE (.prom) for the Prometheus textfile collector."
 )
-@click.option("--log", metavar="FILE", type=click.Path(), help="Add a line for every event: time, stage, outcome, ...")
-@click.option("--log-json", is_flag=True, help="Events as JSON objects; on stderr unless --log names a file.")
-@click.option(
-    "--metrics", metavar="FILE", type=click.Path(), help="Write the numbers for Prometheus' textfile collector (.prom)."
-)
-@work_options
+@run_options("one row per window")
 @model_options
 @precision_options
 @cache_option
 @output_options
 def command(paths: tuple[str, ...], out: str, dry_run: bool, **flags: Any) -> int:
-    """Ask every question of every clip below PATHS (files, folders, globs) and write one row each into TABLE.
+    """Answer questions about every video and image in PATHS, and write one row each into TABLE.
 
-    Rows that TABLE already has are kept and not asked again, so running the same command twice costs nothing, and a
-    run that was stopped goes on where it was.
+    PATHS are files, folders and globs. Rows that TABLE already has are kept, so running the same command again costs
+    nothing and resumes an interrupted run.
 
     \b
     Examples:
@@ -62,21 +73,28 @@ def command(paths: tuple[str, ...], out: str, dry_run: bool, **flags: Any) -> in
     """
     from vidqa.cli.context import CliContext
     from vidqa.pipeline.describe import describe
-    from vidqa.pipeline.dry_run import plan
 
-    session = CliContext(flags)
+    context = CliContext(flags)
     if dry_run:
-        session.show(plan(paths, out, questions=session.questions, model=session.model, options=session.options))
-        return EXIT_OK
-    with session.watch(out) as watch:
+        return _dry_run(paths, out, context)
+    with context.run_scope(out) as scope:
         summary = describe(
             paths,
             out,
-            questions=session.questions,
-            model=session.model,
-            options=session.options,
-            reporter=session.reporter,
+            questions=context.questions,
+            model=context.model,
+            options=context.options,
+            reporter=context.reporter,
         )
-        code = watch.done(summary)
-    session.conclude(summary)
+        code = scope.finish(summary)
+    context.print_summary(summary)
     return code
+
+
+def _dry_run(paths: tuple[str, ...], out: str, context: Any) -> int:
+    from vidqa.cli.output import as_json
+    from vidqa.pipeline.dry_run import plan_run
+
+    plan = plan_run(paths, out, questions=context.questions, model=context.model, options=context.options)
+    click.echo(as_json(plan.as_dict()) if context.as_json else plan.as_text())
+    return EXIT_OK

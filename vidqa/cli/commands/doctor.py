@@ -1,4 +1,6 @@
-"""`vidqa doctor`: what is installed and works, one line each."""
+# ruff: noqa: D301
+# (\b in the docstring below is click's mark for a paragraph that is not rewrapped)
+"""`vidqa doctor`: what is installed and works."""
 
 from __future__ import annotations
 
@@ -12,14 +14,15 @@ from vidqa.common.display import display_path
 from vidqa.errors import EXIT_FAILED, EXIT_OK
 
 
-@click.command("doctor", context_settings=HELP, short_help="What is installed and works.")
-@click.option("--model", metavar="NAME|DIR", help="The model to look at. [demo]")
+@click.command("doctor", context_settings=HELP, short_help="Check the installation, devices, cache and model.")
+@click.option("--model", metavar="NAME|DIR", help="Model to check. [default: demo]")
 @cache_option
 @output_options
 def command(**flags: Any) -> int:
-    """Say what is installed, which devices and decoders work, and whether cache and model are in order.
+    """Check which packages, devices and decoders work, and whether cache and model are usable.
 
-    Exit code 1 if a run could not work.
+    Optional checks that do not pass are marked `skip`, required ones `FAIL`. The exit code is 1 if a run would not
+    work.
 
     \b
     Example:
@@ -28,12 +31,12 @@ def command(**flags: Any) -> int:
     from vidqa.cli.context import CliContext
     from vidqa.pipeline.doctor import examine
 
-    session = CliContext(flags)
-    checks = examine(session.cache_dir, session.model_name)
-    if session.as_json:
+    context = CliContext(flags)
+    checks = examine(context.cache_dir, context.model_name)
+    if context.as_json:
         click.echo(as_json(checks))
     else:
         for check in checks:
-            mark = "ok  " if check.ok else ("FAIL" if check.needed else "no  ")
+            mark = "ok  " if check.ok else ("FAIL" if check.needed else "skip")
             click.echo(f"{mark}  {check.name:<13} {display_path(check.detail)}")
     return EXIT_OK if all(check.ok or not check.needed for check in checks) else EXIT_FAILED

@@ -1,4 +1,6 @@
-"""`vidqa encode`: fill the feature cache, ask nothing."""
+# ruff: noqa: D301
+# (\b in the docstring below is click's mark for a paragraph that is not rewrapped)
+"""`vidqa encode`: fill the feature cache."""
 
 from __future__ import annotations
 
@@ -6,28 +8,28 @@ from typing import Any
 
 import click
 
-from vidqa.cli.options import HELP, cache_option, model_options, output_options, work_options
+from vidqa.cli.options import HELP, cache_option, model_options, output_options, run_options
 
 
-@click.command("encode", context_settings=HELP, short_help="Fill the feature cache, ask nothing.")
+@click.command("encode", context_settings=HELP, short_help="Fill the feature cache without asking questions.")
 @click.argument("paths", nargs=-1, required=True, type=click.Path())
-@work_options
+@run_options("one cache entry per window")
 @model_options
 @cache_option
 @output_options
 def command(paths: tuple[str, ...], **flags: Any) -> int:
-    """Decode and encode every clip below PATHS, so that later questions start from the cached features.
+    """Decode and encode every video and image in PATHS, so that later questions start from cached features.
 
     \b
     Example:
       vidqa encode /archive --segment 30
     """
     from vidqa.cli.context import CliContext
-    from vidqa.pipeline.describe import encode
+    from vidqa.pipeline.encode import encode
 
-    session = CliContext(flags)
-    with session.watch() as watch:
-        summary = encode(paths, model=session.model, options=session.options, reporter=session.reporter)
-        code = watch.done(summary)
-    session.conclude(summary)
+    context = CliContext(flags)
+    with context.run_scope() as scope:
+        summary = encode(paths, model=context.model, options=context.options, reporter=context.reporter)
+        code = scope.finish(summary)
+    context.print_summary(summary)
     return code

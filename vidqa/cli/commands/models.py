@@ -1,4 +1,6 @@
-"""`vidqa models`: which bundles are here, whether one is whole, and how published weights become one."""
+# ruff: noqa: D301
+# (\b in the docstring below is click's mark for a paragraph that is not rewrapped)
+"""`vidqa models`: list and verify bundles, and convert published weights into bundles."""
 
 from __future__ import annotations
 
@@ -8,41 +10,40 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vidqa.cli.options import HELP, _with, output_options
+from vidqa.cli.options import HELP, combine, output_options
 from vidqa.cli.output import as_json as to_json
 from vidqa.common.display import human_bytes, human_duration
 from vidqa.errors import EXIT_FAILED, EXIT_OK, UsageError
 
-if TYPE_CHECKING:  # it loads torch
+if TYPE_CHECKING:  # imports torch
     from vidqa.convert.convert import Conversion
     from vidqa.convert.plan import Mode
 
-#: What a conversion does besides reading and writing.
-_conversion_options = _with(
+_conversion_options = combine(
     click.option(
         "--dtype",
         type=click.Choice(["keep", "float32", "float16", "bfloat16"]),
-        help="Type of the language model and connector. [keep]",
+        help="Data type of the language model and connector. [default: keep]",
     ),
     click.option(
         "--encoders",
         type=click.Choice(["float32", "float16"]),
-        help="Type of the image and video encoder. float16 is for GPUs, whose matrix units do not take float32; a CPU "
-        "is slower with it. Features differ in the third digit. [float32]",
+        help="Data type of the image and video encoder. float16 is faster on a GPU and slower on a CPU; features "
+        "differ in the third digit. [default: float32]",
     ),
     click.option(
         "--compat",
         type=click.Choice(["fixed", "original"]),
-        help="fixed: known faults of the published code are not repeated; original: its prompt and pictures as its "
-        "demos use them, for comparisons. bundle.json lists both. [fixed]",
+        help="fixed: correct known bugs of the published code; original: reproduce its prompts and images, for "
+        "comparisons. bundle.json lists the differences. [default: fixed]",
     ),
-    click.option("--replace", is_flag=True, help="Put the model in the place of an older one."),
+    click.option("--replace", is_flag=True, help="Replace an existing model in the output folder."),
 )
 
 
-@click.group("models", context_settings=HELP, short_help="List, check, convert and fetch models.")
+@click.group("models", context_settings=HELP, short_help="List, verify, convert and download models.")
 def command() -> None:
-    """Look after model bundles.
+    """Manage model bundles.
 
     \b
     Examples:
@@ -55,10 +56,10 @@ def command() -> None:
 
 @command.command("list", context_settings=HELP)
 @click.argument("folders", nargs=-1, type=click.Path())
-@click.option("--published", is_flag=True, help="List what `vidqa models pull` knows, instead.")
+@click.option("--published", is_flag=True, help="List the models that `vidqa models pull` can download.")
 @output_options
 def list_models(folders: tuple[str, ...], published: bool, as_json: bool, **_flags: Any) -> int:
-    """List the bundled models, the pulled ones, and those in FOLDERS (the current folder by default).
+    """List the included models, the downloaded ones, and those in FOLDERS (default: the current folder).
 
     \b
     Examples:
@@ -76,13 +77,13 @@ def list_models(folders: tuple[str, ...], published: bool, as_json: bool, **_fla
     if not found:
         click.echo("no models found", err=True)
     for model in found:
-        says = f"NOT USABLE: {model.problem}" if model.problem else _variant(model.variant, model.compat)
-        click.echo(f"{model.name}  {model.folder}{'  ' if says else ''}{says}")
+        note = f"NOT USABLE: {model.problem}" if model.problem else _variant(model.variant, model.compat)
+        click.echo(f"{model.name}  {model.folder}{'  ' if note else ''}{note}")
     return EXIT_OK
 
 
 def _variant(variant: str, mode: str) -> str:
-    """Which model it is; the same weights as the published programs use them are another one to those who compare."""
+    """Return the published model, marked if it is converted in the mode `original`, which gives other answers."""
     return f"{variant} (compat original)" if mode == "original" else variant
 
 
@@ -102,7 +103,7 @@ def _list_published(as_json: bool) -> int:
 @click.argument("model", metavar="NAME|DIR")
 @output_options
 def verify(model: str, as_json: bool, **_flags: Any) -> int:
-    """Read every part of a bundle again and compare its digest. Exit code 1 if something is wrong.
+    """Compare every file of a bundle with its digest. The exit code is 1 if one differs.
 
     \b
     Example:
@@ -125,24 +126,24 @@ def verify(model: str, as_json: bool, **_flags: Any) -> int:
 @command.command("convert", context_settings=HELP)
 @click.argument("parts", nargs=-1, required=True, metavar="DIR|FILE...", type=click.Path(path_type=Path))
 @click.option(
-    "--out", required=True, metavar="BUNDLE", type=click.Path(path_type=Path), help="Folder of the new model."
+    "--out", required=True, metavar="BUNDLE", type=click.Path(path_type=Path), help="Folder for the new model."
 )
 @click.option(
     "--towers",
     multiple=True,
     metavar="DIR",
     type=click.Path(path_type=Path),
-    help="A tower's own folder, in place of the one inside the checkpoint. Repeatable.",
+    help="Use the encoder tower in DIR instead of the one in the checkpoint. May be repeated.",
 )
-@click.option("--name", metavar="NAME", help="Name of the model. [that of --out]")
+@click.option("--name", metavar="NAME", help="Name of the model. [default: the name of the output folder]")
 @_conversion_options
 @output_options
 def convert(parts: tuple[Path, ...], out: Path, towers: tuple[Path, ...], **flags: Any) -> int:
-    """Turn published weights into a model of vidqa.
+    """Convert published weights into a model of vidqa.
 
-    The parts are recognised by what is in them, in any order: a whole checkpoint, or a language model, LanguageBind's
-    image and video towers, a projector, a LoRA adapter. A key that is missing or unknown is an error, and nothing is
-    written then. Only weights are read; no code of a checkpoint runs.
+    The parts are recognized by their content, in any order: a complete checkpoint, or a language model, LanguageBind's
+    image and video towers, a projector, a LoRA adapter. If a weight is missing or unknown, nothing is written. Only
+    weights are read; no code of a checkpoint is executed.
 
     \b
     Examples:
@@ -158,7 +159,7 @@ def convert(parts: tuple[Path, ...], out: Path, towers: tuple[Path, ...], **flag
     from vidqa.convert.lazy_tensors import n_bytes
     from vidqa.convert.output_options import OutputOptions
 
-    session = CliContext(flags)
+    context = CliContext(flags)
     mode: Mode = flags["compat"] or "fixed"
     target = OutputOptions(
         out, flags["name"], flags["dtype"] or "keep", flags["replace"], flags["encoders"] or "float32"
@@ -166,31 +167,39 @@ def convert(parts: tuple[Path, ...], out: Path, towers: tuple[Path, ...], **flag
     target.check((*parts, *towers))
     total = n_bytes(plan(parts, mode, towers).origins())
 
-    def written(what: str, n: int) -> None:
-        session.reporter.advance(n)
-        session.reporter.say(f"written: {what}", level=2)
+    def on_written(what: str, n: int) -> None:
+        context.reporter.advance(n)
+        context.reporter.say(f"wrote {what}", level=2)
 
-    with session.reporter.progress(total, "B"):
-        made = convert_parts(parts, target, towers=towers, mode=mode, step=written)
-    _tell(made, session.as_json, session.reporter.say)
+    with context.reporter.progress(total, "B"):
+        made = convert_parts(parts, target, towers=towers, mode=mode, step=on_written)
+    _print_conversion(made, context.as_json, context.reporter.say)
     return EXIT_OK
 
 
 @command.command("pull", context_settings=HELP)
 @click.argument("name")
 @click.option(
-    "--out", metavar="BUNDLE", type=click.Path(path_type=Path), help="Folder of the model. [the user's models]"
+    "--out",
+    metavar="BUNDLE",
+    type=click.Path(path_type=Path),
+    help="Folder for the model. [default: in the user's models folder]",
 )
-@click.option("--revision", multiple=True, metavar="REPO=COMMIT", help="Not the newest of a repository. Repeatable.")
-@click.option("--set-default", is_flag=True, help="Write it as the default model into the user's vidqa.toml.")
+@click.option(
+    "--revision",
+    multiple=True,
+    metavar="REPO=COMMIT",
+    help="Use this commit of a repository instead of the newest one. May be repeated.",
+)
+@click.option("--set-default", is_flag=True, help="Make it the default model, in the user's vidqa.toml.")
 @_conversion_options
 @output_options
 def pull(name: str, out: Path | None, revision: tuple[str, ...], set_default: bool, **flags: Any) -> int:
-    """Fetch a published model and convert it. The only command that uses the network.
+    """Download a published model and convert it. This is the only command that uses the network.
 
-    What was fetched stays in the hub's own cache, so that a broken download goes on where it was. The revision of every
-    repository is recorded in bundle.json. With HF_HUB_OFFLINE=1 only what was fetched before is used. --set-default
-    with a model that was pulled before fetches nothing.
+    Downloads are kept in the cache of the Hugging Face Hub, so an interrupted download can be resumed. bundle.json
+    records the revision of every repository. With HF_HUB_OFFLINE=1, only files that were downloaded before are used.
+    If the model exists already, --set-default downloads nothing.
 
     \b
     Examples:
@@ -202,12 +211,12 @@ def pull(name: str, out: Path | None, revision: tuple[str, ...], set_default: bo
     from vidqa.convert.published import pull as pull_model
     from vidqa.model.bundle.registry import models_folder
 
-    session = CliContext(flags)
-    say = session.reporter.say
+    context = CliContext(flags)
+    say = context.reporter.say
     if wrong := [text for text in revision if not all(text.partition("="))]:
-        raise UsageError(f"--revision {wrong[0]}: must be REPO=COMMIT")
-    if set_default and (folder := _here_already(name, out, {"revision": revision, **flags})):
-        if session.as_json:
+        raise UsageError(f"--revision {wrong[0]}: not of the form REPO=COMMIT")
+    if set_default and (folder := _existing_model(name, out, {"revision": revision, **flags})):
+        if context.as_json:
             click.echo(to_json({"model": name, "folder": folder}))
         _make_default(folder, say)
         return EXIT_OK
@@ -218,18 +227,18 @@ def pull(name: str, out: Path | None, revision: tuple[str, ...], set_default: bo
         revisions=dict(text.split("=", 1) for text in revision),
         mode=flags["compat"] or "fixed",
         say=say,
-        step=lambda what, n: say(f"written: {what} ({human_bytes(n)})"),
+        step=lambda what, n: say(f"wrote {what} ({human_bytes(n)})"),
     )
-    _tell(got.conversion, session.as_json, say)
+    _print_conversion(got.conversion, context.as_json, say)
     if set_default:
         _make_default(got.folder, say)
     else:
-        say(f"the default model stays what it was; use --model {got.folder if out else name}, or --set-default")
+        say(f"to use it: --model {got.folder if out else name}; --set-default makes it the default")
     return EXIT_OK
 
 
-def _here_already(name: str, out: Path | None, flags: Mapping[str, Any]) -> Path | None:
-    """The folder of a model that was pulled before, where nothing is asked for that would make another one of it."""
+def _existing_model(name: str, out: Path | None, flags: Mapping[str, Any]) -> Path | None:
+    """Return the folder of a model that was pulled before, unless an option requests a different conversion."""
     from vidqa.convert.published import PUBLISHED
     from vidqa.model.bundle.bundle import load_bundle
     from vidqa.model.bundle.registry import models_folder
@@ -248,14 +257,14 @@ def _here_already(name: str, out: Path | None, flags: Mapping[str, Any]) -> Path
 def _make_default(folder: Path, say: Any) -> None:
     from vidqa.config.default_model import set_default_model
 
-    path, beaten_by = set_default_model(folder)
+    path, overridden_by = set_default_model(folder)
     say(f"{path}: the default model is now {folder}")
-    if beaten_by:
-        say(f"warning: {beaten_by} still names another model here")
+    if overridden_by:
+        say(f"warning: {overridden_by} overrides it with another model")
 
 
-def _tell(made: Conversion, as_json: bool, say: Any) -> None:
-    """What was made: on stdout for machines, in a few lines for people."""
+def _print_conversion(made: Conversion, as_json: bool, say: Any) -> None:
+    """Print the result of a conversion."""
     spec = made.bundle.spec
     result = {
         "model": spec.name,
@@ -263,7 +272,7 @@ def _tell(made: Conversion, as_json: bool, say: Any) -> None:
         "layout": made.recipe.layout,
         "compat": spec.compat,
         "origins": spec.source.origins if spec.source else (),
-        "left_out": list(made.recipe.left_out),
+        "ignored": list(made.recipe.left_out),
         "notes": list(made.recipe.notes),
         "seconds": round(made.seconds, 3),
         "peak_bytes": made.peak_bytes,
@@ -272,12 +281,12 @@ def _tell(made: Conversion, as_json: bool, say: Any) -> None:
         click.echo(to_json(result))
         return
     for line in made.recipe.left_out:
-        say(f"left out: {line}")
+        say(f"ignored: {line}")
     for line in made.recipe.notes:
         say(f"note: {line}")
     if spec.compat:
         click.echo(f"{spec.name} ({made.bundle.folder}): {_variant(spec.compat.variant, spec.compat.mode)}")
         for line in spec.compat.fixed:
-            say(f"  otherwise than published: {line}", level=2)
-    peak = f", at most {human_bytes(made.peak_bytes)} of memory" if made.peak_bytes else ""
+            say(f"  differs from the published code: {line}", level=2)
+    peak = f", peak memory {human_bytes(made.peak_bytes)}" if made.peak_bytes else ""
     say(f"took {human_duration(made.seconds)}{peak}")

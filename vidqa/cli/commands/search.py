@@ -1,4 +1,6 @@
-"""`vidqa search`: the clips that fit a text, the best first."""
+# ruff: noqa: D301
+# (\b in the docstring below is click's mark for a paragraph that is not rewrapped)
+"""`vidqa search`: the files that match a text best."""
 
 from __future__ import annotations
 
@@ -7,36 +9,42 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vidqa.cli.options import HELP, cache_option, model_options, output_options, work_options
+from vidqa.cli.options import HELP, cache_option, model_options, output_options, run_options
 from vidqa.cli.output import as_json
-from vidqa.common.display import display_path
+from vidqa.common.display import display_path, plural
 from vidqa.errors import EXIT_OK, EXIT_PARTIAL, TableError, UsageError
 
-if TYPE_CHECKING:  # numpy comes with it
+if TYPE_CHECKING:  # imports numpy
     from vidqa.pipeline.search import Found, Hit
 
-#: Hits on the screen unless the user says otherwise; a table gets all.
+#: Number of hits on the screen; a table gets all.
 DEFAULT_TOP = 10
 
 
-@click.command("search", context_settings=HELP, short_help="Finds the clips that fit a text.")
+@click.command("search", context_settings=HELP, short_help="Find the files that match a text best.")
 @click.argument("text")
 @click.argument("paths", nargs=-1, required=True, type=click.Path(), metavar="PATHS...")
 @click.option(
-    "--top", type=click.IntRange(min=1), metavar="N", help=f"How many hits. [{DEFAULT_TOP}; all of them with --out]"
+    "--top",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help=f"Maximum number of hits. [default: {DEFAULT_TOP}, or all with --out]",
 )
 @click.option(
-    "--out", metavar="TABLE", type=click.Path(), help="Write a table (.parquet, .csv, .jsonl, .arrow) instead."
+    "--out",
+    metavar="TABLE",
+    type=click.Path(),
+    help="Write a table (.parquet, .csv, .jsonl or .arrow) instead of printing the hits.",
 )
-@work_options
+@run_options("each window is ranked separately")
 @model_options
 @cache_option
 @output_options
 def command(text: str, paths: tuple[str, ...], top: int | None, out: str | None, **flags: Any) -> int:
-    """Rank the clips and pictures of PATHS by how well they fit TEXT; the score is a cosine, 1 at most.
+    """Rank the videos and images in PATHS by how well they match TEXT. The score is a cosine similarity.
 
-    Clips that were encoded before are not decoded again; the others are encoded first. With --segment the windows of
-    the clips are ranked. The result is a table; with --json one object a line, with --out a file.
+    Files that are not in the feature cache are encoded first. The hits are printed as a table, or with --json as one
+    object per line.
 
     \b
     Examples:
@@ -47,26 +55,30 @@ def command(text: str, paths: tuple[str, ...], top: int | None, out: str | None,
     from vidqa.cli.context import CliContext
     from vidqa.pipeline.search import search
 
-    session = CliContext(flags)
+    context = CliContext(flags)
     if out is not None:
-        _check(out)
+        _check_out(out)
     limit = top if out is not None else top or DEFAULT_TOP
-    found = search(text, paths, top=limit, model=session.model, options=session.options, reporter=session.reporter)
+    found = search(text, paths, top=limit, model=context.model, options=context.options, reporter=context.reporter)
     if out is not None:
         from vidqa.tables.search_results import write_results
 
         write_results(found.hits, out)
-        session.reporter.say(f"{len(found.hits)} hits in {out}")
-    elif session.as_json:
+        context.reporter.say(f"wrote {plural(len(found.hits), 'hit')} to {display_path(out)}")
+    elif context.as_json:
         click.echo("".join(as_json(hit) + "\n" for hit in found.hits), nl=False)
     else:
         click.echo(hits_as_table(found.hits), nl=False)
-    _conclude(found)
+    _print_failures(found)
     return EXIT_PARTIAL if found.failed else EXIT_OK
 
 
 def hits_as_table(hits: Sequence[Hit]) -> str:
-    """Aligned columns: rank, score, segment if clips were cut, file."""
+    """Return aligned columns: rank, score, segment (if files were split), file.
+
+    Args:
+        hits: to print.
+    """
     segmented = len({(hit.root, hit.path) for hit in hits}) < len(hits) or any(hit.start_s for hit in hits)
     lines = [
         [
@@ -84,16 +96,15 @@ def hits_as_table(hits: Sequence[Hit]) -> str:
     )
 
 
-def _check(out: str) -> None:
+def _check_out(out: str) -> None:
     from vidqa.tables.search_results import check_target
 
     try:
         check_target(out)
-    except TableError as error:  # the name is wrong, or the file something else: said before any work
+    except TableError as error:  # a wrong name, or an existing file that is not a table of hits
         raise UsageError(error.what, hint=error.hint) from error
 
 
-def _conclude(found: Found) -> None:
-    """Failed files, on stderr."""
+def _print_failures(found: Found) -> None:
     for path, error in found.failed:
         click.echo(f"vidqa: {display_path(path)}: {error.kind}: {error.what}", err=True)

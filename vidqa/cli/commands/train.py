@@ -1,4 +1,6 @@
-"""`vidqa train`: tune a model as a recipe says."""
+# ruff: noqa: D301
+# (\b in the docstring below is click's mark for a paragraph that is not rewrapped)
+"""`vidqa train`: fine-tune a model as a recipe defines."""
 
 from __future__ import annotations
 
@@ -9,93 +11,95 @@ import click
 from vidqa.cli.options import HELP, cache_option, output_options
 from vidqa.errors import EXIT_FAILED, EXIT_OK
 
-if TYPE_CHECKING:  # it loads what a help text does not need
+if TYPE_CHECKING:
     from vidqa.cli.context import CliContext
 
 
-@click.command("train", context_settings=HELP, short_help="Tune a model on conversations about clips.")
+@click.command("train", context_settings=HELP, short_help="Fine-tune a model on conversations about videos and images.")
 @click.argument("recipe", type=click.Path())
-@click.option("--out", metavar="DIR", help="Folder of the new model and of the run. [the recipe's name, here]")
+@click.option(
+    "--out", metavar="DIR", help="Folder for the new model and the files of the run. [default: the name of the recipe]"
+)
 @click.option(
     "--encode",
     type=click.Choice(["cache", "on-the-fly"]),
-    help="Features once, kept on disk; or anew for every step, for those who lack the disk. [cache]",
+    help="Compute features once and keep them on disk, or compute them in every step. [default: cache]",
 )
 @click.option(
     "--resume",
     type=click.Choice(["auto", "never"]),
-    help="Go on with a run that was broken off in DIR, or begin anew there. [auto]",
+    help="Resume an interrupted run in DIR, or start from scratch. [default: auto]",
 )
 @click.option(
     "--check-data",
     is_flag=True,
-    help="Train nothing: read every record, open every medium, count every token, and say what would be left out.",
+    help="Check the data without training: read every record, open every file, count tokens, and list rejects.",
 )
 @click.option(
     "--set",
     "overrides",
     multiple=True,
     metavar="PATH=VALUE",
-    help="A setting in place of the recipe's, for sweeps: stage.2.lr=2e-5, data.NAME.weight=2. May be given again.",
+    help="Override a setting of the recipe: stage.2.lr=2e-5, data.NAME.weight=2. May be repeated.",
 )
-@click.option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N. [auto]")
+@click.option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N. [default: auto]")
 @cache_option
 @output_options
 def command(recipe: str, **flags: Any) -> int:
-    """Tune a model as RECIPE says: which base, which data, which stages, what comes out.
+    """Fine-tune a model. RECIPE is a TOML file with the base model, the data, the stages and the output.
 
     \b
     Examples:
       vidqa train examples/recipes/small.toml --check-data
-      vidqa train examples/recipes/small.toml --out tuned
-      vidqa ask examples/clips/clip01.mp4 "What happens?" --model tuned
+      vidqa train examples/recipes/small.toml --out finetuned
+      vidqa ask examples/clips/clip01.mp4 "What happens?" --model finetuned
       vidqa train recipe.toml --set stage.2.lr=1e-4 --set seed=1 --out lr1e-4-seed1
-      torchrun --nproc-per-node 8 -m vidqa train video_llava_stage2.toml --out tuned
+      torchrun --nproc-per-node 8 -m vidqa train video_llava_stage2.toml --out finetuned
 
-    The same command goes on where a broken run was. Ctrl-C and SIGTERM end the
-    step and save a checkpoint first. See docs/training.md.
+    The same command resumes an interrupted run. Ctrl-C and SIGTERM finish the current step and save a checkpoint
+    first. See docs/training.md.
     """
     from vidqa.cli.context import CliContext
 
-    session = CliContext(flags)
+    context = CliContext(flags)
     if flags.get("check_data"):
-        return _check(recipe, session, flags)
+        return _check(recipe, context, flags)
     from vidqa.cli.output import as_json
-    from vidqa.cli.run_scope import code_of, heard
+    from vidqa.cli.run_scope import exit_code_of, handle_signals
     from vidqa.pipeline.train import train
     from vidqa.train.distributed import is_first
 
     try:
-        with heard(session.reporter, speaks=is_first()):
+        with handle_signals(context.reporter, prints=is_first()):
             summary = train(
                 recipe,
                 flags.get("out"),
                 encode=flags.get("encode") or "cache",
                 resume=flags.get("resume") != "never",
                 device=flags.get("device") or "auto",
-                options=session.options,
+                options=context.options,
                 overrides=flags.get("overrides") or (),
-                reporter=session.reporter,
+                reporter=context.reporter,
             )
-    except KeyboardInterrupt as asked:
+    except KeyboardInterrupt as error:
         if is_first():
             raise
-        return code_of(asked)  # all processes of torchrun get the signal; the first one says so
-    if summary is None:  # one of several processes: the first one speaks
+        return exit_code_of(error)  # torchrun signals all processes; the first one prints the message
+    if summary is None:  # only the first of several processes has the summary
         return EXIT_OK
-    session.reporter.say(summary.as_text())
-    if session.as_json:
+    context.reporter.say(summary.as_text())
+    if context.as_json:
         click.echo(as_json(summary))
     return EXIT_OK
 
 
-def _check(recipe: str, session: CliContext, flags: dict[str, Any]) -> int:
-    """Print what the data hold; exit code 1 where training would stop over them."""
+def _check(recipe: str, context: CliContext, flags: dict[str, Any]) -> int:
+    """Print the result of the data check; the exit code is 1 if training would fail."""
     from vidqa.cli.output import as_json
     from vidqa.pipeline.check_data import check
 
     overrides = flags.get("overrides") or ()
-    found = check(recipe, flags.get("out"), options=session.options, overrides=overrides, reporter=session.reporter)
+    found = check(recipe, flags.get("out"), options=context.options, overrides=overrides, reporter=context.reporter)
     for one in found:
-        click.echo(as_json(one.as_dict()) if session.as_json else one.as_text())
+        click.echo(as_json(one.as_dict()) if context.as_json else one.as_text())
     return EXIT_OK if all(one.checked.passes for one in found) else EXIT_FAILED

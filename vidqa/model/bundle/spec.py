@@ -49,6 +49,19 @@ class EncoderSpec:
     def __post_init__(self) -> None:
         _at_least_one(self, "n_frames", "hidden_size", "embedding_size", "n_patches")
 
+    @property
+    def n_sampled_frames(self) -> int:
+        """Maximum number of frames of a segment; the graph takes `n_frames` of them at a time."""
+        return self.n_frames
+
+    @property
+    def entry_bytes(self) -> int:
+        """Size of a cache entry with the features of one segment, at most."""
+        from vidqa.cache.entry import entry_bytes
+
+        n_tokens = self.n_patches + self.keep_cls
+        return entry_bytes(self.n_sampled_frames, n_tokens, self.hidden_size, self.embedding_size)
+
 
 @dataclass(frozen=True, kw_only=True)
 class VideoEncoderSpec(EncoderSpec):
@@ -61,6 +74,11 @@ class VideoEncoderSpec(EncoderSpec):
         if self.sampling.rule in ("linspace", "arange") and self.sampling.n_frames % self.n_frames:
             sampled = f"sampling.n_frames is {self.sampling.n_frames}"
             raise ValueError(f"{sampled}, not a multiple of the {self.n_frames} frames of the graph")
+
+    @property
+    def n_sampled_frames(self) -> int:
+        """Maximum number of frames of a segment; the graph takes `n_frames` of them at a time."""
+        return self.sampling.n_frames
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
-"""Events of a run -> one line each, for the morning after. Knows lines and streams; knows no stage.
+"""Events of a run -> one line each, as text or JSON.
 
-As text, the fields stand in fixed order between tabs: time, stage, outcome, seconds, media, note (`cut -f5` gives the
-names); as JSON, each line is an object with these keys. Times are UTC. Names with line breaks or undecodable bytes are
-written with escapes, so a line is always one event.
+Text has six fields separated by tabs: time, stage, outcome, seconds, media, note. JSON lines are objects with these
+keys. Times are UTC. Line breaks and undecodable bytes in file names are escaped, so an event is always one line.
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ from vidqa.common.path_text import escape_surrogates
 
 
 class EventLog:
-    """Lines on a stream; each is flushed, so that a killed run has said all it did.
+    """Writes events to a stream and flushes each of them, so that the log of a killed run is complete.
 
     Args:
-        stream: text, opened for appending where it is a file.
-        as_json: objects instead of tab-separated fields.
+        stream: text; a file must be open for appending.
+        as_json: write JSON objects instead of tab-separated fields.
     """
 
     def __init__(self, stream: TextIO, *, as_json: bool = False) -> None:
@@ -29,17 +28,17 @@ class EventLog:
     def write(
         self, stage: str, outcome: str, *, media: str | None = None, seconds: float | None = None, note: str = ""
     ) -> None:
-        """Add one line.
+        """Write one event.
 
         Args:
             stage: run, scan, read, decode, cache, answer, write or quarantine; see docs/operations.md.
             outcome: `ok`, `failed`, ...
-            media: path of the file that it is about.
-            seconds: that it took.
-            note: one more thing to know: an error, a count.
+            media: path of the file.
+            seconds: duration of the step.
+            note: more information, such as an error or a count.
 
         Raises:
-            OSError: the stream takes no more.
+            OSError: the stream cannot be written.
         """
         time = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         name = None if media is None else display_path(media)
@@ -48,9 +47,9 @@ class EventLog:
             fields["note"] = escape_surrogates(note)
             if seconds is not None:
                 fields["seconds"] = round(seconds, 3)  # type: ignore[assignment]
-            line = json.dumps(fields)  # ASCII: any reader of lines can take it
+            line = json.dumps(fields)  # ASCII, which every reader accepts
         else:
-            took = "" if seconds is None else f"{seconds:.3f}"
-            line = "\t".join((time, stage, outcome, took, name or "", display_path(note)))
+            duration = "" if seconds is None else f"{seconds:.3f}"
+            line = "\t".join((time, stage, outcome, duration, name or "", display_path(note)))
         self._stream.write(line + "\n")
         self._stream.flush()

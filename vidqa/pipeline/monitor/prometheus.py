@@ -1,8 +1,7 @@
-"""A run in numbers -> a file for the textfile collector of Prometheus' node exporter. Knows the format of the file
-(https://prometheus.io/docs/instrumenting/exposition_formats/), not who reads it.
+"""Counts of a run -> a file for the textfile collector of the Prometheus node exporter.
 
-The file is whole or absent: the collector may read at any moment. Its temporary name does not end in `.prom`, so the
-collector does not see that one.
+Format: https://prometheus.io/docs/instrumenting/exposition_formats/. The file is replaced atomically, because the
+collector may read it at any moment. The temporary file does not end in `.prom`, so the collector ignores it.
 """
 
 from __future__ import annotations
@@ -17,27 +16,27 @@ from vidqa.common import atomic_io
 from vidqa.common.path_text import escape_surrogates
 from vidqa.pipeline.monitor.summary import Summary
 
-#: Name -> what it says. All are gauges of the last run: the numbers start anew with each.
+#: Name -> help text. All are gauges of the last run: every run starts from zero.
 METRICS = {
-    "vidqa_run_info": "What ran: always 1.",
+    "vidqa_run_info": "Version of vidqa in the last run; the value is always 1.",
     "vidqa_run_exit_code": "Exit code of the last run.",
-    "vidqa_run_success": "1 if the last run came to its end, failed items or not; else 0.",
-    "vidqa_run_end_timestamp_seconds": "When the last run ended.",
-    "vidqa_run_last_success_timestamp_seconds": "When a run last came to its end.",
-    "vidqa_run_duration_seconds": "How long the last run took.",
-    "vidqa_files": "Files of the last run: found, worked on, of these cached and failed; in quarantine; renamed.",
-    "vidqa_rows": "Rows of the last run by status: new, failed again, and known ones of the files that were found.",
-    "vidqa_errors": "New failed rows of the last run by kind of error.",
-    "vidqa_left_out_files": "Files that are no media, by reason.",
-    "vidqa_video_seconds": "Length of the clips that the last run worked on.",
+    "vidqa_run_success": "1 if the last run finished, with or without failed items; else 0.",
+    "vidqa_run_end_timestamp_seconds": "Time at which the last run ended.",
+    "vidqa_run_last_success_timestamp_seconds": "Time at which a run last finished.",
+    "vidqa_run_duration_seconds": "Duration of the last run.",
+    "vidqa_files": "Files of the last run by state: found, done, cached, failed, quarantined, renamed.",
+    "vidqa_rows": "Rows of the last run by status and age: new, failed again, existing.",
+    "vidqa_errors": "New failed rows of the last run by error kind.",
+    "vidqa_ignored_files": "Files that are not media, by reason.",
+    "vidqa_video_seconds": "Duration of the videos that the last run processed.",
     "vidqa_stage_seconds": "Seconds of the last run by stage.",
 }
 _LAST_SUCCESS = "vidqa_run_last_success_timestamp_seconds"
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How a run ended."""
+class RunEnd:
+    """Exit code and times of a run."""
 
     exit_code: int
     end_s: float  # seconds since 1970
@@ -45,35 +44,42 @@ class Ended:
 
     @property
     def success(self) -> bool:
-        """0 and 3: everything was looked at."""
+        """Whether all files were processed (exit code 0 or 3)."""
         return self.exit_code in (0, 3)
 
 
-def write_metrics(path: str | os.PathLike[str], table: str, ended: Ended, summary: Summary | None) -> None:
-    """Replace the file.
+def write_metrics(path: str | os.PathLike[str], table: str, end: RunEnd, summary: Summary | None) -> None:
+    """Write or replace the file.
 
     Args:
-        path: ends in `.prom`, in the folder that the collector was told.
-        table: tells the runs of several tables apart: the label of every number.
-        ended: how the run ended.
-        summary: None where the run did not get so far: its numbers are then left out.
+        path: a name that ends in `.prom`, in the folder of the collector.
+        table: label of every metric, to distinguish the runs of several tables.
+        end: exit code and times of the run.
+        summary: of the run; None if it ended before it had one, so that its counts are omitted.
 
     Raises:
-        OSError: it cannot be written; the old one is untouched.
+        OSError: the file cannot be written; the old one is kept.
     """
-    last = ended.end_s if ended.success else _last_success(Path(path), table)
+    last = end.end_s if end.success else _last_success(Path(path), table)
     with atomic_io.atomic_write(path) as f:
-        f.write(metrics_text(table, ended, summary, last).encode())
+        f.write(metrics_text(table, end, summary, last).encode())
 
 
-def metrics_text(table: str, ended: Ended, summary: Summary | None, last_success_s: float | None) -> str:
-    """The content of the file."""
+def metrics_text(table: str, end: RunEnd, summary: Summary | None, last_success_s: float | None) -> str:
+    """Return the content of the file.
+
+    Args:
+        table: label of every metric.
+        end: exit code and times of the run.
+        summary: counts of the run, or None.
+        last_success_s: time at which a run last finished, or None.
+    """
     values: list[tuple[str, dict[str, str], float]] = [
         ("vidqa_run_info", {"version": __version__}, 1),
-        ("vidqa_run_exit_code", {}, ended.exit_code),
-        ("vidqa_run_success", {}, int(ended.success)),
-        ("vidqa_run_end_timestamp_seconds", {}, round(ended.end_s, 3)),
-        ("vidqa_run_duration_seconds", {}, round(ended.wall_s, 3)),
+        ("vidqa_run_exit_code", {}, end.exit_code),
+        ("vidqa_run_success", {}, int(end.success)),
+        ("vidqa_run_end_timestamp_seconds", {}, round(end.end_s, 3)),
+        ("vidqa_run_duration_seconds", {}, round(end.wall_s, 3)),
     ]
     if last_success_s is not None:
         values.append((_LAST_SUCCESS, {}, round(last_success_s, 3)))
@@ -81,10 +87,10 @@ def metrics_text(table: str, ended: Ended, summary: Summary | None, last_success
         values += _of_summary(summary)
     lines = []
     for name, help_text in METRICS.items():
-        mine = [(labels, value) for metric, labels, value in values if metric == name]
-        if mine:
+        samples = [(labels, value) for metric, labels, value in values if metric == name]
+        if samples:
             lines += [f"# HELP {name} {help_text}", f"# TYPE {name} gauge"]
-            lines += [f"{name}{_labels({'table': table} | labels)} {value:.15g}" for labels, value in mine]
+            lines += [f"{name}{_labels({'table': table} | labels)} {value:.15g}" for labels, value in samples]
     return "\n".join(lines) + "\n"
 
 
@@ -97,16 +103,16 @@ def _of_summary(summary: Summary) -> list[tuple[str, dict[str, str], float]]:
         "quarantined": len(summary.quarantined),
         "renamed": summary.renamed,
     }
-    # Every status, also where there are none: a number that comes and goes makes poor alerts.
+    # Every status, including those without rows: alerts need metrics that are always present.
     statuses = ("ok", "truncated", "empty", "failed", "skipped")
     new = {s: summary.rows[s] - (summary.failed_again if s == "failed" else 0) for s in statuses}
     return [
         *(("vidqa_files", {"state": state}, n) for state, n in files.items()),
         *(("vidqa_rows", {"status": s, "age": "new"}, n) for s, n in new.items()),
         ("vidqa_rows", {"status": "failed", "age": "again"}, summary.failed_again),
-        *(("vidqa_rows", {"status": s, "age": "known"}, summary.known[s]) for s in statuses),
+        *(("vidqa_rows", {"status": s, "age": "existing"}, summary.existing[s]) for s in statuses),
         *(("vidqa_errors", {"kind": kind}, n) for kind, n in sorted(summary.errors.items())),
-        *(("vidqa_left_out_files", {"reason": reason}, n) for reason, n in sorted(summary.left_out.items())),
+        *(("vidqa_ignored_files", {"reason": reason}, n) for reason, n in sorted(summary.ignored.items())),
         ("vidqa_video_seconds", {}, round(summary.video_s, 3)),
         *(("vidqa_stage_seconds", {"stage": stage}, round(s, 3)) for stage, s in summary.seconds.items()),
     ]
@@ -117,13 +123,13 @@ def _labels(labels: dict[str, str]) -> str:
 
 
 def _escaped(value: str) -> str:
-    """A label: UTF-8, with the three escapes of the format."""
+    """Return the value of a label, in UTF-8 with the three escapes of the format."""
     text = escape_surrogates(value)
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
 def _last_success(path: Path, table: str) -> float | None:
-    """What the file said before: a failed run must not wipe out when the last good one was."""
+    """Read the time from the old file, because a failed run must not lose it."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:

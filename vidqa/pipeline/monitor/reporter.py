@@ -1,7 +1,4 @@
-"""What a run tells the person who waits: progress, messages, and the clock of the stages. All of it on stderr.
-
-Does not know what the stages do. stdout is never touched here.
-"""
+"""Messages and progress of a run on stderr, and the clock of its stages. Nothing here writes to stdout."""
 
 from __future__ import annotations
 
@@ -17,34 +14,39 @@ from vidqa.pipeline.monitor.event_log import EventLog
 from vidqa.pipeline.monitor.signals import StopSignal
 from vidqa.pipeline.monitor.throughput import ThroughputMeter
 
-if TYPE_CHECKING:  # tqdm is needed only where a terminal looks on
+if TYPE_CHECKING:  # tqdm is imported only to show a bar
     from tqdm import tqdm
 
 STAGES = ("load", "read", "decode", "encode", "generate", "write")
-#: Stages in which the main thread waits or prepares: a signal acts at once there, for nothing computed is lost.
-_NOTHING_TO_LOSE = frozenset({"load", "read", "decode"})
+#: Stages in which the main thread waits or prepares. A signal acts at once there, because no result would be lost.
+_INTERRUPTIBLE = frozenset({"load", "read", "decode"})
 
 
 @dataclass
 class Reporter:
-    """Messages and one progress bar.
+    """Messages, one progress bar, and the event log.
 
     Args:
-        level: 0 says only errors, 1 what a user wants to know, 2 every file.
-        bar: None shows a bar where stderr is a terminal and level is not 0.
-        stop: the other direction: how somebody ends the run.
-        log: gets the events; None for nobody.
+        level: 0 prints only errors, 1 messages, 2 also every failed or ignored file.
+        bar: whether to show a bar; None shows it if stderr is a terminal and level is not 0.
+        stop: request of the user to end the run.
+        log: receives events; None for no log.
     """
 
     level: int = 1
     bar: bool | None = None
     stop: StopSignal = field(default_factory=StopSignal)
     log: EventLog | None = None
-    _said: set[str] = field(default_factory=set)
+    _printed: set[str] = field(default_factory=set)
     _bar: tqdm | None = None
 
     def say(self, text: str, *, level: int = 1) -> None:
-        """Write one line to stderr if the user wants to hear this level."""
+        """Write one line to stderr.
+
+        Args:
+            text: the line.
+            level: lowest level of the reporter at which the line is written.
+        """
         if level > self.level:
             return
         if self._bar is not None:
@@ -55,31 +57,49 @@ class Reporter:
             self._bar.refresh()
 
     def say_once(self, text: str, *, level: int = 1) -> None:
-        """As `say`, but the same text only once in the life of this reporter."""
-        if text not in self._said:
-            self._said.add(text)
+        """Write a line as `say` does, unless this reporter has written the same line before.
+
+        Args:
+            text: the line.
+            level: as for `say`.
+        """
+        if text not in self._printed:
+            self._printed.add(text)
             self.say(text, level=level)
 
     def event(
         self, stage: str, outcome: str, *, media: str | None = None, seconds: float | None = None, note: str = ""
     ) -> None:
-        """Write one line into the log, if there is one; see `EventLog.write`. From any thread.
+        """Write an event to the log, if there is one. May be called from any thread.
 
-        A log that takes no more (disk full) is given up with a warning: the run is worth more than its diary.
+        If the log cannot be written (disk full), it is closed with a warning and the run continues.
+
+        Args:
+            stage: as for `EventLog.write`.
+            outcome: as for `EventLog.write`.
+            media: as for `EventLog.write`.
+            seconds: as for `EventLog.write`.
+            note: as for `EventLog.write`.
         """
         if self.log is None:
             return
         try:
             self.log.write(stage, outcome, media=media, seconds=seconds, note=note)
-        except (OSError, ValueError) as error:  # ValueError: closed under our hands
+        except (OSError, ValueError) as error:  # ValueError: the stream was closed
             self.log = None
-            self.say(f"warning: the log cannot be written any more: {getattr(error, 'strerror', None) or error}")
+            self.say(f"warning: stopped logging: {getattr(error, 'strerror', None) or error}")
 
     @contextmanager
     def progress(self, total: int, unit: str, done: int = 0) -> Iterator[None]:
-        """Show a bar with rate and time left while the block runs; `done` units were done by an earlier run."""
-        wanted = sys.stderr.isatty() if self.bar is None else self.bar
-        if not wanted or self.level == 0 or total == 0:
+        """Show a bar with rate and remaining time while the block runs.
+
+        Args:
+            total: number of units.
+            unit: name of a unit.
+            done: units that an earlier run has done.
+        """
+        is_shown = sys.stderr.isatty() if self.bar is None else self.bar
+        if not is_shown or self.level == 0 or total == 0:
             yield
             return
         from tqdm import tqdm
@@ -93,7 +113,11 @@ class Reporter:
             self._bar = None
 
     def advance(self, n: int = 1) -> None:
-        """Move the bar on by `n` units, if there is one."""
+        """Advance the bar, if there is one.
+
+        Args:
+            n: units.
+        """
         if self._bar is not None:
             self._bar.update(n)
 
@@ -103,35 +127,38 @@ QUIET = Reporter(level=0, bar=False)
 
 @dataclass
 class StageClock:
-    """Seconds that the run spent in, or waiting for, each stage; the largest is the one that limits it.
+    """Seconds that a run spent in, or waiting for, each stage; the stage with the most is the bottleneck.
 
-    `load` is opening the models; `read` is scanning and reading the table; `decode` is waiting for frames, or for
-    hashes and cached features, while nothing else could be done (that work goes on beside the other stages, and what
-    is hidden behind them costs nothing).
+    `load` is opening models. `read` is scanning and reading the table. `decode` is waiting for frames, hashes or cached
+    features; that work runs in parallel to the other stages, and whatever overlaps with them costs nothing.
 
     Args:
         seconds: by stage.
-        stop: hears when the run is in a stage that may be left at once.
+        stop: made interruptible in stages that may be left at once.
+        meter: throughput of the stages, whether the run waited for them or not.
+        start_s: part of `decode` until the first frames could arrive, which a run pays only once.
     """
 
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     stop: StopSignal = field(default_factory=StopSignal)
-    meter: ThroughputMeter = field(
-        default_factory=ThroughputMeter
-    )  # what the stages did, beside what the run waited for
-    start_s: float = 0.0  # of `decode`: until the first frames could come; no further file pays for that again
+    meter: ThroughputMeter = field(default_factory=ThroughputMeter)
+    start_s: float = 0.0
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Add the wall time of the block to a stage."""
+        """Add the wall time of the block to a stage.
+
+        Args:
+            name: of the stage.
+        """
         start = time.perf_counter()
         try:
-            with self.stop.opened() if name in _NOTHING_TO_LOSE else nullcontext():
+            with self.stop.interruptible() if name in _INTERRUPTIBLE else nullcontext():
                 yield
         finally:
             self.seconds[name] += time.perf_counter() - start
 
-    def limit(self) -> str | None:
-        """The stage that took most; None if nothing was done."""
+    def bottleneck(self) -> str | None:
+        """Return the stage that took most time, or None if nothing was done."""
         name = max(self.seconds, key=lambda stage: self.seconds[stage])
         return name if self.seconds[name] > 0 else None

@@ -1,8 +1,8 @@
-"""Signals -> the end of a run at a moment when nothing is lost. Knows signals; does not know what the run does.
+"""Signals -> the end of a run at a moment when nothing is lost.
 
-The first signal waits for the batch that is being computed; while the run only waits, or has not begun, it acts at
-once. The second one leaves at once, whatever is going on: files are whole or absent at every moment, so all it can
-cost is what was not committed yet. Runs that were started from Python keep Python's own Ctrl-C, until `heard` is used.
+The first signal waits until the current batch is computed. It acts at once while the run only waits, or has not started
+its work. The second signal exits at once: files are written atomically, so only uncommitted work is lost. Runs started
+from Python keep Python's own handling of Ctrl-C unless they use `StopSignal.handled`.
 """
 
 from __future__ import annotations
@@ -14,54 +14,54 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 
-#: Signal -> what is raised for it in the main thread.
-Kinds = Mapping[int, type[BaseException]]
+#: Signal -> the exception that it raises in the main thread.
+SignalExceptions = Mapping[int, type[BaseException]]
 
 
 class StopSignal:
-    """A wish to stop, and when it may be granted."""
+    """A request to stop, and the blocks of code in which it may be granted."""
 
     def __init__(self) -> None:
-        self._wish: BaseException | None = None
+        self._pending: BaseException | None = None
         self._n_signals = 0
-        self._held = False
-        self._open = False
+        self._deferred = False
+        self._interruptible = False
 
     @property
-    def is_wanted(self) -> bool:
-        """Whether a signal waits: for work that ends in its own way, inside `held`."""
-        return self._wish is not None
+    def is_requested(self) -> bool:
+        """Whether a signal is pending, for code inside `deferred` that ends in its own way."""
+        return self._pending is not None
 
     @contextmanager
-    def heard(self, kinds: Kinds, say: Callable[[str], None] | None) -> Iterator[None]:
-        """Handle signals inside the block. One that whoever started us had ignored (nohup) stays ignored.
+    def handled(self, exceptions: SignalExceptions, say: Callable[[str], None] | None) -> Iterator[None]:
+        """Handle signals inside the block. Signals that the parent process ignores (nohup) stay ignored.
 
         Args:
-            kinds: the signals, and the exception of each.
-            say: hears what the first signal does. Called between two steps of the main thread. None where another
-                process, which got the same signal, speaks for this one.
+            exceptions: the signals to handle, with the exception of each.
+            say: prints what the first signal does; called in the main thread. None if another process that receives
+                the same signal prints it.
         """
         if threading.current_thread() is not threading.main_thread():
-            yield  # Python hands signals to the main thread only
+            yield  # Python delivers signals to the main thread only
             return
 
         owner = os.getpid()
 
         def handle(signum: int, frame: FrameType | None) -> None:
-            if os.getpid() != owner:  # a process that was forked inside the block: the end comes from us
+            if os.getpid() != owner:  # a process forked inside the block: its parent ends it
                 return
             self._n_signals += 1
             if self._n_signals > 1:
                 if say is not None:
-                    os.write(2, b"vidqa: leaving at once; what was not yet saved is lost\n")
-                os._exit(128 + signum)  # no clean-up: a stuck batch or a stuck disk must not hold us
-            self._wish = kinds[signum]()
-            if self._open or not self._held:
-                raise self._wish
+                    os.write(2, b"vidqa: exiting at once; unsaved work is lost\n")
+                os._exit(128 + signum)  # no cleanup, which could hang on a stuck batch or disk
+            self._pending = exceptions[signum]()
+            if self._interruptible or not self._deferred:
+                raise self._pending
             if say is not None:
-                say("stopping after the current batch; once more leaves at once")
+                say("stopping after the current batch; press Ctrl-C again to exit at once")
 
-        before = {s: signal.signal(s, handle) for s in kinds if signal.getsignal(s) is not signal.SIG_IGN}
+        before = {s: signal.signal(s, handle) for s in exceptions if signal.getsignal(s) is not signal.SIG_IGN}
         try:
             yield
         finally:
@@ -69,30 +69,31 @@ class StopSignal:
                 signal.signal(signum, handler)
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Inside the block the first signal waits: for `opened`, or for the end of the block."""
-        self._held = True
+    def deferred(self) -> Iterator[None]:
+        """Inside the block the first signal stays pending until `interruptible`, or until the end of the block."""
+        self._deferred = True
         try:
             yield
-            if self._wish is not None:
-                raise self._wish
+            if self._pending is not None:
+                raise self._pending
         finally:
-            self._held = False
+            self._deferred = False
 
     @contextmanager
-    def opened(self) -> Iterator[None]:
-        """Inside this block, within `held`, nothing is lost by a signal: a waiting one is raised, a new one at once.
+    def interruptible(self) -> Iterator[None]:
+        """Inside the block, within `deferred`, a signal loses nothing: a pending or new one is raised at once.
 
         Raises:
-            KeyboardInterrupt: or whatever `heard` was given for the signal that waits.
+            KeyboardInterrupt: or the exception that `handled` has for the pending signal.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before, self._open = self._open, True  # first open, then look: a signal between the two must not be missed
+        # Set the flag before the check, so that a signal between the two is not missed.
+        before, self._interruptible = self._interruptible, True
         try:
-            if self._wish is not None and self._held:
-                raise self._wish
+            if self._pending is not None and self._deferred:
+                raise self._pending
             yield
         finally:
-            self._open = before
+            self._interruptible = before

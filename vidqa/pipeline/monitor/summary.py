@@ -1,77 +1,95 @@
-"""What a run did, in numbers: counted while it goes, said when it ends.
-
-Knows rows and files as counts; knows no stage.
-"""
+"""Counts of a run -> text, one line, or JSON at its end."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from vidqa.common.display import display_path, human_duration
+from vidqa.common.display import counts, display_path, human_duration, plural
 from vidqa.pipeline.monitor.reporter import STAGES, StageClock
 from vidqa.pipeline.monitor.throughput import ThroughputMeter
-from vidqa.pipeline.run.retry_policy import QUARANTINE_AFTER
 
-#: Names in a message; the log and `--json` have all.
-_SHOWN = 5
+#: Paths in a message. `--json` lists all quarantined files, and -v every failed one.
+_MAX_PATHS = 3
 
 
 @dataclass
 class Summary:
-    """Counts of one run. `rows` and `hours` speak of this run, `known` of what an earlier one had done."""
+    """Counts of one run. `rows` and `video_s` are work of this run, `existing` that of earlier ones."""
 
-    table: str | None = None
-    files: int = 0  # found as media, or claiming to be
-    clips_done: int = 0  # files that this run worked on
-    clips_cached: int = 0  # of these, no frame had to be decoded; where nothing is asked, those beside them
-    clips_failed: int = 0  # of these, nothing could be decoded
+    table: str | None = None  # None: the run only filled the cache
+    files: int = 0  # media files that the scan found
+    clips_done: int = 0  # files that this run processed
+    clips_cached: int = 0  # files whose features were cached; part of clips_done, unless there is no table
+    clips_failed: int = 0  # part of clips_done: files that could not be decoded
     rows: Counter[str] = field(default_factory=Counter)  # new rows by status
-    known: Counter[str] = field(default_factory=Counter)  # rows of these files that were there before, by status
-    errors: Counter[str] = field(default_factory=Counter)  # by kind: new failed rows, or files where nothing was asked
-    left_out: dict[str, int] = field(default_factory=dict)  # files that are plainly no media, by reason
-    failed_again: int = 0  # of the new failed rows, those whose file and question had failed in an earlier run
+    existing: Counter[str] = field(default_factory=Counter)  # rows that the files had before, by status
+    errors: Counter[str] = field(
+        default_factory=Counter
+    )  # new failed rows by error kind; without a table, failed files
+    failed_paths: list[str] = field(default_factory=list)  # the first files with new errors
+    ignored: dict[str, int] = field(default_factory=dict)  # files that are not media, by reason
+    failed_again: int = 0  # new failed rows whose file and question had failed in an earlier run
     renamed: int = 0  # files whose rows only needed a new path
-    copied: int = 0  # files that got the rows that another file with the same content had before this run
-    quarantined: dict[str, None] = field(default_factory=dict)  # paths passed over, in the order found
-    pruned: int = 0  # files that vanished and whose rows were removed
+    copied: int = 0  # files that got copies of the rows that a duplicate had before this run
+    quarantined: dict[str, int] = field(
+        default_factory=dict
+    )  # skipped path -> failed runs in a row, in order of the scan
+    pruned: int = 0  # removed files whose rows were dropped
     segments: int = 0  # decoded and encoded by this run
-    video_s: float = 0.0  # length of the clips that were worked on
+    video_s: float = 0.0  # duration of the processed videos
     wall_s: float = 0.0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))  # by stage, see StageClock
-    start_s: float = 0.0  # of the seconds of `decode`, see StageClock
-    limit: str | None = None  # the stage that took most
-    meter: ThroughputMeter = field(default_factory=ThroughputMeter)  # what the stages did, side by side
+    start_s: float = 0.0  # part of the seconds of `decode`, see StageClock
+    bottleneck: str | None = None  # the stage that took most time
+    meter: ThroughputMeter = field(default_factory=ThroughputMeter)
 
     @property
     def n_failed(self) -> int:
-        """Failed rows (or files, where nothing was asked) that stand at the end of the run, old ones too."""
-        return self.rows["failed"] + self.known["failed"] + (0 if self.rows or self.known else self.clips_failed)
+        """Failed rows at the end of the run, including those of earlier runs; failed files if there is no table."""
+        return self.rows["failed"] + self.existing["failed"] + (0 if self.rows or self.existing else self.clips_failed)
 
     @property
     def nothing_done(self) -> bool:
-        """True when everything was there already."""
+        """Whether no file had to be processed."""
         return self.clips_done == 0
 
+    def record_error(self, path: str, kind: str) -> None:
+        """Count a failed row, or a failed file if there is no table.
+
+        Args:
+            path: of the file.
+            kind: of the error.
+        """
+        self.errors[kind] += 1
+        if len(self.failed_paths) < _MAX_PATHS and path not in self.failed_paths:
+            self.failed_paths.append(path)
+
     def close(self, clock: StageClock, wall_s: float) -> None:
-        """Take over the clock at the end of the run."""
+        """Take over the times at the end of the run.
+
+        Args:
+            clock: of the run.
+            wall_s: seconds that the run took.
+        """
         self.seconds, self.start_s = dict(clock.seconds), clock.start_s
-        self.limit = clock.limit() if self.clips_done else None
+        self.bottleneck = clock.bottleneck() if self.clips_done else None
         self.wall_s = wall_s
         self.meter = clock.meter
 
     def as_dict(self) -> dict[str, object]:
-        """For `--json`: plain values, seconds rounded to the millisecond."""
+        """Return plain values for `--json`; seconds are rounded to milliseconds."""
         return {
             "table": self.table,
             "files": self.files,
             "clips": {"done": self.clips_done, "cached": self.clips_cached, "failed": self.clips_failed},
             "rows": dict(self.rows),
-            "known": dict(self.known),
+            "existing": dict(self.existing),
             "errors": dict(self.errors),
             "failed_again": self.failed_again,
-            "left_out": dict(self.left_out),
+            "ignored": dict(self.ignored),
             "renamed": self.renamed,
             "copied": self.copied,
             "quarantined": list(self.quarantined),
@@ -79,90 +97,87 @@ class Summary:
             "hours_of_video": round(self.video_s / 3600, 6),
             "wall_s": round(self.wall_s, 3),
             "seconds": {stage: round(value, 3) for stage, value in self.seconds.items()},
-            "limit": self.limit,
+            "bottleneck": self.bottleneck,
             "line": self.as_line(),
             "rates": self.meter.as_dict(self.wall_s),
         }
 
     def as_line(self) -> str:
-        """One line of ASCII, fit for the subject of a mail: `3 failed: 118 new rows, ...`."""
-        known = sum(self.known.values()) if self.table else self.clips_cached
-        said = [_n(sum(self.rows.values()), "new row") if self.table else f"{_n(self._encoded, 'clip')} encoded"]
-        if known:
-            said.append(f"{known} known")
+        """Return one line of ASCII for the subject of an e-mail: `vidqa: t.csv: 118 new rows, 3 failed; ...`."""
+        parts = [
+            plural(sum(self.rows.values()), "new row") if self.table else f"{plural(self._n_encoded, 'file')} encoded"
+        ]
+        if self.table and self.existing:
+            parts.append(f"{sum(self.existing.values()):,} existing")
+        if not self.table and self.clips_cached:
+            parts.append(f"{self.clips_cached:,} already cached")
         first_time = self.rows["failed"] - self.failed_again
-        news = f" ({first_time} of them new)" if self.n_failed and self.table else ""
-        said.append(f"{self.n_failed} failed{news}")
+        parts.append(
+            f"{self.n_failed:,} failed" + (f" ({first_time:,} of them new)" if self.n_failed and self.table else "")
+        )
         if self.quarantined:
-            said.append(f"{len(self.quarantined)} in quarantine")
-        last = os.path.basename((self.table or "").rstrip("/" + os.sep))  # a data set may end in a slash
-        name = ascii(last).strip("'\"")[-40:] if self.table else "cache"
-        return f"vidqa: {name}: {', '.join(said)}; {_n(self.files, 'file')} in {_took(self.wall_s)}"
+            parts.append(f"{len(self.quarantined):,} in quarantine")
+        basename = os.path.basename((self.table or "").rstrip("/" + os.sep))  # a dataset may end in a slash
+        name = ascii(basename).strip("'\"")[-40:] if self.table else "cache"
+        return f"vidqa: {name}: {', '.join(parts)}; {plural(self.files, 'file')} in {human_duration(self.wall_s)}"
 
-    def as_text(self) -> str:
-        """For people: a few lines."""
+    def as_text(self, *, verbose: bool = False) -> str:
+        """Return a few lines for people.
+
+        Args:
+            verbose: compare the throughput with the hardware's limits.
+        """
         lines = [self._first_line()]
         if self.rows:
-            again = f"; {self.failed_again} of the failed ones had failed before" if self.failed_again else ""
-            lines.append(f"new rows: {_counts(self.rows)}{again}")
-        if self.known:
-            retry = "; --retry failed asks those again" if self.known["failed"] and not self.quarantined else ""
-            lines.append(f"rows already there: {_counts(self.known)}{retry}")
-        if self.renamed:
-            lines.append(f"new paths: {_n(self.renamed, 'file')} renamed since the last run")
-        if self.copied:
-            lines.append(f"copied rows: {_n(self.copied, 'file')} with the same content as others")
-        if self.pruned:
-            lines.append(f"removed: the rows of {_n(self.pruned, 'file')} that vanished")
-        if self.quarantined:
-            shown = ", ".join(map(display_path, list(self.quarantined)[:_SHOWN]))
-            more = f" and {len(self.quarantined) - _SHOWN} more" if len(self.quarantined) > _SHOWN else ""
-            lines.append(
-                f"in quarantine: {_n(len(self.quarantined), 'file')} that failed {QUARANTINE_AFTER} nights in a row; "
-                f"--retry all asks them again: {shown}{more}"
+            again = f"; {self.failed_again:,} of the failed ones had failed before" if self.failed_again else ""
+            lines.append(f"new rows: {counts(self.rows)}{again}")
+        if self.existing:
+            retry = (
+                "; --retry failed tries failed ones again" if self.existing["failed"] and not self.quarantined else ""
             )
+            lines.append(f"existing rows: {counts(self.existing)}{retry}")
+        if self.renamed:
+            lines.append(f"updated paths: {plural(self.renamed, 'file')} renamed since the last run")
+        if self.copied:
+            lines.append(f"copied rows: {plural(self.copied, 'file')} with the same content as another file")
+        if self.pruned:
+            lines.append(f"dropped rows: {plural(self.pruned, 'removed file')}")
+        if self.quarantined:
+            files, n_runs = plural(len(self.quarantined), "file"), min(self.quarantined.values())
+            lines.append(
+                f"quarantined: {files} that failed in at least {n_runs} runs in a row; --retry all tries again"
+            )
+            lines.append(f"  {_paths(list(self.quarantined))}")
         if self.errors:
-            lines.append(f"failures: {_counts(self.errors)}")
-        if self.left_out:
-            lines.append(f"left out: {_counts(self.left_out)}")
-        if self.limit:
+            n_more = max(0, sum(self.errors.values()) - len(self.failed_paths))
+            where = f" in {_paths(self.failed_paths)}{', ...' if n_more else ''}; see -v" if self.failed_paths else ""
+            lines.append(f"failures: {counts(self.errors)}{'' if verbose else where}")
+        if self.ignored:
+            lines.append(f"ignored files: {counts(self.ignored)}")
+        if self.bottleneck:
             spent = ", ".join(f"{stage} {self.seconds[stage]:.1f}" for stage in STAGES)
-            lines.append(f"seconds: {spent}; limited by {self.limit}")
-        if not self.nothing_done and (rates := self.meter.as_text(self.wall_s)):
-            lines.append(rates)
+            lines.append(f"seconds: {spent}; bottleneck: {self.bottleneck}")
+        if not self.nothing_done and (throughput := self.meter.as_text(self.wall_s, hardware=verbose)):
+            lines.append(throughput)
         lines.append(self.as_line())
         return "\n".join(lines)
 
     @property
-    def _encoded(self) -> int:
+    def _n_encoded(self) -> int:
         return self.clips_done - self.clips_failed
 
     def _first_line(self) -> str:
         if self.nothing_done:
-            files = _n(self.files, "file")
-            return "nothing to do: " + (
-                f"all rows of {files} are there already" if self.table else f"{files} in the cache already"
-            )
+            files = plural(self.files, "file")
+            return f"nothing to do: {f'all rows of {files} exist' if self.table else f'{files} already cached'}"
         if self.table:
-            clips, cached = _n(self.clips_done, "clip"), f", {self.clips_cached} from the cache"
+            files, cached = f"{plural(self.clips_done, 'file')} processed", f", {self.clips_cached:,} from the cache"
         else:
-            clips, cached = f"{_n(self._encoded, 'clip')} encoded", f", {self.clips_cached} in the cache already"
+            files, cached = f"{plural(self._n_encoded, 'file')} encoded", f", {self.clips_cached:,} already cached"
         cached = cached if self.clips_cached else ""
-        return f"{clips}{cached}, {human_duration(self.video_s)} of video in {self.wall_s:.1f} s"
+        return f"{files}{cached}, {human_duration(self.video_s)} of video in {human_duration(self.wall_s)}"
 
 
-def _n(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def _counts(counts: Counter[str] | dict[str, int]) -> str:
-    return ", ".join(
-        f"{number} {name}" for name, number in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
-    )
-
-
-def _took(seconds: float) -> str:
-    if seconds < 600:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+def _paths(paths: Sequence[str]) -> str:
+    shown = ", ".join(map(display_path, paths[:_MAX_PATHS]))
+    return f"{shown} and {len(paths) - _MAX_PATHS:,} more" if len(paths) > _MAX_PATHS else shown

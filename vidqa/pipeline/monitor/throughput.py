@@ -1,49 +1,56 @@
-"""How much each stage did and how long it was at it: rates, and the share of what is possible.
+"""Work and busy time of each stage -> rates, and how close they come to the limits of the hardware.
 
-Counted by the stages while they work, side by side. Which of them limits does not follow from that: in a run it is what
-the run waited for (`StageClock.limit`), in a benchmark what takes longest for a clip. Knows numbers only.
+The stages count while they run in parallel, so these figures do not show the bottleneck of a run. That is the stage the
+run waited for (`StageClock.bottleneck`); in a benchmark it is the stage that takes longest per file.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from vidqa.common.display import human_duration
+
 
 @dataclass
 class StageTiming:
-    """One stage: what it did, in units of its own, and the seconds that it was busy."""
+    """Work of one stage, and the seconds that it was busy."""
 
     unit: str
     n: float = 0.0
     busy_s: float = 0.0
-    least_s: float | None = None  # what the hardware would have needed, by matrix or copy rate; None: not known
+    ideal_s: float | None = None  # at the full speed of the hardware; None if that was not measured
 
     def add(self, n: float, busy_s: float) -> None:
-        """Count some work."""
+        """Add work.
+
+        Args:
+            n: units.
+            busy_s: seconds they took.
+        """
         self.n += n
         self.busy_s += busy_s
 
     @property
     def rate(self) -> float | None:
-        """Units a second while busy."""
+        """Units per busy second."""
         return self.n / self.busy_s if self.busy_s > 0 and self.n else None
 
     @property
-    def share(self) -> float | None:
-        """Share of the hardware's limit that was reached; never above 1 by more than the limit's own error."""
-        return self.least_s / self.busy_s if self.least_s and self.busy_s > 0 else None
+    def hardware_share(self) -> float | None:
+        """Fraction of the hardware's limit that was reached; above 1 only by measurement error."""
+        return self.ideal_s / self.busy_s if self.ideal_s and self.busy_s > 0 else None
 
 
 @dataclass
 class ThroughputMeter:
-    """The stages of a run, or of a benchmark.
+    """The stages of a run or benchmark.
 
-    `decode` are frames that were looked at, in all decode processes together; `prefill` prompts, those of a clip's
-    questions counted with its beginning once; `answer` is not a stage but what comes out, over the whole time.
+    `decode` counts sampled frames over all decode processes. `prefill` counts prompt tokens; a prefix that several
+    questions share counts once. Answers are counted over the whole run.
     """
 
     decode: StageTiming = field(default_factory=lambda: StageTiming("frames"))
-    encode: StageTiming = field(default_factory=lambda: StageTiming("clips"))
+    encode: StageTiming = field(default_factory=lambda: StageTiming("segments"))
     prefill: StageTiming = field(default_factory=lambda: StageTiming("tokens"))
     step: StageTiming = field(default_factory=lambda: StageTiming("tokens"))
     n_answers: int = 0
@@ -53,30 +60,35 @@ class ThroughputMeter:
     matrix_per_s: float | None = None  # measured on the LLM's device
     copy_bytes_per_s: float | None = None
 
-    def hold_against(self, matrix_per_s: float, copy_bytes_per_s: float) -> None:
-        """Say what the hardware allows: operations and bytes a second that it reached with nothing else to do."""
+    def set_hardware_speed(self, matrix_per_s: float, copy_bytes_per_s: float) -> None:
+        """Set the measured speed of the hardware.
+
+        Args:
+            matrix_per_s: floating-point operations per second in matrix multiplications.
+            copy_bytes_per_s: bytes per second in copies.
+        """
         self.matrix_per_s, self.copy_bytes_per_s = matrix_per_s, copy_bytes_per_s
-        self.encode.least_s = self.encode_operations / matrix_per_s
-        self.prefill.least_s = self.prefill_operations / matrix_per_s
-        self.step.least_s = self.step_bytes / copy_bytes_per_s
+        self.encode.ideal_s = self.encode_operations / matrix_per_s
+        self.prefill.ideal_s = self.prefill_operations / matrix_per_s
+        self.step.ideal_s = self.step_bytes / copy_bytes_per_s
 
     @property
     def roofline_s(self) -> float | None:
-        """Seconds that encoder and LLM would have needed at the hardware's limit; None where it was not measured."""
+        """Seconds that encoder and LLM would take at the full speed of the hardware; None if not measured."""
         if self.matrix_per_s is None:
             return None
-        return sum(s.least_s or 0.0 for s in self.stages.values())
+        return sum(s.ideal_s or 0.0 for s in self.stages.values())
 
     @property
     def stages(self) -> dict[str, StageTiming]:
-        """By name, in the order of the data's way."""
+        """By name, in order of processing."""
         return {"decode": self.decode, "encode": self.encode, "prefill": self.prefill, "generate": self.step}
 
     def as_dict(self, wall_s: float) -> dict[str, object]:
-        """For `--json`.
+        """Return plain values for `--json`.
 
         Args:
-            wall_s: of the whole run.
+            wall_s: seconds in which the answers were computed.
         """
         stages = {
             name: {
@@ -84,8 +96,8 @@ class ThroughputMeter:
                 "n": round(s.n),
                 "busy_s": round(s.busy_s, 3),
                 "per_s": _rounded(s.rate),
-                "limit_per_s": _rounded(s.n / s.least_s if s.least_s else None),
-                "share_of_limit": _rounded(s.share),
+                "limit_per_s": _rounded(s.n / s.ideal_s if s.ideal_s else None),
+                "share_of_limit": _rounded(s.hardware_share),
             }
             for name, s in self.stages.items()
         }
@@ -97,31 +109,32 @@ class ThroughputMeter:
             "copy_gb_per_s": _rounded(None if self.copy_bytes_per_s is None else self.copy_bytes_per_s / 1e9),
         }
 
-    def as_text(self, wall_s: float, of: str = "over all") -> str:
-        """For people: a line for each stage that did something; empty where none did.
+    def as_text(self, wall_s: float, qualifier: str = "overall", *, hardware: bool = False) -> str:
+        """Return one line for each stage that did something; empty if none did.
 
         Args:
-            wall_s: in which the answers were given.
-            of: what that time is.
+            wall_s: seconds in which the answers were computed.
+            qualifier: what that time is.
+            hardware: compare each stage with the limit of the hardware.
         """
         lines = []
         for name, s in self.stages.items():
             if s.rate is None:
                 continue
-            line = f"  {name:<9}{s.rate:>12,.1f} {s.unit}/s, busy {s.busy_s:.1f} s"
-            if s.share is not None and s.least_s:
-                line += f"; the hardware's limit is {s.n / s.least_s:,.0f}, reached {s.share:.0%}"
+            line = f"  {name:<9}{s.rate:>12,.1f} {s.unit}/s, busy for {human_duration(s.busy_s)}"
+            if hardware and s.hardware_share is not None and s.ideal_s:
+                line += f"; {s.hardware_share:.0%} of the hardware's limit of {s.n / s.ideal_s:,.0f}"
             lines.append(line)
-        if not lines:  # files that failed, and nothing else
+        if not lines:  # nothing but failed files
             return ""
         if self.n_answers and wall_s > 0:
-            lines.append(f"  {'answers':<9}{self.n_answers / wall_s:>12,.2f} a second {of}")
-        if self.matrix_per_s and self.copy_bytes_per_s:
-            products, copies = f"{self.matrix_per_s / 1e12:.3g}", f"{self.copy_bytes_per_s / 1e9:.3g}"
-            lines.append(f"  measured on this machine: {products} TFLOP/s in products, {copies} GB/s in copies")
-        return "rates:\n" + "\n".join(lines)
+            lines.append(f"  {'answers':<9}{self.n_answers / wall_s:>12,.2f} answers/s {qualifier}")
+        if hardware and self.matrix_per_s and self.copy_bytes_per_s:
+            matmul, copies = f"{self.matrix_per_s / 1e12:.3g}", f"{self.copy_bytes_per_s / 1e9:.3g}"
+            lines.append(f"  hardware: {matmul} TFLOP/s in matrix multiplications, {copies} GB/s in copies")
+        return "throughput:\n" + "\n".join(lines)
 
 
 def _rounded(value: float | None) -> float | None:
-    """Four digits are more than such a measurement is good for."""
+    """Round to four digits, which is more than the precision of the measurement."""
     return None if value is None else float(f"{value:.4g}")

@@ -1,7 +1,7 @@
-"""How fast this machine was in earlier runs, kept in the cache folder: what `--dry-run` estimates from.
+"""Throughput of earlier runs, kept in the cache folder -> the time estimate of `--dry-run`.
 
-One entry for each machine, device and model: a cache folder may be shared. Sums of seconds and of what they were spent
-on, older runs counting half as much with each later one. Knows summaries; does not know stages.
+There is one entry for each machine, device and model, because several machines may share a cache folder. An entry holds
+sums of seconds and of the work they were spent on; an older run counts half as much with each later one.
 """
 
 from __future__ import annotations
@@ -14,38 +14,51 @@ from pathlib import Path
 
 from vidqa.common import atomic_io
 from vidqa.pipeline.monitor.summary import Summary
-from vidqa.pipeline.run.loaded_model import LoadedModel
 
 RATES_NAME = "rates.json"
 _FORMAT = 2
-#: What a run adds to the sums of the ones before it.
-_KEEP = 0.5
-#: A run of more than so many times what was measured is estimated roughly: small runs do not fill their batches.
-_FAR = 20
+#: Weight of the earlier runs when a run is added.
+_DECAY = 0.5
+#: An estimate is rough if the run is more than this many times larger than the measured ones: small runs do not fill
+#: their batches.
+_ROUGH_ABOVE = 20
+
+
+@dataclass(frozen=True)
+class HistoryKey:
+    """What throughput depends on: the device and the model."""
+
+    device: str
+    encoder_id: str
+    model_id: str
+
+    def __str__(self) -> str:
+        """Return the key of the JSON object, which includes the name of this machine."""
+        return " ".join((socket.gethostname(), self.device, self.encoder_id, self.model_id))
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Sums over earlier runs. Seconds are those in which nothing else was done; see `StageClock`."""
+    """Sums over earlier runs. Seconds are those in which the run did nothing else; see `StageClock`."""
 
     n_runs: int = 0
     files: float = 0.0  # found by the scan
-    read_s: float = 0.0  # scan and reading the table
-    frames: float = 0.0  # decoded and encoded: a picture is one, a segment of a clip some
-    encode_s: float = 0.0  # decoding, hashing and encoding them
-    answers: float = 0.0  # asked of the language model
+    read_s: float = 0.0  # scanning and reading the table
+    frames: float = 0.0  # decoded and encoded; an image has one, a segment of a video several
+    encode_s: float = 0.0  # hashing, decoding and encoding
+    answers: float = 0.0  # of the LLM
     generate_s: float = 0.0
-    llm_s: float = 0.0  # in which the LLM was busy on a device of its own, also while others worked beside it
-    load_s: float = 0.0  # of models and of the start of decoding, in the last run that did any of it
-    write_s: float = 0.0  # into the table, sum as for answers
+    llm_s: float = 0.0  # busy seconds of an LLM on its own device, including those in parallel to other stages
+    load_s: float = 0.0  # loading models and starting decode processes, in the last run that did so
+    write_s: float = 0.0  # writing the table
 
     def estimate_s(self, files: int, frames: int, answers: int) -> float | None:
-        """Seconds that a run would take; None where nothing like it was measured.
+        """Estimate the seconds of a run; None if no comparable run was measured.
 
         Args:
-            files: found.
+            files: found by the scan.
             frames: to decode and encode.
-            answers: to ask for.
+            answers: to compute.
         """
         if (frames and not self.frames) or (answers and not self.answers) or not self.files:
             return None
@@ -54,28 +67,33 @@ class Rates:
             seconds += frames * self.encode_s / self.frames
         if answers:
             seconds += answers * (self.generate_s + self.write_s) / self.answers
-            # With other features or other questions than before, the LLM may no longer hide behind the encoder.
+            # With other features or questions than before, the LLM may become the bottleneck instead of the encoder.
             seconds = max(seconds, answers * self.llm_s / self.answers)
         return seconds + (self.load_s if frames or answers else 0.0)
 
     def is_rough(self, frames: int, answers: int) -> bool:
-        """Whether an estimate reaches far beyond what was measured."""
-        return frames > _FAR * self.frames or answers > _FAR * self.answers
+        """Return whether an estimate extrapolates far beyond what was measured.
+
+        Args:
+            frames: to decode and encode.
+            answers: to compute.
+        """
+        return frames > _ROUGH_ABOVE * self.frames or answers > _ROUGH_ABOVE * self.answers
 
     def with_run(self, summary: Summary, *, own_device: bool = False) -> Rates:
-        """These and one run more.
+        """Return the rates with one more run.
 
         Args:
             summary: of the run.
-            own_device: whether the LLM has a device that decoding does not use; else its busy seconds are also those of
-                others.
+            own_device: whether the LLM has a device that decoding does not use. Otherwise its busy seconds include
+                those of other stages.
         """
         seconds, meter = summary.seconds, summary.meter
         frames, answers = meter.decode.n, sum(summary.rows.values()) - summary.rows["failed"]
         llm_s = meter.prefill.busy_s + meter.step.busy_s if own_device else 0.0
 
         def added(old: float, new: float, counts: float) -> float:
-            return _KEEP * old + new if counts else old
+            return _DECAY * old + new if counts else old
 
         return Rates(
             n_runs=self.n_runs + 1,
@@ -91,24 +109,30 @@ class Rates:
         )
 
 
-def recall(cache_dir: Path, model: LoadedModel) -> Rates:
-    """What earlier runs with this model on this machine measured; zeros where there were none."""
-    return _read(cache_dir / RATES_NAME).get(_key(model), Rates())
+def load_rates(cache_dir: Path, key: HistoryKey) -> Rates:
+    """Return what earlier runs on this machine measured; zeros if there were none.
+
+    Args:
+        cache_dir: the cache folder.
+        key: device and model.
+    """
+    return _read(cache_dir / RATES_NAME).get(str(key), Rates())
 
 
-def remember(cache_dir: Path, model: LoadedModel, summary: Summary) -> None:
-    """Add a run. A cache folder that cannot be written keeps no rates; that harms nothing."""
+def record_rates(cache_dir: Path, key: HistoryKey, summary: Summary) -> None:
+    """Add a run. Nothing is recorded if the cache folder is not writable.
+
+    Args:
+        cache_dir: the cache folder.
+        key: device and model.
+        summary: of the run.
+    """
     path = cache_dir / RATES_NAME
-    known = _read(path)
-    known[_key(model)] = known.get(_key(model), Rates()).with_run(summary, own_device=str(model.device) != "cpu")
-    data = {"format": _FORMAT, "rates": {key: asdict(rates) for key, rates in known.items()}}
+    all_rates = _read(path)
+    all_rates[str(key)] = all_rates.get(str(key), Rates()).with_run(summary, own_device=key.device != "cpu")
+    data = {"format": _FORMAT, "rates": {name: asdict(rates) for name, rates in all_rates.items()}}
     with contextlib.suppress(OSError), atomic_io.atomic_write(path) as f:
         f.write(json.dumps(data, indent=1).encode())
-
-
-def _key(model: LoadedModel) -> str:
-    who = model.identity
-    return " ".join((socket.gethostname(), str(model.device), who.encoder_id, who.model_id))
 
 
 def _read(path: Path) -> dict[str, Rates]:
@@ -118,4 +142,4 @@ def _read(path: Path) -> dict[str, Rates]:
             return {}
         return {str(key): Rates(**{name: values[name] + 0 for name in values}) for key, values in data["rates"].items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return {}  # none yet, or of another version: they come again with the next run
+        return {}  # missing, damaged or of another version: the next run writes it again

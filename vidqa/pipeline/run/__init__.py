@@ -1,1 +1,29 @@
-"""Package run."""
+"""The stages of a run: paths in, rows in a table out. Each stage is a generator over the one before it.
+
+scanning.py        paths -> media files
+hashing.py         -> the media_id of each file's content
+pending.py         -> the work that is not done yet
+prefetch.py        -> cached features, or decoded frames
+encode_stage.py    -> features of every segment
+answer_stage.py    -> rows, made by rows.py
+bookkeeping.py     -> the table; retry_policy.py and pruning.py decide about failed and removed files
+
+feature_stages.py connects hashing to encoding. run_context.py, run_options.py and loaded_model.py hold what the stages
+share. hardware_limit.py compares the throughput of a run with the hardware.
+"""
+
+from importlib import import_module
+
+_EXPORTS = {
+    "LoadedModel": "vidqa.pipeline.run.loaded_model",
+    "RunContext": "vidqa.pipeline.run.run_context",
+    "RunOptions": "vidqa.pipeline.run.run_options",
+    "encode_files": "vidqa.pipeline.run.feature_stages",
+}
+__all__ = ["LoadedModel", "RunContext", "RunOptions", "encode_files"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_EXPORTS[name]), name)

@@ -1,8 +1,7 @@
-"""Encoded files and their questions -> rows, one each, whatever happens: the LLM works in a thread of its own, beside
-decoding and encoding.
+"""Sixth stage of a run: features and questions -> rows. The LLM runs in a thread, in parallel to decoding and encoding.
 
-Knows the LLM; does not know where features come from or where rows go. A bounded queue hands files over, so that the
-stages before run ahead by a fixed number and memory does not grow with the archive.
+Every question of every file gets a row, also if it failed. Files go to the LLM's thread through a bounded queue, so the
+earlier stages run a fixed number of files ahead and memory does not grow with the archive.
 """
 
 from __future__ import annotations
@@ -18,139 +17,141 @@ from typing import cast
 from vidqa.errors import ItemError
 from vidqa.generate.engine import Engine, GenerationSettings, Request
 from vidqa.pipeline.monitor.reporter import StageClock
-from vidqa.pipeline.run.hardware_limit import add_work
+from vidqa.pipeline.run.hardware_limit import add_engine_stats
 from vidqa.pipeline.run.loaded_model import LoadedModel
 from vidqa.pipeline.run.rows import answered_row, failed_row
 from vidqa.pipeline.run.run_options import Identity, RunOptions, settings_of
 from vidqa.records import Answer, AnswerRow, EncodedItem, EncodedSegment, Question, WorkItem
 
-#: Files with their features that may wait for the LLM, beside those whose prompts it has taken.
+#: Capacity of the queue in files, in addition to those whose prompts the LLM has taken.
 _AHEAD = 4
-#: How long a thread waits before it looks whether it is still wanted.
-_PATIENCE_S = 0.1
+#: Longest wait on a queue or event before the stop flag is checked.
+_POLL_S = 0.1
 
 
 @dataclass(frozen=True)
 class Answered:
-    """A file with the rows of all its questions: complete, in order of question and time."""
+    """A file with all its rows, in order of question and time."""
 
     work: WorkItem
     rows: tuple[AnswerRow, ...]
-    cached: bool
+    seconds: float | None = None  # from features to rows; None if the file failed before it had features
 
 
 @dataclass
-class _Asked:
-    """A file at the LLM: its cells in the order of the rows, and the answers so far."""
+class _AskedFile:
+    """A file in the LLM's thread, with the answers so far."""
 
-    one: EncodedItem
-    cells: list[tuple[Question, EncodedSegment]]
-    answers: dict[int, Answer | ItemError] = field(default_factory=dict)
+    encoded: EncodedItem
+    prompts: list[tuple[Question, EncodedSegment]]  # in the order of the rows
+    arrived_at: float  # time.perf_counter()
+    answers: dict[int, Answer | ItemError] = field(default_factory=dict)  # by index of the prompt
 
 
-def answer_works(
+def answer_items(
     encoded: Iterable[EncodedItem], model: LoadedModel, options: RunOptions, clock: StageClock
 ) -> Iterator[Answered]:
-    """Ask every file its questions.
+    """Ask the questions of every file.
 
     Args:
         encoded: files with their features, or with the error that stopped them.
         model: its LLM is loaded when the first file with features arrives.
-        options: how the run is done.
-        clock: hears the seconds that the run waited for the LLM (`load`, `generate`), and what the LLM did.
+        options: of the run.
+        clock: receives the seconds that the run waited for the LLM (`load`, `generate`), and the LLM's throughput.
 
-    Returns:
-        One `Answered` a file, in the order in which they are finished; as many rows as questions times segments, or one
-        a question where there is no segment.
+    Yields:
+        One `Answered` per file, in the order in which the files are finished, with one row per question and segment, or
+        one row per question if there are no segments.
     """
-    who, arrivals = model.identity, iter(encoded)
-    stopped: KeyboardInterrupt | None = None
-    with _Thread(model, options, clock) as thread:
+    identity, arrivals = model.identity, iter(encoded)
+    interrupt: KeyboardInterrupt | None = None
+    with _LlmThread(model, options, clock) as thread:
         while True:
             try:
-                one = next(arrivals, None)
-            except KeyboardInterrupt as wish:  # what the LLM has taken is finished first: its rows stay
-                one, stopped = None, wish
-            if one is None:
+                item = next(arrivals, None)
+            except KeyboardInterrupt as error:  # first finish what the LLM has taken, so that its rows are kept
+                item, interrupt = None, error
+            if item is None:
                 break
-            if one.error is not None:
-                yield Answered(one.work, _failed_rows(one.work, one.error, who, options), one.cached)
+            if item.error is not None:
+                yield Answered(item.work, _failed_rows(item.work, item.error, identity, options))
                 continue
-            asked = _Asked(one, [(q, s) for q in one.work.questions for s in one.segments])
-            if not asked.cells:
-                yield Answered(one.work, (), one.cached)
+            prompts = [(question, segment) for question in item.work.questions for segment in item.segments]
+            if not prompts:
+                yield Answered(item.work, (), 0.0)
                 continue
-            while not thread.take(asked):
+            asked = _AskedFile(item, prompts, time.perf_counter())
+            while not thread.submit(asked):
                 thread.wait()
-                yield from (_answered(done, who, options) for done in thread.finished())
-            yield from (_answered(done, who, options) for done in thread.finished())
+                yield from (_answered(done, identity, options) for done in thread.finished())
+            yield from (_answered(done, identity, options) for done in thread.finished())
         thread.close()
-        # A stage of the clock may be where a signal is heard; after one, nothing but a second may end the finishing.
-        with clock.stage("generate") if stopped is None else nullcontext():
-            while thread.at_work:
+        # Entering a stage of the clock may raise a pending signal. After an interrupt, only a second one may end this.
+        with clock.stage("generate") if interrupt is None else nullcontext():
+            while thread.is_busy:
                 thread.wait(counts=False)
-                yield from (_answered(done, who, options) for done in thread.finished())
-    if stopped is not None:
-        raise stopped
+                yield from (_answered(done, identity, options) for done in thread.finished())
+    if interrupt is not None:
+        raise interrupt
 
 
-class _Thread:
-    """The LLM's thread as the main one sees it."""
+class _LlmThread:
+    """The LLM's thread, as the main thread uses it."""
 
     def __init__(self, model: LoadedModel, options: RunOptions, clock: StageClock) -> None:
         self._model, self._options, self._clock = model, options, clock
-        self._inbox: queue.Queue[_Asked | None] = queue.Queue(_AHEAD)
-        self._outbox: queue.SimpleQueue[_Asked | BaseException] = queue.SimpleQueue()
+        self._inbox: queue.Queue[_AskedFile | None] = queue.Queue(_AHEAD)
+        self._outbox: queue.SimpleQueue[_AskedFile | BaseException] = queue.SimpleQueue()
         self._stop = threading.Event()
-        self._progress = threading.Event()  # something left the inbox or reached the outbox
-        self._doing = "load"
-        self._n_given = self._n_back = 0
+        self._progress = threading.Event()  # set when a file leaves the inbox or reaches the outbox
+        self._stage = "load"
+        self._n_submitted = self._n_finished = 0
         self._thread = threading.Thread(target=self._run, name="vidqa-answer", daemon=True)
 
-    def __enter__(self) -> _Thread:
+    def __enter__(self) -> _LlmThread:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._stop.set()
         if self._thread.is_alive():
-            self._thread.join(timeout=10)  # a token, or the loading of a model, is not interrupted
+            self._thread.join(timeout=10)  # computing a token or loading a model cannot be interrupted
 
     @property
-    def at_work(self) -> bool:
-        """True while files that were taken have not come back."""
-        return self._n_back < self._n_given
+    def is_busy(self) -> bool:
+        """Whether submitted files are not finished yet."""
+        return self._n_finished < self._n_submitted
 
-    def take(self, asked: _Asked) -> bool:
-        """Hand a file over; False when the queue is full."""
-        if not self._n_given:
+    def submit(self, asked: _AskedFile) -> bool:
+        """Put a file into the queue; return False if the queue is full."""
+        if not self._n_submitted:
             self._thread.start()
         self._progress.clear()
         try:
             self._inbox.put_nowait(asked)
         except queue.Full:
             return False
-        self._n_given += 1
+        self._n_submitted += 1
         return True
 
     def close(self) -> None:
-        """No more files will come."""
-        if self._n_given:
+        """Mark the end of the files."""
+        if self._n_submitted:
             while self._thread.is_alive():
                 try:
-                    return self._inbox.put(None, timeout=_PATIENCE_S)
+                    return self._inbox.put(None, timeout=_POLL_S)
                 except queue.Full:
                     continue
 
     def wait(self, counts: bool = True) -> None:
-        """Wait for a moment, or until something happens; where it counts, that time belongs to what the thread does."""
+        """Wait briefly, or until something happens. If `counts`, the time is added to the thread's current stage."""
         start = time.perf_counter()
-        self._progress.wait(_PATIENCE_S)
+        self._progress.wait(_POLL_S)
         self._progress.clear()
         if counts:
-            self._clock.seconds[self._doing] += time.perf_counter() - start
+            self._clock.seconds[self._stage] += time.perf_counter() - start
 
-    def finished(self) -> Iterator[_Asked]:
-        """Files that came back. An error of the thread is raised here."""
+    def finished(self) -> Iterator[_AskedFile]:
+        """Yield files with all their answers. An error of the thread is raised here."""
         while True:
             try:
                 done = self._outbox.get_nowait()
@@ -158,13 +159,13 @@ class _Thread:
                 return
             if isinstance(done, BaseException):
                 raise done
-            self._n_back += 1
+            self._n_finished += 1
             yield done
 
     def _run(self) -> None:
         try:
             self._answer()
-        except BaseException as error:  # whatever it is belongs to the thread that waits, and is raised there
+        except BaseException as error:  # noqa: BLE001 - raised by `finished` in the main thread
             self._outbox.put(error)
             self._progress.set()
 
@@ -172,40 +173,46 @@ class _Thread:
         more = True
         first = self._inbox.get()
         engine = Engine(self._model.llava, generation_settings(self._model, self._options), self._options.batch_size)
-        self._doing = "generate"
+        self._stage = "generate"
         self._submit(engine, first)
         while (more or engine.busy) and not self._stop.is_set():
             while more and (engine.accepts_more or not engine.busy):
                 try:
-                    asked = self._inbox.get(timeout=0.0 if engine.busy else _PATIENCE_S)
+                    asked = self._inbox.get(timeout=0.0 if engine.busy else _POLL_S)
                 except queue.Empty:
                     break
                 self._progress.set()
                 more = asked is not None
                 self._submit(engine, asked)
             for tag, answer in engine.step():
-                whose, number = cast(tuple[_Asked, int], tag)
-                whose.answers[number] = answer
-                if len(whose.answers) == len(whose.cells):
-                    self._outbox.put(whose)
+                owner, number = cast(tuple[_AskedFile, int], tag)
+                owner.answers[number] = answer
+                if len(owner.answers) == len(owner.prompts):
+                    self._outbox.put(owner)
                     self._progress.set()
-        add_work(self._clock.meter, self._model, engine.stats)
+        add_engine_stats(self._clock.meter, self._model, engine.stats)
 
-    def _submit(self, engine: Engine, asked: _Asked | None) -> None:
-        for number, (question, segment) in enumerate(asked.cells if asked else ()):
+    def _submit(self, engine: Engine, asked: _AskedFile | None) -> None:
+        for number, (question, segment) in enumerate(asked.prompts if asked else ()):
             engine.submit((asked, number), _request(question, segment, self._options))
 
 
-def _answered(asked: _Asked, who: Identity, options: RunOptions) -> Answered:
+def _answered(asked: _AskedFile, identity: Identity, options: RunOptions) -> Answered:
+    work = asked.encoded.work
     rows = [
-        answered_row(asked.one.work, question, segment, asked.answers[i], who, settings_of(options, question))
-        for i, (question, segment) in enumerate(asked.cells)
+        answered_row(work, question, segment, asked.answers[i], identity, settings_of(options, question))
+        for i, (question, segment) in enumerate(asked.prompts)
     ]
-    return Answered(asked.one.work, tuple(rows), asked.one.cached)
+    return Answered(work, tuple(rows), time.perf_counter() - asked.arrived_at)
 
 
 def generation_settings(model: LoadedModel, options: RunOptions) -> GenerationSettings:
-    """What the bundle says, with what the user changed."""
+    """Return the generation settings of the bundle, overridden by those of the run.
+
+    Args:
+        model: has the bundle.
+        options: of the run.
+    """
     spec = model.bundle.spec.generation
     return GenerationSettings(
         max_new_tokens=options.max_new_tokens or spec.max_new_tokens,
@@ -223,5 +230,5 @@ def _request(question: Question, segment: EncodedSegment, options: RunOptions) -
     )
 
 
-def _failed_rows(work: WorkItem, error: ItemError, who: Identity, options: RunOptions) -> tuple[AnswerRow, ...]:
-    return tuple(failed_row(work, q, error, who, settings_of(options, q)) for q in work.questions)
+def _failed_rows(work: WorkItem, error: ItemError, identity: Identity, options: RunOptions) -> tuple[AnswerRow, ...]:
+    return tuple(failed_row(work, q, error, identity, settings_of(options, q)) for q in work.questions)

@@ -1,6 +1,6 @@
-"""Work -> Encoded: features of every segment, from the cache where they are, else decoded, encoded and stored.
+"""Fifth stage of a run: decoded frames -> features of every segment, encoded in batches and written to the cache.
 
-Knows the feed, the encoder and the feature store; does not know questions or tables.
+Files whose features were cached, and failed files, pass through.
 """
 
 from __future__ import annotations
@@ -16,50 +16,57 @@ from vidqa.cache.key import CacheKey
 from vidqa.errors import ItemError, MediaError
 from vidqa.pipeline.monitor.reporter import StageClock
 from vidqa.pipeline.run.loaded_model import LoadedModel
-from vidqa.pipeline.run.prefetch import Decoded
+from vidqa.pipeline.run.prefetch import DecodedItem
 from vidqa.records import DecodedSegment, EncodedItem, EncodedSegment, EncoderInput, Features
 
-#: Segments that go to the encoder together unless the user says otherwise.
+#: Segments per batch, unless the user sets a batch size.
 DEFAULT_BATCH = 16
-#: A batch that is not full goes after so long, so that slow decoding does not keep the LLM idle.
+#: An incomplete batch is encoded after this time, so that slow decoding does not keep the LLM idle.
 MAX_WAIT_S = 5.0
-#: Threads that write entries, and entries that may wait for them (4 MB each for a ViT-L and 8 frames).
-_WRITERS, _UNWRITTEN = 2, 16
+#: Threads that write cache entries, and entries that may wait for them (4 MB each for a ViT-L and 8 frames).
+_WRITERS, _MAX_UNWRITTEN = 2, 16
 
 
-def encode_works(
-    feed: Iterable[EncodedItem | Decoded],
+def encode_items(
+    prefetched: Iterable[EncodedItem | DecodedItem],
     model: LoadedModel,
     store: FeatureStore,
     clock: StageClock,
     batch_size: int | None = None,
 ) -> Iterator[EncodedItem]:
-    """Encode what arrives decoded, in batches that clips share; hand the rest through.
+    """Encode decoded files in batches that may span several files; pass all others through.
 
     Args:
-        feed: where the files come from; cached and failed ones are given back as they are.
+        prefetched: files from the prefetcher.
         model: its encoder is loaded when the first decoded file arrives.
-        store: gets every new segment.
-        clock: hears the seconds of `decode` (waiting for frames) and `encode`, and what both did.
-        batch_size: segments per batch, None for the default.
+        store: receives every new segment.
+        clock: receives the seconds spent in `decode` (waiting for frames) and `encode`, and the throughput of both.
+        batch_size: segments per batch; None for the default.
 
-    Returns:
-        One `EncodedItem` a file, in the order in which files become ready.
+    Yields:
+        One `EncodedItem` per file, in the order in which the files become ready.
+
+    Raises:
+        CacheError: the cache cannot be written.
     """
-    with _Writer(store) as writer:
-        yield from _encode(feed, model, writer, clock, batch_size or DEFAULT_BATCH)
+    with _CacheWriter(store) as writer:
+        yield from _encode(prefetched, model, writer, clock, batch_size or DEFAULT_BATCH)
 
 
 def _encode(
-    feed: Iterable[EncodedItem | Decoded], model: LoadedModel, writer: _Writer, clock: StageClock, full: int
+    prefetched: Iterable[EncodedItem | DecodedItem],
+    model: LoadedModel,
+    writer: _CacheWriter,
+    clock: StageClock,
+    batch_size: int,
 ) -> Iterator[EncodedItem]:
-    waiting: list[Decoded] = []
+    waiting: list[DecodedItem] = []
     n_waiting, since, started = 0, time.monotonic(), False
-    arrivals = iter(feed)
+    arrivals = iter(prefetched)
     while True:
         with clock.stage("decode"):
             arrival = next(arrivals, None)
-        if isinstance(arrival, Decoded) and not started:  # processes start, and files that need nothing are passed by
+        if isinstance(arrival, DecodedItem) and not started:  # the time for starting processes and skipping files
             started, clock.start_s = True, max(0.0, clock.seconds["decode"] - arrival.media.seconds)
         if isinstance(arrival, EncodedItem):
             yield arrival
@@ -67,7 +74,7 @@ def _encode(
         if arrival is not None:
             waiting.append(arrival)
             n_waiting += len(arrival.media.segments)
-        if n_waiting >= full or arrival is None or time.monotonic() - since > MAX_WAIT_S:
+        if n_waiting >= batch_size or arrival is None or time.monotonic() - since > MAX_WAIT_S:
             if waiting:
                 with clock.stage("load"):
                     encoder = model.encoder
@@ -76,83 +83,85 @@ def _encode(
             start = time.perf_counter()
             with clock.stage("encode"):
                 done = _encode_batch(waiting, model, writer)
-            _note(waiting, model, clock, time.perf_counter() - start)
+            _measure(waiting, model, clock, time.perf_counter() - start)
             yield from done
             waiting, n_waiting, since = [], 0, time.monotonic()
         if arrival is None:
             return
 
 
-class _Writer:
-    """Entries on their way to the disk, beside the encoder: waiting for the disk would cost more than a GPU's work.
+class _CacheWriter:
+    """Writes cache entries in threads, because waiting for the disk would take longer than encoding on a GPU.
 
-    A bounded number waits, so that a slow disk slows the run down and does not fill the memory.
+    The number of waiting entries is bounded: a slow disk slows the run down instead of filling the memory.
     """
 
     def __init__(self, store: FeatureStore) -> None:
         self._store = store
         self._pool = ThreadPoolExecutor(_WRITERS, thread_name_prefix="vidqa-cache")
-        self._waiting: deque[Future[None]] = deque()
+        self._pending: deque[Future[None]] = deque()
 
-    def __enter__(self) -> _Writer:
+    def __enter__(self) -> _CacheWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        self._pool.shutdown(wait=True)  # what is encoded stays, whatever ended the run
-        while kind is None and self._waiting:
-            self._waiting.popleft().result()
+        self._pool.shutdown(wait=True)  # also after an error: encoded features are kept
+        while kind is None and self._pending:
+            self._pending.popleft().result()
 
     def put(self, key: CacheKey, value: EncodedSegment) -> None:
-        """Write an entry soon.
+        """Schedule an entry to be written.
 
         Raises:
-            CacheError: an earlier one could not be written.
+            CacheError: an earlier entry could not be written.
         """
-        self._waiting.append(self._pool.submit(self._store.put, key, value))
-        while self._waiting and (len(self._waiting) > _UNWRITTEN or self._waiting[0].done()):
-            self._waiting.popleft().result()
+        self._pending.append(self._pool.submit(self._store.put, key, value))
+        while self._pending and (len(self._pending) > _MAX_UNWRITTEN or self._pending[0].done()):
+            self._pending.popleft().result()
 
 
-def _note(batch: Sequence[Decoded], model: LoadedModel, clock: StageClock, busy_s: float) -> None:
-    """Count what a batch cost, for the rates."""
+def _measure(batch: Sequence[DecodedItem], model: LoadedModel, clock: StageClock, busy_s: float) -> None:
+    """Add a batch to the throughput of decoding and encoding."""
     meter = clock.meter
     for decoded in batch:
         n_frames = sum(len(segment.frames.pts_s) for segment in decoded.media.segments)
-        meter.decode.add(n_frames, decoded.media.seconds / decoded.n_side_by_side)
+        meter.decode.add(n_frames, decoded.media.seconds / decoded.n_parallel)
         for segment in decoded.media.segments:
             kind = decoded.media.facts.kind
-            n_groups = len(segment.frames.pts_s) / model.encoder.session(kind).n_frames
-            meter.encode_operations += n_groups * model.encoder.flops(kind)
+            n_calls = len(segment.frames.pts_s) / model.encoder.session(kind).n_frames
+            meter.encode_operations += n_calls * model.encoder.flops(kind)
     meter.encode.add(sum(len(decoded.media.segments) for decoded in batch), busy_s)
 
 
-def _encode_batch(batch: Sequence[Decoded], model: LoadedModel, writer: _Writer) -> list[EncodedItem]:
-    """Encode and store the segments of some files."""
-    # The feed's transform has turned frames into the encoder's input inside the decode processes.
+def _encode_batch(batch: Sequence[DecodedItem], model: LoadedModel, writer: _CacheWriter) -> list[EncodedItem]:
+    """Encode and store the segments of several files."""
+    # The decode processes have already preprocessed the frames (the `transform` of the prefetcher's pool).
     inputs = [cast(EncoderInput, segment.frames) for decoded in batch for segment in decoded.media.segments]
     try:
         features = iter(model.encoder.encode(inputs) if inputs else [])
     except ItemError as error:
         if len(batch) == 1:
             return [EncodedItem(batch[0].work, error=error)]
-        # One of them is too much; alone, each can only fail for itself.
+        # Encode one file at a time, so that only the file that causes the error fails.
         return [one for decoded in batch for one in _encode_batch([decoded], model, writer)]
     return [_encoded(decoded, features, model, writer) for decoded in batch]
 
 
-def _encoded(decoded: Decoded, features: Iterator[Features], model: LoadedModel, writer: _Writer) -> EncodedItem:
-    """One file with its part of the batch's features, stored."""
+def _encoded(
+    decoded: DecodedItem, features: Iterator[Features], model: LoadedModel, writer: _CacheWriter
+) -> EncodedItem:
+    """Take the features of one file from those of its batch, and store them."""
     work, media = decoded.work, decoded.media
     segments = tuple(_with_facts(decoded, segment, next(features)) for segment in media.segments)
     if not segments:
-        return EncodedItem(work, error=MediaError("unreadable", f"{work.item.rel}: no segment holds a frame"))
+        return EncodedItem(work, error=MediaError("unreadable", f"{work.item.rel}: no segment contains a frame"))
     if work.media_id is not None:
         for before, after in zip(media.segments, segments, strict=True):
             writer.put(CacheKey(work.media_id, before.segment.key, model.bundle.encoder_id), after)
     return EncodedItem(work, segments, decode_s=media.seconds)
 
 
-def _with_facts(decoded: Decoded, segment: DecodedSegment, features: Features) -> EncodedSegment:
+def _with_facts(decoded: DecodedItem, segment: DecodedSegment, features: Features) -> EncodedSegment:
     frames = segment.frames
     return EncodedSegment(
         facts=decoded.media.facts,

@@ -1,7 +1,4 @@
-"""The meter of a run held against what the hardware allows.
-
-Knows the LLM's counts and the meter; does not know how either came about.
-"""
+"""Work of the LLM -> throughput of a run, compared with the limits of the hardware (a roofline model)."""
 
 from __future__ import annotations
 
@@ -11,30 +8,41 @@ from vidqa.generate.running_batch import EngineStats
 from vidqa.pipeline.monitor.throughput import ThroughputMeter
 from vidqa.pipeline.run.loaded_model import LoadedModel
 
-#: Shorter runs are not worth the half second that measuring takes.
-_WORTH_S = 5.0
+#: Shorter runs are not worth the half second that measuring the hardware takes.
+_MIN_BUSY_S = 5.0
 
 
-def add_work(meter: ThroughputMeter, model: LoadedModel, work: EngineStats) -> None:
-    """Take over what an engine did."""
-    meter.prefill.add(work.prefill_tokens, work.prefill_s)
-    meter.step.add(work.decode_tokens, work.decode_s)
-    meter.n_answers += work.answers
-    meter.prefill_operations += prefill_operations(model.llava, work.prefill_tokens)
-    meter.step_bytes += decode_bytes(model.llava, work)
+def add_engine_stats(meter: ThroughputMeter, model: LoadedModel, stats: EngineStats) -> None:
+    """Add the work of an engine to the throughput of a run.
+
+    Args:
+        meter: of the run.
+        model: of the engine.
+        stats: of the engine.
+    """
+    meter.prefill.add(stats.prefill_tokens, stats.prefill_s)
+    meter.step.add(stats.decode_tokens, stats.decode_s)
+    meter.n_answers += stats.answers
+    meter.prefill_operations += prefill_operations(model.llava, stats.prefill_tokens)
+    meter.step_bytes += decode_bytes(model.llava, stats)
 
 
-def hold_against_hardware(meter: ThroughputMeter, model: LoadedModel, *, always: bool = False) -> None:
-    """Measure the LLM's device, where the LLM was used and the run was long enough to ask.
+def measure_hardware(meter: ThroughputMeter, model: LoadedModel, *, always: bool = False) -> None:
+    """Measure the speed of the LLM's device, if the LLM was used and the run was long enough.
 
-    A device without room for it is not measured: the run itself has gone well.
+    Nothing is measured if the device is out of memory: the run itself has succeeded.
+
+    Args:
+        meter: receives the speed.
+        model: whose LLM was used.
+        always: measure after short runs, too.
     """
     busy_s = sum(stage.busy_s for stage in meter.stages.values())
-    if meter.step.n and (always or busy_s > _WORTH_S):
+    if meter.step.n and (always or busy_s > _MIN_BUSY_S):
         try:
             found = measure(model.llava.device, model.llava.dtype)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             return
-        meter.hold_against(found.matrix_per_s, found.copy_bytes_per_s)
+        meter.set_hardware_speed(found.matrix_per_s, found.copy_bytes_per_s)

@@ -1,7 +1,7 @@
-"""Which content a file has, and whether it still has it: a row and a cache entry must speak of what was really read.
+"""Second stage of a run: files -> the media_id of their content; and whether a file still has it after decoding.
 
-A file may grow, be replaced or vanish between the moment when its content is named (hashed) and the moment when its
-last frame is decoded. Knows files and the index; does not know models or tables.
+A file may grow, be replaced or disappear between hashing and the last decoded frame. Rows and cache entries must refer
+to the content that was actually read.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from vidqa.errors import ItemError, MediaError
 from vidqa.media.files import file_error
 from vidqa.records import DecodedMedia, MediaItem, WorkItem
 
-_TRIES = 3
-#: Files that are read side by side: a disk whose head must move gains nothing from more.
-_MOST_READERS = 4
+_ATTEMPTS = 3
+#: Files that are read in parallel. A disk with moving heads gains nothing from more.
+_MAX_READERS = 4
 
 
 def identify(index: MediaIndex, item: MediaItem) -> tuple[MediaItem, str]:
-    """Name the content of a file.
+    """Hash the content of a file, unless the index has the digest.
 
     Args:
-        index: remembers contents.
-        item: as the scan found it, perhaps hours ago.
+        index: digests of files that were hashed before.
+        item: as the scan found it, possibly hours ago.
 
     Returns:
-        The file with the size and time that belong to the content, and the content's media_id.
+        The file, with the size and time of the hashed content, and the media_id.
 
     Raises:
-        MediaError: gone, not readable, or it keeps changing.
+        MediaError: the file was removed, cannot be read, or keeps changing.
     """
-    for _ in range(_TRIES):
-        if (known := index.cached_media_id(item)) is not None:  # size and time of the scan are those of the content
-            return item, known
+    for _ in range(_ATTEMPTS):
+        if (media_id := index.cached_media_id(item)) is not None:  # size and time of the scan are those of the content
+            return item, media_id
         media_id = index.hash_file(item)
         try:
             now = os.stat(item.path)
@@ -50,26 +50,26 @@ def identify(index: MediaIndex, item: MediaItem) -> tuple[MediaItem, str]:
         if (now.st_size, now.st_mtime_ns) == (item.size, item.mtime_ns):
             return item, media_id
         item = replace(item, size=now.st_size, mtime_ns=now.st_mtime_ns)
-    raise changed(item.path)
+    raise changed_error(item.path)
 
 
-def identify_all(
+def hash_files(
     index: MediaIndex, items: Iterable[MediaItem], n_threads: int | None = None
 ) -> Iterator[tuple[MediaItem, str | ItemError]]:
-    """Name the contents of files, in their order, reading some ahead side by side.
+    """Hash files in order, reading several ahead in parallel.
 
-    One thread hashes 1.4 GB a second, and has half of what a disk or a network gives several.
+    One thread hashes 1.4 GB/s, but several readers get twice the throughput from a disk or network.
 
     Args:
-        index: remembers contents.
+        index: digests of files that were hashed before.
         items: as the scan found them.
-        n_threads: that read unknown files, None for the default; as many files again wait for them. They start with the
-            first such file, and whoever ends the iteration early does not wait for them.
+        n_threads: number of reading threads; None for the default. As many files again wait for them. The threads start
+            with the first file that has to be read. Ending the iteration early does not wait for them.
 
-    Returns:
-        What `identify` gives or raises, for each file; the file as the scan found it where it raises.
+    Yields:
+        For each file, what `identify` returns, or the file as the scan found it and the error.
     """
-    n_threads = n_threads or min(_MOST_READERS, cpu_threads())
+    n_threads = n_threads or min(_MAX_READERS, cpu_threads())
     source, more = iter(items), True
     ahead: deque[tuple[MediaItem, Future[tuple[MediaItem, str]]]] = deque()
     readers = _Readers(index, n_threads)
@@ -78,14 +78,14 @@ def identify_all(
             while more and len(ahead) < 2 * n_threads:
                 if (item := next(source, None)) is None:
                     more = False
-                elif not ahead and (known := index.cached_media_id(item)) is not None:
-                    yield item, known
+                elif not ahead and (media_id := index.cached_media_id(item)) is not None:
+                    yield item, media_id
                 else:
-                    ahead.append((item, readers.read(item)))
+                    ahead.append((item, readers.submit(item)))
             if ahead:
-                item, found = ahead.popleft()
+                item, result = ahead.popleft()
                 try:
-                    yield found.result()
+                    yield result.result()
                 except ItemError as error:
                     yield item, error
     finally:
@@ -93,48 +93,47 @@ def identify_all(
 
 
 class _Readers:
-    """Threads that name contents. Not an executor of the library: that one waits for a read that hangs."""
+    """Hashing threads. Not a ThreadPoolExecutor, because that would wait at exit for a read that hangs."""
 
     def __init__(self, index: MediaIndex, n_threads: int) -> None:
         self._index, self._n_threads = index, n_threads
-        self._asked: queue.SimpleQueue[tuple[MediaItem, Future[tuple[MediaItem, str]]] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[MediaItem, Future[tuple[MediaItem, str]]] | None] = queue.SimpleQueue()
         self._n_started = 0
         self._closed = False
 
-    def read(self, item: MediaItem) -> Future[tuple[MediaItem, str]]:
-        """`identify`, soon."""
-        found: Future[tuple[MediaItem, str]] = Future()
-        self._asked.put((item, found))
+    def submit(self, item: MediaItem) -> Future[tuple[MediaItem, str]]:
+        result: Future[tuple[MediaItem, str]] = Future()
+        self._queue.put((item, result))
         if self._n_started < self._n_threads:
             self._n_started += 1
             threading.Thread(target=self._run, name="vidqa-hash", daemon=True).start()
-        return found
+        return result
 
     def close(self) -> None:
-        """No more files; those that wait are not read."""
+        """Stop the threads without reading the files that still wait."""
         self._closed = True
         for _ in range(self._n_started):
-            self._asked.put(None)
+            self._queue.put(None)
 
     def _run(self) -> None:
-        while (asked := self._asked.get()) is not None and not self._closed:
-            item, found = asked
+        while (request := self._queue.get()) is not None and not self._closed:
+            item, result = request
             try:
-                found.set_result(identify(self._index, item))
-            except BaseException as error:  # belongs to whoever waits for it
-                found.set_exception(error)
+                result.set_result(identify(self._index, item))
+            except BaseException as error:  # noqa: BLE001 - raised by `result()` in the thread that waits for it
+                result.set_exception(error)
 
 
 def confirm(work: WorkItem, result: DecodedMedia | ItemError) -> tuple[WorkItem, DecodedMedia | ItemError]:
-    """What was decoded, if the file is still the one whose content was named; else why it does not count.
+    """Check after decoding that the file still has the content that was hashed.
 
     Args:
-        work: the file, as `identify` gave it.
-        result: of decoding it; also a failure may be that of another content.
+        work: the file, as `identify` returned it.
+        result: of decoding; a failure may also belong to other content.
 
     Returns:
-        Work without a media_id where the content is not known any more: its row says so, and gives way to true ones
-        as soon as the file can be read whole.
+        Work and result unchanged, or else the work without a media_id and the reason as an error. The row with that
+        error is replaced as soon as the complete file can be read.
     """
     try:
         now = os.stat(work.item.path)
@@ -142,11 +141,14 @@ def confirm(work: WorkItem, result: DecodedMedia | ItemError) -> tuple[WorkItem,
         return replace(work, media_id=None), file_error(work.item.path, error)
     if (now.st_size, now.st_mtime_ns) == (work.item.size, work.item.mtime_ns):
         return work, result
-    return replace(work, media_id=None), changed(work.item.path)
+    return replace(work, media_id=None), changed_error(work.item.path)
 
 
-def changed(path: str) -> MediaError:
-    """A file that somebody writes."""
-    return MediaError(
-        "changed", f"{display_path(path)}: the file changed while it was read", hint="run again when it is complete"
-    )
+def changed_error(path: str) -> MediaError:
+    """Return the error for a file that another process is writing.
+
+    Args:
+        path: of the file.
+    """
+    what = f"{display_path(path)}: the file changed while it was read"
+    return MediaError("changed", what, hint="run again when it is complete")

@@ -1,15 +1,15 @@
-"""Work -> its features from the cache, or its decoded frames: what can be prepared while the models compute.
+"""Fourth stage of a run: pending work -> cached features or decoded frames, prepared while the models compute.
 
-A thread of its own hashes files, reads the cache and keeps the decode processes busy; a bounded queue hands the results
-over, so that it runs ahead of the models by a fixed number of files and memory does not grow with the archive.
-Knows media and cache; does not know models, questions or tables.
+A separate thread pulls work from the stages before it (so hashing and the pending stage run in that thread), reads the
+cache and keeps the decode processes busy. Results go through a bounded queue, so the stage runs a fixed number of files
+ahead and memory does not grow with the archive.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -29,57 +29,58 @@ from vidqa.pipeline.run.hashing import confirm
 from vidqa.pipeline.run.run_options import RunOptions
 from vidqa.records import DecodedMedia, EncodedItem, EncodedSegment, WorkItem
 
-#: Files that may wait in the queue. Each holds at most its own features or prepared frames.
+#: Capacity of the queue in files. Each holds at most its own features or preprocessed frames.
 _AHEAD = 8
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """A file whose frames wait for the encoder."""
+class DecodedItem:
+    """A file whose frames are ready for the encoder."""
 
     work: WorkItem
     media: DecodedMedia
-    n_side_by_side: int = 1  # processes that decode beside each other
+    n_parallel: int = 1  # number of decode processes
 
 
 @dataclass(frozen=True)
 class _End:
-    """The last thing in the queue: no more work, or what stopped the thread."""
+    """Last entry of the queue: the end of the work, or the error that stopped the thread."""
 
     error: BaseException | None = None
 
 
-class Stopped(Exception):
-    """Raised inside the thread when nobody wants its results any more."""
+class _Stopped(Exception):
+    """Raised in the thread when its results are no longer needed."""
 
 
 class Prefetcher:
-    """Iterate over it to get `EncodedItem` (cached, or failed) and `Decoded`, in the order in which they are ready.
+    """Iterable of `EncodedItem` (cached or failed) and `DecodedItem`, in the order in which they become ready.
+
+    Use it as a context manager; leaving the block stops the thread.
 
     Args:
-        works: gives the iterator of work; called in the thread, and so may open what belongs to one thread. An
-            `EncodedItem` among it (a file that could not be read) is handed through.
-        bundle: says how frames are chosen and prepared, and which features are asked for.
+        work: pulled in the thread of the prefetcher. Each `EncodedItem` in it (an unreadable file) is passed through.
+        bundle: defines frame sampling, preprocessing and the encoder_id.
         store: the feature cache.
-        index: knows the facts of contents that were decoded before, and learns those of new ones.
-        options: how the run is done.
+        index: facts of files that were decoded before; facts of new files are added.
+        options: of the run.
     """
 
     def __init__(
         self,
-        works: Callable[[], Iterable[WorkItem | EncodedItem]],
+        work: Iterable[WorkItem | EncodedItem],
         bundle: Bundle,
         store: FeatureStore,
         index: MediaIndex,
         options: RunOptions,
     ) -> None:
-        self._works, self._bundle, self._store = works, bundle, store
+        self._work, self._bundle, self._store = work, bundle, store
         self._index, self._options = index, options
-        self._queue: queue.Queue[EncodedItem | Decoded | _End] = queue.Queue(_AHEAD)
+        self._queue: queue.Queue[EncodedItem | DecodedItem | _End] = queue.Queue(_AHEAD)
         self._stop = threading.Event()
-        self._waiting: dict[int, WorkItem] = {}
+        self._decoding: dict[int, WorkItem] = {}
         self._pool: DecodePool | None = None
-        self._thread = threading.Thread(target=self._run, name="vidqa-feed", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="vidqa-prefetch", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -88,38 +89,38 @@ class Prefetcher:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._stop.set()
         self._thread.join(timeout=1)
-        if self._thread.is_alive() and self._pool is not None:  # it waits for a file that takes long: give that up
+        if self._thread.is_alive() and self._pool is not None:  # it waits for a slow file: abandon that
             self._pool.close()
 
-    def __iter__(self) -> Iterator[EncodedItem | Decoded]:
+    def __iter__(self) -> Iterator[EncodedItem | DecodedItem]:
         while True:
             try:
-                got = self._queue.get(timeout=0.2)
-            except queue.Empty:  # short waits, so that Ctrl-C is heard on every system
+                entry = self._queue.get(timeout=0.2)
+            except queue.Empty:  # a short timeout, so that Ctrl-C is handled on every system
                 continue
-            if isinstance(got, _End):
-                if got.error is not None:
-                    raise got.error
+            if isinstance(entry, _End):
+                if entry.error is not None:
+                    raise entry.error
                 return
-            yield got
+            yield entry
 
     def _run(self) -> None:
         end = _End()
         try:
-            self._feed()
-        except Stopped:
+            self._prefetch()
+        except _Stopped:
             return
-        except BaseException as error:  # whatever it is belongs to the thread that iterates, and is raised there
+        except BaseException as error:  # noqa: BLE001 - raised by `__iter__` in the main thread
             end = _End(error)
         try:
             self._put(end)
-        except Stopped:
+        except _Stopped:
             return
 
-    def _feed(self) -> None:
-        jobs = self._jobs()
+    def _prefetch(self) -> None:
+        jobs = self._decode_jobs()
         first = next(jobs, None)
-        if first is None:  # all of it cached: no decode process is started
+        if first is None:  # everything is cached: no decode process is started
             return
         encoders = self._bundle.spec.encoders
         transform = partial(preprocess, image=encoders.image.preprocess, video=encoders.video.preprocess)
@@ -131,18 +132,18 @@ class Prefetcher:
             transform=transform,
         ) as self._pool:
             for job, outcome in self._pool.run(chain([first], jobs)):
-                work, result = confirm(self._waiting.pop(cast(int, job.tag)), outcome)
+                work, result = confirm(self._decoding.pop(cast(int, job.tag)), outcome)
                 if isinstance(result, ItemError):
                     self._put(EncodedItem(work, error=result))
                     continue
                 if work.media_id is not None:
                     self._index.store_facts(work.media_id, result.facts)
-                self._put(Decoded(work, result, n_workers))
+                self._put(DecodedItem(work, result, n_workers))
 
-    def _jobs(self) -> Iterator[DecodeJob]:
-        """Decode jobs; what is cached goes straight into the queue."""
+    def _decode_jobs(self) -> Iterator[DecodeJob]:
+        """Yield a job for each file that has to be decoded; put cached files straight into the queue."""
         sampling = self._bundle.spec.encoders.video.sampling
-        for number, work in enumerate(self._works()):
+        for number, work in enumerate(self._work):
             if isinstance(work, EncodedItem):
                 self._put(work)
                 continue
@@ -150,13 +151,13 @@ class Prefetcher:
             if cached is not None:
                 self._put(EncodedItem(work, cached, cached=True))
                 continue
-            self._waiting[number] = work
+            self._decoding[number] = work
             yield DecodeJob(
                 path=work.item.path, segments=work.segments or self._options.segment_s, sampling=sampling, tag=number
             )
 
     def _cached(self, work: WorkItem) -> tuple[EncodedSegment, ...] | None:
-        """All segments of a file, or None if one of them is not in the cache. Not read where nothing is asked."""
+        """Return all segments of a file from the cache, or None if one is missing; empty if they need not be read."""
         facts = self._index.facts(work.media_id) if work.media_id else None
         if facts is None or work.media_id is None:
             return None
@@ -166,19 +167,19 @@ class Prefetcher:
         ]
         if not work.read_features:
             return () if all(map(self._store.has, keys)) else None
-        found = []
+        segments = []
         for key in keys:
             entry = self._store.get(key)
             if entry is None:
                 return None
-            found.append(entry)
-        return tuple(found)
+            segments.append(entry)
+        return tuple(segments)
 
-    def _put(self, value: EncodedItem | Decoded | _End) -> None:
+    def _put(self, value: EncodedItem | DecodedItem | _End) -> None:
         while not self._stop.is_set():
             try:
                 self._queue.put(value, timeout=0.2)
                 return
             except queue.Full:
                 continue
-        raise Stopped
+        raise _Stopped

@@ -1,7 +1,4 @@
-"""Which files are really gone: for `--prune-missing`, which must not take a disk that is not mounted for an empty one.
-
-Knows the file system only.
-"""
+"""Which files were removed, for `--prune-missing`: an unmounted disk must not look like an empty archive."""
 
 from __future__ import annotations
 
@@ -12,52 +9,52 @@ from fnmatch import fnmatch
 from vidqa.media.scan import glob_root, is_glob
 
 
-def vanished(searched: Sequence[str]) -> Callable[[str], bool]:
-    """A function that tells of a place whether the file that lay there is gone.
+def removed_files(searched: Sequence[str]) -> Callable[[str], bool]:
+    """Return a function that returns whether the file at a path was removed.
 
-    It is only when the system says that there is nothing: a folder that may not be read, or a server that does not
-    answer, proves nothing; nor does an empty folder on the way to the file, for so a place looks where a disk is not
-    mounted. Places outside of what the run searched are none of its business.
+    A file counts as removed only if the file system reports that it does not exist. An unreadable folder or a server
+    that does not respond proves nothing. Neither does an empty folder on the way to the file, because that is what an
+    unmounted disk looks like. Paths that the run did not search are never removed.
 
     Args:
         searched: files, folders and globs of the run.
     """
-    roots = tuple(_search(path) for path in searched)
+    roots = tuple(_search_root(path) for path in searched)
 
-    def gone(place: str) -> bool:
-        root = next((root for root, pattern in roots if _below(place, root, pattern)), None)
-        if root is None or not _absent(place):
+    def is_removed(path: str) -> bool:
+        root = next((root for root, pattern in roots if _is_searched(path, root, pattern)), None)
+        if root is None or not _does_not_exist(path):
             return False
-        if place == root:  # the file itself was named
-            root = os.path.dirname(place)
-        folder = os.path.dirname(place)
-        while not os.path.isdir(folder) and len(folder) > len(root):  # also where a file has taken its name
+        if path == root:  # the user named this file
+            root = os.path.dirname(path)
+        folder = os.path.dirname(path)
+        while not os.path.isdir(folder) and len(folder) > len(root):  # also if a file now has the name of the folder
             folder = os.path.dirname(folder)
-        return _holds_something(folder)
+        return _has_entries(folder)
 
-    return gone
+    return is_removed
 
 
-def _search(path: str) -> tuple[str, list[str]]:
-    """The folder (or file) that a path of the user searches, and the names that a glob asks for below it."""
+def _search_root(path: str) -> tuple[str, list[str]]:
+    """Return the folder or file that a path of the user searches, and the parts of its glob below that."""
     if not is_glob(path):
         return os.path.abspath(path), []
     root = os.path.abspath(glob_root(path))
-    return root, _names(os.path.abspath(path), root)
+    return root, _parts(os.path.abspath(path), root)
 
 
-def _below(place: str, root: str, pattern: list[str]) -> bool:
-    if place != root and not place.startswith(root.rstrip(os.sep) + os.sep):
+def _is_searched(path: str, root: str, pattern: list[str]) -> bool:
+    if path != root and not path.startswith(root.rstrip(os.sep) + os.sep):
         return False
-    return _matches(_names(place, root), pattern)
+    return _matches(_parts(path, root), pattern)
 
 
-def _names(place: str, root: str) -> list[str]:
-    return [name for name in place[len(root) :].split(os.sep) if name]
+def _parts(path: str, root: str) -> list[str]:
+    return [name for name in path[len(root) :].split(os.sep) if name]
 
 
 def _matches(names: list[str], pattern: list[str]) -> bool:
-    """Whether a glob finds a file, or a folder above it, which is searched with all below it."""
+    """Return whether a glob matches a file, or a folder above it, which is then searched recursively."""
     if not pattern:
         return True
     if pattern[0] == "**":
@@ -65,7 +62,7 @@ def _matches(names: list[str], pattern: list[str]) -> bool:
     return bool(names) and fnmatch(names[0], pattern[0]) and _matches(names[1:], pattern[1:])
 
 
-def _absent(path: str) -> bool:
+def _does_not_exist(path: str) -> bool:
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -75,7 +72,7 @@ def _absent(path: str) -> bool:
     return False
 
 
-def _holds_something(folder: str) -> bool:
+def _has_entries(folder: str) -> bool:
     try:
         with os.scandir(folder) as entries:
             return next(entries, None) is not None

@@ -1,12 +1,9 @@
-"""How often in a row a question about a content has failed, kept from night to night beside the table.
+"""When failed rows are tried again: counts of failed runs, kept in a file next to the table.
 
-A night is a run that asked: clocks do not come into it, so one that is set back changes nothing, and a run by hand
-counts as one. After three failed nights a row is in quarantine: `--retry failed` passes it over, and tries it again
-only after 7, then 14, then every 28 further runs. A changed file has another content, and so starts anew; `--retry all`
-asks everything. Files whose content cannot be read at all have no name to be counted under: they are tried every night,
-which costs next to nothing.
-
-Knows contents, questions and one JSON file; does not know the table's rows.
+A failed row is counted once per run that asked for it, independent of the clock. After three failed runs in a row it is
+quarantined: `--retry failed` skips it, and tries it again only after 7, then 14, then every 28 further runs. A file
+that changes has new content and starts from zero; `--retry all` ignores the counts. Files that cannot be read have no
+media_id to count under; they are tried in every run, which costs almost nothing.
 """
 
 from __future__ import annotations
@@ -24,80 +21,96 @@ from vidqa.records import AnswerRow
 
 log = logging.getLogger(__name__)
 
-#: Failures in a row that put a row into quarantine.
+#: Failed runs in a row after which a row is quarantined.
 QUARANTINE_AFTER = 3
-#: Runs with `--retry failed` that pass it over before it is tried again: after the third failure, the fourth, ...
+#: Runs with `--retry failed` that skip it before it is tried again: after the third failure, the fourth, ...
 BACK_OFF = (7, 14, 28)
 
 _FORMAT = 1
 
-#: media_id, question text, model_id, settings_id: what a row is known by.
+#: What identifies a row: media_id, question text, model_id, settings_id.
 Key = tuple[str, str, str, str]
 
 
 @dataclass
 class Failure:
-    """One row that failed the last time it was asked for."""
+    """One row that failed when it was last asked for. The fields are those of the JSON file."""
 
     media_id: str
     question: str
     model_id: str
     settings_id: str
-    path: str  # for people; as it was found last
+    path: str  # for people; where the file was last found
     error_kind: str
-    n_failed: int = 0  # nights in a row
-    n_skipped: int = 0  # runs that passed it over since then
+    n_failed: int = 0  # runs in a row
+    n_skipped: int = 0  # runs that skipped it since then
 
     @property
     def key(self) -> Key:
-        """What the row is known by."""
+        """What identifies the row."""
         return self.media_id, self.question, self.model_id, self.settings_id
 
     @property
-    def quarantined(self) -> bool:
-        """Whether it has failed too often to be tried every night."""
+    def is_quarantined(self) -> bool:
+        """Whether it has failed too often to be tried in every run."""
         return self.n_failed >= QUARANTINE_AFTER
 
 
 class RetryPolicy:
-    """The failures of one table. A missing or damaged file counts as none: files are then tried a few times more.
+    """The failure counts of one table. Without a usable file all counts are zero: rows are tried a few more times.
 
     Args:
-        table: path of the table; the file lies beside it, as `TABLE.failures.json`, and goes when nothing fails.
+        table: path of the table. The counts are in `TABLE.failures.json` next to it; the file is removed when no row
+            fails any more.
     """
 
     def __init__(self, table: str | os.PathLike[str]) -> None:
         table = Path(os.path.realpath(table))
         self.path = table.with_name(f"{table.name}.failures.json")
-        self._known: dict[Key, Failure] = {}
+        self._failures: dict[Key, Failure] = {}
         self._changed = False
 
     def load(self) -> RetryPolicy:
-        """Read what earlier runs left."""
+        """Read the counts of earlier runs. Returns the object itself."""
         try:
             data = json.loads(self.path.read_bytes())
-            known = [Failure(**one) for one in data["failures"]]
-            if data["format"] != _FORMAT or not all(isinstance(f.n_failed + f.n_skipped, int) for f in known):
+            failures = [Failure(**one) for one in data["failures"]]
+            if data["format"] != _FORMAT or not all(isinstance(f.n_failed + f.n_skipped, int) for f in failures):
                 raise ValueError("another format")
         except FileNotFoundError:
             return self
         except (OSError, ValueError, TypeError, KeyError) as error:
-            log.warning(
-                "%s cannot be used (%s): the nights of failure are counted anew", display_path(str(self.path)), error
-            )
+            log.warning("%s cannot be used (%s): failures are counted from zero", display_path(str(self.path)), error)
             return self
-        self._known = {failure.key: failure for failure in known}
+        self._failures = {failure.key: failure for failure in failures}
         return self
 
-    def quarantined(self, key: Key) -> bool:
-        """Whether a row is in quarantine."""
-        failure = self._known.get(key)
-        return failure is not None and failure.quarantined
+    def is_quarantined(self, key: Key) -> bool:
+        """Return whether a row is quarantined.
 
-    def passes_over(self, key: Key) -> bool:
-        """Whether a run that asks failed rows again leaves this one out; counts that it did."""
-        failure = self._known.get(key)
-        if failure is None or not failure.quarantined:
+        Args:
+            key: of the row.
+        """
+        failure = self._failures.get(key)
+        return failure is not None and failure.is_quarantined
+
+    def n_failed(self, key: Key) -> int:
+        """Return in how many runs in a row a row has failed.
+
+        Args:
+            key: of the row.
+        """
+        failure = self._failures.get(key)
+        return 0 if failure is None else failure.n_failed
+
+    def skip(self, key: Key) -> bool:
+        """Return whether `--retry failed` skips a row in this run; if so, the skip is counted.
+
+        Args:
+            key: of the row.
+        """
+        failure = self._failures.get(key)
+        if failure is None or not failure.is_quarantined:
             return False
         wait = BACK_OFF[min(failure.n_failed - QUARANTINE_AFTER, len(BACK_OFF) - 1)]
         if failure.n_skipped >= wait:
@@ -106,11 +119,11 @@ class RetryPolicy:
         self._changed = True
         return True
 
-    def note(self, rows: Iterable[AnswerRow]) -> None:
-        """Count the outcome of one night.
+    def record(self, rows: Iterable[AnswerRow]) -> None:
+        """Count the outcome of one run.
 
         Args:
-            rows: all rows of a file and its questions; a question fails when one of its segments does.
+            rows: all rows of one file. A question counts as failed if one of its segments failed.
         """
         outcome: dict[Key, AnswerRow] = {}
         for row in rows:
@@ -120,30 +133,34 @@ class RetryPolicy:
                     outcome[key] = row
         for key, row in outcome.items():
             if row.status != "failed":
-                self._changed |= self._known.pop(key, None) is not None
+                self._changed |= self._failures.pop(key, None) is not None
                 continue
-            failure = self._known.setdefault(key, Failure(*key, row.path, str(row.error_kind)))
+            failure = self._failures.setdefault(key, Failure(*key, row.path, str(row.error_kind)))
             failure.path, failure.error_kind = row.path, str(row.error_kind)
             failure.n_failed, failure.n_skipped = failure.n_failed + 1, 0
             self._changed = True
 
-    def keep(self, has_rows: Callable[[Key], bool]) -> None:
-        """Forget the failures of rows that are not in the table any more."""
-        gone = [key for key in self._known if not has_rows(key)]
-        for key in gone:
-            del self._known[key]
-        self._changed |= bool(gone)
+    def drop_unless(self, has_rows: Callable[[Key], bool]) -> None:
+        """Drop the counts of rows that are no longer in the table.
+
+        Args:
+            has_rows: returns whether the table has rows for a key.
+        """
+        dropped = [key for key in self._failures if not has_rows(key)]
+        for key in dropped:
+            del self._failures[key]
+        self._changed |= bool(dropped)
 
     def save(self) -> None:
-        """Write what changed. To be called after the table has its rows: a kill in between loses one night's count.
+        """Write the counts if they changed. Call it after the table is written: a kill in between loses one count.
 
-        A file that cannot be written costs the counts and not the run.
+        If the file cannot be written, a warning is logged and the run continues.
         """
         if not self._changed:
             return
         try:
-            if self._known:
-                data = {"format": _FORMAT, "failures": [asdict(failure) for failure in self._known.values()]}
+            if self._failures:
+                data = {"format": _FORMAT, "failures": [asdict(failure) for failure in self._failures.values()]}
                 with atomic_io.atomic_write(self.path) as f:
                     f.write(json.dumps(data, indent=0).encode())
             else:

@@ -1,7 +1,4 @@
-"""Answers and errors -> AnswerRow: the one place where a row is made.
-
-Pure, but for the clock; knows no model and no table.
-"""
+"""Answers and errors -> AnswerRow. All rows are made here."""
 
 from __future__ import annotations
 
@@ -19,20 +16,20 @@ def answered_row(
     question: Question,
     segment: EncodedSegment,
     answer: Answer | ItemError,
-    who: Identity,
+    identity: Identity,
     settings: str,
 ) -> AnswerRow:
-    """The row of one segment and one question.
+    """Return the row for one question about one segment.
 
     Args:
         work: the file.
-        question: what was asked.
-        segment: what the model saw.
-        answer: what it said, or why it said nothing.
-        who: what produced the row.
+        question: of the file.
+        segment: of the file.
+        answer: of the model, or the reason why there is none.
+        identity: what produced the answer.
         settings: the `settings_id`.
     """
-    values = _common(work, question, who, settings) | _facts(segment.facts)
+    values = _common(work, question, identity, settings) | _facts(segment.facts)
     values |= {"start_s": segment.start_s, "end_s": segment.end_s, "frame_times_s": segment.frame_times_s}
     values["n_repeated_frames"] = sum(segment.repeated)
     if isinstance(answer, ItemError):
@@ -48,25 +45,33 @@ def answered_row(
     return AnswerRow(**values)
 
 
-def failed_row(work: WorkItem, question: Question, error: ItemError, who: Identity, settings: str) -> AnswerRow:
-    """The row of a file that gave no segment at all."""
-    return AnswerRow(**_common(work, question, who, settings) | _failure(error, work))
+def failed_row(work: WorkItem, question: Question, error: ItemError, identity: Identity, settings: str) -> AnswerRow:
+    """Return the row for one question about a file that has no segments because it failed.
+
+    Args:
+        work: the file.
+        question: of the file.
+        error: why the file failed.
+        identity: what would have produced the answer.
+        settings: the `settings_id`.
+    """
+    return AnswerRow(**_common(work, question, identity, settings) | _failure(error, work))
 
 
-def _common(work: WorkItem, question: Question, who: Identity, settings: str) -> dict[str, Any]:
-    """Every column, most of them still null."""
-    nothing = dict.fromkeys(AnswerRow.__dataclass_fields__)
-    return nothing | {
+def _common(work: WorkItem, question: Question, identity: Identity, settings: str) -> dict[str, Any]:
+    """Return all columns; those that depend on the answer are null."""
+    nulls = dict.fromkeys(AnswerRow.__dataclass_fields__)
+    return nulls | {
         "media_id": work.media_id,
         "path": work.item.rel,
         "root": work.item.root,
         "question_id": question.id,
         "question": question.text,
-        "model": who.model,
-        "model_id": who.model_id,
-        "encoder_id": who.encoder_id,
+        "model": identity.model,
+        "model_id": identity.model_id,
+        "encoder_id": identity.encoder_id,
         "settings_id": settings,
-        "vidqa_version": who.vidqa_version,
+        "vidqa_version": identity.vidqa_version,
         "created_at": datetime.now(UTC),
     }
 

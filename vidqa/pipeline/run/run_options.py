@@ -1,7 +1,4 @@
-"""How a run is done and what it is for: the values that every stage of the pipeline shares.
-
-Pure values; knows no stage.
-"""
+"""Options of a run, and what identifies the model and settings that produced a row."""
 
 from __future__ import annotations
 
@@ -23,29 +20,28 @@ def _user_cache() -> Path:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a run is done.
+    """Options of a run.
 
-    `segment_s` and `max_new_tokens` change answers and are part of `settings_id`; the rest changes speed and where
-    things lie, never an answer. Equal values are kept in one form: a path as text becomes a `Path`, `~` the home
-    folder, numbers of numpy Python's own.
+    `segment_s` and `max_new_tokens` change answers and are part of `settings_id`; the other options never change an
+    answer. Values are normalized: text to `Path`, `~` to the home folder, numpy numbers to Python numbers.
 
     Raises:
-        UsageError: lists every value that cannot be.
+        UsageError: lists all invalid values.
     """
 
-    cache_dir: Path = field(default_factory=_user_cache)  # VIDQA_CACHE, else the user's cache
-    segment_s: float | None = None  # None: the whole clip is one segment
-    max_new_tokens: int | None = None  # None: what the bundle says
-    batch_size: int | None = None  # None: chosen by the stage
+    cache_dir: Path = field(default_factory=_user_cache)  # default: VIDQA_CACHE, else the user's cache folder
+    segment_s: float | None = None  # None: each video is one segment
+    max_new_tokens: int | None = None  # None: the bundle's own
+    batch_size: int | None = None  # None: chosen by each stage
     timeout_s: float = 120.0  # per file, for decoding
-    n_workers: int | None = None  # decode processes; None: by the number of cores
+    n_workers: int | None = None  # decode processes; None: one per core
     memory_bytes: int = 4 << 30  # per decode process
-    retry: Literal["failed", "all"] | None = None  # what failed is asked again; `failed`: but for quarantine
-    prune_missing: bool = False  # rows of files that vanished go
+    retry: Literal["failed", "all"] | None = None  # which failed rows to try again; `failed` skips quarantined ones
+    prune_missing: bool = False  # drop the rows of removed files
 
     def __post_init__(self) -> None:
-        wrong = []
-        for name, what in (("segment_s", "segment length"), ("timeout_s", "timeout")):
+        problems = []
+        for name, title in (("segment_s", "segment length"), ("timeout_s", "timeout")):
             value = getattr(self, name)
             if name == "segment_s" and value is None:
                 continue
@@ -53,7 +49,7 @@ class RunOptions:
             if 0 < seconds < float("inf"):
                 object.__setattr__(self, name, seconds)
             else:
-                wrong.append(f"{what} must be a positive number of seconds, got {value!r}")
+                problems.append(f"{title} must be a positive number of seconds, got {value!r}")
         for name in ("max_new_tokens", "batch_size", "n_workers", "memory_bytes"):
             value = getattr(self, name)
             if name != "memory_bytes" and value is None:
@@ -62,20 +58,20 @@ class RunOptions:
             if number >= 1:
                 object.__setattr__(self, name, number)
             else:
-                wrong.append(f"{name} must be a whole number of at least 1, got {value!r}")
+                problems.append(f"{name} must be a whole number of at least 1, got {value!r}")
         if isinstance(self.cache_dir, str | os.PathLike):
             object.__setattr__(self, "cache_dir", Path(self.cache_dir).expanduser())
         else:
-            wrong.append(f"cache_dir must be a folder, got {self.cache_dir!r}")
+            problems.append(f"cache_dir must be a folder, got {self.cache_dir!r}")
         if self.retry not in (None, "failed", "all"):
-            wrong.append(f"retry must be 'failed' or 'all', got {self.retry!r}")
-        if wrong:
-            raise UsageError("\n".join(wrong))
+            problems.append(f"retry must be 'failed' or 'all', got {self.retry!r}")
+        if problems:
+            raise UsageError("\n".join(problems))
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What produced a row."""
+    """The model and version that produced a row."""
 
     model: str
     model_id: str
@@ -84,5 +80,10 @@ class Identity:
 
 
 def settings_of(options: RunOptions, question: Question) -> str:
-    """The `settings_id` of a question: digest of what, outside the bundle, changes its answer."""
+    """Return the `settings_id` of a question: a digest of all settings outside the bundle that change its answer.
+
+    Args:
+        options: of the run.
+        question: may have its own limit of tokens.
+    """
     return settings_id(options.segment_s, {"max_new_tokens": options.max_new_tokens}, question)

@@ -1,4 +1,4 @@
-"""What decoder processes do in the tests of bad weather. Imported there by name, so it is no test module."""
+"""Faults that tests inject into decode processes, which import this module by name."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from vidqa.records import EncoderInput, FrameBatch, MediaFacts
 SEGFAULT, OOM_KILLED, HANGS, GREEDY = 34, 36, 38, 40
 
 
-def strike(frames: FrameBatch, **how: object) -> EncoderInput:
-    """As `preprocess`, but for frames of certain widths, which do to their process what a bad file does to a decoder."""
+def faulty_preprocess(frames: FrameBatch, **settings: object) -> EncoderInput:
+    """Like `preprocess`, but frames of certain widths crash, hang or exhaust the process as a bad file does."""
     width = frames.pixels.shape[2]
     if width == SEGFAULT:
         os.kill(os.getpid(), signal.SIGSEGV)
@@ -26,18 +26,18 @@ def strike(frames: FrameBatch, **how: object) -> EncoderInput:
         time.sleep(600)
     if width == GREEDY:
         np.ones(100 << 27)  # 100 GB
-    return preprocess(frames, **how)  # type: ignore[arg-type]
+    return preprocess(frames, **settings)  # type: ignore[arg-type]
 
 
-def strike_probe(path: str) -> MediaFacts:
-    """As `probe`, but one file does to its process what a bad file does to a demuxer."""
+def faulty_probe(path: str) -> MediaFacts:
+    """Like `probe`, but one file crashes the process as a bad file crashes a demuxer."""
     if "segfault" in path:
         os.kill(os.getpid(), signal.SIGSEGV)
     return probe(path)
 
 
-def strike_look(path: str) -> bool:
-    """As `has_video_stream`, with the same exception."""
+def faulty_has_video_stream(path: str) -> bool:
+    """Like `has_video_stream`, with the same exception."""
     if "segfault" in path:
         os.kill(os.getpid(), signal.SIGSEGV)
     return has_video_stream(path)

@@ -1,4 +1,4 @@
-"""What `vidqa ask` does not import when it answers from the cache: start-up is imports, so the list is held."""
+"""What `vidqa ask` does not import when it answers from the cache, because imports dominate the start-up time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from vidqa.pipeline.ask import ask
 from vidqa.pipeline.run.run_options import RunOptions
 
-#: Packages, and parts of torch that it leaves out itself until they are used.
+#: Packages, and parts of torch that torch itself imports on demand.
 NOT_IMPORTED = (
     "transformers",
     "accelerate",
@@ -42,7 +42,7 @@ print(json.dumps([code, sorted(sys.modules)]))
 """
 
 
-def test_a_cached_answer_imports_no_more_than_it_needs(
+def test_a_cached_answer_imports_only_what_it_needs(
     tiny_bundle: Path, tmp_path: Path, make_clip: Callable[..., Path]
 ) -> None:
     clip, cache = make_clip(tmp_path / "a.mp4"), tmp_path / "cache"

@@ -1,4 +1,4 @@
-"""Events: one line each, whatever stands in them; and a log that fails does not take the run along."""
+"""Events are one line each whatever they contain, and a log that cannot be written does not stop the run."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ def test_json_has_the_same_fields():
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/dev/full is Linux's")
-def test_a_full_disk_ends_the_log_and_not_the_run(capsys):
+def test_a_full_disk_stops_the_log_but_not_the_run(capsys):
     reporter = Reporter()
-    with RunScope(reporter, log="/dev/full"):  # what is in the buffer cannot be flushed at the end either
+    with RunScope(reporter, log="/dev/full"):  # the buffer cannot be flushed at the end either
         reporter.event("decode", "ok")
     assert capsys.readouterr().err.count("No space left") == 1
 
 
-def test_log_and_metrics_that_cannot_be_are_said_before_any_work(tmp_path):
-    for wrong in (
+def test_log_and_metrics_paths_are_checked_before_any_work(tmp_path):
+    for arguments in (
         {"log": str(tmp_path)},
         {"log": str(tmp_path / "no" / "a.log")},
         {"metrics": str(tmp_path / "no/x")},
         {"metrics": str(tmp_path)},
     ):
         with pytest.raises(UsageError):
-            RunScope(Reporter(), **wrong)
+            RunScope(Reporter(), **arguments)

@@ -1,4 +1,4 @@
-"""Whole runs and their storage: a full disk, a cache that is eaten, rows that are safe before the run ends."""
+"""Runs and their storage: a full disk, a read-only cache, disappearing entries, and rows that are safe early."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vidqa.tables.formats import read_table
 
 
 def fill(folder: Path, leave: int) -> None:
-    """Take all room but `leave` bytes."""
+    """Fill a disk except for `leave` bytes."""
     with (folder / "ballast").open("wb", buffering=0) as f:
         while True:
             try:
@@ -24,7 +24,7 @@ def fill(folder: Path, leave: int) -> None:
         f.truncate(max(0, f.tell() - leave))
 
 
-def test_no_room_in_the_cache(vidqa, clips, make_clip, small_disk, tmp_path):
+def test_disk_full_for_the_cache(vidqa, clips, make_clip, small_disk, tmp_path):
     for i in range(6):
         make_clip(clips / f"more{i}.mp4", seed=50 + i)
     cache = small_disk / "cache"
@@ -38,11 +38,11 @@ def test_no_room_in_the_cache(vidqa, clips, make_clip, small_disk, tmp_path):
     assert n_finished < 9
     (small_disk / "ballast").unlink()
     done = vidqa("describe", clips, "--out", tmp_path / "t.parquet", "--cache-dir", cache, "--json")
-    assert done.code == 0 and json.loads(done.out)["known"].get("ok", 0) == n_finished
+    assert done.code == 0 and json.loads(done.out)["existing"].get("ok", 0) == n_finished
     assert read_table(tmp_path / "t.parquet")["status"].to_list() == ["ok"] * 9
 
 
-def test_a_cache_that_may_only_be_read_serves(vidqa, clips, make_clip, small_disk, mount, tmp_path):
+def test_a_read_only_cache_is_used(vidqa, clips, make_clip, small_disk, mount, tmp_path):
     cache = small_disk / "cache"
     assert vidqa("describe", clips, "--out", tmp_path / "t.parquet", "--cache-dir", cache).code == 0
     mount("-o", "remount,ro", str(small_disk))
@@ -58,7 +58,7 @@ def test_a_cache_that_may_only_be_read_serves(vidqa, clips, make_clip, small_dis
 
 
 @pytest.mark.parametrize("name", ["t.parquet", "set/"])
-def test_no_room_for_the_table(vidqa, clips, small_disk, name):
+def test_disk_full_for_the_table(vidqa, clips, small_disk, name):
     out = f"{small_disk}/{name}"
     assert vidqa("describe", clips / "a.mp4", "--out", out).code == 0
     before = read_table(out)
@@ -69,28 +69,28 @@ def test_no_room_for_the_table(vidqa, clips, small_disk, name):
     assert read_table(out).equals(before)
     (small_disk / "ballast").unlink()
     done = vidqa("describe", clips, "--out", out, "--json")
-    assert done.code == 0 and json.loads(done.out)["clips"]["cached"] in (0, 2)  # 0: the rows lay in a part
+    assert done.code == 0 and json.loads(done.out)["clips"]["cached"] in (0, 2)  # 0 if the rows were in a part file
     assert sorted(read_table(out)["path"]) == ["a.mp4", "b.mp4", "deeper/c.mp4"]
 
 
-def test_a_cache_that_is_eaten_from_under_the_run(vidqa, clips, tmp_path, surroundings, monkeypatch):
+def test_cache_entries_that_disappear_during_the_run(vidqa, clips, tmp_path, environment, monkeypatch):
     from vidqa.cache.feature_store import FeatureStore
 
     vidqa("encode", clips)
     read = FeatureStore.get
 
-    def eaten(self, key):
+    def damaging(self, key):
         entry = self.path(key)
         if victims and entry.exists():
             victims.pop()(entry)
         return read(self, key)
 
     victims = [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:100])]
-    monkeypatch.setattr(FeatureStore, "get", eaten)
+    monkeypatch.setattr(FeatureStore, "get", damaging)
     done = vidqa("describe", clips, "--out", tmp_path / "t.parquet", "--json")
     assert done.code == 0 and not victims
     assert json.loads(done.out)["clips"] == {"done": 3, "cached": 1, "failed": 0}
-    assert not verify(Path(surroundings["VIDQA_CACHE"])).damaged
+    assert not verify(Path(environment["VIDQA_CACHE"])).damaged
 
 
 def test_a_finished_row_is_safe_while_the_next_file_takes_long(vidqa, clips, tmp_path, monkeypatch):
@@ -98,12 +98,12 @@ def test_a_finished_row_is_safe_while_the_next_file_takes_long(vidqa, clips, tmp
     from vidqa.pipeline.run import bookkeeping
 
     parts, safe = tmp_path / "t.parquet.parts", []
-    answer_works = describe.answer_works
+    answer_items = describe.answer_items
 
     def slow(*arguments):
-        for answered in answer_works(*arguments):
+        for answered in answer_items(*arguments):
             yield answered
-            if not safe:  # nothing more is finished until somebody has looked at the clock
+            if not safe:  # no other file is finished until the timer has run
                 for _ in range(600):
                     if list(parts.glob("0*.parquet")):
                         break
@@ -111,8 +111,8 @@ def test_a_finished_row_is_safe_while_the_next_file_takes_long(vidqa, clips, tmp
                 safe.append(len(list(parts.glob("0*.parquet"))))
                 assert not (tmp_path / "t.parquet").exists()
 
-    monkeypatch.setattr(describe, "answer_works", slow)
+    monkeypatch.setattr(describe, "answer_items", slow)
     monkeypatch.setattr(bookkeeping, "COMMIT_S", 0.4)
-    monkeypatch.setattr(bookkeeping, "_LOOK_S", 0.2)
+    monkeypatch.setattr(bookkeeping, "_CHECK_S", 0.2)
     assert vidqa("describe", clips, "--out", tmp_path / "t.parquet").code == 0
     assert safe == [1] and len(read_table(tmp_path / "t.parquet")) == 3 and not parts.exists()

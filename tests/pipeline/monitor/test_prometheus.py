@@ -1,4 +1,4 @@
-"""The metrics file, read by Prometheus' own parser."""
+"""The metrics file, read by the parser of Prometheus."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from vidqa.pipeline.monitor.prometheus import METRICS, Ended, metrics_text, write_metrics
+from vidqa.pipeline.monitor.prometheus import METRICS, RunEnd, metrics_text, write_metrics
 from vidqa.pipeline.monitor.summary import Summary
 
 ODD = 'a "table"\\of\nmine \udcff.csv'
 
 
 def read(text: str) -> dict[tuple[str, ...], float]:
-    """(name, label values but for `table`) -> value, as Prometheus reads it; every series is there once."""
+    """Return (name, label values except `table`) -> value as Prometheus reads it. Every series occurs once."""
     found: dict[tuple[str, ...], float] = {}
     for family in text_string_to_metric_families(text):
         assert family.type == "gauge" and family.documentation == METRICS[family.name]
@@ -27,52 +27,52 @@ def read(text: str) -> dict[tuple[str, ...], float]:
 
 
 def summary() -> Summary:
-    made = Summary(files=7, clips_done=4, clips_cached=1, clips_failed=2, video_s=12.5)
-    made.rows.update(ok=3, failed=6)
-    made.failed_again = 4
-    made.known.update(ok=9)
-    made.errors.update(timeout=1, crashed=1)
-    made.left_out = {'not "media"': 3}
-    made.quarantined = {"/a/b.mp4": None}
-    return made
+    counted = Summary(files=7, clips_done=4, clips_cached=1, clips_failed=2, video_s=12.5)
+    counted.rows.update(ok=3, failed=6)
+    counted.failed_again = 4
+    counted.existing.update(ok=9)
+    counted.errors.update(timeout=1, crashed=1)
+    counted.ignored = {'not "media"': 3}
+    counted.quarantined = {"/a/b.mp4": 3}
+    return counted
 
 
-def test_every_number_is_there_and_can_be_read():
-    values = read(metrics_text(ODD, Ended(3, 1.7e9, 60.25), summary(), 1.6e9))
+def test_every_metric_is_written_and_parsed():
+    values = read(metrics_text(ODD, RunEnd(3, 1.7e9, 60.25), summary(), 1.6e9))
     assert values["vidqa_run_exit_code",] == 3 and values["vidqa_run_success",] == 1
     assert values["vidqa_run_end_timestamp_seconds",] == 1.7e9 and values["vidqa_run_duration_seconds",] == 60.25
     assert values["vidqa_files", "found"] == 7 and values["vidqa_files", "quarantined"] == 1
-    assert values["vidqa_rows", "failed", "new"] == 2 and values["vidqa_rows", "ok", "known"] == 9
+    assert values["vidqa_rows", "failed", "new"] == 2 and values["vidqa_rows", "ok", "existing"] == 9
     assert values["vidqa_rows", "failed", "again"] == 4
     assert values["vidqa_rows", "empty", "new"] == 0
     assert values["vidqa_errors", "timeout"] == 1
-    assert values["vidqa_left_out_files", 'not "media"'] == 3
+    assert values["vidqa_ignored_files", 'not "media"'] == 3
     assert {key[0] for key in values} == set(METRICS)
-    families = list(text_string_to_metric_families(metrics_text(ODD, Ended(0, 1, 1), None, None)))
+    families = list(text_string_to_metric_families(metrics_text(ODD, RunEnd(0, 1, 1), None, None)))
     tables = {sample.labels["table"] for family in families for sample in family.samples}
     assert tables == {ODD.replace("\udcff", r"\xff")}
 
 
-def test_a_failed_run_keeps_the_time_of_the_last_good_one(tmp_path: Path):
+def test_a_failed_run_keeps_the_time_of_the_last_success(tmp_path: Path):
     file = tmp_path / "vidqa.prom"
-    write_metrics(file, ODD, Ended(1, 100.0, 1.0), None)
+    write_metrics(file, ODD, RunEnd(1, 100.0, 1.0), None)
     assert ("vidqa_run_last_success_timestamp_seconds",) not in read(file.read_text())
-    write_metrics(file, ODD, Ended(0, 200.5, 1.0), summary())
+    write_metrics(file, ODD, RunEnd(0, 200.5, 1.0), summary())
     for code in (1, 4, 130):
-        write_metrics(file, ODD, Ended(code, 300.0, 1.0), None)
+        write_metrics(file, ODD, RunEnd(code, 300.0, 1.0), None)
         values = read(file.read_text())
         assert values["vidqa_run_last_success_timestamp_seconds",] == 200.5
         assert values["vidqa_run_success",] == 0 and values["vidqa_run_exit_code",] == code
     assert os.listdir(tmp_path) == ["vidqa.prom"]
 
 
-def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch):
+def test_the_old_file_is_kept_if_the_new_one_cannot_be_written(tmp_path: Path, monkeypatch):
     file = tmp_path / "vidqa.prom"
-    write_metrics(file, "t", Ended(0, 1.0, 1.0), None)
+    write_metrics(file, "t", RunEnd(0, 1.0, 1.0), None)
     before = file.read_bytes()
     monkeypatch.setattr(os, "replace", _refuse)
     with pytest.raises(OSError):
-        write_metrics(file, "t", Ended(0, 2.0, 1.0), None)
+        write_metrics(file, "t", RunEnd(0, 2.0, 1.0), None)
     assert file.read_bytes() == before and os.listdir(tmp_path) == ["vidqa.prom"]
 
 

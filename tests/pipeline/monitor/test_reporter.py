@@ -1,16 +1,14 @@
-"""Messages, the bar, the clock and the closing summary."""
+"""Messages, the progress bar and the clock of the stages."""
 
 from __future__ import annotations
 
 import io
-import json
 import sys
 import time
 
 import pytest
 
-from vidqa.pipeline.monitor.reporter import STAGES, Reporter, StageClock
-from vidqa.pipeline.monitor.summary import Summary
+from vidqa.pipeline.monitor.reporter import Reporter, StageClock
 
 
 def test_levels(capsys):
@@ -37,7 +35,7 @@ def test_bar_shows_rate_and_time_left_on_stderr_only(capsys):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pty")
 @pytest.mark.parametrize("size", [(0, 0), (0, 80), (24, 0)])
-def test_bar_on_a_terminal_that_does_not_tell_its_size(size, monkeypatch):
+def test_bar_on_a_terminal_without_a_size(size, monkeypatch):
     import fcntl
     import os
     import pty
@@ -60,7 +58,7 @@ def test_bar_on_a_terminal_that_does_not_tell_its_size(size, monkeypatch):
     assert "4/4" in shown and "file" in shown and len(max(shown.split("\r"), key=len)) > 60
 
 
-def test_a_bar_that_goes_on_begins_where_the_earlier_run_ended(capsys):
+def test_a_resumed_bar_starts_where_the_earlier_run_ended(capsys):
     reporter = Reporter(level=1, bar=True)
     with reporter.progress(40, "step", done=15):
         assert "15/40" in capsys.readouterr().err
@@ -72,7 +70,7 @@ def test_a_bar_that_goes_on_begins_where_the_earlier_run_ended(capsys):
         )  # of one step, not 16
 
 
-def test_no_bar_where_nobody_looks(monkeypatch):
+def test_no_bar_without_a_terminal(monkeypatch):
     monkeypatch.setattr(sys, "stderr", io.StringIO())  # not a terminal
     reporter = Reporter(level=1)
     with reporter.progress(4, "file"):
@@ -80,57 +78,16 @@ def test_no_bar_where_nobody_looks(monkeypatch):
     assert sys.stderr.getvalue() == ""
 
 
-def test_clock_names_the_stage_that_limits(monkeypatch):
+def test_clock_finds_the_bottleneck(monkeypatch):
     ticks = iter([0.0, 2.0, 2.0, 3.0, 3.0, 7.0])
     monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
     clock = StageClock()
-    assert clock.limit() is None
+    assert clock.bottleneck() is None
     with clock.stage("encode"):
         pass
     with clock.stage("decode"):
         pass
     with pytest.raises(KeyError), clock.stage("encode"):
         raise KeyError
-    assert clock.limit() == "encode"
+    assert clock.bottleneck() == "encode"
     assert (clock.seconds["encode"], clock.seconds["decode"], clock.seconds["write"]) == (6.0, 1.0, 0.0)
-
-
-def test_summary_text_and_json():
-    summary = Summary(table="t.csv", files=5, clips_done=3, clips_failed=1, video_s=7200.0)
-    summary.rows.update(ok=2, failed=1)
-    summary.known.update(ok=2)
-    summary.errors.update(timeout=1)
-    clock = StageClock()
-    clock.seconds["generate"] = 2.5
-    summary.close(clock, wall_s=3.0)
-    text = summary.as_text()
-    for part in (
-        "3 clips",
-        "2.00 h of video",
-        "2 ok, 1 failed",
-        "rows already there: 2 ok",
-        "1 timeout",
-        "limited by generate",
-    ):
-        assert part in text
-    assert summary.n_failed == 1
-    plain = json.loads(json.dumps(summary.as_dict()))
-    assert plain["limit"] == "generate" and "limiting" not in plain["rates"]  # one verdict, not two that could differ
-    assert set(plain["seconds"]) == set(STAGES)
-    assert plain["hours_of_video"] == 2.0
-
-
-def test_summary_of_nothing():
-    summary = Summary(table="t.csv", files=1)
-    summary.known.update(ok=1)
-    summary.close(StageClock(), wall_s=0.1)
-    assert summary.nothing_done and summary.limit is None and summary.n_failed == 0
-    assert "nothing to do: all rows of 1 file are there already" in summary.as_text()
-
-
-def test_summary_without_a_table_speaks_of_clips():
-    summary = Summary(files=5, clips_done=3, clips_cached=2, clips_failed=1, video_s=60.0)
-    summary.close(StageClock(), wall_s=3.0)
-    assert summary.as_text().splitlines()[0] == "2 clips encoded, 2 in the cache already, 60.0 s of video in 3.0 s"
-    assert summary.as_line() == "vidqa: cache: 2 clips encoded, 2 known, 1 failed; 5 files in 3.0 s"
-    assert "row" not in summary.as_text()

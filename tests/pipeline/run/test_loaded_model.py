@@ -1,4 +1,4 @@
-"""Models that a device has no room for."""
+"""Models that do not fit into the memory of a device."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from vidqa.errors import DeviceError
 from vidqa.pipeline.run.loaded_model import Precision, load_model
 
 
-def full(*_: object, **__: object) -> None:
+def raise_out_of_memory(*_: object, **__: object) -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 172.00 MiB.")
 
 
-@pytest.mark.parametrize("reader", ["own", "transformers"])
-def test_a_model_without_room_says_what_to_try(reader: str, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not a traceback, and no word of a damaged folder."""
-    if reader == "own":
-        monkeypatch.setattr("vidqa.model.llm.load_llama", full)
+@pytest.mark.parametrize("loader", ["own", "transformers"])
+def test_the_error_says_what_to_try(loader: str, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a traceback nor a message about a damaged folder."""
+    if loader == "own":
+        monkeypatch.setattr("vidqa.model.llm.load_llama", raise_out_of_memory)
     else:
         import transformers
 
         monkeypatch.setattr("vidqa.model.llm.load_llama", lambda *_: None)
-        monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", full)
+        monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", raise_out_of_memory)
     model = load_model(str(tiny_bundle), "cpu", precision=Precision("bfloat16"))
     with pytest.raises(DeviceError, match="does not fit into the memory of cpu") as caught:
         _ = model.llava

@@ -1,4 +1,4 @@
-"""Rates of earlier runs: what an estimate is made of, and that a damaged file of them harms nobody."""
+"""Throughput of earlier runs: how a run is estimated from it, and that a damaged file is ignored."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from vidqa.pipeline.describe import describe
 from vidqa.pipeline.monitor.summary import Summary
-from vidqa.pipeline.monitor.throughput_history import RATES_NAME, Rates, recall, remember
+from vidqa.pipeline.monitor.throughput_history import RATES_NAME, HistoryKey, Rates, load_rates, record_rates
 from vidqa.pipeline.run.loaded_model import load_model
 from vidqa.pipeline.run.run_options import RunOptions
 
@@ -26,47 +26,49 @@ def test_an_estimate_is_the_sum_of_what_was_measured():
     assert rates.estimate_s(10, 0, 2) == pytest.approx(1 + 5 + 1)
 
 
-def test_what_a_run_pays_once_is_not_multiplied():
-    """One clip, and half a second until the decode processes are there: 1,000 clips do not take 500 s for that."""
+def test_startup_costs_are_not_multiplied():
+    """One video takes half a second to start the decode processes; 1,000 videos do not take 500 s for that."""
     one = summary(1, 8, 1, decode=0.51, encode=0.01, generate=0.03)
     one.start_s = 0.5
     assert Rates().with_run(one).estimate_s(1000, 8000, 1000) == pytest.approx(0.5 + 20 + 30)
 
 
-def test_a_run_knows_what_it_paid_once(tiny_bundle, clips, tmp_path):
+def test_a_run_separates_its_startup_costs(tiny_bundle, clips, tmp_path):
     model, options = load_model(str(tiny_bundle), "cpu"), RunOptions(tmp_path / "cache")
     done = describe(clips, tmp_path / "t.csv", model=model, options=options)
-    assert 0.02 < done.start_s < done.seconds["decode"]  # an interpreter is not there in less
-    kept = recall(tmp_path / "cache", model)
+    assert 0.02 < done.start_s < done.seconds["decode"]  # an interpreter takes longer to start
+    kept = load_rates(tmp_path / "cache", model.history_key)
     assert kept.load_s == done.seconds["load"] + done.start_s
     assert kept.encode_s == done.seconds["decode"] - done.start_s + done.seconds["encode"]
     assert kept.frames == 3 * model.bundle.spec.encoders.video.n_frames
     cached = describe(clips, tmp_path / "u.csv", model=model, options=options)
-    assert cached.start_s == 0 and recall(tmp_path / "cache", model).frames == kept.frames
+    assert cached.start_s == 0 and load_rates(tmp_path / "cache", model.history_key).frames == kept.frames
 
 
-def test_an_llm_that_was_hidden_behind_the_encoder_is_not_for_nothing():
+def test_an_llm_that_ran_in_parallel_to_the_encoder_still_costs_time():
     run = summary(10, 80, 10, encode=100.0, generate=0.1)
     run.meter.prefill.add(1, 60.0)
     run.meter.step.add(1, 20.0)
     gpu = Rates().with_run(run, own_device=True)
     assert gpu.estimate_s(10, 80, 10) == pytest.approx(100.1)  # the same again
     assert gpu.estimate_s(10, 0, 50) == pytest.approx(400)  # from cached features, five questions each
-    assert Rates().with_run(run).estimate_s(10, 0, 50) == pytest.approx(0.5)  # seconds of shared cores say nothing
+    assert Rates().with_run(run).estimate_s(10, 0, 50) == pytest.approx(
+        0.5
+    )  # busy seconds on shared cores do not count
 
 
-def test_far_more_than_was_measured_is_rough():
+def test_extrapolation_is_rough():
     rates = Rates().with_run(summary(10, 80, 10))
     assert not rates.is_rough(1600, 200) and rates.is_rough(1608, 0) and rates.is_rough(0, 201)
 
 
-def test_what_was_never_measured_is_not_guessed():
+def test_there_is_no_estimate_without_a_measurement():
     assert Rates().estimate_s(10, 0, 0) is None
-    only_known = Rates().with_run(summary(read=1.0))
-    assert only_known.estimate_s(10, 0, 0) == pytest.approx(1) and only_known.estimate_s(10, 1, 1) is None
+    only_read = Rates().with_run(summary(read=1.0))
+    assert only_read.estimate_s(10, 0, 0) == pytest.approx(1) and only_read.estimate_s(10, 1, 1) is None
 
 
-def test_later_runs_count_more_and_idle_ones_spoil_nothing():
+def test_later_runs_count_more_and_runs_without_work_change_nothing():
     rates = Rates().with_run(summary(10, 10, 10, encode=10.0, generate=10.0, load=3.0))
     for _ in range(5):
         rates = rates.with_run(summary(10, read=1.0))
@@ -75,13 +77,14 @@ def test_later_runs_count_more_and_idle_ones_spoil_nothing():
     assert 3 + 1 < faster.estimate_s(0, 10, 0) < 13
 
 
-def test_kept_for_each_model_in_the_cache_folder(tiny_bundle, tmp_path):
-    model = load_model(str(tiny_bundle), "cpu")
-    assert recall(tmp_path, model) == Rates()
-    remember(tmp_path, model, summary(4, 4, 4, encode=2.0))
-    assert recall(tmp_path, model).frames == 4
+def test_rates_are_kept_per_device_and_model_in_the_cache_folder(tmp_path):
+    key = HistoryKey("cpu", "encoder", "model")
+    assert load_rates(tmp_path, key) == Rates()
+    record_rates(tmp_path, key, summary(4, 4, 4, encode=2.0))
+    assert load_rates(tmp_path, key).frames == 4
+    assert load_rates(tmp_path, HistoryKey("cuda:0", "encoder", "model")) == Rates()
     for content in ("", "[]", '{"format": 1}', '{"format": 2, "rates": {"x": {"files": "many"}}}'):
         (tmp_path / RATES_NAME).write_text(content)
-        assert recall(tmp_path, model) == Rates()
-    remember(tmp_path / "not there", model, summary())  # nothing to write to: no error
-    assert not (tmp_path / "not there").exists()
+        assert load_rates(tmp_path, key) == Rates()
+    record_rates(tmp_path / "missing", key, summary())  # not writable: no error
+    assert not (tmp_path / "missing").exists()

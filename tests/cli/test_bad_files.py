@@ -1,4 +1,4 @@
-"""Bad weather, each on the real thing: whatever a file or the machine does, the run ends and every file has its row."""
+"""Bad files and bad machines: whatever they do, the run finishes and every file has its row."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import fault_hooks
 import pytest
-import weather_hooks
 from PIL import Image
 
 from vidqa.pipeline.run import hashing, prefetch, rows
 from vidqa.records import MediaItem
 from vidqa.tables.formats import read_table
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and rights of POSIX")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals and permissions")
 
-#: Seconds for one file: a busy machine must not make a timeout of a good one.
-LIMIT_S = 20
+#: Seconds per file: good files must not time out on a busy machine.
+TIMEOUT_S = 20
 
 
 def outcome(table: Path) -> dict[str, str]:
-    """File -> error kind, or status where it did not fail. One row a file."""
+    """Return the error kind, or else the status, of each file, which has one row."""
     found = read_table(table).to_dicts()
     assert len(found) == len({row["path"] for row in found})
     assert all(bool(row["answer"]) == (row["status"] == "ok") for row in found)
@@ -35,7 +35,7 @@ def outcome(table: Path) -> dict[str, str]:
 
 
 def long_clip(path: Path, seconds: list[float]) -> None:
-    """A Matroska clip whose pictures begin at these seconds."""
+    """Write a Matroska video with frames at these seconds."""
     import av
     import numpy as np
 
@@ -50,18 +50,18 @@ def long_clip(path: Path, seconds: list[float]) -> None:
         container.mux(stream.encode())
 
 
-def test_decoders_that_die_hang_or_want_everything(vidqa, make_clip, tmp_path, monkeypatch):
-    monkeypatch.setattr(prefetch, "preprocess", weather_hooks.strike)
+def test_decoders_that_crash_hang_or_exhaust_memory_cost_one_row(vidqa, make_clip, tmp_path, monkeypatch):
+    monkeypatch.setattr(prefetch, "preprocess", fault_hooks.faulty_preprocess)
     folder = tmp_path / "clips"
     for name in ("SEGFAULT", "OOM_KILLED", "HANGS", "GREEDY"):
-        make_clip(folder / f"{name.lower()}.mp4", size=getattr(weather_hooks, name))
+        make_clip(folder / f"{name.lower()}.mp4", size=getattr(fault_hooks, name))
     make_clip(folder / "good.mp4")
     make_clip(folder / "one_frame.mp4", seed=1, n_frames=1)
     long_clip(folder / "ten_hours.mkv", [0.0, 1.0, 18000.0, 35999.0])
     long_clip(folder / "no_time.mkv", [0.0])
     Image.new("1", (16384, 16384)).save(folder / "16k.png")
     table = tmp_path / "t.parquet"
-    done = vidqa("describe", folder, "--out", table, "--timeout", LIMIT_S, "--json")
+    done = vidqa("describe", folder, "--out", table, "--timeout", TIMEOUT_S, "--json")
     assert done.code == 3, done.err
     assert outcome(table) == {
         "segfault.mp4": "crashed",
@@ -74,21 +74,24 @@ def test_decoders_that_die_hang_or_want_everything(vidqa, make_clip, tmp_path, m
         "no_time.mkv": "ok",
         "16k.png": "too_large",
     }
-    said = {row["path"]: row["error"] for row in read_table(table).to_dicts()}
-    assert "SIGSEGV" in said["segfault.mp4"] and "SIGKILL, as the system does when memory" in said["oom_killed.mp4"]
+    errors = {row["path"]: row["error"] for row in read_table(table).to_dicts()}
+    assert (
+        "SIGSEGV" in errors["segfault.mp4"]
+        and "SIGKILL, probably because the system ran out of memory" in errors["oom_killed.mp4"]
+    )
     facts = {row["path"]: row["duration_s"] for row in read_table(table).to_dicts()}
     assert facts["ten_hours.mkv"] == pytest.approx(36000, abs=2) and (facts["no_time.mkv"] or 0) < 1
     assert json.loads(done.out)["errors"] == {"crashed": 2, "timeout": 1, "out_of_memory": 1, "too_large": 1}
 
 
-def test_containers_that_kill_whoever_opens_them(vidqa, make_clip, tmp_path, monkeypatch):
-    """Neither the plan nor the scan opens a strange file in the run's own process."""
-    monkeypatch.setattr("vidqa.media.probe.has_video_stream", weather_hooks.strike_look)
-    monkeypatch.setattr("vidqa.pipeline.dry_run.probe", weather_hooks.strike_probe)
-    monkeypatch.setattr(prefetch, "preprocess", weather_hooks.strike)
+def test_containers_that_crash_the_process_that_opens_them(vidqa, make_clip, tmp_path, monkeypatch):
+    """Neither the dry run nor the scan opens an unknown file in the main process."""
+    monkeypatch.setattr("vidqa.media.probe.has_video_stream", fault_hooks.faulty_has_video_stream)
+    monkeypatch.setattr("vidqa.pipeline.dry_run.probe", fault_hooks.faulty_probe)
+    monkeypatch.setattr(prefetch, "preprocess", fault_hooks.faulty_preprocess)
     folder, table = tmp_path / "clips", tmp_path / "t.parquet"
-    make_clip(folder / "segfault.mp4", size=weather_hooks.SEGFAULT)
-    (folder / "twin_of_segfault.mp4").write_bytes((folder / "segfault.mp4").read_bytes())
+    make_clip(folder / "segfault.mp4", size=fault_hooks.SEGFAULT)
+    (folder / "duplicate_of_segfault.mp4").write_bytes((folder / "segfault.mp4").read_bytes())
     make_clip(folder / "good.mp4")
     unknown = bytes(range(1, 256)) * 20  # neither text nor any container
     (folder / "segfault.bin").write_bytes(unknown)
@@ -96,42 +99,42 @@ def test_containers_that_kill_whoever_opens_them(vidqa, make_clip, tmp_path, mon
     planned = vidqa("describe", folder, "--out", table, "--segment", 0.5, "--dry-run", "--json")
     assert planned.code == 0, planned.err
     plan = json.loads(planned.out)
-    assert plan["left_out"] == {"crashed when probed": 1, "not media": 1}
-    assert (plan["files"], plan["files_to_do"], plan["files_known"], plan["files_unreadable"]) == (3, 2, 0, 1)
+    assert plan["ignored"] == {"crashed when probed": 1, "not media": 1}
+    assert (plan["files"], plan["files_to_do"], plan["files_complete"], plan["files_unreadable"]) == (3, 2, 0, 1)
     done = vidqa("describe", folder, "--out", table, "--segment", 0.5, "--json")
     assert done.code == 3, done.err
     made = json.loads(done.out)
-    assert made["left_out"] == plan["left_out"] and sum(made["rows"].values()) == plan["new_rows"] == 5
+    assert made["ignored"] == plan["ignored"] and sum(made["rows"].values()) == plan["new_rows"] == 5
     assert {row["path"]: row["error_kind"] for row in read_table(table).to_dicts()} == {
         "segfault.mp4": "crashed",
-        "twin_of_segfault.mp4": "crashed",
+        "duplicate_of_segfault.mp4": "crashed",
         "good.mp4": None,
     }
 
 
 @pytest.fixture
-def meddle(monkeypatch) -> Callable[[dict[str, Callable[[Path], object]]], None]:
-    """`meddle({name: act})`: act on a file after its content was named, and before it is decoded."""
+def tamper(monkeypatch) -> Callable[[dict[str, Callable[[Path], object]]], None]:
+    """`tamper({name: action})`: change a file after it was hashed and before it is decoded."""
 
     def with_acts(acts: dict[str, Callable[[Path], object]]) -> None:
         identify = hashing.identify
 
-        def meddled(index: object, item: MediaItem) -> tuple[MediaItem, str]:
+        def identify_and_act(index: object, item: MediaItem) -> tuple[MediaItem, str]:
             found = identify(index, item)  # type: ignore[arg-type]
             acts.pop(item.rel, lambda path: None)(Path(item.path))
             return found
 
-        monkeypatch.setattr(hashing, "identify", meddled)
+        monkeypatch.setattr(hashing, "identify", identify_and_act)
 
     return with_acts
 
 
-def test_files_that_change_under_the_reader(vidqa, make_clip, tmp_path, meddle, surroundings):
+def test_files_that_change_while_they_are_read(vidqa, make_clip, tmp_path, tamper, environment):
     folder, table = tmp_path / "clips", tmp_path / "t.parquet"
     for i, name in enumerate(("good", "grows", "is_replaced", "vanishes")):
         make_clip(folder / f"{name}.mp4", seed=i)
     other = make_clip(tmp_path / "other.mp4", seed=9)
-    meddle(
+    tamper(
         {
             "grows.mp4": lambda path: path.open("ab").write(b"more to come"),
             "is_replaced.mp4": lambda path: os.replace(other, path),
@@ -145,19 +148,19 @@ def test_files_that_change_under_the_reader(vidqa, make_clip, tmp_path, meddle, 
         "is_replaced.mp4": "changed",
         "vanishes.mp4": "missing",
     }
-    entries = list(Path(surroundings["VIDQA_CACHE"]).rglob("*.safetensors"))
-    assert len(entries) == 1, "features of one content must not stand under the name of another"
+    entries = list(Path(environment["VIDQA_CACHE"]).rglob("*.safetensors"))
+    assert len(entries) == 1, "features must not be stored under the media_id of other content"
     assert vidqa("describe", folder, "--out", table).code == 0
     assert outcome(table) == {
         "good.mp4": "ok",
         "grows.mp4": "ok",
         "is_replaced.mp4": "ok",
-        "vanishes.mp4": "missing",  # what is not there is not asked for; its row stays
+        "vanishes.mp4": "missing",  # it is not found any more; its row is kept
     }
 
 
-def test_a_scan_of_long_ago(make_clip, tmp_path):
-    """What was found hours before is read as it is now, under the name of what it is now."""
+def test_files_that_changed_since_the_scan(make_clip, tmp_path):
+    """A file that was scanned hours ago is hashed as it is now."""
     from vidqa.cache.media_index import MediaIndex
     from vidqa.media.scan import scan
     from vidqa.pipeline.run.hashing import identify
@@ -179,16 +182,16 @@ def test_permission_denied_is_a_row(vidqa, make_clip, tmp_path, monkeypatch):
     secret.chmod(0)
     identify = hashing.identify
 
-    def as_somebody_else(index: object, item: MediaItem) -> tuple[MediaItem, str]:
+    def as_another_user(index: object, item: MediaItem) -> tuple[MediaItem, str]:
         if os.geteuid() != 0:
             return identify(index, item)  # type: ignore[arg-type]
-        os.seteuid(65534)  # root may read everything
+        os.seteuid(65534)  # root can read everything
         try:
             return identify(index, item)  # type: ignore[arg-type]
         finally:
             os.seteuid(0)
 
-    monkeypatch.setattr(hashing, "identify", as_somebody_else)
+    monkeypatch.setattr(hashing, "identify", as_another_user)
     assert vidqa("describe", folder, "--out", table).code == 3
     assert outcome(table) == {"secret.mp4": "permission"}
     monkeypatch.setattr(hashing, "identify", identify)
@@ -197,7 +200,7 @@ def test_permission_denied_is_a_row(vidqa, make_clip, tmp_path, monkeypatch):
     assert outcome(table) == {"secret.mp4": "ok"}
 
 
-def test_a_source_that_may_only_be_read_is_left_as_it_is(vidqa, clips, tmp_path):
+def test_a_read_only_archive_is_not_modified(vidqa, clips, tmp_path):
     def state() -> dict[str, tuple[int, int]]:
         return {str(p): (p.stat().st_mtime_ns, p.stat().st_mode) for p in [clips, *clips.rglob("*")]}
 
@@ -210,7 +213,7 @@ def test_a_source_that_may_only_be_read_is_left_as_it_is(vidqa, clips, tmp_path)
         path.chmod(0o755)
 
 
-def test_a_source_on_a_disk_that_is_mounted_read_only(vidqa, clips, small_disk, mount, tmp_path):
+def test_an_archive_on_a_read_only_disk(vidqa, clips, small_disk, mount, tmp_path):
     shutil.copytree(clips, small_disk / "clips")
     mount("-o", "remount,ro", str(small_disk))
     done = vidqa("describe", small_disk / "clips", "--out", tmp_path / "t.parquet")
@@ -218,7 +221,7 @@ def test_a_source_on_a_disk_that_is_mounted_read_only(vidqa, clips, small_disk, 
     assert outcome(tmp_path / "t.parquet") == {"a.mp4": "ok", "b.mp4": "ok", "deeper/c.mp4": "ok"}
 
 
-def test_a_gpu_that_runs_full_in_the_middle(vidqa, clips, tmp_path, monkeypatch):
+def test_a_gpu_that_runs_out_of_memory_during_the_run(vidqa, clips, tmp_path, monkeypatch):
     """The provider says so for two clips at once: the batch is halved, and nobody's row suffers."""
     from vidqa.encoders.onnx_errors import as_memory_error
     from vidqa.encoders.onnx_session import OnnxSession
@@ -236,10 +239,10 @@ def test_a_gpu_that_runs_full_in_the_middle(vidqa, clips, tmp_path, monkeypatch)
     done = vidqa("describe", clips, "--out", tmp_path / "t.parquet")
     assert done.code == 0, done.err
     assert set(outcome(tmp_path / "t.parquet").values()) == {"ok"}
-    assert refused and "out of memory, batch size is now 1" in done.err
+    assert refused and "out of memory; batch size is now 1" in done.err
 
 
-def test_a_clock_that_is_set_back(vidqa, clips, tmp_path, monkeypatch, make_clip):
+def test_setting_the_clock_back_changes_no_row(vidqa, clips, tmp_path, monkeypatch, make_clip):
     table = tmp_path / "t.parquet"
     (clips / "text.mp4").write_text("no film")
     assert vidqa("describe", clips, "--out", table).code == 3
@@ -254,7 +257,7 @@ def test_a_clock_that_is_set_back(vidqa, clips, tmp_path, monkeypatch, make_clip
     monkeypatch.setattr(time, "time_ns", lambda: 946600000 * 10**9)
     make_clip(clips / "new.mp4", seed=7)
     done = json.loads(vidqa("describe", clips, "--out", table, "--retry", "failed", "--json").out)
-    assert done["rows"] == {"ok": 1, "failed": 1} and done["known"] == {"ok": 3}
+    assert done["rows"] == {"ok": 1, "failed": 1} and done["existing"] == {"ok": 3}
     nights = json.loads((tmp_path / "t.parquet.failures.json").read_text())["failures"]
     assert [night["n_failed"] for night in nights] == [2]
     monkeypatch.undo()

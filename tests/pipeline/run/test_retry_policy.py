@@ -1,4 +1,4 @@
-"""Nights of failure: counted by runs and not by clocks, kept beside the table, forgotten when they are over."""
+"""Failures are counted by runs and not by the clock, kept next to the table, and dropped after a success."""
 
 from __future__ import annotations
 
@@ -22,57 +22,57 @@ def row(status: str = "failed", media_id: str | None = KEY[0], question: str = K
     return AnswerRow(**values | {"created_at": datetime.now(UTC)})
 
 
-def night(table: Path, *rows: AnswerRow) -> RetryPolicy:
-    """One run: load, count, save."""
+def run(table: Path, *rows: AnswerRow) -> RetryPolicy:
+    """Do what a run does: load, record, save."""
     failures = RetryPolicy(table).load()
-    failures.note(rows)
+    failures.record(rows)
     failures.save()
     return failures
 
 
-def asked_in_later_nights(table: Path, n: int) -> list[int]:
-    """The nights, of n further ones with --retry failed, in which the row is asked; it fails each time."""
-    asked = []
+def runs_that_try_again(table: Path, n: int) -> list[int]:
+    """Return which of n further runs with --retry failed try the row again; it fails each time."""
+    tried = []
     for number in range(1, n + 1):
         failures = RetryPolicy(table).load()
-        if not failures.passes_over(KEY):
-            asked.append(number)
-            failures.note([row()])
+        if not failures.skip(KEY):
+            tried.append(number)
+            failures.record([row()])
         failures.save()
-    return asked
+    return tried
 
 
-def test_three_failures_in_a_row_and_then_ever_longer_pauses(tmp_path):
+def test_three_failures_in_a_row_lead_to_growing_pauses(tmp_path):
     table = tmp_path / "t.parquet"
     for _ in range(2):
-        assert not night(table, row()).quarantined(KEY)
-    assert night(table, row()).quarantined(KEY)
+        assert not run(table, row()).is_quarantined(KEY)
+    assert run(table, row()).is_quarantined(KEY)
     first, second, third = (wait + 1 for wait in BACK_OFF)
-    asked = asked_in_later_nights(table, first + second + 2 * third + 5)
-    assert asked == [first, first + second, first + second + third, first + second + 2 * third]
+    tried = runs_that_try_again(table, first + second + 2 * third + 5)
+    assert tried == [first, first + second, first + second + third, first + second + 2 * third]
 
 
-def test_one_success_forgets_it_and_the_file_goes_with_the_last(tmp_path):
+def test_a_success_resets_the_count_and_the_last_one_removes_the_file(tmp_path):
     table = tmp_path / "t.parquet"
     for _ in range(3):
-        night(table, row(), row(question="Why?"))
+        run(table, row(), row(question="Why?"))
     assert json.loads((tmp_path / "t.parquet.failures.json").read_text())["failures"][0]["path"] == "a.mp4"
-    failures = night(table, row("ok"))
-    assert not failures.quarantined(KEY) and failures.quarantined((KEY[0], "Why?", *KEY[2:]))
-    night(table, row("ok", question="Why?"))
+    failures = run(table, row("ok"))
+    assert not failures.is_quarantined(KEY) and failures.is_quarantined((KEY[0], "Why?", *KEY[2:]))
+    run(table, row("ok", question="Why?"))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_failed_segment_is_a_failed_night_and_only_one(tmp_path):
-    failures = night(tmp_path / "t.csv", row("ok"), row(), row(), row("ok"))
+def test_several_failed_segments_count_as_one_failed_run(tmp_path):
+    failures = run(tmp_path / "t.csv", row("ok"), row(), row(), row("ok"))
     assert json.loads(failures.path.read_text())["failures"][0]["n_failed"] == 1
 
 
-def test_unread_content_is_not_counted_and_gone_content_is_forgotten(tmp_path):
-    failures = night(tmp_path / "t.csv", row(media_id=None))
+def test_unreadable_content_is_not_counted_and_removed_content_is_dropped(tmp_path):
+    failures = run(tmp_path / "t.csv", row(media_id=None))
     assert not failures.path.exists()
-    failures = night(tmp_path / "t.csv", row())
-    failures.keep(lambda key: key != KEY)
+    failures = run(tmp_path / "t.csv", row())
+    failures.drop_unless(lambda key: key != KEY)
     failures.save()
     assert not failures.path.exists()
 
@@ -80,10 +80,10 @@ def test_unread_content_is_not_counted_and_gone_content_is_forgotten(tmp_path):
 @pytest.mark.parametrize(
     "content", ["", "{", "[]", '{"format": 9, "failures": []}', '{"format": 1, "failures": [{"path": 3}]}', "\xff"]
 )
-def test_a_damaged_file_starts_the_count_anew_and_says_so(tmp_path, caplog, content):
+def test_a_damaged_file_resets_the_counts_with_a_warning(tmp_path, caplog, content):
     (tmp_path / "t.csv.failures.json").write_bytes(content.encode("latin-1"))
     with caplog.at_level(logging.WARNING, "vidqa"):
         logging.getLogger("vidqa").propagate = True
         failures = RetryPolicy(tmp_path / "t.csv").load()
-    assert "counted anew" in caplog.text
-    assert not failures.quarantined(KEY)
+    assert "counted from zero" in caplog.text
+    assert not failures.is_quarantined(KEY)

@@ -1,0 +1,59 @@
+"""`encode`: files -> features in the cache, without asking questions."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from functools import partial
+
+from vidqa.media.files import Paths, as_path_list
+from vidqa.pipeline.monitor.reporter import QUIET, Reporter
+from vidqa.pipeline.monitor.summary import Summary
+from vidqa.pipeline.monitor.throughput_history import record_rates
+from vidqa.pipeline.run.feature_stages import encode_files
+from vidqa.pipeline.run.loaded_model import LoadedModel
+from vidqa.pipeline.run.pending import each_content_once
+from vidqa.pipeline.run.run_context import RunContext
+from vidqa.pipeline.run.run_options import RunOptions
+from vidqa.pipeline.run.scanning import find_media
+
+
+def encode(
+    paths: Paths,
+    *,
+    model: LoadedModel | str = "demo",
+    options: RunOptions | None = None,
+    reporter: Reporter = QUIET,
+) -> Summary:
+    """Decode and encode every video and image that the feature cache does not have.
+
+    Args:
+        paths: one or several files, folders or globs.
+        model: name or folder of a bundle, or an open model.
+        options: of the run; None for the defaults.
+        reporter: receives progress, messages and events.
+
+    Returns:
+        Counts of the run.
+
+    Raises:
+        UsageError: paths are invalid.
+        VidqaError: there is no media, or the model or the cache cannot be used.
+    """
+    start = time.perf_counter()
+    run = RunContext.create(model, options, reporter)
+    items = find_media(run, as_path_list(paths)).items
+    pending = partial(each_content_once, reporter=reporter)
+    with (
+        reporter.stop.deferred(),
+        reporter.progress(len(items), "file"),
+        closing(encode_files(run, items, pending, failure_level=1)) as encoded,
+    ):
+        for one in encoded:
+            reporter.advance()
+            if one.error is not None:
+                run.summary.record_error(one.work.item.rel, one.error.kind)
+    run.summary.clips_done -= run.summary.clips_cached  # cached files needed no work
+    run.summary.close(run.clock, time.perf_counter() - start)
+    record_rates(run.options.cache_dir, run.model.history_key, run.summary)
+    return run.summary

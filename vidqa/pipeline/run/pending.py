@@ -1,0 +1,151 @@
+"""Third stage of a run, between hashing and prefetch: hashed files -> the work that is pending for each of them.
+
+Files for which nothing is pending are dropped. Files that could not be read pass through as failed items.
+
+    every_file         ask, search, chat, training: all files
+    each_content_once  encode: one file for each content
+    PendingAnswers     describe: the questions that the table does not answer yet
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from vidqa.errors import ItemError
+from vidqa.pipeline.monitor.reporter import Reporter
+from vidqa.pipeline.run.retry_policy import RetryPolicy
+from vidqa.pipeline.run.run_context import RunContext
+from vidqa.pipeline.run.run_options import settings_of
+from vidqa.records import EncodedItem, MediaItem, Question, Segment, WorkItem
+
+if TYPE_CHECKING:  # imports polars, which `ask` does not need
+    from vidqa.tables.table import Table
+
+#: A file, and the media_id of its content or the reason why it could not be read.
+HashedFile = tuple[MediaItem, str | ItemError]
+#: A stage between hashing and prefetch.
+PendingStage = Callable[[Iterable[HashedFile]], Iterator[WorkItem | EncodedItem]]
+
+
+def every_file(
+    hashed: Iterable[HashedFile],
+    questions: tuple[Question, ...] = (),
+    *,
+    segments: Mapping[str, tuple[Segment, ...]] | None = None,
+    read_features: bool = True,
+) -> Iterator[WorkItem | EncodedItem]:
+    """Yield work for every file.
+
+    Args:
+        hashed: the files.
+        questions: pending for each of them.
+        segments: by path; None to split files by the options of the run.
+        read_features: whether cached features are read into memory.
+    """
+    for item, content in hashed:
+        if isinstance(content, ItemError):
+            yield _unreadable(item, content, questions)
+        else:
+            yield WorkItem(item, content, questions, segments[item.path] if segments else None, read_features)
+
+
+def each_content_once(hashed: Iterable[HashedFile], reporter: Reporter) -> Iterator[WorkItem | EncodedItem]:
+    """Yield work for the first file of each content, without questions.
+
+    Args:
+        hashed: the files.
+        reporter: its progress bar is advanced for each duplicate.
+    """
+    seen: set[str] = set()
+    for item, content in hashed:
+        if isinstance(content, ItemError):
+            yield _unreadable(item, content, ())
+        elif content in seen:
+            reporter.advance()
+        else:
+            seen.add(content)
+            yield WorkItem(item, content, read_features=False)
+
+
+class PendingAnswers:
+    """The questions that a table does not answer yet. A `PendingStage`.
+
+    A row is finished when content, segment, question text, model and settings are all equal. A renamed file keeps its
+    rows. Of several files with the same content one is processed; the others are duplicates and get copies of its rows
+    at the end of the run.
+
+    This stage runs in the thread of the prefetcher, while `RunBookkeeper` records rows in the main thread: `lock`
+    guards everything that both of them use.
+
+    Args:
+        table: loaded. Only this object and its `RunBookkeeper` use it during the run.
+        questions: of the run.
+        run: identifies model and settings; its counts are updated.
+        retries: retry policy of the table, loaded.
+    """
+
+    def __init__(self, table: Table, questions: Sequence[Question], run: RunContext, retries: RetryPolicy) -> None:
+        self.table, self.questions, self.retries = table, tuple(questions), retries
+        self.lock = threading.Lock()
+        self.selected: dict[str, WorkItem] = {}  # by media_id
+        self.duplicates: list[tuple[str, MediaItem]] = []  # files with the media_id of a selected one
+        model_id = run.model.identity.model_id
+        #: Question text -> what identifies its rows, together with the media_id.
+        self.cells = {q.text: (q.text, model_id, settings_of(run.options, q)) for q in questions}
+        self._retry, self._summary, self._reporter = run.options.retry, run.summary, run.reporter
+
+    def __call__(self, hashed: Iterable[HashedFile]) -> Iterator[WorkItem | EncodedItem]:
+        """Yield the files that have pending questions.
+
+        Args:
+            hashed: all files of the run.
+        """
+        for item, content in hashed:
+            if isinstance(content, ItemError):
+                yield _unreadable(item, content, self.questions)
+            elif (work := self.select(item, content)) is None:
+                self._reporter.advance()
+            else:
+                yield work
+
+    def select(self, item: MediaItem, media_id: str) -> WorkItem | None:
+        """Return the pending work of one file, or None if the table has all its rows or will copy them at the end.
+
+        Args:
+            item: the file.
+            media_id: digest of its content.
+        """
+        with self.lock:
+            changes = self.table.update_paths([(media_id, item)], questions=self.cells.values())
+            self._summary.renamed += changes.n_renamed
+            self._summary.copied += changes.n_copied if media_id not in self.selected else 0
+            if media_id in self.selected:
+                self.duplicates.append((media_id, item))
+                return None
+            pending = tuple(question for question in self.questions if self._is_pending(item, media_id, question))
+            if not pending:
+                return None
+            self.selected[media_id] = WorkItem(item, media_id, pending)
+            return self.selected[media_id]
+
+    def _is_pending(self, item: MediaItem, media_id: str, question: Question) -> bool:
+        """Return whether a question is to be asked; if not, count its existing row."""
+        cell = self.cells[question.text]
+        status = self.table.status(media_id, *cell)
+        if status is None:
+            return True
+        key = (media_id, *cell)
+        if status == "failed":
+            if self._retry == "all" or (self._retry == "failed" and not self.retries.skip(key)):
+                return True
+            if self.retries.is_quarantined(key) and item.path not in self._summary.quarantined:
+                self._summary.quarantined[item.path] = self.retries.n_failed(key)
+                self._reporter.event("quarantine", "skipped", media=item.path)
+        self._summary.existing[status] += 1
+        return False
+
+
+def _unreadable(item: MediaItem, error: ItemError, questions: tuple[Question, ...]) -> EncodedItem:
+    return EncodedItem(WorkItem(item, None, questions), error=error)
