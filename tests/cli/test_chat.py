@@ -129,13 +129,13 @@ def typing(vidqa, monkeypatch):
 def test_ctrl_c_stops_an_answer_but_not_the_dialogue(typing, clips, monkeypatch):
     from vidqa.generate.kv_cache.chat_cache import ChatKVCache
 
-    step, calls = ChatKVCache.decode_step, []
+    decode_step, calls = ChatKVCache.decode_step, []
 
     def interrupted(self, token):
         calls.append(token)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return step(self, token)
+        return decode_step(self, token)
 
     monkeypatch.setattr(ChatKVCache, "decode_step", interrupted)
     done = typing(["What?", "Why?"], clips / "a.mp4")

@@ -1,4 +1,4 @@
-"""Video-ChatGPT and Valley as they are published, written from recorded weights under the original key names."""
+"""Writers of Video-ChatGPT and Valley checkpoints as published: recorded weights under the original key names."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
-#: Characters that the tokenizers here know, after <unk> <s> </s>.
+#: Characters in the vocabulary of the tokenizers here, after <unk> <s> </s>.
 LETTERS = "\n !#'(),-./0123456789:?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 
 def fixture(name: str) -> Fixture:
-    """A fixture of tests/golden."""
+    """Read a fixture of tests/golden."""
     return Fixture.read(GOLDEN, name)
 
 
 def write_tokenizer(folder: Path, n_words: int, special: Sequence[str] = ()) -> None:
-    """A tokenizer of single letters with `n_words` words, and special ones behind them."""
+    """Write a tokenizer of single characters with `n_words` tokens, followed by special tokens."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
     from tokenizers.decoders import Fuse
     from transformers import PreTrainedTokenizerFast
 
     words = ["<unk>", "<s>", "</s>", *LETTERS]
     words += [f"<word{i}>" for i in range(n_words - len(words))]
-    made = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
-    made.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-    made.decoder = Fuse()
-    whole = PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
-    whole.add_tokens(list(special), special_tokens=True)
-    whole.save_pretrained(folder)
+    backend = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    backend.decoder = Fuse()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    tokenizer.add_tokens(list(special), special_tokens=True)
+    tokenizer.save_pretrained(folder)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """A JSON file."""
+    """Write a JSON file."""
     path.write_text(json.dumps(value), encoding="utf-8")
 
 
 def write_video_chatgpt(folder: Path, *, grown: bool) -> list[Path]:
-    """The small `.bin`, the LLaVA that it was made for in two shards, and a CLIP; CLIP's weights are drawn.
+    """Write the small `.bin`, the LLaVA that it belongs to (two shards), and a CLIP with random weights.
 
-    With `grown` the LLaVA has, as published, three words fewer than the small file.
+    With `grown`, the LLaVA has three tokens fewer than the small file, as published.
     """
     from transformers import CLIPConfig, CLIPModel
 
@@ -79,7 +79,7 @@ def write_video_chatgpt(folder: Path, *, grown: bool) -> list[Path]:
 
 
 def valley_weights(version: str) -> dict[str, Tensor]:
-    """All of a checkpoint, with the copy that nobody uses."""
+    """All weights of a checkpoint, including the unused copy."""
     fx = fixture("valley")
     more = fx.part(f"weights_{version}/")
     old, new = "model.transformer_delta_encoder.layers.0.", "model.transforemr_adding_layer."
@@ -87,7 +87,7 @@ def valley_weights(version: str) -> dict[str, Tensor]:
 
 
 def write_valley(folder: Path, version: str, weights: Mapping[str, Tensor] | None = None) -> Path:
-    """A Valley folder with one temporal module."""
+    """Write a Valley folder with one temporal module."""
     c = fixture("valley").meta["config"]
     folder.mkdir(parents=True)
     save_file(
@@ -103,7 +103,7 @@ def write_valley(folder: Path, version: str, weights: Mapping[str, Tensor] | Non
 
 
 def write_valley_delta(folder: Path, version: str) -> list[Path]:
-    """The difference to a LLaMA with fewer words, and that LLaMA."""
+    """Write the delta weights to a LLaMA with fewer tokens, and that LLaMA."""
     c = fixture("valley").meta["config"]
     whole, n_words = valley_weights(version), min(c["token_ids"].values())
     rng = torch.Generator().manual_seed(3)
@@ -113,8 +113,8 @@ def write_valley_delta(folder: Path, version: str) -> list[Path]:
             rows = n_words if key in ("model.embed_tokens.weight", "lm_head.weight") else len(value)
             base[key] = value[:rows] + 0.02 * torch.randn(value[:rows].shape, generator=rng)
             delta[key] = torch.cat([value[:rows] - base[key], value[rows:]])
-    place = write_valley(folder / "delta", version, delta)
+    delta_folder = write_valley(folder / "delta", version, delta)
     (folder / "llama").mkdir()
     save_file(base, folder / "llama" / "model.safetensors")
     write_json(folder / "llama" / "config.json", {**c["llm"], "vocab_size": n_words, "model_type": "llama"})
-    return [place, folder / "llama"]
+    return [delta_folder, folder / "llama"]

@@ -1,5 +1,4 @@
-"""Every fixture of tests/golden through the comparisons of tools/check_golden.py: what vidqa computes is what the
-published models' own code recorded."""
+"""vidqa equals the recorded outputs of the published models' code: all of tests/golden with tools/check_golden.py."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 
 pytestmark = pytest.mark.parity
 
-#: At least so many arrays, exact comparisons and tokens: a comparison that is lost does not pass in silence.
+#: Minimum number of arrays, exact comparisons and tokens, so that a lost comparison fails.
 AT_LEAST = {
     "frame_indices": (0, 1200, 0),
     "languagebind_image": (27, 0, 0),
@@ -26,12 +25,12 @@ AT_LEAST = {
 }
 
 
-def test_every_fixture_has_its_numbers() -> None:
+def test_every_fixture_has_minimum_counts() -> None:
     assert set(AT_LEAST) == set(FIXTURES)
 
 
 @pytest.mark.parametrize("name", sorted(FIXTURES))
-def test_equal_to_the_recorded(name: str) -> None:
+def test_equals_the_recorded_outputs(name: str) -> None:
     report = check(GOLDEN, name)
     assert not report.misses, "\n".join(report.misses[:20])
     assert report.ok

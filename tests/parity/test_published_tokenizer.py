@@ -1,4 +1,4 @@
-"""LLaMA's tokenizer as published, `tokenizer.model`, in a bundle: the ids of the slow tokenizer of its time."""
+"""LLaMA's published `tokenizer.model` in a bundle yields the ids of the slow tokenizer of its time."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ pytestmark = pytest.mark.parity
 
 RECORDED: dict[str, Any] = json.loads((GOLDEN / "prompts.json").read_text(encoding="utf-8"))
 N_WORDS = RECORDED["tokenizer"]["vocab_size"]
-MARKS = ("<vid_patch>", "<vid_start>", "<vid_end>")
-#: What LlamaTokenizer of transformers 4.31 says with tests/golden/tokenizer.model, `legacy` true, and the marks added.
+ADDED = ("<vid_patch>", "<vid_start>", "<vid_end>")
+#: Ids by LlamaTokenizer of transformers 4.31 with tests/golden/tokenizer.model, `legacy` true, and added tokens.
 SLOW = {
     "Why?\n<vid_start><vid_patch><vid_patch><vid_end> ASSISTANT:": [
         *(1, 310, 437, 503, 521, 520, 520, 522, 275, 272, 293, 482, 287, 511)
@@ -46,63 +46,65 @@ SLOW = {
 }
 
 
-def in_a_bundle(folder: Path, said: dict[str, Any], new_tokens: tuple[str, ...] = ()) -> Any:
-    """The recorded tokenizer in the form of a publication, saved for a bundle and loaded as one is."""
+def bundle_tokenizer(folder: Path, settings: dict[str, Any], new_tokens: tuple[str, ...] = ()) -> Any:
+    """Publish the recorded tokenizer, save it for a bundle, and load it as from a bundle."""
     (folder / "published").mkdir(exist_ok=True)
     shutil.copy(GOLDEN / "tokenizer.model", folder / "published")
-    write_json(folder / "published" / "tokenizer_config.json", {"tokenizer_class": "LlamaTokenizer"} | said)
+    write_json(folder / "published" / "tokenizer_config.json", {"tokenizer_class": "LlamaTokenizer"} | settings)
     (folder / "llm").mkdir()
-    config = SimpleNamespace(model_type="llama", vocab_size=N_WORDS + len(MARKS))
+    config = SimpleNamespace(model_type="llama", vocab_size=N_WORDS + len(ADDED))
     plan: Any = SimpleNamespace(tokenizer=folder / "published", config=config, new_tokens=new_tokens)
     save_tokenizer(plan, folder / "llm")
     return load_tokenizer(folder / "llm")
 
 
 @pytest.mark.parametrize(
-    ("said", "mode"),
+    ("settings", "mode"),
     [
         ({}, "legacy"),
         ({"legacy": True, "pad_token": "<unk>", "add_bos_token": True}, "legacy"),
         ({"legacy": False}, "legacy_false"),
     ],
 )
-def test_recorded_ids_and_labels(said: dict[str, Any], mode: str, tmp_path: Path) -> None:
-    tokenizer = in_a_bundle(tmp_path, said)
-    for text, wanted in RECORDED["tokenizer"]["plain_encodings"].items():
-        assert tokenizer.encode(text, add_special_tokens=True) == wanted[mode], text
+def test_recorded_ids_and_labels(settings: dict[str, Any], mode: str, tmp_path: Path) -> None:
+    tokenizer = bundle_tokenizer(tmp_path, settings)
+    for text, expected in RECORDED["tokenizer"]["plain_encodings"].items():
+        assert tokenizer.encode(text, add_special_tokens=True) == expected[mode], text
     masking = RECORDED["label_masking"]
     chat = get_format("v1", masking["neutral_system_text"])
     cases = masking[f"preprocess_v1/neutral_system/{mode}"]
-    for name, wanted in cases.items():
+    for name, expected in cases.items():
         turns, media = dialogue(masking["sources"][name]["conversations"])
         ids, labels = with_placeholders(build_labels(tokenizer, chat, turns, media))
-        assert (ids, labels) == (wanted["input_ids"], wanted["labels"]), name
+        assert (ids, labels) == (expected["input_ids"], expected["labels"]), name
     assert len(cases) >= 17
 
 
 @pytest.mark.parametrize("published", [False, True])
 def test_ids_of_the_slow_tokenizer_with_added_tokens(published: bool, tmp_path: Path) -> None:
-    """Video-ChatGPT's are added by the conversion, Valley's lie in a file of the publication."""
+    """Video-ChatGPT's are added by the conversion, Valley's are in a published file."""
     if published:
-        write_json(tmp_path / "published" / "added_tokens.json", {mark: N_WORDS + i for i, mark in enumerate(MARKS)})
-    tokenizer = in_a_bundle(tmp_path, {}, () if published else MARKS)
-    assert [tokenizer.convert_tokens_to_ids(mark) for mark in MARKS] == [N_WORDS, N_WORDS + 1, N_WORDS + 2]
+        write_json(tmp_path / "published" / "added_tokens.json", {token: N_WORDS + i for i, token in enumerate(ADDED)})
+    tokenizer = bundle_tokenizer(tmp_path, {}, () if published else ADDED)
+    assert [tokenizer.convert_tokens_to_ids(token) for token in ADDED] == [N_WORDS, N_WORDS + 1, N_WORDS + 2]
     assert {text: tokenizer.encode(text) for text in SLOW} == SLOW
     answering = FastTokenizer.read(tmp_path / "llm")
     assert answering and {text: answering.encode(text, add_special_tokens=True) for text in SLOW} == SLOW
     assert tokenizer.decode(tokenizer.encode("A man. Là-bas 🐈"), skip_special_tokens=True) == "A man. Là-bas 🐈"
 
 
-def test_no_beginning_where_the_configuration_says_so(tmp_path: Path) -> None:
-    assert in_a_bundle(tmp_path, {"add_bos_token": False}).encode("Why?") == SLOW[next(iter(SLOW))][1:4]
+def test_no_bos_token_if_the_config_disables_it(tmp_path: Path) -> None:
+    assert bundle_tokenizer(tmp_path, {"add_bos_token": False}).encode("Why?") == SLOW[next(iter(SLOW))][1:4]
 
 
-def test_a_file_of_rules_is_taken_as_it_is(tmp_path: Path) -> None:
-    """transformers 5 would make the rules of a LLaMA anew."""
-    made = Tokenizer(models.WordLevel({w: i for i, w in enumerate(("<unk>", "<s>", "</s>", "x"))}, unk_token="<unk>"))
-    made.normalizer = normalizers.Lowercase()
+def test_an_existing_tokenizer_json_is_used_unchanged(tmp_path: Path) -> None:
+    """Transformers 5 would rebuild the rules of a LLaMA tokenizer."""
+    backend = Tokenizer(
+        models.WordLevel({w: i for i, w in enumerate(("<unk>", "<s>", "</s>", "x"))}, unk_token="<unk>")
+    )
+    backend.normalizer = normalizers.Lowercase()
     (tmp_path / "published").mkdir()
-    made.save(str(tmp_path / "published" / "tokenizer.json"))
+    backend.save(str(tmp_path / "published" / "tokenizer.json"))
     write_json(tmp_path / "published" / "tokenizer_config.json", {"tokenizer_class": "LlamaTokenizer"})
     config = SimpleNamespace(model_type="llama", vocab_size=4)
     plan: Any = SimpleNamespace(tokenizer=tmp_path / "published", config=config, new_tokens=())
@@ -111,7 +113,7 @@ def test_a_file_of_rules_is_taken_as_it_is(tmp_path: Path) -> None:
     assert load_tokenizer(tmp_path).encode("X") == [3]
 
 
-def test_a_whole_checkpoint_has_it(tmp_path: Path) -> None:
+def test_tokenizer_of_a_whole_checkpoint(tmp_path: Path) -> None:
     folder = write_original(tmp_path / "checkpoint")
     for file in folder.glob("tokenizer*"):
         file.unlink()
@@ -125,5 +127,5 @@ def test_a_whole_checkpoint_has_it(tmp_path: Path) -> None:
     write_json(folder / "config.json", config | {"vocab_size": N_WORDS})
     bundle = convert([folder], OutputOptions(tmp_path / "bundle")).bundle
     text = "USER: Q1 ASSISTANT: A1</s>USER: Q2"
-    wanted = RECORDED["tokenizer"]["plain_encodings"][text]["legacy"]
-    assert load_tokenizer(bundle.llm_folder).encode(text) == wanted
+    expected = RECORDED["tokenizer"]["plain_encodings"][text]["legacy"]
+    assert load_tokenizer(bundle.llm_folder).encode(text) == expected

@@ -1,4 +1,4 @@
-"""Ranks and scores of a search over golden embeddings of the reference are its logits, divided by their scale."""
+"""Ranks and scores of a search over the reference's embeddings equal its logits, divided by their scale."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ pytestmark = pytest.mark.parity
 
 
 @pytest.mark.parametrize("name", ["languagebind_image", "languagebind_video"])
-def test_scores_are_the_logits(name: str, tmp_path: Path) -> None:
+def test_scores_equal_the_logits(name: str, tmp_path: Path) -> None:
     data = load_file(GOLDEN / f"{name}.safetensors")
-    seen, texts = data["out/image_features_unnormalised"], data["out/text_embeds"]
+    images, texts = data["out/image_features_unnormalised"], data["out/text_embeds"]
     scale = math.exp(json.loads((GOLDEN / f"{name}.json").read_text())["config"]["logit_scale"])
     model = load_model("demo", "cpu")
-    files = remember(seen, tmp_path, model.bundle.encoder_id)
+    files = store_embeddings(images, tmp_path, model.bundle.encoder_id)
     for number, text in enumerate(texts):
-        # The text tower itself is held to the reference in test_languagebind.py.
+        # test_languagebind.py compares the text tower itself.
         model.__dict__["text_encoder"] = SimpleNamespace(encode=lambda _, text=text: 3.0 * text[None])
         found = vidqa.search("any", files, model=model, options=RunOptions(cache_dir=tmp_path / "cache"))
-        assert (found.n_encoded, len(found.hits)) == (0, len(seen))
+        assert (found.n_encoded, len(found.hits)) == (0, len(images))
         order = [files.index(str(Path(hit.root, hit.path))) for hit in found.hits]
-        wanted = data["out/logits_per_text"][number]
-        np.testing.assert_allclose([hit.score * scale for hit in found.hits], wanted[order], atol=1e-4 * scale)
-        assert order == np.argsort(-wanted, kind="stable").tolist()
+        expected = data["out/logits_per_text"][number]
+        np.testing.assert_allclose([hit.score * scale for hit in found.hits], expected[order], atol=1e-4 * scale)
+        assert order == np.argsort(-expected, kind="stable").tolist()
 
 
-def remember(embeddings: np.ndarray, folder: Path, encoder_id: str) -> list[str]:
-    """One picture for each embedding, and a cache that has them."""
+def store_embeddings(embeddings: np.ndarray, folder: Path, encoder_id: str) -> list[str]:
+    """Write one image per embedding, and a cache with the embeddings."""
     store, index = FeatureStore(folder / "cache"), MediaIndex(folder / "cache")
     files = []
     for i, embedding in enumerate(embeddings):

@@ -51,7 +51,7 @@ def test_logits_equal_those_of_transformers(dtype: torch.dtype | None) -> None:
                 for llm, cache in zip((theirs, ours), caches, strict=True)
             )
             assert one.shape == other.shape == (2, n, theirs.config.vocab_size)
-            if dtype is torch.bfloat16:  # the norms round at other places
+            if dtype is torch.bfloat16:  # the norms round differently
                 torch.testing.assert_close(one, other, rtol=0.05, atol=0.2)
             else:
                 torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-4)

@@ -1,5 +1,7 @@
-"""Fixtures of other sizes, seeds and words pass tools/check_golden.py unchanged. What they hold is computed by
-transformers and a few lines of torch, not by vidqa; and a value that is off is found."""
+"""Fixtures of other sizes, seeds and texts pass tools/check_golden.py unchanged, and a wrong value is detected.
+
+Their contents are computed by transformers and a few lines of torch, not by vidqa.
+"""
 
 from __future__ import annotations
 
@@ -7,42 +9,42 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import drawn
-import drawn_inputs
-import drawn_towers
 import pytest
+import synthetic_fixtures
+import synthetic_inputs
+import synthetic_towers
 from check_golden import FIXTURES, check, main
 from safetensors.torch import load_file, save_file
 
 pytestmark = pytest.mark.parity
 
 WRITERS: dict[str, Callable[[Path], None]] = {
-    "frame_indices": drawn.write_frame_indices,
-    "languagebind_image": drawn_towers.write_languagebind_image,
-    "languagebind_video": drawn_towers.write_languagebind_video,
-    "preprocess": drawn_inputs.write_preprocess,
-    "prompts": drawn_inputs.write_prompts,
-    "valley": drawn.write_valley,
-    "video_chatgpt": drawn.write_video_chatgpt,
-    "video_llava_forward": drawn_towers.write_video_llava_forward,
-    "video_llava_hf": drawn_towers.write_video_llava_hf,
+    "frame_indices": synthetic_fixtures.write_frame_indices,
+    "languagebind_image": synthetic_towers.write_languagebind_image,
+    "languagebind_video": synthetic_towers.write_languagebind_video,
+    "preprocess": synthetic_inputs.write_preprocess,
+    "prompts": synthetic_inputs.write_prompts,
+    "valley": synthetic_fixtures.write_valley,
+    "video_chatgpt": synthetic_fixtures.write_video_chatgpt,
+    "video_llava_forward": synthetic_towers.write_video_llava_forward,
+    "video_llava_hf": synthetic_towers.write_video_llava_hf,
 }
 
 
 @pytest.mark.parametrize("name", FIXTURES)
-def test_other_sizes_pass_and_a_wrong_value_does_not(name: str, tmp_path: Path) -> None:
+def test_other_sizes_pass_and_a_wrong_value_fails(name: str, tmp_path: Path) -> None:
     WRITERS[name](tmp_path)
     report = check(tmp_path, name)
     assert report.ok, report.misses[:10]
     assert not [n for n in report.notes if "not compared" in n], report.notes
-    spoil(tmp_path, name)
+    damage(tmp_path, name)
     report = check(tmp_path, name)
     assert not report.ok
-    # The projector's output is looked at with each temporal module.
+    # The projector's output is compared with each temporal module.
     assert len({miss.split(":")[0] for miss in report.misses}) == 1, report.misses
 
 
-def test_all_of_them_in_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_fixtures_in_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for write in WRITERS.values():
         write(tmp_path)
     assert main([str(tmp_path)]) == 0
@@ -51,7 +53,7 @@ def test_all_of_them_in_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture
     assert lines[-1] == f"{len(FIXTURES)} fixtures compared, 0 with differences"
 
 
-def spoil(folder: Path, name: str) -> None:
+def damage(folder: Path, name: str) -> None:
     """Change one recorded value."""
     if (file := folder / f"{name}.safetensors").exists():
         tensors = load_file(file)

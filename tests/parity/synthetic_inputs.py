@@ -1,4 +1,4 @@
-"""Fixtures as in `drawn`: pixels of single frames, and prompts with their ids and labels."""
+"""Synthetic fixtures of preprocessed frames, and of prompts with their ids and labels."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from drawn import write
 from golden_checks.prompts import Slow
 from PIL import Image
 from sentencepiece import SentencePieceTrainer
+from synthetic_fixtures import write
 from torch import Tensor
 from torch.nn import functional as F
 
 from vidqa.prompts.chat_formats import FORMATS
 
-SIDE = 84  # a multiple of 7, for Valley's short side is 8/7 of it
+SIDE = 84  # a multiple of 7, because Valley's short side is 8/7 of it
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])[:, None, None]
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None]
 
@@ -39,7 +39,7 @@ def cropped(x: Tensor, offset: Callable[[int], int]) -> Tensor:
 
 
 def half(n: int) -> int:
-    """Half of it, as Python rounds."""
+    """Half of n, rounded as Python does."""
     return round(n / 2)
 
 
@@ -120,11 +120,11 @@ def write_preprocess(folder: Path) -> None:
 TEXT = "Why does the red ball roll? Two boats wait at a river bank, 12 of them; où est le café? He reads: it's late"
 WORDS = TEXT.split()
 TINY = "A header of other words stands here, for tests."
-#: What the original does with difficult answers is recorded, too.
+#: Difficult answers, whose treatment by the original is recorded too.
 ANSWERS = (" led by a space", "ends in one ", "\nfirst line", "two  spaces", "猫 and 🐈", "says ASSISTANT: itself")
 
 
-def said_so(rng: random.Random, hard: bool = False) -> str:
+def random_text(rng: random.Random, hard: bool = False) -> str:
     if hard and rng.random() < 0.4:
         return rng.choice(ANSWERS)
     return " ".join(rng.choices(WORDS, k=rng.randint(1, 7)))
@@ -133,11 +133,11 @@ def said_so(rng: random.Random, hard: bool = False) -> str:
 def conversation(rng: random.Random, media: Sequence[str]) -> list[dict[str, str]]:
     out = [{"from": "gpt", "value": "Hello."}] if rng.random() < 0.1 else []
     for i in range(rng.randint(1, 4)):
-        question = said_so(rng)
+        question = random_text(rng)
         if i == 0 and media:
             tags = "".join(media)
             question = f"{tags}\n{question}" if rng.random() < 0.7 else f"{question}\n{tags}"
-        out += [{"from": "human", "value": question}, {"from": "gpt", "value": said_so(rng, hard=True)}]
+        out += [{"from": "human", "value": question}, {"from": "gpt", "value": random_text(rng, hard=True)}]
     if rng.random() < 0.1:
         out[-1]["value"] = ""
     return out
@@ -149,7 +149,7 @@ def sha(value: Any) -> str:
 
 
 def rendered(name: str, system: str, flat: Sequence[str | None]) -> str:
-    """A conversation as the published template of that name puts it; None is an open turn."""
+    """Render a conversation with the published template of that name; None is an open turn."""
     roles = ("Human", "Assistant") if name == "llava_v0" else ("USER", "ASSISTANT")
     seps = ("###", "###") if name == "llava_v0" else (" ", "</s>")
     if name == "plain":
@@ -160,20 +160,19 @@ def rendered(name: str, system: str, flat: Sequence[str | None]) -> str:
     return text
 
 
-def with_places(slow: Slow, text: str) -> list[int]:
-    """Ids of a text whose pieces between `<image>` are tokenised one by one."""
+def ids_with_placeholders(slow: Slow, text: str) -> list[int]:
+    """Tokenize the pieces between `<image>` one by one."""
     first, *rest = (slow.encode(piece, add_special_tokens=True) for piece in text.split("<image>"))
     return first + [i for piece in rest for i in (-200, *piece[1:])]
 
 
 def labelled_v1(slow: Slow, system: str, source: list[dict[str, str]], has_media: bool) -> dict[str, Any]:
-    """Ids and labels as tuning with the template `v1` makes them: rounds are counted off, and a count that does not
-    come out masks everything."""
+    """Ids and labels of training with the template `v1`: rounds are counted, and a wrong count masks everything."""
     source = source[1:] if source[0]["from"] == "gpt" else source
     text = rendered("v1", system, [one["value"].replace("<video>", "<image>" * 8) for one in source])
 
     def encode(piece: str) -> list[int]:
-        return with_places(slow, piece) if has_media else slow.encode(piece, add_special_tokens=True)
+        return ids_with_placeholders(slow, piece) if has_media else slow.encode(piece, add_special_tokens=True)
 
     ids = encode(text)
     labels, at, cue = list(ids), 1, " ASSISTANT: "
@@ -192,24 +191,24 @@ def labelled_v1(slow: Slow, system: str, source: list[dict[str, str]], has_media
 
 def hashed(found: dict[str, Any]) -> dict[str, Any]:
     ids, labels = found["input_ids"], found["labels"]
-    seen = {"n": len(ids), "ids_sha256": sha(ids), "labels_sha256": sha(labels)}
-    return seen | {"mismatch_warning": found["mismatch_warning"]}
+    digests = {"n": len(ids), "ids_sha256": sha(ids), "labels_sha256": sha(labels)}
+    return digests | {"mismatch_warning": found["mismatch_warning"]}
 
 
 def caption(slow: Slow, source: list[dict[str, str]]) -> dict[str, Any]:
-    ids = with_places(slow, f"<image>{source[1]['value']}\n")
-    n_before = len(with_places(slow, "<image>"))
+    ids = ids_with_placeholders(slow, f"<image>{source[1]['value']}\n")
+    n_before = len(ids_with_placeholders(slow, "<image>"))
     return {"input_ids": ids, "labels": [-100] * n_before + ids[n_before:]}
 
 
 def in_one_text(slow: Slow, source: list[dict[str, str]]) -> dict[str, Any]:
-    """Ids as tuning with the `###` style makes them."""
+    """Ids of training with the `###` style."""
     names = {"human": "Human", "gpt": "Assistant"}
     text = f"{TINY}\n\n" + "".join(f"### {names[one['from']]}: {one['value']}\n" for one in source) + "### "
-    return {"input_ids": with_places(slow, text.replace("<video>", "<image>" * 8)), "labels": []}
+    return {"input_ids": ids_with_placeholders(slow, text.replace("<video>", "<image>" * 8)), "labels": []}
 
 
-def valley_asked(messages: Sequence[tuple[str, str]]) -> str:
+def valley_prompt(messages: Sequence[tuple[str, str]]) -> str:
     marks = f"<im_start>{'<im_patch>' * 256}<im_end><vi_start>{'<vi_frame>' * 8}<vi_end>"
     text = ""
     for role, content in messages:
@@ -233,7 +232,7 @@ def valley_answer(raw: str) -> str:
 
 def write_prompts(folder: Path, seed: int = 61) -> None:
     rng = random.Random(seed)
-    lines = iter([said_so(rng) for _ in range(400)])
+    lines = iter([random_text(rng) for _ in range(400)])
     SentencePieceTrainer.train(
         sentence_iterator=lines,
         model_prefix=str(folder / "tokenizer"),
@@ -243,7 +242,7 @@ def write_prompts(folder: Path, seed: int = 61) -> None:
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
         split_digits=True,
-        user_defined_symbols=["\u2581USER", "USER"],  # as long with a space as without, as in LLaMA's own
+        user_defined_symbols=["\u2581USER", "USER"],  # as long with a space as without, as in LLaMA's tokenizer
         minloglevel=2,
     )
     (folder / "tokenizer.vocab").unlink()
@@ -254,7 +253,7 @@ def write_prompts(folder: Path, seed: int = 61) -> None:
         for i in range(30)
     }
     captions = {
-        f"caption_{i}": {"conversations": [{"from": "human", "value": tag}, {"from": "gpt", "value": said_so(rng)}]}
+        f"caption_{i}": {"conversations": [{"from": "human", "value": tag}, {"from": "gpt", "value": random_text(rng)}]}
         for i, tag in enumerate(("<image>", "<video>\nWhat?", "Tell.\n<image>"))
     }
     masking: dict[str, Any] = {"neutral_system_text": TINY, "sources": sources, "plain_sources": captions}
@@ -269,13 +268,18 @@ def write_prompts(folder: Path, seed: int = 61) -> None:
     texts = {n: in_one_text(slow["legacy"], c) for n, c in usual.items() if c[0]["from"] == "human"}
     structures: dict[str, list[str | None]] = {"nothing": []}
     for i in range(8):
-        structures[f"turns_{i}"] = [*(said_so(rng) for _ in range(rng.choice((1, 3)))), None if i % 2 else said_so(rng)]
+        structures[f"turns_{i}"] = [
+            *(random_text(rng) for _ in range(rng.choice((1, 3)))),
+            None if i % 2 else random_text(rng),
+        ]
     raw = [
-        f"{a}{said_so(rng)}{b}" for a in ("### Assistant: ", " Response:Valley:", "") for b in ("\n### Human: x", " ")
+        f"{a}{random_text(rng)}{b}"
+        for a in ("### Assistant: ", " Response:Valley:", "")
+        for b in ("\n### Human: x", " ")
     ]
-    asked = {
-        "one": [("system", "Be short."), ("user", f"<video>\n{said_so(rng)}")],
-        "two": [("user", f"{said_so(rng)} <video>"), ("assistent", said_so(rng)), ("user", "And <image>?")],
+    dialogues = {
+        "one": [("system", "Be short."), ("user", f"<video>\n{random_text(rng)}")],
+        "two": [("user", f"{random_text(rng)} <video>"), ("assistent", random_text(rng)), ("user", "And <image>?")],
         "without": [("system", "Be short."), ("user", "Hello"), ("user", "<video> what?")],
     }
     names = ("v1", "vicuna_v1", "llava_v1", "llava_v0")
@@ -283,25 +287,25 @@ def write_prompts(folder: Path, seed: int = 61) -> None:
         "tokenizer": {"file": "tokenizer.model"},
         "turn_structures": structures,
         "rendered_prompts": {
-            n: {k: _seen(rendered(n, FORMATS[n].system, t)) for k, t in structures.items()} for n in names
+            n: {k: _digest(rendered(n, FORMATS[n].system, t)) for k, t in structures.items()} for n in names
         },
         "rendered_prompts_video_chatgpt": {
-            n: {k: _seen(rendered(n, FORMATS[n].system, t)) for k, t in structures.items()}
+            n: {k: _digest(rendered(n, FORMATS[n].system, t)) for k, t in structures.items()}
             for n in ("video-chatgpt_v1", "vicuna_v1_1")
         },
         "tokenizer_image_token": [
-            {"prompt": text} | {mode: with_places(tokenizer, text) for mode, tokenizer in slow.items()}
+            {"prompt": text} | {mode: ids_with_placeholders(tokenizer, text) for mode, tokenizer in slow.items()}
             for text in ("<image>\nWhy?", "a <image> b<image>", "USER: <image>\nTwo boats? ASSISTANT: 12</s>USER: He")
         ],
         "label_masking": masking,
         "valley_training_masks/neutral_system/legacy": texts,
         "valley_inference_prompts": {
-            n: _seen(valley_asked(m)) | {"messages": [list(one) for one in m]} for n, m in asked.items()
+            n: _digest(valley_prompt(m)) | {"messages": [list(one) for one in m]} for n, m in dialogues.items()
         },
         "valley_process_response": [[text, valley_answer(text)] for text in raw],
         "preprocess_multimodal": {
             "default": [
-                {"input": f"{tags}\nQ", "n_image": n} | _seen(f"{tags}\nQ".replace("<video>", "<image>" * 8))
+                {"input": f"{tags}\nQ", "n_image": n} | _digest(f"{tags}\nQ".replace("<video>", "<image>" * 8))
                 for tags, n in (("<video>", 8), ("<image><video><image>", 10), ("<image>" * 3, 3))
             ]
         },
@@ -309,5 +313,5 @@ def write_prompts(folder: Path, seed: int = 61) -> None:
     (folder / "prompts.json").write_text(json.dumps(meta))
 
 
-def _seen(text: str) -> dict[str, Any]:
+def _digest(text: str) -> dict[str, Any]:
     return {"sha256": sha(text), "n_chars": len(text)}

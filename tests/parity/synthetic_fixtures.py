@@ -1,7 +1,7 @@
-"""Fixtures with the layout of tests/golden and other sizes, seeds and words, drawn and computed here.
+"""Synthetic fixtures in the layout of tests/golden, with other sizes, seeds and texts.
 
-What they hold comes from transformers and a few lines of torch, never from vidqa. Here: the parts that several share,
-and those of Video-ChatGPT and Valley. `drawn_towers` and `drawn_inputs` have the others.
+Their contents come from transformers and a few lines of torch, never from vidqa. This module has the shared functions
+and the fixtures of Video-ChatGPT and Valley; `synthetic_towers` and `synthetic_inputs` have the others.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def write(folder: Path, name: str, meta: dict[str, Any], tensors: Tensors) -> No
     (folder / f"{name}.json").write_text(json.dumps(meta))
 
 
-def draw(module: torch.nn.Module, seed: int) -> Tensors:
-    """Give every parameter other values, norms and biases too, wide enough that answers differ."""
+def randomize(module: torch.nn.Module, seed: int) -> Tensors:
+    """Set random values for all parameters, norms and biases included, large enough for answers to differ."""
     rng = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in module.named_parameters():
@@ -49,12 +49,12 @@ def llama(hidden: int, vocab: int, heads: int, seed: int) -> tuple[dict[str, Any
         "rms_norm_eps": 1e-5,
     }
     llm = LlamaForCausalLM(LlamaConfig(**config)).eval()
-    weights = draw(llm, seed)
+    weights = randomize(llm, seed)
     return config, llm, weights
 
 
 @torch.no_grad()
-def said(llm: LlamaForCausalLM, embeds: Tensor) -> Tensors:
+def outputs_of(llm: LlamaForCausalLM, embeds: Tensor) -> Tensors:
     """Logits, greedy tokens and their scores for [B, S, L]."""
     out = llm.generate(
         inputs_embeds=embeds,
@@ -75,13 +75,13 @@ def write_video_chatgpt(folder: Path) -> None:
     config, llm, weights = llama(48, 90, 6, 1)
     patch, start, end = 83, 87, 85
     projector = torch.nn.Linear(width, 48)
-    projected = draw(projector, 2)
+    projected = randomize(projector, 2)
     x = torch.randn(max(lengths), spatial, width, generator=torch.Generator().manual_seed(3)).half()
     pooled = {}
     for t in lengths:
-        in_time = torch.zeros(max(rows, t), width)
-        in_time[:t] = x[:t].float().mean(1)
-        pooled[t] = torch.cat([in_time, x[:t].float().mean(0)]).half()
+        frame_means = torch.zeros(max(rows, t), width)
+        frame_means[:t] = x[:t].float().mean(1)
+        pooled[t] = torch.cat([frame_means, x[:t].float().mean(0)]).half()
     n = rows + spatial
     ids = {
         "start_end": [[1, 5, 9, start, *[patch] * n, end, 30, 31]],
@@ -102,8 +102,8 @@ def write_video_chatgpt(folder: Path) -> None:
             embeds = llm.get_input_embeddings()(flat).clone()
             at = (flat[-1] == patch).nonzero()[:, 0]
             if len(at):
-                embeds[-1, at[-n:]] = two if case == "two_videos" else one  # the original inserts the last alone
-            results = said(llm, embeds)
+                embeds[-1, at[-n:]] = two if case == "two_videos" else one  # the original inserts the last one only
+            results = outputs_of(llm, embeds)
             if len(values) > 1 or case == "two_videos":
                 results["logits_every_5th"] = results.pop("logits")[:, ::5]
             tensors |= {f"in/{case}/input_ids": flat} | {f"out/{case}/{k}": v for k, v in results.items()}
@@ -125,8 +125,8 @@ def write_video_chatgpt(folder: Path) -> None:
 def clip_tower(seed: int, **sizes: int) -> tuple[dict[str, Any], Any, Tensors]:
     config: dict[str, Any] = {**sizes, "intermediate_size": 50, "projection_dim": 10, "hidden_act": "gelu"}
     tower = CLIPVisionModel(CLIPVisionConfig(**config)).eval()
-    drawn = draw(tower, seed)
-    keys = {k if k.startswith("vision_model.") else f"vision_model.{k}": v for k, v in drawn.items()}
+    weights = randomize(tower, seed)
+    keys = {k if k.startswith("vision_model.") else f"vision_model.{k}": v for k, v in weights.items()}
     return config | {"layer_norm_eps": tower.config.layer_norm_eps}, tower, keys
 
 
@@ -140,9 +140,9 @@ def write_valley(folder: Path) -> None:
     ).eval()
     tensors: Tensors = {f"weights/{k}": v for k, v in weights.items()}
     tensors |= {f"weights/model.vision_tower.{k}": v for k, v in tower_weights.items()}
-    tensors |= {f"weights/model.mm_projector.{k}": v for k, v in draw(projector, 6).items()}
-    tensors |= {f"weights_v2/model.pooling_layer.{k}": v for k, v in draw(pooling, 7).items()}
-    tensors |= {f"weights_v3/model.transformer_delta_encoder.{k}": v for k, v in draw(encoder, 8).items()}
+    tensors |= {f"weights/model.mm_projector.{k}": v for k, v in randomize(projector, 6).items()}
+    tensors |= {f"weights_v2/model.pooling_layer.{k}": v for k, v in randomize(pooling, 7).items()}
+    tensors |= {f"weights_v3/model.transformer_delta_encoder.{k}": v for k, v in randomize(encoder, 8).items()}
     rng = torch.Generator().manual_seed(9)
     positions = torch.randn(11, 40, generator=rng)
     tensors["weights_v3/model.position_matrix"] = positions
@@ -151,7 +151,7 @@ def write_valley(folder: Path) -> None:
         "video": torch.randn(6, 3, 12, 12, generator=rng).half(),
         "image": torch.randn(1, 3, 12, 12, generator=rng),
     }
-    frame, place = 61, 66
+    frame, patch = 61, 66
     pools = {
         "v1": lambda x: x.mean(0),
         "v2": lambda x: torch.einsum("t,tpl->pl", pooling(x.reshape(len(x), -1))[:, 0].softmax(0), x),
@@ -161,14 +161,14 @@ def write_valley(folder: Path) -> None:
         for name, pixels in media.items():
             states = tower(pixels.float(), output_hidden_states=True).hidden_states[-2]
             projected = projector(states)
-            ids = [1, 4, 60, *[place] * 16, 62, 63, *[frame] * len(pixels), 64, 20, 21]
+            ids = [1, 4, 60, *[patch] * 16, 62, 63, *[frame] * len(pixels), 64, 20, 21]
             flat = torch.tensor([ids])
             tensors |= {f"in/{name}": pixels, f"in/{name}_case/input_ids": flat}
             for version, pool in pools.items():
                 embeds = llm.get_input_embeddings()(flat).clone()
-                embeds[0, flat[0] == place] = pool(projected[:, 1:])
+                embeds[0, flat[0] == patch] = pool(projected[:, 1:])
                 embeds[0, flat[0] == frame] = projected[:, 0]
-                results = said(llm, embeds)
+                results = outputs_of(llm, embeds)
                 results["logits_last9"] = results.pop("logits")[:, -9:]
                 tensors |= {f"out/{version}/{name}/{k}": v for k, v in results.items()}
                 if name == "video":
@@ -178,7 +178,7 @@ def write_valley(folder: Path) -> None:
             if name == "video":
                 tensors |= {"out/projected": projected, "out/vision_hidden_states_-2_every_4th_token": states[:, ::4]}
         tensors["in/text_case/input_ids"] = flat = torch.tensor([[1, 4, 20, 21, 22]])
-        results = said(llm, llm.get_input_embeddings()(flat))
+        results = outputs_of(llm, llm.get_input_embeddings()(flat))
         results["logits_last9"] = results.pop("logits")
         tensors |= {f"out/v1/text/{k}": v for k, v in results.items()}
     names = ("vi_frame", "vi_start", "vi_end", "im_patch", "im_start", "im_end")
@@ -188,7 +188,7 @@ def write_valley(folder: Path) -> None:
             "clip": clip,
             "mm_hidden_size": 36,
             "mm_vision_select_layer": -2,
-            "token_ids": dict(zip(names, (frame, 63, 64, place, 60, 62), strict=True)),
+            "token_ids": dict(zip(names, (frame, 63, 64, patch, 60, 62), strict=True)),
             "v3": {"nhead": 4, "num_layers": 1, "dim_feedforward": 24, "activation": "relu", "norm": "post-norm"},
         }
     }
@@ -204,11 +204,11 @@ def write_frame_indices(folder: Path) -> None:
         rule: {str(k): {str(n): make(n, k) for n in (1, 2, 9, 77, 1234)} for k in (5, 32)}
         for rule, make in rules.items()
     }
-    meta["video_chatgpt"] = {str(n): middles(n, min(n, 100)) for n in (1, 4, 99, 100, 101, 777)}
+    meta["video_chatgpt"] = {str(n): segment_centers(n, min(n, 100)) for n in (1, 4, 99, 100, 101, 777)}
     (folder / "frame_indices.json").write_text(json.dumps(meta | {"tolerance": "exact"}))
 
 
-def middles(n: int, k: int) -> list[int]:
-    """Middles of k equal parts of n frames, as Video-ChatGPT takes them."""
+def segment_centers(n: int, k: int) -> list[int]:
+    """Centers of k equal segments of n frames, as in Video-ChatGPT."""
     ends = [round((n - 1) / k * i) for i in range(k + 1)]
     return [(a + b) // 2 for a, b in pairwise(ends)]

@@ -1,4 +1,4 @@
-"""Fixtures as in `drawn`: LanguageBind's towers, the original Video-LLaVA, its port."""
+"""Synthetic fixtures of LanguageBind's towers, the original Video-LLaVA and its transformers port."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from drawn import N_NEW, Tensors, draw, llama, said, write
 from safetensors.torch import load_file
+from synthetic_fixtures import N_NEW, Tensors, llama, outputs_of, randomize, write
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import (
@@ -35,7 +35,7 @@ def write_languagebind_image(folder: Path) -> None:
     text |= {"vocab_size": 33, "max_position_embeddings": 9, "projection_dim": 14, "hidden_act": "gelu"}
     text |= {"bos_token_id": 31, "eos_token_id": 32, "pad_token_id": 32}
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=14)).eval()
-    weights = draw(model, 11)
+    weights = randomize(model, 11)
     rng = torch.Generator().manual_seed(12)
     pixels = torch.randn(3, 3, 20, 20, generator=rng).half()
     ids = torch.randint(0, 31, (2, 9), generator=rng)
@@ -85,17 +85,17 @@ def tower_weights(c: dict[str, Any], seed: int) -> Tensors:
 def tower_states(
     w: Tensors, c: dict[str, Any], pixels: Tensor, act: str, time: bool = True
 ) -> tuple[list[Tensor], Any]:
-    """The tower, written down from what is known of the original class.
+    """The tower, written after the original class.
 
     Args:
         w: as from `tower_weights`.
         c: its configuration.
         pixels: float [B, T, 3, S, S].
         act: `gelu` or `quick_gelu`.
-        time: whether the frames see each other.
+        time: whether frames attend to each other.
 
     Returns:
-        Hidden states [B, T, 1 + P, D], one more than there are layers, and what is pooled, [B, D].
+        Hidden states [B, T, 1 + P, D], one more than there are layers, and the pooled state [B, D].
     """
     b, t = pixels.shape[:2]
     group = c["num_frames"] if time and c.get("add_time_attn") else 0
@@ -122,7 +122,7 @@ def tower_states(
         layer = f"encoder.layers.{i}."
         if group:
             n = x.shape[1]
-            y = x.unflatten(0, (-1, group)).transpose(1, 2).flatten(0, 1)  # one row for each place of each group
+            y = x.unflatten(0, (-1, group)).transpose(1, 2).flatten(0, 1)  # one row per patch position of each group
             y = y + w[f"{layer}temporal_embedding"]
             y = y + attend(f"{layer}temporal_attn", norm(f"{layer}temporal_layer_norm1", y))
             x = y.unflatten(0, (-1, n)).transpose(1, 2).flatten(0, 1)
@@ -151,7 +151,7 @@ def write_languagebind_video(folder: Path) -> None:
     texts = {}
     for act in ("gelu", "quick_gelu"):
         model = CLIPTextModelWithProjection(CLIPTextConfig(**TEXT | {"hidden_act": act})).eval()
-        drawn = draw(model, 23)
+        text_weights = randomize(model, 23)
         texts[act] = F.normalize(model(input_ids=ids, attention_mask=mask).text_embeds, dim=-1)
     found = {"text_embeds": texts["gelu"], "wrapper_temp_language": texts["gelu"]}
     for prefix, act in (("", "gelu"), ("quick_gelu/", "quick_gelu")):
@@ -166,10 +166,10 @@ def write_languagebind_video(folder: Path) -> None:
             found |= {"wrapper_notemp_video": embeds, "wrapper_temp_video": embeds * scale.exp()}
     states, pooled = tower_states(weights, vision, frames, "gelu", time=False)
     found |= {"no_temporal/vision_hidden_states_-2": states[-2], "no_temporal/vision_pooled": pooled}
-    states, pooled = tower_states(weights, vision, frames[:2].flatten(0, 1)[None], "gelu")  # one clip, two groups
+    states, pooled = tower_states(weights, vision, frames[:2].flatten(0, 1)[None], "gelu")  # one video, two groups
     found |= {"t6/vision_hidden_states_-2": states[-2], "t6/vision_pooled": pooled}
     tensors = {f"weights/vision_model.{k}": v for k, v in weights.items()} | {
-        f"weights/{k}": v for k, v in drawn.items()
+        f"weights/{k}": v for k, v in text_weights.items()
     }
     tensors |= {"weights/visual_projection.weight": projection, "weights/logit_scale": scale}
     tensors |= {f"out/{k}": v for k, v in found.items()}
@@ -180,7 +180,7 @@ def write_languagebind_video(folder: Path) -> None:
 
 @torch.no_grad()
 def write_video_llava_forward(folder: Path) -> None:
-    n_frames, place, width, out_width = 4, -200, 36, 56
+    n_frames, placeholder, width, out_width = 4, -200, 36, 56
     config, llm, weights = llama(out_width, 80, 7, 31)
     common = {"hidden_size": width, "num_attention_heads": 3, "image_size": 15, "patch_size": 5, "projection_dim": 6}
     common |= {"hidden_act": "gelu", **EPS}
@@ -194,10 +194,10 @@ def write_video_llava_forward(folder: Path) -> None:
         torch.nn.Linear(width, out_width), torch.nn.GELU(), torch.nn.Linear(out_width, out_width)
     )
     tensors: Tensors = {f"weights/{k}": v for k, v in weights.items()}
-    tensors |= {f"weights/model.mm_projector.{k}": v for k, v in draw(projector, 34).items()}
+    tensors |= {f"weights/model.mm_projector.{k}": v for k, v in randomize(projector, 34).items()}
     tensors |= {f"weights/model.{k}_tower.{k}_tower.{n}": v for k, own in towers.items() for n, v in own.items()}
     rng = torch.Generator().manual_seed(35)
-    seen: dict[str, list[Tensor]] = {}
+    visual: dict[str, list[Tensor]] = {}
     for name in ("image", "image2", "video"):
         kind = name.rstrip("2")
         pixels = torch.randn(3, *((n_frames,) if kind == "video" else ()), 15, 15, generator=rng)
@@ -205,7 +205,7 @@ def write_video_llava_forward(folder: Path) -> None:
         frames = pixels.transpose(0, 1)[None] if kind == "video" else pixels[None, None]
         tokens = tower_states(towers[kind], vision[f"{kind}_tower"], frames, "gelu")[0][-2]
         tokens = tokens if kind == "video" else tokens[:, 0, 1:]
-        seen[name] = [*projector(tokens)[0]] if kind == "video" else [projector(tokens)[0]]
+        visual[name] = [*projector(tokens)[0]] if kind == "video" else [projector(tokens)[0]]
         tensors |= {f"out/{name}_tower_features": tokens, f"out/{name}_projected": projector(tokens)}
     media = {"video": ["video"], "image": ["image"], "text": [], "video_image": ["video", "image"]}
     media |= {"image_video": ["image", "video"], "two_images": ["image", "image2"]}
@@ -214,17 +214,17 @@ def write_video_llava_forward(folder: Path) -> None:
         words = torch.randint(3, 80, (6 + i,), generator=rng).tolist()
         ids = [1]
         for name in names:
-            ids += [place] * len(seen[name]) + words[:2]
+            ids += [placeholder] * len(visual[name]) + words[:2]
         ids = torch.tensor([ids + words])
-        left = iter([frame for name in names for frame in seen[name]])
+        left = iter([frame for name in names for frame in visual[name]])
         embeds = torch.cat(
-            [next(left) if n == place else llm.model.embed_tokens(torch.tensor([n])) for n in ids[0].tolist()]
+            [next(left) if n == placeholder else llm.model.embed_tokens(torch.tensor([n])) for n in ids[0].tolist()]
         )
         labels = torch.full((1, len(embeds)), -100)
         labels[:, -3:] = ids[:, -3:]
         rows[case] = (ids, embeds, labels)
         tensors |= {f"in/{case}/input_ids": ids, f"out/{case}/labels": labels}
-        results = said(llm, embeds[None]) | {"loss": loss_of(llm, [embeds], [labels[0]])}
+        results = outputs_of(llm, embeds[None]) | {"loss": loss_of(llm, [embeds], [labels[0]])}
         results |= {"attention_mask": torch.ones_like(labels)} | ({"inputs_embeds": embeds[None]} if names else {})
         tensors |= {f"out/{case}/{k}": v for k, v in results.items()}
     write_batch(tensors, llm, [rows[case] for case in ("image", "video", "text")])
@@ -235,7 +235,7 @@ def write_video_llava_forward(folder: Path) -> None:
             "mm_projector_type": "mlp2x_gelu",
             "mm_vision_select_layer": -2,
             "mm_hidden_size": width,
-            "image_token_index": place,
+            "image_token_index": placeholder,
         },
         "media": {case: {"images_list": names} for case, names in media.items()},
     }
@@ -243,30 +243,30 @@ def write_video_llava_forward(folder: Path) -> None:
 
 
 def write_batch(tensors: Tensors, llm: Any, rows: list[tuple[Tensor, Tensor, Tensor]]) -> None:
-    """Rows (ids, embeddings, labels) as a batch: padded on either side, and cut."""
+    """Write rows (ids, embeddings, labels) as a batch: padded on the right, on the left, and truncated."""
     ids, embeds, labels = zip(*((i[0], e, la[0]) for i, e, la in rows), strict=True)
     tensors["in/batch/input_ids"] = torch.nn.utils.rnn.pad_sequence(list(ids), batch_first=True)
     tensors["in/batch/attention_mask"] = tensors["in/batch/input_ids"] != 0
-    longest, cut = max(map(len, embeds)), sorted(map(len, embeds))[-1] - 4
-    for side, width in (("right", longest), ("left", longest), ("truncated", cut)):
+    longest, truncated = max(map(len, embeds)), sorted(map(len, embeds))[-1] - 4
+    for side, width in (("right", longest), ("left", longest), ("truncated", truncated)):
         kept = [min(len(e), width) for e in embeds]
         at = [slice(width - n, width) if side == "left" else slice(0, n) for n in kept]
-        mask, wanted = torch.zeros(len(rows), width, dtype=torch.bool), torch.full((len(rows), width), -100)
+        mask, padded_labels = torch.zeros(len(rows), width, dtype=torch.bool), torch.full((len(rows), width), -100)
         values = torch.zeros(len(rows), width, embeds[0].shape[1])
-        for i, (n, place) in enumerate(zip(kept, at, strict=True)):
-            mask[i, place], wanted[i, place], values[i, place] = True, labels[i][:n], embeds[i][:n]
+        for i, (n, columns) in enumerate(zip(kept, at, strict=True)):
+            mask[i, columns], padded_labels[i, columns], values[i, columns] = True, labels[i][:n], embeds[i][:n]
         loss = loss_of(
             llm,
             [e[:n] for e, n in zip(embeds, kept, strict=True)],
             [la[:n] for la, n in zip(labels, kept, strict=True)],
         )
-        found = {"attention_mask": mask, "labels": wanted, "loss": loss}
+        found = {"attention_mask": mask, "labels": padded_labels, "loss": loss}
         found |= {} if side == "left" else {"inputs_embeds": values}
         tensors |= {f"out/batch_{side}/{k}": v for k, v in found.items()}
 
 
 def loss_of(llm: Any, embeds: list[Tensor], labels: list[Tensor]) -> Tensor:
-    """Mean cross entropy of the next token over all labels of all rows, each row by itself; [1]."""
+    """Mean cross entropy of the next token over all labels, each row computed separately; [1]."""
     losses = [
         F.cross_entropy(llm(inputs_embeds=e[None]).logits[0, :-1], la[1:], reduction="none")[la[1:] != -100]
         for e, la in zip(embeds, labels, strict=True)
@@ -288,7 +288,7 @@ def write_video_llava_hf(folder: Path) -> None:
         video_token_index=video_id,
     )
     model = VideoLlavaForConditionalGeneration(config).eval()
-    draw(model, 41)
+    randomize(model, 41)
     model.save_pretrained(folder / "saved")
     weights = load_file(folder / "saved" / "model.safetensors")
     as_saved = json.loads((folder / "saved" / "config.json").read_text())
@@ -338,7 +338,7 @@ def write_video_llava_hf(folder: Path) -> None:
 def run_port(
     tensors: Tensors, model: Any, case: str, ids: list[Tensor], media: Tensors, images: list[str], videos: list[str]
 ) -> None:
-    """What the port itself says to a case."""
+    """Record the outputs of the port for a case."""
     pixels = {
         key: torch.cat([media[name] for name in names])
         for key, names in (("pixel_values_images", images), ("pixel_values_videos", videos))
