@@ -10,14 +10,10 @@ from importlib import import_module
 import click
 import pytest
 
-from vidqa.cli.main import COMMANDS
+from vidqa.cli.main import COMMANDS, run
 from vidqa.config.settings import OPTIONS
 
 HEAVY = ["torch", "transformers", "onnxruntime", "av", "decord", "polars", "numpy", "pydantic", "PIL", "safetensors"]
-
-
-def vidqa(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "vidqa", *arguments], capture_output=True, text=True, timeout=280)
 
 
 def test_help_lists_the_question_sets() -> None:
@@ -49,11 +45,11 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 @pytest.mark.parametrize("flag", ["-h", "--help"])
-def test_every_command_has_help_with_an_example(command: str, flag: str) -> None:
-    done = vidqa(command, flag)
-    assert done.returncode == 0
-    assert "Example" in done.stdout and f"vidqa {command}" in done.stdout
-    assert done.stderr == ""
+def test_every_command_has_help_with_an_example(command: str, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([command, flag]) == 0
+    out, err = capsys.readouterr()
+    assert "Example" in out and f"vidqa {command}" in out
+    assert err == ""
 
 
 def commands() -> Iterator[tuple[str, click.Command]]:
@@ -83,7 +79,8 @@ def test_options_without_a_setting() -> None:
 def test_version() -> None:
     from vidqa import __version__
 
-    assert vidqa("--version").stdout == f"vidqa {__version__}\n"
+    command = [sys.executable, "-m", "vidqa", "--version"]
+    assert subprocess.run(command, capture_output=True, text=True).stdout == f"vidqa {__version__}\n"
 
 
 @pytest.mark.parametrize(
@@ -98,8 +95,8 @@ def test_version() -> None:
         ["cache", "nonsense"],
     ],
 )
-def test_wrong_usage_is_exit_2_on_stderr(arguments: list[str]) -> None:
-    done = vidqa(*arguments)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert "Traceback" not in done.stderr and done.stderr.strip()
+def test_wrong_usage_is_exit_2_on_stderr(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Traceback" not in err and err.strip()
