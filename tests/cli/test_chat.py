@@ -23,7 +23,7 @@ TIMEOUT_S = 280
 
 @pytest.fixture
 def asking(vidqa, monkeypatch):
-    """`asking("What?\\nWhy?\\n", clip, ...)`: the command with questions from a pipe."""
+    r"""`asking("What?\nWhy?\n", clip, ...)`: the command with questions from a pipe."""
 
     def call(questions: str, *arguments: object):
         monkeypatch.setattr(sys, "stdin", io.StringIO(questions))

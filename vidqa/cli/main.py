@@ -1,5 +1,3 @@
-# ruff: noqa: D301
-# (\b in the docstring below is click's mark for a paragraph that is not rewrapped)
 """The `vidqa` command: imports a command on demand, passes it its settings, and turns errors into exit codes."""
 
 from __future__ import annotations
@@ -159,8 +157,8 @@ def entry() -> NoReturn:
 def _open_streams() -> None:
     """Open /dev/null for standard streams that the process was started without (`>&-`, some services).
 
-    Python sets them to None, and the next file to be opened, possibly a table, would get the descriptor of stderr, which
-    any library may write to.
+    Python sets them to None, and the next file to be opened, possibly a table, would get the descriptor of stderr,
+    which any library may write to.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:

@@ -34,7 +34,7 @@ def as_memory_error() -> Iterator[None]:
     """Convert any out-of-memory error inside the block to MemoryError; other errors pass unchanged."""
     try:
         yield
-    except Exception as e:  # noqa: BLE001  exceptions of onnxruntime have no common base class
+    except Exception as e:  # exceptions of onnxruntime have no common base class
         if is_out_of_memory(e):
             raise MemoryError(first_line(e)) from e
         raise

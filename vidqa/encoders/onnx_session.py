@@ -220,7 +220,7 @@ def open_graph(path: Path, device: str, threads: int | None = None) -> Any:
 
     try:
         session = create() if device == "cpu" else _retry_when_full(create)
-    except Exception as e:  # noqa: BLE001  exceptions of onnxruntime have no common base class
+    except Exception as e:  # exceptions of onnxruntime have no common base class
         if is_out_of_memory(e):
             raise DeviceError(f"{path.name} does not fit into the memory of {device}", hint="--device cpu") from e
         raise BundleError(f"{path}: cannot be loaded as an ONNX graph: {first_line(e)}", hint=VERIFY_HINT) from e
@@ -267,7 +267,7 @@ def _check_cuda(device: str) -> None:
     runtime = _runtime()
     try:
         session = runtime.InferenceSession(_PROBE_GRAPH, _options(1), providers=_providers(device))
-    except Exception as e:  # noqa: BLE001  exceptions of onnxruntime have no common base class
+    except Exception as e:  # exceptions of onnxruntime have no common base class
         raise cuda_error(device, first_line(e)) from e
     if "CUDAExecutionProvider" not in session.get_providers():
         raise cuda_error(device, "its CUDA provider does not start (are the CUDA and cuDNN libraries installed?)")

@@ -38,7 +38,7 @@ class TextTokenizer:
         verify_file(file, None)
         try:
             self._tokenizer = Tokenizer.from_file(str(file))
-        except Exception as e:  # noqa: BLE001  tokenizers raises plain Exception
+        except Exception as e:  # tokenizers raises plain Exception
             raise BundleError(f"{file}: not a tokenizer: {first_line(e)}", hint=VERIFY_HINT) from e
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()

@@ -67,7 +67,7 @@ def load_llm(
             tokenizer = AutoTokenizer.from_pretrained(folder, **local)
     except torch.OutOfMemoryError:  # nothing is wrong with the folder
         raise
-    except Exception as e:  # noqa: BLE001 - the parsers of transformers may raise anything on a malformed file
+    except Exception as e:  # the parsers of transformers may raise anything on a malformed file
         raise _unusable(folder, "cannot be loaded", e) from e
     problems = [f"{key}: missing" for key in sorted(info["missing_keys"])]
     problems += [f"{key}: unknown key" for key in sorted(info["unexpected_keys"])]
@@ -138,7 +138,7 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         with _quiet():
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as e:  # noqa: BLE001 - see `load_llm`
+    except Exception as e:  # see `load_llm`
         raise _unusable(folder, "the tokenizer cannot be read", e) from e
 
 

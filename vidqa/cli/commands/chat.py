@@ -1,5 +1,3 @@
-# ruff: noqa: D301
-# (\b in the docstring below is click's mark for a paragraph that is not rewrapped)
 """`vidqa chat`: a dialogue about one or several files, at a terminal or from a pipe."""
 
 from __future__ import annotations

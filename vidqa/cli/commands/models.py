@@ -1,5 +1,3 @@
-# ruff: noqa: D301
-# (\b in the docstring below is click's mark for a paragraph that is not rewrapped)
 """`vidqa models`: list and verify bundles, and convert published weights into bundles."""
 
 from __future__ import annotations

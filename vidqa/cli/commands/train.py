@@ -1,5 +1,3 @@
-# ruff: noqa: D301
-# (\b in the docstring below is click's mark for a paragraph that is not rewrapped)
 """`vidqa train`: fine-tune a model as a recipe defines."""
 
 from __future__ import annotations
