@@ -47,7 +47,10 @@ def test_the_check_command_passes_options_to_pytest(tmp_path: Path) -> None:
     assert linters == ["[-m][ruff][check][.]", "[-m][ruff][format][--check][.]", "[-m][mypy]"]
     assert words == "[tools/check_words.py][-q]"
     assert tests == "[-m][pytest][-q][-n][2][--dist][loadfile][-k][cache or table][-x]"
-    assert checks(tmp_path, "-x", "--fast")[-1] == "[-m][pytest][-q][-n][2][--dist][loadfile][-m][not slow][-x]"
+    assert (
+        checks(tmp_path, "-x", "--fast")[-1]
+        == "[-m][pytest][-q][-n][2][--dist][loadfile][-m][not slow and not parity][-x]"
+    )
     assert "--fast" in "".join(checks(tmp_path, "--help"))
 
 

@@ -20,7 +20,7 @@ from vidqa.pipeline.run import hashing, prefetch, rows
 from vidqa.records import MediaItem
 from vidqa.tables.formats import read_table
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals and permissions")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals and permissions")]
 
 #: Seconds per file: good files must not time out on a busy machine.
 TIMEOUT_S = 20

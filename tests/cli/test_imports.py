@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from vidqa.pipeline.ask import ask
 from vidqa.pipeline.run.run_options import RunOptions
 
@@ -42,6 +44,7 @@ print(json.dumps([code, sorted(sys.modules)]))
 """
 
 
+@pytest.mark.slow
 def test_a_cached_answer_imports_only_what_it_needs(
     tiny_bundle: Path, tmp_path: Path, make_clip: Callable[..., Path]
 ) -> None:

@@ -15,6 +15,8 @@ import pytest
 from vidqa.common.file_lock import FileLock
 from vidqa.tables.formats import read_table
 
+pytestmark = pytest.mark.slow
+
 #: A run takes a few seconds, but longer on a busy machine.
 TIMEOUT_S = 280
 

@@ -21,6 +21,8 @@ from safetensors.torch import load_file
 from vidqa.train.data.rejects import Rejected, write_rejects
 from vidqa.train.stage.metrics import MetricsFile
 
+pytestmark = pytest.mark.slow
+
 SMALL = Path(__file__).parents[2] / "examples" / "recipes" / "small.toml"
 
 

@@ -110,6 +110,7 @@ def test_rows_of_removed_files_are_kept_without_prune_missing(vidqa, clips, tmp_
     ("signum", "code", "stage"),
     [(signal.SIGINT, 130, "generate"), (signal.SIGTERM, 143, "generate"), (signal.SIGTERM, 143, "encode")],
 )
+@pytest.mark.slow
 def test_a_signal_during_a_batch_waits_for_it(
     vidqa, make_clip, tmp_path, monkeypatch, default_sigint, signum, code, stage
 ):
@@ -141,6 +142,7 @@ def test_a_signal_during_a_batch_waits_for_it(
     assert rest["rows"] == ({"ok": 6 - len(found)} if len(found) < 6 else {})
 
 
+@pytest.mark.slow
 @POSIX
 def test_the_second_signal_does_not_wait_for_a_stuck_batch(clips, tmp_path, environment):
     code = (
@@ -185,6 +187,7 @@ def test_a_stale_lock_is_removed_and_reported(vidqa, clips, tmp_path):
     assert "stale lock" not in vidqa("describe", clips, "--out", table).err
 
 
+@pytest.mark.slow
 def test_two_runs_with_two_tables_share_the_cache(start, make_clip, tmp_path, environment):
     for i in range(6):
         make_clip(tmp_path / "clips" / f"{i}.mp4", seed=i)

@@ -16,6 +16,8 @@ from vidqa.model.onnx import export as module
 from vidqa.model.onnx.export import FP16_TOLERANCE, FP32_TOLERANCE, export_tower
 from vidqa.model.onnx.export_modules import VisionGraph
 
+pytestmark = pytest.mark.slow
+
 
 def run(path: Path, pixels: torch.Tensor) -> list[np.ndarray]:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

@@ -15,6 +15,8 @@ import torch
 from hub_server import Hub, serving
 from published_files import write_original
 
+pytestmark = pytest.mark.slow
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPO, MODEL = "LanguageBind/Video-LLaVA-7B", "video-llava-7b"
 SHARD = "pytorch_model-00002-of-00002.bin"

@@ -15,6 +15,7 @@ import pytest
 CASES = Path(__file__).with_name("kernel_cases.py")
 
 
+@pytest.mark.slow
 def test_kernels_equal_plain_torch() -> None:
     pytest.importorskip("triton")
     done = subprocess.run([sys.executable, str(CASES)], capture_output=True, text=True, timeout=300)

@@ -102,6 +102,7 @@ def test_changes_are_reported_by_row_number(row: Make) -> None:
     assert len(index) == 7 and index.counts() == {"ok": 7}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the resident size from /proc (Linux)")
 def test_the_index_is_small(tmp_path: Path) -> None:
     """400,000 files with one row each: at most 320 bytes a file, also while the index is built."""
