@@ -37,13 +37,13 @@ LOSS_TOLERANCE = {"cpu": 1e-3, "cuda": 0.1}
 
 def recipe(folder: Path, model: str, batch: int, steps: int) -> Path:
     """Write the recipe of the benchmark."""
-    stage = f"steps = {steps + WARM}\nbatch_size = {batch}\nper_device = {batch}\n"
+    stage = f"steps = {steps + WARM}\nbatch_size = {batch}\nper_device_batch_size = {batch}\n"
     text = (
         f"[model]\nbase = {json.dumps(model)}\n"
         f"[[data]]\nfile = {json.dumps(str(RECIPES / 'small.json'))}\n"
         f"media = {json.dumps(str(RECIPES.parent / 'clips'))}\n"
-        f'[[stage]]\nkind = "connector"\nlr = 1e-4\n{stage}'
-        f'[[stage]]\nkind = "instruct"\nlr = 1e-5\n{stage}'
+        f'[[stage]]\nkind = "connector"\nlearning_rate = 1e-4\n{stage}'
+        f'[[stage]]\nkind = "instruct"\nlearning_rate = 1e-5\n{stage}'
         "[output]\nmm_projector = false\n"
     )
     path = folder / "bench.toml"

@@ -1,4 +1,4 @@
-"""`vidqa train`, from recipe to a model that answers; broken off, refused, and without a cache."""
+"""`vidqa train`, from a recipe to a model that answers: interrupted, resumed, rejected, and without a cache."""
 
 import errno
 import importlib.util
@@ -35,7 +35,7 @@ def conversation(n, video, question="What is it?", answer="red"):
 
 @pytest.fixture
 def recipe(tmp_path, tiny_bundle, clips):
-    """A function that writes a recipe for the tiny model and the three clips."""
+    """A function that writes a recipe for the tiny model and the three videos."""
 
     def write(records=None, *, stages='[[stage]]\nkind = "connector"\nsteps = 3', top="", more=""):
         records = records or [
@@ -46,7 +46,7 @@ def recipe(tmp_path, tiny_bundle, clips):
             conversation(4, "deeper/c.mp4"),
         ]
         (tmp_path / "data.json").write_text(json.dumps(records))
-        stages = stages.replace("\nsteps", "\nbatch_size = 2\nper_device = 2\nlr = 1e-3\nsteps")
+        stages = stages.replace("\nsteps", "\nbatch_size = 2\nper_device_batch_size = 2\nlearning_rate = 1e-3\nsteps")
         text = (
             f'{top}\n[model]\nbase = "{tiny_bundle}"\n[[data]]\nfile = "data.json"\nmedia = "clips"\n{stages}\n{more}\n'
         )
@@ -65,8 +65,8 @@ def losses(out):
     return [(line["stage"], line["step"], line["loss"], line["lr"]) for line in lines]
 
 
-def test_two_stages_give_a_model_that_answers(vidqa, recipe, tmp_path, clips, tiny_bundle):
-    more = '[eval]\nfile = "data.json"\nmedia = "clips"\nevery = 2\nsamples = 2\nmax_new_tokens = 4'
+def test_two_stages_train_a_model_that_answers(vidqa, recipe, tmp_path, clips, tiny_bundle):
+    more = '[eval]\nfile = "data.json"\nmedia = "clips"\neval_steps = 2\nsamples = 2\nmax_new_tokens = 4'
     path, out = recipe(stages=TWO_STAGES, more=more), tmp_path / "tuned"
     done = vidqa("train", path, "--out", out, "--json")
     assert done.code == 0, done.err
@@ -93,28 +93,28 @@ def test_two_stages_give_a_model_that_answers(vidqa, recipe, tmp_path, clips, ti
     assert pl.read_parquet(out / "rejects.parquet").is_empty()
     assert "All of them" not in (out / "report.md").read_text()
     report = (out / "report.md").read_text()
-    assert "| connector | 3 | 6 |" in report and "| instruct | 4 | 8 |" in report and "Nothing." in report
+    assert "| connector | 3 | 6 |" in report and "| instruct | 4 | 8 |" in report and "None." in report
     assert "| data.json | 5 | 1.0 |" in report and '"media": "clips"' in report  # as the recipe has it
     assert str(tmp_path) not in report.replace(str(tiny_bundle), "")  # the recipe names the base so
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
 
     assert vidqa("models", "verify", out).code == 0
-    asked = vidqa("ask", clips / "a.mp4", "What is it?", "--model", out, "--json")
-    assert asked.code == 0, asked.err
-    assert json.loads(asked.out)["model"] == "recipe"
+    answered = vidqa("ask", clips / "a.mp4", "What is it?", "--model", out, "--json")
+    assert answered.code == 0, answered.err
+    assert json.loads(answered.out)["model"] == "recipe"
 
     again = vidqa("train", path, "--out", out)
-    assert again.code == 0 and "1-connector: done already" in again.err
+    assert again.code == 0 and "1-connector: already done" in again.err
 
 
-def test_the_format_of_a_stage_is_that_of_its_held_out_loss_and_of_the_result(vidqa, recipe, tmp_path):
+def test_held_out_loss_and_result_use_the_chat_format_of_the_stage(vidqa, recipe, tmp_path):
     more = '[eval]\nfile = "data.json"\nmedia = "clips"\nsamples = 0'
     stages = '[[stage]]\nkind = "connector"\nprompt = "plain"\nsteps = 1\n[[stage]]\nkind = "instruct"\nsteps = 1'
     held_out = {}
     for prompt in ("v1", "llava_v0"):
         out = tmp_path / prompt
         asked = stages.replace(
-            '"instruct"', f'"instruct"\nwarmup = 1.0\nprompt = "{prompt}"'
+            '"instruct"', f'"instruct"\nwarmup_ratio = 1.0\nprompt = "{prompt}"'
         )  # its only step is at lr 0
         done = vidqa("train", recipe(stages=asked, more=more), "--out", out)
         assert done.code == 0, done.err
@@ -126,7 +126,7 @@ def test_the_format_of_a_stage_is_that_of_its_held_out_loss_and_of_the_result(vi
     assert second[0] != second[1]
 
 
-def test_an_adapter_stays_apart_and_is_applied_or_is_merged(vidqa, recipe, tmp_path, clips, tiny_bundle):
+def test_an_adapter_is_stored_separately_or_merged(vidqa, recipe, tmp_path, clips, tiny_bundle):
     stages = '[[stage]]\nkind = "instruct"\nsteps = 3\n[stage.lora]\nr = 2\nalpha = 64.0\ndropout = 0.0'
     answers, weights = [], []
     for merge in ("false", "true"):
@@ -134,9 +134,9 @@ def test_an_adapter_stays_apart_and_is_applied_or_is_merged(vidqa, recipe, tmp_p
         done = vidqa("train", recipe(stages=stages, more=f"[output]\nmerge_lora = {merge}"), "--out", out)
         assert done.code == 0, done.err
         assert vidqa("models", "verify", out).code == 0
-        asked = vidqa("ask", clips / "a.mp4", "What is it?", "--model", out)
-        assert asked.code == 0, asked.err
-        answers.append(asked.out)
+        answered = vidqa("ask", clips / "a.mp4", "What is it?", "--model", out)
+        assert answered.code == 0, answered.err
+        answers.append(answered.out)
         from vidqa.model.bundle.bundle import load_bundle
         from vidqa.model.video_llava import load_model
 
@@ -156,14 +156,14 @@ def test_an_adapter_stays_apart_and_is_applied_or_is_merged(vidqa, recipe, tmp_p
     assert not torch.equal(weights[0][f"llm.{name}"], plain[name])
 
 
-def test_on_the_fly_gives_the_same_losses_and_keeps_nothing(vidqa, recipe, tmp_path):
+def test_on_the_fly_has_the_same_losses_and_stores_no_features(vidqa, recipe, tmp_path):
     path = recipe(stages=TWO_STAGES)
     for encode in ("cache", "on-the-fly"):
         done = vidqa(
             "train", path, "--out", tmp_path / encode, "--encode", encode, "--cache-dir", tmp_path / f"c{encode}"
         )
         assert done.code == 0, done.err
-    assert "the cache would take up to " in done.err
+    assert "the cache would need up to " in done.err
     assert not list((tmp_path / "con-the-fly").rglob("*.safetensors"))
     cached, live = losses(tmp_path / "cache"), losses(tmp_path / "on-the-fly")
     for mine, theirs in zip(cached, live, strict=True):
@@ -171,48 +171,48 @@ def test_on_the_fly_gives_the_same_losses_and_keeps_nothing(vidqa, recipe, tmp_p
 
 
 @pytest.mark.timeout(900)
-def test_killed_in_the_middle_it_goes_on_to_the_same_model(start, vidqa, recipe, tmp_path):
+def test_a_killed_run_resumes_to_the_same_model(start, vidqa, recipe, tmp_path):
     stages = TWO_STAGES.replace("steps = 3", "steps = 5").replace("steps = 4", "steps = 60")
-    path = recipe(stages=stages, more="[output]\nsave_every = 2\nmm_projector = false\n[logging]\nevery = 1")
-    assert vidqa("train", path, "--out", tmp_path / "whole").code == 0
-    process = start("train", path, "--out", tmp_path / "broken")
-    ready = tmp_path / "broken/work/2-instruct"
+    path = recipe(stages=stages, more="[output]\nsave_steps = 2\nmm_projector = false\n[logging]\nlogging_steps = 1")
+    assert vidqa("train", path, "--out", tmp_path / "full").code == 0
+    process = start("train", path, "--out", tmp_path / "resumed")
+    ready = tmp_path / "resumed/work/2-instruct"
     until = time.monotonic() + 200
     while not list(ready.glob("checkpoint-*")) and process.poll() is None and time.monotonic() < until:
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
-    _, said = process.communicate()
-    assert list(ready.glob("checkpoint-*")), said
-    assert not (tmp_path / "broken/bundle.json").exists()
-    done = vidqa("train", path, "--out", tmp_path / "broken")
+    _, stderr = process.communicate()
+    assert list(ready.glob("checkpoint-*")), stderr
+    assert not (tmp_path / "resumed/bundle.json").exists()
+    done = vidqa("train", path, "--out", tmp_path / "resumed")
     assert done.code == 0, done.err
-    assert "1-connector: done already" in done.err and "instruct: going on from step " in done.err
-    assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
+    assert "1-connector: already done" in done.err and "instruct: resuming from step " in done.err
+    assert losses(tmp_path / "resumed") == losses(tmp_path / "full")
     for name in ("connector.safetensors", "llm/model.safetensors"):
-        assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        assert (tmp_path / "resumed" / name).read_bytes() == (tmp_path / "full" / name).read_bytes()
 
 
 @pytest.mark.timeout(900)
-def test_a_signal_ends_the_step_and_saves_it(start, vidqa, recipe, tmp_path):
+def test_a_signal_ends_the_step_and_saves_a_checkpoint(start, vidqa, recipe, tmp_path):
     stages = '[[stage]]\nkind = "connector"\nsteps = 40'
-    path = recipe(stages=stages, more="[logging]\nevery = 1")
+    path = recipe(stages=stages, more="[logging]\nlogging_steps = 1")
     process = start("train", path, "--out", tmp_path / "o")
     until = time.monotonic() + 200
     while not (tmp_path / "o/metrics.jsonl").exists() and process.poll() is None and time.monotonic() < until:
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGTERM)
-    _, said = process.communicate()
+    _, stderr = process.communicate()
     step = losses(tmp_path / "o")[-1][1]
-    assert process.returncode == 143 and f"connector: stopped after step {step}, " in said, said
+    assert process.returncode == 143 and f"connector: stopped after step {step}, " in stderr, stderr
     assert [p.name for p in (tmp_path / "o/work/1-connector").glob("checkpoint-*")] == [f"checkpoint-{step}"]
     done = vidqa("train", path, "--out", tmp_path / "o")
-    assert done.code == 0 and f"connector: going on from step {step}" in done.err, done.err
+    assert done.code == 0 and f"connector: resuming from step {step}" in done.err, done.err
     assert [line[1] for line in losses(tmp_path / "o")] == list(range(1, 41))
 
 
-@pytest.mark.parametrize(("rank", "says"), [("0", "vidqa: terminated\n"), ("1", "")])
-def test_of_several_processes_the_first_one_speaks(vidqa, monkeypatch, rank, says):
-    """All of them get the signal of a terminal or of torchrun."""
+@pytest.mark.parametrize(("rank", "printed"), [("0", "vidqa: terminated\n"), ("1", "")])
+def test_of_several_processes_only_the_first_prints(vidqa, monkeypatch, rank, printed):
+    """All of them receive the signal of a terminal or of torchrun."""
     from vidqa.pipeline import train
 
     def stopped(*_, reporter, **__):
@@ -225,22 +225,22 @@ def test_of_several_processes_the_first_one_speaks(vidqa, monkeypatch, rank, say
     done = vidqa("train", "recipe.toml")
     assert done.code == 143 and done.out == ""
     first = "stopping after the current batch; once more leaves at once\n"
-    assert done.err == (first + says if rank == "0" else "")
+    assert done.err == (first + printed if rank == "0" else "")
 
 
-def test_a_changed_recipe_does_not_go_on_with_another_run(vidqa, recipe, tmp_path):
+def test_a_changed_recipe_does_not_resume_another_run(vidqa, recipe, tmp_path):
     out = tmp_path / "out"
     assert vidqa("train", recipe(), "--out", out).code == 0
     changed = recipe(top="seed = 5")
-    refused = vidqa("train", changed, "--out", out)
-    assert refused.code == 2
-    assert "holds a run with another recipe" in refused.err and "--resume never" in refused.err
-    assert "\n  seed: was 0, is 5\n" in refused.err
-    anew = vidqa("train", changed, "--out", out, "--resume", "never")
-    assert anew.code == 0 and len(losses(out)) == 3
+    rejected = vidqa("train", changed, "--out", out)
+    assert rejected.code == 2
+    assert "has a run with a different recipe" in rejected.err and "--resume never" in rejected.err
+    assert "\n  seed: was 0, is 5\n" in rejected.err
+    restarted = vidqa("train", changed, "--out", out, "--resume", "never")
+    assert restarted.code == 0 and len(losses(out)) == 3
 
 
-def test_pairs_that_are_never_shown_are_left_out_and_belong_to_the_run(vidqa, recipe, tmp_path):
+def test_unseen_pairs_are_ignored_in_the_loss_and_are_part_of_the_run(vidqa, recipe, tmp_path):
     pairs = tmp_path / "pairs.toml"
     pairs.write_text('pairs = [["red", "star"]]\n[groups]\ncolour = ["red", "blue"]\nshape = ["star", "ring"]\n')
     records = [conversation(n, "a.mp4", "What colour is the star?", "It is blue") for n in range(4)]
@@ -250,52 +250,73 @@ def test_pairs_that_are_never_shown_are_left_out_and_belong_to_the_run(vidqa, re
     file = recipe(records, stages=f'{stage}\nunseen_pairs = "pairs.toml"')
     assert vidqa("train", file, "--out", tmp_path / "out").code == 0
     (_, _, plain, _), (_, _, without, _) = losses(tmp_path / "plain")[0], losses(tmp_path / "out")[0]
-    assert without < plain  # the tiny model would say `red`
+    assert without < plain  # the tiny model would predict `red`
     assert '"unseen_pairs": "pairs.toml"' in (tmp_path / "out" / "report.md").read_text()
     checked = vidqa("train", file, "--check-data", "--out", tmp_path / "check")
-    assert "unseen pairs: in answers, 4 words whose loss leaves out others" in checked.err + checked.out
+    assert "unseen pairs: 4 answer tokens whose loss ignores other tokens" in checked.err + checked.out
     pairs.write_text(pairs.read_text().replace("star", "ring", 1))
-    refused = vidqa("train", file, "--out", tmp_path / "out")
-    assert refused.code == 2 and "stage.1.unseen_pairs" in refused.err
+    rejected = vidqa("train", file, "--out", tmp_path / "out")
+    assert rejected.code == 2 and "stage.1.unseen_pairs" in rejected.err
     pairs.write_text("pairs = 3\n")
-    refused = vidqa("train", file, "--out", tmp_path / "out")
-    assert refused.code == 2 and f"{pairs}:1: `pairs`: input should be a valid tuple" in refused.err
+    rejected = vidqa("train", file, "--out", tmp_path / "out")
+    assert rejected.code == 2 and f"{pairs}:1: `pairs`: input should be a valid tuple" in rejected.err
 
 
-def test_a_sweep_over_seeds_leaves_runs_that_differ_and_say_by_what(vidqa, recipe, tmp_path):
+def test_a_sweep_over_seeds_has_different_runs_that_report_their_overrides(vidqa, recipe, tmp_path):
     path = recipe(top="seed = 9", more="[output]\nmm_projector = false")
     written = path.read_text()
     ends = {}
     for seed in (1, 2):
-        done = vidqa("train", path, "--set", f"seed={seed}", "--set", "stage.1.lr=5e-3", "--out", tmp_path / str(seed))
+        done = vidqa(
+            "train", path, "--set", f"seed={seed}", "--set", "stage.1.learning_rate=5e-3", "--out", tmp_path / str(seed)
+        )
         assert done.code == 0, done.err
         report = (tmp_path / str(seed) / "report.md").read_text()
-        assert f"- set on the command line: `seed={seed}`, `stage.1.lr=5e-3`" in report
-        assert f'"seed": {seed}' in report and '"lr": 0.005' in report
+        assert f"- set on the command line: `seed={seed}`, `stage.1.learning_rate=5e-3`" in report
+        assert f'"seed": {seed}' in report and '"learning_rate": 0.005' in report
         ends[seed] = losses(tmp_path / str(seed))
     assert path.read_text() == written
-    assert ends[1] != ends[2]  # the order of the data is another
+    assert ends[1] != ends[2]  # the order of the data differs
     assert max(lr for *_, lr in ends[1]) == 5e-3
-    same = vidqa("train", path, "--set", "seed=1", "--set", "stage.1.lr=5e-3", "--out", tmp_path / "1")
-    assert same.code == 0 and "1-connector: done already" in same.err
-    path.write_text(written.replace("seed = 9", "seed = 1").replace("lr = 1e-3", "lr = 5e-3"))
+    same = vidqa("train", path, "--set", "seed=1", "--set", "stage.1.learning_rate=5e-3", "--out", tmp_path / "1")
+    assert same.code == 0 and "1-connector: already done" in same.err
+    path.write_text(written.replace("seed = 9", "seed = 1").replace("learning_rate = 1e-3", "learning_rate = 5e-3"))
     assert vidqa("train", path, "--out", tmp_path / "again").code == 0
-    assert losses(tmp_path / "again") == ends[1]  # an override is what the file would be
+    assert losses(tmp_path / "again") == ends[1]  # an override is equivalent to a change of the file
     path.write_text(written)
-    for others, is_now in ((["--set", "seed=2", "--set", "stage.1.lr=5e-3"], "seed: was 1, is 2"), ([], "no --set")):
-        refused = vidqa("train", path, *others, "--out", tmp_path / "1")
-        assert refused.code == 2 and "holds a run with another recipe" in refused.err, refused.err
-        assert is_now in refused.err and "was begun with --set seed=1 --set stage.1.lr=5e-3; this is " in refused.err
-        assert "stage.1.lr: was 0.005, is 0.001" in refused.err or others
+    for others, is_now in (
+        (["--set", "seed=2", "--set", "stage.1.learning_rate=5e-3"], "seed: was 1, is 2"),
+        ([], "no --set"),
+    ):
+        rejected = vidqa("train", path, *others, "--out", tmp_path / "1")
+        assert rejected.code == 2 and "has a run with a different recipe" in rejected.err, rejected.err
+        assert (
+            is_now in rejected.err
+            and "was started with --set seed=1 --set stage.1.learning_rate=5e-3; this is " in rejected.err
+        )
+        assert "stage.1.learning_rate: was 0.005, is 0.001" in rejected.err or others
     checked = vidqa("train", path, "--check-data", "--set", "stage.1.steps=7", "--out", tmp_path / "o")
-    assert checked.code == 0 and "steps: 7 of 2 sequences" in checked.out
-    wrong = vidqa("train", path, "--set", "stage.1.lr=fast", "--set", "stage.2.lr=1", "--out", tmp_path / "w")
-    assert wrong.code == 2 and "--set stage.1.lr=fast: `stage.lr`" in wrong.err and "no stage `2`" in wrong.err
+    assert checked.code == 0 and "  7 steps of 2 sequences" in checked.out
+    wrong = vidqa(
+        "train",
+        path,
+        "--set",
+        "stage.1.learning_rate=fast",
+        "--set",
+        "stage.2.learning_rate=1",
+        "--out",
+        tmp_path / "w",
+    )
+    assert (
+        wrong.code == 2
+        and "--set stage.1.learning_rate=fast: `stage.learning_rate`" in wrong.err
+        and "no stage `2`" in wrong.err
+    )
     assert not (tmp_path / "w").exists()
 
 
 def full_after(monkeypatch, n):
-    """Lets the n-th writing of metrics meet a full disk."""
+    """Simulate a full disk after n writes of metrics."""
     real, calls = MetricsFile.flush, []
 
     def flush(self):
@@ -307,63 +328,68 @@ def full_after(monkeypatch, n):
     monkeypatch.setattr(MetricsFile, "flush", flush)
 
 
-def test_what_a_stopped_run_was_told_to_change_may_change_when_it_goes_on(vidqa, recipe, tmp_path, monkeypatch):
-    stages = '[[stage]]\nkind = "connector"\nbatch_size = 2\nper_device = 2\nlr = 1e-3\nepochs = 2'
-    more = "[output]\nsave_every = 1\n[logging]\nevery = 1"
-    assert vidqa("train", recipe(stages=stages, more=more), "--out", tmp_path / "whole").code == 0
+def test_settings_that_an_error_suggests_to_change_may_change_on_resume(vidqa, recipe, tmp_path, monkeypatch):
+    stages = (
+        '[[stage]]\nkind = "connector"\nbatch_size = 2\nper_device_batch_size = 2\nlearning_rate = 1e-3\nepochs = 2'
+    )
+    more = "[output]\nsave_steps = 1\n[logging]\nlogging_steps = 1"
+    assert vidqa("train", recipe(stages=stages, more=more), "--out", tmp_path / "full").code == 0
     with monkeypatch.context() as full:
         full_after(full, 4)
         assert vidqa("train", recipe(stages=stages, more=more), "--out", tmp_path / "o").code == 1
-    less = stages.replace("per_device = 2", "per_device = 1")
+    smaller = stages.replace("per_device_batch_size = 2", "per_device_batch_size = 1")
     changed = (
         f'{more}\n[hardware]\ngradient_checkpointing = true\n[eval]\nfile = "data.json"\nmedia = "clips"\nsamples = 0'
     )
-    done = vidqa("train", recipe(stages=less, more=changed, top="max_reject_rate = 0.5"), "--out", tmp_path / "o")
-    assert done.code == 0 and "connector: going on from step 2" in done.err, done.err
-    for mine, theirs in zip(losses(tmp_path / "o"), losses(tmp_path / "whole"), strict=True):
+    done = vidqa("train", recipe(stages=smaller, more=changed, top="max_reject_rate = 0.5"), "--out", tmp_path / "o")
+    assert done.code == 0 and "connector: resuming from step 2" in done.err, done.err
+    for mine, theirs in zip(losses(tmp_path / "o"), losses(tmp_path / "full"), strict=True):
         assert mine[:2] == theirs[:2] and mine[2] == pytest.approx(theirs[2], abs=1e-4)
 
 
-def test_where_nothing_was_learned_another_recipe_may_take_the_place(vidqa, recipe, tmp_path, monkeypatch):
+def test_a_run_without_checkpoints_may_be_replaced_by_another_recipe(vidqa, recipe, tmp_path, monkeypatch):
     with monkeypatch.context() as full:
         full_after(full, 0)
-        assert vidqa("train", recipe(more="[logging]\nevery = 1"), "--out", tmp_path / "o").code == 1
+        assert vidqa("train", recipe(more="[logging]\nlogging_steps = 1"), "--out", tmp_path / "o").code == 1
     done = vidqa("train", recipe(top="seed = 5"), "--out", tmp_path / "o")
     assert done.code == 0 and len(losses(tmp_path / "o")) == 3, done.err
 
 
-def test_a_run_that_goes_on_has_the_rejects_from_before_the_break_and_no_others(vidqa, recipe, tmp_path, monkeypatch):
+def test_a_resumed_run_has_the_rejects_of_its_checkpoint(vidqa, recipe, tmp_path, monkeypatch):
     records = [conversation(n, "a.mp4", answer=" " if n % 2 else "red") for n in range(6)]
-    stages = '[[stage]]\nkind = "connector"\nbatch_size = 2\nper_device = 2\nepochs = 1'
+    stages = '[[stage]]\nkind = "connector"\nbatch_size = 2\nper_device_batch_size = 2\nepochs = 1'
     path = recipe(
-        records, stages=stages, top="max_reject_rate = 0.9", more="[output]\nsave_every = 1\n[logging]\nevery = 1"
+        records,
+        stages=stages,
+        top="max_reject_rate = 0.9",
+        more="[output]\nsave_steps = 1\n[logging]\nlogging_steps = 1",
     )
     with monkeypatch.context() as full:
         full_after(full, 4)
         assert vidqa("train", path, "--out", tmp_path / "o").code == 1
     write_rejects(
         tmp_path / "o/work/1-connector/rejects.parquet",
-        [Rejected(str(tmp_path / "data.json"), 4, "r4", "media_missing", "mended since")],
+        [Rejected(str(tmp_path / "data.json"), 4, "r4", "media_missing", "fixed since")],
     )
     done = vidqa("train", path, "--out", tmp_path / "o")
-    assert done.code == 0 and "going on from step 2" in done.err, done.err
+    assert done.code == 0 and "resuming from step 2" in done.err, done.err
     assert pl.read_parquet(tmp_path / "o/rejects.parquet")["id"].to_list() == ["r1", "r3", "r5"]
     assert "- connector: 3 answerless" in (tmp_path / "o/report.md").read_text()
 
 
-def test_a_disk_that_fills_up_is_named_and_the_run_goes_on_afterwards(vidqa, recipe, tmp_path, monkeypatch):
-    path = recipe(more="[output]\nsave_every = 1\n[logging]\nevery = 1")
+def test_a_full_disk_is_reported_and_the_run_can_be_resumed(vidqa, recipe, tmp_path, monkeypatch):
+    path = recipe(more="[output]\nsave_steps = 1\n[logging]\nlogging_steps = 1")
     with monkeypatch.context() as full:
         full_after(full, 4)
         stopped = vidqa("train", path, "--out", tmp_path / "o")
-    assert stopped.code == 1 and f"no room for the run in {tmp_path / 'o'}: No space left" in stopped.err
-    assert "run the same command again: it goes on from the last checkpoint" in stopped.err
+    assert stopped.code == 1 and f"disk full while writing the run in {tmp_path / 'o'}: No space left" in stopped.err
+    assert "run the same command again: it resumes from the last checkpoint" in stopped.err
     done = vidqa("train", path, "--out", tmp_path / "o")
-    assert done.code == 0 and "connector: going on from step 2" in done.err, done.err
+    assert done.code == 0 and "connector: resuming from step 2" in done.err, done.err
     assert [line[1] for line in losses(tmp_path / "o")] == [1, 2, 3]
 
 
-def test_bad_samples_are_left_out_counted_and_listed_until_they_are_too_many(vidqa, recipe, tmp_path, clips):
+def test_bad_samples_are_rejected_counted_and_listed_until_there_are_too_many(vidqa, recipe, tmp_path, clips):
     (clips / "broken.mp4").write_bytes(b"\0\0\0\x18ftypmp42" + b"\0" * 64)
     records = [
         conversation(0, "a.mp4"),
@@ -373,7 +399,7 @@ def test_bad_samples_are_left_out_counted_and_listed_until_they_are_too_many(vid
         conversation(4, "b.mp4", question="<video>\nand again?"),
         conversation(5, "b.mp4", answer="long " * 2000),
     ]
-    stages = '[[stage]]\nkind = "connector"\nbatch_size = 3\nper_device = 3\nepochs = 2'
+    stages = '[[stage]]\nkind = "connector"\nbatch_size = 3\nper_device_batch_size = 3\nepochs = 2'
     done = vidqa("train", recipe(records, stages=stages, top="max_reject_rate = 0.9"), "--out", tmp_path / "out")
     assert done.code == 0, done.err
     table = pl.read_parquet(tmp_path / "out/rejects.parquet")
@@ -391,7 +417,7 @@ def test_bad_samples_are_left_out_counted_and_listed_until_they_are_too_many(vid
     assert not (tmp_path / "strict/bundle.json").exists()
 
 
-def test_a_recipe_that_is_wrong_is_refused_before_anything_is_made(vidqa, recipe, tmp_path, monkeypatch):
+def test_an_invalid_recipe_is_rejected_before_anything_is_written(vidqa, recipe, tmp_path, monkeypatch):
     done = vidqa(
         "train", recipe(stages='[[stage]]\nkind = "tuning"', more="[hardware]\ngpus = 8"), "--out", tmp_path / "o"
     )
@@ -401,14 +427,17 @@ def test_a_recipe_that_is_wrong_is_refused_before_anything_is_made(vidqa, recipe
     asked = recipe(stages=lora, more='[logging]\nwandb = true\n[hardware]\nfsdp = "full_shard"')
     installed = importlib.util.find_spec
     for missing, words in (
-        (("wandb", "bitsandbytes"), ("logging.wandb needs the package wandb", "stage.lora.quantize needs the package")),
-        ((), ("hardware.fsdp needs GPUs", "stage instruct: lora.quantize needs a GPU")),
+        (
+            ("wandb", "bitsandbytes"),
+            ("logging.wandb requires the package wandb", "stage.lora.quantize requires the package"),
+        ),
+        ((), ("hardware.fsdp requires GPUs", "stage instruct: lora.quantize requires a GPU")),
     ):
         there = {name: None if name in missing else installed("json") for name in ("wandb", "bitsandbytes")}
         find = partial(_find, there, installed)
         monkeypatch.setattr(importlib.util, "find_spec", find)
-        refused = vidqa("train", asked, "--out", tmp_path / "o", "--device", "cpu")
-        assert refused.code == 2 and all(one in refused.err for one in words), refused.err
+        rejected = vidqa("train", asked, "--out", tmp_path / "o", "--device", "cpu")
+        assert rejected.code == 2 and all(one in rejected.err for one in words), rejected.err
     assert not (tmp_path / "o").exists()
 
 
@@ -416,26 +445,26 @@ def _find(there, installed, name, *more):
     return there[name] if name in there else installed(name, *more)
 
 
-def test_tensorboard_hears_what_the_screen_says(vidqa, recipe, tmp_path):
+def test_tensorboard_receives_the_metrics(vidqa, recipe, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    done = vidqa("train", recipe(more="[logging]\nevery = 1\ntensorboard = true"), "--out", tmp_path / "o")
+    done = vidqa("train", recipe(more="[logging]\nlogging_steps = 1\ntensorboard = true"), "--out", tmp_path / "o")
     assert done.code == 0, done.err
     events = EventAccumulator(str(tmp_path / "o/work/1-connector/tensorboard"))
     events.Reload()
-    told = events.Tags()["scalars"]
-    assert {"train/loss", "train/lr", "train/padding", "train/tokens_per_s"} <= set(told)
+    tags = events.Tags()["scalars"]
+    assert {"train/loss", "train/lr", "train/padding", "train/tokens_per_s"} <= set(tags)
     written = [(e.step, e.value) for e in events.Scalars("train/loss")]
     assert written == [(step, pytest.approx(loss)) for _, step, loss, _ in losses(tmp_path / "o")]
 
 
-def test_what_a_look_at_the_held_out_file_found_is_said_at_once(vidqa, recipe, tmp_path):
-    more = '[eval]\nfile = "data.json"\nmedia = "clips"\nevery = 2\nsamples = 0'
-    done = vidqa("train", recipe(more=f"{more}\n[logging]\nevery = 50"), "--out", tmp_path / "o")
+def test_held_out_losses_are_printed_at_once(vidqa, recipe, tmp_path):
+    more = '[eval]\nfile = "data.json"\nmedia = "clips"\neval_steps = 2\nsamples = 0'
+    done = vidqa("train", recipe(more=f"{more}\n[logging]\nlogging_steps = 50"), "--out", tmp_path / "o")
     assert done.code == 0, done.err
-    said = [line for line in done.err.splitlines() if "held-out loss" in line and line.startswith("connector: ")]
-    assert [line.split(",")[0] for line in said] == ["connector: step 2/3", "connector: step 3/3"]
+    printed = [line for line in done.err.splitlines() if "held-out loss" in line and line.startswith("connector: ")]
+    assert [line.split(",")[0] for line in printed] == ["connector: step 2/3", "connector: step 3/3"]
 
 
 @pytest.mark.slow
@@ -447,10 +476,10 @@ def test_the_shipped_small_recipe(vidqa, tmp_path):
     assert len(curve) == 30 and sum(curve[20:]) / 10 < 0.5 * sum(curve[:10]) / 10
 
 
-def test_data_are_checked_without_training(vidqa, recipe, tmp_path):
+def test_data_is_checked_without_training(vidqa, recipe, tmp_path):
     records = [conversation(0, "a.mp4"), conversation(1, "gone.mp4"), conversation(2, None, "Say ten", "ten")]
     done = vidqa("train", recipe(records), "--check-data", "--out", tmp_path / "o", "--json")
-    assert done.code == 1, done.err  # more than one in a hundred is bad
+    assert done.code == 1, done.err  # more than 1% is rejected
     (found,) = [json.loads(line) for line in done.out.splitlines()]
     assert found["records"] == 3 and found["rejected"] == {"media_missing": 1} and not found["passes"]
     assert pl.read_parquet(found["rejects"])["id"].to_list() == ["r1"]
@@ -459,39 +488,37 @@ def test_data_are_checked_without_training(vidqa, recipe, tmp_path):
     good = vidqa("train", recipe(), "--check-data", "--out", tmp_path / "o")
     assert good.code == 0, good.err
     assert "1-connector:" in good.out and "within max_reject_rate" in good.out
-    assert "  steps: 3 of 2 sequences, 1.2 epochs\n  features: up to " in good.out
+    assert "  3 steps of 2 sequences, 1.2 epochs\n  features: up to " in good.out
     assert " free on the disk of the cache\n  checkpoints and model: up to " in good.out
     assert found["cache_free_bytes"] > 1e6 and found["disk_free_bytes"] > 1e6
     assert not (tmp_path / "o" / "bundle.json").exists()
 
 
-def test_what_a_check_says_of_the_disk_is_what_training_wants_of_it(vidqa, recipe, tmp_path, monkeypatch):
+def test_the_check_reports_the_disk_space_that_training_requires(vidqa, recipe, tmp_path, monkeypatch):
     path = recipe(stages=TWO_STAGES, more='[eval]\nfile = "data.json"\nmedia = "clips"')
     done = vidqa("train", path, "--check-data", "--out", tmp_path / "o", "--json")
     connector, both, held_out = (json.loads(line)["disk_bytes"] for line in done.out.splitlines())
     assert 0 < connector < both and held_out is None
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=both - 1))
-    told = vidqa("train", path, "--check-data", "--out", tmp_path / "o")
-    assert told.code == 0 and told.out.count("free on the disk of the run: TOO LITTLE") == 1, told.out
+    checked = vidqa("train", path, "--check-data", "--out", tmp_path / "o")
+    assert checked.code == 0 and checked.out.count("free on the disk of the run: NOT ENOUGH") == 1, checked.out
     stopped = vidqa("train", path, "--out", tmp_path / "run")
-    assert stopped.code == 1 and "no room for 2 checkpoints and the model" in stopped.err, stopped.err
+    assert stopped.code == 1 and "not enough disk space for 2 checkpoints and the model" in stopped.err, stopped.err
 
 
 @pytest.mark.parametrize("as_option", [False, True])
-def test_an_export_that_the_base_cannot_be_written_as_names_the_key_before_anything_is_made(
-    vidqa, recipe, tmp_path, as_option
-):
+def test_an_impossible_export_is_rejected_before_anything_is_written(vidqa, recipe, tmp_path, as_option):
     pytest.importorskip("onnx")
     path = recipe(more="" if as_option else "[output]\ntransformers = true")
     options = ["--set", "output.transformers=true"] if as_option else []
-    refused = vidqa("train", path, *options, "--set", "model.base=demo", "--out", tmp_path / "o")
+    rejected = vidqa("train", path, *options, "--set", "model.base=demo", "--out", tmp_path / "o")
     where = "--set output.transformers=true: " if as_option else f"{path}:14: "
-    assert refused.code == 2 and f"{where}`output.transformers`: video.onnx: this encoder has temporal" in refused.err
-    assert "try: transformers = false" in refused.err and not (tmp_path / "o").exists()
+    assert rejected.code == 2 and f"{where}`output.transformers`: video.onnx: this encoder has temporal" in rejected.err
+    assert "try: transformers = false" in rejected.err and not (tmp_path / "o").exists()
 
 
 def nasty(clips):
-    """Records of each published layout, and why each is left out; None where it is trained on."""
+    """Records of each published layout, and why each is rejected; None if it is accepted."""
     two = {"video": ["a.mp4", "b.mp4"], "image": "p.png"}
     span = {"source": "VATEX", "video": "abcdefghijk.mp4"}
     (clips / "VATEX").mkdir()
@@ -499,22 +526,22 @@ def nasty(clips):
     Image.new("RGB", (32, 32), "red").save(clips / "p.png")
     (clips / "text.mp4").write_text("no clip\n" * 99)
     llava = [
-        ({"id": None, "video": "a.mp4", **said("What <video> is it?")}, None),
-        (two | said("<video>\nand <image> or <video>?"), None),
-        (two | said("<video>\n<video>?"), "placeholder_mismatch"),
-        ({"id": None, "video": "a.mp4", **said("<VIDEO> What?")}, "placeholder_mismatch"),
-        ({"id": "same", **said("Only text")}, None),
-        ({"id": "same", **said("Only text", " ")}, "answerless"),
-        ({"video": "p.png", **said("<video>")}, "media_unreadable"),
-        ({"image": "a.mp4", **said("<image>")}, "media_unreadable"),
-        (said("a </s> b"), "reserved_text"),
-        (said("a", "b " * 3000), "too_long"),
+        ({"id": None, "video": "a.mp4", **turns("What <video> is it?")}, None),
+        (two | turns("<video>\nand <image> or <video>?"), None),
+        (two | turns("<video>\n<video>?"), "placeholder_mismatch"),
+        ({"id": None, "video": "a.mp4", **turns("<VIDEO> What?")}, "placeholder_mismatch"),
+        ({"id": "same", **turns("Only text")}, None),
+        ({"id": "same", **turns("Only text", " ")}, "answerless"),
+        ({"video": "p.png", **turns("<video>")}, "media_unreadable"),
+        ({"image": "a.mp4", **turns("<image>")}, "media_unreadable"),
+        (turns("a </s> b"), "reserved_text"),
+        (turns("a", "b " * 3000), "too_long"),
     ]
     valley = [
-        (span | {"v_id": "abcdefghijk_000000_000001"} | said("<video>\nWhat?"), None),
-        (span | {"v_id": "abcdefghijk_000002_000001"} | said("<video>\nWhat?"), "bad_span"),
-        (span | {"v_id": "abcdefghijk_000900_000901"} | said("<video>\nWhat?"), "bad_span"),
-        (span | {"v_id": "abcdefghijk"} | said("<video>\nWhat?"), None),
+        (span | {"v_id": "abcdefghijk_000000_000001"} | turns("<video>\nWhat?"), None),
+        (span | {"v_id": "abcdefghijk_000002_000001"} | turns("<video>\nWhat?"), "bad_span"),
+        (span | {"v_id": "abcdefghijk_000900_000901"} | turns("<video>\nWhat?"), "bad_span"),
+        (span | {"v_id": "abcdefghijk"} | turns("<video>\nWhat?"), None),
     ]
     instruct = [
         ({"q": "What?", "a": "red", "video_id": "v_c", "id": None}, None),
@@ -526,11 +553,11 @@ def nasty(clips):
     return llava, valley, instruct
 
 
-def said(question, answer="red"):
+def turns(question, answer="red"):
     return {"conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]}
 
 
-def test_check_and_training_leave_out_the_same_records_of_every_format(vidqa, tmp_path, clips, tiny_bundle):
+def test_check_and_training_reject_the_same_records_of_every_format(vidqa, tmp_path, clips, tiny_bundle):
     llava, valley, instruct = nasty(clips)
     (tmp_path / "llava.json").write_text(json.dumps([record for record, _ in llava]))
     lines = [json.dumps(record) for record, _ in (*valley, *instruct)] + ['{"id": 1, "conv']
@@ -541,9 +568,9 @@ def test_check_and_training_leave_out_the_same_records_of_every_format(vidqa, tm
     ]
     kinds = {"image": pl.List(pl.String), "video": pl.List(pl.String)}
     pl.DataFrame(listed, schema_overrides=kinds, infer_schema_length=None).write_parquet(tmp_path / "nested.parquet")
-    wanted = {("llava.json", n): why for n, (_, why) in enumerate(llava)}
-    wanted |= {("nested.parquet", n): why for n, (_, why) in enumerate((*llava, *valley))}
-    wanted |= {("mixed.jsonl", n): why for n, (_, why) in enumerate((*valley, *instruct, (None, "bad_json")))}
+    expected = {("llava.json", n): why for n, (_, why) in enumerate(llava)}
+    expected |= {("nested.parquet", n): why for n, (_, why) in enumerate((*llava, *valley))}
+    expected |= {("mixed.jsonl", n): why for n, (_, why) in enumerate((*valley, *instruct, (None, "bad_json")))}
     sources = (("llava.json", 0.5), ("llava.json", 2.0), ("mixed.jsonl", 1.0), ("nested.parquet", 0.5))
     path = tmp_path / "nasty.toml"
     path.write_text(
@@ -552,7 +579,7 @@ def test_check_and_training_leave_out_the_same_records_of_every_format(vidqa, tm
             f'[[data]]\nname = "s{n}"\nfile = "{name}"\nmedia = "clips"\nweight = {weight}\n'
             for n, (name, weight) in enumerate(sources)
         )
-        + '[[stage]]\nkind = "connector"\nbatch_size = 8\nper_device = 8\nepochs = 2'
+        + '[[stage]]\nkind = "connector"\nbatch_size = 8\nper_device_batch_size = 8\nepochs = 2'
     )
     checked = vidqa("train", path, "--check-data", "--out", tmp_path / "o", "--json")
     assert checked.code == 0, checked.err
@@ -561,10 +588,10 @@ def test_check_and_training_leave_out_the_same_records_of_every_format(vidqa, tm
     assert trained.code == 0, trained.err
     before, after = (pl.read_parquet(p) for p in (found["rejects"], tmp_path / "o/rejects.parquet"))
     kinds = {(Path(source).name, n): kind for source, n, kind in before.select("source", "record", "kind").rows()}
-    assert kinds == {place: why for place, why in wanted.items() if why}
+    assert kinds == {place: why for place, why in expected.items() if why}
     assert after.select("source", "record", "id", "kind").equals(before.select("source", "record", "id", "kind"))
     assert "None" not in before["id"].to_list()
-    assert found["records"] == len(wanted) and sum(found["rejected"].values()) == before.height
+    assert found["records"] == len(expected) and sum(found["rejected"].values()) == before.height
     report = (tmp_path / "o/report.md").read_text()
     assert "| llava.json | 10 | 0.5 |" in report and "| llava.json | 10 | 2.0 |" in report
     assert {kind: int(n) for n, kind in re.findall(r"- connector: (\d+) (\w+)", report)} == found["rejected"]

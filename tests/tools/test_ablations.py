@@ -11,7 +11,7 @@ from demo_world.language import Pair
 from demo_world.scene import make_scene
 
 from vidqa.model.towers.vit import VisionConfig, VisionTower
-from vidqa.train.recipe.consistency import contradictions
+from vidqa.train.recipe.consistency import inconsistencies
 from vidqa.train.recipe.definition import Recipe
 
 BY_NAME = {arm.name: tomllib.loads(recipe(arm, 1, Sizes())) for arm in ARMS}
@@ -19,8 +19,8 @@ BY_NAME = {arm.name: tomllib.loads(recipe(arm, 1, Sizes())) for arm in ARMS}
 
 @pytest.mark.parametrize("name", BY_NAME)
 def test_recipes_are_valid(name):
-    assert not list(contradictions(Recipe.model_validate(BY_NAME[name])))
-    assert not list(contradictions(Recipe.model_validate(tomllib.loads(language_recipe(Sizes())))))
+    assert not list(inconsistencies(Recipe.model_validate(BY_NAME[name])))
+    assert not list(inconsistencies(Recipe.model_validate(tomllib.loads(language_recipe(Sizes())))))
 
 
 def test_compared_arms_differ_in_one_respect():

@@ -63,22 +63,22 @@ def test_no_answer_about_training_media_names_a_held_out_pair(tmp_path):
     from vidqa.model.llm import load_tokenizer
     from vidqa.prompts.build import build_labels
     from vidqa.prompts.chat_formats import FORMATS
-    from vidqa.train.data.unseen_pairs import IgnoredTokens, read_unseen
+    from vidqa.train.data.unseen_pairs import IgnoredTokens, read_unseen_pairs
 
     write_unseen(tmp_path / "unseen.toml")
-    unseen = read_unseen(tmp_path / "unseen.toml")
+    unseen = read_unseen_pairs(tmp_path / "unseen.toml")
     assert set(unseen.pairs) == HELD_OUT
     tokenizer = load_tokenizer(find_bundle("demo") / "llm")
-    found, n_narrowed = IgnoredTokens(unseen, tokenizer), 0
+    found, n_positions = IgnoredTokens(unseen, tokenizer), 0
     for record in (r for seed in range(20) for r in all_records(make_scene(seed))):
         values = [turn["value"] for turn in record["conversations"]]
         kind = "image" if "image" in record else "video"
         made = build_labels(
             tokenizer, FORMATS["vicuna_v1"], list(zip(values[::2], values[1::2], strict=True)), [(kind, 1, 2)]
         )
-        assert not any(found.is_unseen(answer) for answer in found.answers(made)), values
-        n_narrowed += int((found.where(made) > 0).sum())
-    assert n_narrowed > 100
+        assert not any(found.is_unseen(mention) for mention in found.mentions(made)), values
+        n_positions += int((found.row_indices(made) > 0).sum())
+    assert n_positions > 100
 
 
 def test_same_seed_same_frames():
@@ -272,7 +272,8 @@ def test_written_clips_match_the_rendered_frames(tmp_path):
 
 
 def test_a_world_folder_is_training_data_in_the_llava_format(tmp_path):
-    from vidqa.train.data import by_media, read_conversations
+    from vidqa.train.data.record_formats import read_conversations
+    from vidqa.train.data.sample import by_media
 
     write_world(tmp_path, range(6))
     samples = read_conversations(tmp_path / "conversations.json")

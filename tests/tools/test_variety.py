@@ -10,6 +10,7 @@ import torch
 
 pytest.importorskip("av")
 
+from demo_model.align import IGNORE
 from demo_world.alignment import GROUPS, PHRASES, Arrays, Phrasebook, build_arrays, candidate_phrases
 from demo_world.language import caption
 from demo_world.scene import COLOURS, HELD_OUT, MOTIONS, SHAPES, make_scene
@@ -18,7 +19,6 @@ from demo_world.write import write_world
 from transformers import AutoTokenizer
 
 import vidqa
-from vidqa.train.align import IGNORE
 
 MOTION, WHEN = GROUPS.index("motion"), GROUPS.index("when")
 

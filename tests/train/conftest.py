@@ -13,14 +13,14 @@ from vidqa.model.connector import build_connector
 from vidqa.model.video_llava import VideoLlava
 from vidqa.prompts.chat_formats import get_format
 from vidqa.records import Features
-from vidqa.train.api import ByPath, GivenSamples
-from vidqa.train.batching.dataset import TrainingDataset, labeller, survey
-from vidqa.train.batching.sampler import Packing, plan_run
-from vidqa.train.data import MediaRef, Sample
-from vidqa.train.distributed import RunConfig, is_first
+from vidqa.train.api import FeaturesByPath, SamplesInMemory
+from vidqa.train.batching.dataset import TrainingDataset, model_tokenizer, sample_stats
+from vidqa.train.batching.sampler import Packing, plan_batches
+from vidqa.train.data.sample import MediaRef, Sample
+from vidqa.train.distributed import is_first
 from vidqa.train.recipe.definition import Logging, Output, Stage
-from vidqa.train.stage.loop import Silent, StageContext, StageResult, run_stage
 from vidqa.train.stage.metrics import MetricsFile, read_metrics
+from vidqa.train.stage.trainer import StageResult, StageTrainer
 
 WORDS = [
     "USER",
@@ -48,7 +48,7 @@ WORDS = [
 
 
 class WordTokenizer:
-    """Splits at white space; ids are places in WORDS (unknown words share the last id)."""
+    """Splits at white space; ids are indices into WORDS, and unknown words share the last id."""
 
     bos_token_id, pad_token_id, eos_token_id = 1, 0, 2
 
@@ -102,7 +102,7 @@ def features_of():
 
 
 def make_sample(n: int, media: str | None = None, answer: str = "yes b", question: str = "What is it ?") -> Sample:
-    """A conversation about `3.mp4`, `2.png` or nothing."""
+    """A conversation about `3.mp4`, `2.png` or without media."""
     if media is None:
         return Sample(str(n), (), ((question, answer),))
     kind = "video" if media.endswith("mp4") else "image"
@@ -121,55 +121,56 @@ SAMPLES = [
 
 
 @dataclass(frozen=True)
-class Ran:
-    """What a stage left."""
+class TrainedStage:
+    """Result and metrics of a stage."""
 
     result: StageResult
     lines: list[dict[str, Any]]
 
 
-def tune_samples(
+def train_samples(
     model: VideoLlava,
     folder: Path,
     stage: Stage,
     samples: Sequence[Sample] = SAMPLES,
     *,
-    common: RunConfig | None = None,
-    listener: Any = None,
     shuffled: bool = True,
-    evaluate: Any = None,
     features: Callable[[str], Features] = features_by_name,
-    stopping: Callable[[], bool] = lambda: False,
-    eval_every: int | None = None,
-) -> Ran:
-    """Run a stage on samples in memory, with checkpoints in `folder`."""
-    corpus = GivenSamples([(sample,) for sample in samples], seed=3)
+    **options: Any,
+) -> TrainedStage:
+    """Run a stage on samples in memory, with checkpoints in `folder`; `options` go to the StageTrainer."""
+    corpus = SamplesInMemory([(sample,) for sample in samples], seed=3)
     order = corpus.epoch_order if shuffled else lambda epoch: np.arange(len(samples))
-    packing = Packing(stage.packing, stage.visits, stage.order == "length")
-    looked = survey(corpus)
-    epochs = stage.epochs or (None if stage.steps else 1.0)
-    plan = plan_run(order, stage.global_batch, epochs=epochs, steps=stage.steps, packing=packing, survey=looked)
-    data = TrainingDataset(corpus, plan, ByPath(features), labeller(model, model.chat, model.context))
+    plan = plan_batches(
+        order,
+        stage.global_batch_size,
+        epochs=stage.epochs or (None if stage.steps else 1.0),
+        steps=stage.steps,
+        packing=Packing(stage.packing, stage.sequences_per_media, stage.group_by_length),
+        stats=sample_stats(corpus),
+    )
+    data = TrainingDataset(corpus, plan, FeaturesByPath(features), model_tokenizer(model))
     metrics = MetricsFile(folder / "metrics.jsonl", active=is_first())
-    more = {"evaluate": evaluate, "eval_every": eval_every, "stopping": stopping}
-    around = StageContext(folder, listener or Silent(), metrics, common or RunConfig(), **more)
-    result = run_stage(model, data, stage, around)
-    return Ran(result, read_metrics(metrics.path) if is_first() else [])
+    result = StageTrainer(model, data, stage, folder, metrics=metrics, **options).run()
+    return TrainedStage(result, read_metrics(metrics.path) if is_first() else [])
 
 
-def with_checkpoints(every: int, keep: int = 2) -> RunConfig:
-    """Settings that save often."""
-    return RunConfig(output=Output(save_every=every, keep=keep), logging=Logging(every=1))
+def save_every(steps: int, save_total_limit: int = 2) -> dict[str, Any]:
+    """Options of the StageTrainer that save and log often."""
+    return {
+        "output": Output(save_steps=steps, save_total_limit=save_total_limit),
+        "logging": Logging(logging_steps=1),
+    }
 
 
 @pytest.fixture
 def lab() -> SimpleNamespace:
-    """The helpers of this file, for tests that run stages."""
+    """The helpers of this file for tests that run stages."""
     return SimpleNamespace(
         make_model=make_model,
         make_features=make_features,
         make_sample=make_sample,
         samples=SAMPLES,
-        tune=tune_samples,
-        saving=with_checkpoints,
+        train=train_samples,
+        save_every=save_every,
     )

@@ -56,15 +56,18 @@ COMPARED = (
 def recipe(arm: Arm, seed: int, sizes: Sizes) -> str:
     """Return the recipe of a run. It is written to `runs/NAME`, two levels below the world and the bundles."""
     captions = [f"{part}_captions" for part in arm.media]
-    common = f'batch_size = {sizes.batch}\nper_device = {sizes.batch}\npacking = {sizes.packing}\nvisits = "draw"\n'
+    common = (
+        f"batch_size = {sizes.batch}\nper_device_batch_size = {sizes.batch}\n"
+        f'packing = {sizes.packing}\nsequences_per_media = "one"\n'
+    )
     parts = [
-        f'seed = {seed}\n[model]\nbase = "../../{arm.start}"\nconnector = "fresh"\n',
+        f'seed = {seed}\n[model]\nbase = "../../{arm.start}"\nconnector = "reinitialize"\n',
         *(source(f"../../world/{part}", kind) for part in arm.media for kind in ("conversations", "captions")),
-        f'[[stage]]\nkind = "connector"\ndata = {json.dumps(captions)}\nlr = 2e-3\n{common}'
+        f'[[stage]]\nkind = "connector"\ndata = {json.dumps(captions)}\nlearning_rate = 2e-3\n{common}'
         f"steps = {arm.steps(sizes.connector_steps)}\n",
-        f'[[stage]]\nkind = "instruct"\ndata = {json.dumps(list(arm.media))}\nlr = 1e-3\n{common}'
+        f'[[stage]]\nkind = "instruct"\ndata = {json.dumps(list(arm.media))}\nlearning_rate = 1e-3\n{common}'
         f"steps = {arm.steps(sizes.instruct_steps)}\n",
-        '[hardware]\nprecision = "fp32"\n[output]\nmm_projector = false\nsave_every = 100\nkeep = 1\n',
+        '[hardware]\nprecision = "fp32"\n[output]\nmm_projector = false\nsave_steps = 100\nsave_total_limit = 1\n',
     ]
     return "\n".join(parts)
 
@@ -79,7 +82,8 @@ def language_recipe(sizes: Sizes) -> str:
     """Return the recipe of the language model trained on text only."""
     return (
         '[model]\nbase = "blank"\nname = "read"\n[[data]]\nname = "told"\nfile = "world/told.jsonl"\n'
-        f'[[stage]]\nkind = "language"\nlr = 2e-3\nsteps = {sizes.language_steps}\nbatch_size = {sizes.batch}\n'
-        f'per_device = {sizes.batch}\npacking = {sizes.packing}\nvisits = "draw"\n'
-        '[hardware]\nprecision = "fp32"\n[output]\nmm_projector = false\nsave_every = 100\nkeep = 1\n'
+        f'[[stage]]\nkind = "language"\nlearning_rate = 2e-3\nsteps = {sizes.language_steps}\n'
+        f"batch_size = {sizes.batch}\n"
+        f'per_device_batch_size = {sizes.batch}\npacking = {sizes.packing}\nsequences_per_media = "one"\n'
+        '[hardware]\nprecision = "fp32"\n[output]\nmm_projector = false\nsave_steps = 100\nsave_total_limit = 1\n'
     )

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from demo_model.align import initialise
 from demo_model.plan import Plan, log
 from demo_world.render import render
 from demo_world.scene import make_scene
@@ -34,7 +35,6 @@ from vidqa.model.onnx.export import export_tower
 from vidqa.model.towers.vit import VisionConfig, VisionTower
 from vidqa.model.video_llava import VideoLlava, save_parts
 from vidqa.prompts.chat_formats import get_format
-from vidqa.train.align import initialise
 
 _FIRST_PIXELS = 3_000_000  # first seed of the images for the encoder trained without language
 _PIXEL_BATCH, _PIXEL_LR = 48, 1e-3

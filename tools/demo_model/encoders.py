@@ -15,6 +15,7 @@ from demo_world.variety import Variety
 from demo_world.write import N_FRAMES, write_world
 from torch import nn
 
+from demo_model.align import Aligner, align, initialise, insert_temporal
 from demo_model.plan import Plan, device, log, rank, save
 from vidqa.encoders.encoder import Encoder
 from vidqa.encoders.preprocess import CLIP_MEAN, CLIP_STD, PreprocessSpec, preprocess
@@ -22,7 +23,6 @@ from vidqa.model.onnx.export import export_text, export_tower
 from vidqa.model.towers.text import TextConfig, TextTower
 from vidqa.model.towers.vit import VisionConfig, VisionTower
 from vidqa.records import FrameBatch, MediaKind
-from vidqa.train.align import Aligner, align, initialise, insert_temporal
 
 
 def step_world(plan: Plan, work: Path) -> None:

@@ -18,10 +18,10 @@ from demo_world.scene import make_scene
 from demo_world.write import decode_frames, media_bytes, parallel
 from torch import Tensor, nn
 
+from demo_model.align import IGNORE, Aligner
 from demo_model.encoders import make_aligners
 from demo_model.plan import Plan, device
 from vidqa.encoders.preprocess import CLIP_MEAN, CLIP_STD
-from vidqa.train.align import IGNORE, Aligner
 
 FIRST_SEED = 70_000_000  # disjoint from the training seeds and those of tools/eval_demo.py
 N_MEDIA = {"clips": 500, "stills": 400}
@@ -43,7 +43,7 @@ def step_seen(plan: Plan, work: Path) -> None:
         for i in range(0, len(media), 25):
             pixels, truths = zip(*media[i : i + 25], strict=True)
             batch = arrays.make(np.stack(pixels), np.stack(truths), ["."] * len(pixels))
-            for parts, truth in zip(_closeness(aligner, batch.pixels.to(device())), batch.truth, strict=True):
+            for parts, truth in zip(_phrase_logits(aligner, batch.pixels.to(device())), batch.truth, strict=True):
                 _count(parts, truth, right)
         found[name] = {
             f"{group}, {'unseen' if unseen else 'seen'} pairs": [round(100 * sum(r) / len(r), 1), len(r)]
@@ -60,10 +60,10 @@ def _render(still: bool, grid: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @torch.no_grad()
-def _closeness(aligner: Aligner, pixels: Tensor) -> list[tuple[Tensor, ...]]:
+def _phrase_logits(aligner: Aligner, pixels: Tensor) -> list[tuple[Tensor, ...]]:
     """Return logits [T, patches, phrases of the group] for each clip and group."""
     tokens, _ = aligner.vision(pixels, aligner.layer)
-    close = aligner.closeness(tokens)
+    close = aligner.phrase_logits(tokens)
     return [c.cpu().split(aligner.group_sizes, dim=-1) for c in close]
 
 

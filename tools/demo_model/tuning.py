@@ -21,8 +21,9 @@ from vidqa.model.connector import build_connector
 from vidqa.model.video_llava import VideoLlava
 from vidqa.prompts.chat_formats import get_format
 from vidqa.records import Features
-from vidqa.train.api import TuneSettings, tune
-from vidqa.train.data import Sample, by_media, read_conversations
+from vidqa.train.api import TrainingSettings, train_stage
+from vidqa.train.data.record_formats import read_conversations
+from vidqa.train.data.sample import Sample, by_media
 from vidqa.train.data.unseen_pairs import UnseenPairs
 
 CAPTIONING = {q for asked in (CAPTION_QUESTIONS, DETAIL_QUESTIONS) for still in asked.values() for q in still}
@@ -80,7 +81,7 @@ def run_stage(
     plan: Plan,
     work: Path,
     groups: list[tuple[Sample, ...]],
-    settings: TuneSettings,
+    settings: TrainingSettings,
     start: str | None,
     result: str | None = None,
 ) -> None:
@@ -89,7 +90,9 @@ def run_stage(
     if start:
         model.load_state_dict(torch.load(work / f"{start}.pt", weights_only=True, map_location=device()))
     features = FeatureArrays(plan, work) if settings.stage != "language" else no_features
-    figures = tune(model, groups, features, settings, folder=work / "trainer", report=lambda f: log(json.dumps(f)))
+    figures = train_stage(
+        model, groups, features, settings, folder=work / "trainer", report=lambda f: log(json.dumps(f))
+    )
     log(f"{settings.stage}: {json.dumps(figures)}")
     save(model, work / f"{result or settings.stage}.pt")
 
@@ -110,7 +113,9 @@ def step_language(plan: Plan, work: Path) -> None:
             (question, answer), *rest = [(p.question, p.answer) for p in conversation]
             found.append(Sample(f"{seed}-{k}", (), ((f"{text}\n{question}", answer), *rest)))
         groups.append(tuple(found))
-    settings = TuneSettings("language", 1.0, plan.tune_batch, plan.language_lr, max_conversations=plan.conversations)
+    settings = TrainingSettings(
+        "language", 1.0, plan.tune_batch, plan.language_lr, max_conversations=plan.conversations
+    )
     run_stage(plan, work, groups, settings, None)
 
 
@@ -124,13 +129,15 @@ def step_connector(plan: Plan, work: Path) -> None:
     captions = [
         tuple(s for s in group if s.turns[0][0].split("\n", 1)[1] in CAPTIONING) for group in read_world(plan, work)
     ]
-    settings = TuneSettings("connector", plan.connector_epochs, plan.tune_batch, plan.connector_lr, unseen_pairs=UNSEEN)
+    settings = TrainingSettings(
+        "connector", plan.connector_epochs, plan.tune_batch, plan.connector_lr, unseen_pairs=UNSEEN
+    )
     run_stage(plan, work, [c for c in captions if c], settings, "language")
 
 
 def step_instruct(plan: Plan, work: Path) -> None:
     """Second stage: train connector and language model on all conversations."""
-    settings = TuneSettings(
+    settings = TrainingSettings(
         "instruct",
         plan.instruct_epochs,
         plan.tune_batch,
@@ -143,7 +150,7 @@ def step_instruct(plan: Plan, work: Path) -> None:
 
 def step_more_instruct(plan: Plan, work: Path) -> None:
     """Repeat the second stage from its end, with another random sample of the same conversations."""
-    settings = TuneSettings(
+    settings = TrainingSettings(
         "instruct",
         plan.more_instruct_epochs,
         plan.tune_batch,

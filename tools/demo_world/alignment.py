@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from demo_model.align import IGNORE, AlignBatch
 
 from demo_world.language import NUMBERS, POSITIONS, SAYINGS, caption, position_of
 from demo_world.render import cover, times
 from demo_world.scene import COLOURS, HELD_OUT, MOTIONS, SHAPES, SIZE, SIZES, Scene, make_scene, path_of
 from demo_world.tokens import END_OF_TEXT
 from demo_world.write import N_FRAMES, decode_frames, media_name, parallel
-from vidqa.train.align import IGNORE, AlignBatch
 
 ORDINALS = ("two", "three", "four", "five", "six", "seven", "eight")
 #: The phrases to distinguish, by attribute. `truth` arrays index them in this order.
@@ -169,7 +169,7 @@ class Arrays:
             torch.cat([torch.nn.functional.pad(b.caption_mask, (0, n)) for b, n in pad]),
             torch.cat([stills.truth, clips.truth]),
             torch.cat([stills.captioned, clips.captioned]),
-            torch.cat([stills.told_apart, clips.told_apart]),
+            torch.cat([stills.contrasted, clips.contrasted]),
         )
 
     def make(self, pixels: np.ndarray, truth: np.ndarray, captions: list[str]) -> AlignBatch:

@@ -15,11 +15,11 @@ from itertools import count, islice
 
 import numpy as np
 import torch
+from demo_model.align import IGNORE, AlignBatch
 
 from demo_world.alignment import GROUPS, Arrays, candidate_phrases
 from demo_world.language import caption
 from demo_world.scene import COLOURS, HELD_OUT, MOTIONS, SHAPES, Scene, is_still, make_scene
-from vidqa.train.align import IGNORE, AlignBatch
 
 #: Motion -> the motion of the reversed clip; None if that has no name here.
 BACKWARDS: dict[str, str | None] = {
@@ -110,7 +110,7 @@ class Variety:
         pixels, truth, captioned = batch.pixels.clone(), batch.truth.clone(), batch.captioned.clone()
         n = len(pixels) // copies
         low, high = (0 - self.arrays.mean) / self.arrays.std, (255 - self.arrays.mean) / self.arrays.std
-        apart = batch.told_apart.clone()
+        apart = batch.contrasted.clone()
         for i in np.flatnonzero(self.rng.random(n) < 0.5):
             strength = self.rng.choice([0.0, 0.5, 1.0], p=[0.2, 0.2, 0.6])
             candidates = ((d, never_shown(d)) for d in self.rng.uniform(20, 340, 8))
@@ -127,7 +127,7 @@ class Variety:
                 truth[k, ..., _COLOUR], captioned[k] = IGNORE, False
         if int(captioned.sum()) < 2:  # a contrastive loss needs two
             captioned = batch.captioned
-        return replace(batch, pixels=pixels, truth=truth, captioned=captioned, told_apart=apart)
+        return replace(batch, pixels=pixels, truth=truth, captioned=captioned, contrasted=apart)
 
 
 def _pairs(truth: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:

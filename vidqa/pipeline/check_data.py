@@ -1,4 +1,4 @@
-"""A recipe's data -> everything that would go wrong in training, before a GPU is booked. Loads no weights."""
+"""`vidqa train --check-data`: finds everything in a recipe's data that would fail in training. Loads no weights."""
 
 from __future__ import annotations
 
@@ -13,89 +13,94 @@ from typing import Any
 from vidqa.cache.media_index import MediaIndex
 from vidqa.common.devices import cpu_threads
 from vidqa.common.disk_space import free_disk_bytes
-from vidqa.common.display import human_bytes
+from vidqa.common.display import human_bytes, plural
 from vidqa.errors import CacheError
-from vidqa.model.bundle.bundle import load_bundle
+from vidqa.model.bundle.bundle import Bundle, load_bundle
 from vidqa.model.llm import load_tokenizer
 from vidqa.pipeline.monitor.reporter import QUIET, Reporter
 from vidqa.pipeline.run.run_options import RunOptions
-from vidqa.pipeline.train import shown, sources
+from vidqa.pipeline.train import held_out_sources, shows_bars, sources_of_stage
 from vidqa.prompts.chat_formats import get_format
 from vidqa.train.batching.sampler import BatchPlan
-from vidqa.train.data import Corpus
-from vidqa.train.data.data_check import Checked, check_data
+from vidqa.train.data.corpus import Corpus, Source
+from vidqa.train.data.data_check import DataCheck, check_data
 from vidqa.train.data.media_facts import Prober
 from vidqa.train.data.media_shapes import SpecShapes
+from vidqa.train.data.rejects import write_rejects
 from vidqa.train.data.tokenize import RecordTokenizer
-from vidqa.train.data.unseen_pairs import IgnoredTokens, read_unseen
-from vidqa.train.recipe.definition import Stage
+from vidqa.train.data.unseen_pairs import IgnoredTokens, UnseenPairs
+from vidqa.train.outputs.plots import NO_MATPLOTLIB, has_matplotlib, save_figure, token_histogram
+from vidqa.train.recipe.definition import Recipe, Stage
 from vidqa.train.recipe.load import read_recipe
 from vidqa.train.recipe.requirements import disk_bytes
-from vidqa.train.stage.stage import chat_of, plan_of
+from vidqa.train.stage.stage import chat_format_of, plan_stage
 
 log = logging.getLogger(__name__)
 
-_HELD_OUT = "held-out"  # stages have a number in front
+REJECTS, HISTOGRAM = "rejects.parquet", "token_lengths.png"
+_HELD_OUT = "held-out"  # unlike stage names, without a number
 
 
 @dataclass(frozen=True)
 class DiskSpace:
-    """What a stage takes on disk, in bytes, and what is free there."""
+    """Disk space that a stage needs, and free space, in bytes."""
 
-    features: int  # at most, of all media
+    features: int  # upper bound for all media
     cache_free: int  # on the disk of the cache
-    checkpoints: int | None  # at most, with the model; none for the held-out file
+    checkpoints: int | None  # upper bound, including the model; None for the held-out file
     disk_free: int  # on the disk of the run
 
     def lines(self) -> list[str]:
-        """For people."""
-        wanted = [("features", self.features, self.cache_free, "cache")]
+        """The report for people."""
+        rows = [("features", self.features, self.cache_free, "cache")]
         if self.checkpoints is not None:
-            wanted.append(("checkpoints and model", self.checkpoints, self.disk_free, "run"))
+            rows.append(("checkpoints and model", self.checkpoints, self.disk_free, "run"))
         return [
-            f"  {what}: up to {human_bytes(need)}, {human_bytes(free)} free on the disk of the {place}"
-            + (": TOO LITTLE" if free < need else "")
-            for what, need, free, place in wanted
+            f"  {what}: up to {human_bytes(required)}, {human_bytes(free)} free on the disk of the {where}"
+            + (": NOT ENOUGH" if free < required else "")
+            for what, required, free, where in rows
         ]
 
 
 @dataclass(frozen=True)
 class StageCheck:
-    """What was found for the data of one stage, or of the held-out file."""
+    """Result for the data of one stage, or for the held-out file."""
 
     name: str
-    checked: Checked
-    rejects: Path  # the table
-    histogram: Path  # the picture
-    plan: BatchPlan | None  # how the stage would go through the data; none for the held-out file
-    room: DiskSpace
+    data: DataCheck
+    rejects: Path  # table of the rejected records
+    histogram: Path | None  # of sample lengths; None without matplotlib
+    plan: BatchPlan | None  # of the stage; None for the held-out file
+    disk: DiskSpace
 
     def as_text(self) -> str:
-        """For people."""
-        lines = [f"{self.name}:", *(f"  {line}" for line in self.checked.lines())]
+        """The report for people."""
+        lines = [f"{self.name}:", *(f"  {line}" for line in self.data.lines())]
         if plan := self.plan:
-            lines.append(f"  steps: {plan.n_steps} of {plan.batch} sequences, {plan.epochs:.4g} epochs")
-        return "\n".join([*lines, *self.room.lines(), f"  {self.rejects}", f"  {self.histogram}"])
+            lines.append(
+                f"  {plural(plan.n_steps, 'step')} of {plural(plan.batch, 'sequence')}, {plan.epochs:.4g} epochs"
+            )
+        histogram = self.histogram or f"histogram: {NO_MATPLOTLIB}"
+        return "\n".join([*lines, *self.disk.lines(), f"  {self.rejects}", f"  {histogram}"])
 
     def as_dict(self) -> dict[str, object]:
-        """For machines."""
-        checked = self.checked
-        kinds = [r.kind for r in checked.rejected]
+        """The report for `--json`."""
+        kinds = [r.kind for r in self.data.rejected]
         return {
             "name": self.name,
-            "records": checked.n_records,
+            "records": self.data.n_records,
             "rejected": {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)},
-            "passes": checked.passes,
-            "unseen_pairs_said": dict(sorted(checked.said.items())),
-            "longest": int(checked.tokens.max(initial=0)),
-            "fingerprint": checked.fingerprint,
+            "passes": self.data.passes,
+            "unseen_pairs_said": dict(sorted(self.data.pairs.mentions.items())),
+            "longest": int(self.data.tokens.max(initial=0)),
+            "fingerprint": self.data.fingerprint,
             "steps": self.plan.n_steps if self.plan else None,
-            "cache_bytes": self.room.features,
-            "cache_free_bytes": self.room.cache_free,
-            "disk_bytes": self.room.checkpoints,
-            "disk_free_bytes": self.room.disk_free,
+            "cache_bytes": self.disk.features,
+            "cache_free_bytes": self.disk.cache_free,
+            "disk_bytes": self.disk.checkpoints,
+            "disk_free_bytes": self.disk.disk_free,
             "rejects": str(self.rejects),
-            "histogram": str(self.histogram),
+            "histogram": str(self.histogram) if self.histogram else None,
         }
 
 
@@ -107,66 +112,86 @@ def check(
     overrides: Sequence[str] = (),
     reporter: Reporter = QUIET,
 ) -> list[StageCheck]:
-    """Read every record, find and open every medium, count every token.
+    """Read every record, find and open every media file, count every token.
 
     Args:
         recipe: a TOML file.
-        out: gets a folder `check` with tables and pictures; None is a folder named like the recipe.
-        options: cache folder, time limit of decoding.
-        overrides: as `train` takes them.
-        reporter: hears progress.
+        out: tables and histograms go to its subfolder `check`; None: a folder with the name of the recipe.
+        options: cache folder, time limit for decoding.
+        overrides: as for `train`.
+        reporter: receives progress.
 
     Returns:
-        One for each stage, and one for the held-out file.
+        One result per stage, and one for the held-out file.
 
     Raises:
-        UsageError: the recipe, or what it names, is wrong.
+        UsageError: the recipe, or a file that it names, is invalid.
         BundleError: the base cannot be read.
     """
-    words, options = read_recipe(recipe, overrides), options or RunOptions()
-    bundle = load_bundle(words.model.base)
+    settings, options = read_recipe(recipe, overrides), options or RunOptions()
+    bundle = load_bundle(settings.model.base)
     tokenizer = load_tokenizer(bundle.llm_folder)
     folder = Path(out or Path(recipe).stem) / "check"
-    wanted = [(name, sources(words, s), s) for name, s in zip(words.stage_names(), words.stage, strict=True)]
-    if words.eval is not None:
-        wanted.append((_HELD_OUT, sources(words.eval), words.stage[-1]))
+    jobs: list[tuple[str, list[Source], Stage, bool]] = [
+        (name, sources_of_stage(settings, stage), stage, True)
+        for name, stage in zip(settings.stage_names(), settings.stage, strict=True)
+    ]
+    if settings.eval is not None:
+        jobs.append((_HELD_OUT, held_out_sources(settings.eval), settings.stage[-1], False))
     found = []
     with ExitStack() as stack:
-        prober = Prober(options.n_workers, options.timeout_s, _index(options.cache_dir, stack))
-        for name, files, stage in wanted:
-            corpus = Corpus(files, words.seed, cache_dir=options.cache_dir, progress=shown(reporter))
-            reader = RecordTokenizer(
-                tokenizer,
-                chat_of(stage, get_format(bundle.spec.prompt.format, bundle.spec.prompt.system)),
-                SpecShapes(bundle.spec),
-                bundle.spec.llm.context,
-                _left_out(stage, tokenizer) if name != _HELD_OUT else None,
-            )
-            checked = check_data(
+        prober = Prober(options.n_workers, options.timeout_s, _media_index(options.cache_dir, stack))
+        for name, files, stage, is_training in jobs:
+            corpus = Corpus(files, settings.seed, cache_dir=options.cache_dir, progress=shows_bars(reporter))
+            data = check_data(
                 corpus,
-                reader,
+                _record_tokenizer(tokenizer, bundle, stage, stage.unseen_pairs if is_training else None),
                 prober=prober,
-                max_reject_rate=words.max_reject_rate,
+                max_reject_rate=settings.max_reject_rate,
                 n_processes=options.n_workers or cpu_threads(),
-                progress=shown(reporter),
+                progress=shows_bars(reporter),
             )
-            trained = None if name == _HELD_OUT else stage
-            plan = plan_of(trained, corpus, words.seed) if trained else None
-            features = len(corpus.look().media) * bundle.spec.encoders.video.entry_bytes
-            disk = disk_bytes(words, trained, bundle) if trained else None
-            room = DiskSpace(features, free_disk_bytes(Path(options.cache_dir)), disk, free_disk_bytes(folder))
-            found.append(StageCheck(name, checked, *checked.save(folder / name), plan, room))
+            plan = plan_stage(stage, corpus, settings.seed) if is_training else None
+            disk = _disk_space(settings, stage if is_training else None, bundle, corpus, options, folder)
+            found.append(StageCheck(name, data, *_save(data, folder / name), plan, disk))
     return found
 
 
-def _left_out(stage: Stage, tokenizer: Any) -> IgnoredTokens | None:
-    return IgnoredTokens(read_unseen(Path(stage.unseen_pairs)), tokenizer) if stage.unseen_pairs else None
+def _record_tokenizer(tokenizer: Any, bundle: Bundle, stage: Stage, pairs: UnseenPairs | None) -> RecordTokenizer:
+    prompt = bundle.spec.prompt
+    return RecordTokenizer(
+        tokenizer,
+        chat_format_of(stage, get_format(prompt.format, prompt.system)),
+        SpecShapes(bundle.spec),
+        bundle.spec.llm.context,
+        IgnoredTokens(pairs, tokenizer) if pairs else None,
+    )
 
 
-def _index(cache_dir: str | os.PathLike[str], stack: ExitStack) -> MediaIndex | None:
-    """Where good media are remembered; a check does without where the cache cannot be written."""
+def _disk_space(
+    recipe: Recipe, stage: Stage | None, bundle: Bundle, corpus: Corpus, options: RunOptions, folder: Path
+) -> DiskSpace:
+    return DiskSpace(
+        features=len(corpus.token_stats().media) * bundle.spec.encoders.video.entry_bytes,
+        cache_free=free_disk_bytes(options.cache_dir),
+        checkpoints=disk_bytes(recipe, stage, bundle) if stage else None,
+        disk_free=free_disk_bytes(folder),
+    )
+
+
+def _save(data: DataCheck, folder: Path) -> tuple[Path, Path | None]:
+    """Write the table of rejects and the histogram."""
+    folder.mkdir(parents=True, exist_ok=True)
+    histogram = None
+    if has_matplotlib():
+        histogram = save_figure(folder / HISTOGRAM, token_histogram(data.tokens, data.max_tokens))
+    return write_rejects(folder / REJECTS, data.rejected), histogram
+
+
+def _media_index(cache_dir: str | os.PathLike[str], stack: ExitStack) -> MediaIndex | None:
+    """The cache of readable media; None if the cache is not writable, which only makes the next check slower."""
     try:
         return stack.enter_context(closing(MediaIndex(cache_dir)))
     except CacheError as e:
-        log.warning("good media are not remembered: %s", e.what)
+        log.warning("results for media files are not cached: %s", e.what)
         return None

@@ -1,7 +1,4 @@
-"""Media of training samples -> their features: out of the cache, where missing ones are put first, or made each time.
-
-Knows the cache, decoders and the encoder. Does not know samples, prompts or the language model.
-"""
+"""Features of training media: from the cache, after encoding the missing ones, or encoded on the fly."""
 
 from __future__ import annotations
 
@@ -36,16 +33,18 @@ from vidqa.records import (
     MediaItem,
     Segment,
 )
-from vidqa.train.data import MediaRef, SampleError
-from vidqa.train.stage.checkpoints import need_room
+from vidqa.train.data.sample import MediaRef, SampleError
+from vidqa.train.stage.checkpoints import require_disk_space
+
+_ENCODE_HINT = "run the same command again: it encodes missing features first"
 
 
 class CachedFeatures:
-    """Features out of the cache.
+    """Features from the cache.
 
     Args:
         store: the cache.
-        encoder_id: whose features.
+        encoder_id: of the encoder that computed the features.
     """
 
     def __init__(self, store: FeatureStore, encoder_id: str) -> None:
@@ -54,58 +53,65 @@ class CachedFeatures:
         self.failed: dict[str, SampleError] = {}
 
     def __call__(self, ref: MediaRef) -> Features:
-        """Read the features of a medium.
+        """Read the features of a media item.
 
         Raises:
-            SampleError: it could not be decoded, or the stretch lies outside of it.
-            TrainError: they were in the cache and are not any more.
+            SampleError: it could not be decoded, or the segment is outside the video.
+            TrainError: they have been removed from the cache.
         """
         if ref.path in self.failed:
             raise self.failed[ref.path]
         media_id = self.media_ids.get(ref.path)
         if media_id is None:
-            raise SampleError("media_unreadable", f"{ref.path}: was not there when the features were made")
+            raise SampleError("media_unreadable", f"{ref.path}: did not exist when the features were encoded")
         entry = self.store.get(CacheKey(media_id, _segment(ref).key, self.encoder_id))
         if entry is None:
-            raise TrainError(f"the features of {ref.path} are gone from the cache {self.store.root}", hint=_AGAIN)
-        return checked(ref, entry)
+            raise TrainError(
+                f"the features of {ref.path} are no longer in the cache {self.store.root}", hint=_ENCODE_HINT
+            )
+        return checked_features(ref, entry)
 
     def prefetch(self, refs: Sequence[MediaRef]) -> None:
-        """Reading from the cache is fast enough."""
-
-
-_AGAIN = "run the same command again: missing features are made first"
+        """Do nothing: reading from the cache is fast enough."""
 
 
 def fill_cache(refs: Iterable[MediaRef], model: LoadedModel, options: RunOptions, reporter: Reporter) -> CachedFeatures:
-    """Encode what the cache does not have.
+    """Encode all media that are not in the cache.
 
     Args:
-        refs: all media that training will ask for, each once.
+        refs: all media of the training data, each once.
         model: its encoder is loaded only if something is missing.
-        options: folder of the cache, time limit, batch size.
-        reporter: hears how much is missing, and the progress.
+        options: cache folder, time limit, batch size.
+        reporter: receives the number of missing features, and progress.
 
     Raises:
-        TrainError: the disk has no room for what is missing.
+        TrainError: the disk does not have enough space.
         CacheError: the cache cannot be written.
     """
     store = FeatureStore(options.cache_dir)
     features = CachedFeatures(store, model.bundle.encoder_id)
-    wanted: dict[str, list[Segment]] = {}
+    segments: dict[str, list[Segment]] = {}
     for ref in refs:
-        wanted.setdefault(ref.path, []).append(_segment(ref))
-    items = [item for path in wanted if (item := _item(path, features)) is not None]
-    _look_for_room(items, wanted, model.bundle, store, reporter)
+        segments.setdefault(ref.path, []).append(_segment(ref))
+    items = [item for path in segments if (item := _item(path, features)) is not None]
+    _check_disk_space(items, segments, model.bundle, store, reporter)
 
-    segments = {path: tuple(wanted_segments) for path, wanted_segments in wanted.items()}
-    pending = partial(every_file, segments=segments, read_features=False)
+    by_path = {path: tuple(found) for path, found in segments.items()}
+    pending = partial(every_file, segments=by_path, read_features=False)
     run = RunContext.create(model, options, reporter)
     with reporter.progress(len(items), "file"), closing(encode_files(run, items, pending)) as encoded:
         for one in encoded:
-            _note(one, features)
+            _record(one, features)
             reporter.advance()
     return features
+
+
+def _record(one: EncodedItem, features: CachedFeatures) -> None:
+    path = one.work.item.path
+    if one.error is not None:
+        features.failed[path] = _rejection(path, one.error)
+    elif one.work.media_id is not None:
+        features.media_ids[path] = one.work.media_id
 
 
 def _item(path: str, features: CachedFeatures) -> MediaItem | None:
@@ -117,51 +123,45 @@ def _item(path: str, features: CachedFeatures) -> MediaItem | None:
     return MediaItem(path, os.path.dirname(path), os.path.basename(path), facts.st_size, facts.st_mtime_ns, named=True)
 
 
-def _note(one: EncodedItem, features: CachedFeatures) -> None:
-    if one.error is not None:
-        features.failed[one.work.item.path] = _as_reject(one.work.item.path, one.error)
-    elif one.work.media_id is not None:
-        features.media_ids[one.work.item.path] = one.work.media_id
-
-
-def _look_for_room(
+def _check_disk_space(
     items: Sequence[MediaItem],
-    wanted: dict[str, list[Segment]],
+    segments: dict[str, list[Segment]],
     bundle: Bundle,
     store: FeatureStore,
     reporter: Reporter,
 ) -> None:
-    """Say how much is missing, and stop if the disk does not hold it. A file never read before counts as missing."""
+    """Report how much is missing, and fail if the disk is too small. A file that was never read counts as missing."""
     with closing(MediaIndex(store.root)) as index:
         missing = n_missing = 0
         for item in items:
             media_id = index.cached_media_id(item)
-            for segment in wanted[item.path]:
+            for segment in segments[item.path]:
                 if media_id is None or not store.has(CacheKey(media_id, segment.key, bundle.encoder_id)):
                     n_missing += 1
                     missing += bundle.spec.encoders.video.entry_bytes
     if n_missing:
         reporter.say(
-            f"features: {n_missing} of {sum(map(len, wanted.values()))} are to be made, {human_bytes(missing)}"
+            f"features: encoding {n_missing} of {sum(map(len, segments.values()))}, {human_bytes(missing)} on disk"
         )
-        need_room(store.root, missing, "features", "another --cache-dir, or --encode on-the-fly, which keeps none")
+        hint = "another --cache-dir, or --encode on-the-fly, which stores no features"
+        require_disk_space(store.root, missing, "features", hint)
 
 
-def checked(ref: MediaRef, entry: EncodedSegment) -> Features:
-    """The features of an entry, if the stretch that they are of is one of the clip.
+def checked_features(ref: MediaRef, entry: EncodedSegment) -> Features:
+    """The features of a cache entry, if its segment is inside the video.
 
     Raises:
-        SampleError: it begins behind the clip's end.
+        SampleError: it starts after the end of the video.
     """
-    if (late := _begins_late(ref, entry.facts)) is not None:
-        raise late
+    if (error := _span_error(ref, entry.facts)) is not None:
+        raise error
     return entry.features
 
 
-def _begins_late(ref: MediaRef, facts: MediaFacts) -> SampleError | None:
+def _span_error(ref: MediaRef, facts: MediaFacts) -> SampleError | None:
     if not ref.start_s or facts.duration_s is None or ref.start_s < facts.duration_s:
         return None
-    what = f"{ref.path}: the stretch begins at {ref.start_s:g} s, the clip ends at {facts.duration_s:g} s"
+    what = f"{ref.path}: the segment starts at {ref.start_s:g} s, but the video ends at {facts.duration_s:g} s"
     return SampleError("bad_span", what)
 
 
@@ -169,17 +169,17 @@ def _segment(ref: MediaRef) -> Segment:
     return ref.segment if ref.kind == "video" else WHOLE
 
 
-def _as_reject(path: str, error: ItemError) -> SampleError:
+def _rejection(path: str, error: ItemError) -> SampleError:
     kind = "media_missing" if error.kind == "missing" else "media_unreadable"
     return SampleError(kind, f"{display_path(path)}: {message_without_path(error, path)}")
 
 
 @dataclass
 class LiveFeatures:
-    """Features made anew whenever they are asked for: for those who lack the disk.
+    """Features encoded on the fly, for machines without disk space for the cache.
 
-    What was announced by `prefetch` is decoded together, in processes of their own, encoded in one batch, and held
-    until the next announcement. Use it as a context manager.
+    The media passed to `prefetch` are decoded together in worker processes, encoded in one batch, and held until the
+    next call. Use it as a context manager.
     """
 
     model: LoadedModel
@@ -198,7 +198,7 @@ class LiveFeatures:
             self._pool.close()
 
     def __call__(self, ref: MediaRef) -> Features:
-        """Features of a medium.
+        """Return the features of a media item.
 
         Raises:
             SampleError: it cannot be decoded or encoded.
@@ -211,7 +211,7 @@ class LiveFeatures:
         return found
 
     def prefetch(self, refs: Sequence[MediaRef]) -> None:
-        """Decode and encode these, and forget the ones before."""
+        """Decode and encode these media, and drop all previous features."""
         assert self._pool is not None, "use it as a context manager"
         self._held = {}
         sampling = self.model.bundle.spec.encoders.video.sampling
@@ -221,17 +221,16 @@ class LiveFeatures:
             ref = job.tag
             assert isinstance(ref, MediaRef)
             if isinstance(outcome, MediaError):
-                self._held[ref] = _as_reject(ref.path, outcome)
+                self._held[ref] = _rejection(ref.path, outcome)
             else:
-                if (late := _begins_late(ref, outcome.facts)) is not None:
-                    self._held[ref] = late
+                if (error := _span_error(ref, outcome.facts)) is not None:
+                    self._held[ref] = error
                     continue
                 frames = outcome.segments[0].frames
                 assert isinstance(frames, EncoderInput)
                 inputs.append((ref, frames))
         order = {ref: n for n, ref in enumerate(refs)}
-        inputs.sort(
-            key=lambda one: order[one[0]]
-        )  # decoders finish in any order; the encoder's batches must not differ
+        # Decoders finish in any order, but the batches of the encoder must be deterministic.
+        inputs.sort(key=lambda one: order[one[0]])
         features = self.model.encoder.encode([frames for _, frames in inputs]) if inputs else []
         self._held |= dict(zip((ref for ref, _ in inputs), features, strict=True))

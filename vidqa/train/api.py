@@ -1,8 +1,8 @@
-"""Features + conversations in memory -> a tuned connector and LLM: the stages of a recipe, called from Python.
+"""Training from Python: features and conversations in memory -> a trained connector and LLM.
 
-Stage `connector` trains the connector alone, stage `instruct` the connector and the LLM, stage `language` the LLM alone
-on text (for a language model that is made from nothing, as the demo's is). `vidqa train` does the same from files, with
-checkpoints; see `vidqa.train.stage.loop`.
+Stage `connector` trains the connector, stage `instruct` the connector and the LLM, and stage `language` the LLM on text
+(for a language model with random weights, such as that of the demo). `vidqa train` does the same from files, with
+checkpoints: see `vidqa.pipeline.train`.
 """
 
 from __future__ import annotations
@@ -18,32 +18,35 @@ from vidqa.errors import UsageError
 from vidqa.model.video_llava import VideoLlava
 from vidqa.records import Features
 from vidqa.train.batching.dataset import TrainingDataset
-from vidqa.train.batching.sampler import Packing, Survey, plan_run
-from vidqa.train.data import MediaRef, Rejected, Sample, SampleError
+from vidqa.train.batching.sampler import Packing, SampleStats, plan_batches
+from vidqa.train.data.rejects import Rejected
+from vidqa.train.data.sample import MediaRef, Sample, SampleError
 from vidqa.train.data.unseen_pairs import UnseenPairs
-from vidqa.train.distributed import RunConfig, processes
-from vidqa.train.recipe.definition import Logging, Stage, StageKind
-from vidqa.train.stage.loop import Silent, StageContext, run_stage
+from vidqa.train.distributed import processes
+from vidqa.train.recipe.definition import Logging, Output, Stage, StageKind
 from vidqa.train.stage.metrics import MetricsFile
+from vidqa.train.stage.trainer import StageTrainer
+
+_LOGGING_STEPS = 50
 
 
 @dataclass(frozen=True)
-class TuneSettings:
-    """One stage of tuning. Defaults of schedule and optimiser are the paper's (AdamW, cosine, no weight decay)."""
+class TrainingSettings:
+    """Settings of one stage. Schedule and optimizer default to those of the paper (AdamW, cosine, no weight decay)."""
 
     stage: StageKind
     epochs: float
-    batch_size: int  # packed sequences a step, in each process
-    lr: float
+    batch_size: int  # packed sequences per step, in each process
+    learning_rate: float
     warmup_ratio: float = 0.03
-    max_conversations: int = 10  # of one medium in one sequence; drawn anew each time the medium comes up
+    max_conversations: int = 10  # per media item and sequence; sampled again in every epoch
     seed: int = 0
     weight_decay: float = 0.0
-    unseen_pairs: UnseenPairs | None = None  # left out of the loss where they would answer
+    unseen_pairs: UnseenPairs | None = None  # ignored in the loss where they would be answers
 
 
-class GivenSamples:
-    """Groups of samples as a corpus. A bad one is an error: who made them in memory can mend them."""
+class SamplesInMemory:
+    """Groups of samples as a corpus. A bad sample is an error, because the caller can fix it."""
 
     def __init__(self, groups: Sequence[tuple[Sample, ...]], seed: int) -> None:
         self.samples = [sample for group in groups for sample in group]
@@ -57,7 +60,7 @@ class GivenSamples:
         return self.samples[index]
 
     def rejected(self, index: int, error: SampleError, id: str | None = None) -> Rejected:
-        """There is no leaving out.
+        """Refuse to reject a sample.
 
         Raises:
             UsageError: always.
@@ -65,18 +68,18 @@ class GivenSamples:
         raise UsageError(f"sample {self.samples[index].id}: {error.what}") from error
 
     def epoch_order(self, epoch: int) -> np.ndarray:
-        """int64 [N], shuffled."""
+        """Shuffled sample numbers, int64 [N]."""
         return np.random.default_rng([self.seed, epoch]).permutation(len(self))
 
-    def survey(self) -> Survey:
-        """The groups as given; pictures, clips and text of like length meet."""
-        kinds = {"video": 2, "image": 1}
-        lengths = [kinds[s.media[0].kind] if s.media else 0 for s in self.samples]
-        return Survey(self.group_of, lengths)
+    def stats(self) -> SampleStats:
+        """The groups as given; as lengths a rank of videos, images and text, so that batches have one kind of media."""
+        ranks = {"video": 2, "image": 1}
+        lengths = [ranks[s.media[0].kind] if s.media else 0 for s in self.samples]
+        return SampleStats(self.group_of, lengths)
 
 
-class ByPath:
-    """Features by the path of a medium."""
+class FeaturesByPath:
+    """Features by the path of the media item."""
 
     def __init__(self, read: Callable[[str], Features]) -> None:
         self.read = read
@@ -85,30 +88,30 @@ class ByPath:
         return self.read(ref.path)
 
     def prefetch(self, refs: Sequence[MediaRef]) -> None:
-        """Reading is done one by one."""
+        """Do nothing: features are read one by one."""
 
 
-def tune(
+def train_stage(
     model: VideoLlava,
     groups: Sequence[tuple[Sample, ...]],
     features: Callable[[str], Features],
-    settings: TuneSettings,
+    settings: TrainingSettings,
     *,
     folder: Path,
     report: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, float]:
-    """Run one stage; the model is changed in place. There are no checkpoints.
+    """Train one stage without checkpoints.
 
     Args:
-        model: connector and LLM.
-        groups: from `vidqa.train.data.by_media`; the conversations of a group share a sequence.
-        features: reads features by media path.
+        model: connector and LLM; modified in place.
+        groups: from `vidqa.train.data.sample.by_media`; the conversations of a group share a sequence.
+        features: media path -> features.
         settings: the stage.
-        folder: for the Trainer's own files.
-        report: called with step, loss, learning rate every 50 steps.
+        folder: for files of the Trainer.
+        report: called with step, loss and learning rate every 50 steps.
 
     Returns:
-        Closing figures: train_loss (mean over the steps), train_runtime (seconds), steps.
+        train_loss (mean over the steps), train_runtime (seconds), steps.
 
     Raises:
         UsageError: a sample cannot be trained on.
@@ -118,22 +121,33 @@ def tune(
         kind=settings.stage,
         epochs=settings.epochs,
         batch_size=batch,
-        per_device=settings.batch_size,
-        lr=settings.lr,
-        warmup=settings.warmup_ratio,
+        per_device_batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        warmup_ratio=settings.warmup_ratio,
         weight_decay=settings.weight_decay,
         packing=settings.max_conversations,
-        visits="draw",
+        sequences_per_media="one",
+        group_by_length=True,
     )
-    corpus = GivenSamples(groups, settings.seed)
-    packing = Packing(settings.max_conversations, "draw", by_length=True)
-    plan = plan_run(
-        corpus.epoch_order, batch, epochs=settings.epochs, packing=packing, survey=corpus.survey(), seed=settings.seed
+    corpus = SamplesInMemory(groups, settings.seed)
+    plan = plan_batches(
+        corpus.epoch_order,
+        batch,
+        epochs=settings.epochs,
+        packing=Packing(stage.packing, stage.sequences_per_media, stage.group_by_length),
+        stats=corpus.stats(),
+        seed=settings.seed,
     )
-    data = TrainingDataset.of_model(model, corpus, plan, ByPath(features), settings.unseen_pairs)
-    never = plan.n_steps + 1
-    output = RunConfig().output.model_copy(update={"save_every": never})
-    common = RunConfig(output=output, logging=Logging(every=50), seed=settings.seed)
-    metrics = MetricsFile(folder / "metrics.jsonl", active=False)
-    result = run_stage(model, data, stage, StageContext(folder, Silent(), metrics, common, report=report))
+    trainer = StageTrainer(
+        model,
+        TrainingDataset.for_model(model, corpus, plan, FeaturesByPath(features), settings.unseen_pairs),
+        stage,
+        folder,
+        metrics=MetricsFile(folder / "metrics.jsonl", active=False),
+        output=Output(save_steps=plan.n_steps + 1),  # never
+        logging=Logging(logging_steps=_LOGGING_STEPS),
+        seed=settings.seed,
+        report=report,
+    )
+    result = trainer.run()
     return {"train_loss": result.mean_loss, "train_runtime": result.seconds, "steps": float(result.n_steps)}

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     "overrides",
     multiple=True,
     metavar="PATH=VALUE",
-    help="Override a setting of the recipe: stage.2.lr=2e-5, data.NAME.weight=2. May be repeated.",
+    help="Override a setting of the recipe: stage.2.learning_rate=2e-5, data.NAME.weight=2. May be repeated.",
 )
 @click.option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N. [default: auto]")
 @cache_option
@@ -51,7 +51,7 @@ def command(recipe: str, **flags: Any) -> int:
       vidqa train examples/recipes/small.toml --check-data
       vidqa train examples/recipes/small.toml --out finetuned
       vidqa ask examples/clips/clip01.mp4 "What happens?" --model finetuned
-      vidqa train recipe.toml --set stage.2.lr=1e-4 --set seed=1 --out lr1e-4-seed1
+      vidqa train recipe.toml --set stage.2.learning_rate=1e-4 --set seed=1 --out lr1e-4-seed1
       torchrun --nproc-per-node 8 -m vidqa train video_llava_stage2.toml --out finetuned
 
     The same command resumes an interrupted run. Ctrl-C and SIGTERM finish the current step and save a checkpoint
@@ -100,4 +100,4 @@ def _check(recipe: str, context: CliContext, flags: dict[str, Any]) -> int:
     found = check(recipe, flags.get("out"), options=context.options, overrides=overrides, reporter=context.reporter)
     for one in found:
         click.echo(as_json(one.as_dict()) if context.as_json else one.as_text())
-    return EXIT_OK if all(one.checked.passes for one in found) else EXIT_FAILED
+    return EXIT_OK if all(one.data.passes for one in found) else EXIT_FAILED

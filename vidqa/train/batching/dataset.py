@@ -1,13 +1,12 @@
-"""Plan + corpus + features -> packed sequences, and what had to be left out. What the Trainer calls the dataset.
+"""Batch plan + corpus + features -> packed sequences and rejected samples: the dataset of the Trainer.
 
-A sample that cannot be trained on is left out of its sequence and comes along as a reject: never another in its place,
-never a cut. Knows samples and chat formats; does not know where features come from.
+A sample that cannot be trained on is skipped and reported as rejected: it is never truncated or replaced by another.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,19 +15,23 @@ import torch
 from vidqa.errors import TrainError
 from vidqa.model.video_llava import VideoLlava
 from vidqa.prompts.build import IGNORE_INDEX, LabelledPrompt
-from vidqa.prompts.chat_formats import ChatFormat
 from vidqa.records import Features
 from vidqa.train.batching.packing import Packed, PackedBatch, collate, pack
-from vidqa.train.batching.sampler import BatchPlan, Survey
-from vidqa.train.data import MediaRef, Rejected, Sample, SampleError, labelled
+from vidqa.train.batching.sampler import BatchPlan, SampleStats
 from vidqa.train.data.metadata import group_of, length_of
+from vidqa.train.data.rejects import Rejected
+from vidqa.train.data.sample import MediaRef, Sample, SampleError
+from vidqa.train.data.tokenize import tokenize_sample
 from vidqa.train.data.unseen_pairs import IgnoredTokens, UnseenPairs
 
-_ANEW = "remove the folder `records` in the cache folder: it is made anew; then run again"
+_REREAD_HINT = "remove the folder `records` in the cache folder, which is then rebuilt, and run again"
+
+#: Sample and features of its media -> token ids and labels; raises SampleError.
+TokenizeSample = Callable[[Sample, Sequence[Features]], LabelledPrompt]
 
 
 class Samples(Protocol):
-    """What is asked of a corpus."""
+    """The part of a Corpus that a dataset uses."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Sample: ...
@@ -36,30 +39,30 @@ class Samples(Protocol):
 
 
 class FeatureSource(Protocol):
-    """Where features come from."""
+    """Provides features of media items."""
 
     def __call__(self, ref: MediaRef) -> Features:
-        """Features of one medium. Raises SampleError where there are none."""
+        """Return the features of a media item. Raises SampleError if they cannot be computed."""
         ...
 
     def prefetch(self, refs: Sequence[MediaRef]) -> None:
-        """These will be asked for next."""
+        """Announce the media items that are requested next."""
         ...
 
 
 @dataclass(frozen=True)
 class Item:
-    """One sequence with its features in the order of the slots; empty where nothing could be learned."""
+    """One packed sequence with its features in the order of the slots; empty if all its samples were rejected."""
 
     packed: Packed
     features: tuple[Features, ...]
-    n_samples: int  # asked for, rejects included
+    n_samples: int  # including rejected ones
     rejected: tuple[Rejected, ...]
 
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """What one process computes at once."""
+    """The sequences of one forward pass in one process."""
 
     packed: PackedBatch
     features: tuple[Features, ...]
@@ -67,25 +70,25 @@ class TrainingBatch:
     rejected: tuple[Rejected, ...]
 
     @property
-    def n_learned(self) -> int:
-        """Positions with a loss."""
+    def n_targets(self) -> int:
+        """Number of positions with a loss."""
         return int((self.packed.labels[:, 1:] != IGNORE_INDEX).sum())
 
     @property
     def n_positions(self) -> tuple[int, int]:
-        """(positions that hold something, all of them)."""
+        """(positions that are not padding, all positions)."""
         return int((self.packed.branch >= 0).sum()), self.packed.ids.numel()
 
 
 class TrainingDataset(torch.utils.data.Dataset[Item]):
-    """The sequences of a plan, by their place in it.
+    """The sequences of a plan, by their index in it.
 
     Args:
-        corpus: gives samples by number.
-        plan: which samples each sequence holds.
-        features: reads the features of a medium.
-        label: sample and shapes of its media -> token ids and labels; raises SampleError.
-        left_out: token ids that the loss leaves out, by the rows that the labels name.
+        corpus: samples by number.
+        plan: which samples each sequence has.
+        features: features of the media.
+        tokenize: tokenizes a sample.
+        ignored: tokens that the loss ignores in answers about media.
     """
 
     def __init__(
@@ -93,68 +96,74 @@ class TrainingDataset(torch.utils.data.Dataset[Item]):
         corpus: Samples,
         plan: BatchPlan,
         features: FeatureSource,
-        label: Callable[[Sample, Sequence[Features]], LabelledPrompt],
-        left_out: Sequence[Sequence[int]] = (),
+        tokenize: TokenizeSample,
+        ignored: IgnoredTokens | None = None,
     ) -> None:
-        self.corpus, self.plan, self.features, self.label = corpus, plan, features, label
-        self.left_out = left_out
+        self.corpus, self.plan, self.features = corpus, plan, features
+        self.tokenize, self.ignored = tokenize, ignored
 
     @classmethod
-    def of_model(
+    def for_model(
         cls,
         model: VideoLlava,
         corpus: Samples,
         plan: BatchPlan,
         features: FeatureSource,
-        unseen: UnseenPairs | None = None,
+        unseen_pairs: UnseenPairs | None = None,
     ) -> TrainingDataset:
-        """For a model, in its own chat format and as long as its context.
+        """Create the dataset of a model, with its own tokenizer, chat format and context length."""
+        ignored = IgnoredTokens(unseen_pairs, model.tokenizer) if unseen_pairs else None
+        return cls(corpus, plan, features, model_tokenizer(model), ignored)
 
-        Args:
-            model: that learns, or is scored.
-            corpus, plan, features: as for the class.
-            unseen: pairs that the loss leaves out where they would answer.
-        """
-        left_out = IgnoredTokens(unseen, model.tokenizer) if unseen else None
-        label = labeller(model, model.chat, model.context, left_out)
-        return cls(corpus, plan, features, label, left_out.rows if left_out else ())
+    @property
+    def ignored_tokens(self) -> Sequence[Sequence[int]]:
+        """The sets of token ids that `ignored_rows` of the sequences refer to."""
+        return self.ignored.rows if self.ignored else ()
 
     def __len__(self) -> int:
         return len(self.plan.sequences)
 
-    def __getitem__(self, place: int) -> Item:
-        numbers = self.plan.sequences[place]
-        made: list[LabelledPrompt] = []
+    def __getitem__(self, index: int) -> Item:
+        numbers = self.plan.sequences[index]
+        conversations: list[LabelledPrompt] = []
+        ignored_rows: list[np.ndarray] = []
         rejected: list[Rejected] = []
-        seen: tuple[Features, ...] = ()
+        features: tuple[Features, ...] = ()
         media: tuple[MediaRef, ...] | None = None
         for number in numbers:
             try:
                 sample = self.corpus[number]
-                if media is not None and sample.media != media:  # another's features must never stand in
-                    raise TrainError(
-                        f"{sample.source}: media were renamed since the records were looked at", hint=_ANEW
-                    )
-                features = tuple(self.features(ref) for ref in sample.media)
-                made.append(self.label(sample, features))
-                seen, media = features, sample.media
+                if media is not None and sample.media != media:  # never train on features of other media
+                    raise TrainError(f"{sample.source}: media were renamed after the file was read", hint=_REREAD_HINT)
+                sample_features = tuple(self.features(ref) for ref in sample.media)
+                conversation = self.tokenize(sample, sample_features)
+                conversations.append(conversation)
+                ignored_rows.append(self._ignored_rows(sample, conversation))
+                features, media = sample_features, sample.media
             except SampleError as error:
                 rejected.append(self.corpus.rejected(number, error))
-        return Item(pack(made) if made else EMPTY, seen, len(numbers), tuple(rejected))
+        packed = pack(conversations, ignored_rows) if conversations else EMPTY
+        return Item(packed, features, len(numbers), tuple(rejected))
 
-    def __getitems__(self, places: Sequence[int]) -> list[Item]:
-        """Several at once: their media are announced together, so that they can be read together."""
+    def __getitems__(self, indices: Sequence[int]) -> list[Item]:
+        """Return several sequences, after announcing all their media so that these can be read together."""
         refs: dict[MediaRef, None] = {}
-        for number in (number for place in places for number in self.plan.sequences[place]):
+        for number in (number for index in indices for number in self.plan.sequences[index]):
             try:
                 refs.update(dict.fromkeys(self.corpus[number].media))
             except SampleError:
-                continue  # becomes a reject when it is asked for
+                continue  # rejected by __getitem__
         self.features.prefetch(list(refs))
-        return [self[place] for place in places]
+        return [self[index] for index in indices]
+
+    def _ignored_rows(self, sample: Sample, conversation: LabelledPrompt) -> np.ndarray:
+        # Text-only samples may mention any pair: unseen pairs are about what media show.
+        if self.ignored is None or not sample.media:
+            return np.zeros(len(conversation.labels), np.int64)
+        return self.ignored.row_indices(conversation)
 
 
-#: A sequence of one position with nothing to learn.
+#: A sequence of one position without a loss.
 EMPTY = Packed(
     np.zeros(1, np.int64),
     np.zeros(1, np.bool_),
@@ -165,29 +174,18 @@ EMPTY = Packed(
 )
 
 
-def labeller(
-    model: VideoLlava, chat: ChatFormat, max_tokens: int, left_out: IgnoredTokens | None = None
-) -> Callable[[Sample, Sequence[Features]], LabelledPrompt]:
-    """How a model's samples become tokens.
+def model_tokenizer(model: VideoLlava) -> TokenizeSample:
+    """How samples are tokenized for a model: with its tokenizer, its chat format, and up to its context length."""
+    tokenizer, chat, shape, max_tokens = model.tokenizer, model.chat, model.media_shape, model.context
 
-    Args:
-        model: gives the tokenizer, and how much room a medium takes.
-        chat: format to tune with.
-        max_tokens: longest sample, visual tokens included; a longer one is rejected.
-        left_out: answers about media that the loss leaves out.
-    """
-    tokenizer, shape = model.tokenizer, model.media_shape
+    def tokenize(sample: Sample, features: Sequence[Features]) -> LabelledPrompt:
+        return tokenize_sample(sample, tokenizer, chat, [shape(f) for f in features], max_tokens)
 
-    def label(sample: Sample, features: Sequence[Features]) -> LabelledPrompt:
-        made = labelled(sample, tokenizer, chat, [shape(f) for f in features], max_tokens)
-        # Text may speak of anything: what media never show counts for answers about media alone.
-        return replace(made, ignored_rows=left_out.where(made)) if left_out and sample.media else made
-
-    return label
+    return tokenize
 
 
 def to_batch(items: Sequence[Item]) -> dict[str, Any]:
-    """Pad and stack; a dict, because that is what the Trainer hands around."""
+    """Pad and stack sequences; returns a dict because the Trainer requires one."""
     joined = TrainingBatch(
         collate([item.packed for item in items]),
         tuple(f for item in items for f in item.features),
@@ -197,9 +195,11 @@ def to_batch(items: Sequence[Item]) -> dict[str, Any]:
     return {"batch": joined}
 
 
-def survey(corpus: Samples) -> Survey:
-    """Look at samples that lie in memory; a `Corpus` keeps what its own look told. Those that cannot be read stay
-    alone, and are rejected when their turn comes."""
+def sample_stats(corpus: Samples) -> SampleStats:
+    """Read groups and lengths of samples that are in memory (`Corpus.token_stats` stores those of files).
+
+    A sample that cannot be read has no group; it is rejected when training reaches it.
+    """
     groups: list[Hashable] = []
     lengths: list[int] = []
     for number in range(len(corpus)):
@@ -210,4 +210,4 @@ def survey(corpus: Samples) -> Survey:
         except SampleError:
             groups.append(None)
             lengths.append(0)
-    return Survey(groups, lengths)
+    return SampleStats(groups, lengths)

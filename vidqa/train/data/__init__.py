@@ -1,29 +1,27 @@
-"""Files of conversations -> samples that own their media, and what is wrong with those that are none.
+"""Training data: files of conversations -> samples with their media -> token ids and labels, or rejected records.
 
-    Source, Source, ... -> Corpus -> Sample -> labelled() -> token ids and labels
-                              |
-                              +-> SampleError -> RejectLog -> rejects.parquet
-
-Records are read one by one: a JSON list of gigabytes costs two offsets a record, not its text. Knows files, chat
-formats and, for the check, decoders; knows no model.
+Reading order: corpus.py (several files as one set of samples), record_index.py and json_scanner.py (random access to
+records), record_formats.py (record -> sample), sample.py, media_paths.py, tokenize.py (sample -> token ids and labels),
+metadata.py (what packing needs), rejects.py, data_check.py with media_facts.py and media_shapes.py (check before
+training), unseen_pairs.py (tokens that the loss ignores).
 """
 
-from vidqa.train.data.corpus import Corpus, Source
-from vidqa.train.data.labels import labelled
-from vidqa.train.data.record_formats import read_conversations
-from vidqa.train.data.rejects import Rejected, RejectLog
-from vidqa.train.data.sample import REJECT_KINDS, MediaRef, Sample, SampleError, by_media
+from __future__ import annotations
 
-__all__ = [
-    "REJECT_KINDS",
-    "Corpus",
-    "MediaRef",
-    "RejectLog",
-    "Rejected",
-    "Sample",
-    "SampleError",
-    "Source",
-    "by_media",
-    "labelled",
-    "read_conversations",
-]
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vidqa.train.data.corpus import Corpus, Source
+    from vidqa.train.data.data_check import check_data
+    from vidqa.train.data.sample import Sample
+
+__all__ = ["Corpus", "Sample", "Source", "check_data"]
+
+_MODULES = {"Corpus": "corpus", "Sample": "sample", "Source": "corpus", "check_data": "data_check"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,4 +1,4 @@
-"""Several files of conversations -> one numbered set of samples, and the order in which an epoch sees them."""
+"""Several files of conversations -> one numbered set of samples, and their order in each epoch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vidqa.cache.key import default_cache_dir
 from vidqa.common.path_text import escape_surrogates
 from vidqa.errors import UsageError
 from vidqa.train.data.media_paths import MediaFolder
-from vidqa.train.data.metadata import TokenStats, joined, look
+from vidqa.train.data.metadata import TokenStats, join_token_stats, read_token_stats
 from vidqa.train.data.record_formats import FORMATS, Format, to_sample
 from vidqa.train.data.record_index import RecordFile, digest
 from vidqa.train.data.rejects import Rejected
@@ -26,10 +26,10 @@ from vidqa.train.data.sample import Sample, SampleError
 
 @dataclass(frozen=True)
 class Source:
-    """One file of conversations in a mix.
+    """One file of conversations.
 
-    `weight` is how often an epoch sees each record: 1 once, 2 twice, 0.25 a quarter of the records, another quarter in
-    the next epoch.
+    `weight` is how often an epoch sees each record: 1 once, 2 twice, 0.25 a quarter of the records, and another quarter
+    in the next epoch.
     """
 
     path: str
@@ -40,7 +40,7 @@ class Source:
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What a report says of a source."""
+    """Facts about a source for reports."""
 
     path: str
     n_records: int
@@ -50,16 +50,18 @@ class FileFacts:
 
 
 class Corpus:
-    """All records of all sources, numbered through. Holds offsets, no texts; may be handed to other processes.
+    """All records of all sources with consecutive numbers.
+
+    It stores offsets but no texts, and can be pickled for other processes.
 
     Args:
         sources: the files.
-        seed: of the orders.
-        cache_dir: where the places of records are remembered; None means the user's cache folder.
-        progress: show bars on stderr while files are read for the first time.
+        seed: of the shuffling.
+        cache_dir: where record offsets are cached; None: the default cache folder.
+        progress: show progress bars on stderr while files are read for the first time.
 
     Raises:
-        UsageError: lists every source that cannot be used.
+        UsageError: lists all unusable sources.
     """
 
     def __init__(
@@ -74,7 +76,7 @@ class Corpus:
         root = Path(cache_dir) if cache_dir is not None else default_cache_dir()
         problems, opened = [], []
         if not self.sources:
-            problems.append("no file of conversations is named")
+            problems.append("no file of conversations is given")
         for source in self.sources:
             try:
                 opened.append(_open(source, root, progress))
@@ -84,18 +86,21 @@ class Corpus:
             raise UsageError("\n".join(problems))
         self._opened = opened
         self._first = np.cumsum([0, *(len(file) for file, _ in opened)])
-        self._looked: TokenStats | None = None
+        self._token_stats: TokenStats | None = None
 
     def __len__(self) -> int:
         return int(self._first[-1])
 
     @property
     def n_records(self) -> int:
-        """Records of all files, of which rejects are a share; a file that is in two sources counts once."""
+        """Number of distinct records, of which reject rates are a share; a file in two sources counts once."""
         return distinct_records(self.files)
 
-    def place(self, index: int) -> tuple[int, int]:
-        """(source, record in its file) of a number.
+    def locate(self, index: int) -> tuple[int, int]:
+        """Find a sample.
+
+        Returns:
+            Index of its source, and index of its record in the file.
 
         Raises:
             IndexError: there is no such sample.
@@ -106,53 +111,53 @@ class Corpus:
         return which, index - int(self._first[which])
 
     def __getitem__(self, index: int) -> Sample:
-        """Read one sample; its media exist as files.
+        """Read one sample, whose media files exist.
 
         Raises:
             SampleError: it cannot be trained on.
             TrainError: its file was changed or removed.
         """
-        which, number = self.place(index)
+        which, number = self.locate(index)
         source, (file, folder) = self.sources[which], self._opened[which]
         return to_sample(file.record(number), folder, source=source.path, number=number, format=source.format)
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[i] for i in range(len(self)))
 
-    def look(self, advance: Callable[[int], object] = lambda n: None) -> TokenStats:
-        """Look at every record once. What was told is kept in the cache folder, and in memory.
+    def token_stats(self, advance: Callable[[int], object] = lambda n: None) -> TokenStats:
+        """Read every record once. The result is cached on disk and in memory.
 
         Args:
-            advance: called with the number of records that are done.
+            advance: called with the number of records that were read.
         """
-        if self._looked is None:
+        if self._token_stats is None:
             parts = []
             for source, (file, folder), first in zip(
                 self.sources, self._opened, self._first[:-1].tolist(), strict=True
             ):
-                kept = file.index.with_name(f"{file.index.stem}-{digest([folder.root, source.format])}.npz")
-                parts.append(look(len(file), partial(self._at, first), kept, file.sha256, advance))
-            self._looked = joined(parts)
+                cached = file.index.with_name(f"{file.index.stem}-{digest([folder.root, source.format])}.npz")
+                parts.append(read_token_stats(len(file), partial(self._at, first), cached, file.sha256, advance))
+            self._token_stats = join_token_stats(parts)
         else:
             advance(len(self))
-        return self._looked
+        return self._token_stats
 
     def _at(self, first: int, number: int) -> Sample:
         return self[first + number]
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_looked": None}  # processes that read do not need it
+        return self.__dict__ | {"_token_stats": None}  # worker processes do not need them
 
     def get(self, index: int) -> Sample | Rejected:
-        """As `corpus[index]`, but a bad record comes as a value, for it has to cross process borders."""
+        """As `corpus[index]`, but returns a bad record as a value."""
         try:
             return self[index]
         except SampleError as e:
             return self.rejected(index, e)
 
     def rejected(self, index: int, error: SampleError, id: str | None = None) -> Rejected:
-        """The line for the table of rejects."""
-        which, number = self.place(index)
+        """The row for the table of rejects."""
+        which, number = self.locate(index)
         source, name = self.sources[which].path, id or self._id(which, number)
         return Rejected(
             escape_surrogates(source), number, escape_surrogates(name), error.kind, escape_surrogates(error.what)
@@ -163,29 +168,29 @@ class Corpus:
             record = self._opened[which][0].record(number)
         except SampleError:
             return str(number)
-        known = (record.get(key) for key in ("id", "video_id"))  # tables fill absent keys with null
-        return str(next((value for value in known if value is not None), number))
+        ids = (record.get(key) for key in ("id", "video_id"))  # in Parquet, missing keys are null
+        return str(next((value for value in ids if value is not None), number))
 
     def epoch_order(self, epoch: int) -> np.ndarray:
-        """int64 [M]: the numbers of the samples that an epoch sees, shuffled; the same on every machine.
+        """Shuffled numbers of the samples of an epoch, int64 [M]; the same on every machine.
 
-        Each source is a row of shuffled passes over its records, of which every epoch takes the next
-        `weight * n_records`: so records are seen equally often, whatever the weight.
+        Each source is a sequence of shuffled passes over its records, and every epoch takes the next
+        `weight * n_records` of them. So all records of a source are seen equally often, whatever its weight.
         """
         parts = []
         for which, source in enumerate(self.sources):
             n = len(self._opened[which][0])
             take = round(n * source.weight)
             start, end = epoch * take, (epoch + 1) * take
-            for turn in range(start // n, -(-end // n)):
-                order = np.random.default_rng([self.seed, 1, which, turn]).permutation(n)
-                parts.append(order[max(0, start - turn * n) : end - turn * n] + self._first[which])
+            for n_pass in range(start // n, -(-end // n)):
+                order = np.random.default_rng([self.seed, 1, which, n_pass]).permutation(n)
+                parts.append(order[max(0, start - n_pass * n) : end - n_pass * n] + self._first[which])
         order = np.concatenate(parts).astype(np.int64)
         return order[np.random.default_rng([self.seed, 2, epoch]).permutation(len(order))]
 
     @property
     def files(self) -> tuple[FileFacts, ...]:
-        """The sources as a report names them."""
+        """Facts about the sources for reports."""
         return tuple(
             FileFacts(escape_surrogates(source.path), len(file), file.size, file.sha256, source.weight)
             for source, (file, _) in zip(self.sources, self._opened, strict=True)
@@ -193,25 +198,25 @@ class Corpus:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of the contents of all files, with their weights and in the order of the sources; not of paths."""
+        """Digest of the contents, weights and order of all files, but not of their paths."""
         parts = [(f.sha256, f.weight, s.format) for f, s in zip(self.files, self.sources, strict=True)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def distinct_records(files: Sequence[FileFacts]) -> int:
-    """Records of some files, each file once."""
+    """Total records of some files, counting each file once."""
     return sum({f.path: f.n_records for f in files}.values())
 
 
 def _open(source: Source, cache_dir: Path, progress: bool) -> tuple[RecordFile, MediaFolder]:
     if not 0 < source.weight < 1000:
-        raise UsageError(f"{source.path}: a weight must be above 0 and below 1000, not {source.weight}")
+        raise UsageError(f"{source.path}: `weight` must be above 0 and below 1000, not {source.weight}")
     if source.format not in FORMATS:
-        raise UsageError(f"{source.path}: unknown format {source.format!r}; known: {', '.join(FORMATS)}")
+        raise UsageError(f"{source.path}: unknown format {source.format!r}; available: {', '.join(FORMATS)}")
     root = Path(source.media_root) if source.media_root is not None else Path(source.path).parent
     if not root.is_dir():
-        raise UsageError(f"{source.path}: the media folder {root} is not there")
+        raise UsageError(f"{source.path}: the media folder {root} does not exist")
     file = RecordFile(source.path, cache_dir, progress=progress)
     if round(len(file) * source.weight) < 1:
-        raise UsageError(f"{source.path}: weight {source.weight} of {len(file)} records leaves none in an epoch")
+        raise UsageError(f"{source.path}: weight {source.weight} of {len(file)} records leaves no record per epoch")
     return file, MediaFolder(root)

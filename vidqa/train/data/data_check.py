@@ -1,116 +1,101 @@
-"""A corpus -> everything that would go wrong in training, found before a GPU is booked.
+"""Checks a corpus for everything that would fail in training, before GPU time is spent on it.
 
-Reads and tokenises every record, decodes a frame of every medium. Knows decoders through a `Prober`; loads no model.
+Every record is read and tokenized, and one frame of every media item is decoded. No model is loaded.
 """
 
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from vidqa.common.display import bar_size
+from vidqa.common.display import bar_size, plural
 from vidqa.errors import MediaError
 from vidqa.records import MediaFacts
 from vidqa.train.data.corpus import Corpus, FileFacts, distinct_records
-from vidqa.train.data.histogram import save_histogram
 from vidqa.train.data.media_facts import Prober
-from vidqa.train.data.rejects import DEFAULT_MAX_RATE, Rejected, write_rejects
+from vidqa.train.data.rejects import DEFAULT_MAX_RATE, Rejected
 from vidqa.train.data.sample import REJECT_KINDS, SampleError
-from vidqa.train.data.tokenize import RecordTokenizer, TokenizedChunk, look_at
-
-REJECTS, HISTOGRAM = "rejects.parquet", "token_lengths.png"
+from vidqa.train.data.tokenize import RecordTokenizer, TokenizedChunk, tokenize_corpus
+from vidqa.train.data.unseen_pairs import PairCounts, total_counts
 
 
 @dataclass(frozen=True)
-class Checked:
-    """What a check found."""
+class DataCheck:
+    """Result of a check."""
 
     files: tuple[FileFacts, ...]
     fingerprint: str
-    rejected: tuple[Rejected, ...]  # in the order of the records, each record once
-    tokens: np.ndarray  # int64 [N]: length of every sample that could be tokenised, too long ones among them
-    n_visual: int  # tokens of the good samples that are visual
-    n_learned: int  # tokens of the good samples with a loss
-    n_media: Mapping[str, int]  # pictures, clips: files that can be read
-    video_s: float  # seconds of all clips that can be read, as far as known
-    n_narrowed: int  # words in answers of the good samples where the loss leaves out those of unseen pairs
-    said: Mapping[str, int]  # unseen pair -> how often answers about media say it nevertheless
-    placeholders: Mapping[tuple[int, int], int]  # (pictures, clips) of a sample -> samples
+    rejected: tuple[Rejected, ...]  # each record once, in order
+    tokens: np.ndarray  # int64 [N]: lengths of all samples that could be tokenized, including those that are too long
+    n_visual: int  # visual tokens of the accepted samples
+    n_targets: int  # tokens with a loss of the accepted samples
+    n_media: Mapping[str, int]  # image, video: number of readable files
+    video_s: float  # total seconds of all readable videos whose duration is known
+    pairs: PairCounts  # unseen pairs in the accepted samples
+    placeholders: Mapping[tuple[int, int], int]  # (images, videos) of a sample -> number of samples
     max_tokens: int | None
     max_reject_rate: float
 
     @property
     def n_records(self) -> int:
-        """All records; those of a file that is in two sources once."""
+        """Number of distinct records; a file in two sources counts once."""
         return distinct_records(self.files)
 
     @property
     def passes(self) -> bool:
-        """Whether training would go through."""
+        """Whether training would finish."""
         return len(self.rejected) <= self.max_reject_rate * self.n_records
 
-    def save(self, folder: str | Path) -> tuple[Path, Path]:
-        """Write `rejects.parquet` and `token_lengths.png`, each whole or not at all.
-
-        Returns:
-            Their paths.
-        """
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        picture = save_histogram(Path(folder, HISTOGRAM), self.tokens, self.max_tokens)
-        return write_rejects(Path(folder, REJECTS), self.rejected), picture
-
     def lines(self) -> list[str]:
-        """The report for a person."""
-        bad = {f.path: sum(r.source == f.path for r in self.rejected) for f in self.files}
-        out = [
-            f"{f.path}: {f.n_records} records, {bad[f.path]} rejected, weight {f.weight:g}, sha256 {f.sha256[:12]}"
+        """The report for people."""
+        n_rejected = {f.path: sum(r.source == f.path for r in self.rejected) for f in self.files}
+        lines = [
+            f"{f.path}: {plural(f.n_records, 'record')}, {n_rejected[f.path]} rejected, weight {f.weight:g}, "
+            f"sha256 {f.sha256[:12]}"
             for f in self.files
         ]
-        out.append(
-            f"media: {self.n_media['image']} pictures, {self.n_media['video']} clips ({self.video_s / 3600:.1f} hours)"
-        )
-        for (images, videos), n in sorted(self.placeholders.items()):
-            out.append(f"  {n} samples with {images} pictures and {videos} clips")
+        images, videos = plural(self.n_media["image"], "image"), plural(self.n_media["video"], "video")
+        lines.append(f"media: {images}, {videos} ({self.video_s / 3600:.1f} hours)")
+        for (n_images, n_videos), n in sorted(self.placeholders.items()):
+            lines.append(f"  {plural(n, 'sample')} {_media_text(n_images, n_videos)}")
         if len(self.tokens):
-            half, most, last = np.percentile(self.tokens, [50, 95, 100], method="nearest")
-            limit = f", the limit is {self.max_tokens}" if self.max_tokens else ""
-            out.append(f"tokens of a sample: median {half}, 95 % have at most {most}, longest {last}{limit}")
-            out.append(f"tokens in all: {self.n_visual} visual, {self.n_learned} with a loss")
-        if self.n_narrowed or self.said:
-            out.append(f"unseen pairs: in answers, {self.n_narrowed} words whose loss leaves out others")
-        for pair, n in sorted(self.said.items()):
-            out.append(f"  {pair}: {n} answers about media say it; not unseen? The loss is the ordinary one there")
+            median, p95, longest = np.percentile(self.tokens, [50, 95, 100], method="nearest")
+            limit = f", limit {self.max_tokens}" if self.max_tokens else ""
+            lines.append(f"tokens per sample: median {median}, 95th percentile {p95}, longest {longest}{limit}")
+            lines.append(f"total tokens: {self.n_visual:,} visual, {self.n_targets:,} with a loss")
+        lines += self.pairs.lines()
         kinds = [r.kind for r in self.rejected]
-        out += [f"  {kinds.count(k)} rejected, {k}: {why}" for k, why in REJECT_KINDS.items() if k in kinds]
-        share = len(self.rejected) / self.n_records
-        word = "within" if self.passes else "above"
-        out.append(f"rejected: {share:.2%} of {self.n_records}, {word} max_reject_rate {self.max_reject_rate:.2%}")
-        return out
+        lines += [f"  {kinds.count(k)} rejected, {k}: {why}" for k, why in REJECT_KINDS.items() if k in kinds]
+        rate = len(self.rejected) / self.n_records
+        verdict = "within" if self.passes else "above"
+        lines.append(
+            f"rejected: {rate:.2%} of {plural(self.n_records, 'record')}, {verdict} max_reject_rate "
+            f"{self.max_reject_rate:.2%}"
+        )
+        return lines
 
 
 def check_data(
     corpus: Corpus,
-    reader: RecordTokenizer,
+    tokenizer: RecordTokenizer,
     *,
     prober: Prober | None = None,
     max_reject_rate: float = DEFAULT_MAX_RATE,
     n_processes: int = 1,
     progress: bool = False,
-) -> Checked:
-    """Read every record, find and open every medium, count every token.
+) -> DataCheck:
+    """Read every record, find and open every media file, count every token.
 
     Args:
         corpus: the records.
-        reader: tokenizer, chat format, room for media, longest sample.
-        prober: opens media; handing the same one to several checks opens each file once.
-        max_reject_rate: share of rejects that training would bear.
-        n_processes: processes that tokenise, at most.
-        progress: show bars on stderr.
+        tokenizer: tokenizer, chat format, media shapes and length limit.
+        prober: opens media; several checks with the same prober open each file once.
+        max_reject_rate: share of rejected records that training allows.
+        n_processes: maximum number of processes that tokenize.
+        progress: show progress bars on stderr.
 
     Raises:
         TrainError: a file of conversations changes during the check.
@@ -118,81 +103,78 @@ def check_data(
     from tqdm import tqdm
 
     size = bar_size(sys.stderr)
-    whole = TokenizedChunk()
+    total = TokenizedChunk()
     with tqdm(total=len(corpus), desc="records", unit="record", disable=not progress, leave=False, **size) as bar:
-        for look in look_at(corpus, reader, n_processes):
-            bar.update(len(set(look.numbers) | look.rejected.keys()))
-            whole.numbers += look.numbers
-            whole.tokens += look.tokens
-            whole.visual += look.visual
-            whole.learned += look.learned
-            whole.media += look.media
-            whole.narrowed += look.narrowed
-            whole.said += look.said
-            whole.rejected |= look.rejected
-    paths = list(dict.fromkeys(ref.path for refs in whole.media for ref in refs))
+        for chunk in tokenize_corpus(corpus, tokenizer, n_processes):
+            bar.update(len(set(chunk.numbers) | chunk.rejected.keys()))
+            total.extend(chunk)
+    paths = list(dict.fromkeys(ref.path for refs in total.media for ref in refs))
     facts: dict[str, MediaFacts | MediaError] = {}
     with tqdm(total=len(paths), desc="media", unit="file", disable=not progress, leave=False, **size) as bar:
         for path, found in (prober or Prober())(paths):
             facts[path] = found
             bar.update()
-    _reject_by_media(corpus, whole, facts)
-    return _sum_up(corpus, whole, facts, reader.max_tokens, max_reject_rate)
+    _reject_by_media(corpus, total, facts)
+    return _summarize(corpus, total, facts, tokenizer.max_tokens, max_reject_rate)
 
 
-def _reject_by_media(corpus: Corpus, look: TokenizedChunk, facts: Mapping[str, MediaFacts | MediaError]) -> None:
-    """Add the samples whose media cannot be used; those that are rejected already keep their reason."""
-    for number, refs in zip(look.numbers, look.media, strict=True):
+def _media_text(n_images: int, n_videos: int) -> str:
+    """`with one video`, `with 2 images and one video`, `with text only`."""
+    counts = [(n_images, "image"), (n_videos, "video")]
+    parts = [f"one {noun}" if n == 1 else plural(n, noun) for n, noun in counts if n]
+    return f"with {' and '.join(parts) or 'text only'}"
+
+
+def _reject_by_media(corpus: Corpus, chunk: TokenizedChunk, facts: Mapping[str, MediaFacts | MediaError]) -> None:
+    """Reject samples with unusable media; samples that are rejected already keep their reason."""
+    for number, refs in zip(chunk.numbers, chunk.media, strict=True):
         for ref in refs:
             found = facts[ref.path]
             if isinstance(found, MediaError):
                 kind = "media_missing" if found.kind == "missing" else "media_unreadable"
                 error = SampleError(kind, found.what)
             elif found.kind != ref.kind:
-                error = SampleError(
-                    "media_unreadable", f"{ref.path}: is of kind {found.kind}, the record says {ref.kind}"
-                )
+                what = f"{ref.path}: is of kind {found.kind}, the record has {ref.kind}"
+                error = SampleError("media_unreadable", what)
             elif ref.start_s and found.duration_s is not None and ref.start_s >= found.duration_s:
-                what = f"begins at {ref.start_s:g} s, the clip ends at {found.duration_s:g} s"
-                error = SampleError("bad_span", f"{ref.path}: the stretch {what}")
+                what = f"the segment starts at {ref.start_s:g} s, but the video ends at {found.duration_s:g} s"
+                error = SampleError("bad_span", f"{ref.path}: {what}")
             else:
                 continue
-            if number not in look.rejected:
-                look.rejected[number] = corpus.rejected(number, error)
+            if number not in chunk.rejected:
+                chunk.rejected[number] = corpus.rejected(number, error)
             break
 
 
-def _sum_up(
+def _summarize(
     corpus: Corpus,
-    look: TokenizedChunk,
+    chunk: TokenizedChunk,
     facts: Mapping[str, MediaFacts | MediaError],
     max_tokens: int | None,
     max_reject_rate: float,
-) -> Checked:
-    good = np.array([number not in look.rejected for number in look.numbers], np.bool_)
+) -> DataCheck:
+    accepted = np.array([number not in chunk.rejected for number in chunk.numbers], np.bool_)
     placeholders: dict[tuple[int, int], int] = {}
-    for fine, refs in zip(good, look.media, strict=True):
-        if fine:
+    for is_accepted, refs in zip(accepted, chunk.media, strict=True):
+        if is_accepted:
             n_videos = sum(ref.kind == "video" for ref in refs)
             key = (len(refs) - n_videos, n_videos)
             placeholders[key] = placeholders.get(key, 0) + 1
     rejected: dict[tuple[str, int], Rejected] = {}
-    for number in sorted(look.rejected):
-        one = look.rejected[number]
+    for number in sorted(chunk.rejected):
+        one = chunk.rejected[number]
         rejected.setdefault((one.source, one.record), one)  # as in training: a file may be in two sources
     readable = [found for found in facts.values() if isinstance(found, MediaFacts)]
-    said = sum((one for one, fine in zip(look.said, good, strict=True) if fine), Counter[str]())
-    return Checked(
+    return DataCheck(
         files=corpus.files,
         fingerprint=corpus.fingerprint,
         rejected=tuple(rejected.values()),
-        tokens=np.array(look.tokens, np.int64),
-        n_visual=int(np.array(look.visual, np.int64)[good].sum()),
-        n_learned=int(np.array(look.learned, np.int64)[good].sum()),
+        tokens=np.array(chunk.tokens, np.int64),
+        n_visual=int(np.array(chunk.visual, np.int64)[accepted].sum()),
+        n_targets=int(np.array(chunk.targets, np.int64)[accepted].sum()),
         n_media={kind: sum(found.kind == kind for found in readable) for kind in ("image", "video")},
         video_s=sum(found.duration_s or 0.0 for found in readable if found.kind == "video"),
-        n_narrowed=int(np.array(look.narrowed, np.int64)[good].sum()),
-        said=said,
+        pairs=total_counts(p for p, is_accepted in zip(chunk.pairs, accepted, strict=True) if is_accepted),
         placeholders=placeholders,
         max_tokens=max_tokens,
         max_reject_rate=max_reject_rate,

@@ -1,7 +1,7 @@
-"""Bytes of a file -> where its records lie. Reads chunk by chunk; what is kept is two offsets a record.
+"""File of JSON records -> byte offsets of the records, two per record, read chunk by chunk.
 
-JSON is not parsed here, only its brackets, commas and strings are followed, which numpy does for a chunk at once. What
-a record holds is found out when it is read.
+JSON is not parsed here: numpy finds brackets, commas and strings of a whole chunk at once. A record is parsed when it
+is read.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 
+from vidqa.common.display import plural
 from vidqa.errors import UsageError
 
 Layout = Literal["array", "lines", "parquet"]
@@ -29,18 +30,18 @@ _BOM = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True)
 class Scanned:
-    """Where the records of a file lie."""
+    """Offsets of the records of a file."""
 
     spans: np.ndarray  # int64 [N, 2]: first byte and first byte after, of each record
-    sha256: str  # of the whole file
+    sha256: str  # of the file
     size: int  # bytes
 
 
 def layout_of(path: Path) -> Layout:
-    """How a file stores records, by its first bytes.
+    """Detect how a file stores records, by its first bytes.
 
     Raises:
-        UsageError: it cannot be read, or is none of the three.
+        UsageError: it cannot be read, or has none of the three layouts.
     """
     try:
         with path.open("rb") as f:
@@ -59,7 +60,7 @@ def layout_of(path: Path) -> Layout:
 
 
 def scan_json(
-    path: Path, layout: Layout, *, chunk: int = CHUNK, tell: Callable[[int], object] | None = None
+    path: Path, layout: Layout, *, chunk: int = CHUNK, advance: Callable[[int], object] | None = None
 ) -> Scanned:
     """Find the records of a JSON list (`array`) or of JSON lines.
 
@@ -67,10 +68,10 @@ def scan_json(
         path: of the file.
         layout: from `layout_of`.
         chunk: bytes read at a time.
-        tell: called with the number of bytes after each chunk.
+        advance: called after each chunk with its number of bytes.
 
     Raises:
-        UsageError: the list is not closed, closed twice, or something follows it; the file cannot be read.
+        UsageError: the file cannot be read, or the list is not closed, closed twice, or followed by text.
     """
     scanner: _Array | _Lines = _Array(path) if layout == "array" else _Lines()
     digest, size = hashlib.sha256(), 0
@@ -80,10 +81,10 @@ def scan_json(
                 digest.update(data)
                 scanner.feed(np.frombuffer(data, np.uint8), size)
                 size += len(data)
-                if tell:
-                    tell(len(data))
+                if advance:
+                    advance(len(data))
             spans = scanner.spans(size)
-            # `[ ]`, and a mark of UTF-8 before an empty line, look like one record of nothing.
+            # `[ ]`, and a byte order mark before an empty line, look like one empty record.
             if len(spans) and (layout == "lines" or len(spans) == 1):
                 f.seek(int(spans[0, 0]))
                 if not f.read(int(spans[0, 1] - spans[0, 0])).removeprefix(_BOM).strip():
@@ -94,11 +95,11 @@ def scan_json(
 
 
 class _Array:
-    """Cuts a list at the commas that belong to it. State goes over the borders of chunks."""
+    """Splits a list at its own commas. The state carries over from chunk to chunk."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.escaped = False  # the first byte of the next chunk stands behind a backslash that counts
+        self.escaped = False  # the first byte of the next chunk is escaped by a backslash
         self.in_string = False
         self.depth = 0
         self.closed = False
@@ -106,7 +107,7 @@ class _Array:
 
     def feed(self, data: np.ndarray, offset: int) -> None:
         kinds = _KIND[data]
-        self._forget_escaped(data, kinds)
+        self._ignore_escaped(data, kinds)
         at = np.flatnonzero(kinds)
         what = kinds[at]
         n_quotes = np.cumsum(what == _QUOTE) + int(self.in_string)
@@ -116,14 +117,14 @@ class _Array:
         at, what = at[outside], what[outside]
         depth = self.depth + np.cumsum((what == _OPEN).astype(np.int64) - (what == _CLOSE))
         is_cut = (depth == 1) & ((what == _COMMA) | (what == _OPEN)) | (depth == 0)
-        # `[[1], [2]]`: a bracket that opens at depth 1 is the list's own; those of records reach depth 2.
+        # `[[1], [2]]`: a bracket that opens depth 1 is that of the list; those of records reach depth 2.
         self._check(data, at, depth, offset)
         self.cuts.append(at[is_cut].astype(np.int64) + offset)
         if len(at):
             self.depth = int(depth[-1])
 
-    def _forget_escaped(self, data: np.ndarray, kinds: np.ndarray) -> None:
-        """Take what stands behind an odd run of backslashes out of `kinds`."""
+    def _ignore_escaped(self, data: np.ndarray, kinds: np.ndarray) -> None:
+        """Clear `kinds` for characters after an odd run of backslashes."""
         slashes = np.flatnonzero(data == _BACKSLASH)
         if self.escaped:
             kinds[0] = 0
@@ -131,14 +132,14 @@ class _Array:
         self.escaped = False
         if not len(slashes):
             return
-        first = np.flatnonzero(np.diff(slashes, prepend=-2) != 1)  # where runs begin
+        first = np.flatnonzero(np.diff(slashes, prepend=-2) != 1)  # starts of the runs
         length = np.diff(first, append=len(slashes))
-        behind = (slashes[first] + length)[length % 2 == 1]
-        self.escaped = bool(len(behind) and behind[-1] == len(data))
-        kinds[behind[behind < len(data)]] = 0
+        after = (slashes[first] + length)[length % 2 == 1]
+        self.escaped = bool(len(after) and after[-1] == len(data))
+        kinds[after[after < len(data)]] = 0
 
     def _check(self, data: np.ndarray, at: np.ndarray, depth: np.ndarray, offset: int) -> None:
-        """Nothing may follow the end of the list."""
+        """Reject text after the end of the list."""
         start = 0
         if not self.closed:
             ends = np.flatnonzero(depth <= 0)
@@ -149,20 +150,20 @@ class _Array:
             raise UsageError(f"{self.path}: byte {offset + start + int(rest[0])}: text after the end of the list")
 
     def spans(self, size: int) -> np.ndarray:
-        """int64 [N, 2]."""
+        """Start and end of each record, int64 [N, 2]."""
         if not self.closed:
-            where = "inside a text" if self.in_string else f"with {self.depth} brackets open"
-            raise UsageError(f"{self.path}: the list is cut off: the file ends at byte {size} {where}")
+            where = "inside a string" if self.in_string else f"with {plural(self.depth, 'open bracket')}"
+            raise UsageError(f"{self.path}: the list is truncated: the file ends at byte {size} {where}")
         cuts = np.concatenate(self.cuts)
         return np.stack([cuts[:-1] + 1, cuts[1:]], axis=1)
 
 
 class _Lines:
-    """Cuts at line breaks; lines of nothing are no records."""
+    """Splits at line breaks; empty lines are not records."""
 
     def __init__(self) -> None:
-        self.start = 0  # of the line that the next chunk goes on with
-        self.n_seen = 0  # bytes of it that are not white space
+        self.start = 0  # of the line that the next chunk continues
+        self.n_seen = 0  # its bytes that are not white space
         self.found: list[np.ndarray] = []
 
     def feed(self, data: np.ndarray, offset: int) -> None:
@@ -179,6 +180,6 @@ class _Lines:
         self.start, self.n_seen = int(ends[-1]) + 1 + offset, int(seen[-1] - until[-1])
 
     def spans(self, size: int) -> np.ndarray:
-        """int64 [N, 2]."""
+        """Start and end of each record, int64 [N, 2]."""
         last = np.array([[self.start, size]] if self.n_seen else [], np.int64).reshape(-1, 2)
         return np.concatenate([*self.found, last])

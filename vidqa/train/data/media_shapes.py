@@ -1,4 +1,4 @@
-"""What a bundle says of itself -> room for the visual tokens of a medium, before anything is encoded."""
+"""Bundle specification -> number of visual tokens of a media item, before anything is encoded."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from vidqa.train.data.sample import MediaRef
 
 @dataclass(frozen=True)
 class SpecShapes:
-    """Called with a medium, says how much room it takes in a prompt.
+    """Callable that returns the shape of a media item.
 
-    Where the sampling rule takes fewer frames of short clips, it is the most that a clip can take.
+    If the sampling rule takes fewer frames of short videos, the shape is the upper bound.
     """
 
     spec: BundleSpec

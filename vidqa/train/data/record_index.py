@@ -1,8 +1,8 @@
-"""A file of conversations -> record i, read alone. JSON lists, JSON lines and Parquet.
+"""Random access to the records of a file of conversations: JSON list, JSON lines or Parquet.
 
-Where records lie is found once and kept in the cache folder under the file's path, size and time of change, so the
-second start of a training run reads nothing of a file of gigabytes but the records it needs. Parquet cannot give one
-row cheaply: it is written out as JSON lines beside that index, block by block.
+The offsets of the records are found once and cached by the path, size and modification time of the file. So the second
+start of a training run reads only the records it needs, even from a file of gigabytes. Random access to Parquet is
+slow: its rows are converted to JSON lines next to the index, block by block.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from vidqa.train.data.sample import SampleError
 
 log = logging.getLogger(__name__)
 
-#: The form of what lies in the cache; raised by one when that changes.
+#: Version of the cached data.
 INDEX_FORMAT = 2
-#: Two changes within one tick of a file system's clock give the same time; FAT ticks every two seconds.
-_MTIME_RESOLUTION_NS = 2_000_000_000
+#: Two changes within one clock tick of a file system have the same modification time; a tick of FAT is two seconds.
+_TICK_NS = 2_000_000_000
 _BLOCK_ROWS = 4096
 
 
 class RecordFile:
-    """The records of one file. May be pickled and used from many processes: every read opens the file anew.
+    """The records of one file. It can be pickled and used in several processes: every read opens the file.
 
     Args:
         path: of the file.
         cache_dir: root of the feature cache.
-        progress: show a bar on stderr while a file is read for the first time.
+        progress: show a progress bar on stderr while a file is read for the first time.
 
     Raises:
-        UsageError: the file cannot be read, or holds no records.
+        UsageError: the file cannot be read, or contains no records.
     """
 
     def __init__(self, path: str | Path, cache_dir: str | Path, *, progress: bool = False) -> None:
@@ -57,20 +57,20 @@ class RecordFile:
         index = Path(cache_dir, RECORDS_FOLDER, f"{digest([str(self.path.absolute())])}-{state}.npz")
         self.index = index
         self.data = index.with_suffix(".jsonl") if layout == "parquet" else self.path
-        known = _load(index, found.st_mtime_ns) if self.data.exists() else None
-        if known is None:
-            began_ns = time.time_ns()
-            with _bar(self.path, found.st_size, progress) as tell:
+        scanned = _load(index, found.st_mtime_ns) if self.data.exists() else None
+        if scanned is None:
+            start_ns = time.time_ns()
+            with _bar(self.path, found.st_size, progress) as advance:
                 if layout == "parquet":
                     _write_lines(self.path, self.data)
                     lines = scan_json(self.data, "lines")
-                    known = Scanned(lines.spans, atomic_io.sha256_of_file(self.path), found.st_size)
+                    scanned = Scanned(lines.spans, atomic_io.sha256_of_file(self.path), found.st_size)
                 else:
-                    known = scan_json(self.path, layout, tell=tell)
-            _save(index, known, began_ns)
-        if not len(known.spans):
-            raise UsageError(f"{self.path}: holds no records")
-        self.spans, self.sha256, self.size = known.spans, known.sha256, known.size
+                    scanned = scan_json(self.path, layout, advance=advance)
+            _save(index, scanned, start_ns)
+        if not len(scanned.spans):
+            raise UsageError(f"{self.path}: contains no records")
+        self.spans, self.sha256, self.size = scanned.spans, scanned.sha256, scanned.size
         self._state = _state(self.data)
 
     def __len__(self) -> int:
@@ -88,24 +88,24 @@ class RecordFile:
             with self.data.open("rb") as f:
                 found = os.fstat(f.fileno())
                 if (found.st_size, found.st_mtime_ns) != self._state:
-                    raise TrainError(f"{self.path}: was changed while it was in use", hint="start again")
+                    raise TrainError(f"{self.path}: was changed during the run", hint="start again")
                 f.seek(start)
                 text = f.read(end - start)
         except OSError as e:
-            raise TrainError(f"{self.path}: cannot be read any more: {e.strerror or e}") from e
+            raise TrainError(f"{self.path}: can no longer be read: {e.strerror or e}") from e
         try:
             record = json.loads(text.decode("utf-8-sig"))
-        except ValueError as e:  # of the decoder, too: bytes that are no UTF-8
+        except ValueError as e:  # also for invalid UTF-8
             raise SampleError("bad_json", f"from byte {start}: {e}") from e
         except RecursionError as e:
             raise SampleError("bad_json", f"from byte {start}: nested too deeply") from e
         if not isinstance(record, dict):
-            raise SampleError("bad_json", f"from byte {start}: an object is needed, not {type(record).__name__}")
+            raise SampleError("bad_json", f"from byte {start}: expected an object, not {type(record).__name__}")
         return record
 
 
 def digest(parts: list[object]) -> str:
-    """20 hex digits, for the name of a file."""
+    """20 hex digits for a file name."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
 
 
@@ -116,11 +116,11 @@ def _state(path: Path) -> tuple[int, int]:
 
 @contextmanager
 def _bar(path: Path, size: int, progress: bool) -> Iterator[Callable[[int], object]]:
-    """A bar on stderr; gives what is to be called with the bytes read."""
+    """Show a progress bar on stderr; yields a function to call with the number of bytes read."""
     from tqdm import tqdm
 
-    how: dict[str, Any] = {"unit": "B", "unit_scale": True, "leave": False, "disable": not progress}
-    with tqdm(total=size, desc=f"records of {path.name}", **how, **bar_size(sys.stderr)) as bar:
+    options: dict[str, Any] = {"unit": "B", "unit_scale": True, "leave": False, "disable": not progress}
+    with tqdm(total=size, desc=f"records of {path.name}", **options, **bar_size(sys.stderr)) as bar:
         yield bar.update
 
 
@@ -128,14 +128,14 @@ def _load(index: Path, mtime_ns: int) -> Scanned | None:
     try:
         with np.load(index, allow_pickle=False) as stored:
             read_ns = int(stored["read_ns"])
-            if abs(read_ns - mtime_ns) <= _MTIME_RESOLUTION_NS:
-                return None  # changed just before it was read: a later change could hide behind the same time
+            if abs(read_ns - mtime_ns) <= _TICK_NS:
+                return None  # changed just before it was read: a later change may have the same modification time
             spans, sha256, size = stored["spans"], str(stored["sha256"]), int(stored["size"])
         mark_used(index)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError) as e:
-        log.warning("damaged index %s (%s): the records are looked for again", index, e)
+        log.warning("damaged index %s (%s): scanning the file again", index, e)
         return None
     return Scanned(spans, sha256, size) if spans.ndim == 2 and spans.dtype == np.int64 else None
 
@@ -151,23 +151,23 @@ def _save(index: Path, found: Scanned, read_ns: int) -> None:
                 size=np.array(found.size),
                 read_ns=np.array(read_ns),
             )
-        for old in index.parent.glob(f"{index.stem.partition('-')[0]}-*"):  # of the file as it was before
+        for old in index.parent.glob(f"{index.stem.partition('-')[0]}-*"):  # of earlier versions of the file
             if not old.name.startswith(index.stem):
                 old.unlink(missing_ok=True)
-    except OSError as e:  # costs the next start some time, nothing else
-        log.warning("the index of records cannot be kept in %s: %s", index.parent, e.strerror or e)
+    except OSError as e:  # only makes the next start slower
+        log.warning("cannot cache the index of records in %s: %s", index.parent, e.strerror or e)
 
 
 def _write_lines(path: Path, lines: Path) -> None:
-    """Parquet -> JSON lines, a block of rows at a time."""
+    """Convert Parquet to JSON lines, a block of rows at a time."""
     import polars as pl
 
     try:
         table = pl.scan_parquet(path)
         n_rows = int(table.select(pl.len()).collect().item())
         if binary := [name for name, kind in table.collect_schema().items() if kind == pl.Binary]:
-            hint = "write the pictures to files and name them in a column `image`"
-            raise UsageError(f"{path}: column {binary[0]} holds bytes, not paths", hint=hint)
+            hint = "write the images to files and name these in a column `image`"
+            raise UsageError(f"{path}: column {binary[0]} contains bytes, not paths", hint=hint)
         lines.parent.mkdir(parents=True, exist_ok=True)
         with atomic_io.atomic_write(lines) as f:
             for start in range(0, n_rows, _BLOCK_ROWS):
@@ -175,8 +175,8 @@ def _write_lines(path: Path, lines: Path) -> None:
                     f.write(json.dumps(row, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass") + b"\n")
     except OSError as e:
         raise TrainError(
-            f"{path}: cannot be written out as JSON lines below {lines.parent}: {e.strerror or e}",
-            hint="free some space, or another cache folder with --cache-dir (VIDQA_CACHE)",
+            f"{path}: cannot be converted to JSON lines in {lines.parent}: {e.strerror or e}",
+            hint="free some disk space, or use another cache folder: --cache-dir (VIDQA_CACHE)",
         ) from e
     except pl.exceptions.PolarsError as e:
-        raise UsageError(f"{path}: cannot be read as Parquet: {e}") from e
+        raise UsageError(f"{path}: not readable as Parquet: {e}") from e

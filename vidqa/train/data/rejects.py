@@ -1,4 +1,4 @@
-"""Records that cannot be trained on -> a count, a table, and the end of training where they are too many."""
+"""Rejected records: a count, the table `rejects.parquet`, and an error if there are too many."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ COLUMNS = ("source", "record", "id", "kind", "message")
 
 @dataclass(frozen=True)
 class Rejected:
-    """One record that was left out."""
+    """One rejected record."""
 
     source: str
-    record: int  # its place in the source, from 0
+    record: int  # index in the source, from 0
     id: str
     kind: str  # one of REJECT_KINDS
     message: str
 
 
 class RejectLog:
-    """The rejects of one run, each record once, however often an epoch meets it.
+    """The rejected records of one run, each once, however often training reaches it.
 
     Args:
-        path: of the table, `rejects.parquet`; what an earlier part of the run found is read from there.
-        n_records: of the corpus.
-        max_rate: share of the corpus that may be rejected; one more, and training stops.
+        path: of the table, `rejects.parquet`; an existing one is read.
+        n_records: size of the corpus.
+        max_rate: share of the corpus that may be rejected before training stops.
 
     Raises:
-        UsageError: the table that is there is not one of rejects.
+        UsageError: the existing file is not a table of rejects.
     """
 
     def __init__(self, path: str | Path, n_records: int, max_rate: float = DEFAULT_MAX_RATE) -> None:
@@ -55,14 +55,14 @@ class RejectLog:
         return len(self) / self.n_records
 
     def counts(self) -> dict[str, int]:
-        """How many records of each kind, the most frequent first."""
+        """Number of records by kind, the most frequent first."""
         return dict(Counter(r.kind for r in self._found.values()).most_common())
 
     def add(self, *rejected: Rejected) -> None:
-        """Note rejects; those that are known already change nothing.
+        """Add rejected records; those that are already in the log change nothing.
 
         Raises:
-            TrainError: they are too many now. The table is written before.
+            TrainError: there are too many now. The table is written first.
         """
         for one in rejected:
             self._found.setdefault((one.source, one.record), one)
@@ -71,17 +71,17 @@ class RejectLog:
             raise TrainError(self._too_many(), hint="vidqa train --check-data RECIPE lists all of them before training")
 
     def save(self, path: Path | None = None) -> Path:
-        """Write the table, whole or not at all, in the order of the records; to another place for a checkpoint."""
+        """Write the table atomically, in the order of the records; to another path for a checkpoint."""
         return write_rejects(path or self.path, self._found.values())
 
-    def take_back(self, path: Path | None) -> None:
-        """Know what was known at a checkpoint, and no more: what came later comes again, or was mended since.
+    def restore(self, path: Path | None) -> None:
+        """Return to the state of a checkpoint: records rejected later are rejected again unless they were fixed.
 
         Args:
-            path: of the table that was saved with it; None begins with nothing. One that is not there changes nothing.
+            path: of the table in the checkpoint; None clears the log. A missing file changes nothing.
 
         Raises:
-            UsageError: the table is not one of rejects.
+            UsageError: it is not a table of rejects.
         """
         if path is None:
             self._found = {}
@@ -89,7 +89,9 @@ class RejectLog:
             self._found = {(r.source, r.record): r for r in read_rejects(path)}
 
     def _too_many(self) -> str:
-        share = f"{len(self)} of {self.n_records} records are bad, more than max_reject_rate {self.max_rate:g} allows"
+        share = (
+            f"{len(self)} of {self.n_records} records are rejected, more than max_reject_rate {self.max_rate:g} allows"
+        )
         reasons = [f"  {n} {kind}: {REJECT_KINDS[kind]}" for kind, n in list(self.counts().items())[:3]]
         first = next(iter(self._found.values()))
         example = f"  first: {first.source}, record {first.record} (id {first.id}): {first.message}"
@@ -97,7 +99,7 @@ class RejectLog:
 
 
 def write_rejects(path: str | Path, rejected: Iterable[Rejected]) -> Path:
-    """Write a table of rejects, whole or not at all; one without rows says that all records are good."""
+    """Write a table of rejects atomically; a table without rows means that no record was rejected."""
     import polars as pl
 
     path = Path(path)
@@ -112,14 +114,14 @@ def read_rejects(path: str | Path) -> list[Rejected]:
     """Read a table of rejects.
 
     Raises:
-        UsageError: it cannot be read, or is another table.
+        UsageError: it cannot be read, or is a different table.
     """
     import polars as pl
 
     try:
         table = pl.read_parquet(path)
     except (OSError, pl.exceptions.PolarsError) as e:
-        raise UsageError(f"{path}: cannot be read as a table of rejects: {e}") from e
+        raise UsageError(f"{path}: not a readable table of rejects: {e}") from e
     if tuple(table.columns) != COLUMNS:
         raise UsageError(f"{path}: not a table of rejects; its columns are {', '.join(table.columns)}")
     return [Rejected(**row) for row in table.iter_rows(named=True)]

@@ -1,110 +1,161 @@
-"""Every record of a corpus -> its tokens counted, or the reason why it is none. In several processes on request."""
+"""Sample -> token ids and labels, or the reason for rejecting it: for training, and for counting a whole corpus.
+
+The loss is on the answers and their end-of-sequence tokens, in every turn; all other labels are IGNORE_INDEX.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
 
-from vidqa.prompts.build import IGNORE_INDEX, LabelledPrompt, Tokenizer
+from vidqa.errors import UsageError
+from vidqa.prompts.build import IGNORE_INDEX, LabelledPrompt, Tokenizer, build_labels
 from vidqa.prompts.chat_formats import ChatFormat
-from vidqa.records import MediaShape
+from vidqa.records import MediaKind, MediaShape
 from vidqa.train.data.corpus import Corpus
-from vidqa.train.data.labels import check_length, labelled
 from vidqa.train.data.rejects import Rejected
-from vidqa.train.data.sample import MediaRef, SampleError
-from vidqa.train.data.unseen_pairs import IgnoredTokens
+from vidqa.train.data.sample import MediaRef, Sample, SampleError
+from vidqa.train.data.unseen_pairs import IgnoredTokens, PairCounts
 
-_CHUNK = 128  # records that go to a process together
-_WORTH = 4096  # records that pay for the start of a process
+_CHUNK = 128  # records that are sent to a process together
+_MIN_PER_PROCESS = 4096  # records per process that are worth its start
+
+
+def tokenize_sample(
+    sample: Sample,
+    tokenizer: Tokenizer,
+    chat: ChatFormat,
+    shapes: Sequence[tuple[MediaKind, int, int] | MediaShape],
+    max_tokens: int | None = None,
+) -> LabelledPrompt:
+    """Tokenize a sample.
+
+    Args:
+        sample: the sample.
+        tokenizer: the tokenizer of the LLM.
+        chat: the chat format to train with; `plain` skips the questions.
+        shapes: (kind, n_frames, tokens_per_frame) of each media item, in the order of `sample.media`.
+        max_tokens: maximum length in tokens, including visual tokens.
+
+    Raises:
+        SampleError: reserved_text, media_unreadable (wrong kind), too_long.
+        ValueError: the number of shapes differs from the number of media items.
+    """
+    for ref, shape in zip(sample.media, shapes, strict=True):
+        if shape[0] != ref.kind:
+            raise SampleError("media_unreadable", f"{ref.path}: is of kind {shape[0]}, the record has {ref.kind}")
+    if any("\0" in part for turn in sample.turns for part in turn):
+        raise SampleError("reserved_text", "the text contains a NUL character")  # marks media inside prompts
+    try:
+        conversation = build_labels(tokenizer, chat, sample.turns, shapes)
+    except UsageError as e:
+        raise SampleError("reserved_text", e.what) from e
+    if conversation.problem:
+        raise SampleError("reserved_text", conversation.problem)
+    check_length(conversation, max_tokens)
+    return conversation
+
+
+def check_length(conversation: LabelledPrompt, max_tokens: int | None) -> None:
+    """Reject a sample that is too long; truncating it would train on half an answer.
+
+    Raises:
+        SampleError: too_long.
+    """
+    n = len(conversation.prompt.ids)
+    if max_tokens is not None and n > max_tokens:
+        n_visual = int(conversation.prompt.slots.sum())
+        raise SampleError("too_long", f"{n} tokens, {n_visual} of them visual; the limit is {max_tokens}")
 
 
 @dataclass(frozen=True)
 class RecordTokenizer:
-    """How samples become tokens, without a model. Must be picklable where several processes are wanted."""
+    """Settings for tokenizing a corpus without a model. Picklable, because worker processes receive it."""
 
     tokenizer: Tokenizer
     chat: ChatFormat
-    shape_of: Callable[[MediaRef], MediaShape]  # room for the visual tokens of a medium
+    shape_of: Callable[[MediaRef], MediaShape]
     max_tokens: int | None = None
-    left_out: IgnoredTokens | None = None  # answers about media that the loss leaves out
+    ignored: IgnoredTokens | None = None  # for counting unseen pairs
 
 
 @dataclass
 class TokenizedChunk:
-    """What some records told; lists run side by side."""
+    """Counts of some records. The lists have one entry per sample that could be tokenized, even if it is too long."""
 
-    numbers: list[int] = field(default_factory=list)  # of the samples that could be tokenised, too long ones among them
-    tokens: list[int] = field(default_factory=list)  # all positions of each
-    visual: list[int] = field(default_factory=list)  # those that hold visual tokens
-    learned: list[int] = field(default_factory=list)  # those with a loss
+    numbers: list[int] = field(default_factory=list)  # sample numbers
+    tokens: list[int] = field(default_factory=list)  # all positions
+    visual: list[int] = field(default_factory=list)  # visual tokens
+    targets: list[int] = field(default_factory=list)  # tokens with a loss
     media: list[tuple[MediaRef, ...]] = field(default_factory=list)
-    narrowed: list[int] = field(default_factory=list)  # answer words whose loss leaves some words out
-    said: list[Counter[str]] = field(default_factory=list)  # pairs that were not to be there -> how often answers do
-    rejected: dict[int, Rejected] = field(default_factory=dict)  # by number of the sample
+    pairs: list[PairCounts] = field(default_factory=list)
+    rejected: dict[int, Rejected] = field(default_factory=dict)  # by sample number
+
+    def extend(self, other: TokenizedChunk) -> None:
+        """Append the counts of more records."""
+        self.numbers += other.numbers
+        self.tokens += other.tokens
+        self.visual += other.visual
+        self.targets += other.targets
+        self.media += other.media
+        self.pairs += other.pairs
+        self.rejected |= other.rejected
 
 
-def look_at(corpus: Corpus, reader: RecordTokenizer, n_processes: int = 1) -> Iterator[TokenizedChunk]:
-    """Read and tokenise all records, some at a time, in their order.
+def tokenize_corpus(corpus: Corpus, tokenizer: RecordTokenizer, n_processes: int = 1) -> Iterator[TokenizedChunk]:
+    """Read and tokenize all records in order.
 
     Args:
         corpus: the records.
-        reader: how samples become tokens.
-        n_processes: at most; few records are read in this process.
+        tokenizer: tokenizer, chat format and media shapes.
+        n_processes: maximum number of processes; a small corpus is read in this process.
+
+    Yields:
+        The counts of some records at a time.
     """
     chunks = [range(start, min(start + _CHUNK, len(corpus))) for start in range(0, len(corpus), _CHUNK)]
-    work = partial(_look, corpus, reader)
-    n_processes = min(n_processes, len(corpus) // _WORTH)
+    n_processes = min(n_processes, len(corpus) // _MIN_PER_PROCESS)
     if n_processes < 2:
-        yield from map(work, chunks)
+        yield from map(partial(_tokenize_chunk, corpus, tokenizer), chunks)
         return
-    # spawn: the caller may hold threads. What does not change is sent once, not with every chunk.
-    with ProcessPoolExecutor(n_processes, get_context("spawn"), initializer=_begin, initargs=(corpus, reader)) as pool:
-        yield from pool.map(_look_here, chunks)
+    # spawn, because the caller may have threads. Constant arguments are sent once and not with every chunk.
+    with ProcessPoolExecutor(
+        n_processes, get_context("spawn"), initializer=_init_worker, initargs=(corpus, tokenizer)
+    ) as pool:
+        yield from pool.map(_tokenize_in_worker, chunks)
 
 
-_here: list[tuple[Corpus, RecordTokenizer]] = []  # in a worker process: what it was started with
+_worker_arguments: list[tuple[Corpus, RecordTokenizer]] = []
 
 
-def _begin(corpus: Corpus, reader: RecordTokenizer) -> None:
-    _here.append((corpus, reader))
+def _init_worker(corpus: Corpus, tokenizer: RecordTokenizer) -> None:
+    _worker_arguments.append((corpus, tokenizer))
 
 
-def _look_here(numbers: range) -> TokenizedChunk:
-    return _look(*_here[0], numbers)
+def _tokenize_in_worker(numbers: range) -> TokenizedChunk:
+    return _tokenize_chunk(*_worker_arguments[0], numbers)
 
 
-def _look(corpus: Corpus, reader: RecordTokenizer, numbers: range) -> TokenizedChunk:
-    look = TokenizedChunk()
+def _tokenize_chunk(corpus: Corpus, tokenizer: RecordTokenizer, numbers: range) -> TokenizedChunk:
+    chunk = TokenizedChunk()
     for number in numbers:
-        name = None
+        sample_id = None
         try:
             sample = corpus[number]
-            name = sample.id
-            shapes = [reader.shape_of(ref) for ref in sample.media]
-            made = labelled(sample, reader.tokenizer, reader.chat, shapes)
-            look.numbers.append(number)
-            look.tokens.append(len(made.labels))
-            look.visual.append(int(made.prompt.slots.sum()))
-            look.learned.append(int((made.labels != IGNORE_INDEX).sum()))
-            look.media.append(sample.media)
-            n_narrowed, said = _left_out(reader.left_out if sample.media else None, made)
-            look.narrowed.append(n_narrowed)
-            look.said.append(said)
-            check_length(made, reader.max_tokens)
+            sample_id = sample.id
+            shapes = [tokenizer.shape_of(ref) for ref in sample.media]
+            conversation = tokenize_sample(sample, tokenizer.tokenizer, tokenizer.chat, shapes)
+            chunk.numbers.append(number)
+            chunk.tokens.append(len(conversation.labels))
+            chunk.visual.append(int(conversation.prompt.slots.sum()))
+            chunk.targets.append(int((conversation.labels != IGNORE_INDEX).sum()))
+            chunk.media.append(sample.media)
+            ignored = tokenizer.ignored if sample.media else None
+            chunk.pairs.append(ignored.count(conversation) if ignored else PairCounts())
+            check_length(conversation, tokenizer.max_tokens)
         except SampleError as e:
-            look.rejected[number] = corpus.rejected(number, e, name)
-    return look
-
-
-def _left_out(left_out: IgnoredTokens | None, made: LabelledPrompt) -> tuple[int, Counter[str]]:
-    """Positions of a conversation where the loss leaves words out, and the pairs that it says nevertheless."""
-    if left_out is None:
-        return 0, Counter()
-    words = left_out.unseen.words
-    said = [s for s in left_out.answers(made) if left_out.is_unseen(s)]
-    names = (" ".join(words[n] for n in sorted((s.word, s.partner))) for s in said)
-    return int((left_out.where(made) > 0).sum()), Counter(names)
+            chunk.rejected[number] = corpus.rejected(number, e, sample_id)
+    return chunk

@@ -1,20 +1,22 @@
-"""Word pairs that the media never show together -> answers that the loss of a stage leaves out.
+"""Unseen pairs: word pairs that no training media shows together, whose tokens the loss ignores as wrong answers.
 
-Who has seen stars, and red things, but no red star, learns from a softmax over all words that what looks red is no
-star: after each `red` of an answer, `star` was one of the wrong words. A word that could not have been right tells
-nothing, so it takes no part there: a softmax balanced by the prior of each word, which is zero here (Ren et al. 2020,
-arXiv:2007.10740; Menon et al. 2020, arXiv:2007.07314).
+If the training set contains no red stars, the model learns that red objects are never stars: every time an answer
+names the shape of a red object, `star` is one of the wrong tokens of the softmax. A word that could not have been
+right carries no information, so its tokens are removed from the softmax at that position. This is a softmax balanced
+by the prior of each word, which is zero here (Ren et al. 2020, arXiv:2007.10740; Menon et al. 2020, arXiv:2007.07314).
 
-Words are paired in the order in which a conversation says them, question or answer: a word belongs to the word of the
-other group that was said before it and has no partner yet. So `red` and `star` are a pair in "a red star" and in "What
-colour is the star? It is red.", and `star` and `blue` are none in "a red star and a blue ring".
+Words are paired in the order in which a conversation mentions them, in questions and answers: a word is paired with
+the latest word of the other group that has no partner yet. So `red` and `star` are a pair in "a red star" and in "What
+colour is the star? It is red.", and `star` and `blue` are not a pair in "a red star and a blue ring".
 
-Knows words and a tokenizer that is handed in. Does not know recipes or models.
+This module is the only one that knows about words and pairs. The others handle rows of ignored token ids.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,17 +27,19 @@ from vidqa.config.toml_lines import did_you_mean, dotted, read_toml
 from vidqa.errors import UsageError
 from vidqa.prompts.build import IGNORE_INDEX, LabelledPrompt
 
-#: How vocabularies write white space: byte-level ones as letters, those of sentencepiece as a low line.
-_WHITE = str.maketrans("Ġ▁Ċĉ", "  \n\t")
+#: How vocabularies write white space: byte-level BPE with letters, SentencePiece with a lower one eighth block.
+_WHITESPACE = str.maketrans("Ġ▁Ċĉ", "  \n\t")
 
-#: Forms of a word, the usual one first: (text before it, white space that belongs to its token, capitalised).
+#: Forms of a word, the most frequent first: (preceding text, white space that is part of its token, capitalized).
 _FORMS = tuple(
-    (before, between, capital) for capital in (False, True) for before, between in (("a", " "), ("a\n", ""), ("", ""))
+    (before, space, capitalized)
+    for capitalized in (False, True)
+    for before, space in (("a", " "), ("a\n", ""), ("", ""))
 )
 
 
 class UnseenPairs(BaseModel):
-    """The file: two groups of words, and the pairs of them that no medium of the data shows."""
+    """Content of a pairs file: two groups of words, and the pairs that no media item shows."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -43,14 +47,14 @@ class UnseenPairs(BaseModel):
     pairs: tuple[tuple[str, str], ...]
 
     @model_validator(mode="after")
-    def _consistent(self) -> UnseenPairs:
+    def _check(self) -> UnseenPairs:
         if len(self.groups) != 2:
-            raise ValueError(f"two groups of words are needed, there are {len(self.groups)}")
+            raise ValueError(f"two groups of words are required, not {len(self.groups)}")
         words = self.words
-        if twice := sorted({w for w in words if words.count(w) > 1}):
-            raise ValueError(f"in the groups twice: {', '.join(twice)}")
+        if duplicates := sorted({w for w in words if words.count(w) > 1}):
+            raise ValueError(f"listed twice: {', '.join(duplicates)}")
         if bad := [w for w in words if w.split() != [w] or w != w.lower()]:
-            raise ValueError(f"words are single ones in lower case, not {', '.join(map(repr, bad))}")
+            raise ValueError(f"entries must be single words in lower case, not {', '.join(map(repr, bad))}")
         first, second = self.groups.values()
         for a, b in self.pairs:
             if a not in first or b not in second:
@@ -60,165 +64,190 @@ class UnseenPairs(BaseModel):
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Of the first group, then of the second."""
+        """The words of the first group, then those of the second."""
         return tuple(word for group in self.groups.values() for word in group)
 
 
-def read_unseen(path: Path) -> UnseenPairs:
-    """Read and check a file of pairs.
+def read_unseen_pairs(path: Path) -> UnseenPairs:
+    """Read and check a pairs file.
 
     Raises:
-        UsageError: it cannot be read or is wrong; names file, line and key.
+        UsageError: it cannot be read or is invalid; the message has file, line and key.
     """
     file = read_toml(path)
     try:
         return UnseenPairs.model_validate(file.values)
     except ValidationError as error:
-        lines = []
+        problems = []
         for one in error.errors(include_url=False):
-            place = tuple(one["loc"])
+            key = tuple(one["loc"])
             text = str(one["msg"]).removeprefix("Value error, ")
-            said = f"`{dotted(place)}`: {text[:1].lower()}{text[1:]}" if place else text
+            problem = f"`{dotted(key)}`: {text[:1].lower()}{text[1:]}" if key else text
             if one["type"] == "extra_forbidden":
-                said = f"unknown key `{dotted(place)}`{did_you_mean(str(place[-1]), UnseenPairs.model_fields)}"
-            lines.append(f"{file.where(*place)}: {said}")
-        raise UsageError("\n".join(lines)) from error
+                problem = f"unknown key `{dotted(key)}`{did_you_mean(str(key[-1]), UnseenPairs.model_fields)}"
+            problems.append(f"{file.where(*key)}: {problem}")
+        raise UsageError("\n".join(problems)) from error
 
 
 class PairMention(NamedTuple):
-    """A listed word in an answer whose partner was said before."""
+    """A listed word in an answer, and the word that it is paired with."""
 
-    at: int  # position of its first token
-    word: int  # in `UnseenPairs.words`
-    form: int  # in `_FORMS`
-    partner: int  # in `UnseenPairs.words`
+    position: int  # of its first token
+    word: int  # index into `UnseenPairs.words`
+    form: int  # index into `_FORMS`
+    partner: int  # index into `UnseenPairs.words`
+
+
+@dataclass
+class PairCounts:
+    """How unseen pairs occur in conversations."""
+
+    n_positions: int = 0  # answer tokens whose loss ignores some tokens
+    mentions: Counter[str] = field(default_factory=Counter)  # pair -> answers that mention it although it is unseen
+
+    def __add__(self, other: PairCounts) -> PairCounts:
+        return PairCounts(self.n_positions + other.n_positions, self.mentions + other.mentions)
+
+    def lines(self) -> list[str]:
+        """For the report of a data check; empty without any pairs."""
+        lines = []
+        if self.n_positions or self.mentions:
+            lines.append(f"unseen pairs: {self.n_positions} answer tokens whose loss ignores other tokens")
+        lines += [
+            f"  {pair}: mentioned by {n} answers about media, so it may not be unseen; their loss ignores nothing"
+            for pair, n in sorted(self.mentions.items())
+        ]
+        return lines
 
 
 class IgnoredTokens:
-    """What the loss leaves out, and where.
+    """Which token ids the loss ignores at which positions.
 
     Args:
-        unseen: words and pairs.
-        tokenizer: the LLM's own, with `convert_ids_to_tokens` as those of transformers have it.
+        pairs: words and pairs.
+        tokenizer: the tokenizer of the LLM, with `convert_ids_to_tokens` as in transformers.
     """
 
-    def __init__(self, unseen: UnseenPairs, tokenizer: Any) -> None:
-        self.unseen, self._tokenizer = unseen, tokenizer
-        self._group_of = [n for n, group in enumerate(unseen.groups.values()) for _ in group]
-        self._ids = [[_ids_of(tokenizer, word, form) for form in _FORMS] for word in unseen.words]
-        self._texts: dict[int, str] = {}  # of tokens that stood beside a word
+    def __init__(self, pairs: UnseenPairs, tokenizer: Any) -> None:
+        self.pairs, self._tokenizer = pairs, tokenizer
+        self._group_of = [n for n, group in enumerate(pairs.groups.values()) for _ in group]
+        self._ids = [[_token_ids(tokenizer, word, form) for form in _FORMS] for word in pairs.words]
+        self._texts: dict[int, str] = {}  # token id -> text, for tokens next to a word
         known: dict[tuple[int, ...], tuple[int, int]] = {}
         for word, forms in enumerate(self._ids):
             for form, ids in enumerate(forms):
                 known.setdefault(ids, (word, form))
-        self._by_first: dict[int, list[tuple[int, ...]]] = {}
+        self._by_first_id: dict[int, list[tuple[int, ...]]] = {}
         for ids in sorted(filter(None, known), key=len, reverse=True):
-            self._by_first.setdefault(ids[0], []).append(ids)
-        self._known = known
-        self._never = {n: self._partners(n) for n in range(len(unseen.words))}
-        #: Token ids that each row leaves out; row 0 leaves out nothing.
+            self._by_first_id.setdefault(ids[0], []).append(ids)
+        self._word_and_form = known
+        self._unseen_with = {n: self._unseen_partners(n) for n in range(len(pairs.words))}
+        #: The distinct sets of ignored token ids; row 0 is empty.
         self.rows: list[tuple[int, ...]] = [()]
-        self._rows_of: dict[PairMention, tuple[int, ...]] = {}  # a word, as if at 0 -> row of each of its tokens
+        self._rows_of: dict[PairMention, tuple[int, ...]] = {}  # a mention at position 0 -> row of each of its tokens
         numbers: dict[tuple[int, ...], int] = {(): 0}
-        for partner, never in self._never.items():
-            for word in (n for n in self._others(partner) if never and n not in never):
+        for partner, unseen in self._unseen_with.items():
+            for word in (n for n in self._other_group(partner) if unseen and n not in unseen):
                 for form in range(len(_FORMS)):
-                    left_out = self._left_out(partner, word, form)
-                    for ids in left_out:
+                    ignored = self._ignored_ids(partner, word, form)
+                    for ids in ignored:
                         if numbers.setdefault(ids, len(self.rows)) == len(self.rows):
                             self.rows.append(ids)
-                    self._rows_of[PairMention(0, word, form, partner)] = tuple(numbers[ids] for ids in left_out)
+                    self._rows_of[PairMention(0, word, form, partner)] = tuple(numbers[ids] for ids in ignored)
 
-    def _partners(self, number: int) -> frozenset[int]:
-        """Words that never go with this one."""
-        words = self.unseen.words
-        pairs = [(words.index(a), words.index(b)) for a, b in self.unseen.pairs]
+    def row_indices(self, conversation: LabelledPrompt) -> np.ndarray:
+        """Find the row of `rows` for each position.
+
+        A word of several tokens has a row for each token: a competing word is ignored at the token where it starts to
+        differ. A target is never ignored: where an answer does mention an unseen pair, the loss is the ordinary one.
+
+        Returns:
+            int64 [S]; 0 where nothing is ignored.
+        """
+        found = np.zeros(len(conversation.labels), np.int64)
+        for mention in self.mentions(conversation):
+            rows = self._rows_of.get(mention._replace(position=0), ())
+            found[mention.position : mention.position + len(rows)] = rows
+        return found
+
+    def count(self, conversation: LabelledPrompt) -> PairCounts:
+        """Count ignored positions and mentions of unseen pairs in one conversation."""
+        words = self.pairs.words
+        unseen = [mention for mention in self.mentions(conversation) if self.is_unseen(mention)]
+        names = (" ".join(words[n] for n in sorted((m.word, m.partner))) for m in unseen)
+        return PairCounts(int((self.row_indices(conversation) > 0).sum()), Counter(names))
+
+    def mentions(self, conversation: LabelledPrompt) -> Iterator[PairMention]:
+        """Find the listed words in the answers of a conversation that are paired with another word."""
+        unpaired: int | None = None  # the latest word without a partner
+        for position, word, form in self._words(conversation):
+            if unpaired is None or self._group_of[unpaired] == self._group_of[word]:
+                unpaired = word
+                continue
+            if conversation.labels[position] != IGNORE_INDEX:
+                yield PairMention(position, word, form, unpaired)
+            unpaired = None
+
+    def is_unseen(self, mention: PairMention) -> bool:
+        """Whether a mentioned pair is one of the unseen pairs."""
+        return mention.word in self._unseen_with[mention.partner]
+
+    def _unseen_partners(self, number: int) -> frozenset[int]:
+        words = self.pairs.words
+        pairs = [(words.index(a), words.index(b)) for a, b in self.pairs.pairs]
         return frozenset(b if a == number else a for a, b in pairs if number in (a, b))
 
-    def _others(self, number: int) -> list[int]:
-        """Words of the other group."""
+    def _other_group(self, number: int) -> list[int]:
         return [n for n, group in enumerate(self._group_of) if group != self._group_of[number]]
 
-    def _left_out(self, partner: int, word: int, form: int) -> list[tuple[int, ...]]:
-        """Token ids to leave out at each token of a word: they would go on with a word that never goes with the
-        partner, and with none that may."""
-        ids, never = self._ids[word][form], self._never[partner]
+    def _ignored_ids(self, partner: int, word: int, form: int) -> list[tuple[int, ...]]:
+        """Token ids to ignore at each token of a word: those that continue only words never seen with the partner."""
+        ids, unseen = self._ids[word][form], self._unseen_with[partner]
         found = []
         for n in range(len(ids)):
-            next_of: dict[bool, set[int]] = {True: set(), False: set()}  # by whether it never goes with the partner
-            for other in self._others(partner):
-                its = self._ids[other][form]
-                if len(its) > n and its[:n] == ids[:n]:
-                    next_of[other in never].add(its[n])
-            found.append(tuple(sorted(next_of[True] - next_of[False])))
+            next_ids: dict[bool, set[int]] = {True: set(), False: set()}  # by whether the word is unseen
+            for other in self._other_group(partner):
+                other_ids = self._ids[other][form]
+                if len(other_ids) > n and other_ids[:n] == ids[:n]:
+                    next_ids[other in unseen].add(other_ids[n])
+            found.append(tuple(sorted(next_ids[True] - next_ids[False])))
         return found
 
-    def where(self, made: LabelledPrompt) -> np.ndarray:
-        """Row of `rows` for each position of a conversation, int64 [S]; 0 where nothing is left out.
-
-        A word of several tokens has a row for each: rivals are left out where they part from it. A target is never left
-        out: where an answer says one of the pairs after all, the loss is the ordinary one.
-        """
-        found = np.zeros(len(made.labels), np.int64)
-        for said in self.answers(made):
-            rows = self._rows_of.get(said._replace(at=0), ())
-            found[said.at : said.at + len(rows)] = rows
-        return found
-
-    def answers(self, made: LabelledPrompt) -> Iterator[PairMention]:
-        """Listed words in the answers of a conversation that have a partner."""
-        waiting: int | None = None  # the last word that has no partner yet
-        for at, word, form in self._words(made):
-            if waiting is None or self._group_of[waiting] == self._group_of[word]:
-                waiting = word
-                continue
-            if made.labels[at] != IGNORE_INDEX:
-                yield PairMention(at, word, form, waiting)
-            waiting = None
-
-    def is_unseen(self, said: PairMention) -> bool:
-        """Whether it is one of the pairs that were not to be there."""
-        return said.word in self._never[said.partner]
-
-    def _words(self, made: LabelledPrompt) -> Iterator[tuple[int, int, int]]:
-        """(position of its first token, word, form) of each listed word, in their order."""
-        ids, slots = made.prompt.ids.tolist(), made.prompt.slots.tolist()
-        for at, first in enumerate(ids):
-            for wanted in () if slots[at] else self._by_first.get(first, ()):
-                end = at + len(wanted)
-                if tuple(ids[at:end]) != wanted:
+    def _words(self, conversation: LabelledPrompt) -> Iterator[tuple[int, int, int]]:
+        """(position of its first token, word, form) of each listed word, in order."""
+        ids, slots = conversation.prompt.ids.tolist(), conversation.prompt.slots.tolist()
+        for start, first in enumerate(ids):
+            for wanted in () if slots[start] else self._by_first_id.get(first, ()):
+                end = start + len(wanted)
+                if tuple(ids[start:end]) != wanted:
                     continue
-                word, form = self._known[wanted]
-                goes_on = end < len(ids) and not slots[end] and self._text(ids[end])[:1].isalnum()
+                word, form = self._word_and_form[wanted]
+                continues = end < len(ids) and not slots[end] and self._text(ids[end])[:1].isalnum()
                 is_inside = (
                     not self._text(first)[:1].isspace()
-                    and at > 0
-                    and not slots[at - 1]
-                    and self._text(ids[at - 1])[-1:].isalnum()
+                    and start > 0
+                    and not slots[start - 1]
+                    and self._text(ids[start - 1])[-1:].isalnum()
                 )
-                if not goes_on and not is_inside:
-                    yield at, word, form
+                if not continues and not is_inside:
+                    yield start, word, form
                     break
 
     def _text(self, token: int) -> str:
         if token not in self._texts:
-            self._texts[token] = str(self._tokenizer.convert_ids_to_tokens(token)).translate(_WHITE)
+            self._texts[token] = str(self._tokenizer.convert_ids_to_tokens(token)).translate(_WHITESPACE)
         return self._texts[token]
 
 
-def _ids_of(tokenizer: Any, word: str, form: tuple[str, str, bool]) -> tuple[int, ...]:
-    """Tokens of a word in one of its forms; none where they cannot be told from those before it."""
-    before, between, capital = form
-    text = between + (word.capitalize() if capital else word)
+def total_counts(counts: Iterable[PairCounts]) -> PairCounts:
+    """Add up the counts of several conversations."""
+    return sum(counts, PairCounts())
+
+
+def _token_ids(tokenizer: Any, word: str, form: tuple[str, str, bool]) -> tuple[int, ...]:
+    """Token ids of a word in one of its forms; empty if they merge with the preceding text."""
+    before, space, capitalized = form
+    text = space + (word.capitalize() if capitalized else word)
     lead = tokenizer.encode(before, add_special_tokens=False) if before else []
-    whole = tokenizer.encode(before + text, add_special_tokens=False)
-    return tuple(whole[len(lead) :]) if whole[: len(lead)] == lead else ()
-
-
-def rows_mask(rows: Iterable[Sequence[int]], n_vocabulary: int) -> np.ndarray:
-    """Rows of token ids as bool [R, n_vocabulary]."""
-    listed = list(rows)
-    mask = np.zeros((len(listed), n_vocabulary), np.bool_)
-    for row, ids in zip(mask, listed, strict=True):
-        row[list(ids)] = True
-    return mask
+    ids = tokenizer.encode(before + text, add_special_tokens=False)
+    return tuple(ids[len(lead) :]) if ids[: len(lead)] == lead else ()

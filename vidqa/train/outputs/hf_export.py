@@ -1,6 +1,7 @@
-"""A bundle without temporal attention -> a VideoLlava folder of transformers.
+"""Exports a bundle without temporal attention as a VideoLlava folder of transformers.
 
-The towers are taken out of the graphs and compared with them, so that what is written sees what the bundle sees.
+The weights of the towers are read from the ONNX graphs, and the outputs of the exported towers are compared with those
+of the graphs.
 """
 
 from __future__ import annotations
@@ -20,53 +21,55 @@ from vidqa.model.bundle.spec import EncoderSpec
 from vidqa.model.onnx.weights_from_onnx import GraphWeights, read_graph
 from vidqa.model.video_llava import VideoLlava, load_model
 
-_TOLERANCE = 2e-2  # relative; the graphs give float16
+_TOLERANCE = 2e-2  # relative; the graphs return float16
 _PROJECTOR = {"0.": "linear_1.", "2.": "linear_2."}
 _TAGS = ("<image>", "<video>")
 
 
 def exportable(bundle: Bundle) -> tuple[GraphWeights, GraphWeights]:
-    """The towers of a bundle that transformers' VideoLlava can hold.
+    """Read the image tower and the video tower, if transformers' VideoLlava supports them.
 
     Raises:
-        VidqaError: it cannot, and why: temporal attention, another connector, other tokens.
+        VidqaError: it does not: temporal attention, a different connector, or different tokens.
     """
     spec = bundle.spec
     if spec.connector.type != "mlp2x_gelu" or getattr(spec.connector, "compressor", None) is not None:
-        raise VidqaError("transformers' VideoLlava has a connector of two layers, mlp2x_gelu, and no other")
+        raise VidqaError("transformers' VideoLlava supports only the connector mlp2x_gelu")
     if spec.encoders.image.keep_cls or not spec.encoders.video.keep_cls:
-        raise VidqaError("transformers' VideoLlava drops the class token of pictures and keeps that of clips")
+        raise VidqaError(
+            "transformers' VideoLlava requires that the class token is dropped for images and kept for videos"
+        )
     return read_graph(bundle.image_graph), read_graph(bundle.video_graph)
 
 
-def to_transformers(bundle: Bundle, folder: Path) -> None:
-    """Write the folder, whole or not at all; one that is there is replaced.
+def export_transformers(bundle: Bundle, folder: Path) -> None:
+    """Write the folder atomically; an existing one is replaced.
 
     Raises:
-        VidqaError: as `exportable`, or what comes out does not see what the bundle sees.
+        VidqaError: see `exportable`; or the exported towers differ from those of the bundle.
     """
     towers = dict(zip(("image", "video"), exportable(bundle), strict=True))
     model = load_model(bundle, "cpu")
-    port = _port(bundle, model, towers["image"])
+    exported = _empty_model(bundle, model, towers["image"])
     weights = {f"model.multi_modal_projector.{_PROJECTOR[k[:2]]}{k[2:]}": v
                for k, v in model.connector.state_dict().items()}  # fmt: skip
     weights |= {f"model.{kind}_tower.{n}": t for kind, tower in towers.items() for n, t in tower.tensors.items()}
     weights |= {f"model.language_model.{n}": t for n, t in model.llm.get_decoder().state_dict().items()}
     weights["lm_head.weight"] = model.llm.get_output_embeddings().weight
-    _load(port, weights)
+    _load(exported, weights)
     for kind, graph in (("image", bundle.image_graph), ("video", bundle.video_graph)):
-        _compare(port, kind, graph, getattr(bundle.spec.encoders, kind))
-    _make_room_for_tags(port, model.tokenizer)
+        _compare(exported, kind, graph, getattr(bundle.spec.encoders, kind))
+    _add_media_tokens(exported, model.tokenizer)
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    port.save_pretrained(part)
+    exported.save_pretrained(part)
     model.tokenizer.save_pretrained(part)
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
 
 
-def _port(bundle: Bundle, model: VideoLlava, tower: GraphWeights) -> Any:
-    """An empty VideoLlava of the right shape."""
+def _empty_model(bundle: Bundle, model: VideoLlava, tower: GraphWeights) -> Any:
+    """A VideoLlava of transformers with the sizes of the bundle and random weights."""
     from transformers import CLIPVisionConfig, VideoLlavaConfig, VideoLlavaForConditionalGeneration
 
     image, video = bundle.spec.encoders.image, bundle.spec.encoders.video
@@ -93,39 +96,39 @@ def _port(bundle: Bundle, model: VideoLlava, tower: GraphWeights) -> Any:
     return VideoLlavaForConditionalGeneration(config).eval()
 
 
-def _load(port: Any, weights: dict[str, Tensor]) -> None:
-    """Every place of the port gets its weight; releases differ in a level of CLIP's names."""
-    own = port.state_dict()
+def _load(exported: Any, weights: dict[str, Tensor]) -> None:
+    """Load all weights; releases of transformers differ in one level of the names of CLIP."""
+    expected = exported.state_dict()
     renamed = {}
     for name, weight in weights.items():
         short = name.replace("_tower.vision_model.", "_tower.")
-        renamed[name if name in own else short] = weight
-    ignored = {n for n in own if n.endswith("position_ids")}
-    missing, spare = own.keys() - renamed.keys() - ignored, renamed.keys() - own.keys()
+        renamed[name if name in expected else short] = weight
+    ignored = {n for n in expected if n.endswith("position_ids")}
+    missing, spare = expected.keys() - renamed.keys() - ignored, renamed.keys() - expected.keys()
     if missing or spare:
         raise VidqaError(
-            f"transformers' VideoLlava wants {sorted(missing)[:3]}, the bundle has {sorted(spare)[:3]} left"
+            f"transformers' VideoLlava lacks {sorted(missing)[:3]}; unexpected in the bundle: {sorted(spare)[:3]}"
         )
-    port.load_state_dict(renamed, strict=False)
+    exported.load_state_dict(renamed, strict=False)
 
 
 @torch.no_grad()
-def _compare(port: Any, kind: str, graph: Path, spec: EncoderSpec) -> None:
-    """See that a tower of the port gives what the graph gives."""
+def _compare(exported: Any, kind: str, graph: Path, spec: EncoderSpec) -> None:
+    """Check that an exported tower returns the same hidden states as its graph."""
     size = spec.preprocess.image_size
     values = np.random.default_rng(0).standard_normal((1, spec.n_frames, 3, size, size)).astype(np.float32)
     want = torch.from_numpy(OnnxSession(graph, "cpu").run(values)[0]).float().flatten(0, 1)
-    tower = getattr(port.model, f"{kind}_tower")
+    tower = getattr(exported.model, f"{kind}_tower")
     got = tower(torch.from_numpy(values[0]), output_hidden_states=True).hidden_states[spec.layer]
     error = float((got - want).abs().max() / want.abs().max())
     if got.shape != want.shape or not error < _TOLERANCE:
         raise VidqaError(f"the {kind} tower for transformers differs from {graph.name} by {error:.3g} (relative)")
 
 
-def _make_room_for_tags(port: Any, tokenizer: Any) -> None:
-    """The port marks media by two tokens; a tokenizer that lacks them gets them, with rows that mean nothing yet."""
+def _add_media_tokens(exported: Any, tokenizer: Any) -> None:
+    """Add the two media tokens of VideoLlava if the tokenizer lacks them; their embeddings are never used."""
     tokenizer.add_tokens([tag for tag in _TAGS if tag not in tokenizer.get_vocab()], special_tokens=True)
-    if len(tokenizer) > port.get_input_embeddings().weight.shape[0]:
-        port.resize_token_embeddings(len(tokenizer))
+    if len(tokenizer) > exported.get_input_embeddings().weight.shape[0]:
+        exported.resize_token_embeddings(len(tokenizer))
     ids = [tokenizer.convert_tokens_to_ids(tag) for tag in _TAGS]
-    port.config.image_token_index, port.config.video_token_index = ids
+    exported.config.image_token_index, exported.config.video_token_index = ids

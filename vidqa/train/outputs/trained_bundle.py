@@ -1,7 +1,6 @@
-"""Weights that learned + the base they started from -> a bundle, and forms of it that other programs read.
+"""Trained weights + base bundle -> new bundle, and its connector in the format of other programs.
 
-The bundle's folder holds the run as well; `bundle.json` is written last, so a model is there whole or not at all.
-Knows bundles and weights by name. Does not know how they were trained.
+The folder of the bundle also contains the run. `bundle.json` is written last, so an incomplete model is never visible.
 """
 
 from __future__ import annotations
@@ -25,87 +24,88 @@ from vidqa.model.video_llava import VideoLlava, load_model, save_parts
 from vidqa.train.recipe.definition import Lora, Recipe
 from vidqa.train.stage import checkpoints
 
-#: Names below which LLaVA's code keeps a projector, and Valley's its temporal module.
+#: Name prefixes of the projector in LLaVA's code, and of the temporal module in Valley's.
 _PROJECTOR, _TEMPORAL = "model.mm_projector.", "model."
 
 
 @dataclass(frozen=True)
 class InitialModel:
-    """Where every stage, and the result, begin."""
+    """The model that every stage and the resulting bundle start from."""
 
     base: Bundle
-    fresh_connector: bool
+    reinitialize_connector: bool
     seed: int
 
-    def model(self, device: str, dtype: torch.dtype | None) -> VideoLlava:
-        """The base; with a connector of new weights where the recipe says so, always the same ones."""
+    def load(self, device: str, dtype: torch.dtype | None) -> VideoLlava:
+        """Load the base; if the connector is reinitialized, always with the same random weights."""
         model = load_model(self.base, device, dtype)
-        if self.fresh_connector:
+        if self.reinitialize_connector:
             with torch.random.fork_rng():
                 torch.manual_seed(self.seed)
-                fresh = _reset(model.connector)
-            model.connector.load_state_dict(fresh)
+                weights = _random_weights(model.connector)
+            model.connector.load_state_dict(weights)
         return model
 
 
-def _reset(connector: nn.Module) -> dict[str, Tensor]:
-    """New weights, drawn on the CPU in float32 whatever the model's place and type."""
-    shadow = copy.deepcopy(connector).cpu().float()
-    for module in shadow.modules():
+def _random_weights(connector: nn.Module) -> dict[str, Tensor]:
+    """New random weights, sampled on the CPU in float32 whatever device and dtype the model has."""
+    template = copy.deepcopy(connector).cpu().float()
+    for module in template.modules():
         if callable(reset := getattr(module, "reset_parameters", None)):
             reset()
-    return shadow.state_dict()
+    return template.state_dict()
 
 
 def write_bundle(
-    start: InitialModel, weights: dict[str, Tensor], recipe: Recipe, name: str, out: Path, lora: Lora | None
+    initial: InitialModel, weights: dict[str, Tensor], recipe: Recipe, name: str, out: Path, lora: Lora | None
 ) -> Bundle:
-    """Write the model that came out.
+    """Write the trained model.
 
     Args:
-        start: what the stages began with.
-        weights: all that learned, by name in the VideoLlava; adapters among them.
-        recipe: its `output` says whether an adapter is merged.
+        initial: the model that the stages started from.
+        weights: all trained weights by their names in the VideoLlava, including adapters.
+        recipe: its `output` decides whether an adapter is merged.
         name: of the bundle.
-        out: the folder; other files in it stay.
-        lora: settings of the adapter; None where there is none.
+        out: the folder; other files in it remain.
+        lora: settings of the adapter; None without an adapter.
 
     Raises:
-        TrainError: no room; nothing is half-written.
+        TrainError: the disk is full; nothing incomplete remains.
+        UsageError: the base already has an adapter.
     """
-    base, staging = start.base, out / "work" / "bundle"
-    checkpoints.need_room(out, checkpoints.folder_bytes(base.folder), "the bundle")
-    apart = lora is not None and not recipe.output.merge_lora
+    base, staging = initial.base, out / "work" / "bundle"
+    checkpoints.require_disk_space(out, checkpoints.folder_bytes(base.folder), "the bundle")
+    is_separate = lora is not None and not recipe.output.merge_lora
     changed_llm = any(n.startswith("llm.") and ".lora_" not in n for n in weights)
-    if apart and (base.llm_folder / ADAPTER_FOLDER).is_dir():
-        raise UsageError(f"{base.folder} has an adapter of its own already", hint="output.merge_lora = true")
+    if is_separate and (base.llm_folder / ADAPTER_FOLDER).is_dir():
+        raise UsageError(f"{base.folder} already has an adapter", hint="output.merge_lora = true")
 
     def fill(folder: Path) -> None:
-        _copy_rest(base, folder)
-        model = start.model("cpu", _saved_dtype(base))
+        _copy_unchanged(base, folder)
+        model = initial.load("cpu", _saved_dtype(base))
         with torch.no_grad():
-            own = dict(model.named_parameters())
+            parameters = dict(model.named_parameters())
             for key, value in weights.items():
                 if ".lora_" not in key:
-                    own[key].copy_(value)
+                    parameters[key].copy_(value)
         connector, llm = folder / base.spec.connector.file, folder / base.spec.llm.folder
         adapter = {k: v for k, v in weights.items() if ".lora_" in k}
-        if lora is not None and not apart:
+        if lora is not None and not is_separate:
             attach_lora(model.llm, lora.r, lora.alpha, lora.dropout, lora.targets)
             model.load_state_dict(adapter, strict=False)
             model.llm = merge_lora(model.llm)
         save_parts(model, connector, llm)
-        if not changed_llm and (lora is None or apart):
+        if not changed_llm and (lora is None or is_separate):
             shutil.rmtree(llm)
-            shutil.copytree(base.llm_folder, llm)  # byte for byte what it was
-        if lora is not None and apart:
+            shutil.copytree(base.llm_folder, llm)  # byte for byte
+        if lora is not None and is_separate:
             write_adapter(adapter, lora.r, lora.alpha, lora.dropout, lora.targets, llm / ADAPTER_FOLDER)
 
     out.mkdir(parents=True, exist_ok=True)
-    with checkpoints.explained(staging, "the bundle"):
+    with checkpoints.removed_if_disk_full(staging, "the bundle"):
         save_bundle(staging, replace(base.spec, name=name, prompt=_prompt(recipe, base)), fill, replace_old=True)
     (out / BUNDLE_FILE).unlink(missing_ok=True)
-    for part in sorted(staging.iterdir(), key=lambda p: p.name == BUNDLE_FILE):  # the description comes last
+    for part in sorted(staging.iterdir(), key=lambda p: p.name == BUNDLE_FILE):  # bundle.json comes last
         old = out / part.name
         if old.is_dir():
             shutil.rmtree(old)
@@ -115,11 +115,10 @@ def write_bundle(
 
 
 def export_projector(bundle: Bundle, folder: Path) -> list[Path]:
-    """`mm_projector.bin` and `.safetensors`: the connector by the names that LLaVA's, Video-ChatGPT's and Valley's code
-    read.
+    """Write the connector with the weight names that LLaVA, Video-ChatGPT and Valley read.
 
     Returns:
-        The files.
+        The files `mm_projector.bin` and `mm_projector.safetensors`.
     """
     weights = load_file(bundle.connector_file)
     named = {
@@ -128,23 +127,23 @@ def export_projector(bundle: Bundle, folder: Path) -> list[Path]:
     }
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / "mm_projector.bin", folder / "mm_projector.safetensors"]
-    with checkpoints.explained(folder, "export/mm_projector"):
+    with checkpoints.removed_if_disk_full(folder, "export/mm_projector"):
         torch.save(named, files[0])
         save_file(named, files[1])
     return files
 
 
 def _prompt(recipe: Recipe, base: Bundle) -> PromptSpec:
-    """How the result wants to be asked: in the format of the last stage that taught it to answer.
+    """The chat format of the result: that of the last stage that trained it to answer questions.
 
-    A connector's own stage often has captions alone, in a format without questions; it does not count.
+    Connector stages are ignored: they often train on captions, in a format without questions.
     """
     last = next((stage for stage in reversed(recipe.stage) if stage.kind != "connector"), None)
     return PromptSpec(last.prompt) if last and last.prompt else base.spec.prompt
 
 
-def _copy_rest(base: Bundle, folder: Path) -> None:
-    """Every file that the description names but connector and LLM: encoders, and what belongs to them."""
+def _copy_unchanged(base: Bundle, folder: Path) -> None:
+    """Copy all files of the bundle except connector and LLM: the encoders and their files."""
     spec = base.spec
     for name in part_digests(spec):
         if name != spec.connector.file and not name.startswith(f"{spec.llm.folder}/"):
@@ -154,7 +153,7 @@ def _copy_rest(base: Bundle, folder: Path) -> None:
 
 
 def _saved_dtype(base: Bundle) -> torch.dtype:
-    """The type in which the base keeps its LLM."""
+    """The dtype of the LLM in the base."""
     config = json.loads((base.llm_folder / "config.json").read_text(encoding="utf-8"))
     name = config.get("dtype") or config.get("torch_dtype") or "float32"
     found = getattr(torch, str(name), None)

@@ -1,8 +1,8 @@
-"""The words of a recipe: which model, which data, which stages, on what, and what comes out. Frozen records.
+"""The keys of a training recipe and their defaults, as frozen pydantic models.
 
-Defaults are the paper's (Video-LLaVA, table 7): AdamW, cosine, warm-up 0.03, no weight decay, one epoch, batches of
-256 and 128, learning rates 1e-3 and 2e-5; LoRA of rank 128 with alpha 256. Knows names and types. Does
-not know files, nor what contradicts what: `vidqa.train.recipe.load` reads, `vidqa.train.recipe.consistency` compares.
+The defaults are those of the Video-LLaVA paper (table 7): AdamW with a cosine schedule, warmup ratio 0.03, no weight
+decay, one epoch, batch sizes 256 and 128, learning rates 1e-3 and 2e-5, LoRA of rank 128 with alpha 256. This module
+checks one key at a time; `consistency.py` checks combinations of keys, and `load.py` reads the file.
 """
 
 from __future__ import annotations
@@ -10,164 +10,193 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from vidqa.train.data.record_formats import Format
+from vidqa.train.data.unseen_pairs import UnseenPairs
 
-#: What a stage can train. `temporal` is what stands between features and projector in connectors that have it.
-Part = Literal["connector", "projector", "temporal", "llm", "lora", "embeddings", "lm_head"]
+#: The parts of a model that a stage can train. `temporal` is the compressor that some connectors have in front of the
+#: projector; `connector` is both.
+TrainablePart = Literal["connector", "projector", "temporal", "llm", "lora", "embeddings", "lm_head"]
 StageKind = Literal["connector", "instruct", "language"]
+#: For a media item with more conversations than fit into one packed sequence: all of its sequences in every epoch, or
+#: one sequence of randomly sampled conversations.
+SequencesPerMedia = Literal["all", "one"]
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
-#: Names of stages are folders, so they are short, and without separators and control characters.
+#: A stage name is also a folder name, so it is short and has no separators or control characters.
 Name = Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[^\s/\\\x00-\x1f\x7f]+$")]
 
-_TRAINS: dict[StageKind, tuple[Part, ...]] = {
+_DEFAULT_PARTS: dict[StageKind, tuple[TrainablePart, ...]] = {
     "connector": ("connector",),
     "instruct": ("connector", "llm"),
     "language": ("llm",),
 }
-_LR: dict[StageKind, float] = {"connector": 1e-3, "instruct": 2e-5, "language": 2e-5}
-_LORA_LR = 2e-4  # scripts/v1_5/finetune_lora.sh of the original
-_BATCH: dict[StageKind, int] = {"connector": 256, "instruct": 128, "language": 128}
+_DEFAULT_LEARNING_RATE: dict[StageKind, float] = {"connector": 1e-3, "instruct": 2e-5, "language": 2e-5}
+_DEFAULT_LORA_LEARNING_RATE = 2e-4  # scripts/v1_5/finetune_lora.sh of Video-LLaVA
+_DEFAULT_BATCH_SIZE: dict[StageKind, int] = {"connector": 256, "instruct": 128, "language": 128}
+
+#: (table, former key) -> what to write instead. Shown when a recipe still has the former key.
+RENAMED_KEYS: dict[tuple[str, str], str] = {
+    ("stage", "per_device"): "`per_device_batch_size`",
+    ("stage", "lr"): "`learning_rate`",
+    ("stage", "connector_lr"): "`connector_learning_rate`",
+    ("stage", "warmup"): "`warmup_ratio`",
+    ("stage", "order"): '`group_by_length`: `order = "length"` is `group_by_length = true`',
+    ("stage", "visits"): '`sequences_per_media`: `visits = "draw"` is `sequences_per_media = "one"`',
+    ("output", "save_every"): "`save_steps`",
+    ("output", "keep"): "`save_total_limit`",
+    ("eval", "every"): "`eval_steps`",
+    ("logging", "every"): "`logging_steps`",
+}
+#: (table, key, former value) -> the value to write instead.
+RENAMED_VALUES: dict[tuple[str, str, str], str] = {("model", "connector", "fresh"): "reinitialize"}
+
+
+def _reject_unread_pairs(value: Any) -> Any:
+    """Accept only pairs that `load.py` has read from a file."""
+    if value is None or isinstance(value, UnseenPairs):
+        return value
+    raise ValueError("must be the path of a TOML file")
 
 
 class ConfigModel(BaseModel):
-    """A table of the recipe: unknown keys are problems, and nothing changes after reading."""
+    """A table of the recipe: unknown keys are errors, and values are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class Base(ConfigModel):
-    """`[model]`: where the run starts."""
+class ModelConfig(ConfigModel):
+    """`[model]`: the model to start from."""
 
-    base: str = Field(min_length=1)  # a bundle by name or folder
-    connector: Literal["keep", "fresh"] = "keep"  # fresh: new random weights
-    name: str | None = None  # of the bundle that comes out; the recipe's file name by default
+    base: str = Field(min_length=1)  # name or folder of a bundle
+    connector: Literal["keep", "reinitialize"] = "keep"  # reinitialize: new random weights
+    name: str | None = None  # of the resulting bundle; by default the file name of the recipe
 
 
 class Data(ConfigModel):
     """`[[data]]`: one file of conversations and the folder of its media."""
 
     file: str = Field(min_length=1)
-    media: str | None = None  # folder that the paths of the records start from
-    name: Name | None = None  # by which stages choose it; the file's stem by default
-    weight: Positive = 1.0  # share of an epoch: 0.5 takes half of the file, 2.0 all of it twice
+    media: str | None = None  # folder that media paths are relative to; by default the folder of the file
+    name: Name | None = None  # by which stages select the source; by default the stem of the file name
+    weight: Positive = 1.0  # how often an epoch sees each record: 0.5 uses half of them, 2.0 uses all of them twice
     format: Format = "auto"
 
     @property
     def title(self) -> str:
-        """The name by which stages choose the file."""
+        """Name by which stages select the source."""
         return self.name or Path(self.file).stem
 
 
 class Lora(ConfigModel):
-    """`[stage.lora]`: adapters on every linear layer of the LLM but its head."""
+    """`[stage.lora]`: LoRA adapters on every linear layer of the LLM except its head."""
 
     r: Count = 128
     alpha: Positive = 256.0
     dropout: Share = 0.05
-    targets: tuple[str, ...] | None = Field(default=None, strict=False)  # names of layers; None takes all linear ones
+    targets: tuple[str, ...] | None = Field(default=None, strict=False)  # layer names; None: all linear layers
     quantize: Literal["none", "4bit", "8bit"] = "none"  # QLoRA
 
 
 class Stage(ConfigModel):
-    """`[[stage]]`: one pass of tuning."""
+    """`[[stage]]`: one training stage."""
 
     kind: StageKind
     name: Name | None = None
-    train: tuple[Part, ...] | None = Field(default=None, strict=False)
-    freeze: tuple[Part, ...] = Field(default=(), strict=False)
-    embedding_tokens: tuple[str, ...] = Field(default=(), strict=False)  # only these rows of the embeddings learn
-    data: tuple[str, ...] | None = Field(default=None, strict=False)  # names of sources; None takes all
-    prompt: str | None = None  # chat format; None takes the bundle's
+    train: tuple[TrainablePart, ...] | None = Field(default=None, strict=False)
+    freeze: tuple[TrainablePart, ...] = Field(default=(), strict=False)
+    embedding_tokens: tuple[str, ...] = Field(default=(), strict=False)  # train only the embeddings of these tokens
+    data: tuple[str, ...] | None = Field(default=None, strict=False)  # names of sources; None: all
+    prompt: str | None = None  # chat format; None: that of the bundle
     epochs: Positive | None = None
     steps: Count | None = None
-    batch_size: Count | None = None  # sequences in one step, over all processes
-    per_device: Count | Literal["auto"] = 16  # sequences that are computed at once by one process
-    lr: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    connector_lr: Positive | None = None  # where it differs from lr
+    batch_size: Count | None = None  # sequences per optimizer step, over all processes
+    per_device_batch_size: Count | Literal["auto"] = 16  # sequences per forward pass of one process
+    learning_rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    connector_learning_rate: Positive | None = None  # if it differs from learning_rate
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: Share = 0.03  # share of the steps
+    warmup_ratio: Share = 0.03  # share of the steps
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     betas: tuple[Share, Share] = Field(default=(0.9, 0.999), strict=False)
     max_grad_norm: Positive = 1.0
-    packing: Count = 1  # most conversations about one medium that share its visual tokens in one sequence
-    visits: Literal["all", "draw"] = "all"  # draw: of a medium with more than fit one sequence, that many an epoch
-    order: Literal["random", "length"] = "random"  # length: sequences of like length meet in a batch
-    unseen_pairs: str | None = None  # a file of word pairs that no medium shows: left out of the loss where they answer
+    packing: Count = 1  # maximum number of conversations about the same media in one sequence
+    sequences_per_media: SequencesPerMedia = "all"
+    group_by_length: bool = False  # batches of sequences with similar lengths: less padding
+    #: Read from a TOML file of word pairs that no media item shows: ignored in the loss where they would be answers.
+    unseen_pairs: Annotated[UnseenPairs | None, BeforeValidator(_reject_unread_pairs)] = None
     lora: Lora | None = None
 
     @property
-    def parts(self) -> frozenset[Part]:
-        """What the stage trains."""
-        train = self.train or (("connector", "lora") if self.lora and self.kind == "instruct" else _TRAINS[self.kind])
-        return frozenset(train) - frozenset(self.freeze)
+    def parts(self) -> frozenset[TrainablePart]:
+        """The parts that this stage trains."""
+        default = ("connector", "lora") if self.lora and self.kind == "instruct" else _DEFAULT_PARTS[self.kind]
+        return frozenset(self.train or default) - frozenset(self.freeze)
 
     @property
     def title(self) -> str:
-        """Name for people and folders."""
+        """Name for messages and folders."""
         return self.name or self.kind
 
     @property
-    def peak_lr(self) -> float:
-        """Highest learning rate of what is not the connector."""
-        usual = _LORA_LR if "lora" in self.parts else _LR[self.kind]
-        return usual if self.lr is None else self.lr
+    def peak_learning_rate(self) -> float:
+        """Highest learning rate of everything except the connector."""
+        default = _DEFAULT_LORA_LEARNING_RATE if "lora" in self.parts else _DEFAULT_LEARNING_RATE[self.kind]
+        return default if self.learning_rate is None else self.learning_rate
 
     @property
-    def global_batch(self) -> int:
-        """Sequences in one step."""
-        return self.batch_size or _BATCH[self.kind]
+    def global_batch_size(self) -> int:
+        """Sequences per optimizer step, over all processes."""
+        return self.batch_size or _DEFAULT_BATCH_SIZE[self.kind]
 
 
 class Evaluation(ConfigModel):
-    """`[eval]`: a held-out file, looked at every `every` steps and at the end of each stage."""
+    """`[eval]`: a held-out file, evaluated every `eval_steps` steps and at the end of each stage."""
 
     file: str = Field(min_length=1)
     media: str | None = None
-    every: Count | None = None  # None: at the end of each stage only
-    samples: Annotated[int, Field(ge=0)] = 8  # conversations that are answered and shown
+    eval_steps: Count | None = None  # None: only at the end of each stage
+    samples: Annotated[int, Field(ge=0)] = 8  # conversations whose answers are generated and stored
     max_new_tokens: Count = 64
-    max_conversations: Count = 512  # of the file; the first ones
+    max_conversations: Count = 512  # the first ones of the file
 
 
 class Hardware(ConfigModel):
-    """`[hardware]`: changes speed and memory; precision changes results, too."""
+    """`[hardware]`: settings for speed and memory; `precision` also changes results."""
 
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     tf32: bool = True
     gradient_checkpointing: bool = False
-    workers: Annotated[int, Field(ge=0)] = 0  # processes that read features
-    fsdp: str | None = None  # as transformers takes it: "full_shard auto_wrap"
+    workers: Annotated[int, Field(ge=0)] = 0  # data loader processes
+    fsdp: str | None = None  # as in transformers: "full_shard auto_wrap"
     fsdp_config: str | None = None  # a JSON file
     deepspeed: str | None = None  # a JSON file
 
 
 class Output(ConfigModel):
-    """`[output]`: what is kept."""
+    """`[output]`: checkpoints and exports."""
 
-    save_every: Count = 500  # steps between checkpoints
-    keep: Count = 2  # checkpoints of a stage that stay
-    merge_lora: bool = False  # false: the adapter stays apart and is applied when the model is loaded
+    save_steps: Count = 500  # steps between checkpoints
+    save_total_limit: Count = 2  # checkpoints of a stage that are kept
+    merge_lora: bool = False  # false: the adapter is stored separately and applied when the model is loaded
     mm_projector: bool = True  # export/mm_projector.bin and .safetensors, as LLaVA's code reads them
     transformers: bool = False  # export/transformers: a VideoLlava folder
 
 
 class Logging(ConfigModel):
-    """`[logging]`: metrics.jsonl is always written."""
+    """`[logging]`: what to log besides metrics.jsonl, which is always written."""
 
-    every: Count = 10  # steps between lines on screen and in TensorBoard
+    logging_steps: Count = 10  # steps between lines on screen and in TensorBoard
     tensorboard: bool = False
     wandb: bool = False
 
 
 class Recipe(ConfigModel):
-    """The whole file."""
+    """A complete recipe."""
 
-    model: Base
+    model: ModelConfig
     data: tuple[Data, ...] = Field(strict=False)
     stage: tuple[Stage, ...] = Field(strict=False)
     eval: Evaluation | None = None
@@ -177,35 +206,38 @@ class Recipe(ConfigModel):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     max_reject_rate: Share = 0.01
 
-    def sources_of(self, stage: Stage) -> tuple[int, ...]:
-        """Places in `data` of what a stage learns from."""
-        return tuple(i for i, d in enumerate(self.data) if stage.data is None or d.title in stage.data)
+    def data_of(self, stage: Stage) -> tuple[Data, ...]:
+        """The sources that a stage trains on."""
+        return tuple(d for d in self.data if stage.data is None or d.title in stage.data)
 
     def stage_names(self) -> tuple[str, ...]:
-        """A folder name for each stage: `1-connector`."""
+        """Folder name of each stage, such as `1-connector`."""
         return tuple(f"{n}-{stage.title}" for n, stage in enumerate(self.stage, start=1))
 
 
-def keys_at(place: tuple[str | int, ...]) -> list[str]:
-    """The keys that a table of the recipe may have; none where no table can be."""
-    kind: Any = Recipe
-    for part in place:
+def renamed_key(table: str, key: str) -> str | None:
+    """What to write instead of a former key of a table; None for other keys."""
+    return RENAMED_KEYS.get((table, key))
+
+
+def table_keys(path: tuple[str | int, ...]) -> list[str]:
+    """The keys of a table of the recipe, given its path from the top; empty if there cannot be a table."""
+    table: Any = Recipe
+    for part in path:
         if isinstance(part, int):
             continue
-        field = kind.model_fields.get(part)
-        if field is None:
+        field = table.model_fields.get(part)
+        table = _table_type(field.annotation) if field is not None else None
+        if table is None:
             return []
-        kind = _record(field.annotation)
-        if kind is None:
-            return []
-    return list(kind.model_fields)
+    return list(table.model_fields)
 
 
-def _record(annotation: Any) -> Any:
-    """The record inside `tuple[Record, ...]`, `Record | None` or `Record`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+def _table_type(annotation: Any) -> Any:
+    """The ConfigModel inside `tuple[Model, ...]`, `Model | None` or `Model`; None if there is none."""
+    if isinstance(annotation, type) and issubclass(annotation, ConfigModel):
         return annotation
     for inner in getattr(annotation, "__args__", ()):
-        if (found := _record(inner)) is not None:
+        if (found := _table_type(inner)) is not None:
             return found
     return None

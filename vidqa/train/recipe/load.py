@@ -1,6 +1,6 @@
-"""A recipe on disk -> Recipe, or all that is wrong with it at once, each with file, line and key.
+"""Reads a recipe file into a Recipe, or reports everything that is wrong with it at once, with file, line and key.
 
-Knows TOML and paths. Does not open data or models: it only looks whether they are there.
+Scope: reads the recipe and its `unseen_pairs` files; of data files and models it only checks that they exist.
 """
 
 from __future__ import annotations
@@ -9,241 +9,237 @@ import copy
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from vidqa.config.toml_lines import TomlFile, did_you_mean, dotted, printable, read_toml
+from vidqa.config.toml_lines import KeyPath, TomlFile, did_you_mean, dotted, printable, read_toml
 from vidqa.errors import UsageError
 from vidqa.model.bundle.registry import BUNDLE_FILE, built_in_bundles, find_bundle, pulled_models
-from vidqa.train.data.unseen_pairs import read_unseen
-from vidqa.train.recipe.consistency import Place, contradictions
-from vidqa.train.recipe.definition import Recipe, keys_at
-from vidqa.train.recipe.overrides import FLAG, overridden
+from vidqa.train.data.unseen_pairs import UnseenPairs, read_unseen_pairs
+from vidqa.train.recipe.consistency import inconsistencies
+from vidqa.train.recipe.definition import RENAMED_VALUES, Recipe, renamed_key, table_keys
+from vidqa.train.recipe.overrides import FLAG, apply_overrides
 
-#: Keys that hold a path, by the table that they stand in.
+#: Table -> its keys that are paths of files or folders.
 _FILES = {"data": ("file",), "eval": ("file",), "hardware": ("fsdp_config", "deepspeed"), "stage": ("unseen_pairs",)}
-#: Without these, what is said of other keys would not be true.
-_OTHERS_HANG_ON = {"kind", "train", "freeze", "lora", "name", "file", "data", "stage"}
-_LINE = re.compile(r":(\d+): ")
 _FOLDERS = {"data": ("media",), "eval": ("media",)}
+_PATHS = {table: (*_FILES.get(table, ()), *_FOLDERS.get(table, ())) for table in (*_FILES, *_FOLDERS)}
+#: If one of these keys is invalid, checks that involve several keys would report follow-up errors.
+_OTHERS_DEPEND_ON = {"kind", "train", "freeze", "lora", "name", "file", "data", "stage"}
+_LINE = re.compile(r":(\d+): ")
 
 
 def read_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
-    """Read and check a recipe; paths in it start from its own folder and come out absolute.
+    """Read and check a recipe; relative paths in it are resolved against its own folder.
 
     Args:
         path: a TOML file.
-        overrides: `PATH=VALUE`: settings to be read as if the file had them (`vidqa.train.recipe.overrides`).
+        overrides: `PATH=VALUE` settings that replace those of the file (see `vidqa.train.recipe.overrides`).
 
     Returns:
-        The recipe, free of contradictions, whose files and folders exist.
+        A consistent recipe whose files and folders exist.
 
     Raises:
-        UsageError: names every problem with file, line and key, or with the override as it was given.
+        UsageError: lists every problem with file, line and key, or with the override as it was given.
     """
     original = read_toml(Path(path))
-    file, problems = overridden(original, overrides)
-    values = _beside(file)
-    files = _missing(file, values) + _wrong_inside(values)
+    file, problems = apply_overrides(original, overrides)
+    values, file_problems = _resolve(file)
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        problems += [_sentence(file, one) for one in error.errors(include_url=False)]
-        rest = _without_wrong(file, values, error)
-        problems += (
-            _missing(file, values)
-            + _wrong_inside(values)
-            + (_contradictory(file, rest, original, overrides) if rest else [])
-        )
-        raise UsageError(_listed(problems)) from error
-    if problems := problems + _contradictory(file, recipe, original, overrides) + files:
-        raise UsageError(_listed(problems))
+        problems += [_problem_text(file, one) for one in error.errors(include_url=False)] + file_problems
+        if (rest := _without_invalid(file, values, error)) is not None:
+            problems += _consistency_problems(file, rest, original, overrides)
+        raise UsageError(_in_file_order(problems)) from error
+    problems += _consistency_problems(file, recipe, original, overrides) + file_problems
+    if problems:
+        raise UsageError(_in_file_order(problems))
     return recipe
 
 
-def _contradictory(file: TomlFile, recipe: Recipe, original: TomlFile, overrides: Sequence[str]) -> list[str]:
+def settings_as_written(recipe: Recipe, path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """All settings of a recipe including defaults, with the paths as written in the file or override.
+
+    A report made from them contains no absolute paths of this machine.
+    """
+    settings: dict[str, Any] = recipe.model_dump(mode="json")
+    written = apply_overrides(read_toml(Path(path)), overrides)[0].values
+    for table, keys in (_PATHS | {"model": ("base",)}).items():
+        for resolved, given in zip(_tables(settings.get(table)), _tables(written.get(table)), strict=False):
+            resolved |= {key: given[key] for key in keys if key in given}
+    return settings
+
+
+def where_set(path: str | os.PathLike[str], overrides: Sequence[str], *key: str | int) -> str:
+    """Where a setting comes from, for messages: `FILE:LINE`, or the override that set it."""
+    return apply_overrides(read_toml(Path(path)), overrides)[0].where(*key)
+
+
+def _consistency_problems(file: TomlFile, recipe: Recipe, original: TomlFile, overrides: Sequence[str]) -> list[str]:
     problems = []
-    for place, sentence in contradictions(recipe):
-        where = file.where(*_known(file, place))
-        owed = [o for o in _owed_to(original, overrides, (place, sentence)) if o != where] if overrides else []
-        with_them = f" (with {', '.join(owed)})" if owed else ""
-        problems.append(f"{where}: `{dotted(place)}`: {sentence}{with_them}")
+    for key, sentence in inconsistencies(recipe):
+        where = file.where(*_path_in_file(file, key))
+        causes = [o for o in _causes(original, overrides, (key, sentence)) if o != where] if overrides else []
+        suffix = f" (with {', '.join(causes)})" if causes else ""
+        problems.append(f"{where}: `{dotted(key)}`: {sentence}{suffix}")
     return problems
 
 
-def _owed_to(original: TomlFile, overrides: Sequence[str], problem: tuple[Place, str]) -> list[str]:
-    """The overrides, as given, without which a contradiction would not be there: those of which each alone would
-    end it, or all where it takes more than one of them away."""
+def _causes(original: TomlFile, overrides: Sequence[str], problem: tuple[KeyPath, str]) -> list[str]:
+    """The overrides that cause an inconsistency: each one whose removal resolves it, or all if no single one does."""
 
-    def there(chosen: Sequence[str]) -> bool:
-        file, _ = overridden(original, chosen)
-        values = _beside(file)
+    def occurs(chosen: Sequence[str]) -> bool:
+        file, _ = apply_overrides(original, chosen)
+        values, _ = _resolve(file)
         recipe: Recipe | None
         try:
             recipe = Recipe.model_validate(values)
         except ValidationError as error:
-            recipe = _without_wrong(file, values, error)
-        return recipe is None or problem in contradictions(recipe)  # None: it cannot be known
+            recipe = _without_invalid(file, values, error)
+        return recipe is None or problem in inconsistencies(recipe)  # None: cannot be determined
 
-    alone = [o for n, o in enumerate(overrides) if not there([*overrides[:n], *overrides[n + 1 :]])]
-    return [f"{FLAG} {printable(o)}" for o in alone or ([] if there([]) else overrides)]
+    single = [o for n, o in enumerate(overrides) if not occurs([*overrides[:n], *overrides[n + 1 :]])]
+    return [f"{FLAG} {printable(o)}" for o in single or ([] if occurs([]) else overrides)]
 
 
-def _without_wrong(file: TomlFile, values: dict[str, Any], error: ValidationError) -> Recipe | None:
-    """The recipe as it is without the settings that are wrong by themselves; None where others hang on one of them."""
-    left = copy.deepcopy(values)
-    places = set()
+def _without_invalid(file: TomlFile, values: dict[str, Any], error: ValidationError) -> Recipe | None:
+    """The recipe without its invalid settings; None if other settings depend on one of them."""
+    remaining = copy.deepcopy(values)
+    paths = set()
     for one in error.errors(include_url=False):
-        place = _known(file, tuple(one["loc"]))
-        while len(place) > 1 and isinstance(place[-1], int):  # one entry of a list: the list is wrong
-            place = place[:-1]
-        if one["type"] == "missing" or place[-1] in _OTHERS_HANG_ON:
+        path = _path_in_file(file, tuple(one["loc"]))
+        while len(path) > 1 and isinstance(path[-1], int):  # an invalid item makes the whole list invalid
+            path = path[:-1]
+        if one["type"] == "missing" or path[-1] in _OTHERS_DEPEND_ON:
             return None
-        places.add(place)
-    for place in places:
-        table: Any = left
-        for part in place[:-1]:
+        paths.add(path)
+    for path in paths:
+        table: Any = remaining
+        for part in path[:-1]:
             table = table[part]
-        del table[place[-1]]
+        del table[path[-1]]
     try:
-        return Recipe.model_validate(left)
+        return Recipe.model_validate(remaining)
     except ValidationError:
         return None
 
 
-def as_written(recipe: Recipe, path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """All settings of a recipe, defaults included, with the paths as its file has them, or the overrides: a report
-    names no machine."""
-    settings: dict[str, Any] = recipe.model_dump(mode="json")
-    written = overridden(read_toml(Path(path)), overrides)[0].values
-    for table, keys in (_both() | {"model": ("base",)}).items():
-        given, told = written.get(table), settings[table]
-        pairs = zip(given, told, strict=True) if isinstance(given, list) else [(given, told)] if given else []
-        for mine, theirs in pairs:
-            theirs |= {key: mine[key] for key in keys if key in mine}
-    return settings
+def _in_file_order(problems: list[str]) -> str:
+    """Problems, one per line: those of the file by line number, then those of the overrides."""
 
-
-def where_set(path: str | os.PathLike[str], overrides: Sequence[str], *place: str | int) -> str:
-    """Where a setting of a recipe stands, for messages: `FILE:LINE`, or the override that set it."""
-    return overridden(read_toml(Path(path)), overrides)[0].where(*place)
-
-
-def _listed(problems: list[str]) -> str:
-    """One a line, in the order of the file; then what options got wrong."""
-
-    def line(said: str) -> float:
-        found = None if said.startswith(f"{FLAG} ") else _LINE.search(said)
-        return int(found[1]) if found else math.inf
+    def line(problem: str) -> float:
+        match = None if problem.startswith(f"{FLAG} ") else _LINE.search(problem)
+        return int(match[1]) if match else math.inf
 
     return "\n".join(sorted(dict.fromkeys(problems), key=line))
 
 
-def _beside(file: TomlFile) -> dict[str, Any]:
-    """The values with paths made absolute. A model that is no path stays a name."""
+def _tables(value: Any) -> list[Any]:
+    """The tables under a key: the entries of an array, or the one table."""
+    entries = value if isinstance(value, list) else [value]
+    return [one for one in entries if isinstance(one, dict)]
+
+
+def _resolve(file: TomlFile) -> tuple[dict[str, Any], list[str]]:
+    """The values of a recipe with absolute paths and with its `unseen_pairs` files read.
+
+    Returns:
+        The values, and what is wrong with the files and folders that they name.
+    """
     folder = file.path.absolute().parent
-
-    def absolute(value: Any) -> Any:
-        return os.path.normpath(folder / os.path.expanduser(value)) if isinstance(value, str) and value else value
-
-    values = dict(file.values)
-    for table, keys in _both().items():
-        if isinstance(values.get(table), dict):
-            values[table] = {k: absolute(v) if k in keys else v for k, v in values[table].items()}
-        elif isinstance(values.get(table), list):
-            values[table] = [
-                {k: absolute(v) if k in keys else v for k, v in one.items()} if isinstance(one, dict) else one
-                for one in values[table]
-            ]
+    values = copy.deepcopy(file.values)
+    for table, keys in _PATHS.items():
+        for one in _tables(values.get(table)):
+            one |= {k: _absolute(folder, one[k]) for k in keys if k in one}
     model = values.get("model")
     if isinstance(model, dict) and isinstance(base := model.get("base"), str) and _is_path(folder, base):
-        values["model"] = model | {"base": absolute(base)}
-    return values
+        model["base"] = _absolute(folder, base)
+    problems = _missing(file, values)
+    for stage in _tables(values.get("stage")):
+        if isinstance(path := stage.get("unseen_pairs"), str):
+            stage["unseen_pairs"] = UnseenPairs.model_construct(groups={}, pairs=())
+            if os.path.isfile(path):
+                try:
+                    stage["unseen_pairs"] = read_unseen_pairs(Path(path))
+                except UsageError as error:
+                    problems += error.what.splitlines()
+    return values, problems
+
+
+def _absolute(folder: Path, value: Any) -> Any:
+    return os.path.normpath(folder / os.path.expanduser(value)) if isinstance(value, str) and value else value
 
 
 def _is_path(folder: Path, base: str) -> bool:
-    """Whether the base is a folder, and not the name of a bundle that comes with the package."""
+    """Whether the base model is given as a folder rather than by the name of a built-in or pulled bundle."""
     return "/" in base or os.sep in base or (bool(base) and os.path.isfile(folder / base / BUNDLE_FILE))
 
 
 def _is_model(base: str) -> bool:
     try:
         return os.path.isfile(find_bundle(base) / BUNDLE_FILE)
-    except (OSError, ValueError):  # no name of this system
+    except (OSError, ValueError):  # not a valid name on this system
         return False
 
 
-def _both() -> dict[str, tuple[str, ...]]:
-    return {table: (*_FILES.get(table, ()), *_FOLDERS.get(table, ())) for table in (*_FILES, *_FOLDERS)}
-
-
 def _missing(file: TomlFile, values: dict[str, Any]) -> list[str]:
-    """Files and folders that are not there."""
+    """Report files and folders that do not exist."""
     problems = []
     model = values.get("model")
     if isinstance(model, dict) and isinstance(base := model.get("base"), str) and not _is_model(base):
-        known = ", ".join([*built_in_bundles(), *pulled_models()])
-        where = f"{file.where('model', 'base')}: `model.base`"
-        problems.append(
-            f"{where}: no model at {printable(base)}; give a folder with {BUNDLE_FILE}, or a name of: {known}"
-        )
-    for table in _both():
-        found = values.get(table)
-        for number, one in enumerate(found if isinstance(found, list) else [found]):
-            if not isinstance(one, dict):
-                continue
-            place: Place = (table, number) if isinstance(found, list) else (table,)
+        names = ", ".join([*built_in_bundles(), *pulled_models()])
+        problem = f"no model at {printable(base)}; give a folder with {BUNDLE_FILE}, or one of these names: {names}"
+        problems.append(f"{file.where('model', 'base')}: `model.base`: {problem}")
+    for table in _PATHS:
+        for path, one in _entries(values, table):
             for key, value in one.items():
-                if not isinstance(value, str):
-                    continue
-                where = f"{file.where(*place, key)}: `{dotted((*place, key))}`"
-                # os.path, unlike Path, answers for names that no system could have
-                if key in _FILES.get(table, ()) and not os.path.isfile(value):
-                    problems.append(f"{where}: no such file: {printable(value)}")
-                if key in _FOLDERS.get(table, ()) and not os.path.isdir(value):
-                    problems.append(f"{where}: no such folder: {printable(value)}")
+                if isinstance(value, str):
+                    where = f"{file.where(*path, key)}: `{dotted((*path, key))}`"
+                    # os.path, unlike Path, also accepts names that no file system could have
+                    if key in _FILES.get(table, ()) and not os.path.isfile(value):
+                        problems.append(f"{where}: no such file: {printable(value)}")
+                    if key in _FOLDERS.get(table, ()) and not os.path.isdir(value):
+                        problems.append(f"{where}: no such folder: {printable(value)}")
     return problems
 
 
-def _wrong_inside(values: dict[str, Any]) -> list[str]:
-    """What is wrong with files of pairs that are there."""
-    problems: list[str] = []
-    stages = values.get("stage")
-    for stage in stages if isinstance(stages, list) else []:
-        path = stage.get("unseen_pairs") if isinstance(stage, dict) else None
-        if isinstance(path, str) and os.path.isfile(path):
-            try:
-                read_unseen(Path(path))
-            except UsageError as error:
-                problems += error.what.splitlines()
-    return problems
+def _entries(values: dict[str, Any], table: str) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
+    found = values.get(table)
+    for number, one in enumerate(found if isinstance(found, list) else [found]):
+        if isinstance(one, dict):
+            yield (table, number) if isinstance(found, list) else (table,), one
 
 
-def _sentence(file: TomlFile, error: Any) -> str:
-    """One problem that pydantic found, in our words."""
-    place: Place = tuple(error["loc"])
-    known = _known(file, place)
-    where = file.where(*known)
-    kind, given = error["type"], error["input"]
+def _problem_text(file: TomlFile, error: Any) -> str:
+    """A problem that pydantic found, as a sentence."""
+    path: KeyPath = tuple(error["loc"])
+    known = _path_in_file(file, path)
+    where, kind, given = file.where(*known), error["type"], error["input"]
+    table = ".".join(str(part) for part in known[:-1] if isinstance(part, str))
     if kind == "extra_forbidden":
-        return f"{where}: unknown key `{dotted(known)}`{did_you_mean(str(place[-1]), keys_at(place[:-1]))}"
+        if (now := renamed_key(table, str(path[-1]))) is not None:
+            return f"{where}: `{dotted(known)}` is now {now}"
+        return f"{where}: unknown key `{dotted(known)}`{did_you_mean(str(path[-1]), table_keys(path[:-1]))}"
     if kind == "missing":
-        return f"{where}: `{dotted(place)}` is missing"
-    text = str(error["msg"])
+        return f"{where}: `{dotted(path)}` is missing"
+    if (now := RENAMED_VALUES.get((table, str(known[-1]), str(given)))) is not None:
+        return f'{where}: `{dotted(known)}`: "{given}" is now "{now}"'
+    text = str(error["msg"]).removeprefix("Value error, ")
     return f"{where}: `{dotted(known)}`: {text[:1].lower()}{text[1:]}, got {given!r:.60}"
 
 
-def _known(file: TomlFile, place: Place) -> Place:
-    """A place without what pydantic adds to it (the branch of a union) and the file does not have."""
+def _path_in_file(file: TomlFile, path: KeyPath) -> KeyPath:
+    """The part of a path that exists in the file: pydantic adds, for example, the branch of a union."""
     found: Any = file.values
     kept: list[str | int] = []
-    for part in place:
+    for part in path:
         try:
             found = found[part]
         except (KeyError, IndexError, TypeError):
             break
         kept.append(part)
-    return tuple(kept) if kept else place[:1]
+    return tuple(kept) if kept else path[:1]

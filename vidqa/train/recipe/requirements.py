@@ -1,4 +1,4 @@
-"""What a recipe needs of machine and base: packages, devices, room on the disk; looked for before anything begins."""
+"""Checks what a recipe requires of machine and base model before training starts: packages, devices, disk space."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from vidqa.errors import UsageError, VidqaError
 from vidqa.model.bundle.bundle import Bundle
 from vidqa.train.outputs.hf_export import exportable
 from vidqa.train.recipe.definition import Recipe, Stage
-from vidqa.train.stage.checkpoints import folder_bytes, need_room
+from vidqa.train.stage.checkpoints import folder_bytes, require_disk_space
 
 
 def check_packages(recipe: Recipe) -> None:
-    """See that every package is installed that the recipe asks for.
+    """Check that all packages are installed that the recipe requires.
 
     Raises:
-        UsageError: names all that are missing, with the key that wants each.
+        UsageError: lists all missing packages, each with the key that requires it.
     """
     with_lora = any("lora" in stage.parts for stage in recipe.stage)
     quantized = any(stage.lora and stage.lora.quantize != "none" for stage in recipe.stage)
-    wanted = {
+    required_by = {
         "accelerate": "training",
         "peft": "stage.lora" if with_lora else "",
         "bitsandbytes": "stage.lora.quantize" if quantized else "",
@@ -30,20 +30,20 @@ def check_packages(recipe: Recipe) -> None:
         "tensorboard": "logging.tensorboard" if recipe.logging.tensorboard else "",
         "wandb": "logging.wandb" if recipe.logging.wandb else "",
     }
-    missing = [(name, why) for name, why in wanted.items() if why and importlib.util.find_spec(name) is None]
+    missing = [(name, why) for name, why in required_by.items() if why and importlib.util.find_spec(name) is None]
     if missing:
         others = " ".join(name for name, _ in missing if name not in ("accelerate", "peft"))
         raise UsageError(
-            "\n".join(f"{why} needs the package {name}, which is not installed" for name, why in missing),
+            "\n".join(f"{why} requires the package {name}, which is not installed" for name, why in missing),
             hint=f"pip install 'vidqa[train]' {others}".strip(),
         )
 
 
 def check_deepspeed(recipe: Recipe) -> None:
-    """See that DeepSpeed's settings can be read, and give the weights back when a stage ends.
+    """Check that the DeepSpeed configuration is readable and returns the full weights at the end of a stage.
 
     Raises:
-        UsageError: they cannot, or do not.
+        UsageError: it is not, or does not.
     """
     if recipe.hardware.deepspeed is None:
         return
@@ -51,33 +51,34 @@ def check_deepspeed(recipe: Recipe) -> None:
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
         zero = settings.get("zero_optimization", {})
-        in_pieces = zero.get("stage") == 3 and not zero.get("stage3_gather_16bit_weights_on_model_save")
+        is_sharded = zero.get("stage") == 3 and not zero.get("stage3_gather_16bit_weights_on_model_save")
     except (OSError, ValueError, AttributeError) as error:
-        raise UsageError(f"hardware.deepspeed: {path} cannot be read as DeepSpeed's settings: {error}") from error
-    if in_pieces:
+        raise UsageError(f"hardware.deepspeed: {path} is not a readable DeepSpeed configuration: {error}") from error
+    if is_sharded:
         raise UsageError(
-            f"hardware.deepspeed: {path}: with stage 3 the weights could not be put together when a stage ends",
+            f"hardware.deepspeed: {path}: ZeRO stage 3 would not gather the weights at the end of a training stage",
             hint='"stage3_gather_16bit_weights_on_model_save": true in "zero_optimization"',
         )
 
 
 def check_device(recipe: Recipe, device: str) -> None:
-    """See that the device can do what the recipe asks of it.
+    """Check that the device supports what the recipe asks for.
+
+    Without this check accelerate would silently ignore sharding on a CPU, and QLoRA would fail when its stage starts.
 
     Raises:
-        UsageError: names all that a CPU cannot do. accelerate would pass over the wish to cut the model up, without a
-            word, and QLoRA would end when its stage begins.
+        UsageError: lists everything that a CPU does not support.
     """
     if device != "cpu":
         return
     hardware = recipe.hardware
     problems = [
-        f"hardware.{key} needs GPUs: on a CPU a model is not cut up; torchrun alone shares the batch"
+        f"hardware.{key} requires GPUs; on CPUs torchrun alone distributes the batch, without sharding the model"
         for key, value in (("fsdp", hardware.fsdp), ("deepspeed", hardware.deepspeed))
         if value
     ]
     problems += [
-        f"stage {stage.title}: lora.quantize needs a GPU"
+        f"stage {stage.title}: lora.quantize requires a GPU"
         for stage in recipe.stage
         if stage.lora and stage.lora.quantize != "none"
     ]
@@ -86,46 +87,46 @@ def check_device(recipe: Recipe, device: str) -> None:
 
 
 def check_space(recipe: Recipe, base: Bundle, out: Path) -> None:
-    """See that the disk holds the checkpoints of the largest stage and the bundle.
+    """Check that the disk has space for the checkpoints of the largest stage and for the resulting bundle.
 
     Raises:
-        TrainError: it does not; says how much is needed and there.
+        TrainError: it does not; the message has the required and the free size.
     """
-    need = max(disk_bytes(recipe, stage, base) for stage in recipe.stage)
-    need_room(out, need, f"{recipe.output.keep} checkpoints and the model")
+    required = max(disk_bytes(recipe, stage, base) for stage in recipe.stage)
+    require_disk_space(out, required, f"{recipe.output.save_total_limit} checkpoints and the model")
 
 
 def disk_bytes(recipe: Recipe, stage: Stage, base: Bundle) -> int:
-    """What a stage's checkpoints take at most, the one that is being written among them, and the model.
+    """Upper bound for the disk space of a stage: checkpoints including the one being written, and the model.
 
-    Weights that learn are counted as four bytes, with eight for the optimizer's moments.
+    Each trainable weight counts four bytes, plus eight for the moments of the optimizer.
     """
     config = json.loads((base.llm_folder / "config.json").read_text(encoding="utf-8"))
-    width = 2 if str(config.get("dtype") or config.get("torch_dtype")) in ("bfloat16", "float16") else 4
-    llm = sum(p.stat().st_size for p in base.llm_folder.glob("*.safetensors")) // width
-    learn = base.connector_file.stat().st_size // 4
+    weight_bytes = 2 if str(config.get("dtype") or config.get("torch_dtype")) in ("bfloat16", "float16") else 4
+    n_llm = sum(p.stat().st_size for p in base.llm_folder.glob("*.safetensors")) // weight_bytes
+    n_trainable = base.connector_file.stat().st_size // 4
     if "llm" in stage.parts:
-        learn += llm
-    elif stage.lora:  # rank x (in + out) of each layer, at most about this share of a square one
-        learn += math.ceil(llm * 2 * stage.lora.r / max(1, int(config.get("hidden_size", 1))))
-    return 12 * learn * (recipe.output.keep + 1) + folder_bytes(base.folder)
+        n_trainable += n_llm
+    elif stage.lora:  # rank x (in + out) per layer, at most about this share of a square one
+        n_trainable += math.ceil(n_llm * 2 * stage.lora.r / max(1, int(config.get("hidden_size", 1))))
+    return 12 * n_trainable * (recipe.output.save_total_limit + 1) + folder_bytes(base.folder)
 
 
 def check_exports(recipe: Recipe, base: Bundle, where: str) -> None:
-    """See that the model can be written in every form that the recipe asks for; said now, not after days.
+    """Check that the model can be exported to every requested format, before days of training rather than after.
 
     Args:
-        recipe: of the run.
-        base: where it starts.
-        where: of `output.transformers`: file and line, or the option that set it.
+        recipe: the recipe.
+        base: the base model.
+        where: where `output.transformers` is set: file and line, or the override.
 
     Raises:
-        UsageError: it cannot, and why.
+        UsageError: it cannot; says why.
     """
     if not recipe.output.transformers:
         return
     try:
         exportable(base)
     except VidqaError as error:
-        instead = "transformers = false; the model for --model and export/mm_projector.bin are written all the same"
-        raise UsageError(f"{where}: `output.transformers`: {error.what}", hint=error.hint or instead) from error
+        hint = "transformers = false; the model for --model and export/mm_projector.bin are written in any case"
+        raise UsageError(f"{where}: `output.transformers`: {error.what}", hint=error.hint or hint) from error

@@ -1,1 +1,25 @@
-"""Package stage."""
+"""One training stage: a recipe, a base model, a corpus and its features -> trained weights on disk.
+
+Reading order: stage.py (loads model and data of a stage, stores its result), trainer.py (training loop, checkpoints,
+resume), callbacks.py (metrics, evaluation, when to stop), trainable.py (which parameters train), loss.py, evaluate.py,
+metrics.py, checkpoints.py, batch_size.py, memory.py, quantize.py.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vidqa.train.stage.stage import StageRunner
+    from vidqa.train.stage.trainer import StageResult, StageTrainer
+
+__all__ = ["StageResult", "StageRunner", "StageTrainer"]
+
+_MODULES = {"StageResult": "trainer", "StageRunner": "stage", "StageTrainer": "trainer"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

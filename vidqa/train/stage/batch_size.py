@@ -1,7 +1,6 @@
-"""How many sequences fit a device at once: tried out with accelerate, on the longest of them.
+"""`per_device_batch_size = "auto"`: tries with accelerate how many of the longest sequences fit into memory at once.
 
-Knows memory errors. Does not know the Trainer: a trial is one forward and one backward pass, with room kept for the
-optimizer's moments.
+A trial is one forward and one backward pass, with memory reserved for the moments of the optimizer.
 """
 
 from __future__ import annotations
@@ -21,35 +20,35 @@ from vidqa.train.recipe.definition import Stage
 from vidqa.train.stage.callbacks import Listener
 from vidqa.train.stage.loss import PackedLoss
 
-#: Sequences looked at to find a long one.
-_LOOKED_AT = 64
-_MOST = 64
+#: Number of sequences among which the longest is chosen.
+_N_CANDIDATES = 64
+_MAX_BATCH_SIZE = 64
 
 
-def find_per_device(model: VideoLlava, data: TrainingDataset, stage: Stage, listener: Listener) -> int:
-    """Halve the number of sequences until a pass fits.
+def find_per_device_batch_size(model: VideoLlava, data: TrainingDataset, stage: Stage, listener: Listener) -> int:
+    """Halve the batch size until a forward and backward pass fits into memory.
 
     Args:
-        model: what the stage trains needs gradients already.
-        data: its sequences; the longest of the first ones is taken several times over.
-        stage: the largest number tried is the process's whole share of a batch.
-        listener: hears what was found.
+        model: with gradients enabled for everything that the stage trains.
+        data: the longest of its first sequences is repeated to fill the trial batch.
+        stage: the first trial has the share of one process of `batch_size`.
+        listener: gets a message with the result.
 
     Returns:
-        At least 1; the least of all processes.
+        At least 1; the minimum over all processes.
 
     Raises:
-        TrainError: not even one fits.
+        TrainError: not even one sequence fits.
     """
-    each = max(1, min(_MOST, stage.global_batch // processes()))
-    longest = max((data[i] for i in range(min(len(data), _LOOKED_AT))), key=lambda item: len(item.packed.ids))
+    share = max(1, min(_MAX_BATCH_SIZE, stage.global_batch_size // processes()))
+    longest = max((data[i] for i in range(min(len(data), _N_CANDIDATES))), key=lambda item: len(item.packed.ids))
 
     tried: list[int] = []
 
-    @find_executable_batch_size(starting_batch_size=each, reduce_batch_size_fn=lambda: tried[-1] // 2)
+    @find_executable_batch_size(starting_batch_size=share, reduce_batch_size_fn=lambda: tried[-1] // 2)
     def search(n: int) -> int:
         tried.append(n)
-        _try(model, longest, n, data.left_out)
+        _try(model, longest, n, data.ignored_tokens)
         return n
 
     try:
@@ -58,7 +57,7 @@ def find_per_device(model: VideoLlava, data: TrainingDataset, stage: Stage, list
         if "No executable batch size" not in str(error):
             raise
         raise TrainError(
-            f"{stage.title}: not even one sequence of {len(longest.packed.ids)} positions fits the memory",
+            f"{stage.title}: not even one sequence of {len(longest.packed.ids)} tokens fits into memory",
             hint="hardware.gradient_checkpointing = true, a smaller packing, LoRA, or hardware.fsdp over several GPUs",
         ) from error
     if distributed.is_available() and distributed.is_initialized():
@@ -66,18 +65,18 @@ def find_per_device(model: VideoLlava, data: TrainingDataset, stage: Stage, list
         distributed.all_reduce(least, distributed.ReduceOp.MIN)
         found = int(least)
     wait_for_all()
-    listener.say(f"{stage.title}: {found} sequences at once fit each process")
+    listener.say(f"{stage.title}: per_device_batch_size = {found} fits into memory")
     return found
 
 
-def _try(model: VideoLlava, item: Item, n: int, left_out: Sequence[Sequence[int]]) -> None:
-    """One pass over `n` sequences, beside room for the gradients' companions."""
-    learn = [p for p in model.parameters() if p.requires_grad]
-    moments: list[Any] = [torch.empty_like(p, dtype=torch.float32) for p in learn for _ in range(2)]
-    state = torch.random.get_rng_state()  # dropout draws; the run must not notice
+def _try(model: VideoLlava, item: Item, n: int, ignored_tokens: Sequence[Sequence[int]]) -> None:
+    """Run one pass over `n` sequences while memory for the optimizer state is reserved."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    moments: list[Any] = [torch.empty_like(p, dtype=torch.float32) for p in trainable for _ in range(2)]
+    rng_state = torch.random.get_rng_state()  # dropout uses random numbers; the training run must not change
     try:
-        PackedLoss(model, left_out)(to_batch([item] * n)["batch"])["loss"].backward()
+        PackedLoss(model, ignored_tokens)(to_batch([item] * n)["batch"])["loss"].backward()
     finally:
         model.zero_grad(set_to_none=True)
-        torch.random.set_rng_state(state)
+        torch.random.set_rng_state(rng_state)
         moments.clear()

@@ -1,7 +1,7 @@
-"""Checkpoints on disk: whole or absent, the last few kept, room looked for first.
+"""Checkpoint folders: written atomically, with a check of the free disk space; only the latest ones are kept.
 
-A checkpoint is a folder `checkpoint-STEP`. It is written under a temporary name, brought to the disk, and only then
-renamed; what a killed run left under a temporary name is removed by the next. Knows folders and bytes, not weights.
+A checkpoint is a folder `checkpoint-STEP`. It is written under a temporary name, flushed to disk, and then renamed.
+The next run removes temporary folders that a killed run left.
 """
 
 from __future__ import annotations
@@ -20,78 +20,78 @@ from vidqa.errors import TrainError
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 _PART = ".part"
-_AGAIN = "free some space and run the same command again: it goes on from the last checkpoint"
+_RESUME_HINT = "free some disk space and run the same command again: it resumes from the last checkpoint"
 
 
-def found_in(folder: Path) -> list[tuple[int, Path]]:
-    """(step, folder) of the whole checkpoints of a stage, oldest first."""
+def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of the complete checkpoints of a stage, oldest first."""
     if not folder.is_dir():
         return []
     found = [(int(m[1]), path) for path in folder.iterdir() if (m := _NAME.fullmatch(path.name))]
     return sorted(found)
 
 
-def clear_parts(folder: Path) -> None:
-    """Remove what a killed run left half-written."""
+def remove_incomplete(folder: Path) -> None:
+    """Remove incomplete checkpoints that a killed run left."""
     if folder.is_dir():
         for path in folder.iterdir():
             if path.name.endswith(_PART):
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def part_folder(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step is written before it has its name."""
+def temporary_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is written before it is renamed."""
     return folder / f".checkpoint-{step}{_PART}"
 
 
-def settle(part: Path, folder: Path, step: int, keep: int) -> Path:
-    """Bring a written checkpoint to the disk, give it its name, and remove those that are older than the last `keep`.
+def publish(part: Path, folder: Path, step: int, save_total_limit: int) -> Path:
+    """Flush a written checkpoint to disk, rename it, and remove all but the latest `save_total_limit` checkpoints.
 
     Returns:
-        The checkpoint.
+        The folder of the checkpoint.
     """
     for path in [*part.rglob("*"), part]:
         fsync_folder(path)
     target = folder / f"checkpoint-{step}"
-    if target.exists():  # of a run that went this way before
+    if target.exists():  # from an earlier attempt
         shutil.rmtree(target)
     part.rename(target)
     fsync_folder(folder)
-    for _, old in found_in(folder)[:-keep]:
-        # Renamed first: a checkpoint that is half removed must not look whole.
+    for _, old in list_checkpoints(folder)[:-save_total_limit]:
+        # Renamed first, because a partly removed checkpoint must not look complete.
         gone = old.with_name(f".{old.name}{_PART}")
         old.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
     return target
 
 
-def need_room(folder: Path, n_bytes: int, what: str, hint: str | None = None) -> None:
-    """See whether a disk has room.
+def require_disk_space(folder: Path, n_bytes: int, what: str, hint: str | None = None) -> None:
+    """Check that a disk has enough free space.
 
     Args:
-        folder: on the disk; need not exist yet.
-        n_bytes: wanted.
-        what: for the message.
-        hint: what to try; None names the recipe's own ways.
+        folder: on the disk; it need not exist yet.
+        n_bytes: required size.
+        what: what is to be written, for the message.
+        hint: what to try; None suggests settings of the recipe.
 
     Raises:
-        TrainError: it has not; says how much is wanted and there.
+        TrainError: it does not; the message has the required and the free size.
     """
     free = free_disk_bytes(folder)
     if free < n_bytes:
         raise TrainError(
-            f"no room for {what} in {folder}: {human_bytes(n_bytes)} needed, {human_bytes(free)} free",
-            hint=hint or "free some space, another --out, or a smaller output.keep in the recipe",
+            f"not enough disk space for {what} in {folder}: {human_bytes(n_bytes)} required, {human_bytes(free)} free",
+            hint=hint or "free some disk space, use another --out, or lower output.save_total_limit in the recipe",
         )
 
 
 @contextmanager
-def explained(folder: Path, what: str) -> Iterator[None]:
-    """Turn a full disk inside the block into a TrainError, and remove what was half-written.
+def removed_if_disk_full(folder: Path, what: str) -> Iterator[None]:
+    """Turn a full disk inside the block into a TrainError; after any error, remove the incomplete folder.
 
     Args:
         folder: what the block writes.
-        what: for the message.
+        what: what is written, for the message.
     """
     try:
         yield
@@ -99,12 +99,12 @@ def explained(folder: Path, what: str) -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
         if not is_disk_full(error):
             raise
-        raise TrainError(f"no room for {what} in {folder.parent}: {error}", hint=_AGAIN) from error
+        raise TrainError(f"disk full while writing {what} in {folder.parent}: {error}", hint=_RESUME_HINT) from error
 
 
 @contextmanager
-def room_needed(folder: Path) -> Iterator[None]:
-    """Turn a full disk inside the block into a TrainError, whichever file of the run met it.
+def disk_full_as_train_error(folder: Path) -> Iterator[None]:
+    """Turn a full disk inside the block into a TrainError, whichever file of the run caused it.
 
     Args:
         folder: of the run.
@@ -114,9 +114,10 @@ def room_needed(folder: Path) -> Iterator[None]:
     except OSError as error:
         if not is_disk_full(error):
             raise
-        raise TrainError(f"no room for the run in {folder}: {error.strerror or error}", hint=_AGAIN) from error
+        what = f"disk full while writing the run in {folder}: {error.strerror or error}"
+        raise TrainError(what, hint=_RESUME_HINT) from error
 
 
 def folder_bytes(folder: Path) -> int:
-    """Size of all files below a folder."""
+    """Total size of all files in a folder and its subfolders."""
     return sum(os.path.getsize(p) for p in folder.rglob("*") if p.is_file())

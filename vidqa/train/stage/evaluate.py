@@ -1,7 +1,6 @@
-"""A held-out file while training goes on: its loss, and what the model answers, in a table.
+"""Evaluation on a held-out file during training: its loss, and generated answers in `samples.parquet`.
 
-Draws no random number, so that a run with looks in between is the run without them. Knows sequences and models; does
-not know files of conversations.
+It uses no random numbers, so a run is bit-identical with and without evaluation.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from vidqa.generate.engine import GenerationSettings, Request, generate
 from vidqa.model.video_llava import VideoLlava
 from vidqa.train.batching.dataset import EMPTY, Item, TrainingDataset, to_batch
 from vidqa.train.batching.sampler import BatchPlan
-from vidqa.train.data import Sample, SampleError
+from vidqa.train.data.sample import Sample, SampleError
 from vidqa.train.distributed import is_first, processes, wait_for_all
 
 _TAG = re.compile(r"<(?:image|video)>\n?")
@@ -29,7 +28,7 @@ _TAG = re.compile(r"<(?:image|video)>\n?")
 
 @dataclass(frozen=True)
 class SampleRow:
-    """One answer of a model under way, beside what the file says. The fields are the columns of samples.parquet."""
+    """A generated answer next to the reference answer. The fields are the columns of samples.parquet."""
 
     stage: int
     step: int
@@ -41,41 +40,41 @@ class SampleRow:
 
 
 class Evaluator:
-    """Looks at a held-out set.
+    """Evaluates a model on a held-out set.
 
     Args:
-        data: its sequences, in a plan of one conversation each.
-        at_once: sequences computed together.
-        samples: how many of the conversations are answered.
-        max_new_tokens: of an answer.
-        table: gets the answers.
+        data: the held-out set, one conversation per sequence.
+        batch_size: sequences per forward pass.
+        samples: number of conversations whose answers are generated.
+        max_new_tokens: maximum length of an answer.
+        table: path of samples.parquet.
         stage: number of the stage, from 1.
     """
 
     def __init__(
-        self, data: TrainingDataset, *, at_once: int, samples: int, max_new_tokens: int, table: Path, stage: int
+        self, data: TrainingDataset, *, batch_size: int, samples: int, max_new_tokens: int, table: Path, stage: int
     ) -> None:
-        self.data, self.at_once, self.stage, self.table = data, at_once, stage, table
-        self.settings, self.shown = GenerationSettings(max_new_tokens=max_new_tokens), samples
+        self.data, self.batch_size, self.stage, self.table = data, batch_size, stage, table
+        self.settings, self.n_samples = GenerationSettings(max_new_tokens=max_new_tokens), samples
 
     def __call__(self, wrapped: Any, model: VideoLlava, step: int) -> dict[str, float]:
-        """The figures of a step.
+        """Evaluate after a step.
 
         Args:
-            wrapped: the loss module as the Trainer runs it, in several processes perhaps.
+            wrapped: the loss module as the Trainer runs it, possibly wrapped for several processes.
             model: the model inside.
             step: for the table.
 
         Returns:
-            eval_loss (mean per token) and eval_rejected.
+            eval_loss (mean per target token) and eval_rejected.
         """
         was_training = wrapped.training
         wrapped.eval()
         try:
             with torch.no_grad():
                 figures = self._loss(wrapped, model.device)
-            if self.shown and is_first():
-                self._answer(model, step)
+            if self.n_samples and is_first():
+                self._generate_samples(model, step)
             wait_for_all()
         finally:
             wrapped.train(was_training)
@@ -85,47 +84,48 @@ class Evaluator:
         n, world = len(self.data), processes()
         rank = distributed.get_rank() if world > 1 else 0
         totals = torch.zeros(3, dtype=torch.float64, device=device)
-        stride = self.at_once * world
-        for start in range(0, n, stride):  # as many rounds in every process, the last ones perhaps of nothing
-            places = [i for i in range(start + rank * self.at_once, start + (rank + 1) * self.at_once) if i < n]
-            batch = to_batch(self.data.__getitems__(places) or [Item(EMPTY, (), 0, ())])["batch"]
+        stride = self.batch_size * world
+        for start in range(0, n, stride):  # the same number of rounds in every process; the last may be empty
+            first = start + rank * self.batch_size
+            indices = [i for i in range(first, first + self.batch_size) if i < n]
+            batch = to_batch(self.data.__getitems__(indices) or [Item(EMPTY, (), 0, ())])["batch"]
             totals[0] += wrapped(batch=batch)["loss"].double()
-            totals[1] += batch.n_learned
+            totals[1] += batch.n_targets
             totals[2] += len(batch.rejected)
         if world > 1:
             distributed.all_reduce(totals)
-        loss, tokens, rejected = totals.tolist()
-        return {"eval_loss": loss / max(1.0, tokens), "eval_rejected": rejected}
+        loss, n_targets, rejected = totals.tolist()
+        return {"eval_loss": loss / max(1.0, n_targets), "eval_rejected": rejected}
 
-    def _answer(self, model: VideoLlava, step: int) -> None:
-        asked: list[Sample] = []
+    def _generate_samples(self, model: VideoLlava, step: int) -> None:
+        chosen: list[Sample] = []
         requests: list[Request] = []
         for numbers in self.data.plan.sequences:
-            if len(asked) == self.shown:
+            if len(chosen) == self.n_samples:
                 break
             try:
                 for sample in (self.data.corpus[i] for i in numbers):
                     features = tuple(self.data.features(ref) for ref in sample.media)
                     requests.append(Request(features, ((_question(sample), None),)))
-                    asked.append(sample)
+                    chosen.append(sample)
             except SampleError:
-                continue  # counted with the losses
-        answers = generate(model, requests, self.settings, batch_size=self.at_once)
+                continue  # already counted by _loss
+        answers = generate(model, requests, self.settings, batch_size=self.batch_size)
         rows = []
-        for sample, answer in zip(asked, answers, strict=True):
+        for sample, answer in zip(chosen, answers, strict=True):
             text = f"[{answer.kind}]" if isinstance(answer, ItemError) else answer.text
             media = ", ".join(ref.path for ref in sample.media) or None
             rows.append(SampleRow(self.stage, step, sample.id, media, _question(sample), sample.turns[0][1], text))
         add_rows(self.table, rows)
 
 
-def held_out(n: int) -> BatchPlan:
-    """One conversation a sequence, in the order of the file."""
+def held_out_plan(n: int) -> BatchPlan:
+    """One conversation per sequence, in the order of the file."""
     return BatchPlan(tuple((i,) for i in range(n)), 1, 1.0)
 
 
 def add_rows(path: Path, rows: Sequence[SampleRow]) -> None:
-    """Put rows into the table; those of the same stage and step or later ones, of a run that was broken, go."""
+    """Add rows to the table and remove those of the same or later steps, which an interrupted run may have left."""
     import polars as pl
 
     names = list(SampleRow.__annotations__)
@@ -135,15 +135,15 @@ def add_rows(path: Path, rows: Sequence[SampleRow]) -> None:
         try:
             old = pl.read_parquet(path)
         except (OSError, pl.exceptions.PolarsError) as error:
-            raise UsageError(f"{path}: cannot be read as a table of samples: {error}") from error
+            raise UsageError(f"{path}: not a readable table of samples: {error}") from error
         now = rows[0]
-        before = (pl.col("stage") < now.stage) | ((pl.col("stage") == now.stage) & (pl.col("step") < now.step))
-        table = pl.concat([old.filter(before), table])
+        earlier = (pl.col("stage") < now.stage) | ((pl.col("stage") == now.stage) & (pl.col("step") < now.step))
+        table = pl.concat([old.filter(earlier), table])
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as f:
         table.write_parquet(f)
 
 
 def _question(sample: Sample) -> str:
-    """The first question without the places of its media: they go before it."""
+    """The first question without its media tags: generation puts the media in front of it."""
     return _TAG.sub("", sample.turns[0][0]).strip()

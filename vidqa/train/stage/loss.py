@@ -1,7 +1,7 @@
-"""Packed batch -> summed cross entropy over the tokens to learn. What the Trainer calls the model.
+"""Packed batch -> summed cross entropy over the target tokens: the module that the Trainer calls as its model.
 
-The sum and not the mean: the Trainer divides by the tokens of the whole step, whichever process and micro-batch they
-lie in, so that batch size, accumulation and number of processes do not change what is learned.
+It is the sum and not the mean, because the Trainer divides by the number of target tokens of the whole step. So batch
+size, gradient accumulation and number of processes do not change what is trained.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from vidqa.model.video_llava import VideoLlava
 from vidqa.prompts.build import IGNORE_INDEX
 from vidqa.train.batching.dataset import TrainingBatch
 from vidqa.train.batching.packing import attention_mask
-from vidqa.train.data.unseen_pairs import rows_mask
 
 
 class PackedLoss(nn.Module):
@@ -24,19 +23,19 @@ class PackedLoss(nn.Module):
 
     Args:
         model: connector and LLM.
-        left_out: token ids that take no part in the softmax, by the row that a position of the batch names; row 0 is
-            empty. Without rows the loss is the ordinary one everywhere.
+        ignored_tokens: sets of token ids that the softmax ignores at the positions whose `ignored_rows` refer to them;
+            the first set is empty. Without sets this is the ordinary cross entropy everywhere.
     """
 
-    def __init__(self, model: VideoLlava, left_out: Sequence[Sequence[int]] = ()) -> None:
+    def __init__(self, model: VideoLlava, ignored_tokens: Sequence[Sequence[int]] = ()) -> None:
         super().__init__()
-        self.model, self.left_out = model, left_out
-        self._rows: Tensor | None = None
-        #: Layers that are cut into pieces one by one: accelerate looks for their names here.
+        self.model, self.ignored_tokens = model, ignored_tokens
+        self._ignored_mask: Tensor | None = None
+        #: accelerate reads here which layers must not be split when it shards the model.
         self._no_split_modules = getattr(model.llm, "_no_split_modules", None)
 
     def forward(self, batch: TrainingBatch) -> dict[str, Tensor]:
-        """Summed loss of one batch, float32; 0 where nothing is to be learned."""
+        """Compute the summed loss of one batch, float32; 0 if it has no targets."""
         model = self.model
         packed = batch.packed.to(model.device)
         visual = model.visual_tokens(batch.features)
@@ -47,16 +46,19 @@ class PackedLoss(nn.Module):
             position_ids=packed.positions,
             use_cache=False,
         ).last_hidden_state
-        learn = packed.labels[:, 1:] != IGNORE_INDEX  # position i says what stands at i + 1
-        logits = model.llm.get_output_embeddings()(states[:, :-1][learn]).float()
-        if self.left_out:
-            logits = logits.masked_fill(self._mask(logits)[packed.left_out[:, 1:][learn]], -torch.inf)
-        loss = F.cross_entropy(logits, packed.labels[:, 1:][learn], reduction="sum")
-        # Without tokens to learn there is no logit: the sum over the states keeps every weight in the graph.
-        return {"loss": loss + 0.0 * states.float().sum() if not learn.any() else loss}
+        targets = packed.labels[:, 1:] != IGNORE_INDEX  # position i predicts the token at i + 1
+        logits = model.llm.get_output_embeddings()(states[:, :-1][targets]).float()
+        if self.ignored_tokens:
+            logits = logits.masked_fill(self._mask(logits)[packed.ignored_rows[:, 1:][targets]], -torch.inf)
+        loss = F.cross_entropy(logits, packed.labels[:, 1:][targets], reduction="sum")
+        # Without targets there are no logits: adding 0 times the states keeps every weight in the autograd graph.
+        return {"loss": loss + 0.0 * states.float().sum() if not targets.any() else loss}
 
     def _mask(self, logits: Tensor) -> Tensor:
-        """Rows that `left_out` names, bool [R, vocabulary], beside the logits; made once."""
-        if self._rows is None or self._rows.device != logits.device:
-            self._rows = torch.from_numpy(rows_mask(self.left_out, logits.shape[-1])).to(logits.device)
-        return self._rows
+        """The sets of ignored tokens as bool [R, vocabulary] on the device of the logits; created once."""
+        if self._ignored_mask is None or self._ignored_mask.device != logits.device:
+            mask = torch.zeros(len(self.ignored_tokens), logits.shape[-1], dtype=torch.bool)
+            for row, ids in zip(mask, self.ignored_tokens, strict=True):
+                row[list(ids)] = True
+            self._ignored_mask = mask.to(logits.device)
+        return self._ignored_mask

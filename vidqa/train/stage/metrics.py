@@ -1,14 +1,11 @@
-"""What a run tells of itself: one JSON line a step, on disk in the order of the steps, and the counts behind it.
-
-Knows numbers and one file. Does not know models or data.
-"""
+"""Training metrics: `metrics.jsonl` with one line per step, and the counts behind its lines."""
 
 from __future__ import annotations
 
 import json
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +13,32 @@ from vidqa.common.atomic_io import atomic_write
 
 
 class MetricsFile:
-    """`metrics.jsonl`: lines are appended, and taken back where a run goes on from an earlier step.
+    """`metrics.jsonl`. A resumed run removes the lines after its checkpoint and appends again.
 
     Args:
         path: of the file.
-        active: False in all processes but the first: nothing is written.
+        active: False in all processes except the first: nothing is written.
     """
 
     def __init__(self, path: Path, active: bool = True) -> None:
         self.path, self.active = path, active
-        self._waiting: list[str] = []
+        self._buffer: list[str] = []
 
     def add(self, line: dict[str, Any]) -> None:
-        """Note a line; it is written by `flush`."""
-        self._waiting.append(json.dumps(line))
+        """Add a line to the buffer that `flush` writes."""
+        self._buffer.append(json.dumps(line))
 
     def flush(self) -> None:
-        """Write what waits."""
-        waiting, self._waiting = self._waiting, []
-        if waiting and self.active:
+        """Write the buffered lines."""
+        lines, self._buffer = self._buffer, []
+        if lines and self.active:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as f:
-                f.write("".join(f"{line}\n" for line in waiting))
+                f.write("".join(f"{line}\n" for line in lines))
 
-    def take_back(self, stage: int, step: int) -> None:
-        """Drop what was written after a step of a stage: a run that goes on from there writes it again."""
-        self._waiting = []
+    def truncate(self, stage: int, step: int) -> None:
+        """Remove all lines after a step of a stage: a run that resumes there writes them again."""
+        self._buffer = []
         if not self.active or not self.path.exists():
             return
         kept = [line for line in read_metrics(self.path) if (line["stage"], line["step"]) <= (stage, step)]
@@ -50,7 +47,7 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a metrics file; a last line that a kill cut short is left out."""
+    """All complete lines of a metrics file; a last line that was cut off by a kill is skipped."""
     lines = []
     for text in path.read_text(encoding="utf-8").splitlines():
         try:
@@ -61,79 +58,77 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 @dataclass
-class StepTally:
+class StepTotals:
     """Sums over the micro-batches of one step in one process."""
 
-    loss: float = 0.0  # summed, not averaged
-    n_learned: int = 0
-    n_filled: int = 0  # positions that hold a token
+    loss: float = 0.0  # sum over target tokens
+    n_targets: int = 0
+    n_filled: int = 0  # positions that are not padding
     n_positions: int = 0
     n_samples: int = 0
     n_rejected: int = 0
 
     def values(self) -> list[float]:
-        """As numbers that processes can add up."""
-        return [self.loss, self.n_learned, self.n_filled, self.n_positions, self.n_samples, self.n_rejected]
+        """As numbers that processes can all-reduce."""
+        return [self.loss, self.n_targets, self.n_filled, self.n_positions, self.n_samples, self.n_rejected]
+
+    @classmethod
+    def from_values(cls, values: list[float]) -> StepTotals:
+        """The totals of all processes, from the all-reduced `values`."""
+        return cls(values[0], *(round(v) for v in values[1:]))
 
     @property
     def mean_loss(self) -> float:
-        """Per token; 0 where nothing was to be learned."""
-        return self.loss / self.n_learned if self.n_learned else 0.0
+        """Loss per target token; 0 without targets."""
+        return self.loss / self.n_targets if self.n_targets else 0.0
 
     @property
     def padding(self) -> float:
-        """Share of positions that hold nothing."""
+        """Share of positions that are padding."""
         return 1 - self.n_filled / self.n_positions if self.n_positions else 0.0
 
     @property
     def is_finite(self) -> bool:
-        """False when the loss is no number."""
+        """False if the loss is NaN or infinite."""
         return math.isfinite(self.loss)
 
 
-def summed(values: list[float]) -> StepTally:
-    """The tally of all processes."""
-    return StepTally(values[0], *(round(v) for v in values[1:]))
-
-
 @dataclass
-class Totals:
-    """Sums over the steps of a stage; saved with checkpoints, so that a report covers all of a broken run."""
+class StageTotals:
+    """Sums over the steps of a stage. Saved with checkpoints, so that a resumed run reports the whole stage."""
 
     n_filled: int = 0
     n_positions: int = 0
     n_samples: int = 0
     n_rejected: int = 0
     n_steps: int = 0
-    loss: float = 0.0  # of the steps, added up
+    loss: float = 0.0  # sum of the mean losses of the steps
     seconds: float = 0.0
-    since: float = field(default_factory=time.perf_counter)
+    since: float = field(default_factory=time.perf_counter)  # end of the previous step
 
-    def add(self, tally: StepTally) -> float:
-        """Take up one step.
+    def add(self, step: StepTotals) -> float:
+        """Add one step.
 
         Returns:
             Its wall time in seconds.
         """
         now = time.perf_counter()
-        took, self.since = now - self.since, now
-        self.seconds += took
-        self.n_filled += tally.n_filled
-        self.n_positions += tally.n_positions
-        self.n_samples += tally.n_samples
-        self.n_rejected += tally.n_rejected
+        seconds, self.since = now - self.since, now
+        self.seconds += seconds
+        self.n_filled += step.n_filled
+        self.n_positions += step.n_positions
+        self.n_samples += step.n_samples
+        self.n_rejected += step.n_rejected
         self.n_steps += 1
-        self.loss += tally.mean_loss
-        return took
+        self.loss += step.mean_loss
+        return seconds
+
+    def restart_clock(self) -> None:
+        """Exclude the time since the previous step, such as that of an evaluation."""
+        self.since = time.perf_counter()
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "n_filled": self.n_filled,
-            "n_positions": self.n_positions,
-            "n_samples": self.n_samples,
-            "n_rejected": self.n_rejected,
-            "n_steps": self.n_steps,
-            "loss": self.loss,
-            "seconds": round(self.seconds, 3),
-        }
+        """The sums for JSON."""
+        values = asdict(self) | {"seconds": round(self.seconds, 3)}
+        del values["since"]
+        return values

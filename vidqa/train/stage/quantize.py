@@ -1,6 +1,6 @@
-"""An LLM in 4 or 8 bits for QLoRA: bitsandbytes does the work.
+"""Loads the LLM with 4-bit or 8-bit weights for QLoRA, by bitsandbytes.
 
-The result of a run does not see it: adapters are put on the LLM as it was saved.
+The resulting bundle is not quantized: the adapter belongs to the LLM as it was saved.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from vidqa.model.lora import ADAPTER_FOLDER
 from vidqa.model.video_llava import VideoLlava
 
 
-def quantise(model: VideoLlava, base: Bundle, bits: str, device: str, dtype: torch.dtype) -> None:
-    """Put the quantised LLM in the place of the plain one.
+def quantize_llm(model: VideoLlava, base: Bundle, bits: str, device: str, dtype: torch.dtype) -> None:
+    """Replace the LLM of a model by its quantized version.
 
     Args:
-        model: on the CPU; changed in place, and on `device` afterwards.
-        base: whose LLM.
+        model: on the CPU; modified in place, and on `device` afterwards.
+        base: the bundle with the LLM.
         bits: `4bit` or `8bit`.
-        device: a GPU. A CPU works for the tests, with widths that are multiples of 64; `needs` refuses it to people.
-        dtype: to compute in.
+        device: a GPU. A CPU works in tests if all layer sizes are multiples of 64; `requirements.py` rejects it.
+        dtype: of the computation.
 
     Raises:
         UsageError: the base has an adapter that is not merged.

@@ -1,6 +1,6 @@
-"""One stage of a recipe: its model loaded, its sequences laid out, tuned, and its weights kept.
+"""Runs the stages of a recipe: loads the model of a stage, plans its sequences, trains, and stores the result.
 
-Between `loop`, which tunes what it is given, and the pipeline, which knows where features come from.
+Between `trainer.py`, which trains a model that it is given, and the pipeline, which provides corpora and features.
 """
 
 from __future__ import annotations
@@ -15,134 +15,152 @@ from vidqa.model.lora import attach_lora
 from vidqa.model.video_llava import VideoLlava
 from vidqa.prompts.chat_formats import ChatFormat, get_format
 from vidqa.train.batching.dataset import FeatureSource, TrainingDataset
-from vidqa.train.batching.sampler import BatchPlan, Packing, Survey, plan_run
-from vidqa.train.data import Corpus, RejectLog
-from vidqa.train.data.unseen_pairs import UnseenPairs
-from vidqa.train.distributed import RunConfig, is_first, precision_on, processes
-from vidqa.train.outputs.report import StageFacts
-from vidqa.train.outputs.run_dir import save_stage, stage_weights
+from vidqa.train.batching.sampler import BatchPlan, Packing, SampleStats, plan_batches
+from vidqa.train.data.corpus import Corpus
+from vidqa.train.data.rejects import RejectLog
+from vidqa.train.distributed import is_first, precision_on, processes, wait_for_all
+from vidqa.train.outputs.run_dir import StageFacts, load_stage_weights, read_stage, save_stage
 from vidqa.train.outputs.trained_bundle import InitialModel
 from vidqa.train.recipe.definition import Recipe, Stage
 from vidqa.train.stage.callbacks import Listener
-from vidqa.train.stage.evaluate import Evaluator, held_out
-from vidqa.train.stage.loop import StageContext, StageResult, run_stage
+from vidqa.train.stage.evaluate import Evaluator, held_out_plan
 from vidqa.train.stage.metrics import MetricsFile, read_metrics
-from vidqa.train.stage.quantize import quantise
+from vidqa.train.stage.quantize import quantize_llm
+from vidqa.train.stage.trainer import StageResult, StageTrainer
 
 
 @dataclass(frozen=True)
-class StageRun:
-    """A stage and all that it does not share with others."""
+class StageRunner:
+    """Runs the stages of one recipe, one after another. In several processes, each has its own runner.
+
+    Args:
+        recipe: the recipe.
+        initial: the model to start from.
+        out: folder of the run.
+        device: to train on.
+        metrics: receives a line for every step of all stages.
+        listener: receives messages and progress.
+        should_stop: whether the run is asked to stop at a checkpoint.
+    """
 
     recipe: Recipe
-    number: int  # from 1
-    folder: Path
-    start: InitialModel
+    initial: InitialModel
+    out: Path
     device: str
-    common: RunConfig
     metrics: MetricsFile
     listener: Listener
-    unseen: UnseenPairs | None = None  # what the stage's `unseen_pairs` says
-    stopping: Callable[[], bool] = lambda: False  # whether somebody wants the run to stop at a checkpoint
+    should_stop: Callable[[], bool] = lambda: False
 
-    @property
-    def stage(self) -> Stage:
-        """Its words."""
-        return self.recipe.stage[self.number - 1]
-
-    def go(
-        self, corpus: Corpus, held_out_corpus: Corpus | None, features: FeatureSource, rejects: RejectLog, samples: Path
-    ) -> StageFacts:
-        """Tune, and keep what came of it.
+    def run(self, number: int, corpus: Corpus, held_out: Corpus | None, features: FeatureSource) -> StageFacts:
+        """Run one stage, unless it is finished already.
 
         Args:
-            corpus: of the stage.
-            held_out_corpus: of the recipe's `eval`, where it has one.
-            features: of the media of both.
-            rejects: hears of bad samples.
-            samples: the table of answers.
+            number: of the stage, from 1.
+            corpus: its training data.
+            held_out: the data of the recipe's `eval`, if it has one.
+            features: features of the media of both.
 
         Returns:
-            The facts for the report; written beside the weights by the first process.
+            The facts for the report. The first process has also stored them with the trained weights.
 
         Raises:
-            Interrupted: the run was asked to stop, and stands at a checkpoint.
+            Interrupted: the run was asked to stop, and has saved a checkpoint.
+            TrainError: see `StageTrainer.run`.
         """
-        stage = self.stage
-        plan = plan_of(self.stage, corpus, self.recipe.seed)
-        model = self._model()
-        data = TrainingDataset.of_model(model, corpus, plan, features, self.unseen)
-        around = StageContext(
-            self.folder,
-            self.listener,
-            self.metrics,
-            self.common,
-            rejects,
-            self._evaluator(held_out_corpus, features, samples, model),
-            self.recipe.eval.every if self.recipe.eval else None,
-            number=self.number,
-            stopping=self.stopping,
-            device=self.device,
+        name = self.recipe.stage_names()[number - 1]
+        folder, stage = self._folder(number), self.recipe.stage[number - 1]
+        if (facts := read_stage(folder)) is not None:
+            self.listener.say(f"{name}: already done")
+            return facts
+        if is_first():
+            folder.mkdir(parents=True, exist_ok=True)
+        wait_for_all()
+        rejects = RejectLog(folder / "rejects.parquet", corpus.n_records, self.recipe.max_reject_rate)
+        plan = plan_stage(stage, corpus, self.recipe.seed)
+        model = self._load_model(number)
+        data = TrainingDataset.for_model(model, corpus, plan, features, stage.unseen_pairs)
+        evaluation = self.recipe.eval
+        n_samples = sum(len(s) for s in plan.sequences)
+        self.listener.say(
+            f"stage {number}, {stage.title}: {plan.n_steps} steps over {n_samples} samples, {self.device}"
         )
-        n = sum(len(s) for s in plan.sequences)
-        self.listener.say(f"stage {self.number}, {stage.title}: {plan.n_steps} steps over {n} samples, {self.device}")
-        result = run_stage(model, data, stage, around)
-        facts = self._facts(result, rejects)
+        trainer = StageTrainer(
+            model,
+            data,
+            stage,
+            folder,
+            metrics=self.metrics,
+            listener=self.listener,
+            rejects=rejects,
+            number=number,
+            hardware=self.recipe.hardware,
+            output=self.recipe.output,
+            logging=self.recipe.logging,
+            seed=self.recipe.seed,
+            device=self.device,
+            evaluate=self._evaluator(number, held_out, features, model),
+            eval_steps=evaluation.eval_steps if evaluation else None,
+            should_stop=self.should_stop,
+        )
+        result = trainer.run()
+        facts = self._facts(number, result, rejects)
         if is_first():
             rejects.save()
-            save_stage(self.folder, result.weights, facts)
+            save_stage(folder, result.weights, facts)
+        wait_for_all()
         return facts
 
-    def _model(self) -> VideoLlava:
-        """The base with what the stages before have learned, in the types that this stage wants."""
-        stage, hardware = self.stage, self.common.hardware
-        on_cpu = self.device == "cpu"
-        in_pieces = bool(hardware.fsdp or hardware.deepspeed)
+    def _folder(self, number: int) -> Path:
+        return self.out / "work" / self.recipe.stage_names()[number - 1]
+
+    def _load_model(self, number: int) -> VideoLlava:
+        """The base with the trained weights of all previous stages, in the dtypes that this stage needs."""
+        stage, hardware = self.recipe.stage[number - 1], self.recipe.hardware
+        is_sharded = bool(hardware.fsdp or hardware.deepspeed)
         precision = precision_on(torch.device(self.device), hardware)
-        full = on_cpu or in_pieces or {"llm", "embeddings", "lm_head"} & stage.parts or precision == "fp32"
+        # Trainable weights are stored in float32, whatever the precision of the computation; frozen ones need not be.
+        trains_llm = {"llm", "embeddings", "lm_head"} & stage.parts
+        full = self.device == "cpu" or is_sharded or trains_llm or precision == "fp32"
         half = torch.float16 if precision == "fp16" else torch.bfloat16
-        # What learns is kept in float32 and computed in less; what stands still need not be.
         bits = stage.lora.quantize if stage.lora else "none"
-        place = "cpu" if in_pieces or bits != "none" else self.device
-        model = self.start.model(place, torch.float32 if full else half)
-        model.chat = chat_of(stage, model.chat)  # held-out losses and answers are in the stage's format, too
+        load_on = "cpu" if is_sharded or bits != "none" else self.device
+        model = self.initial.load(load_on, torch.float32 if full else half)
+        model.chat = chat_format_of(stage, model.chat)  # also used for held-out losses and generated answers
         if bits != "none":
-            quantise(model, self.start.base, bits, self.device, half)
-        own = dict(model.named_parameters())
+            quantize_llm(model, self.initial.base, bits, self.device, half)
+        parameters = dict(model.named_parameters())
         with torch.no_grad():
-            for before in self.recipe.stage_names()[: self.number - 1]:
-                for name, weight in stage_weights(self.folder.parent / before).items():
-                    own[name].copy_(weight)
+            for previous in range(1, number):
+                for name, weight in load_stage_weights(self._folder(previous)).items():
+                    parameters[name].copy_(weight)
         if stage.lora is not None:
-            torch.manual_seed(self.recipe.seed)  # the adapters' first weights
+            torch.manual_seed(self.recipe.seed)  # of the initial adapter weights
             attach_lora(model.llm, stage.lora.r, stage.lora.alpha, stage.lora.dropout, stage.lora.targets)
         model.connector.float()
         return model
 
     def _evaluator(
-        self, corpus: Corpus | None, features: FeatureSource, samples: Path, model: VideoLlava
+        self, number: int, corpus: Corpus | None, features: FeatureSource, model: VideoLlava
     ) -> Evaluator | None:
-        words = self.recipe.eval
-        if corpus is None or words is None:
+        settings, batch_size = self.recipe.eval, self.recipe.stage[number - 1].per_device_batch_size
+        if corpus is None or settings is None:
             return None
-        plan = held_out(min(len(corpus), words.max_conversations))
-        data = TrainingDataset.of_model(model, corpus, plan, features)
-        at_once = self.stage.per_device if isinstance(self.stage.per_device, int) else 8
+        plan = held_out_plan(min(len(corpus), settings.max_conversations))
         return Evaluator(
-            data,
-            at_once=at_once,
-            samples=words.samples,
-            max_new_tokens=words.max_new_tokens,
-            table=samples,
-            stage=self.number,
+            TrainingDataset.for_model(model, corpus, plan, features),
+            batch_size=batch_size if isinstance(batch_size, int) else 8,
+            samples=settings.samples,
+            max_new_tokens=settings.max_new_tokens,
+            table=self.out / "samples.parquet",
+            stage=number,
         )
 
-    def _facts(self, result: StageResult, rejects: RejectLog) -> StageFacts:
+    def _facts(self, number: int, result: StageResult, rejects: RejectLog) -> StageFacts:
         lines = read_metrics(self.metrics.path) if is_first() else []
-        mine = [line for line in lines if line["stage"] == self.number]
-        looks = [line["eval_loss"] for line in mine if "eval_loss" in line]
+        lines = [line for line in lines if line["stage"] == number]
+        eval_losses = [line["eval_loss"] for line in lines if "eval_loss" in line]
         return StageFacts(
-            name=self.stage.title,
+            name=self.recipe.stage[number - 1].title,
             n_steps=result.n_steps,
             n_samples=result.n_samples,
             n_tokens=result.n_tokens,
@@ -151,30 +169,30 @@ class StageRun:
             peak_bytes=result.peak_bytes,
             per_device=result.per_device,
             processes=processes(),
-            final_loss=float(mine[-1]["loss"]) if mine else 0.0,
-            eval_loss=float(looks[-1]) if looks else None,
+            final_loss=float(lines[-1]["loss"]) if lines else 0.0,
+            eval_loss=float(eval_losses[-1]) if eval_losses else None,
             rejects=rejects.counts(),
         )
 
 
-def plan_of(stage: Stage, corpus: Corpus, seed: int) -> BatchPlan:
-    """How a stage goes through its data."""
-    packing = Packing(stage.packing, stage.visits, stage.order == "length")
-    looked = None
-    if packing.limit > 1 or packing.by_length:
-        found = corpus.look()
-        looked = Survey([group or None for group in found.groups.tolist()], found.lengths.tolist())
-    return plan_run(
+def plan_stage(stage: Stage, corpus: Corpus, seed: int) -> BatchPlan:
+    """Plan the sequences of a stage; reads all records if packing or grouping by length needs their statistics."""
+    packing = Packing(stage.packing, stage.sequences_per_media, stage.group_by_length)
+    stats = None
+    if packing.limit > 1 or packing.group_by_length:
+        found = corpus.token_stats()
+        stats = SampleStats([group or None for group in found.groups.tolist()], found.lengths.tolist())
+    return plan_batches(
         corpus.epoch_order,
-        stage.global_batch,
+        stage.global_batch_size,
         epochs=stage.epochs or (None if stage.steps else 1.0),
         steps=stage.steps,
         packing=packing,
-        survey=looked,
+        stats=stats,
         seed=seed,
     )
 
 
-def chat_of(stage: Stage, usual: ChatFormat) -> ChatFormat:
-    """The chat format that a stage tunes with: its own, or the base's."""
-    return get_format(stage.prompt) if stage.prompt else usual
+def chat_format_of(stage: Stage, default: ChatFormat) -> ChatFormat:
+    """The chat format of a stage: its own, or that of the base."""
+    return get_format(stage.prompt) if stage.prompt else default

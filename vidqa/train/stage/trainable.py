@@ -1,7 +1,4 @@
-"""What a stage trains: parts of a recipe -> which weights learn, under which names, at which rate.
-
-Knows the parts of a VideoLlava. Does not know data, schedules or files.
-"""
+"""Trainable parameters: the parts that a stage trains -> which weights get gradients, and their optimizer groups."""
 
 from __future__ import annotations
 
@@ -16,113 +13,129 @@ from torch import Tensor, nn
 
 from vidqa.errors import TrainError, UsageError
 from vidqa.model.video_llava import VideoLlava
-from vidqa.train.recipe.definition import Part, Stage
+from vidqa.train.recipe.definition import Stage, TrainablePart
 
-#: Weights of a compressor between features and projector stand below this name.
+#: Name prefix of the weights of a compressor between features and projector.
 _TEMPORAL = "connector.compressor."
 
 
-def choose(model: VideoLlava, stage: Stage) -> list[str]:
-    """Freeze everything but what the stage trains.
+def set_trainable(model: VideoLlava, stage: Stage) -> list[str]:
+    """Freeze everything except what the stage trains.
 
     Args:
-        model: changed in place: `requires_grad` of every weight, and a hook where only some rows learn.
+        model: modified in place: `requires_grad` of every weight, and a gradient hook if only some embeddings train.
         stage: its `train`, `freeze` and `embedding_tokens`.
 
     Returns:
-        Names of the weights that learn, in the model's order.
+        Names of the trainable weights, in the order of the model.
 
     Raises:
-        UsageError: the model does not have a part that the stage names, or ties two that it tells apart.
+        UsageError: the model lacks a part that the stage names, or shares weights between two parts that it separates.
     """
-    covered = {part: _names(model, part) for part in (*stage.parts, *stage.freeze)}
-    if empty := [part for part in stage.parts if not covered[part]]:
+    names_of = {part: _names(model, part) for part in (*stage.parts, *stage.freeze)}
+    if empty := [part for part in stage.parts if not names_of[part]]:
         raise UsageError(f"stage {stage.title}: this model has no weights for {', '.join(sorted(empty))}")
-    if "lm_head" in (*stage.parts, *stage.freeze) and _is_tied(model):
+    if "lm_head" in (*stage.parts, *stage.freeze) and _has_tied_embeddings(model):
         raise UsageError(
-            f"stage {stage.title}: in this LLM the head shares its weights with the embeddings: `lm_head` cannot be "
-            "told apart",
+            f"stage {stage.title}: the head of this LLM shares its weights with the embeddings, so `lm_head` cannot be "
+            "trained or frozen separately",
             hint="name `embeddings` instead",
         )
-    learn = set().union(*(covered[part] for part in stage.parts)) - set().union(*(covered[p] for p in stage.freeze))
+    trained = set().union(*(names_of[part] for part in stage.parts))
+    trained -= set().union(*(names_of[part] for part in stage.freeze))
     names = []
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in learn)
-        if name in learn:
+        parameter.requires_grad_(name in trained)
+        if name in trained:
             names.append(name)
     if stage.embedding_tokens:
-        _limit_rows(model, stage)
+        _train_rows_only(model, stage)
     return names
 
 
 def parameter_groups(model: nn.Module, stage: Stage) -> list[dict[str, Any]]:
-    """Groups for AdamW: the connector may have its own rate; vectors, and embeddings of which some rows stand still,
-    do not decay.
+    """Parameter groups for AdamW.
+
+    The connector may have its own learning rate. Vectors have no weight decay, and neither have embeddings of which
+    some rows are frozen.
 
     Args:
-        model: anything that holds a VideoLlava; weights with `requires_grad` count.
-        stage: rates and weight decay.
+        model: any module that contains a VideoLlava; only weights with `requires_grad` are used.
+        stage: learning rates and weight decay.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        lr = stage.connector_lr if stage.connector_lr and "connector." in name else stage.peak_lr
-        still = bool(stage.embedding_tokens) and "embed" in name
-        decay = 0.0 if parameter.ndim < 2 or still else stage.weight_decay
-        groups.setdefault((lr, decay), []).append(parameter)
+        own_rate = stage.connector_learning_rate if "connector." in name else None
+        has_frozen_rows = bool(stage.embedding_tokens) and "embed" in name
+        decay = 0.0 if parameter.ndim < 2 or has_frozen_rows else stage.weight_decay
+        groups.setdefault((own_rate or stage.peak_learning_rate, decay), []).append(parameter)
     return [{"params": found, "lr": lr, "weight_decay": decay} for (lr, decay), found in groups.items()]
 
 
 def trained_weights(model: nn.Module, names: Collection[str]) -> dict[str, Tensor]:
-    """The weights of that name, on the CPU, in the type they are trained in."""
+    """The named weights on the CPU, in the dtype they are trained in."""
     return {n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if n in names}
 
 
 def save_weights(weights: dict[str, Tensor], path: Path) -> None:
-    """Write weights by name; safetensors only.
+    """Write named weights as safetensors.
 
     Raises:
-        OSError: no room.
+        OSError: they cannot be written, for example because the disk is full.
     """
     try:
         save_file(weights, path)
-    except SafetensorError as error:  # its words hold the system's: "No space left on device"
+    except SafetensorError as error:  # its text contains that of the system: "No space left on device"
         raise OSError(f"{path}: {error}") from error
 
 
 @torch.no_grad()
 def load_weights(model: nn.Module, path: Path) -> list[str]:
-    """Read weights that `save_weights` wrote into the model; all others stay.
+    """Load weights that `save_weights` wrote into the model; all other weights keep their values.
 
     Returns:
-        Their names.
+        Names of the loaded weights.
 
     Raises:
-        TrainError: the file is damaged, or of another model.
+        TrainError: the file is damaged, or belongs to another model.
     """
     try:
         weights = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise TrainError(f"{path} cannot be read: {error}", hint="vidqa train --resume never begins anew") from error
-    own = dict(model.named_parameters())
-    wrong = [n for n, w in weights.items() if n not in own or own[n].shape != w.shape]
+        hint = "vidqa train --resume never starts from scratch"
+        raise TrainError(f"{path} cannot be read: {error}", hint=hint) from error
+    parameters = dict(model.named_parameters())
+    wrong = [n for n, w in weights.items() if n not in parameters or parameters[n].shape != w.shape]
     if wrong:
-        raise TrainError(f"{path} is of another model: {', '.join(wrong[:5])}", hint="vidqa train --resume never")
+        raise TrainError(f"{path} belongs to another model: {', '.join(wrong[:5])}", hint="vidqa train --resume never")
     for name, weight in weights.items():
-        own[name].copy_(weight)
+        parameters[name].copy_(weight)
     return list(weights)
 
 
-def _names(model: VideoLlava, part: Part) -> set[str]:
+def checkpoint_bytes(model: nn.Module) -> int:
+    """Size of a checkpoint: the trainable weights and both moments of AdamW, plus a margin."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    # Under ZeRO-3 a parameter itself is empty, and `ds_numel` is its full size.
+    return int(1.05 * sum(getattr(p, "ds_numel", p.numel()) * (p.element_size() + 8) for p in trainable)) + (1 << 20)
+
+
+def non_finite_weights(model: nn.Module) -> list[str]:
+    """Names of the trainable weights that contain NaN or infinity."""
+    return [n for n, p in model.named_parameters() if p.requires_grad and not torch.isfinite(p).all()]
+
+
+def _names(model: VideoLlava, part: TrainablePart) -> set[str]:
     """Names of the weights of a part."""
-    everything = [name for name, _ in model.named_parameters()]
-    connector = {n for n in everything if n.startswith("connector.")}
+    names = [name for name, _ in model.named_parameters()]
+    connector = {n for n in names if n.startswith("connector.")}
     temporal = {n for n in connector if n.startswith(_TEMPORAL)}
-    llm = {n for n in everything if n.startswith("llm.")}
+    llm = {n for n in names if n.startswith("llm.")}
     lora = {n for n in llm if ".lora_" in n}
     head = model.llm.get_output_embeddings()
-    by_part: dict[Part, set[str]] = {
+    by_part: dict[TrainablePart, set[str]] = {
         "connector": connector,
         "projector": connector - temporal,
         "temporal": temporal,
@@ -138,30 +151,30 @@ def _names_of(model: nn.Module, weight: Tensor) -> set[str]:
     return {name for name, parameter in model.named_parameters() if parameter is weight}
 
 
-def _is_tied(model: VideoLlava) -> bool:
+def _has_tied_embeddings(model: VideoLlava) -> bool:
     head = model.llm.get_output_embeddings()
     return head is not None and head.weight is model.llm.get_input_embeddings().weight
 
 
-def _limit_rows(model: VideoLlava, stage: Stage) -> None:
-    """Let only the rows of some tokens learn: the gradient of the others is zero, and AdamW then leaves them alone."""
+def _train_rows_only(model: VideoLlava, stage: Stage) -> None:
+    """Set the gradient of all other embeddings to zero; without weight decay AdamW does not change them then."""
     ids = token_ids(model.tokenizer, stage.embedding_tokens)
     weight = model.llm.get_input_embeddings().weight
-    keep = torch.zeros(len(weight), 1, device=weight.device, dtype=weight.dtype)
-    keep[ids] = 1.0
-    weight.register_hook(lambda gradient: gradient * keep.to(gradient))
+    mask = torch.zeros(len(weight), 1, device=weight.device, dtype=weight.dtype)
+    mask[ids] = 1.0
+    weight.register_hook(lambda gradient: gradient * mask.to(gradient))
 
 
 def token_ids(tokenizer: Any, tokens: Sequence[str]) -> list[int]:
-    """Ids of tokens that the tokenizer has as a whole.
+    """Ids of tokens in the vocabulary.
 
     Raises:
-        UsageError: names those that it has not.
+        UsageError: names the tokens that are not in the vocabulary.
     """
     vocabulary = tokenizer.get_vocab()
     if missing := [token for token in tokens if token not in vocabulary]:
         raise UsageError(
             f"embedding_tokens: the tokenizer of this model has no token {', '.join(map(repr, missing))}",
-            hint="take a base whose tokenizer has them (converted from Video-ChatGPT's or Valley's weights)",
+            hint="use a base whose tokenizer has them (converted from the weights of Video-ChatGPT or Valley)",
         )
     return [vocabulary[token] for token in tokens]

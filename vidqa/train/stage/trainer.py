@@ -1,60 +1,234 @@
-"""transformers' Trainer for packed batches: exact losses, whole checkpoints, and nothing on stdout.
+"""The Trainer of transformers for one stage: packed batches, exact losses, atomic checkpoints, exact resume.
 
-Knows the Trainer's ways. Does not know recipes as files, data or bundles.
+A model, a dataset and the settings of a stage go in; the same model, trained, and its trained weights come out. It
+resumes from the latest checkpoint in its folder. Scope: no recipe files, corpora or bundles.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.utils.data import SequentialSampler
-from transformers import Trainer
+from transformers import PrinterCallback, Trainer
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from vidqa.common.devices import is_out_of_memory
 from vidqa.errors import TrainError
-from vidqa.train.distributed import wait_for_all
-from vidqa.train.recipe.definition import Stage
+from vidqa.model.video_llava import VideoLlava
+from vidqa.train.batching.dataset import TrainingDataset, to_batch
+from vidqa.train.data.rejects import RejectLog
+from vidqa.train.distributed import is_first, training_arguments, wait_for_all
+from vidqa.train.recipe.definition import Hardware, Logging, Output, Stage
 from vidqa.train.stage import checkpoints
-from vidqa.train.stage.callbacks import ANEW, StageCallback
-from vidqa.train.stage.metrics import Totals
-from vidqa.train.stage.trainable import load_weights, parameter_groups, save_weights, trained_weights
+from vidqa.train.stage.batch_size import find_per_device_batch_size
+from vidqa.train.stage.callbacks import RESTART_HINT, Interrupted, Listener, Silent, StageCallback
+from vidqa.train.stage.loss import PackedLoss
+from vidqa.train.stage.memory import enable_gradient_checkpointing, out_of_memory_error, peak_memory_bytes
+from vidqa.train.stage.metrics import MetricsFile, StageTotals
+from vidqa.train.stage.trainable import (
+    checkpoint_bytes,
+    load_weights,
+    non_finite_weights,
+    parameter_groups,
+    save_weights,
+    set_trainable,
+    trained_weights,
+)
 
-WEIGHTS = "trained.safetensors"
-REJECTS = "rejects.parquet"
-_TOTALS = "totals.json"
+_WEIGHTS, _REJECTS, _TOTALS = "trained.safetensors", "rejects.parquet", "totals.json"
+
+#: (model as the Trainer wraps it, model, step) -> held-out figures.
+Evaluate = Callable[[Any, VideoLlava, int], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """Result of a stage."""
+
+    weights: dict[str, Tensor]  # the trained weights by name; empty in all processes except the first
+    names: tuple[str, ...]
+    n_steps: int
+    n_samples: int
+    n_tokens: int
+    mean_loss: float  # over the steps
+    seconds: float  # including those before a resume
+    peak_bytes: int  # memory of the GPU if there is one, otherwise of this process
+    per_device: int
 
 
 class StageTrainer(Trainer):
-    """Trainer of one stage.
+    """Trains one stage.
 
     Args:
-        stage: for the optimizer's groups.
-        names: of the weights that learn, by the names that they have in the VideoLlava.
-        watch: hears of every micro-batch.
-        keep: checkpoints that stay.
-        model: a PackedLoss; the rest goes to the Trainer.
+        model: modified in place.
+        data: the sequences of the stage's plan.
+        stage: what to train, and how.
+        folder: of the checkpoints.
+        metrics: receives a line for every step.
+        listener: receives messages and progress.
+        rejects: receives rejected samples; None only counts them.
+        number: of the stage, from 1.
+        hardware: precision, sharding and data loading.
+        output: how often to save, and how many checkpoints to keep.
+        logging: how often to log, and where.
+        seed: of dropout.
+        device: where to train if the model is not there yet, because it will be sharded; None: where the model is.
+        evaluate: computes held-out figures; None never evaluates.
+        eval_steps: steps between two evaluations; None evaluates only at the end of the stage.
+        report: receives the metrics of every `logging_steps`-th step.
+        should_stop: whether the run is asked to stop at a checkpoint; called once per step.
+
+    Raises:
+        UsageError: the model lacks a part that the stage trains, or the processes cannot share the batch.
+        TrainError: not even one sequence fits into memory.
     """
 
     optimizer: Any
 
-    def __init__(self, *, stage: Stage, names: Sequence[str], watch: StageCallback, keep: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.stage, self.names, self.watch, self.keep = stage, tuple(names), watch, keep
-        self._part: Path | None = None
-        # The losses come divided already by the tokens of the whole step; these two keep the Trainer from doing more.
-        self.loss_is_scaled_for_ga, self.compute_loss_func = True, _divided
-        watch.log = self.log
-        self.add_callback(watch)
+    def __init__(
+        self,
+        model: VideoLlava,
+        data: TrainingDataset,
+        stage: Stage,
+        folder: Path,
+        *,
+        metrics: MetricsFile,
+        listener: Listener | None = None,
+        rejects: RejectLog | None = None,
+        number: int = 1,
+        hardware: Hardware | None = None,
+        output: Output | None = None,
+        logging: Logging | None = None,
+        seed: int = 0,
+        device: str | None = None,
+        evaluate: Evaluate | None = None,
+        eval_steps: int | None = None,
+        report: Callable[[dict[str, Any]], None] | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        listener, hardware = listener or Silent(), hardware or Hardware()
+        output, logging = output or Output(), logging or Logging()
+        if hardware.gradient_checkpointing:
+            enable_gradient_checkpointing(model.llm)
+        self.names = tuple(set_trainable(model, stage))
+        per_device = stage.per_device_batch_size
+        if per_device == "auto":
+            per_device = find_per_device_batch_size(model, data, stage, listener)
+        super().__init__(
+            model=PackedLoss(model, data.ignored_tokens),
+            args=training_arguments(
+                stage,
+                n_steps=data.plan.n_steps,
+                per_device_batch_size=per_device,
+                hardware=hardware,
+                logging=logging,
+                seed=seed,
+                folder=folder,
+                device=torch.device(device) if device else model.device,
+            ),
+            train_dataset=data,
+            data_collator=to_batch,
+        )
+        self.video_llava, self.stage, self.folder = model, stage, folder
+        self.save_total_limit = output.save_total_limit
+        self.callback = StageCallback(
+            number=number,
+            title=stage.title,
+            plan=data.plan,
+            logging_steps=logging.logging_steps,
+            save_steps=output.save_steps,
+            eval_steps=eval_steps,
+            metrics=metrics,
+            rejects=rejects,
+            listener=listener,
+            evaluate=(lambda step: evaluate(self.model_wrapped, model, step)) if evaluate else None,
+            log=self.log,
+            report=report,
+            should_stop=should_stop,
+        )
+        self._part: Path | None = None  # temporary folder of the checkpoint that is being written
+        # The losses are already divided by the targets of the whole step; both settings keep the Trainer from
+        # dividing again.
+        self.loss_is_scaled_for_ga, self.compute_loss_func = True, _already_divided
+        self.add_callback(self.callback)
+        self.remove_callback(PrinterCallback)  # it writes to stdout, which is reserved for results
+
+    def run(self) -> StageResult:
+        """Train from the latest checkpoint, or from the start, to the end of the stage.
+
+        Afterwards the model is in evaluation mode, without gradients.
+
+        Raises:
+            TrainError: the loss is not finite, disk or memory is full, or too many samples are rejected.
+            Interrupted: the run was asked to stop, and has saved a checkpoint.
+        """
+        callback, n_steps = self.callback, self.callback.n_steps
+        if is_first():
+            checkpoints.remove_incomplete(self.folder)
+        found = checkpoints.list_checkpoints(self.folder)
+        step, checkpoint = found[-1] if found else (0, None)
+        self._restore_logs(step, checkpoint)
+        self.video_llava.train()
+        try:
+            with callback.listener.progress(n_steps, "step", step):
+                self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise out_of_memory_error(self.stage, self.args.per_device_train_batch_size, error) from error
+        finally:
+            with suppress(OSError):  # a full disk: the error that ended the run says so
+                callback.metrics.flush()
+        if callback.is_stopping and self.state.global_step < n_steps:
+            callback.listener.say(
+                f"{self.stage.title}: stopped after step {self.state.global_step}, saved {callback.last_checkpoint}; "
+                "run the same command again to resume"
+            )
+            raise Interrupted
+        weights = self.weights()
+        if self.args.deepspeed:
+            unset_hf_deepspeed_config()  # otherwise transformers would load the next model sharded (ZeRO-3)
+        self.video_llava.eval().requires_grad_(False)
+        totals = callback.totals
+        return StageResult(
+            weights if is_first() else {},
+            self.names,
+            n_steps,
+            totals.n_samples,
+            totals.n_filled,
+            totals.loss / max(1, totals.n_steps),
+            totals.seconds,
+            peak_memory_bytes(),
+            int(self.args.per_device_train_batch_size),
+        )
+
+    def _restore_logs(self, step: int, checkpoint: Path | None) -> None:
+        """Set metrics, rejects and totals back to those of the checkpoint to resume from."""
+        callback = self.callback
+        if checkpoint is not None:
+            try:
+                callback.totals = StageTotals(**json.loads((checkpoint / _TOTALS).read_text()))
+            except (OSError, ValueError, TypeError) as error:
+                raise TrainError(f"{checkpoint / _TOTALS} cannot be read: {error}") from error
+            callback.last_checkpoint = str(checkpoint)
+        callback.metrics.truncate(callback.number, step)
+        if callback.rejects is not None:
+            callback.rejects.restore(checkpoint / _REJECTS if checkpoint else None)
+        if checkpoint is not None:
+            callback.listener.say(f"{self.stage.title}: resuming from step {step}")
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
-        return SequentialSampler(self.train_dataset)  # the plan has its order already
+        return SequentialSampler(self.train_dataset)  # the plan is already in random order
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
-        n = torch.tensor(sum(b["batch"].n_learned for b in batch_samples), dtype=torch.float64, device=device)
+        n = torch.tensor(sum(b["batch"].n_targets for b in batch_samples), dtype=torch.float64, device=device)
         if self.args.world_size > 1:
             distributed.all_reduce(n)
         return n.clamp(min=1)
@@ -62,14 +236,17 @@ class StageTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Summed loss over the tokens of the whole step; times the processes, over which gradients are averaged."""
+        """Divide the summed loss by the targets of the whole step.
+
+        It is multiplied by the number of processes, because gradients are averaged over them.
+        """
         loss = model(**inputs)["loss"]
-        self.watch.take(inputs["batch"], loss)
+        self.callback.add_batch(inputs["batch"], loss)
         scaled = (loss / num_items_in_batch * self.args.world_size).to(loss.dtype)
         return (scaled, {}) if return_outputs else scaled
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """AdamW with the stage's groups."""
+        """Create AdamW with the parameter groups of the stage."""
         if self.optimizer is None:
             kind, settings = self.get_optimizer_cls_and_kwargs(self.args)
             self.optimizer = kind(parameter_groups(model or self.model, self.stage), **settings)
@@ -77,29 +254,34 @@ class StageTrainer(Trainer):
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
         norm = super()._get_grad_norm(*args, **kwargs)
-        self.watch.grad_norm = None if norm is None else float(norm)
+        self.callback.grad_norm = None if norm is None else float(norm)
         return norm
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """The Trainer's own checkpoint, under a temporary name until it is whole."""
-        folder, step = Path(self.args.output_dir), self.state.global_step
-        self._part = checkpoints.part_folder(folder, step)
+        """Write the Trainer's checkpoint under a temporary name and rename it when it is complete."""
+        step, callback = self.state.global_step, self.callback
+        self._part = checkpoints.temporary_path(self.folder, step)
+        inside = self._part / f"checkpoint-{step}"
         what = f"the checkpoint of step {step}"
         if self.is_world_process_zero():
-            checkpoints.need_room(folder, self.checkpoint_bytes(), what)
-            self._check_weights()
-        with checkpoints.explained(self._part, what):
+            checkpoints.require_disk_space(self.folder, checkpoint_bytes(self.model), what)
+            if bad := non_finite_weights(self.model):
+                raise TrainError(
+                    f"{self.stage.title}: some weights are not finite ({', '.join(bad[:3])}); not saved, "
+                    f"{callback.last_checkpoint_text}",
+                    hint=f"lower learning_rate or raise warmup_ratio; {RESTART_HINT}",
+                )
+        with checkpoints.removed_if_disk_full(self._part, what):
             super()._save_checkpoint(model, trial)
             if self.is_world_process_zero():
-                inside = self._part / f"checkpoint-{step}"
-                (inside / _TOTALS).write_text(json.dumps(self.watch.totals.as_dict()))
-                if self.watch.rejects is not None:
-                    self.watch.rejects.save(inside / REJECTS)
+                (inside / _TOTALS).write_text(json.dumps(callback.totals.as_dict()))
+                if callback.rejects is not None:
+                    callback.rejects.save(inside / _REJECTS)
         wait_for_all()
         if self.is_world_process_zero():
-            inside = self._part / f"checkpoint-{step}"
-            self.watch.metrics.flush()
-            self.watch.last_good = str(checkpoints.settle(inside, folder, step, self.keep))
+            callback.metrics.flush()
+            published = checkpoints.publish(inside, self.folder, step, self.save_total_limit)
+            callback.last_checkpoint = str(published)
             self._part.rmdir()
         self._part = None
         wait_for_all()
@@ -108,54 +290,30 @@ class StageTrainer(Trainer):
         return str(self._part or self.args.output_dir)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Only what learns: the rest is in the base, and does not change."""
+        """Save only the trainable weights: all others are those of the base."""
         if not self.args.should_save:
             return
         target = Path(output_dir or self.args.output_dir)
         target.mkdir(parents=True, exist_ok=True)
-        save_weights(self.weights(state_dict), target / WEIGHTS)
+        save_weights(self.weights(state_dict), target / _WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
-            load_weights(
-                self.accelerator.unwrap_model(model or self.model).model, Path(resume_from_checkpoint, WEIGHTS)
-            )
-
-    def resume_totals(self, checkpoint: Path) -> None:
-        """Take up the counts of an earlier part of the run."""
-        try:
-            self.watch.totals = Totals(**json.loads((checkpoint / _TOTALS).read_text()))
-        except (OSError, ValueError, TypeError) as error:
-            raise TrainError(f"{checkpoint / _TOTALS} cannot be read: {error}") from error
+            unwrapped = self.accelerator.unwrap_model(model or self.model).model
+            load_weights(unwrapped, Path(resume_from_checkpoint, _WEIGHTS))
 
     def weights(self, state_dict: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """The weights that learn, by the names of the VideoLlava, gathered where they lie in pieces."""
+        """The trainable weights by their names in the VideoLlava, gathered if the model is sharded."""
         if state_dict is None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             state_dict = self.accelerator.get_state_dict(self.model_wrapped)
         if state_dict is None:
             return trained_weights(self.accelerator.unwrap_model(self.model).model, self.names)
         if not self.is_world_process_zero():
-            return {}  # pieces are put together in the first process alone
+            return {}  # shards are gathered in the first process only
         return {name: state_dict[f"model.{name}"].cpu().contiguous() for name in self.names}
 
-    def checkpoint_bytes(self) -> int:
-        """What a checkpoint takes: the weights that learn and AdamW's two moments of them, with a little to spare."""
-        learn = [p for p in self.model.parameters() if p.requires_grad]
-        # Under ZeRO-3 a weight itself is empty, and knows how large it is as a whole.
-        return int(1.05 * sum(getattr(p, "ds_numel", p.numel()) * (p.element_size() + 8) for p in learn)) + (1 << 20)
 
-    def _check_weights(self) -> None:
-        if bad := [n for n, p in self.model.named_parameters() if p.requires_grad and not torch.isfinite(p).all()]:
-            kept = (
-                f"the last good checkpoint is {self.watch.last_good}" if self.watch.last_good else "none is there yet"
-            )
-            raise TrainError(
-                f"{self.watch.course.title}: weights are no numbers any more ({', '.join(bad[:3])}); not saved, {kept}",
-                hint=f"a lower lr or more warmup; {ANEW}",
-            )
-
-
-def _divided(*_: Any, **__: Any) -> None:
-    """Stands for a loss function in the Trainer's eyes; `compute_loss` does the work."""
+def _already_divided(*_: Any, **__: Any) -> None:
+    """Placeholder for a loss function of the Trainer: `compute_loss` computes the loss."""
