@@ -1,6 +1,6 @@
-"""Make the modules in this folder importable."""
+"""Make the writers of published checkpoints (tests/convert) importable."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "convert"))

@@ -73,18 +73,18 @@ class TestVideoChatGPT:
 
     def test_three_words_more(self, tmp_path: Path) -> None:
         """The LLM as published is three words shorter; its new output rows are the mean of the others."""
-        recipe = plan(write_video_chatgpt(tmp_path, grown=True))
+        planned = plan(write_video_chatgpt(tmp_path, grown=True))
         fx = fixture("video_chatgpt")
         weights, n = fx.part("weights/"), fx.meta["config"]["vid_patch_token"]
-        head = recipe.llm.tensors["lm_head.weight"].read()
+        head = planned.llm.tensors["lm_head.weight"].read()
         torch.testing.assert_close(head[:n], weights["lm_head.weight"][:n])
         torch.testing.assert_close(head[n:], weights["lm_head.weight"][:n].mean(0).expand(3, -1))
-        assert recipe.prompt.format == "vicuna_v1_1", "the prompt of tuning, unless the original is asked for"
-        assert recipe.compat.mode == "fixed" and recipe.left_out
+        assert planned.prompt.format == "vicuna_v1_1", "the prompt of tuning, unless the original is asked for"
+        assert planned.compat.mode == "fixed" and planned.ignored
 
     def test_without_its_tower(self, tmp_path: Path) -> None:
         small, llm, _ = write_video_chatgpt(tmp_path, grown=True)
-        with pytest.raises(BundleError, match="Video-ChatGPT without its tower") as e:
+        with pytest.raises(BundleError, match="vision tower of Video-ChatGPT is missing") as e:
             plan([small, llm])
         assert "CLIP ViT-L/14" in (e.value.hint or "")
 
@@ -93,12 +93,12 @@ class TestVideoChatGPT:
         assert plan(parts).notes == ()
         config = json.loads((parts[2] / "config.json").read_text())
         (parts[2] / "config.json").write_text(json.dumps(config | {"model_type": "LanguageBindImage"}))
-        with pytest.raises(BundleError, match=r"clip: LanguageBind's tower by its config.json, not OpenAI's CLIP"):
+        with pytest.raises(BundleError, match=r"clip: LanguageBind's tower according to its config.json, not OpenAI's CLIP"):
             plan(parts)
         del config["model_type"]
         (parts[2] / "config.json").write_text(json.dumps(config))
         (note,) = plan(parts).notes
-        assert "is taken for OpenAI's CLIP: no config.json beside it says whose it is" in note
+        assert "is assumed to be OpenAI's CLIP: it has no config.json" in note
 
     def test_an_llm_of_another_vocabulary(self, tmp_path: Path) -> None:
         parts = write_video_chatgpt(tmp_path, grown=True)
@@ -235,20 +235,20 @@ class TestValley:
 
     def test_no_other_tower(self, tmp_path: Path) -> None:
         clip = write_video_chatgpt(tmp_path, grown=True)[2]
-        with pytest.raises(BundleError, match="no other can take its place"):
+        with pytest.raises(BundleError, match="cannot be replaced"):
             plan([write_valley(tmp_path / "valley", "v1")], towers=[clip])
 
     def test_a_difference_needs_its_base(self, tmp_path: Path) -> None:
         delta, base = write_valley_delta(tmp_path, "v1")
-        with pytest.raises(BundleError, match="difference to another model"):
+        with pytest.raises(BundleError, match="delta model"):
             plan([delta])
-        with pytest.raises(BundleError, match="these weights are whole"):
+        with pytest.raises(BundleError, match="complete weights"):
             plan([write_valley(tmp_path / "whole", "v1"), base])
-        recipe = plan([delta, base])
+        planned = plan([delta, base])
         whole = valley_weights("v1")
         for key in ("lm_head.weight", "model.norm.weight", "model.layers.0.mlp.up_proj.weight"):
-            torch.testing.assert_close(recipe.llm.tensors[key].read(), whole[key])
-        assert "difference" in recipe.compat.variant and recipe.prompt.format == "valley_tuned"
+            torch.testing.assert_close(planned.llm.tensors[key].read(), whole[key])
+        assert "delta weights" in planned.compat.variant and planned.prompt.format == "valley_tuned"
 
     @pytest.mark.parametrize(
         ("spoil", "problem"),
@@ -283,10 +283,10 @@ class TestValley:
         assert not plan([write_valley(tmp_path / "v3", "v3")]).notes
         assert not plan([write_valley(tmp_path / "v1", "v1")]).notes
         (note,) = plan([folder := write_valley(tmp_path / "off", "v1", valley_weights("v3"))]).notes
-        assert note == f"{folder}: config.json says use_delta_transformer is off; its weights are there, so v3 counts"
+        assert note == f"{folder}: config.json disables use_delta_transformer, but its weights exist, so v3 is used"
         both = valley_weights("v3") | valley_weights("v2")
-        recipe = plan([folder := write_valley(tmp_path / "both", "v3", both)])
-        assert recipe.left_out == (f"temporal module v2 of {folder}: v3 is there, too, and counts",)
+        planned = plan([folder := write_valley(tmp_path / "both", "v3", both)])
+        assert planned.ignored == (f"temporal module v2 of {folder}: not used, since v3 exists too",)
 
     def test_a_module_that_the_configuration_names_must_be_there(self, tmp_path: Path) -> None:
         folder = write_valley(tmp_path / "valley", "v3", valley_weights("v1"))

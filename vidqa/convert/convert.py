@@ -1,7 +1,4 @@
-"""Paths of published weights -> bundle: the one way in for everybody who converts.
-
-Knows the order of the steps. The list of layouts stands here; each layout knows its own names.
-"""
+"""Convert published weights into a bundle: the entry point for the command line and for `pull`."""
 
 from __future__ import annotations
 
@@ -21,68 +18,70 @@ from vidqa.convert.sources import open_sources
 from vidqa.convert.write import Step, write_bundle
 from vidqa.model.bundle.bundle import Bundle
 
-#: Every layout; the first that takes the parts is asked.
+#: Every layout; the first one that matches the parts is used.
 LAYOUTS: tuple[ModuleType, ...] = (video_llava_hf, valley, video_chatgpt, video_llava_original)
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was written, from what, and what it took."""
+    """A finished conversion."""
 
     bundle: Bundle
-    recipe: ConversionPlan
+    plan: ConversionPlan
     seconds: float
-    peak_bytes: int | None  # of the whole process; None where the system does not tell
+    peak_bytes: int | None  # peak memory of the process; None if the system does not report it
 
 
 def plan(paths: Sequence[Path], mode: Mode = "fixed", towers: Sequence[Path] = ()) -> ConversionPlan:
-    """Recognise the parts and make the plan; no tensor is read.
+    """Detect the parts and plan the conversion; no tensor is read.
 
     Args:
         paths: folders and files of weights, in any order.
-        mode: as `CompatSpec.mode`.
-        towers: folders of towers that take the place of those inside a checkpoint.
+        mode: as in `CompatSpec.mode`.
+        towers: folders of towers that replace those inside a checkpoint.
 
     Raises:
-        BundleError: a part cannot be read or is not known, or the parts make no model.
+        BundleError: a part cannot be read or is of an unknown kind, or the parts do not make a model.
     """
     parts = CheckpointParts(_classify(paths), _classify(towers))
     layout: Any = find_layout(parts, LAYOUTS)  # type: ignore[arg-type]  # modules stand for the protocol
-    recipe: ConversionPlan = layout.recipe(parts, mode)
-    return recipe
+    conversion: ConversionPlan = layout.make_plan(parts, mode)
+    return conversion
 
 
 def convert(
     paths: Sequence[Path],
-    target: OutputOptions,
+    output: OutputOptions,
     *,
     towers: Sequence[Path] = (),
     mode: Mode = "fixed",
     step: Step = lambda what, n: None,
     origins: tuple[str, ...] = ("local",),
 ) -> Conversion:
-    """Make a bundle of published weights.
+    """Convert published weights into a bundle.
 
     Args:
-        paths, towers, mode: as in `plan`.
-        target: where it goes, and in which form.
-        step: progress, as in `write_bundle`.
-        origins: where the parts come from.
+        paths: as in `plan`.
+        output: folder, name and dtypes of the bundle.
+        towers: as in `plan`.
+        mode: as in `plan`.
+        step: progress callback, as in `write_bundle`.
+        origins: where the parts come from, for the record in the bundle.
 
     Raises:
-        BundleError: as `plan` and `write_bundle`.
-        UsageError: the target is taken or holds a part.
-        LockedError: another process is writing the same target.
+        BundleError: as in `plan` and `write_bundle`.
+        UsageError: the output folder exists, or contains one of the parts.
+        LockedError: another process is writing the same bundle.
     """
     start = time.perf_counter()
-    target.check((*paths, *towers))
-    recipe = plan(paths, mode, towers)
-    bundle = write_bundle(recipe, target, origins, step)
-    return Conversion(bundle, recipe, time.perf_counter() - start, peak_bytes())
+    output.check((*paths, *towers))
+    made = plan(paths, mode, towers)
+    bundle = write_bundle(made, output, origins, step)
+    return Conversion(bundle, made, time.perf_counter() - start, peak_bytes())
 
 
 def peak_bytes() -> int | None:
-    """Largest memory of this process so far, mapped files included; None where the system does not tell."""
+    """Return the peak memory of this process, mapped files included; None if the system does not report it."""
     try:
         import resource
     except ImportError:  # Windows

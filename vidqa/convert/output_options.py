@@ -1,4 +1,4 @@
-"""Where a converted model goes, and in which form. Knows nothing of the weights that it is made of."""
+"""Folder, name and dtypes of a converted model."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ ENCODERS = ("float32", "float16")
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """A model to be written.
+    """Options of the bundle to write.
 
-    Args:
-        folder: of the bundle.
-        name: of the model; None takes the name of `folder`.
-        dtype: of LLM and connector: a key of `DTYPES`; "keep" is that of the checkpoint.
-        replace_old: put it in the place of an older bundle.
-        encoders: type of the image and video encoder, of `ENCODERS`: float16 is for GPUs. Its features are others,
-            and so are the encoders' id and what the cache keeps.
+    Attributes:
+        folder: folder of the bundle.
+        name: name of the model; None means the name of `folder`.
+        dtype: dtype of LLM and connector, a key of `DTYPES`; "keep" keeps that of the checkpoint.
+        replace_old: replace an existing bundle.
+        encoders: dtype of the image and video encoder, one of `ENCODERS`. float16 is for GPUs; its features differ
+            slightly, so they have another encoder id and their own cache entries.
 
     Raises:
-        UsageError: unknown `dtype` or `encoders`.
+        UsageError: `dtype` or `encoders` is unknown.
     """
 
     folder: Path
@@ -39,27 +39,29 @@ class OutputOptions:
 
     def __post_init__(self) -> None:
         if self.encoders not in ENCODERS:
-            raise UsageError(f"encoders cannot be {self.encoders!r}; one of {', '.join(ENCODERS)}")
+            raise UsageError(f"unknown encoder dtype {self.encoders!r}; choose from {', '.join(ENCODERS)}")
         if self.dtype not in DTYPES:
-            raise UsageError(f"unknown type {self.dtype!r}; one of {', '.join(DTYPES)}")
+            raise UsageError(f"unknown dtype {self.dtype!r}; choose from {', '.join(DTYPES)}")
 
     @property
     def title(self) -> str:
-        """Name of the model."""
+        """The name of the model."""
         return self.name or self.folder.name
 
     @property
     def torch_dtype(self) -> torch.dtype | None:
-        """`dtype` in torch's words; None keeps what the checkpoint has."""
+        """The torch dtype; None keeps that of the checkpoint."""
         return DTYPES[self.dtype]
 
     def check(self, parts: Iterable[Path]) -> None:
-        """Whether a bundle may be written there: the weights that it is made of must outlive it.
+        """Check that the bundle may be written and would not replace the weights it is made from.
 
         Raises:
-            UsageError: as `check_output_folder`, or one of `parts` lies in the folder that would be replaced.
+            UsageError: as `check_output_folder`, or one of `parts` is inside the folder to be replaced.
         """
         check_output_folder(self.folder, self.replace_old)
         for part in parts:
             if self.folder.exists() and (self.folder.resolve() in (part.resolve(), *part.resolve().parents)):
-                raise UsageError(f"{part} lies in {self.folder}, which would be replaced", hint="another --out")
+                raise UsageError(
+                    f"{part} is inside {self.folder}, which would be replaced", hint="choose another --out"
+                )

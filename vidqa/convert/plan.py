@@ -1,6 +1,6 @@
-"""A whole model as a plan: shapes, settings, and for every weight where it comes from. And the check that it is whole.
+"""The plan of a conversion: shapes, settings and a lazy tensor for every weight; and the check that it is complete.
 
-This is what a layout module gives and what `write` takes. Does not know files or published names.
+Modules in formats/ make plans, write.py writes them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Architecture = Literal["video_llava"]
 
 @dataclass(frozen=True)
 class TowerPlan:
-    """A vision tower; `tensors` by the names of `VisionTower`. `sampling` is None for the tower of pictures."""
+    """A vision tower; keys of `tensors` are those of `VisionTower`. `sampling` is None for the image tower."""
 
     config: VisionConfig
     tensors: Mapping[str, LazyTensor]
@@ -41,7 +41,7 @@ class TowerPlan:
 
 @dataclass(frozen=True)
 class TextPlan:
-    """A text tower; `tensors` by the names of `TextTower`. `tokenizer` is its tokenizer's folder, where it has one."""
+    """A text tower; keys of `tensors` are those of `TextTower`. `tokenizer` is the folder of its tokenizer, or None."""
 
     config: TextConfig
     tensors: Mapping[str, LazyTensor]
@@ -50,7 +50,7 @@ class TextPlan:
 
 @dataclass(frozen=True)
 class ConnectorPlan:
-    """What stands between towers and LLM; `tensors` by the names that `build_connector` gives."""
+    """The connector between towers and LLM; keys of `tensors` are those of `build_connector`'s module."""
 
     spec: ConnectorSpec
     tensors: Mapping[str, LazyTensor]
@@ -58,9 +58,9 @@ class ConnectorPlan:
 
 @dataclass(frozen=True)
 class LlmPlan:
-    """A causal LLM of transformers: its configuration, its tensors by its own names, and the folder of its tokenizer.
+    """A causal LLM of transformers: its configuration, its tensors under its own keys, and the folder of its tokenizer.
 
-    `new_tokens` are added to the tokenizer (as special ones) where it does not know them, in this order.
+    `new_tokens` are added to the tokenizer as special tokens, in this order, unless it has them already.
     """
 
     config: Any  # transformers.PretrainedConfig
@@ -72,7 +72,10 @@ class LlmPlan:
 
 @dataclass(frozen=True)
 class ConversionPlan:
-    """All of a model. `surplus` are the keys that no part took, as sentences: a recipe with any is refused."""
+    """A complete model.
+
+    `unexpected_keys` has one message for each key that no part uses; a plan with any is refused.
+    """
 
     layout: str
     image: TowerPlan
@@ -84,59 +87,59 @@ class ConversionPlan:
     generation: GenerationSpec = field(default_factory=lambda: GenerationSpec(max_new_tokens=512))
     text: TextPlan | None = None
     notice: str | None = None
-    surplus: Sequence[str] = ()
+    unexpected_keys: Sequence[str] = ()
     architecture: Any = BundleSpec.architecture
-    left_out: Sequence[str] = field(default=())  # parts that the user chose not to take, for the report
-    notes: Sequence[str] = field(default=())  # how weights were read where they could be read in another way
+    ignored: Sequence[str] = field(default=())  # parts that are not used, with the reason, for the report
+    notes: Sequence[str] = field(default=())  # decisions where the weights are ambiguous, for the report
 
-    def origins(self) -> Iterator[LazyTensor]:
-        """Every tensor that will be written."""
+    def tensors(self) -> Iterator[LazyTensor]:
+        """Yield every tensor that will be written."""
         for part in (self.image, self.video, self.text, self.connector, self.llm):
             if part is not None:
                 yield from part.tensors.values()
 
 
-def check_recipe(recipe: ConversionPlan) -> None:
-    """Every weight has its place and every place its weight, of the right shape. Nothing is read.
+def check_plan(plan: ConversionPlan) -> None:
+    """Check that the plan has exactly the weights of the model, in the right shapes. No tensor is read.
 
     Raises:
-        BundleError: names all keys that are missing, unknown or of another shape.
+        BundleError: lists all keys that are missing, unexpected or of a wrong shape.
     """
-    c = recipe.connector.spec
+    c = plan.connector.spec
     with torch.device("meta"):
         modules: list[tuple[str, nn.Module, Mapping[str, LazyTensor]]] = [
-            ("image tower", VisionTower(recipe.image.config), recipe.image.tensors),
-            ("video tower", VisionTower(recipe.video.config), recipe.video.tensors),
-            ("connector", build_connector(c.type, c.in_size, c.out_size, c.compressor), recipe.connector.tensors),
-            ("language model", _empty_llm(recipe.llm.config), recipe.llm.tensors),
+            ("image tower", VisionTower(plan.image.config), plan.image.tensors),
+            ("video tower", VisionTower(plan.video.config), plan.video.tensors),
+            ("connector", build_connector(c.type, c.in_size, c.out_size, c.compressor), plan.connector.tensors),
+            ("language model", _empty_llm(plan.llm.config), plan.llm.tensors),
         ]
-        if recipe.text:
-            modules.append(("text tower", TextTower(recipe.text.config), recipe.text.tensors))
-    problems = list(recipe.surplus)
+        if plan.text:
+            modules.append(("text tower", TextTower(plan.text.config), plan.text.tensors))
+    problems = list(plan.unexpected_keys)
     for name, module, tensors in modules:
         problems += _differences(name, module, tensors)
     if problems:
         many = f"\n... and {len(problems) - 40} more" if len(problems) > 40 else ""
-        raise BundleError(f"the weights do not fit the model ({recipe.layout}):\n" + "\n".join(problems[:40]) + many)
+        raise BundleError(f"the weights do not fit the model ({plan.layout}):\n" + "\n".join(problems[:40]) + many)
 
 
 def _differences(name: str, module: nn.Module, tensors: Mapping[str, LazyTensor]) -> Iterator[str]:
-    wanted = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
     tied = _tied(module)
-    for key in wanted:
+    for key in expected:
         if key not in tensors and key not in tied:
             yield f"{name}: {key}: missing"
-    for key, origin in tensors.items():
-        if key not in wanted:
-            yield f"{name}: {key}: unknown key ({origin.label})"
-        elif origin.shape != wanted[key]:
-            yield f"{name}: {key}: shape {list(origin.shape)}, must be {list(wanted[key])} ({origin.label})"
-        elif not origin.dtype.is_floating_point:
-            yield f"{name}: {key}: type {origin.dtype}; quantised checkpoints are not read ({origin.label})"
+    for key, tensor in tensors.items():
+        if key not in expected:
+            yield f"{name}: {key}: unexpected key ({tensor.label})"
+        elif tensor.shape != expected[key]:
+            yield f"{name}: {key}: shape {list(tensor.shape)}, must be {list(expected[key])} ({tensor.label})"
+        elif not tensor.dtype.is_floating_point:
+            yield f"{name}: {key}: type {tensor.dtype}; quantized checkpoints are not supported ({tensor.label})"
 
 
 def _tied(module: nn.Module) -> set[str]:
-    """Weights of an LLM that are others under a second name; files need not hold them."""
+    """Keys of an LLM that share the weights of another key; checkpoints may omit them."""
     config = getattr(module, "config", None)
     return (
         set(getattr(module, "_tied_weights_keys", None) or ()) if getattr(config, "tie_word_embeddings", 0) else set()

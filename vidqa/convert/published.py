@@ -1,6 +1,6 @@
-"""Names of published models -> their repositories; `pull` fetches them and makes a bundle.
+"""Published models by name: `pull` downloads their repositories and converts them.
 
-Does not know key names: what was fetched is recognised by its content, as any folder is.
+Downloaded files are detected by their content, like any other folder.
 """
 
 from __future__ import annotations
@@ -17,14 +17,20 @@ from vidqa.model.bundle.registry import models_folder
 if TYPE_CHECKING:
     from vidqa.convert.output_options import OutputOptions
 
-#: What a model folder may need. Programs, pictures and other frameworks' weights stay where they are.
-_WANTED = ("*.json", "*.safetensors", "*.bin", "*.model", "merges.txt", "*.jinja")
-_UNWANTED = ("training_args.bin", "optimizer*", "*/*", "*.onnx", "flax*", "tf_*", "rust_*")
+#: Files to download. Code, images and weights for other frameworks are not needed.
+_INCLUDE = ("*.json", "*.safetensors", "*.bin", "*.model", "merges.txt", "*.jinja")
+_EXCLUDE = ("training_args.bin", "optimizer*", "*/*", "*.onnx", "flax*", "tf_*", "rust_*")
 
 
 @dataclass(frozen=True)
 class Repo:
-    """A repository of the hub. `skip`: files not to fetch. `revision` None: the newest, which is recorded."""
+    """A repository of the hub.
+
+    Attributes:
+        id: `owner/name`.
+        skip: files not to download.
+        revision: a commit; None means the newest, which is recorded.
+    """
 
     id: str
     skip: tuple[str, ...] = ()
@@ -33,18 +39,18 @@ class Repo:
 
 @dataclass(frozen=True)
 class Published:
-    """A published model: what it is made of, and what one should know first."""
+    """A published model: its repositories and a description."""
 
     name: str
     repos: tuple[Repo, ...]
-    says: str
+    description: str
     towers: tuple[Repo, ...] = ()
 
 
 _LB_IMAGE, _LB_VIDEO = Repo("LanguageBind/LanguageBind_Image"), Repo("LanguageBind/LanguageBind_Video_merge")
 _CLIP = Repo("openai/clip-vit-large-patch14", skip=("pytorch_model.bin",))
 
-#: Every model that `pull` knows. No revision is pinned by its publisher: the one that was fetched is recorded.
+#: Every model that `pull` offers. No publisher pins a revision; the downloaded one is recorded in the bundle.
 PUBLISHED: dict[str, Published] = {
     m.name: m
     for m in (
@@ -56,7 +62,7 @@ PUBLISHED: dict[str, Published] = {
         Published(
             "video-llava-7b-search",
             (Repo("LanguageBind/Video-LLaVA-7B"),),
-            "the same with LanguageBind's own tower files, which bring the text tower for search",
+            "the same with LanguageBind's own tower files, which include the text tower for search",
             (_LB_IMAGE, _LB_VIDEO),
         ),
         Published(
@@ -73,7 +79,7 @@ PUBLISHED: dict[str, Published] = {
         Published(
             "video-chatgpt-7b",
             (Repo("MBZUAI/Video-ChatGPT-7B"), Repo("mmaaz60/LLaVA-7B-Lightening-v1-1"), _CLIP),
-            "Video-ChatGPT as published: CLIP frame by frame, means over space and time, 356 visual tokens",
+            "Video-ChatGPT as published: CLIP frame by frame, spatial and temporal means, 356 visual tokens",
         ),
     )
 }
@@ -81,7 +87,7 @@ PUBLISHED: dict[str, Published] = {
 
 @dataclass(frozen=True)
 class Pulled:
-    """A bundle that `pull` made: its folder, the revisions, and what the conversion says of itself."""
+    """A pulled model: its bundle, the downloaded revisions and the conversion."""
 
     name: str
     folder: Path
@@ -91,26 +97,27 @@ class Pulled:
 
 def pull(
     name: str,
-    target: OutputOptions | None = None,
+    output: OutputOptions | None = None,
     *,
     revisions: Mapping[str, str] | None = None,
     mode: str = "fixed",
-    say: Callable[[str], None] = lambda text: None,
+    report: Callable[[str], None] = lambda text: None,
     step: Callable[[str, int], None] = lambda what, n: None,
 ) -> Pulled:
-    """Fetch a published model and make a bundle of it.
+    """Download a published model and convert it into a bundle.
 
     Args:
         name: a key of `PUBLISHED`.
-        target: the bundle that it becomes; None puts it under its name into `models_folder()`.
-        revisions: commit by repository, for those that shall not be the newest.
-        mode, step: as in `vidqa.convert.convert.convert`.
-        say: hears what is fetched.
+        output: options of the bundle; None writes it to `models_folder()` under its name.
+        revisions: commit by repository, where not the newest.
+        mode: as in `vidqa.convert.convert.convert`.
+        report: receives one message per download.
+        step: as in `vidqa.convert.convert.convert`.
 
     Raises:
-        UsageError: no such model, a revision for a repository that is no part of it, or the bundle's folder is taken.
-        VidqaError: it cannot be fetched.
-        BundleError: as `convert`.
+        UsageError: the model is unknown, a revision is for another repository, or the bundle's folder exists.
+        VidqaError: the download failed.
+        BundleError: as in `convert`.
     """
     from vidqa.common.atomic_io import remove_leftovers
     from vidqa.convert.convert import convert
@@ -118,26 +125,26 @@ def pull(
     from vidqa.model.bundle.bundle import check_output_folder
 
     if name not in PUBLISHED:
-        raise UsageError(f"no published model is called {name!r}", hint=f"one of {', '.join(PUBLISHED)}")
+        raise UsageError(f"unknown published model {name!r}", hint=f"choose from {', '.join(PUBLISHED)}")
     model = PUBLISHED[name]
-    known = {repo.id for repo in (*model.repos, *model.towers)}
-    if strange := sorted(set(revisions or {}) - known):
-        raise UsageError(f"{strange[0]} is no part of {name}", hint=f"one of {', '.join(sorted(known))}")
-    target = target or OutputOptions(models_folder() / name, name)
-    check_output_folder(target.folder, target.replace_old)
-    remove_leftovers(target.folder.absolute())  # they take room that the download may need
-    parts, towers = ([_fetch(repo, revisions or {}, say) for repo in group] for group in (model.repos, model.towers))
+    repos = {repo.id for repo in (*model.repos, *model.towers)}
+    if other := sorted(set(revisions or {}) - repos):
+        raise UsageError(f"{other[0]} is not a repository of {name}", hint=f"choose from {', '.join(sorted(repos))}")
+    output = output or OutputOptions(models_folder() / name, name)
+    check_output_folder(output.folder, output.replace_old)
+    remove_leftovers(output.folder.absolute())  # the download may need their disk space
+    parts, towers = ([_fetch(repo, revisions or {}, report) for repo in group] for group in (model.repos, model.towers))
     origins = tuple(snapshot.origin for snapshot in (*parts, *towers))
     made = convert(
         [snapshot.folder for snapshot in parts],
-        target,
+        output,
         towers=[snapshot.folder for snapshot in towers],
         mode="original" if mode == "original" else "fixed",
         step=step,
         origins=origins,
     )
-    return Pulled(name, target.folder, origins, made)
+    return Pulled(name, output.folder, origins, made)
 
 
-def _fetch(repo: Repo, revisions: Mapping[str, str], say: Callable[[str], None]) -> Snapshot:
-    return fetch(repo.id, revisions.get(repo.id) or repo.revision, _WANTED, (*_UNWANTED, *repo.skip), say)
+def _fetch(repo: Repo, revisions: Mapping[str, str], report: Callable[[str], None]) -> Snapshot:
+    return fetch(repo.id, revisions.get(repo.id) or repo.revision, _INCLUDE, (*_EXCLUDE, *repo.skip), report)

@@ -1,7 +1,7 @@
-"""Files of weights -> keys with shapes and types; a tensor is read when it is asked for, one at a time.
+"""Files of weights: keys with shapes and dtypes; tensors are read one at a time, on request.
 
-Reads safetensors, and zip-form `.bin` files through a memory map that is renewed now and then, so that pages once read
-do not add up. Of a pickle only tensors are accepted (`weights_only`). Does not know what a key means.
+Reads safetensors files and `.bin` files in torch's zip format. The memory map is reopened regularly, so that pages that
+were read do not accumulate in the process. Pickles may contain tensors only (`weights_only`).
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vidqa.convert.checks import AGAIN, read_json, refuse_pointer
+from vidqa.convert.checks import DOWNLOAD_AGAIN, read_json, read_magic
 from vidqa.errors import BundleError
 
-#: After this many bytes a memory map is closed and opened again: its pages count as memory of the process.
-_RENEW_BYTES = 256 << 20
+#: A memory map is reopened after this many bytes: pages that were read count as memory of the process.
+_REOPEN_BYTES = 256 << 20
 _INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
-#: What training leaves beside the weights; optimiser states and arguments are no part of a model.
-_NO_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|rng_state.*|scaler|trainer_state)\.(bin|pt|pth)")
+#: Files that training saves next to the weights: optimizer states, arguments and the like.
+_NOT_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|rng_state.*|scaler|trainer_state)\.(bin|pt|pth)")
 _SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})(\.[a-z]+)")
-#: Beginnings of torch's files: an archive, or the bare pickle of its early versions.
-_TORCH_STARTS = (b"PK\x03\x04", b"\x80")
+#: First bytes of torch's files: a zip archive, or the bare pickle of early versions.
+_TORCH_MAGIC = (b"PK\x03\x04", b"\x80")
 
 _DTYPES = {
     "F64": torch.float64,
@@ -47,7 +47,7 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What is known of a tensor before it is read."""
+    """Shape, dtype and file of a tensor."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -55,7 +55,7 @@ class TensorInfo:
 
     @property
     def n_bytes(self) -> int:
-        """Size in the file."""
+        """Size in the file, in bytes."""
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
@@ -67,40 +67,40 @@ class WeightSource:
         files: the shards.
 
     Raises:
-        BundleError: a file cannot be read, holds something else than tensors, or a key is in two files.
+        BundleError: a file cannot be read, contains more than tensors, or a key is in two files.
     """
 
-    def __init__(self, place: Path, files: Sequence[Path]) -> None:
-        self.place = place
+    def __init__(self, path: Path, files: Sequence[Path]) -> None:
+        self.path = path
         self.files = tuple(files)
         self.tensors: dict[str, TensorInfo] = {}
         for file in files:
             for key, info in _open(file).infos():
                 if key in self.tensors:
-                    raise BundleError(f"{file}: {key} is in {self.tensors[key].file.name} too")
+                    raise BundleError(f"{file}: {key} is also in {self.tensors[key].file.name}")
                 self.tensors[key] = info
         self._open: _File | None = None
 
     @property
     def folder(self) -> Path:
-        """Where the configuration and the tokenizer of these weights would lie."""
-        return self.place if self.place.is_dir() else self.place.parent
+        """The folder in which the configuration and tokenizer of these weights are expected."""
+        return self.path if self.path.is_dir() else self.path.parent
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """`config.json` beside the weights; empty where there is none."""
+        """The `config.json` next to the weights; empty if there is none."""
         return read_json(self.folder / "config.json") if (self.folder / "config.json").is_file() else {}
 
-    def has(self, pattern: str) -> bool:
-        """Whether some key matches a regular expression from its beginning."""
-        wanted = re.compile(pattern)
-        return any(wanted.match(key) for key in self.tensors)
+    def has_key(self, pattern: str) -> bool:
+        """Return whether a key matches a regular expression at its start."""
+        compiled = re.compile(pattern)
+        return any(compiled.match(key) for key in self.tensors)
 
     def read(self, key: str) -> Tensor:
-        """One tensor in memory of its own.
+        """Read a tensor into memory of its own.
 
         Raises:
-            BundleError: the file cannot be read any more.
+            BundleError: the file can no longer be read.
         """
         file = self.tensors[key].file
         if self._open is None or self._open.path != file:
@@ -108,56 +108,62 @@ class WeightSource:
         return self._open.read(key)
 
 
-def open_sources(place: Path) -> list[WeightSource]:
-    """All sets of weights that a file or folder holds.
+def open_sources(path: Path) -> list[WeightSource]:
+    """Open all sets of weights in a file or folder.
 
-    A folder may hold several: a LoRA adapter has its projector in a file of its own. Where the same weights are there
-    as safetensors and as `.bin`, the former are taken.
+    A folder may contain several: a LoRA adapter has its projector in a separate file. If the same weights exist as
+    safetensors and as `.bin`, the safetensors files are used.
+
+    Args:
+        path: the file or folder.
 
     Raises:
-        BundleError: there are none, one is incomplete, or one cannot be read.
+        BundleError: there are no weights, a set is incomplete, or a file cannot be read.
     """
-    if place.is_file():
-        if place.suffix not in _SUFFIXES:
-            raise BundleError(f"{place}: not a file of weights", hint=f"one of {', '.join(_SUFFIXES)}, or a folder")
-        return [WeightSource(place, [place])]
-    if not place.is_dir():
-        raise BundleError(f"{place}: no such file or folder")
-    sources = [WeightSource(place, group) for group in _groups(place)]
+    if path.is_file():
+        if path.suffix not in _SUFFIXES:
+            raise BundleError(
+                f"{path}: not a weights file",
+                hint=f"use a file with one of the suffixes {', '.join(_SUFFIXES)}, or a folder",
+            )
+        return [WeightSource(path, [path])]
+    if not path.is_dir():
+        raise BundleError(f"{path}: no such file or folder")
+    sources = [WeightSource(path, group) for group in _groups(path)]
     if not sources:
-        raise BundleError(f"{place}: no weights here ({', '.join(_SUFFIXES)})")
+        raise BundleError(f"{path}: the folder contains no weights ({', '.join(_SUFFIXES)})")
     return sources
 
 
 def _groups(folder: Path) -> Iterator[list[Path]]:
-    """Files that belong together."""
-    files = sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES and not _NO_WEIGHTS.fullmatch(p.name))
+    """Yield groups of files that belong together (shards)."""
+    files = sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES and not _NOT_WEIGHTS.fullmatch(p.name))
     for name in _INDICES:
         if not (folder / name).is_file():
             continue
         names = read_json(folder / name).get("weight_map")
         if not isinstance(names, dict) or not all(isinstance(n, str) and Path(n).name == n for n in names.values()):
-            raise BundleError(f"{folder / name}: `weight_map` must name files of this folder")
+            raise BundleError(f"{folder / name}: `weight_map` must list files of this folder")
         shards = [folder / n for n in sorted(set(names.values()))]
         if missing := [p.name for p in shards if not p.is_file()]:
-            raise BundleError(f"{folder / name}: names {', '.join(missing)}, missing in this folder")
+            raise BundleError(f"{folder / name}: lists {', '.join(missing)}, which this folder does not contain")
         yield shards
-        files = [p for p in files if p not in shards and not _is_main(p)]
+        files = [p for p in files if p not in shards and not _is_model_file(p)]
         break
-    if any(_is_main(p) and p.suffix == ".safetensors" for p in files):
-        files = [p for p in files if not _is_main(p) or p.suffix == ".safetensors"]
+    if any(_is_model_file(p) and p.suffix == ".safetensors" for p in files):
+        files = [p for p in files if not _is_model_file(p) or p.suffix == ".safetensors"]
     stems: dict[str, list[Path]] = {}
     for p in files:
         stems.setdefault(m[1] + m[3] if (m := _SHARD.fullmatch(p.name)) else p.name, []).append(p)
     for group in stems.values():
         m = _SHARD.fullmatch(group[0].name)
         if m and int(m[2]) != len(group):
-            raise BundleError(f"{folder}: {len(group)} of {int(m[2])} shards like {group[0].name} are here")
+            raise BundleError(f"{folder}: found {len(group)} of {int(m[2])} shards like {group[0].name}")
         yield group
 
 
-def _is_main(path: Path) -> bool:
-    """Whether a file holds the model itself, as transformers names it."""
+def _is_model_file(path: Path) -> bool:
+    """Whether a file has a name that transformers gives to model weights."""
     return path.name.startswith(("model.", "model-", "pytorch_model.", "pytorch_model-"))
 
 
@@ -166,14 +172,14 @@ def _open(path: Path) -> _File:
 
 
 class _File:
-    """One open file."""
+    """An open weights file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._read_bytes = 0
 
     def infos(self) -> Iterator[tuple[str, TensorInfo]]:
-        raise AssertionError("of a subclass")
+        raise AssertionError("implemented by subclasses")
 
     def read(self, key: str) -> Tensor:
         try:
@@ -181,16 +187,16 @@ class _File:
         except (OSError, RuntimeError, SafetensorError) as e:
             raise BundleError(f"{self.path}: {key} cannot be read: {e}") from e
         self._read_bytes += tensor.nbytes
-        if self._read_bytes > _RENEW_BYTES:
+        if self._read_bytes > _REOPEN_BYTES:
             self._read_bytes = 0
             self._close()
         return tensor
 
     def _mapped(self, key: str) -> Tensor:
-        raise AssertionError("of a subclass")
+        raise AssertionError("implemented by subclasses")
 
     def _close(self) -> None:
-        raise AssertionError("of a subclass")
+        raise AssertionError("implemented by subclasses")
 
 
 class _SafetensorsFile(_File):
@@ -200,7 +206,7 @@ class _SafetensorsFile(_File):
 
     def infos(self) -> Iterator[tuple[str, TensorInfo]]:
         try:
-            refuse_pointer(self.path)
+            read_magic(self.path)
             with safe_open(self.path, framework="pt") as f:
                 for key in f.keys():  # noqa: SIM118  (not a mapping)
                     part = f.get_slice(key)
@@ -208,7 +214,7 @@ class _SafetensorsFile(_File):
                         raise BundleError(f"{self.path}: {key} has the type {part.get_dtype()}, which is not supported")
                     yield key, TensorInfo(tuple(part.get_shape()), _DTYPES[part.get_dtype()], self.path)
         except (SafetensorError, OSError) as e:
-            raise BundleError(f"{self.path}: damaged safetensors file ({e})", hint=AGAIN) from e
+            raise BundleError(f"{self.path}: damaged safetensors file ({e})", hint=DOWNLOAD_AGAIN) from e
 
     def _mapped(self, key: str) -> Tensor:
         if self._handle is None:
@@ -223,7 +229,7 @@ class _TorchFile(_File):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._map: Mapping[str, Tensor] | None = None
-        self._renew = True
+        self._reopen = True
 
     def infos(self) -> Iterator[tuple[str, TensorInfo]]:
         for key, tensor in self._load().items():
@@ -233,7 +239,7 @@ class _TorchFile(_File):
         return self._load()[key]
 
     def _close(self) -> None:
-        if self._renew:
+        if self._reopen:
             self._map = None
 
     def _load(self) -> Mapping[str, Tensor]:
@@ -242,31 +248,31 @@ class _TorchFile(_File):
         return self._map
 
     def _unpickled(self) -> Any:
-        # torch's own words advise to load such a file in the way that runs its code, so they are not passed on.
+        # torch's own messages recommend loading such a file in the way that runs its code, so they are not shown.
         try:
-            start = refuse_pointer(self.path)
-            if not start.startswith(_TORCH_STARTS):
-                raise BundleError(f"{self.path}: not a file of weights, whatever its name says", hint=AGAIN)
+            start = read_magic(self.path)
+            if not start.startswith(_TORCH_MAGIC):
+                raise BundleError(f"{self.path}: not a weights file, despite its name", hint=DOWNLOAD_AGAIN)
             zipped = start.startswith(b"PK")
-            # The form before torch 1.6 is no archive and cannot be mapped: it is read whole, once.
-            self._renew = zipped
+            # Files from before torch 1.6 are not archives and cannot be memory-mapped: they are read once, completely.
+            self._reopen = zipped
             return torch.load(self.path, map_location="cpu", weights_only=True, mmap=zipped)
         except pickle.UnpicklingError as e:
             if named := re.search(r"GLOBAL (\S+)", str(e)):
-                what = f"holds more than tensors ({named[1]}), and only weights are read"
+                what = f"contains more than tensors ({named[1]}); only tensors are accepted"
                 raise BundleError(f"{self.path}: {what}") from e
-            raise BundleError(f"{self.path}: damaged, or not a file of weights", hint=AGAIN) from e
+            raise BundleError(f"{self.path}: damaged, or not a weights file", hint=DOWNLOAD_AGAIN) from e
         except (OSError, RuntimeError, EOFError, ValueError, KeyError) as e:
             why = str(e).partition(". ")[0][:200] or type(e).__name__
-            raise BundleError(f"{self.path}: cannot be read as a file of weights ({why})", hint=AGAIN) from e
+            raise BundleError(f"{self.path}: cannot be read as a weights file ({why})", hint=DOWNLOAD_AGAIN) from e
 
     def _tensors(self, data: Any) -> Mapping[str, Tensor]:
         if isinstance(data, dict) and set(data) == {"state_dict"}:
             data = data["state_dict"]
         if not isinstance(data, dict) or not all(isinstance(k, str) for k in data):
-            raise BundleError(f"{self.path}: must hold a table of tensors by name")
+            raise BundleError(f"{self.path}: must contain a dictionary of tensors")
         for key, value in data.items():
-            # A view that repeats one element could claim any size.
+            # A view that repeats one element could have any size.
             if not isinstance(value, Tensor) or value.untyped_storage().nbytes() < value.nbytes:
                 raise BundleError(f"{self.path}: {key} is not a plain tensor")
         return data

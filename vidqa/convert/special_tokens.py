@@ -1,7 +1,4 @@
-"""Special tokens around visual tokens: does a published tokenizer have them, where the weights expect them?
-
-Knows the converter's way of reading a tokenizer. Does not know layouts.
-"""
+"""Check that a published tokenizer has the special tokens around visual tokens, with the ids the weights expect."""
 
 from __future__ import annotations
 
@@ -15,35 +12,35 @@ from vidqa.errors import BundleError
 from vidqa.prompts.chat_formats import FORMATS
 
 
-def words_of(chat: str) -> tuple[str, ...]:
-    """All marks of a chat format."""
-    return tuple(word for marks in FORMATS[chat].special_tokens for word in marks)
+def tokens_of(chat: str) -> tuple[str, ...]:
+    """Return the special tokens of a chat format."""
+    return tuple(token for tokens in FORMATS[chat].special_tokens for token in tokens)
 
 
-def check_ids(plan: LlmPlan, wanted: Mapping[str, int | None]) -> None:
-    """Compare the ids that the bundle's tokenizer will give.
+def check_token_ids(plan: LlmPlan, expected: Mapping[str, int | None]) -> None:
+    """Compare token ids of the bundle's tokenizer with those the weights expect.
 
     Args:
-        plan: tokenizer, and the tokens to add to it.
-        wanted: id of each word; None where any will do.
+        plan: the tokenizer, and the tokens to add to it.
+        expected: the id of each token; None accepts any id.
 
     Raises:
-        BundleError: a word is no token, or has another id: the rows of the embedding would be those of other words.
+        BundleError: a token is missing or has another id, so its embedding row would belong to a different token.
     """
     from tokenizers import Tokenizer
 
-    with tempfile.TemporaryDirectory() as place:
-        save_tokenizer(plan, Path(place))
-        words = Tokenizer.from_file(str(Path(place) / "tokenizer.json"))
+    with tempfile.TemporaryDirectory() as path:
+        save_tokenizer(plan, Path(path))
+        vocabulary = Tokenizer.from_file(str(Path(path) / "tokenizer.json"))
     problems = []
-    for word, expected in wanted.items():
-        found = words.token_to_id(word)
+    for token, expected_id in expected.items():
+        found = vocabulary.token_to_id(token)
         if found is None:
-            problems.append(f"{word}: no token of the tokenizer")
-        elif expected is not None and found != expected:
-            problems.append(f"{word}: id {found}, the weights expect {expected}")
+            problems.append(f"{token}: not a token of the tokenizer")
+        elif expected_id is not None and found != expected_id:
+            problems.append(f"{token}: id {found}, the weights expect {expected_id}")
     if problems:
         raise BundleError(
             "\n".join(f"{plan.tokenizer}: {p}" for p in problems),
-            hint="the tokenizer must be the one that the checkpoint was tuned with",
+            hint="use the tokenizer that the checkpoint was trained with",
         )

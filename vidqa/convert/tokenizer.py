@@ -1,10 +1,9 @@
-"""A published tokenizer, of whatever form -> `tokenizer.json` beside the LLM, which needs no further package to read.
+"""Save a published tokenizer as the `tokenizer.json` of the LLM, which can be read without further packages.
 
-A `tokenizer.json` is taken as it is. A `tokenizer.model` of LLaMA gives the ids that the slow tokenizer of its time
-gave (checked against transformers 4.31): what transformers 5 makes of it leaves out the space before a text that begins
-with one, always takes what follows `</s>` for the middle of a word, and keeps the white space around added tokens.
-
-Knows the file names of tokenizers. No code of a checkpoint runs.
+A `tokenizer.json` is kept as it is. A `tokenizer.model` of LLaMA is converted so that it returns the ids of the slow
+tokenizer of its time (compared with transformers 4.31). The conversion of transformers 5 differs: it drops the space
+before text that starts with one, always treats text after `</s>` as the middle of a word, and keeps white space around
+added tokens. No code of a checkpoint runs.
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from vidqa.convert.checks import refuse_pointer
+from vidqa.convert.checks import read_magic
 from vidqa.convert.plan import LlmPlan
 from vidqa.errors import BundleError
 
-#: What sentencepiece writes for a space.
+#: How sentencepiece writes a space.
 _SPACE = "\u2581"
 _FILES = (
     "tokenizer.json",
@@ -35,18 +34,22 @@ _FILES = (
 
 
 def save_tokenizer(plan: LlmPlan, folder: Path) -> None:
-    """Read the plan's tokenizer and save it in `folder`.
+    """Read the tokenizer of a plan and save it in `folder`.
+
+    Args:
+        plan: the LLM with the folder of its tokenizer and the tokens to add.
+        folder: the output folder.
 
     Raises:
-        BundleError: it cannot be read, or has more tokens than the LLM has rows for.
+        BundleError: the tokenizer cannot be read, or has more tokens than the LLM has embedding rows.
     """
     tokenizer = _read(plan.tokenizer, plan.config.model_type)
-    words = tokenizer.get_vocab()
-    if missing := [_mark(t) for t in plan.new_tokens if t not in words]:
+    vocabulary = tokenizer.get_vocab()
+    if missing := [_added_token(t) for t in plan.new_tokens if t not in vocabulary]:
         tokenizer.add_tokens(missing, special_tokens=True)
     if len(tokenizer) > plan.config.vocab_size:
         raise BundleError(
-            f"{plan.tokenizer}: the tokenizer has {len(tokenizer)} tokens, the language model {plan.config.vocab_size}"
+            f"{plan.tokenizer}: {len(tokenizer)} tokens, but the language model has {plan.config.vocab_size} rows"
         )
     tokenizer.save_pretrained(folder)
 
@@ -54,31 +57,32 @@ def save_tokenizer(plan: LlmPlan, folder: Path) -> None:
 def _read(source: Path, model_type: str) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    with tempfile.TemporaryDirectory() as place:
-        # Alone with the model's own kind: a config.json of LLaVA would make transformers look for another tokenizer.
+    with tempfile.TemporaryDirectory() as path:
+        # Copied next to a config.json with the LLM's own type: LLaVA's would select another tokenizer class.
         for name in _FILES:
             if (source / name).is_file():
-                refuse_pointer(source / name)
-                shutil.copyfile(source / name, Path(place) / name)
-        (Path(place) / "config.json").write_text(json.dumps({"model_type": model_type}), encoding="utf-8")
-        whole = (source / "tokenizer.json").is_file()
-        kind = PreTrainedTokenizerFast if whole else AutoTokenizer  # the second would make the file's rules anew
+                read_magic(source / name)
+                shutil.copyfile(source / name, Path(path) / name)
+        (Path(path) / "config.json").write_text(json.dumps({"model_type": model_type}), encoding="utf-8")
+        complete = (source / "tokenizer.json").is_file()
+        kind = PreTrainedTokenizerFast if complete else AutoTokenizer  # AutoTokenizer would rebuild the file's rules
         try:
-            tokenizer = kind.from_pretrained(place, local_files_only=True, trust_remote_code=False)
-            return tokenizer if whole or model_type != "llama" else _as_slow(tokenizer, source)
+            tokenizer = kind.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+            return tokenizer if complete or model_type != "llama" else _with_slow_rules(tokenizer, source)
         except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError) as e:
             raise BundleError(
-                f"the tokenizer in {source} cannot be read: {e}",
-                hint='a tokenizer.model needs the package sentencepiece: pip install "vidqa[convert]"',
+                f"cannot read the tokenizer in {source}: {e}",
+                hint='reading a tokenizer.model requires sentencepiece: pip install "vidqa[convert]"',
             ) from e
 
 
-def _as_slow(tokenizer: Any, source: Path) -> Any:
-    """LLaMA's tokenizer with the rules of its slow form.
+def _with_slow_rules(tokenizer: Any, source: Path) -> Any:
+    """LLaMA's fast tokenizer with the rules of the slow one.
 
-    Those rules depend on `legacy` in its configuration, which is true where nothing is said: then every piece between
-    special tokens begins with a space, else the first alone. A text begins with `<s>` unless `add_bos_token` says no.
-    Not followed: with `legacy` false 4.31 cut a word behind a mark as if the space were there and then dropped it.
+    The rules depend on `legacy` in its configuration (default true): if true, every piece between special tokens
+    starts with a space, otherwise only the first piece. Text starts with `<s>` unless `add_bos_token` is false. One
+    detail of 4.31 is not reproduced: with `legacy` false it split the word after a special token as if a space
+    preceded it, and then dropped the space.
     """
     from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
@@ -90,16 +94,16 @@ def _as_slow(tokenizer: Any, source: Path) -> Any:
     rules["added_tokens"] = [t if t["content"] in own else t | added for t in rules["added_tokens"]]
     backend = Tokenizer.from_str(json.dumps(rules))
     file = source / "tokenizer_config.json"
-    said = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    bos = tokenizer.bos_token if said.get("add_bos_token", True) else None
+    settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    bos = tokenizer.bos_token if settings.get("add_bos_token", True) else None
     backend.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A" if bos else "$A", special_tokens=[(bos, tokenizer.bos_token_id)] if bos else []
     )
-    if said.get("legacy", True):
+    if settings.get("legacy", True):
         backend.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), normalizers.Replace(" ", _SPACE)])
         backend.pre_tokenizer = None
     else:
-        backend.normalizer = normalizers.Replace(Regex("^ "), "  ")  # a text's own space is kept beside the first one
+        backend.normalizer = normalizers.Replace(Regex("^ "), "  ")  # a leading space of the text is kept in addition
         backend.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, "first", False)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -110,8 +114,8 @@ def _as_slow(tokenizer: Any, source: Path) -> Any:
     )
 
 
-def _mark(word: str) -> Any:
-    """A token that was added to a slow tokenizer: white space around it belongs to it."""
+def _added_token(text: str) -> Any:
+    """A token as added to a slow tokenizer: it absorbs the white space around it."""
     from tokenizers import AddedToken
 
-    return AddedToken(word, lstrip=True, rstrip=True, normalized=False, special=True)
+    return AddedToken(text, lstrip=True, rstrip=True, normalized=False, special=True)

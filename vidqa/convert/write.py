@@ -1,12 +1,8 @@
-"""A checked recipe -> a bundle on disk, one tensor (of the LLM: one shard) in memory at a time.
-
-Knows ONNX export, safetensors and the LLM folder's layout. Does not know published names.
-"""
+"""Write a planned conversion as a bundle, with one tensor (for the LLM: one shard) in memory at a time."""
 
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -19,10 +15,12 @@ from torch import nn
 
 from vidqa import __version__
 from vidqa.common.atomic_io import remove_leftovers
-from vidqa.convert.finite import read_finite
-from vidqa.convert.lazy_tensors import LazyTensor, n_bytes
+from vidqa.common.disk_space import free_disk_bytes
+from vidqa.common.display import human_bytes
+from vidqa.convert.checks import read_finite
+from vidqa.convert.lazy_tensors import LazyTensor, total_bytes
 from vidqa.convert.output_options import OutputOptions
-from vidqa.convert.plan import ConversionPlan, LlmPlan, TextPlan, TowerPlan, check_recipe
+from vidqa.convert.plan import ConversionPlan, LlmPlan, TextPlan, TowerPlan, check_plan
 from vidqa.convert.tokenizer import save_tokenizer
 from vidqa.errors import BundleError
 from vidqa.model.bundle.bundle import Bundle, save_bundle
@@ -40,83 +38,89 @@ from vidqa.model.towers.clip_tokenizer import END, START, save_clip_tokenizer
 from vidqa.model.towers.text import TextTower
 from vidqa.model.towers.vit import VisionTower
 
-#: Largest shard of the LLM. A shard is in memory, twice for a moment, while it is written.
+#: Maximum size of a shard of the LLM. A shard is in memory, briefly twice, while it is written.
 SHARD_BYTES = 500_000_000
 _TEXT_GRAPH, _TEXT_TOKENIZER = "encoders/text.onnx", "encoders/text_tokenizer.json"
 
 Step = Callable[[str, int], None]
-"""Called with what was written and how many bytes of the checkpoint that was."""
+"""Progress callback: the part that was written and its size in the checkpoint, in bytes."""
 
 
 def write_bundle(
-    recipe: ConversionPlan, target: OutputOptions, origins: tuple[str, ...], step: Step = lambda what, n: None
+    conversion: ConversionPlan, output: OutputOptions, origins: tuple[str, ...], step: Step = lambda what, n: None
 ) -> Bundle:
-    """Write a model, whole or not at all.
+    """Write a bundle atomically.
 
     Args:
-        recipe: from a layout module; checked here.
-        target: where it goes, and in which form.
+        conversion: the plan; it is checked here.
+        output: folder, name and dtypes of the bundle.
         origins: where its parts come from, for `SourceSpec`.
-        step: progress.
+        step: progress callback.
 
     Raises:
-        BundleError: keys are missing, unknown or of another shape, numbers are not finite, or the disk has no room for
-            the model.
-        UsageError: the target is taken.
-        LockedError: another process is writing the same target.
-        VidqaError: the packages for export are not installed, or a graph differs from torch.
+        BundleError: keys are missing, unexpected or of a wrong shape, values are not finite, or the disk is too small.
+        UsageError: the output folder exists.
+        LockedError: another process is writing the same bundle.
+        VidqaError: the packages for the export are not installed, or an exported graph differs from torch.
     """
-    dtype = target.torch_dtype
-    check_recipe(recipe)
-    remove_leftovers(target.folder.absolute())  # first, for they take room
-    _need_room(recipe, target.folder, dtype)
-    _try_tokenizers(recipe)
+    dtype = output.torch_dtype
+    check_plan(conversion)
+    remove_leftovers(output.folder.absolute())  # before the free space is checked
+    _check_free_space(conversion, output.folder, dtype)
+    _check_tokenizers(conversion)
 
     def fill(folder: Path) -> None:
-        # What is only copied goes first: a number that is not finite is found there before minutes of export.
-        connector = {key: read_finite(origin, dtype) for key, origin in recipe.connector.tensors.items()}
-        save_file(connector, folder / recipe.connector.spec.file)
-        step("connector", n_bytes(recipe.connector.tensors.values()))
-        write_llm(recipe.llm, folder / "llm", dtype, step)
+        # Copied parts first: values that are not finite are found before the export, which takes minutes.
+        connector = {key: read_finite(tensor, dtype) for key, tensor in conversion.connector.tensors.items()}
+        save_file(connector, folder / conversion.connector.spec.file)
+        step("connector", total_bytes(conversion.connector.tensors.values()))
+        write_llm(conversion.llm, folder / "llm", dtype, step)
         (folder / "encoders").mkdir()
         for kind in ("image", "video"):
-            plan: TowerPlan = getattr(recipe, kind)
-            if not (folder / _graph(recipe, kind)).exists():
-                _write_tower(plan, folder / _graph(recipe, kind), target.encoders == "float16")
-            step(f"{kind} encoder", n_bytes(plan.tensors.values()))
-        if recipe.text:
-            _write_text(recipe.text, folder)
-            step("text encoder", n_bytes(recipe.text.tensors.values()))
+            plan: TowerPlan = getattr(conversion, kind)
+            if not (folder / _graph(conversion, kind)).exists():
+                _write_tower(plan, folder / _graph(conversion, kind), output.encoders == "float16")
+            step(f"{kind} encoder", total_bytes(plan.tensors.values()))
+        if conversion.text:
+            _write_text(conversion.text, folder)
+            step("text encoder", total_bytes(conversion.text.tensors.values()))
 
-    return save_bundle(target.folder, _spec(recipe, target.title, origins), fill, target.replace_old)
+    return save_bundle(output.folder, _spec(conversion, output.title, origins), fill, output.replace_old)
 
 
-def _need_room(recipe: ConversionPlan, out: Path, dtype: torch.dtype | None) -> None:
-    """A disk that is too small is found first. It must hold an old model beside the new one for a while."""
-    towers: dict[str, Any] = {_graph(recipe, kind): getattr(recipe, kind) for kind in ("image", "video")}
-    if recipe.text:
-        towers["text"] = recipe.text
+def _check_free_space(conversion: ConversionPlan, out: Path, dtype: torch.dtype | None) -> None:
+    """Check the free space before any work. An old bundle stays on disk until the new one is complete."""
+    towers: dict[str, Any] = {_graph(conversion, kind): getattr(conversion, kind) for kind in ("image", "video")}
+    if conversion.text:
+        towers["text"] = conversion.text
     needed = sum(_size(o, torch.float32) for plan in towers.values() for o in plan.tensors.values())
-    needed += sum(_size(o, dtype) for plan in (recipe.connector, recipe.llm) for o in plan.tensors.values())
-    place = next(folder for folder in out.absolute().parents if folder.is_dir())
-    free = shutil.disk_usage(place).free
+    needed += sum(_size(o, dtype) for plan in (conversion.connector, conversion.llm) for o in plan.tensors.values())
+    free = free_disk_bytes(out.absolute().parent)
     if needed > free:
-        what = f"the model takes {needed / 1e9:.1f} GB, on the disk of {place} are {free / 1e9:.1f} GB free"
-        raise BundleError(what, hint="another --out, or --dtype float16 if the weights are larger")
+        what = f"the model needs {human_bytes(needed)}, but the disk of {out} has only {human_bytes(free)} free"
+        raise BundleError(what, hint="choose another --out, or --dtype float16 if the weights are float32")
 
 
-def _try_tokenizers(recipe: ConversionPlan) -> None:
-    """Read them before the weights: what is wrong with a small file shall not be said after minutes of work."""
-    with tempfile.TemporaryDirectory() as place:
-        save_tokenizer(recipe.llm, Path(place))
-        if recipe.text:
-            _save_text_tokenizer(recipe.text, Path(place) / "text.json")
+def _check_tokenizers(conversion: ConversionPlan) -> None:
+    """Read the tokenizers before the weights, so that their errors are found before minutes of work."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_tokenizer(conversion.llm, Path(folder))
+        if conversion.text:
+            _save_text_tokenizer(conversion.text, Path(folder) / "text.json")
 
 
 def write_llm(
     plan: LlmPlan, folder: Path, dtype: torch.dtype | None, step: Step, shard_bytes: int = SHARD_BYTES
 ) -> None:
-    """An ordinary transformers folder, shard after shard, in the order in which the checkpoint holds the tensors."""
+    """Write an ordinary transformers folder, shard by shard, in the order of the tensors in the checkpoint.
+
+    Args:
+        plan: the LLM.
+        folder: the new folder.
+        dtype: of the weights; None keeps the stored dtype.
+        step: progress callback.
+        shard_bytes: maximum size of a shard.
+    """
     folder.mkdir()
     shards = list(_shards(plan.tensors, dtype, shard_bytes))
     names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
@@ -126,11 +130,11 @@ def write_llm(
         tensors = {key: read_finite(plan.tensors[key], dtype) for key in keys}
         save_file(tensors, folder / name, metadata={"format": "pt"})
         del tensors
-        step("language model", n_bytes(plan.tensors[key] for key in keys))
+        step("language model", total_bytes(plan.tensors[key] for key in keys))
     if len(shards) > 1:
         total = sum(_size(plan.tensors[key], dtype) for key in plan.tensors)
-        where = {key: name for name, keys in zip(names, shards, strict=True) for key in keys}
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
+        weight_map = {key: name for name, keys in zip(names, shards, strict=True) for key in keys}
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     stored = dtype or next(iter(plan.tensors.values())).dtype
     plan.config.dtype = stored
@@ -141,8 +145,8 @@ def write_llm(
 def _shards(tensors: Mapping[str, LazyTensor], dtype: torch.dtype | None, limit: int) -> Iterator[list[str]]:
     shard: list[str] = []
     size = 0
-    for key, origin in tensors.items():
-        n = _size(origin, dtype)
+    for key, tensor in tensors.items():
+        n = _size(tensor, dtype)
         if shard and size + n > limit:
             yield shard
             shard, size = [], 0
@@ -156,10 +160,10 @@ def _write_tower(plan: TowerPlan, path: Path, half: bool) -> None:
 
 
 def _load(kind: type[Any], config: Any, tensors: Mapping[str, LazyTensor]) -> Any:
-    """A tower in float32; its weights are in memory once."""
+    """A tower module in float32, with one copy of its weights in memory."""
     with torch.device("meta"):
         module: nn.Module = kind(config)
-    module.load_state_dict({key: read_finite(origin, torch.float32) for key, origin in tensors.items()}, assign=True)
+    module.load_state_dict({key: read_finite(tensor, torch.float32) for key, tensor in tensors.items()}, assign=True)
     return module.eval().requires_grad_(False)
 
 
@@ -181,39 +185,39 @@ def _save_text_tokenizer(plan: TextPlan, file: Path) -> None:
     save_clip_tokenizer(plan.tokenizer, file, plan.config.vocab_size)
 
 
-def _spec(recipe: ConversionPlan, name: str, origins: tuple[str, ...]) -> BundleSpec:
-    """Settings of the bundle; the digests are filled in when the files are there."""
-    video = recipe.video
+def _spec(conversion: ConversionPlan, name: str, origins: tuple[str, ...]) -> BundleSpec:
+    """The bundle's spec; digests are filled in when the files exist."""
+    video = conversion.video
     if video.sampling is None:
-        raise BundleError("the plan of the video tower has no rule for its frames")
+        raise BundleError("the plan of the video tower has no sampling rule")
     return BundleSpec(
         name=name,
         encoders=EncodersSpec(
-            EncoderSpec(**_encoder(recipe, "image")),
-            VideoEncoderSpec(**_encoder(recipe, "video"), sampling=video.sampling),
-            _text_spec(recipe.text) if recipe.text else None,
+            EncoderSpec(**_encoder(conversion, "image")),
+            VideoEncoderSpec(**_encoder(conversion, "video"), sampling=video.sampling),
+            _text_spec(conversion.text) if conversion.text else None,
         ),
-        connector=replace(recipe.connector.spec, file="connector.safetensors"),
-        llm=LlmSpec("llm", recipe.llm.context),
-        prompt=recipe.prompt,
-        generation=recipe.generation,
-        notice=recipe.notice,
-        architecture=recipe.architecture,
-        compat=recipe.compat,
-        source=SourceSpec(recipe.layout, origins, __version__),
+        connector=replace(conversion.connector.spec, file="connector.safetensors"),
+        llm=LlmSpec("llm", conversion.llm.context),
+        prompt=conversion.prompt,
+        generation=conversion.generation,
+        notice=conversion.notice,
+        architecture=conversion.architecture,
+        compat=conversion.compat,
+        source=SourceSpec(conversion.layout, origins, __version__),
     )
 
 
-def _graph(recipe: ConversionPlan, kind: str) -> str:
-    """Path of a tower's graph; one that serves pictures and clips alike is written once."""
-    image, video = ((p.config, p.tensors, p.n_frames, p.layer) for p in (recipe.image, recipe.video))
+def _graph(conversion: ConversionPlan, kind: str) -> str:
+    """Path of a tower's graph; a tower shared by images and videos is written once."""
+    image, video = ((p.config, p.tensors, p.n_frames, p.layer) for p in (conversion.image, conversion.video))
     return f"encoders/{'image' if image == video else kind}.onnx"
 
 
-def _encoder(recipe: ConversionPlan, kind: str) -> dict[str, Any]:
-    plan: TowerPlan = getattr(recipe, kind)
+def _encoder(conversion: ConversionPlan, kind: str) -> dict[str, Any]:
+    plan: TowerPlan = getattr(conversion, kind)
     return {
-        "file": _graph(recipe, kind),
+        "file": _graph(conversion, kind),
         "n_frames": plan.n_frames,
         "layer": plan.layer,
         "keep_cls": plan.keep_cls,
@@ -224,5 +228,5 @@ def _encoder(recipe: ConversionPlan, kind: str) -> dict[str, Any]:
     }
 
 
-def _size(origin: LazyTensor, dtype: torch.dtype | None) -> int:
-    return torch.Size(origin.shape).numel() * (dtype or origin.dtype).itemsize
+def _size(tensor: LazyTensor, dtype: torch.dtype | None) -> int:
+    return torch.Size(tensor.shape).numel() * (dtype or tensor.dtype).itemsize

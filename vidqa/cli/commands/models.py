@@ -93,7 +93,7 @@ def _list_published(as_json: bool) -> int:
         return EXIT_OK
     for model in PUBLISHED.values():
         repos = " + ".join(repo.id for repo in (*model.repos, *model.towers))
-        click.echo(f"{model.name}  {model.says} ({repos})")
+        click.echo(f"{model.name}  {model.description} ({repos})")
     return EXIT_OK
 
 
@@ -154,7 +154,7 @@ def convert(parts: tuple[Path, ...], out: Path, towers: tuple[Path, ...], **flag
     from vidqa.cli.context import CliContext
     from vidqa.convert.convert import convert as convert_parts
     from vidqa.convert.convert import plan
-    from vidqa.convert.lazy_tensors import n_bytes
+    from vidqa.convert.lazy_tensors import total_bytes
     from vidqa.convert.output_options import OutputOptions
 
     context = CliContext(flags)
@@ -163,7 +163,7 @@ def convert(parts: tuple[Path, ...], out: Path, towers: tuple[Path, ...], **flag
         out, flags["name"], flags["dtype"] or "keep", flags["replace"], flags["encoders"] or "float32"
     )
     target.check((*parts, *towers))
-    total = n_bytes(plan(parts, mode, towers).origins())
+    total = total_bytes(plan(parts, mode, towers).tensors())
 
     def on_written(what: str, n: int) -> None:
         context.reporter.advance(n)
@@ -224,7 +224,7 @@ def pull(name: str, out: Path | None, revision: tuple[str, ...], set_default: bo
         OutputOptions(folder, name, dtype, flags["replace"], encoders),
         revisions=dict(text.split("=", 1) for text in revision),
         mode=flags["compat"] or "fixed",
-        say=say,
+        report=say,
         step=lambda what, n: say(f"wrote {what} ({human_bytes(n)})"),
     )
     _print_conversion(got.conversion, context.as_json, say)
@@ -267,20 +267,20 @@ def _print_conversion(made: Conversion, as_json: bool, say: Any) -> None:
     result = {
         "model": spec.name,
         "folder": made.bundle.folder,
-        "layout": made.recipe.layout,
+        "layout": made.plan.layout,
         "compat": spec.compat,
         "origins": spec.source.origins if spec.source else (),
-        "ignored": list(made.recipe.left_out),
-        "notes": list(made.recipe.notes),
+        "ignored": list(made.plan.ignored),
+        "notes": list(made.plan.notes),
         "seconds": round(made.seconds, 3),
         "peak_bytes": made.peak_bytes,
     }
     if as_json:
         click.echo(to_json(result))
         return
-    for line in made.recipe.left_out:
+    for line in made.plan.ignored:
         say(f"ignored: {line}")
-    for line in made.recipe.notes:
+    for line in made.plan.notes:
         say(f"note: {line}")
     if spec.compat:
         click.echo(f"{spec.name} ({made.bundle.folder}): {_variant(spec.compat.variant, spec.compat.mode)}")

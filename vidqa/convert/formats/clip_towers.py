@@ -1,8 +1,7 @@
-"""Keys and shapes of a CLIP-like tower -> its plan. Sizes come from the tensors; a configuration adds what they hide.
+"""Plans for CLIP-like towers: sizes come from the tensors, and the configuration adds what tensors do not show.
 
-What tensors do not show: the number of heads (64 values each in every published CLIP of these models), the activation
-and the epsilon of the norms. Facts: the pinned notes of LanguageBind 7070c53 (configuration_*.py) and of transformers'
-CLIPVisionConfig.
+Not visible in tensors: the number of heads (head_dim is 64 in every published CLIP of these models), the activation and
+the epsilon of the norms. Sources: LanguageBind 7070c53 (configuration_*.py) and transformers' CLIPVisionConfig.
 """
 
 from __future__ import annotations
@@ -11,33 +10,33 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from vidqa.convert.lazy_tensors import Claim, LazyTensor
+from vidqa.convert.lazy_tensors import LazyTensor, StateDict
 from vidqa.convert.plan import TextPlan
 from vidqa.convert.sources import WeightSource
 from vidqa.errors import BundleError
 from vidqa.model.towers.text import TextConfig
 from vidqa.model.towers.vit import HiddenAct, VisionConfig
 
-#: Heads of CLIP ViT-L/14 and ViT-H/14 are this wide.
-_HEAD = 64
-#: A configuration that is there and says nothing of the activation means the default of CLIP's class.
+#: head_dim of CLIP ViT-L/14 and ViT-H/14.
+_HEAD_DIM = 64
+#: Activation of a configuration that does not name one: the default of CLIP's configuration class.
 _CLASS_ACT = "quick_gelu"
-#: Where a repository of towers holds more than towers: scale of the contrastive loss.
-LANGUAGEBIND_HARMLESS = (r"logit_scale",)
-#: Why the one must not stand for the other, though it fits.
-OTHER_FEATURES = "the shapes are the same, but the projector was tuned on other features"
+#: Keys of a tower repository that are not part of a tower: the scale of the contrastive loss.
+LANGUAGEBIND_IGNORED_KEYS = (r"logit_scale",)
+#: Why one tower must not replace the other although the shapes match.
+OTHER_FEATURES = "the shapes match, but the projector was trained on different features"
 
 
 def vision_config(tensors: Mapping[str, LazyTensor], config: Mapping[str, Any] | None, act: HiddenAct) -> VisionConfig:
-    """The shape of a vision tower.
+    """Derive the configuration of a vision tower.
 
     Args:
-        tensors: by the names of `VisionTower`.
-        config: the tower's own configuration in the words of transformers; None where the checkpoint has none.
-        act: activation where there is no configuration.
+        tensors: tensors under the keys of `VisionTower`.
+        config: the tower's own configuration with the keys of transformers; None if the checkpoint has none.
+        act: activation if there is no configuration.
 
     Raises:
-        BundleError: tensors that the shape is told from are missing, or tensors and configuration disagree.
+        BundleError: tensors that determine the shape are missing, or tensors and configuration disagree.
     """
     root = "vision_model."
     patch = _shape(tensors, f"{root}embeddings.patch_embedding.weight", 4)
@@ -45,7 +44,7 @@ def vision_config(tensors: Mapping[str, LazyTensor], config: Mapping[str, Any] |
     inner = _shape(tensors, f"{root}encoder.layers.0.mlp.fc1.weight", 2)
     side = math.isqrt(positions[0] - 1)
     if side * side != positions[0] - 1 or patch[1] != 3 or patch[2] != patch[3]:
-        raise BundleError(f"a tower with patches {list(patch)} and {positions[0]} positions is not one of CLIP's kind")
+        raise BundleError(f"a tower with patches {list(patch)} and {positions[0]} positions is not CLIP-like")
     time = tensors.get(f"{root}encoder.layers.0.temporal_embedding")
     projection = tensors.get("visual_projection.weight")
     c = config or {}
@@ -71,14 +70,19 @@ def vision_config(tensors: Mapping[str, LazyTensor], config: Mapping[str, Any] |
     )
 
 
-def text_plan(claim: Claim, config: Mapping[str, Any] | None, act: HiddenAct) -> TextPlan | None:
-    """The text tower of a source, where it has one.
+def text_plan(state: StateDict, config: Mapping[str, Any] | None, act: HiddenAct) -> TextPlan | None:
+    """Plan the text tower of a source; None if it has none.
+
+    Args:
+        state: keys of the source.
+        config: the text tower's configuration, or None.
+        act: activation if there is no configuration.
 
     Raises:
-        BundleError: as `vision_config`.
+        BundleError: as in `vision_config`.
     """
-    tensors = {f"text_model.{k}": v for k, v in claim.take("text_model.").items()}
-    tensors |= {f"text_projection.{k}": v for k, v in claim.take("text_projection.").items()}
+    tensors = {f"text_model.{k}": v for k, v in state.pop_prefix("text_model.").items()}
+    tensors |= {f"text_projection.{k}": v for k, v in state.pop_prefix("text_projection.").items()}
     if not tensors:
         return None
     tokens = _shape(tensors, "text_model.embeddings.token_embedding.weight", 2)
@@ -102,16 +106,16 @@ def text_plan(claim: Claim, config: Mapping[str, Any] | None, act: HiddenAct) ->
         hidden_act=_act(c, act),
         layer_norm_eps=float(c.get("layer_norm_eps", 1e-5)),
     )
-    folder = claim.source.folder
-    has_words = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json"))
-    return TextPlan(shape, tensors, folder if has_words else None)
+    folder = state.source.folder
+    has_tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json"))
+    return TextPlan(shape, tensors, folder if has_tokenizer else None)
 
 
-def whose(source: WeightSource) -> Literal["LanguageBind", "OpenAI"] | None:
-    """Who published a tower, by its configuration; None where that does not say.
+def publisher_of(source: WeightSource) -> Literal["LanguageBind", "OpenAI"] | None:
+    """Return who published a tower, judged by its configuration; None if it cannot be derived.
 
-    CLIP ViT-L/14 and LanguageBind_Image have the same keys and shapes. The configurations of the latter's class are of
-    the type LanguageBind..., its activation is gelu; OpenAI's is a `clip` with quick_gelu.
+    CLIP ViT-L/14 and LanguageBind_Image have the same keys and shapes. LanguageBind's configurations have a model type
+    that starts with LanguageBind and the activation gelu; OpenAI's have the type `clip` and quick_gelu.
     """
     config = source.config
     kind = config.get("model_type")
@@ -122,11 +126,11 @@ def whose(source: WeightSource) -> Literal["LanguageBind", "OpenAI"] | None:
     return "OpenAI" if kind in ("clip", "clip_vision_model") and act == "quick_gelu" else None
 
 
-def taken_for(source: WeightSource, owner: str, other: str) -> str:
-    """One line about a tower whose configuration does not say whose it is."""
+def assumed_publisher(source: WeightSource, owner: str, other: str) -> str:
+    """Return a note about a tower whose publisher cannot be derived from its configuration."""
     kind = source.config.get("model_type")
-    says = f"its config.json has the type {kind!r}" if kind else "no config.json beside it says whose it is"
-    return f"{source.place} is taken for {owner}: {says}, and {other} has the same keys and shapes"
+    why = f"its config.json has the model type {kind!r}" if kind else "it has no config.json"
+    return f"{source.path} is assumed to be {owner}: {why}, and {other} has the same keys and shapes"
 
 
 def _shape(tensors: Mapping[str, LazyTensor], key: str, rank: int) -> tuple[int, ...]:
@@ -144,18 +148,18 @@ def _n_layers(tensors: Mapping[str, LazyTensor], root: str) -> int:
 
 
 def _agree(part: str, found: Mapping[str, int], config: Mapping[str, Any]) -> None:
-    """The file's configuration must not contradict its tensors."""
+    """Check that the configuration does not contradict the tensors."""
     for key, value in found.items():
         if key in config and config[key] != value:
-            raise BundleError(f"{part}: config.json says {key} {config[key]}, the weights say {value}")
+            raise BundleError(f"{part}: config.json has {key} = {config[key]}, but the weights have {value}")
 
 
 def _heads(width: int, config: Mapping[str, Any]) -> int:
-    n = config.get("num_attention_heads") or width // _HEAD
+    n = config.get("num_attention_heads") or width // _HEAD_DIM
     if not isinstance(n, int) or n < 1 or width % n:
         raise BundleError(
-            f"a tower of width {width} with {n} heads: the number of heads is not in the weights",
-            hint='put "num_attention_heads" into "vision_config" of its config.json',
+            f"a tower of width {width} with {n} heads: the number of heads cannot be derived from the weights",
+            hint='add "num_attention_heads" to "vision_config" in its config.json',
         )
     return n
 
@@ -163,5 +167,5 @@ def _heads(width: int, config: Mapping[str, Any]) -> int:
 def _act(config: Mapping[str, Any], act: HiddenAct) -> HiddenAct:
     named = config.get("hidden_act", _CLASS_ACT) if config else act
     if named not in ("gelu", "quick_gelu"):
-        raise BundleError(f"a tower with the activation {named!r}; known: gelu, quick_gelu")
+        raise BundleError(f"a tower with the activation {named!r}; supported: gelu, quick_gelu")
     return named

@@ -1,7 +1,7 @@
-"""Valley: one folder with LLM, projector, temporal module and CLIP tower, whole or as a difference to LLaMA -> Recipe.
+"""Valley: one folder with LLM, projector, temporal module and CLIP tower, complete or as delta weights to LLaMA.
 
-Which temporal module it is (v1, v2, v3) is told from the keys. Facts: Valley 83d794f, valley/model/valley_model.py and
-apply_delta.py.
+The version of the temporal module (v1, v2, v3) is derived from the keys. Sources: Valley 83d794f,
+valley/model/valley_model.py and apply_delta.py.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ from typing import Any
 from vidqa.convert.detect import CheckpointParts
 from vidqa.convert.formats.clip_towers import vision_config
 from vidqa.convert.formats.language_model import llm_plan
-from vidqa.convert.lazy_tensors import HARMLESS, Claim, LazyTensor, below
+from vidqa.convert.lazy_tensors import IGNORED_KEYS, DeltaApplied, LazyTensor, StateDict, add_prefix
 from vidqa.convert.lora_merge import merge_lora
 from vidqa.convert.plan import ConnectorPlan, ConversionPlan, Mode, TowerPlan
 from vidqa.convert.sources import WeightSource
-from vidqa.convert.special_tokens import check_ids, words_of
-from vidqa.convert.tensor_sums import Difference
+from vidqa.convert.special_tokens import check_token_ids, tokens_of
 from vidqa.encoders.preprocess import PreprocessSpec
 from vidqa.errors import BundleError
 from vidqa.model.bundle.spec import CompatSpec, CompressorSpec, ConnectorSpec, GenerationSpec, PromptSpec
@@ -26,70 +25,70 @@ from vidqa.records import SamplingSpec
 
 NAME = "valley"
 N_FRAMES = 8
-#: Heads of the temporal module v3; its other sizes are in its weights.
+#: Number of heads of the temporal module v3; its other sizes follow from its weights.
 N_HEADS = 8
-#: A copy of a layer that the original never uses, its name spelled so there.
+#: A copy of a layer that the original never uses; the misspelling is the original's.
 UNUSED = (r"model\.transforemr_adding_layer\..*",)
-#: Settings that name the temporal modules.
+#: Settings that enable the temporal modules.
 _V2, _V3 = "use_patch_importance_pooling", "use_delta_transformer"
 _NORM = "model.norm.weight"
-#: Mean of the last norm's weights: about 1 and more in a LLaMA, next to nothing in a difference of two.
-_DIFFERENCE_BELOW = 0.25
+#: Mean absolute weight of the last norm: about 1 or more in a LLaMA, close to 0 in delta weights.
+_DELTA_BELOW = 0.25
 
 FOLLOWS = (
     f"frames: numpy's linspace, {N_FRAMES} of them, both ends included",
-    "video: Pillow's bilinear resize to 8/7 of the side, centre crop; pictures: bicubic to the side, centre crop",
-    "tokens: hidden state that the configuration names, class token kept, all of them projected before they are pooled",
-    "visual tokens: the places first, pooled over time, then the class token of each frame; each part between marks",
-    "a picture is a clip of one frame",
+    "videos: Pillow's bilinear resize to 8/7 of the side, center crop; images: bicubic to the side, center crop",
+    "tokens: hidden state that the configuration names, class token kept, all projected before they are pooled",
+    "visual tokens: patch tokens pooled over time, then the class token of each frame, both between special tokens",
+    "an image is a video of one frame",
 )
 FIXED = (
-    "a question without a clip is asked; the published code drops it, or fails",
-    "marks and the number of frames always agree; the published code leaves places unfilled when they do not",
-    "several clips in one prompt have each its own tokens; the published code gives all of them those of the first",
-    "an answer that begins with ### is read on; the published programs stop there",
+    "a question without a video is answered; the published code drops it, or fails",
+    "special tokens and the number of frames always agree; the published code leaves slots unfilled if they do not",
+    "several videos in one prompt each have their own tokens; the published code uses those of the first for all",
+    "an answer that starts with ### continues; the published programs stop there",
 )
 
 
-def takes(parts: CheckpointParts) -> bool:
-    """A model with a CLIP tower below `model.vision_tower`; a base for a difference; an adapter."""
-    model = parts.one("llava")
+def matches(parts: CheckpointParts) -> bool:
+    """Return whether the parts are a model with a CLIP tower inside, and at most a base for a delta and an adapter."""
+    model = parts.get("llava")
     return (
         model is not None
-        and model.has(r"model\.vision_tower\.vision_model\.")
+        and model.has_key(r"model\.vision_tower\.vision_model\.")
         and parts.kinds <= {"llava", "llm", "lora"}
     )
 
 
-def recipe(parts: CheckpointParts, mode: Mode) -> ConversionPlan:
-    """The plan of Valley.
+def make_plan(parts: CheckpointParts, mode: Mode) -> ConversionPlan:
+    """Plan Valley.
 
     Raises:
-        BundleError: something is missing or contradicts itself; a difference without its base, or a base too many;
-            a tower in place of its own.
+        BundleError: a part is missing or inconsistent; delta weights without their base, or a base for complete
+            weights; a separate tower.
     """
-    source, base = parts.one("llava"), parts.one("llm")
-    assert source is not None  # takes() has seen it
+    source, base = parts.get("llava"), parts.get("llm")
+    assert source is not None  # matches() has checked it
     if parts.towers:
         raise BundleError(
-            f"{source.place}: Valley was tuned with the CLIP tower inside, no other can take its place",
-            hint="leave out --towers",
+            f"{source.path}: Valley was trained with the CLIP tower inside the checkpoint, which cannot be replaced",
+            hint="run again without --towers",
         )
-    claim = Claim(source, (*HARMLESS, *UNUSED))
-    _check_difference(source, base)
-    tower = _tower(claim, source.config)
-    modules = _Modules.of(claim)
-    tensors = below(claim.take("model.").items(), "model.") | below(claim.take("lm_head.").items(), "lm_head.")
-    surplus = claim.rest()
+    state = StateDict(source, (*IGNORED_KEYS, *UNUSED))
+    _check_delta(source, base)
+    tower = _tower(state, source.config)
+    modules = _Modules.of(state)
+    tensors = add_prefix(state.pop_prefix("model."), "model.") | add_prefix(state.pop_prefix("lm_head."), "lm_head.")
+    unexpected_keys = state.unexpected_keys()
     if base:
-        tensors, more = _summed(tensors, base)
-        surplus += more
-    if adapter := parts.one("lora"):
+        tensors, more = _apply_delta(tensors, base)
+        unexpected_keys += more
+    if adapter := parts.get("lora"):
         tensors, more = merge_lora(tensors, adapter)
-        surplus += more
+        unexpected_keys += more
     llm = llm_plan(source.config, tensors, source.folder)
     connector = modules.plan(source, tower.config, llm.config.hidden_size)
-    check_ids(llm, dict.fromkeys(words_of("valley")))
+    check_token_ids(llm, dict.fromkeys(tokens_of("valley")))
     preprocess = PreprocessSpec("hf", tower.config.image_size)
     video = PreprocessSpec("valley", tower.config.image_size)
     return ConversionPlan(
@@ -103,57 +102,59 @@ def recipe(parts: CheckpointParts, mode: Mode) -> ConversionPlan:
         prompt=PromptSpec("valley" if mode == "original" else "valley_tuned"),
         generation=GenerationSpec(max_new_tokens=1024 if mode == "original" else 512),
         compat=_compat(mode, connector, base is not None, adapter is not None),
-        surplus=surplus,
+        unexpected_keys=unexpected_keys,
         architecture="valley",
-        left_out=modules.left_out(source),
+        ignored=modules.ignored(source),
         notes=modules.notes(source),
     )
 
 
-def _check_difference(source: WeightSource, base: WeightSource | None) -> None:
-    """A difference and a whole model have the same names; the last norm tells them apart."""
+def _check_delta(source: WeightSource, base: WeightSource | None) -> None:
+    """Check that a base was passed exactly for delta weights. Both have the same keys; the last norm differs."""
     if _NORM not in source.tensors:
-        raise BundleError(f"{source.place}: {_NORM}: missing")
+        raise BundleError(f"{source.path}: {_NORM}: missing")
     size = float(source.read(_NORM).float().abs().mean())
-    if base is None and size < _DIFFERENCE_BELOW:
+    if base is None and size < _DELTA_BELOW:
         raise BundleError(
-            f"{source.place}: these weights are a difference to another model ({_NORM} is {size:.3f} on average)",
-            hint="give the folder of the LLaMA that it belongs to, too",
+            f"{source.path}: these are delta weights ({_NORM} has a mean of {size:.3f})",
+            hint="add the folder of the LLaMA they were computed against",
         )
-    if base is not None and size >= _DIFFERENCE_BELOW:
+    if base is not None and size >= _DELTA_BELOW:
         raise BundleError(
-            f"{source.place}: these weights are whole ({_NORM} is {size:.3f} on average)",
-            hint=f"leave out {base.place}",
+            f"{source.path}: these are complete weights, not a delta ({_NORM} has a mean of {size:.3f})",
+            hint=f"run again without {base.path}",
         )
 
 
-def _summed(tensors: dict[str, LazyTensor], base: WeightSource) -> tuple[dict[str, LazyTensor], list[str]]:
-    """Difference plus base: rows that only one of them has stay as they are.
-
-    Raises:
-        BundleError: the base is of another size.
-    """
-    claim = Claim(base)
-    under = below(claim.take("model.").items(), "model.") | below(claim.take("lm_head.").items(), "lm_head.")
-    problems = [f"{origin.label}: not in the difference" for key, origin in under.items() if key not in tensors]
+def _apply_delta(tensors: dict[str, LazyTensor], base: WeightSource) -> tuple[dict[str, LazyTensor], list[str]]:
+    """Add delta weights to their base; rows that only the delta has stay as they are."""
+    state = StateDict(base)
+    base_tensors = add_prefix(state.pop_prefix("model."), "model.") | add_prefix(
+        state.pop_prefix("lm_head."), "lm_head."
+    )
+    problems = [
+        f"{tensor.label}: not in the delta weights" for key, tensor in base_tensors.items() if key not in tensors
+    ]
     out = dict(tensors)
-    for key, origin in tensors.items():
-        if key not in under:
-            problems.append(f"{origin.label}: not in the base {base.place}")
+    for key, tensor in tensors.items():
+        if key not in base_tensors:
+            problems.append(f"{tensor.label}: not in the base {base.path}")
             continue
-        a, b = origin.shape, under[key].shape
+        a, b = tensor.shape, base_tensors[key].shape
         grows = key in ("model.embed_tokens.weight", "lm_head.weight") and a[1:] == b[1:] and a[0] >= b[0]
         if a != b and not grows:
-            problems.append(f"{origin.label}: shape {list(a)}, the base has {list(b)}")
-        out[key] = Difference(origin, under[key])
-    return out, [*problems, *claim.rest()]
+            problems.append(f"{tensor.label}: shape {list(a)}, the base has {list(b)}")
+        out[key] = DeltaApplied(tensor, base_tensors[key])
+    return out, [*problems, *state.unexpected_keys()]
 
 
-def _tower(claim: Claim, config: dict[str, Any]) -> TowerPlan:
-    tensors = below(claim.take("model.vision_tower.vision_model.").items(), "vision_model.")
+def _tower(state: StateDict, config: dict[str, Any]) -> TowerPlan:
+    tensors = add_prefix(state.pop_prefix("model.vision_tower.vision_model."), "vision_model.")
     hints = config.get("vision_config")
     shape = vision_config(tensors, hints if isinstance(hints, dict) else None, "quick_gelu")
-    layer = config.get("mm_vision_select_layer", -1)  # the default of the published code; its recipes say -2
+    layer = config.get(
+        "mm_vision_select_layer", -1
+    )  # the default of the published code; its own training scripts set -2
     if not isinstance(layer, int) or not -shape.n_layers - 1 <= layer <= shape.n_layers:
         raise BundleError(f"mm_vision_select_layer is {layer!r}; the tower has {shape.n_layers} blocks")
     return TowerPlan(shape, tensors, layer, True, PreprocessSpec("valley", shape.image_size))
@@ -161,45 +162,45 @@ def _tower(claim: Claim, config: dict[str, Any]) -> TowerPlan:
 
 @dataclass(frozen=True)
 class _Modules:
-    """Tensors of the projector and of the temporal modules v2 and v3, by the names of our connector."""
+    """Tensors of the projector and of the temporal modules v2 and v3, under the keys of our connector."""
 
     projector: dict[str, LazyTensor]
     v2: dict[str, LazyTensor]
     v3: dict[str, LazyTensor]
 
     @classmethod
-    def of(cls, claim: Claim) -> _Modules:
-        v2 = below(claim.take("model.pooling_layer.").items(), "compressor.pooling_layer.")
-        v3 = below(claim.take("model.transformer_delta_encoder.").items(), "compressor.encoder.")
-        v3 |= below(claim.take("model.position_matrix").items(), "compressor.position_matrix")
-        return cls(claim.take("model.mm_projector."), v2, v3)
+    def of(cls, state: StateDict) -> _Modules:
+        v2 = add_prefix(state.pop_prefix("model.pooling_layer."), "compressor.pooling_layer.")
+        v3 = add_prefix(state.pop_prefix("model.transformer_delta_encoder."), "compressor.encoder.")
+        v3 |= add_prefix(state.pop_prefix("model.position_matrix"), "compressor.position_matrix")
+        return cls(state.pop_prefix("model.mm_projector."), v2, v3)
 
     @property
     def version(self) -> str:
-        """Which temporal module counts."""
+        """The temporal module that is used."""
         return "v3" if self.v3 else "v2" if self.v2 else "v1"
 
-    def left_out(self, source: WeightSource) -> tuple[str, ...]:
-        """A module that is there and does not count."""
-        return (f"temporal module v2 of {source.place}: v3 is there, too, and counts",) if self.v2 and self.v3 else ()
+    def ignored(self, source: WeightSource) -> tuple[str, ...]:
+        """A note about a module that exists but is not used."""
+        return (f"temporal module v2 of {source.path}: not used, since v3 exists too",) if self.v2 and self.v3 else ()
 
     def notes(self, source: WeightSource) -> tuple[str, ...]:
-        """A line where the configuration turns off what the weights hold."""
+        """A note if the configuration disables a module whose weights exist."""
         flag = {"v3": _V3, "v2": _V2}.get(self.version, "")
         if source.config.get(flag, True):
             return ()
-        return (f"{source.place}: config.json says {flag} is off; its weights are there, so {self.version} counts",)
+        return (f"{source.path}: config.json disables {flag}, but its weights exist, so {self.version} is used",)
 
     def plan(self, source: WeightSource, tower: VisionConfig, out_size: int) -> ConnectorPlan:
-        """The connector; where both v2 and v3 are there, v3 counts, as in the published code.
+        """Plan the connector; if both v2 and v3 exist, v3 is used, as in the published code.
 
         Raises:
-            BundleError: the configuration names a module that is not there, or one is of an odd size.
+            BundleError: the configuration enables a module without weights, or a module has an invalid size.
         """
         version = self.version
         for flag, module in ((_V2, self.v2), (_V3, self.v3)):
             if source.config.get(flag) and not module:
-                raise BundleError(f"{source.place}: config.json says {flag}, but the weights have no such module")
+                raise BundleError(f"{source.path}: config.json enables {flag}, but the weights have no such module")
         tensors = self.projector | {"v1": {}, "v2": self.v2, "v3": self.v3}[version]
         inner, table = (tensors.get(f"compressor.{k}") for k in ("encoder.layers.0.linear1.weight", "position_matrix"))
         compressor = CompressorSpec(
@@ -212,7 +213,7 @@ class _Modules:
         try:
             spec = ConnectorSpec("connector.safetensors", "linear", tower.hidden_size, out_size, compressor=compressor)
         except ValueError as e:
-            raise BundleError(f"{source.place}: {e}") from e
+            raise BundleError(f"{source.path}: {e}") from e
         return ConnectorPlan(spec, tensors)
 
 
@@ -220,9 +221,11 @@ def _compat(mode: Mode, connector: ConnectorPlan, summed: bool, adapted: bool) -
     compressor = connector.spec.compressor
     assert compressor is not None
     variant = f"Valley, temporal module {compressor.type.removeprefix('valley_')}"
-    variant += ", a difference added to its base" if summed else ", whole weights"
+    variant += ", delta weights added to their base" if summed else ", complete weights"
     variant += ", with a LoRA merged in" if adapted else ""
     if mode == "original":
-        return CompatSpec(mode, variant, (*FOLLOWS, "prompt of the published programs, not that of tuning"), FIXED)
-    said = "one prompt in tuning and use: the published programs use another system text, and name no answerer"
-    return CompatSpec(mode, variant, FOLLOWS, (*FIXED, said))
+        return CompatSpec(mode, variant, (*FOLLOWS, "prompt of the published programs, not that of training"), FIXED)
+    prompt = (
+        "same prompt in training and inference: the published programs use another system prompt and no answer role"
+    )
+    return CompatSpec(mode, variant, FOLLOWS, (*FIXED, prompt))

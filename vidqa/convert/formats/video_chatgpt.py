@@ -1,7 +1,7 @@
-"""Video-ChatGPT: its small file of weights, the LLM that it was made for, and OpenAI's CLIP ViT-L/14 -> Recipe.
+"""Video-ChatGPT: its projector file, the LLM it was trained for, and OpenAI's CLIP ViT-L/14.
 
-The small file holds the projector and the whole input embedding, three rows longer than that of the LLM. The LLM is a
-LLaVA of the first kind and brings a projector for pictures, which this one replaces. Facts: Video-ChatGPT 659e04b,
+The projector file contains the projector and the complete input embedding, with three rows more than that of the LLM.
+The LLM is a LLaVA v1 with an image projector, which is replaced. Sources: Video-ChatGPT 659e04b,
 video_chatgpt/eval/model_utils.py (initialize_model, load_video), video_chatgpt/model/video_chatgpt.py
 (initialize_vision_tokenizer), video_chatgpt/train/llava_trainer.py (which keys are saved).
 """
@@ -12,84 +12,84 @@ from collections.abc import Mapping
 
 from vidqa.convert.detect import CheckpointParts
 from vidqa.convert.formats.clip_towers import (
-    LANGUAGEBIND_HARMLESS,
+    LANGUAGEBIND_IGNORED_KEYS,
     OTHER_FEATURES,
-    taken_for,
+    assumed_publisher,
+    publisher_of,
     text_plan,
     vision_config,
-    whose,
 )
 from vidqa.convert.formats.language_model import llm_plan
-from vidqa.convert.lazy_tensors import HARMLESS, Claim, LazyTensor, below
+from vidqa.convert.lazy_tensors import IGNORED_KEYS, LazyTensor, ResizedEmbedding, StateDict, add_prefix
 from vidqa.convert.plan import ConnectorPlan, ConversionPlan, LlmPlan, Mode, TextPlan, TowerPlan
 from vidqa.convert.sources import WeightSource
-from vidqa.convert.special_tokens import check_ids
-from vidqa.convert.tensor_sums import Grown
+from vidqa.convert.special_tokens import check_token_ids
 from vidqa.encoders.preprocess import PreprocessSpec
 from vidqa.errors import BundleError
 from vidqa.model.bundle.spec import CompatSpec, CompressorSpec, ConnectorSpec, PromptSpec
 from vidqa.records import SamplingSpec
 
 NAME = "video_chatgpt"
-#: Frames at most, and rows of the temporal part of the visual tokens.
+#: Maximum number of frames, and number of temporal visual tokens.
 N_FRAMES = 100
 #: In the order in which they were added to the vocabulary.
 NEW_TOKENS = ("<vid_patch>", "<vid_start>", "<vid_end>")
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 FOLLOWS = (
-    f"frames: middles of at most {N_FRAMES} equal parts; a shorter clip gives as many as it has",
-    "frames are squashed to a square by nearest neighbour",
-    "tokens: hidden state of the last block but one, class token dropped",
-    f"visual tokens: the mean of each frame, filled up to {N_FRAMES} with zeros, then the mean over time of each patch",
+    f"frames: midpoints of at most {N_FRAMES} equal parts; a shorter video contributes all its frames",
+    "frames are resized to a square by nearest neighbor, without keeping the aspect ratio",
+    "tokens: hidden state of the second-to-last block, class token removed",
+    f"visual tokens: the mean of each frame, zero-padded to {N_FRAMES}, then the mean over time of each patch",
     "pooled features are rounded to float16 before the projector",
-    "the clip stands behind the first question, between <vid_start> and <vid_end>",
+    "the video follows the first question, between <vid_start> and <vid_end>",
 )
 FIXED = (
-    "an answer keeps its last letters: the published programs strip every trailing s, / and < with the end mark",
-    "answers are greedy unless a temperature is set; the published programs draw at 0.2",
-    "output rows of the three new tokens are the mean of the others, as in tuning; the published programs draw them "
-    "at random each time the model is loaded",
-    "several clips in one prompt are all inserted; the published code inserts the last",
-    "a picture is a clip of one frame; the published programs take none",
+    "an answer keeps its last letters: the published programs strip every trailing s, / and < with the end token",
+    "answers are greedy unless a temperature is set; the published programs sample at 0.2",
+    "output rows of the three new tokens are the mean of the others, as in training; the published programs "
+    "initialize them at random each time the model is loaded",
+    "several videos in one prompt are all inserted; the published code inserts the last",
+    "an image is a video of one frame; the published programs do not support images",
 )
 
 
-def takes(parts: CheckpointParts) -> bool:
-    """An LLM, a projector that brings an input embedding, and a tower without time (or none, which is then said)."""
-    projector = parts.one("projector")
+def matches(parts: CheckpointParts) -> bool:
+    """Return whether the parts are an LLM, a projector with an input embedding, and at most one image tower."""
+    projector = parts.get("projector")
     return (
         (parts.kinds | {p.kind for p in parts.towers}) - {"vision"} in ({"llava", "projector"}, {"llm", "projector"})
         and projector is not None
-        and projector.has(r"(model\.)?embed_tokens\.weight")
+        and projector.has_key(r"(model\.)?embed_tokens\.weight")
     )
 
 
-def recipe(parts: CheckpointParts, mode: Mode) -> ConversionPlan:
-    """The plan of Video-ChatGPT.
+def make_plan(parts: CheckpointParts, mode: Mode) -> ConversionPlan:
+    """Plan Video-ChatGPT.
 
     Raises:
-        BundleError: the parts do not fit each other.
+        BundleError: the parts do not match.
     """
-    base, small, tower = parts.one("llava") or parts.one("llm"), parts.one("projector"), parts.tower("vision")
-    assert base and small  # takes() has seen them
+    base, small, tower = parts.get("llava") or parts.get("llm"), parts.get("projector"), parts.tower("vision")
+    assert base and small  # matches() has checked it
     if tower is None:
         raise BundleError(
-            f"{small.place}: Video-ChatGPT without its tower", hint="add the folder of CLIP ViT-L/14 (224 pixels)"
+            f"{small.path}: the vision tower of Video-ChatGPT is missing",
+            hint="add the folder of CLIP ViT-L/14 (224 pixels)",
         )
-    own, beside = Claim(base), Claim(small)
-    replaced = own.take("model.mm_projector.")
-    tensors = below(own.take("model.").items(), "model.") | below(own.take("lm_head.").items(), "lm_head.")
-    projector = beside.take("model.mm_projector.", "mm_projector.")
-    embedding = beside.take("model.embed_tokens.", "embed_tokens.")
+    own, added = StateDict(base), StateDict(small)
+    replaced = own.pop_prefix("model.mm_projector.")
+    tensors = add_prefix(own.pop_prefix("model."), "model.") | add_prefix(own.pop_prefix("lm_head."), "lm_head.")
+    projector = added.pop_prefix("model.mm_projector.", "mm_projector.")
+    embedding = added.pop_prefix("model.embed_tokens.", "embed_tokens.")
     llm = _llm(base, tensors, embedding)
-    image, text, surplus = clip_tower(tower)
-    left_out = [f"projector of {base.place}: that of {small.place} takes its place"] if replaced else []
+    image, text, unexpected_keys = clip_tower(tower)
+    ignored = [f"projector of {base.path}: replaced by that of {small.path}"] if replaced else []
     if text and text.tokenizer is None:
-        left_out.append(f"text tower of {tower.place}: no tokenizer beside it, so it cannot be used for search")
+        ignored.append(f"text tower of {tower.path}: it has no tokenizer, so it cannot be used for search")
         text = None
     if set(projector) != {"weight", "bias"}:
-        raise BundleError(f"{small.place}: a projector with the keys {', '.join(sorted(projector))}, must be linear")
+        raise BundleError(f"{small.path}: a projector with the keys {', '.join(sorted(projector))}, must be linear")
     width = image.config.hidden_size
     spec = ConnectorSpec(
         "connector.safetensors",
@@ -107,53 +107,55 @@ def recipe(parts: CheckpointParts, mode: Mode) -> ConversionPlan:
         llm=llm,
         prompt=PromptSpec("video-chatgpt_v1" if mode == "original" else "vicuna_v1_1"),
         compat=_compat(mode),
-        surplus=[*own.rest(), *beside.rest(), *surplus],
-        left_out=left_out,
-        notes=() if whose(tower) else [taken_for(tower, "OpenAI's CLIP", "LanguageBind_Image")],
+        unexpected_keys=[*own.unexpected_keys(), *added.unexpected_keys(), *unexpected_keys],
+        ignored=ignored,
+        notes=() if publisher_of(tower) else [assumed_publisher(tower, "OpenAI's CLIP", "LanguageBind_Image")],
         architecture="video_chatgpt",
     )
 
 
 def clip_tower(source: WeightSource) -> tuple[TowerPlan, TextPlan | None, list[str]]:
-    """OpenAI's CLIP for single frames, its text tower, and the keys that found no place.
+    """Plan OpenAI's CLIP for single frames and its text tower; also returns messages about unexpected keys.
 
     Raises:
-        BundleError: it is LanguageBind's.
+        BundleError: the source is LanguageBind's tower.
     """
-    if whose(source) == "LanguageBind":
-        what = f"{source.place}: LanguageBind's tower by its config.json, not OpenAI's CLIP"
-        raise BundleError(f"{what}; {OTHER_FEATURES}", hint="the folder of CLIP ViT-L/14 (224 pixels)")
-    claim = Claim(source, (*HARMLESS, *LANGUAGEBIND_HARMLESS))
-    tensors = below(claim.take("vision_model.").items(), "vision_model.")
-    tensors |= below(claim.take("visual_projection.").items(), "visual_projection.")
+    if publisher_of(source) == "LanguageBind":
+        what = f"{source.path}: LanguageBind's tower according to its config.json, not OpenAI's CLIP"
+        raise BundleError(f"{what}; {OTHER_FEATURES}", hint="use the folder of CLIP ViT-L/14 (224 pixels)")
+    state = StateDict(source, (*IGNORED_KEYS, *LANGUAGEBIND_IGNORED_KEYS))
+    tensors = add_prefix(state.pop_prefix("vision_model."), "vision_model.")
+    tensors |= add_prefix(state.pop_prefix("visual_projection."), "visual_projection.")
     config = vision_config(tensors, source.config.get("vision_config"), "quick_gelu")
-    text = text_plan(claim, source.config.get("text_config"), "quick_gelu")
+    text = text_plan(state, source.config.get("text_config"), "quick_gelu")
     preprocess = PreprocessSpec("video_chatgpt", config.image_size)
-    return TowerPlan(config, tensors, -2, False, preprocess), text, claim.rest()
+    return TowerPlan(config, tensors, -2, False, preprocess), text, state.unexpected_keys()
 
 
 def _llm(base: WeightSource, tensors: dict[str, LazyTensor], embedding: Mapping[str, LazyTensor]) -> LlmPlan:
-    """The LLM with the input embedding of the small file, and an output table of as many rows."""
+    """Plan the LLM with the input embedding of the projector file, and with an output table of as many rows."""
     if set(embedding) != {"weight"} or not {_EMBEDDING, _HEAD} <= set(tensors):
-        raise BundleError(f"{base.place}: an LLM with {_EMBEDDING} and {_HEAD} is needed")
+        raise BundleError(f"{base.path}: must be an LLM with {_EMBEDDING} and {_HEAD}")
     rows, old = embedding["weight"].shape[0], tensors[_HEAD].shape[0]
     if not 0 <= rows - old <= len(NEW_TOKENS):
         raise BundleError(
-            f"{base.place}: its vocabulary has {old} words, the embedding of the small file {rows}",
-            hint="the LLM must be the one that it was made for: LLaVA-Lightning-7B-v1-1",
+            f"{base.path}: its vocabulary has {old} tokens, but the embedding of the projector file has {rows}",
+            hint="use the LLM that the projector was trained for: LLaVA-Lightning-7B-v1-1",
         )
     tensors[_EMBEDDING] = embedding["weight"]
     if rows > old:
-        tensors[_HEAD] = Grown(tensors[_HEAD], rows - old)
+        tensors[_HEAD] = ResizedEmbedding(tensors[_HEAD], rows - old)
     plan = llm_plan({**base.config, "vocab_size": rows}, tensors, base.folder, NEW_TOKENS)
     first = rows - len(NEW_TOKENS)
-    check_ids(plan, {word: first + i for i, word in enumerate(NEW_TOKENS)})
+    check_token_ids(plan, {token: first + i for i, token in enumerate(NEW_TOKENS)})
     return plan
 
 
 def _compat(mode: Mode) -> CompatSpec:
-    variant = "Video-ChatGPT: CLIP frame by frame, means over space and time, a linear projector"
+    variant = "Video-ChatGPT: CLIP frame by frame, spatial and temporal means, a linear projector"
     if mode == "original":
-        return CompatSpec(mode, variant, (*FOLLOWS, "system text of the published programs, not that of tuning"), FIXED)
-    said = "one prompt in tuning and use: the published programs use another system text than tuning"
-    return CompatSpec(mode, variant, FOLLOWS, (*FIXED, said))
+        return CompatSpec(
+            mode, variant, (*FOLLOWS, "system prompt of the published programs, not that of training"), FIXED
+        )
+    prompt = "same system prompt in training and inference: the published programs use a different one than training"
+    return CompatSpec(mode, variant, FOLLOWS, (*FIXED, prompt))

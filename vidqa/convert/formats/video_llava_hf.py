@@ -1,8 +1,8 @@
-"""Video-LLaVA in the form of transformers, old and new key names -> Recipe.
+"""Video-LLaVA as ported to transformers, with old and new keys.
 
 Its towers have no temporal attention (the port dropped those weights), its activation is `quick_gelu` unless its
-configuration says otherwise, and preprocessing and prompt are its own. On request the same LLM gets the true
-LanguageBind towers, and with them preprocessing, frames and prompt of the original. Facts: transformers 5.23,
+configuration names another, and it has its own preprocessing and prompt. If LanguageBind's own towers are passed, the
+same LLM is combined with them and with the original's preprocessing, frames and prompt. Sources: transformers 5.23,
 models/video_llava/{configuration,modeling,processing}_video_llava.py and convert_video_llava_weights_to_hf.py.
 """
 
@@ -15,9 +15,9 @@ from typing import Any
 from vidqa.convert.detect import CheckpointParts
 from vidqa.convert.formats.clip_towers import vision_config
 from vidqa.convert.formats.language_model import llm_plan
-from vidqa.convert.formats.languagebind import Towers, find_towers
+from vidqa.convert.formats.languagebind import TowerPlans, find_towers
 from vidqa.convert.formats.video_llava_original import AS_DEMOS, FIXED, FOLLOWS, ONE_PROMPT, PADDED
-from vidqa.convert.lazy_tensors import Claim, LazyTensor, below
+from vidqa.convert.lazy_tensors import LazyTensor, StateDict, add_prefix
 from vidqa.convert.plan import ConnectorPlan, ConversionPlan, LlmPlan, Mode, TowerPlan
 from vidqa.encoders.preprocess import PreprocessSpec
 from vidqa.errors import BundleError
@@ -25,42 +25,42 @@ from vidqa.model.bundle.spec import CompatSpec, ConnectorSpec, PromptSpec
 from vidqa.records import SamplingSpec
 
 NAME = "video_llava_hf"
-#: The port takes any number of frames; its own examples take this many.
+#: The port accepts any number of frames; its own examples use this many.
 _N_FRAMES = 8
 _PROJECTOR = {"linear_1": "0", "linear_2": "2"}
 _HF_FOLLOWS = (
-    "towers: two plain CLIP towers, frame by frame, without temporal attention (the port has none)",
-    "frames: numpy's arange over all frames of the segment; the last one is never reached",
-    "pictures and video: Pillow's bicubic resize, centre crop",
-    "tokens: class token dropped for pictures, kept for every frame of a video",
-    "prompt: USER: <video> question ASSISTANT: without a system text",
+    "towers: two plain CLIP towers applied frame by frame, without temporal attention (the port has none)",
+    "frames: numpy's arange over all frames of the segment; the last frame is never sampled",
+    "images and videos: Pillow's bicubic resize, center crop",
+    "tokens: class token removed for images, kept for every frame of a video",
+    "prompt: USER: <video> question ASSISTANT: without a system prompt",
 )
 _NOTICE = (
-    "This is the transformers port of Video-LLaVA: it has lost the temporal attention of the original, so it sees "
-    "frames one by one. Converted with --towers and the two LanguageBind folders it has it back."
+    "This is the transformers port of Video-LLaVA, which lacks the temporal attention of the original: frames are "
+    "encoded independently. Convert it with --towers and the two LanguageBind folders to restore temporal attention."
 )
 _HF_FIXED = ("answers are greedy unless a temperature is set",)
 
 
-def takes(parts: CheckpointParts) -> bool:
-    """The port, alone or with towers."""
+def matches(parts: CheckpointParts) -> bool:
+    """Return whether the parts are the port, alone or with separate towers."""
     return "video_llava_hf" in parts.kinds and parts.kinds <= {"video_llava_hf", "vision", "vision_temporal"}
 
 
-def recipe(parts: CheckpointParts, mode: Mode) -> ConversionPlan:
-    """The plan of the port, or of the original model with the port's LLM.
+def make_plan(parts: CheckpointParts, mode: Mode) -> ConversionPlan:
+    """Plan the port, or the original model with the port's LLM.
 
     Raises:
-        BundleError: a part is missing or contradicts another.
+        BundleError: a part is missing, or parts contradict each other.
     """
-    source = parts.one("video_llava_hf")
-    assert source is not None  # takes() has seen it
+    source = parts.get("video_llava_hf")
+    assert source is not None  # matches() has checked it
     config = source.config
-    claim = Claim(source)
-    own = {kind: _tower_tensors(claim, kind) for kind in ("image", "video")}
-    projector = _projector(claim, config)
-    llm = _llm(claim, config)
-    true = _true_towers(parts, claim, mode)
+    state = StateDict(source)
+    own = {kind: _tower_tensors(state, kind) for kind in ("image", "video")}
+    projector = _projector(state, config)
+    llm = _llm(state, config)
+    true = _true_towers(parts, state, mode)
     vision = config.get("vision_config") or {}
     image = true.image if true else _image(own["image"], vision, config)
     video = true.video if true else _video(own["video"], vision, config)
@@ -76,52 +76,52 @@ def recipe(parts: CheckpointParts, mode: Mode) -> ConversionPlan:
         llm=llm,
         prompt=PromptSpec(("llava_v1" if mode == "original" else "vicuna_v1") if true else "hf"),
         compat=_compat(mode, bool(true), video.config.hidden_act),
-        surplus=[*claim.rest(), *(true.surplus if true else ())],
-        left_out=(f"both towers of {source.place}: others were given in their place",) if true else (),
+        unexpected_keys=[*state.unexpected_keys(), *(true.unexpected_keys if true else ())],
+        ignored=(f"both towers of {source.path}: replaced by those passed with --towers",) if true else (),
         notice=None if true else _NOTICE,
         notes=true.notes if true else (),
     )
 
 
-def _tower_tensors(claim: Claim, kind: str) -> dict[str, LazyTensor]:
+def _tower_tensors(state: StateDict, kind: str) -> dict[str, LazyTensor]:
     names = [f"{root}{kind}_tower.{level}" for root in ("model.", "") for level in ("vision_model.", "")]
-    return below(claim.take(*names).items(), "vision_model.")
+    return add_prefix(state.pop_prefix(*names), "vision_model.")
 
 
-def _projector(claim: Claim, config: Mapping[str, Any]) -> dict[str, LazyTensor]:
+def _projector(state: StateDict, config: Mapping[str, Any]) -> dict[str, LazyTensor]:
     if config.get("projector_hidden_act", "gelu") != "gelu":
         raise BundleError(f"projector_hidden_act is {config['projector_hidden_act']!r}; only gelu is supported")
     found = {}
-    for key, origin in claim.take("model.multi_modal_projector.", "multi_modal_projector.").items():
-        layer, _, rest = key.partition(".")
-        found[f"{_PROJECTOR.get(layer, layer)}.{rest}"] = origin
+    for key, tensor in state.pop_prefix("model.multi_modal_projector.", "multi_modal_projector.").items():
+        layer, _, suffix = key.partition(".")
+        found[f"{_PROJECTOR.get(layer, layer)}.{suffix}"] = tensor
     return found
 
 
-def _llm(claim: Claim, config: Mapping[str, Any]) -> LlmPlan:
-    """The LLM: three ways of naming it have been in use."""
-    inner = claim.take("language_model.model.", "model.language_model.model.", "model.language_model.")
-    head = claim.take("language_model.lm_head.", "model.language_model.lm_head.", "lm_head.")
+def _llm(state: StateDict, config: Mapping[str, Any]) -> LlmPlan:
+    """Plan the LLM; transformers has used three sets of keys for it."""
+    inner = state.pop_prefix("language_model.model.", "model.language_model.model.", "model.language_model.")
+    head = state.pop_prefix("language_model.lm_head.", "model.language_model.lm_head.", "lm_head.")
     text = config.get("text_config")
     if not isinstance(text, dict):
-        raise BundleError(f"{claim.source.folder / 'config.json'}: text_config is missing")
-    tensors = below(inner.items(), "model.") | below(head.items(), "lm_head.")
-    # The port's checkpoints may leave out what is transformers' default for a LLaMA.
-    return llm_plan({"model_type": "llama", **text}, tensors, claim.source.folder)
+        raise BundleError(f"{state.source.folder / 'config.json'}: text_config is missing")
+    tensors = add_prefix(inner, "model.") | add_prefix(head, "lm_head.")
+    # The port's checkpoints may omit settings that equal transformers' defaults for LLaMA.
+    return llm_plan({"model_type": "llama", **text}, tensors, state.source.folder)
 
 
-def _true_towers(parts: CheckpointParts, claim: Claim, mode: Mode) -> Towers | None:
-    """LanguageBind's own towers, if the user gave them."""
+def _true_towers(parts: CheckpointParts, state: StateDict, mode: Mode) -> TowerPlans | None:
+    """Plans of LanguageBind's own towers, if the user passed them."""
     if not parts.tower("vision") and not parts.tower("vision_temporal"):
         return None
-    # The port's configuration does not say it, but its LLM was tuned with padded pictures.
-    return find_towers(parts, claim, {"image_aspect_ratio": "pad"} if mode == "fixed" else {})
+    # Not in the port's configuration: its LLM was trained on padded images.
+    return find_towers(parts, state, {"image_aspect_ratio": "pad"} if mode == "fixed" else {})
 
 
 def _image(tensors: Mapping[str, LazyTensor], vision: Mapping[str, Any], config: Mapping[str, Any]) -> TowerPlan:
     strategy = config.get("vision_feature_select_strategy", "default")
     if strategy not in ("default", "full"):
-        raise BundleError(f"vision_feature_select_strategy is {strategy!r}; known: default, full")
+        raise BundleError(f"vision_feature_select_strategy is {strategy!r}; supported: default, full")
     shape = vision_config(tensors, vision, "quick_gelu")
     prepare = PreprocessSpec("hf", shape.image_size)
     return TowerPlan(shape, tensors, _layer(config), strategy == "full", prepare)
@@ -135,7 +135,7 @@ def _video(tensors: Mapping[str, LazyTensor], vision: Mapping[str, Any], config:
 def _layer(config: Mapping[str, Any]) -> int:
     layer = config.get("vision_feature_layer", -2)
     if not isinstance(layer, int):
-        raise BundleError(f"vision_feature_layer is {layer!r}; joined layers are not supported")
+        raise BundleError(f"vision_feature_layer is {layer!r}; concatenated layers are not supported")
     return layer
 
 

@@ -1,11 +1,11 @@
-"""Video-LLaVA as its authors published it, whole or in parts -> Recipe.
+"""Video-LLaVA as its authors published it, as one checkpoint or in parts.
 
-Whole: one LLM folder with projector and both towers inside. In parts: an LLM (or a whole model, or one without
-towers), a stage-1 projector, a LoRA adapter with the projector beside it, and the two LanguageBind towers from their
-own repositories, which then take the place of those inside. All of it by key names; facts: Video-LLaVA 984e65b
-(videollava/model/builder.py, llava_arch.py, multimodal_projector/builder.py) and the key lists of its released files.
+One checkpoint: an LLM folder with the projector and both towers inside. In parts: an LLM (or a complete model, or one
+without towers), a stage-1 projector, a LoRA adapter with the projector next to it, and the two LanguageBind towers from
+their own repositories, which then replace those inside. Sources: Video-LLaVA 984e65b (videollava/model/builder.py,
+llava_arch.py, multimodal_projector/builder.py) and the key lists of its released files.
 
-The configuration of a whole model says nothing of its towers. Where heads are not 64 wide it may hold
+The configuration of a complete model does not describe its towers. If head_dim is not 64, it may contain
 `vision_config`, for both towers or as `{"image_tower": ..., "video_tower": ...}`.
 """
 
@@ -16,8 +16,8 @@ from typing import Any
 
 from vidqa.convert.detect import CheckpointParts
 from vidqa.convert.formats.language_model import llm_plan
-from vidqa.convert.formats.languagebind import Towers, find_towers
-from vidqa.convert.lazy_tensors import Claim, LazyTensor, below
+from vidqa.convert.formats.languagebind import TowerPlans, find_towers
+from vidqa.convert.lazy_tensors import LazyTensor, StateDict, add_prefix
 from vidqa.convert.lora_merge import merge_lora
 from vidqa.convert.plan import ConnectorPlan, ConversionPlan, Mode
 from vidqa.errors import BundleError
@@ -28,28 +28,28 @@ _KINDS = frozenset({"llava", "llm", "projector", "lora", "vision", "vision_tempo
 
 FOLLOWS = (
     "frames: numpy's linspace over all frames of the segment, both ends included",
-    "video: bilinear resize of float values without antialiasing, short side, centre crop",
-    "pictures: bicubic resize of float values without antialiasing, short side, centre crop",
-    "tokens: hidden state of the last block but one; class token dropped for pictures, kept for every frame of a video",
-    "media stand before the first question, on a line of their own",
+    "videos: bilinear resize of float values without antialiasing, short side, center crop",
+    "images: bicubic resize of float values without antialiasing, short side, center crop",
+    "tokens: hidden state of the second-to-last block; class token removed for images, kept for every video frame",
+    "media precede the first question, on a separate line",
 )
 FIXED = (
-    "no clip is flipped: the published transform mirrors every second clip at random, in use as in tuning",
-    "an answer ends at its end token: nothing is cut from its last letters",
-    "answers are greedy unless a temperature is set; the published programs draw at 0.1 or 0.2",
-    "prompts of a batch are padded and masked; the published code answers one at a time",
+    "videos are not flipped: the published transform mirrors every second video at random, in inference as in training",
+    "an answer ends at its end token: no trailing letters are stripped",
+    "answers are greedy unless a temperature is set; the published programs sample at 0.1 or 0.2",
+    "prompts are answered in batches; the published code answers one at a time",
 )
-#: What `--compat original` follows besides.
+#: What `--compat original` follows in addition.
 AS_DEMOS = (
-    "system text of the published demos and evaluation, which is not the one of tuning",
-    "pictures are cropped and not padded, as in the published demos",
+    "system prompt of the published demos and evaluation, which differs from that of training",
+    "images are cropped, not padded, as in the published demos",
 )
-ONE_PROMPT = "one prompt in tuning and use: the published demos use another system text than tuning"
-PADDED = "pictures are padded to a square, as in tuning; the published demos crop them"
+ONE_PROMPT = "same system prompt in training and inference: the published demos use a different one than training"
+PADDED = "images are padded to a square, as in training; the published demos crop them"
 
 
-def takes(parts: CheckpointParts) -> bool:
-    """An LLM, and besides it only what Video-LLaVA is made of."""
+def matches(parts: CheckpointParts) -> bool:
+    """Return whether the parts are an LLM and otherwise only parts of Video-LLaVA."""
     return (
         bool(parts.kinds & {"llava", "llm"})
         and parts.kinds <= _KINDS
@@ -57,25 +57,27 @@ def takes(parts: CheckpointParts) -> bool:
     )
 
 
-def recipe(parts: CheckpointParts, mode: Mode) -> ConversionPlan:
-    """The plan of Video-LLaVA from whichever parts there are.
+def make_plan(parts: CheckpointParts, mode: Mode) -> ConversionPlan:
+    """Plan Video-LLaVA from the parts.
 
     Raises:
-        BundleError: a part is missing or contradicts another.
+        BundleError: a part is missing, or parts contradict each other.
     """
-    base = parts.one("llava") or parts.one("llm")
-    assert base is not None  # takes() has seen it
-    claim = Claim(base)
+    base = parts.get("llava") or parts.get("llm")
+    assert base is not None  # matches() has checked it
+    state = StateDict(base)
     config = _settings(parts)
-    if mode == "original":  # the demos do not pad pictures, though tuning did
+    if mode == "original":  # the demos do not pad images, although training did
         config = {k: v for k, v in config.items() if k != "image_aspect_ratio"}
-    towers = find_towers(parts, claim, config)
-    projector, extra, replaced = _projector(parts, claim)
-    tensors = below(claim.take("model.").items(), "model.") | below(claim.take("lm_head.").items(), "lm_head.") | extra
-    surplus = [*claim.rest(), *towers.surplus]
-    if adapter := parts.one("lora"):
+    towers = find_towers(parts, state, config)
+    projector, extra, replaced = _projector(parts, state)
+    tensors = (
+        add_prefix(state.pop_prefix("model."), "model.") | add_prefix(state.pop_prefix("lm_head."), "lm_head.") | extra
+    )
+    unexpected_keys = [*state.unexpected_keys(), *towers.unexpected_keys]
+    if adapter := parts.get("lora"):
         tensors, more = merge_lora(tensors, adapter)
-        surplus += more
+        unexpected_keys += more
     llm = llm_plan(base.config, tensors, base.folder)
     width = towers.image.config.hidden_size
     return ConversionPlan(
@@ -87,38 +89,42 @@ def recipe(parts: CheckpointParts, mode: Mode) -> ConversionPlan:
         llm=llm,
         prompt=PromptSpec("llava_v1" if mode == "original" else "vicuna_v1"),
         compat=_compat(mode, towers, bool(adapter), pad=towers.image.preprocess.pad),
-        surplus=surplus,
-        left_out=(*replaced, *towers.left_out),
+        unexpected_keys=unexpected_keys,
+        ignored=(*replaced, *towers.ignored),
         notes=towers.notes,
     )
 
 
 def projector_plan(tensors: Mapping[str, LazyTensor], width: int, out_size: int) -> ConnectorPlan:
-    """The projector, its kind told from its keys.
+    """Plan the projector; its type is derived from its keys.
 
     Args:
-        tensors: by what follows `mm_projector.`.
-        width: D of the towers.
-        out_size: L of the LLM.
+        tensors: tensors under their keys without `mm_projector.`.
+        width: hidden size of the towers.
+        out_size: hidden size of the LLM.
 
     Raises:
-        BundleError: keys of no known projector.
+        BundleError: the keys do not belong to a supported projector.
     """
     if not tensors:
         if width != out_size:
-            raise BundleError(f"no projector was given, and towers ({width}) and LLM ({out_size}) differ in width")
+            raise BundleError(
+                f"no projector was passed, and the hidden sizes of towers ({width}) and LLM ({out_size}) differ"
+            )
         return ConnectorPlan(ConnectorSpec("connector.safetensors", "identity", width, out_size), {})
     if set(tensors) == {"weight", "bias"}:
         return ConnectorPlan(ConnectorSpec("connector.safetensors", "linear", width, out_size), tensors)
     if set(tensors) == {"0.weight", "0.bias", "2.weight", "2.bias"}:
         return ConnectorPlan(ConnectorSpec("connector.safetensors", "mlp2x_gelu", width, out_size), tensors)
-    raise BundleError(f"a projector with the keys {', '.join(sorted(tensors))}; known: linear, mlp2x_gelu, identity")
+    raise BundleError(
+        f"a projector with the keys {', '.join(sorted(tensors))}; supported: linear, mlp2x_gelu, identity"
+    )
 
 
 def _settings(parts: CheckpointParts) -> dict[str, Any]:
-    """Configuration with the `mm_` keys: a projector's or an adapter's own folder comes before the base's."""
+    """The configuration with the `mm_` keys: that of a projector or adapter has priority over that of the base."""
     for kind in ("lora", "projector", "llava"):
-        source = parts.one(kind)
+        source = parts.get(kind)
         if source and any(key.startswith("mm_") for key in source.config):
             found = source.config
             break
@@ -126,33 +132,35 @@ def _settings(parts: CheckpointParts) -> dict[str, Any]:
         return {}
     if found.get("mm_use_im_start_end") or found.get("mm_use_im_patch_token"):
         raise BundleError(
-            "tuned with marks around each picture (mm_use_im_start_end): no released model is, not supported"
+            "mm_use_im_start_end (special tokens around each image) is not supported; no released model uses it"
         )
     return found
 
 
-def _projector(parts: CheckpointParts, claim: Claim) -> tuple[dict[str, LazyTensor], dict[str, LazyTensor], list[str]]:
-    """The projector's tensors, tensors of the LLM that tuning changed and that lie beside it, and what it replaces."""
-    own = claim.take("model.mm_projector.")
-    source = parts.one("projector")
+def _projector(
+    parts: CheckpointParts, state: StateDict
+) -> tuple[dict[str, LazyTensor], dict[str, LazyTensor], list[str]]:
+    """The projector's tensors, fine-tuned LLM tensors stored next to it, and a note on the projector it replaces."""
+    own = state.pop_prefix("model.mm_projector.")
+    source = parts.get("projector")
     if source is None:
         return own, {}, []
-    beside = Claim(source)
-    found = beside.take("base_model.model.model.mm_projector.", "model.mm_projector.", "mm_projector.")
-    extra = beside.take("base_model.model.")
-    if rest := beside.rest():
-        raise BundleError("\n".join(rest))
-    replaced = [f"projector of {claim.source.place}: that of {source.place} takes its place"] if own else []
+    extra_state = StateDict(source)
+    found = extra_state.pop_prefix("base_model.model.model.mm_projector.", "model.mm_projector.", "mm_projector.")
+    extra = extra_state.pop_prefix("base_model.model.")
+    if unexpected_keys := extra_state.unexpected_keys():
+        raise BundleError("\n".join(unexpected_keys))
+    replaced = [f"projector of {state.source.path}: replaced by that of {source.path}"] if own else []
     return found, extra, replaced
 
 
-def _compat(mode: Mode, towers: Towers, lora: bool, pad: bool) -> CompatSpec:
-    timed = towers.video.config.temporal_length
+def _compat(mode: Mode, towers: TowerPlans, lora: bool, pad: bool) -> CompatSpec:
+    n_frames = towers.video.config.temporal_length
     variant = "Video-LLaVA" + (" with a LoRA merged in" if lora else "")
-    places = {True: "from inside the checkpoint", False: "from LanguageBind's own files"}
-    image, video = (places[kind in towers.inside] for kind in ("image", "video"))
+    origins = {True: "from inside the checkpoint", False: "from LanguageBind's own files"}
+    image, video = (origins[kind in towers.inside] for kind in ("image", "video"))
     variant += f", towers {image}" if image == video else f", image tower {image}, video tower {video}"
-    variant += f", temporal attention over {timed} frames" if timed else ", without temporal attention"
+    variant += f", temporal attention over {n_frames} frames" if n_frames else ", without temporal attention"
     if mode == "original":
         return CompatSpec(mode, variant, (*FOLLOWS, *AS_DEMOS), FIXED)
     return CompatSpec(mode, variant, FOLLOWS, (*FIXED, ONE_PROMPT, *((PADDED,) if pad else ())))

@@ -84,7 +84,7 @@ class _Code:
 def test_code_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"a": _Code()}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(BundleError, match=r"holds more than tensors \(.*open\)") as e:
+    with pytest.raises(BundleError, match=r"contains more than tensors \(.*open\)") as e:
         open_sources(tmp_path)
     assert "weights_only" not in str(e.value), "torch's advice is to run the file's code"
     assert not (tmp_path / "must-not-appear").exists()
@@ -94,20 +94,20 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 98
 
 
 @pytest.mark.parametrize(
-    ("content", "says", "hint"),
+    ("content", "message", "hint"),
     [
         (b"", "an empty file", "fetch"),
-        (b"PK", "damaged|not a file of weights", "fetch"),
+        (b"PK", "damaged|not a weights file", "fetch"),
         (b"PK\3\4" + bytes(99), "damaged|cannot be read", "fetch"),
         (b"\x80\x02 and so on", "damaged", "fetch"),
-        (b"<html>429 Too Many Requests</html>", "damaged|not a file of weights", "fetch"),
-        (POINTER, "a pointer of Git LFS", "git lfs pull"),
+        (b"<html>429 Too Many Requests</html>", "damaged|not a weights file", "fetch"),
+        (POINTER, "a Git LFS pointer", "git lfs pull"),
     ],
 )
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors", "config.json"])
-def test_damaged_files(content: bytes, says: str, hint: str, name: str, tmp_path: Path) -> None:
+def test_damaged_files(content: bytes, message: str, hint: str, name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(BundleError, match=f"{name}.*({says if name != 'config.json' else ''})") as e:
+    with pytest.raises(BundleError, match=f"{name}.*({message if name != 'config.json' else ''})") as e:
         read_json(tmp_path / name) if name == "config.json" else open_sources(tmp_path)
     assert name == "config.json" or hint in (e.value.hint or "")
     assert "weights_only" not in str(e.value)
@@ -160,6 +160,10 @@ def test_an_index_that_leads_elsewhere(index: dict, tmp_path: Path) -> None:
 
 
 def test_nothing_here(tmp_path: Path) -> None:
-    for place, says in ((tmp_path, "no weights here"), (tmp_path / "no", "no such"), (Path(__file__), "not a file of")):
-        with pytest.raises(BundleError, match=says):
+    for place, message in (
+        (tmp_path, "the folder contains no weights"),
+        (tmp_path / "no", "no such"),
+        (Path(__file__), "not a weights"),
+    ):
+        with pytest.raises(BundleError, match=message):
             open_sources(place)

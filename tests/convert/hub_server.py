@@ -1,4 +1,4 @@
-"""A hub on the loopback: the four kinds of request that fetching a repository takes, and a line that can be cut."""
+"""A hub on the loopback: the four kinds of request that downloading a repository takes, and a line that can be cut."""
 
 from __future__ import annotations
 
