@@ -56,7 +56,7 @@ def test_the_form_before_torch_1_6(tmp_path: Path) -> None:
 
 
 def test_maps_are_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_RENEW_BYTES", 1)
+    monkeypatch.setattr(module, "_REOPEN_BYTES", 1)
     write_bin_shards(tmp_path / "bin", WEIGHTS)
     write_safetensors(tmp_path / "st", WEIGHTS)
     for folder in ("bin", "st"):
@@ -96,11 +96,11 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 98
 @pytest.mark.parametrize(
     ("content", "message", "hint"),
     [
-        (b"", "an empty file", "fetch"),
-        (b"PK", "damaged|not a weights file", "fetch"),
-        (b"PK\3\4" + bytes(99), "damaged|cannot be read", "fetch"),
-        (b"\x80\x02 and so on", "damaged", "fetch"),
-        (b"<html>429 Too Many Requests</html>", "damaged|not a weights file", "fetch"),
+        (b"", "an empty file", "download"),
+        (b"PK", "damaged|not a weights file", "download"),
+        (b"PK\3\4" + bytes(99), "damaged|cannot be read", "download"),
+        (b"\x80\x02 and so on", "damaged", "download"),
+        (b"<html>429 Too Many Requests</html>", "damaged|not a weights file", "download"),
         (POINTER, "a Git LFS pointer", "git lfs pull"),
     ],
 )
@@ -120,7 +120,7 @@ def test_half_a_shard(share: float, tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
     with pytest.raises(BundleError, match=r"00002-of-00003\.bin: cannot be read") as e:
         open_sources(tmp_path)
-    assert "fetch the file again" in (e.value.hint or "") and len(e.value.what.splitlines()) == 1
+    assert "download the file again" in (e.value.hint or "") and len(e.value.what.splitlines()) == 1
 
 
 def test_not_tensors(tmp_path: Path) -> None:
@@ -131,14 +131,14 @@ def test_not_tensors(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="a is not a plain tensor"):
         open_sources(tmp_path)
     torch.save([torch.zeros(1)], tmp_path / "x.bin")
-    with pytest.raises(BundleError, match="table of tensors"):
+    with pytest.raises(BundleError, match="dictionary of tensors"):
         open_sources(tmp_path)
 
 
 def test_incomplete_sets(tmp_path: Path) -> None:
     write_bin_shards(tmp_path, WEIGHTS, 3)
     (tmp_path / "pytorch_model-00002-of-00003.bin").unlink()
-    with pytest.raises(BundleError, match=r"00002-of-00003\.bin, missing"):
+    with pytest.raises(BundleError, match=r"00002-of-00003\.bin, which this folder does not contain"):
         open_sources(tmp_path)
     (tmp_path / "pytorch_model.bin.index.json").unlink()
     with pytest.raises(BundleError, match="2 of 3 shards"):
@@ -148,7 +148,7 @@ def test_incomplete_sets(tmp_path: Path) -> None:
 def test_a_key_in_two_shards(tmp_path: Path) -> None:
     write_bin_shards(tmp_path, WEIGHTS, 3)
     torch.save(WEIGHTS, tmp_path / "pytorch_model-00002-of-00003.bin")
-    with pytest.raises(BundleError, match=r"a\.weight is in"):
+    with pytest.raises(BundleError, match=r"a\.weight is also in"):
         open_sources(tmp_path)
 
 

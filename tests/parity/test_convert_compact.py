@@ -93,7 +93,9 @@ class TestVideoChatGPT:
         assert plan(parts).notes == ()
         config = json.loads((parts[2] / "config.json").read_text())
         (parts[2] / "config.json").write_text(json.dumps(config | {"model_type": "LanguageBindImage"}))
-        with pytest.raises(BundleError, match=r"clip: LanguageBind's tower according to its config.json, not OpenAI's CLIP"):
+        with pytest.raises(
+            BundleError, match=r"clip: LanguageBind's tower according to its config.json, not OpenAI's CLIP"
+        ):
             plan(parts)
         del config["model_type"]
         (parts[2] / "config.json").write_text(json.dumps(config))
