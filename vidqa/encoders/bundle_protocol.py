@@ -25,7 +25,7 @@ class VisionEncoderSpec(Protocol):
         ...
 
 
-class TextEncoderSpec(Protocol):
+class TextTowerSpec(Protocol):
     """Settings of the text tower."""
 
     @property
@@ -73,12 +73,12 @@ class EncoderSpecs(Protocol):
         ...
 
     @property
-    def text(self) -> TextEncoderSpec | None:
+    def text(self) -> TextTowerSpec | None:
         """The text tower, if there is one."""
         ...
 
 
-class BundleSpec(Protocol):
+class EncoderBundleSpec(Protocol):
     """Content of bundle.json."""
 
     @property
@@ -121,6 +121,6 @@ class EncoderBundle(Protocol):
         ...
 
     @property
-    def spec(self) -> BundleSpec:
+    def spec(self) -> EncoderBundleSpec:
         """The bundle's settings."""
         ...

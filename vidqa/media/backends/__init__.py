@@ -6,3 +6,23 @@ pyav.py         video, with FFmpeg; gop_reader.py for streams whose pts do not i
 decord.py       video, fallback if PyAV fails to decode
 image.py        images and animations, with Pillow
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vidqa.media.backends.decord import DecordReader
+    from vidqa.media.backends.image import ImageReader
+    from vidqa.media.backends.pyav import PyavReader
+
+__all__ = ["DecordReader", "ImageReader", "PyavReader"]
+
+_MODULES = {"DecordReader": "decord", "ImageReader": "image", "PyavReader": "pyav"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -5,3 +5,29 @@ bundle.py     folder -> Bundle (identity, verification); parts -> folder, atomic
 spec.py       bundle.json as frozen records; spec_json.py converts them from and to JSON, strictly
 validate.py   which files a bundle may contain, without reading them whole
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vidqa.model.bundle.bundle import Bundle, load_bundle, save_bundle
+    from vidqa.model.bundle.registry import find_bundle
+    from vidqa.model.bundle.spec import BundleSpec
+
+__all__ = ["Bundle", "BundleSpec", "find_bundle", "load_bundle", "save_bundle"]
+
+_MODULES = {
+    "Bundle": "bundle",
+    "BundleSpec": "spec",
+    "find_bundle": "registry",
+    "load_bundle": "bundle",
+    "save_bundle": "bundle",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

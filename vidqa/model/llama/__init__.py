@@ -6,3 +6,22 @@ weights.py        published weight names <-> our fused ones
 packed_linear.py  weights in the block order of a CPU
 fused_ops.py      rotary embedding and SiLU gate as GPU kernels; kernel_check.py decides whether kernels are used
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vidqa.model.llama.loader import load_llama
+    from vidqa.model.llama.model import Llama, LlamaConfig
+
+__all__ = ["Llama", "LlamaConfig", "load_llama"]
+
+_MODULES = {"Llama": "model", "LlamaConfig": "model", "load_llama": "loader"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

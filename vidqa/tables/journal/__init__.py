@@ -7,3 +7,22 @@ parts.py       the part files, and atomic publication of new table files
 merge.py       an index applied to stored rows
 storage.py     table files and part files together: open, append, merge
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vidqa.tables.journal.row_index import RowIndex
+    from vidqa.tables.journal.storage import TableStorage
+
+__all__ = ["RowIndex", "TableStorage"]
+
+_MODULES = {"RowIndex": "row_index", "TableStorage": "storage"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
