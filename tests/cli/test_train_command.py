@@ -42,7 +42,7 @@ def recipe(tmp_path, tiny_bundle, clips):
             conversation(0, "a.mp4"),
             conversation(1, "a.mp4", "How many?", "two"),
             conversation(2, "b.mp4", answer="blue"),
-            conversation(3, None, "Say ten", "ten"),
+            conversation(3, None, "Write ten", "ten"),
             conversation(4, "deeper/c.mp4"),
         ]
         (tmp_path / "data.json").write_text(json.dumps(records))
@@ -67,7 +67,7 @@ def losses(out):
 
 def test_two_stages_train_a_model_that_answers(vidqa, recipe, tmp_path, clips, tiny_bundle):
     more = '[eval]\nfile = "data.json"\nmedia = "clips"\neval_steps = 2\nsamples = 2\nmax_new_tokens = 4'
-    path, out = recipe(stages=TWO_STAGES, more=more), tmp_path / "tuned"
+    path, out = recipe(stages=TWO_STAGES, more=more), tmp_path / "finetuned"
     done = vidqa("train", path, "--out", out, "--json")
     assert done.code == 0, done.err
     summary = json.loads(done.out)
@@ -122,7 +122,7 @@ def test_held_out_loss_and_result_use_the_chat_format_of_the_stage(vidqa, recipe
         held_out[prompt] = [line["eval_loss"] for line in lines]
         assert json.loads((out / "bundle.json").read_text())["prompt"]["format"] == prompt
     first, second = zip(*held_out.values(), strict=True)
-    assert first[0] == first[1]  # both were tuned on plain captions
+    assert first[0] == first[1]  # both were trained on plain captions
     assert second[0] != second[1]
 
 
@@ -467,6 +467,19 @@ def test_held_out_losses_are_printed_at_once(vidqa, recipe, tmp_path):
     assert [line.split(",")[0] for line in printed] == ["connector: step 2/3", "connector: step 3/3"]
 
 
+def test_without_matplotlib_plots_are_skipped_with_a_note(vidqa, recipe, tmp_path, monkeypatch):
+    for module in ("pipeline.check_data", "pipeline.train", "train.outputs.report"):
+        monkeypatch.setattr(f"vidqa.{module}.has_matplotlib", lambda: False)
+    note = "not plotted, because the package matplotlib is not installed: pip install 'vidqa[train]'"
+    path = recipe(stages='[[stage]]\nkind = "connector"\nsteps = 1')
+    checked = vidqa("train", path, "--check-data", "--out", tmp_path / "o")
+    assert checked.code == 0 and f"histogram: {note}" in checked.out, checked.err
+    done = vidqa("train", path, "--out", tmp_path / "o")
+    assert done.code == 0 and f"loss curves: {note}" in done.err, done.err
+    assert f"Loss curves: {note}" in (tmp_path / "o/report.md").read_text()
+    assert not (tmp_path / "o/curves.png").exists() and not list((tmp_path / "o/check").rglob("*.png"))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_shipped_small_recipe(vidqa, tmp_path):
@@ -477,7 +490,7 @@ def test_the_shipped_small_recipe(vidqa, tmp_path):
 
 
 def test_data_is_checked_without_training(vidqa, recipe, tmp_path):
-    records = [conversation(0, "a.mp4"), conversation(1, "gone.mp4"), conversation(2, None, "Say ten", "ten")]
+    records = [conversation(0, "a.mp4"), conversation(1, "gone.mp4"), conversation(2, None, "Write ten", "ten")]
     done = vidqa("train", recipe(records), "--check-data", "--out", tmp_path / "o", "--json")
     assert done.code == 1, done.err  # more than 1% is rejected
     (found,) = [json.loads(line) for line in done.out.splitlines()]
@@ -588,7 +601,7 @@ def test_check_and_training_reject_the_same_records_of_every_format(vidqa, tmp_p
     assert trained.code == 0, trained.err
     before, after = (pl.read_parquet(p) for p in (found["rejects"], tmp_path / "o/rejects.parquet"))
     kinds = {(Path(source).name, n): kind for source, n, kind in before.select("source", "record", "kind").rows()}
-    assert kinds == {place: why for place, why in expected.items() if why}
+    assert kinds == {record: why for record, why in expected.items() if why}
     assert after.select("source", "record", "id", "kind").equals(before.select("source", "record", "id", "kind"))
     assert "None" not in before["id"].to_list()
     assert found["records"] == len(expected) and sum(found["rejected"].values()) == before.height

@@ -1,3 +1,5 @@
+"""Contrastive training of vision and text towers, on images of two gray levels."""
+
 import pytest
 import torch
 from demo_model.align import IGNORE, AlignBatch, Aligner, align, initialise, insert_temporal
@@ -17,7 +19,7 @@ def towers():
 
 
 def toy_batches(n_frames: int = 1):
-    """Pictures of one of two grey levels; caption and patch truth say which."""
+    """Images of one of two gray levels, which caption and patch labels name."""
     generator = torch.Generator().manual_seed(1)
     phrases = torch.tensor([[3, 19], [4, 19]])
     while True:
@@ -44,23 +46,23 @@ def aligner_of(vision, text):
     return Aligner(vision, text, [(ids, torch.ones_like(ids, dtype=torch.bool))])
 
 
-def test_alignment_learns_what_patches_show(towers):
-    seen = []
+def test_alignment_predicts_what_patches_show(towers):
+    reports = []
     aligner = aligner_of(*towers)
     steps = align(
         aligner,
         toy_batches(),
         seconds=600,
         lr=2e-3,
-        report=lambda *r: seen.append(r),
-        should_stop=lambda: len(seen) >= 6,
+        report=lambda *r: reports.append(r),
+        should_stop=lambda: len(reports) >= 6,
     )
     assert steps == 150
-    assert seen[-1][2]["0.group0"] == 1.0
+    assert reports[-1][2]["0.group0"] == 1.0
     assert not aligner.training
 
 
-def test_parts_may_learn_at_rates_of_their_own(towers):
+def test_parameters_may_have_different_learning_rates(towers):
     aligner = aligner_of(*towers)
     before = {k: v.clone() for k, v in aligner.state_dict().items()}
     count = iter(range(3))
@@ -72,7 +74,7 @@ def test_parts_may_learn_at_rates_of_their_own(towers):
     assert changed == {"patch_projection.weight"}
 
 
-def test_a_new_video_tower_shares_the_spatial_weights_and_begins_as_the_old_one(towers):
+def test_a_new_video_tower_shares_the_spatial_weights_and_initially_equals_the_image_tower(towers):
     vision, _ = towers
     video = insert_temporal(vision, 4)
     own = {n for n, _ in video.named_parameters() if "temporal" in n}
@@ -86,7 +88,7 @@ def test_a_new_video_tower_shares_the_spatial_weights_and_begins_as_the_old_one(
     assert torch.allclose(tokens.flatten(0, 1), frames[:, 0], atol=1e-5)
 
 
-def test_phrases_unknown_for_a_whole_batch_are_left_out(towers):
+def test_a_group_without_labels_in_a_batch_is_ignored(towers):
     (batch,) = next(toy_batches())
     batch.truth[:] = IGNORE
     loss, figures = aligner_of(*towers)(batch)
@@ -94,12 +96,12 @@ def test_phrases_unknown_for_a_whole_batch_are_left_out(towers):
     assert "group0" not in figures
 
 
-def test_a_phrase_that_is_not_told_apart_is_not_pushed_away(towers):
+def test_a_phrase_that_is_not_contrasted_is_no_negative(towers):
     (batch,) = next(toy_batches())
     aligner = aligner_of(*towers)
     batch.contrasted[..., 1] = False
     batch.truth[:] = torch.where(batch.truth == 1, IGNORE, batch.truth)
     loss, figures = aligner(batch)
-    assert loss.item() == pytest.approx(figures["clip_loss"])  # one phrase alone: nothing to tell apart
+    assert loss.item() == pytest.approx(figures["clip_loss"])  # a single phrase has no negatives
     loss.backward()
     assert aligner.patch_projection.weight.grad.abs().max() == 0

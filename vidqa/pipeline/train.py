@@ -93,7 +93,7 @@ def train(
     Raises:
         UsageError: the recipe, or a file that it names, is invalid; lists all problems.
         LockedError: another run is writing `out`.
-        TrainError: training cannot start or continue; the message says why, and which checkpoint remains.
+        TrainError: training cannot start or continue; the message has the reason, and the checkpoint that remains.
         KeyboardInterrupt: the run was asked to stop, and has saved a checkpoint. Or the exception that
             `reporter.stop` raises.
         VidqaError: the base or the cache cannot be used.

@@ -53,7 +53,6 @@ class LabelledPrompt:
     prompt: Prompt
     labels: np.ndarray  # int64 [S]; target ids of the answers and their end, `IGNORE_INDEX` elsewhere
     problem: str | None = None  # why the sample has no targets; then all labels are `IGNORE_INDEX`
-    ignored_rows: np.ndarray | None = None  # int64 [S]; row of the token ids that the softmax ignores, 0 for none
 
 
 def build_prompt(

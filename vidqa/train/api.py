@@ -85,6 +85,7 @@ class FeaturesByPath:
         self.read = read
 
     def __call__(self, ref: MediaRef) -> Features:
+        """Read the features of a media item."""
         return self.read(ref.path)
 
     def prefetch(self, refs: Sequence[MediaRef]) -> None:

@@ -120,7 +120,7 @@ def test_a_sample_that_is_too_long_is_rejected(slow):
 @pytest.mark.parametrize(
     ("turns", "kind"),
     [
-        ((("<video>\nWhy?", "It says USER: no </s>"),), "reserved_text"),
+        ((("<video>\nWhy?", "It reads USER: no </s>"),), "reserved_text"),
         ((("<video>\nWhy\0?", "One."),), "reserved_text"),
     ],
 )

@@ -57,7 +57,7 @@ VALUES = [
     *('""', '"x"', '"auto"', "'''a\nb'''", "[" * 90 + "]" * 90, "[" * 9000 + "]" * 9000),
     *("[]", "[[]]", '["a", 1]', "[1, 2, 3]", "{}", "{a = 1}", "[{}]", '[{file = "data.json"}, 7]'),
     *("1979-05-27", "07:32:00", "1979-05-27T07:32:00Z", '"\\u0000"', '"a\\u0000b"', '"\\u001b[2J"', '"ü"', '"🎬"'),
-    *('"~nobody-of-this-name/x"', '"../.."', '"/"', f'"{"x" * 300}"', f'"{"d/" * 3000}"', '"data.json/x"', '"clips"'),
+    *('"~no-such-user/x"', '"../.."', '"/"', f'"{"x" * 300}"', f'"{"d/" * 3000}"', '"data.json/x"', '"clips"'),
     *('"connector"', '["connector", "llm"]', '["lora"]', '"bf16"', "{kind = 'connector', lora = {r = 0, q = 1}}"),
 ]  # fmt: skip
 QUICK = settings(
@@ -76,11 +76,11 @@ def read(folder: Path, data: bytes) -> list[str]:
     try:
         recipe = read_recipe(path)
     except UsageError as error:
-        said = error.what.split("\n")
-        for line in said:
-            place = re.match(rf"{re.escape(str(path))}:(\d+): .*(`|not TOML|not UTF-8|nested)", line)
-            assert place and 1 <= int(place[1]) <= data.count(b"\n") + 1, error.what
-        return said
+        problems = error.what.split("\n")
+        for line in problems:
+            match = re.match(rf"{re.escape(str(path))}:(\d+): .*(`|not TOML|not UTF-8|nested)", line)
+            assert match and 1 <= int(match[1]) <= data.count(b"\n") + 1, error.what
+        return problems
     assert isinstance(recipe, Recipe) and recipe.stage and recipe.data
     for name in recipe.stage_names():  # folders of the run
         (folder / name).mkdir(exist_ok=True)
@@ -110,10 +110,10 @@ def test_an_invalid_value_is_reported_with_its_key(at: int, value: str, tmp_path
     text = list(LINES)
     key = text[at].split(" = ")[0]
     text[at] = f"{key} = {value}"
-    said = read(tmp_path, "\n".join(text).encode())
+    problems = read(tmp_path, "\n".join(text).encode())
     # A valid value may be inconsistent with another key, which is reported with it.
-    if said:
-        assert any(key in line or "nested" in line or "not TOML" in line for line in said), said
+    if problems:
+        assert any(key in line or "nested" in line or "not TOML" in line for line in problems), problems
 
 
 @QUICK
@@ -130,5 +130,5 @@ def test_any_damage(seed: int, piece: bytes, tmp_path: Path) -> None:
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32", "latin-1", "cp037"])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_any_encoding_and_line_end(encoding: str, end: str, tmp_path: Path) -> None:
-    said = read(tmp_path, ("# Übung\n" + GOOD).replace("\n", end).encode(encoding))
-    assert bool(said) == (encoding != "utf-8-sig" or end == "\r")
+    problems = read(tmp_path, ("# Übung\n" + GOOD).replace("\n", end).encode(encoding))
+    assert bool(problems) == (encoding != "utf-8-sig" or end == "\r")

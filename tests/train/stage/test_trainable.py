@@ -115,7 +115,7 @@ def released(connector, compressor=None):
         ("valley_stage2", released("linear", "valley_v3"), ["connector.", "llm.model."]),
     ],
 )  # fmt: skip
-def test_a_shipped_recipe_trains_what_the_publication_says(lab, tmp_path, monkeypatch, name, released, trained):
+def test_a_shipped_recipe_trains_the_published_parts(lab, tmp_path, monkeypatch, name, released, trained):
     monkeypatch.setattr(load, "_missing", lambda *_: [])  # their data is hundreds of gigabytes
     (stage,) = read_recipe(RECIPES / f"{name}.toml").stage
     stage = stage.model_copy(update=BASE | {"epochs": None})

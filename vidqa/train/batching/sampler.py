@@ -44,7 +44,7 @@ class BatchPlan:
 
 @dataclass(frozen=True)
 class SampleStats:
-    """What packing and grouping by length need to know about each sample."""
+    """Properties of each sample for packing and grouping by length."""
 
     groups: Sequence[Hashable]  # samples with equal groups may share a sequence; None: never
     lengths: Sequence[int]  # in tokens, or anything that grows with them

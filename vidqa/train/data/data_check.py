@@ -33,7 +33,7 @@ class DataCheck:
     n_visual: int  # visual tokens of the accepted samples
     n_targets: int  # tokens with a loss of the accepted samples
     n_media: Mapping[str, int]  # image, video: number of readable files
-    video_s: float  # total seconds of all readable videos whose duration is known
+    video_s: float  # total seconds of all readable videos that have a duration
     pairs: PairCounts  # unseen pairs in the accepted samples
     placeholders: Mapping[tuple[int, int], int]  # (images, videos) of a sample -> number of samples
     max_tokens: int | None

@@ -12,7 +12,7 @@ from vidqa.train.data.sample import MediaRef
 
 @dataclass(frozen=True)
 class SpecShapes:
-    """Callable that returns the shape of a media item.
+    """Shapes of media items according to a bundle.
 
     If the sampling rule takes fewer frames of short videos, the shape is the upper bound.
     """
@@ -20,6 +20,7 @@ class SpecShapes:
     spec: BundleSpec
 
     def __call__(self, ref: MediaRef) -> MediaShape:
+        """Return the shape of a media item."""
         encoder = self.spec.encoders.image if ref.kind == "image" else self.spec.encoders.video
         n_tokens = encoder.n_patches + encoder.keep_cls
         return _shape(self.spec.connector, ref.kind, encoder.n_frames, n_tokens, encoder.keep_cls)

@@ -65,7 +65,7 @@ def to_sample(record: Any, locator: Locator, *, source: str, number: int, format
         format: the layout; `auto` detects it by the keys.
 
     Raises:
-        SampleError: the record cannot be trained on; the kind says why.
+        SampleError: the record cannot be trained on, for the reason in `kind`.
     """
     if not isinstance(record, dict):
         raise SampleError("bad_json", f"a record must be an object, not {type(record).__name__}")
@@ -223,7 +223,7 @@ def _text(record: dict[str, Any], key: str, *, empty: bool = False) -> str:
 
 
 def _unicode(text: str, key: str) -> str:
-    """Reject unpaired surrogates (`\\ud83d` alone): JSON allows them, tokenizers and tables do not."""
+    """Reject unpaired surrogates, such as U+D83D alone: JSON allows them, tokenizers and tables do not."""
     try:
         text.encode()
     except UnicodeEncodeError as e:

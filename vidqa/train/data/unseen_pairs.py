@@ -1,6 +1,6 @@
 """Unseen pairs: word pairs that no training media shows together, whose tokens the loss ignores as wrong answers.
 
-If the training set contains no red stars, the model learns that red objects are never stars: every time an answer
+If the training set contains no red stars, training on it teaches that red objects are never stars: every time an answer
 names the shape of a red object, `star` is one of the wrong tokens of the softmax. A word that could not have been
 right carries no information, so its tokens are removed from the softmax at that position. This is a softmax balanced
 by the prior of each word, which is zero here (Ren et al. 2020, arXiv:2007.10740; Menon et al. 2020, arXiv:2007.07314).
@@ -9,7 +9,7 @@ Words are paired in the order in which a conversation mentions them, in question
 the latest word of the other group that has no partner yet. So `red` and `star` are a pair in "a red star" and in "What
 colour is the star? It is red.", and `star` and `blue` are not a pair in "a red star and a blue ring".
 
-This module is the only one that knows about words and pairs. The others handle rows of ignored token ids.
+Words and pairs are handled in this module only. All others handle rows of ignored token ids.
 """
 
 from __future__ import annotations
@@ -133,14 +133,14 @@ class IgnoredTokens:
         self._group_of = [n for n, group in enumerate(pairs.groups.values()) for _ in group]
         self._ids = [[_token_ids(tokenizer, word, form) for form in _FORMS] for word in pairs.words]
         self._texts: dict[int, str] = {}  # token id -> text, for tokens next to a word
-        known: dict[tuple[int, ...], tuple[int, int]] = {}
+        word_and_form: dict[tuple[int, ...], tuple[int, int]] = {}
         for word, forms in enumerate(self._ids):
             for form, ids in enumerate(forms):
-                known.setdefault(ids, (word, form))
+                word_and_form.setdefault(ids, (word, form))
         self._by_first_id: dict[int, list[tuple[int, ...]]] = {}
-        for ids in sorted(filter(None, known), key=len, reverse=True):
+        for ids in sorted(filter(None, word_and_form), key=len, reverse=True):
             self._by_first_id.setdefault(ids[0], []).append(ids)
-        self._word_and_form = known
+        self._word_and_form = word_and_form
         self._unseen_with = {n: self._unseen_partners(n) for n in range(len(pairs.words))}
         #: The distinct sets of ignored token ids; row 0 is empty.
         self.rows: list[tuple[int, ...]] = [()]

@@ -117,11 +117,11 @@ def _compare(exported: Any, kind: str, graph: Path, spec: EncoderSpec) -> None:
     """Check that an exported tower returns the same hidden states as its graph."""
     size = spec.preprocess.image_size
     values = np.random.default_rng(0).standard_normal((1, spec.n_frames, 3, size, size)).astype(np.float32)
-    want = torch.from_numpy(OnnxSession(graph, "cpu").run(values)[0]).float().flatten(0, 1)
+    expected = torch.from_numpy(OnnxSession(graph, "cpu").run(values)[0]).float().flatten(0, 1)
     tower = getattr(exported.model, f"{kind}_tower")
-    got = tower(torch.from_numpy(values[0]), output_hidden_states=True).hidden_states[spec.layer]
-    error = float((got - want).abs().max() / want.abs().max())
-    if got.shape != want.shape or not error < _TOLERANCE:
+    returned = tower(torch.from_numpy(values[0]), output_hidden_states=True).hidden_states[spec.layer]
+    error = float((returned - expected).abs().max() / expected.abs().max())
+    if returned.shape != expected.shape or not error < _TOLERANCE:
         raise VidqaError(f"the {kind} tower for transformers differs from {graph.name} by {error:.3g} (relative)")
 
 

@@ -99,7 +99,7 @@ def token_histogram(tokens: np.ndarray, limit: int | None) -> Any:
 
     Args:
         tokens: int64 [N]; may be empty.
-        limit: maximum length, drawn as a line; longer samples are red.
+        limit: maximum length, shown as a line; longer samples are red.
 
     Returns:
         A matplotlib Figure.

@@ -112,15 +112,15 @@ def write_report(
         path: of the page.
         title: name of the model.
         facts: single lines: base, result, version, device, fingerprint.
-        curves: picture of the loss curves, in the folder of the page; None if there is none.
+        curves: PNG of the loss curves, in the folder of the page; None if there is none.
         stages: in order.
         data: one row per source: file, records, weight, sha256.
         settings: of the recipe including defaults.
     """
     lines = [f"# {title}", "", *(f"- {key}: {value}" for key, value in facts.items()), ""]
     if any(stage.n_steps for stage in stages):
-        picture = f"![Loss over the steps of all stages]({curves.name})" if curves else f"Loss curves: {NO_MATPLOTLIB}"
-        lines += [picture, ""]
+        image = f"![Loss over the steps of all stages]({curves.name})" if curves else f"Loss curves: {NO_MATPLOTLIB}"
+        lines += [image, ""]
     lines += ["## Stages", ""]
     lines += _table([_stage_row(stage) for stage in stages])
     lines += ["", "## Data", ""]

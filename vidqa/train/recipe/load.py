@@ -192,7 +192,7 @@ def _missing(file: TomlFile, values: dict[str, Any]) -> list[str]:
     model = values.get("model")
     if isinstance(model, dict) and isinstance(base := model.get("base"), str) and not _is_model(base):
         names = ", ".join([*built_in_bundles(), *pulled_models()])
-        problem = f"no model at {printable(base)}; give a folder with {BUNDLE_FILE}, or one of these names: {names}"
+        problem = f"no model at {printable(base)}; use a folder with {BUNDLE_FILE}, or one of these names: {names}"
         problems.append(f"{file.where('model', 'base')}: `model.base`: {problem}")
     for table in _PATHS:
         for path, one in _entries(values, table):
@@ -217,19 +217,19 @@ def _entries(values: dict[str, Any], table: str) -> Iterator[tuple[KeyPath, dict
 def _problem_text(file: TomlFile, error: Any) -> str:
     """A problem that pydantic found, as a sentence."""
     path: KeyPath = tuple(error["loc"])
-    known = _path_in_file(file, path)
-    where, kind, given = file.where(*known), error["type"], error["input"]
-    table = ".".join(str(part) for part in known[:-1] if isinstance(part, str))
+    key = _path_in_file(file, path)
+    where, kind, given = file.where(*key), error["type"], error["input"]
+    table = ".".join(str(part) for part in key[:-1] if isinstance(part, str))
     if kind == "extra_forbidden":
         if (now := renamed_key(table, str(path[-1]))) is not None:
-            return f"{where}: `{dotted(known)}` is now {now}"
-        return f"{where}: unknown key `{dotted(known)}`{did_you_mean(str(path[-1]), table_keys(path[:-1]))}"
+            return f"{where}: `{dotted(key)}` is now {now}"
+        return f"{where}: unknown key `{dotted(key)}`{did_you_mean(str(path[-1]), table_keys(path[:-1]))}"
     if kind == "missing":
         return f"{where}: `{dotted(path)}` is missing"
-    if (now := RENAMED_VALUES.get((table, str(known[-1]), str(given)))) is not None:
-        return f'{where}: `{dotted(known)}`: "{given}" is now "{now}"'
+    if (now := RENAMED_VALUES.get((table, str(key[-1]), str(given)))) is not None:
+        return f'{where}: `{dotted(key)}`: "{given}" is now "{now}"'
     text = str(error["msg"]).removeprefix("Value error, ")
-    return f"{where}: `{dotted(known)}`: {text[:1].lower()}{text[1:]}, got {given!r:.60}"
+    return f"{where}: `{dotted(key)}`: {text[:1].lower()}{text[1:]}, got {given!r:.60}"
 
 
 def _path_in_file(file: TomlFile, path: KeyPath) -> KeyPath:

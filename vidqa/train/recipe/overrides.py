@@ -20,7 +20,7 @@ _LISTS = {"data": "source", "stage": "stage"}  # array of tables -> noun for one
 
 
 class _InvalidOverride(ValueError):
-    """An override that cannot be applied; the text says why."""
+    """An override that cannot be applied, for the reason in the text."""
 
 
 def apply_overrides(file: TomlFile, overrides: Sequence[str]) -> tuple[TomlFile, list[str]]:
@@ -33,8 +33,8 @@ def apply_overrides(file: TomlFile, overrides: Sequence[str]) -> tuple[TomlFile,
             TOML is a string.
 
     Returns:
-        The recipe with all valid overrides applied, whose settings know the override that set them; and one sentence
-        for each invalid override.
+        The recipe with all valid overrides applied and recorded as the source of their settings; and one sentence for
+        each invalid override.
     """
     values, lines, options = copy.deepcopy(file.values), file.lines, dict(file.options)
     problems: list[str] = []

@@ -121,7 +121,7 @@ def check_exports(recipe: Recipe, base: Bundle, where: str) -> None:
         where: where `output.transformers` is set: file and line, or the override.
 
     Raises:
-        UsageError: it cannot; says why.
+        UsageError: it cannot; the message has the reason.
     """
     if not recipe.output.transformers:
         return

@@ -31,9 +31,15 @@ class Interrupted(Exception):
 class Listener(Protocol):
     """Receives messages and progress; the Reporter of the pipeline is one."""
 
-    def say(self, text: str, *, level: int = 1) -> None: ...
-    def progress(self, total: int, unit: str, done: int = 0) -> AbstractContextManager[None]: ...
-    def advance(self, n: int = 1) -> None: ...
+    def say(self, text: str, *, level: int = 1) -> None:
+        """Receive a message; level 2 is for verbose output."""
+
+    def progress(self, total: int, unit: str, done: int = 0) -> AbstractContextManager[None]:
+        """Start a progress bar, which ends with the context."""
+        ...
+
+    def advance(self, n: int = 1) -> None:
+        """Advance the progress bar."""
 
 
 class Silent:

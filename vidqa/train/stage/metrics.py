@@ -1,4 +1,4 @@
-"""Training metrics: `metrics.jsonl` with one line per step, and the counts behind its lines."""
+"""Training metrics: `metrics.jsonl` with one line per step, and the sums that it is computed from."""
 
 from __future__ import annotations
 

@@ -184,7 +184,7 @@ class StageTrainer(Trainer):
                 raise
             raise out_of_memory_error(self.stage, self.args.per_device_train_batch_size, error) from error
         finally:
-            with suppress(OSError):  # a full disk: the error that ended the run says so
+            with suppress(OSError):  # a full disk, which the error that ended the run reports
                 callback.metrics.flush()
         if callback.is_stopping and self.state.global_step < n_steps:
             callback.listener.say(
