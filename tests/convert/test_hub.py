@@ -129,7 +129,7 @@ def test_pulled_then_offline(start: Start, hub: Hub, tmp_path: Path) -> None:
         ((), {"HF_HUB_OFFLINE": "1"}, "offline mode is on, and not all files are in the cache"),
         ((), {"HF_ENDPOINT": "http://127.0.0.1:9"}, "cannot reach the hub"),
         (("--revision", f"{REPO}=v9"), {}, "revision v9 does not exist"),
-        (("--revision", REPO), {}, "must be REPO=COMMIT"),
+        (("--revision", REPO), {}, "not of the form REPO=COMMIT"),
     ],
 )
 def test_what_cannot_be_pulled_is_said(
@@ -142,7 +142,7 @@ def test_what_cannot_be_pulled_is_said(
 
 
 @pytest.mark.parametrize(
-    ("repo", "message"), [("owner/none", "does not exist or is private"), ("owner/closed", "give access on request")]
+    ("repo", "message"), [("owner/none", "does not exist or is private"), ("owner/closed", "access must be requested")]
 )
 def test_repositories_that_are_closed(repo: str, message: str, start: Start) -> None:
     program = start("-c", FETCH, repo)
