@@ -222,7 +222,7 @@ def test_an_archive_on_a_read_only_disk(vidqa, clips, small_disk, mount, tmp_pat
 
 
 def test_a_gpu_that_runs_out_of_memory_during_the_run(vidqa, clips, tmp_path, monkeypatch):
-    """The provider says so for two clips at once: the batch is halved, and nobody's row suffers."""
+    """The provider runs out of memory for batches of two: the batch is halved, and no row fails."""
     from vidqa.encoders.onnx_errors import as_memory_error
     from vidqa.encoders.onnx_session import OnnxSession
 
@@ -244,7 +244,7 @@ def test_a_gpu_that_runs_out_of_memory_during_the_run(vidqa, clips, tmp_path, mo
 
 def test_setting_the_clock_back_changes_no_row(vidqa, clips, tmp_path, monkeypatch, make_clip):
     table = tmp_path / "t.parquet"
-    (clips / "text.mp4").write_text("no film")
+    (clips / "text.mp4").write_text("not a video")
     assert vidqa("describe", clips, "--out", table).code == 3
 
     class Long_ago(datetime):
@@ -258,6 +258,6 @@ def test_setting_the_clock_back_changes_no_row(vidqa, clips, tmp_path, monkeypat
     make_clip(clips / "new.mp4", seed=7)
     done = json.loads(vidqa("describe", clips, "--out", table, "--retry", "failed", "--json").out)
     assert done["rows"] == {"ok": 1, "failed": 1} and done["existing"] == {"ok": 3}
-    nights = json.loads((tmp_path / "t.parquet.failures.json").read_text())["failures"]
-    assert [night["n_failed"] for night in nights] == [2]
+    runs = json.loads((tmp_path / "t.parquet.failures.json").read_text())["failures"]
+    assert [run["n_failed"] for run in runs] == [2]
     monkeypatch.undo()

@@ -159,17 +159,17 @@ def test_a_real_terminal(environment, clips):
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored, and inherited so, where tests run in the background
         command = [sys.executable, "-m", "vidqa", "chat", str(clips / "a.mp4")]
         os.execvpe(sys.executable, command, os.environ | environment | {"TERM": "dumb"})
-    said = b""
+    screen = b""
 
     def until(text: bytes, again: bytes = b"") -> None:
-        nonlocal said
-        deadline, start = time.monotonic() + TIMEOUT_S, len(said)
-        while text not in said[start:]:
+        nonlocal screen
+        deadline, start = time.monotonic() + TIMEOUT_S, len(screen)
+        while text not in screen[start:]:
             left = max(0.0, deadline - time.monotonic())
             there = select.select([terminal], [], [], min(left, 3.0) if again else left)[0]
-            assert there or (again and left), said
+            assert there or (again and left), screen
             if there:
-                said += os.read(terminal, 4096)
+                screen += os.read(terminal, 4096)
             else:
                 os.write(terminal, again)
 
@@ -177,13 +177,13 @@ def test_a_real_terminal(environment, clips):
     os.write(terminal, b"What?\n")
     until(b"red\r\n> ")
     os.write(terminal, b"\x03")  # Ctrl-C
-    # Python looks for signals, and then waits for a key: one that comes in between is heard with the next key.
+    # Python looks for signals, and then waits for a key: one in between is handled with the next key.
     until(b"/quit to quit)\r\n> ", again=b"\x03")
     os.write(terminal, b"\x10\n")  # Ctrl-P: the line before
     until(b"red\r\n> ")
     os.write(terminal, b"\x04")  # Ctrl-D
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    assert said.count(b"What?") == 2
+    assert screen.count(b"What?") == 2
 
 
 class TestAskWith:

@@ -15,7 +15,7 @@ from vidqa.cli import main
 
 @pytest.fixture
 def ending(monkeypatch):
-    """`ending(error_or_value)` runs a command that raises the error or returns the value; gives the exit code."""
+    """`ending(error_or_value)`: exit code of a command that raises the error or returns the value."""
 
     def call(what: object) -> int:
         @click.command("fake")

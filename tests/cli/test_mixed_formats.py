@@ -1,4 +1,4 @@
-"""A folder of real files of many formats, good and broken: each is accounted for as its manifest says."""
+"""A folder of real files of many formats, good and broken: each is accounted for as its manifest states."""
 
 from __future__ import annotations
 

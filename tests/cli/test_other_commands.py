@@ -115,8 +115,14 @@ def test_undecodable_names_are_escaped_everywhere(start, clips, tiny_bundle, tmp
     table = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text(encoding="utf-8").splitlines()]
     assert {row["path"] for row in rows} == {row["path"] for row in table} == {r"no\xfe.mp4", r"\xff\\.mp4"}
     assert r"\xff" in (tmp_path / "log").read_text(encoding="utf-8")
-    said = [out, err, (tmp_path / "log").read_text(), call("ask", clips, "What?")[0], *call("models", "list", bundle)]
-    assert r"\xfd" in said[4] and not any("udcf" in text for text in said)
+    printed = [
+        out,
+        err,
+        (tmp_path / "log").read_text(),
+        call("ask", clips, "What?")[0],
+        *call("models", "list", bundle),
+    ]
+    assert r"\xfd" in printed[4] and not any("udcf" in text for text in printed)
     (found,) = [m for m in json.loads(call("models", "list", bundle, "--json")[0]) if m["name"] == "tiny"]
     assert found["folder"].endswith(r"b\xfd")
 
@@ -144,7 +150,7 @@ def test_doctor_opens_a_session_on_every_device(monkeypatch):
 
 
 class _WithoutLibraries:
-    """onnxruntime whose provider does not start: it falls back to the CPU and says nothing."""
+    """onnxruntime whose provider does not start: it silently falls back to the CPU."""
 
     class SessionOptions:
         def add_session_config_entry(self, key, value): ...

@@ -47,12 +47,12 @@ def test_questions_in_every_form(tiny_bundle, clips, tmp_path):
         assert done.rows["ok"] == (3 if isinstance(given, list) else 1)
     asked = vidqa.read_table(tmp_path / "4.csv")["question"].to_list()
     assert sorted(asked) == ["Describe the video.", "What?", "Why?"]
-    for wrong, said in (
+    for wrong, message in (
         ([], "no questions"),
         ("What happens?", "no question set 'What happens?'"),
         ([vidqa.Question("q", "Why?"), vidqa.Question("q", "How?")], "question id `q`"),
     ):
-        with pytest.raises(vidqa.VidqaError, match=re.escape(said)):
+        with pytest.raises(vidqa.VidqaError, match=re.escape(message)):
             vidqa.describe(clips / "a.mp4", tmp_path / "wrong.csv", questions=wrong, **how)
 
 
@@ -126,14 +126,14 @@ def test_paths_in_every_form(tiny_bundle, clips, tmp_path):
 
 def test_question_values_are_validated_like_files(tiny_bundle, clips, tmp_path):
     how = {"model": vidqa.load_model(str(tiny_bundle)), "options": RunOptions(tmp_path / "cache")}
-    for question, said in (
+    for question, message in (
         (vidqa.Question("", "What?"), "`id` must be a word"),
         (vidqa.Question("a", " "), "question 'a': `text` is empty"),
         (vidqa.Question("a", "What?", max_new_tokens=0), "`max_new_tokens` must be a whole number"),
         (vidqa.Question("a", "What?", type="choice"), "`choices` is missing"),
         (vidqa.Question("a", "What?", choices=("x", "y")), "`choices` is only valid with type"),
     ):
-        with pytest.raises(vidqa.VidqaError, match=re.escape(said)):
+        with pytest.raises(vidqa.VidqaError, match=re.escape(message)):
             vidqa.describe(clips, tmp_path / "t.csv", questions=question, **how)
     assert not (tmp_path / "t.csv").exists()
     (tmp_path / "mine.toml").write_text('[[question]]\nid = "a"\ntext = " What? "\n')

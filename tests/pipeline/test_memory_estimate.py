@@ -13,6 +13,6 @@ def test_estimates_follow_the_published_sizes() -> None:
 
 def test_precisions_that_fit_are_listed() -> None:
     assert describe_fit(0)[0] is False and "fits: nothing" in describe_fit(0)[1]
-    fits, says = describe_fit(required_bytes("8bit"))
-    assert fits and "fits: 8bit, 4bit" in says
+    fits, text = describe_fit(required_bytes("8bit"))
+    assert fits and "fits: 8bit, 4bit" in text
     assert all(free > 0 for free in free_memory().values())

@@ -95,7 +95,7 @@ def test_only_files_that_are_not_cached_are_encoded(
     shutil.copytree(folder, tmp_path / "more")
     shutil.copy(EXAMPLES / "clip10.mp4", tmp_path / "more" / "new.mp4")
     shutil.copy(folder / "clip06.mp4", tmp_path / "more" / "copy.mp4")
-    (tmp_path / "more" / "broken.mp4").write_bytes(b"no film")
+    (tmp_path / "more" / "broken.mp4").write_bytes(b"no video")
     found = vidqa.search("a red cross", str(tmp_path / "more"), model=demo, options=options)
     assert {hit.path for hit in found.hits[:2]} == {"clip06.mp4", "copy.mp4"}
     assert [hit.path for hit in found.hits[:2]] == ["clip06.mp4", "copy.mp4"], "equal scores in the order of paths"
@@ -128,6 +128,6 @@ def test_invalid_searches(demo: LoadedModel, options: RunOptions, folder: Path, 
 
 
 def test_only_failures(demo: LoadedModel, options: RunOptions, tmp_path: Path) -> None:
-    (tmp_path / "broken.mp4").write_bytes(b"no film")
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
     found = vidqa.search("a dog", str(tmp_path / "broken.mp4"), model=demo, options=options)
     assert found.hits == () and isinstance(found.failed[0][1], ItemError)

@@ -52,7 +52,7 @@ def test_bar_on_a_terminal_without_a_size(size, monkeypatch):
             for _ in range(4):
                 reporter.advance()
                 time.sleep(0.12)
-        assert select.select([ours], [], [], 0)[0], "nothing was drawn"
+        assert select.select([ours], [], [], 0)[0], "there is no bar"
         shown = os.read(ours, 100_000).decode()
     os.close(ours)
     assert "4/4" in shown and "file" in shown and len(max(shown.split("\r"), key=len)) > 60

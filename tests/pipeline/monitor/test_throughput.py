@@ -24,7 +24,7 @@ def test_rates_and_limits() -> None:
     assert "50% of the hardware's limit" in text
     assert "1.50 answers/s overall" in text
     assert "hardware" not in meter.as_text(8.0)
-    assert "limit" not in json.dumps(list(plain)), "the bottleneck of a run is not known to the meter"
+    assert "limit" not in json.dumps(list(plain)), "the meter cannot determine the bottleneck of a run"
 
 
 def test_without_work_there_is_no_text() -> None:

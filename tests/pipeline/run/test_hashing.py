@@ -1,4 +1,4 @@
-"""Files are hashed in order, several at a time, and a read that hangs delays nobody; changed files are detected."""
+"""Files are hashed in order, several at a time, and a read that hangs blocks no exit; changed files are detected."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ def raise_out_of_memory(*_: object, **__: object) -> None:
 
 
 @pytest.mark.parametrize("loader", ["own", "transformers"])
-def test_the_error_says_what_to_try(loader: str, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_has_a_hint(loader: str, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither a traceback nor a message about a damaged folder."""
     if loader == "own":
         monkeypatch.setattr("vidqa.model.llm.load_llama", raise_out_of_memory)

@@ -92,7 +92,7 @@ def test_a_file_that_fails_or_changes_is_a_failed_item(bench: Bench, clips: Path
     assert items[0] is unreadable
     assert errors.keys() == {"b.mp4", "deeper/c.mp4"} and errors["deeper/c.mp4"].kind == "changed"  # type: ignore[union-attr]
     changed = next(one for one in items if one.work.item.rel == "deeper/c.mp4")
-    assert changed.work.media_id is None, "what was decoded is not known any more"
+    assert changed.work.media_id is None, "the decoded content has no media_id"
 
 
 def test_an_error_of_the_thread_is_raised_in_the_main_thread(bench: Bench) -> None:
