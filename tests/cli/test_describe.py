@@ -218,10 +218,11 @@ def test_a_missing_file_that_was_named_gets_one_row(vidqa, clips, tmp_path, make
 def test_prompt_that_does_not_fit_is_a_row(vidqa, clips, tmp_path):
     questions = tmp_path / "q.toml"
     questions.write_text(f'[[question]]\nid = "long"\ntext = "{"why " * 800}"\n')
-    done = vidqa("describe", clips, "--out", tmp_path / "t.parquet", "--questions", questions)
+    done = vidqa("describe", clips, "--out", tmp_path / "t.parquet", "--questions", questions, "-v")
     assert done.code == 3
     rows = rows_of(tmp_path / "t.parquet")
     assert {row["error_kind"] for row in rows} == {"prompt_too_long"}
+    assert done.err.count("failed: a.mp4: prompt_too_long: ") == 1
     assert all("more than the context of 2048" in row["error"] for row in rows)
     assert all(row["duration_s"] is not None for row in rows)
 

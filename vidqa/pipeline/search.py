@@ -52,8 +52,8 @@ class Hit:
 
 
 @dataclass(frozen=True)
-class Found:
-    """Result of a search."""
+class SearchResult:
+    """Hits of a search, and the files that could not be searched."""
 
     hits: tuple[Hit, ...]
     failed: tuple[tuple[str, ItemError], ...]  # path and error of each file that could not be ranked
@@ -69,7 +69,7 @@ def search(
     model: LoadedModel | str = "demo",
     options: RunOptions | None = None,
     reporter: Reporter = QUIET,
-) -> Found:
+) -> SearchResult:
     """Rank videos and images by how well they match a text.
 
     Args:
@@ -98,7 +98,7 @@ def search(
         embeddings.encode(missing)
     failed = tuple(embeddings.failed)
     if not embeddings.segments:
-        return Found((), failed, len(items), len(missing))
+        return SearchResult((), failed, len(items), len(missing))
     scores = _normalized(np.stack([pooled.embedding for _, _, pooled in embeddings.segments])) @ query
     position = {item.path: number for number, item in enumerate(items)}
 
@@ -128,7 +128,7 @@ def search(
                 created_at=now,
             )
         )
-    return Found(tuple(hits), failed, len(items), len(missing))
+    return SearchResult(tuple(hits), failed, len(items), len(missing))
 
 
 class _Embeddings:

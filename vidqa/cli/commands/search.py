@@ -13,7 +13,7 @@ from vidqa.common.display import display_path, plural
 from vidqa.errors import EXIT_OK, EXIT_PARTIAL, TableError, UsageError
 
 if TYPE_CHECKING:  # imports numpy
-    from vidqa.pipeline.search import Found, Hit
+    from vidqa.pipeline.search import Hit, SearchResult
 
 #: Number of hits on the screen; a table gets all.
 DEFAULT_TOP = 10
@@ -103,6 +103,6 @@ def _check_out(out: str) -> None:
         raise UsageError(error.what, hint=error.hint) from error
 
 
-def _print_failures(found: Found) -> None:
+def _print_failures(found: SearchResult) -> None:
     for path, error in found.failed:
         click.echo(f"vidqa: {display_path(path)}: {error.kind}: {error.what}", err=True)
