@@ -103,7 +103,7 @@ class CliContext:
         Args:
             summary: of the run.
         """
-        self.reporter.say(summary.as_text(verbose=self.reporter.level >= 2))
+        self.reporter.message(summary.as_text(verbose=self.reporter.level >= 2))
         if self.as_json:
             click.echo(as_json(summary.as_dict()))
 
@@ -116,7 +116,7 @@ class _ReporterHandler(logging.Handler):
         self._reporter = reporter
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._reporter.say(f"warning: {record.getMessage()}")
+        self._reporter.message(f"warning: {record.getMessage()}")
 
 
 def _route_warnings(reporter: Reporter) -> None:

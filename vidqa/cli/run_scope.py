@@ -98,7 +98,7 @@ class RunScope:
         try:
             write_metrics(path, self._table, RunEnd(self._code, time.time(), wall_s), self._summary)
         except OSError as error:  # the table is complete, so the run has not failed
-            self._reporter.say(f"warning: cannot write --metrics {path}: {error.strerror or error}")
+            self._reporter.message(f"warning: cannot write --metrics {path}: {error.strerror or error}")
 
     def _open_log(self, log: str | None, log_json: bool) -> TextIO | None:
         if log is None:
@@ -120,7 +120,7 @@ def handle_signals(reporter: Reporter, *, prints: bool = True) -> AbstractContex
         prints: False in all but one of several processes that receive the same signal.
     """
     exceptions: SignalExceptions = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
-    return reporter.stop.handled(exceptions, reporter.say if prints else None)
+    return reporter.stop.handled(exceptions, reporter.message if prints else None)
 
 
 def exit_code_of(error: BaseException) -> int:

@@ -106,11 +106,11 @@ def bench(
     options, meter = options or BenchOptions(), ThroughputMeter()
     with TemporaryDirectory(prefix="vidqa-bench-") as folder:
         files = _files(paths, Path(folder))
-        reporter.say(f"measuring decode for {human_duration(options.seconds)}")
+        reporter.message(f"measuring decode for {human_duration(options.seconds)}")
         inputs, decode_s = _decode(files, model, options, meter, reporter)
-    reporter.say(f"measuring encode for {human_duration(options.seconds)}")
+    reporter.message(f"measuring encode for {human_duration(options.seconds)}")
     features = _encode(inputs, model, options, meter)
-    reporter.say(f"measuring answer for {human_duration(options.seconds)}")
+    reporter.message(f"measuring answer for {human_duration(options.seconds)}")
     answer_s = _answer(features, model, options, meter)
     measure_hardware(meter, model, always=True)
     names = f"{', '.join(map(display_path, paths))} ({plural(len(inputs), 'file')})"
@@ -163,7 +163,7 @@ def _decode(
         for job, result in pool.run(jobs()):
             if isinstance(result, ItemError):
                 if job.path not in broken:
-                    reporter.say(f"skipped: {display_path(job.path)}: {message_without_path(result, job.path)}")
+                    reporter.message(f"skipped: {display_path(job.path)}: {message_without_path(result, job.path)}")
                 broken[job.path] = result
                 continue
             first = cast(EncoderInput, result.segments[0].frames)

@@ -81,7 +81,7 @@ def describe(
                 if run.options.prune_missing:
                     bookkeeper.prune(removed_files(searched))
             except KeyboardInterrupt:
-                reporter.say(f"stopping: writing finished rows to {display_path(str(out))}")
+                reporter.message(f"stopping: writing finished rows to {display_path(str(out))}")
                 raise
             finally:  # finished rows are kept, whatever ended the run
                 bookkeeper.close()
@@ -114,7 +114,7 @@ def _log_answered(run: RunContext, answered: Answered) -> None:
     note = ", ".join(f"{number} {status}" for status, number in statuses.items())
     run.reporter.event("answer", outcome, media=item.path, seconds=answered.seconds, note=note)
     for text in dict.fromkeys(f"{row.error_kind}: {row.error}" for row in answered.rows if row.status == "failed"):
-        run.reporter.say(f"failed: {display_path(item.rel)}: {text}", level=2)
+        run.reporter.message(f"failed: {display_path(item.rel)}: {text}", level=2)
 
 
 def open_table(out: str | Path) -> Table:
@@ -137,7 +137,7 @@ def open_table(out: str | Path) -> Table:
 
 def _warn_about_types(questions: Sequence[Question], reporter: Reporter) -> None:
     if types := sorted({question.type for question in questions} - {"text"}):
-        reporter.say_once(
+        reporter.message_once(
             f"note: questions of type {', '.join(types)} are asked as free text in this version: "
             "the model does not see `choices`, and the columns value and confidence stay empty"
         )
@@ -147,11 +147,11 @@ def _recover(table: Table, reporter: Reporter) -> None:
     """Merge rows that a killed run had finished."""
     if number := table.recover():
         text = f"recovered {plural(number, 'row')} of an interrupted run into {display_path(str(table.path))}"
-        reporter.say(text)
+        reporter.message(text)
         reporter.event("write", "recovered", note=text)
 
 
 def _report_stale_lock(out: str, holder: str, reporter: Reporter) -> None:
     text = f"removed a stale lock on {display_path(out)} (held by {holder}, which no longer runs)"
-    reporter.say(text)
+    reporter.message(text)
     reporter.event("run", "removed a stale lock", note=text)

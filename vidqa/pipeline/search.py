@@ -167,7 +167,7 @@ class _Embeddings:
         """Encode files that are not cached."""
         if not items:
             return
-        self._run.reporter.say(
+        self._run.reporter.message(
             f"encoding {plural(len(items), 'file')} that {'is' if len(items) == 1 else 'are'} not cached"
         )
         pending = partial(every_file, read_features=False)

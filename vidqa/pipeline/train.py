@@ -201,7 +201,7 @@ class _Run:
         refs = self._media(corpora)
         if encode == "on-the-fly":
             size = human_bytes(len(refs) * self.initial.base.spec.encoders.video.entry_bytes)
-            self.reporter.say(f"features are encoded again for every step; the cache would need up to {size}")
+            self.reporter.message(f"features are encoded again for every step; the cache would need up to {size}")
             if self.recipe.hardware.workers:
                 raise UsageError(
                     f"{self.file}: hardware.workers = {self.recipe.hardware.workers} with --encode on-the-fly: data "
@@ -240,7 +240,7 @@ class _Run:
         report = RunReport(self.settings, self.overrides, fingerprint, self.device)
         bundle, n_rejected = write_results(self.recipe, self.initial, name, self.out, stages, corpora, report)
         if not has_matplotlib():
-            self.reporter.say(f"loss curves: {NO_MATPLOTLIB}")
+            self.reporter.message(f"loss curves: {NO_MATPLOTLIB}")
         return TrainSummary(
             str(self.out),
             bundle.model_id,

@@ -140,7 +140,7 @@ def _check_disk_space(
                     n_missing += 1
                     missing += bundle.spec.encoders.video.entry_bytes
     if n_missing:
-        reporter.say(
+        reporter.message(
             f"features: encoding {n_missing} of {sum(map(len, segments.values()))}, {human_bytes(missing)} on disk"
         )
         hint = "another --cache-dir, or --encode on-the-fly, which stores no features"

@@ -13,12 +13,12 @@ from vidqa.pipeline.monitor.reporter import Reporter, StageClock
 
 def test_levels(capsys):
     reporter = Reporter(level=1, bar=False)
-    reporter.say("hello")
-    reporter.say("detail", level=2)
-    reporter.say_once("only once")
-    reporter.say_once("only once")
+    reporter.message("hello")
+    reporter.message("detail", level=2)
+    reporter.message_once("only once")
+    reporter.message_once("only once")
     assert capsys.readouterr() == ("", "hello\nonly once\n")
-    Reporter(level=0).say("hello")
+    Reporter(level=0).message("hello")
     assert capsys.readouterr().err == ""
 
 

@@ -29,7 +29,7 @@ class InterruptAfter(Silent):
         self.bars.append((total, unit, done))
         return super().progress(total, unit, done)
 
-    def say(self, text, *, level=1):
+    def message(self, text, *, level=1):
         self.messages.append(text)
 
     def advance(self, n=1):

@@ -115,7 +115,7 @@ def _report_incomplete(answers: Sequence[AnswerRow] | Sequence[Reply], context: 
     """Report truncated and empty answers, which look like complete ones."""
     for status, what in (("truncated", "truncated at the maximum number of tokens"), ("empty", "empty")):
         if number := sum(answer.status == status for answer in answers):
-            context.reporter.say(f"({number} of {plural(len(answers), 'answer')} {what})")
+            context.reporter.message(f"({number} of {plural(len(answers), 'answer')} {what})")
 
 
 def _check_order(media: str, questions: tuple[str, ...]) -> None:

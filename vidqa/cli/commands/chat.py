@@ -80,7 +80,7 @@ class Dialogue:
     def run(self) -> int:
         """Return the exit code: 3 if a line of a pipe got no answer; at a terminal the user has seen the error."""
         if self.at_terminal:
-            self.context.reporter.say("/help for help, Ctrl-D to quit")
+            self.context.reporter.message("/help for help, Ctrl-D to quit")
         with closing(_typed_lines() if self.at_terminal else _piped_lines()) as lines:
             for line in lines:
                 if line in ("/quit", "/exit"):
@@ -102,7 +102,7 @@ class Dialogue:
             click.echo("To ask a question that starts with /, put a space before it.", err=True)
         elif line == "/reset":
             self.session.reset()
-            self.context.reporter.say("started a new dialogue")
+            self.context.reporter.message("started a new dialogue")
         elif line.startswith("/"):
             self.fail(line, UsageError(f"unknown command {line.split()[0]}", hint="/help"))
         else:
@@ -135,7 +135,7 @@ class Dialogue:
                 raise
         turn = self.session.last
         if turn is None:  # stopped before the first token
-            self.context.reporter.say("(stopped)")
+            self.context.reporter.message("(stopped)")
             return
         if self.context.as_json:
             click.echo(as_json(_as_dict(turn)))
@@ -144,9 +144,9 @@ class Dialogue:
         else:
             click.echo(turn.text if self.at_terminal else " ".join(turn.text.splitlines()))
         if turn.finish_reason == "interrupted":
-            self.context.reporter.say("(stopped)")
+            self.context.reporter.message("(stopped)")
         elif turn.status != "ok":
-            self.context.reporter.say(
+            self.context.reporter.message(
                 "(empty)" if turn.status == "empty" else "(truncated at the maximum number of tokens)"
             )
 

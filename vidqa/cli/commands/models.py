@@ -167,11 +167,11 @@ def convert(parts: tuple[Path, ...], out: Path, towers: tuple[Path, ...], **flag
 
     def on_written(what: str, n: int) -> None:
         context.reporter.advance(n)
-        context.reporter.say(f"wrote {what}", level=2)
+        context.reporter.message(f"wrote {what}", level=2)
 
     with context.reporter.progress(total, "B"):
         made = convert_parts(parts, target, towers=towers, mode=mode, step=on_written)
-    _print_conversion(made, context.as_json, context.reporter.say)
+    _print_conversion(made, context.as_json, context.reporter.message)
     return EXIT_OK
 
 
@@ -210,13 +210,13 @@ def pull(name: str, out: Path | None, revision: tuple[str, ...], set_default: bo
     from vidqa.model.bundle.registry import models_folder
 
     context = CliContext(flags)
-    say = context.reporter.say
+    message = context.reporter.message
     if wrong := [text for text in revision if not all(text.partition("="))]:
         raise UsageError(f"--revision {wrong[0]}: not of the form REPO=COMMIT")
     if set_default and (folder := _existing_model(name, out, {"revision": revision, **flags})):
         if context.as_json:
             click.echo(to_json({"model": name, "folder": folder}))
-        _make_default(folder, say)
+        _make_default(folder, message)
         return EXIT_OK
     folder, dtype, encoders = out or models_folder() / name, flags["dtype"] or "keep", flags["encoders"] or "float32"
     got = pull_model(
@@ -224,14 +224,14 @@ def pull(name: str, out: Path | None, revision: tuple[str, ...], set_default: bo
         OutputOptions(folder, name, dtype, flags["replace"], encoders),
         revisions=dict(text.split("=", 1) for text in revision),
         mode=flags["compat"] or "fixed",
-        report=say,
-        step=lambda what, n: say(f"wrote {what} ({human_bytes(n)})"),
+        report=message,
+        step=lambda what, n: message(f"wrote {what} ({human_bytes(n)})"),
     )
-    _print_conversion(got.conversion, context.as_json, say)
+    _print_conversion(got.conversion, context.as_json, message)
     if set_default:
-        _make_default(got.folder, say)
+        _make_default(got.folder, message)
     else:
-        say(f"to use it: --model {got.folder if out else name}; --set-default makes it the default")
+        message(f"to use it: --model {got.folder if out else name}; --set-default makes it the default")
     return EXIT_OK
 
 
@@ -252,16 +252,16 @@ def _existing_model(name: str, out: Path | None, flags: Mapping[str, Any]) -> Pa
     return folder
 
 
-def _make_default(folder: Path, say: Any) -> None:
+def _make_default(folder: Path, message: Any) -> None:
     from vidqa.config.default_model import set_default_model
 
     path, overridden_by = set_default_model(folder)
-    say(f"{path}: the default model is now {folder}")
+    message(f"{path}: the default model is now {folder}")
     if overridden_by:
-        say(f"warning: {overridden_by} overrides it with another model")
+        message(f"warning: {overridden_by} overrides it with another model")
 
 
-def _print_conversion(made: Conversion, as_json: bool, say: Any) -> None:
+def _print_conversion(made: Conversion, as_json: bool, message: Any) -> None:
     """Print the result of a conversion."""
     spec = made.bundle.spec
     result = {
@@ -279,12 +279,12 @@ def _print_conversion(made: Conversion, as_json: bool, say: Any) -> None:
         click.echo(to_json(result))
         return
     for line in made.plan.ignored:
-        say(f"ignored: {line}")
+        message(f"ignored: {line}")
     for line in made.plan.notes:
-        say(f"note: {line}")
+        message(f"note: {line}")
     if spec.compat:
         click.echo(f"{spec.name} ({made.bundle.folder}): {_variant(spec.compat.variant, spec.compat.mode)}")
         for line in spec.compat.fixed:
-            say(f"  differs from the published code: {line}", level=2)
+            message(f"  differs from the published code: {line}", level=2)
     peak = f", peak memory {human_bytes(made.peak_bytes)}" if made.peak_bytes else ""
-    say(f"took {human_duration(made.seconds)}{peak}")
+    message(f"took {human_duration(made.seconds)}{peak}")

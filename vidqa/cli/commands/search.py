@@ -62,7 +62,7 @@ def command(text: str, paths: tuple[str, ...], top: int | None, out: str | None,
         from vidqa.tables.search_results import write_results
 
         write_results(found.hits, out)
-        context.reporter.say(f"wrote {plural(len(found.hits), 'hit')} to {display_path(out)}")
+        context.reporter.message(f"wrote {plural(len(found.hits), 'hit')} to {display_path(out)}")
     elif context.as_json:
         click.echo("".join(as_json(hit) + "\n" for hit in found.hits), nl=False)
     else:

@@ -85,7 +85,7 @@ def command(recipe: str, **flags: Any) -> int:
         return exit_code_of(error)  # torchrun signals all processes; the first one prints the message
     if summary is None:  # only the first of several processes has the summary
         return EXIT_OK
-    context.reporter.say(summary.as_text())
+    context.reporter.message(summary.as_text())
     if context.as_json:
         click.echo(as_json(summary))
     return EXIT_OK

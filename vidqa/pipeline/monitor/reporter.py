@@ -40,7 +40,7 @@ class Reporter:
     _printed: set[str] = field(default_factory=set)
     _bar: tqdm | None = None
 
-    def say(self, text: str, *, level: int = 1) -> None:
+    def message(self, text: str, *, level: int = 1) -> None:
         """Write one line to stderr.
 
         Args:
@@ -56,16 +56,16 @@ class Reporter:
         if self._bar is not None:
             self._bar.refresh()
 
-    def say_once(self, text: str, *, level: int = 1) -> None:
-        """Write a line as `say` does, unless this reporter has written the same line before.
+    def message_once(self, text: str, *, level: int = 1) -> None:
+        """Write a line as `message` does, unless this reporter has written the same line before.
 
         Args:
             text: the line.
-            level: as for `say`.
+            level: as for `message`.
         """
         if text not in self._printed:
             self._printed.add(text)
-            self.say(text, level=level)
+            self.message(text, level=level)
 
     def event(
         self, stage: str, outcome: str, *, media: str | None = None, seconds: float | None = None, note: str = ""
@@ -87,7 +87,7 @@ class Reporter:
             self.log.write(stage, outcome, media=media, seconds=seconds, note=note)
         except (OSError, ValueError) as error:  # ValueError: the stream was closed
             self.log = None
-            self.say(f"warning: stopped logging: {getattr(error, 'strerror', None) or error}")
+            self.message(f"warning: stopped logging: {getattr(error, 'strerror', None) or error}")
 
     @contextmanager
     def progress(self, total: int, unit: str, done: int = 0) -> Iterator[None]:

@@ -33,12 +33,12 @@ class StopSignal:
         return self._pending is not None
 
     @contextmanager
-    def handled(self, exceptions: SignalExceptions, say: Callable[[str], None] | None) -> Iterator[None]:
+    def handled(self, exceptions: SignalExceptions, message: Callable[[str], None] | None) -> Iterator[None]:
         """Handle signals inside the block. Signals that the parent process ignores (nohup) stay ignored.
 
         Args:
             exceptions: the signals to handle, with the exception of each.
-            say: prints what the first signal does; called in the main thread. None if another process that receives
+            message: prints what the first signal does; called in the main thread. None if another process that receives
                 the same signal prints it.
         """
         if threading.current_thread() is not threading.main_thread():
@@ -52,14 +52,14 @@ class StopSignal:
                 return
             self._n_signals += 1
             if self._n_signals > 1:
-                if say is not None:
+                if message is not None:
                     os.write(2, b"vidqa: exiting at once; unsaved work is lost\n")
                 os._exit(128 + signum)  # no cleanup, which could hang on a stuck batch or disk
             self._pending = exceptions[signum]()
             if self._interruptible or not self._deferred:
                 raise self._pending
-            if say is not None:
-                say("stopping after the current batch; press Ctrl-C again to exit at once")
+            if message is not None:
+                message("stopping after the current batch; press Ctrl-C again to exit at once")
 
         before = {s: signal.signal(s, handle) for s in exceptions if signal.getsignal(s) is not signal.SIG_IGN}
         try:

@@ -51,7 +51,7 @@ def _record(run: RunContext, encoded: EncodedItem, failure_level: int) -> None:
     if encoded.error is not None:
         summary.clips_failed += 1
         text = f"{encoded.error.kind}: {message_without_path(encoded.error, path)}"
-        run.reporter.say(f"failed: {display_path(encoded.work.item.rel)}: {text}", level=failure_level)
+        run.reporter.message(f"failed: {display_path(encoded.work.item.rel)}: {text}", level=failure_level)
         run.reporter.event("read" if encoded.work.media_id is None else "decode", "failed", media=path, note=text)
         return
     if encoded.segments:

@@ -67,7 +67,7 @@ class LoadedModel:
         from vidqa.encoders.encoder import Encoder
 
         encoder = Encoder.from_bundle(self.bundle, self.device)
-        self.reporter.say_once(f"encoder: {encoder.provider}")
+        self.reporter.message_once(f"encoder: {encoder.provider}")
         return encoder
 
     @cached_property
@@ -96,9 +96,9 @@ class LoadedModel:
             name = self.bundle.spec.name
             what = f"the language model of {name} does not fit into the memory of {self._requested_device}"
             raise DeviceError(what, hint="--quantize 4bit or --device cpu; `vidqa doctor` lists what fits") from error
-        self.reporter.say_once(f"language model: {llava.device}")
+        self.reporter.message_once(f"language model: {llava.device}")
         if self.bundle.spec.notice:
-            self.reporter.say_once(f"note: {self.bundle.spec.notice}")
+            self.reporter.message_once(f"note: {self.bundle.spec.notice}")
         return llava
 
     @cached_property

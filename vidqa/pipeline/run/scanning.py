@@ -33,7 +33,7 @@ def find_media(run: RunContext, paths: Sequence[str]) -> ScanResult:
     with run.clock.stage("read"):
         found = scan(paths)
     for ignored in found.ignored:
-        run.reporter.say(f"ignored: {display_path(ignored.path)}: {ignored.reason}", level=2)
+        run.reporter.message(f"ignored: {display_path(ignored.path)}: {ignored.reason}", level=2)
         run.reporter.event("scan", "ignored", media=ignored.path, note=ignored.reason)
     run.reporter.event("scan", "ok", seconds=time.perf_counter() - start, note=plural(len(found.items), "file"))
     run.summary.files, run.summary.ignored = len(found.items), found.counts()

@@ -65,7 +65,7 @@ def find_per_device_batch_size(model: VideoLlava, data: TrainingDataset, stage: 
         distributed.all_reduce(least, distributed.ReduceOp.MIN)
         found = int(least)
     wait_for_all()
-    listener.say(f"{stage.title}: per_device_batch_size = {found} fits into memory")
+    listener.message(f"{stage.title}: per_device_batch_size = {found} fits into memory")
     return found
 
 

@@ -31,7 +31,7 @@ class Interrupted(Exception):
 class Listener(Protocol):
     """Receives messages and progress; the Reporter of the pipeline is one."""
 
-    def say(self, text: str, *, level: int = 1) -> None:
+    def message(self, text: str, *, level: int = 1) -> None:
         """Receive a message; level 2 is for verbose output."""
 
     def progress(self, total: int, unit: str, done: int = 0) -> AbstractContextManager[None]:
@@ -45,7 +45,7 @@ class Listener(Protocol):
 class Silent:
     """A listener that ignores everything."""
 
-    def say(self, text: str, *, level: int = 1) -> None:
+    def message(self, text: str, *, level: int = 1) -> None:
         """Ignore a message."""
 
     def progress(self, total: int, unit: str, done: int = 0) -> AbstractContextManager[None]:
@@ -185,7 +185,7 @@ class StageCallback(TrainerCallback):
 
     def _record_rejects(self, rejected: list[Rejected]) -> None:
         for one in rejected:
-            self.listener.say(f"rejected: {one.source}, record {one.record}: {one.kind}: {one.message}", level=2)
+            self.listener.message(f"rejected: {one.source}, record {one.record}: {one.kind}: {one.message}", level=2)
         if self.rejects is not None:
             self.rejects.add(*rejected)
 
@@ -201,7 +201,7 @@ class StageCallback(TrainerCallback):
         if remaining := self.n_steps - line["step"]:  # includes the time of evaluations and checkpoints
             step_seconds = (time.perf_counter() - self._start) / (line["step"] - self._first_step)
             text += f", {duration_text(remaining * step_seconds)} left"
-        self.listener.say(text)
+        self.listener.message(text)
         if self.report is not None:
             self.report({**line, "of": self.n_steps})
         figures = {k: v for k, v in line.items() if isinstance(v, float) and k != "epoch" and math.isfinite(v)}

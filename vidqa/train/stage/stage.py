@@ -70,7 +70,7 @@ class StageRunner:
         name = self.recipe.stage_names()[number - 1]
         folder, stage = self._folder(number), self.recipe.stage[number - 1]
         if (facts := read_stage(folder)) is not None:
-            self.listener.say(f"{name}: already done")
+            self.listener.message(f"{name}: already done")
             return facts
         if is_first():
             folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ class StageRunner:
         data = TrainingDataset.for_model(model, corpus, plan, features, stage.unseen_pairs)
         evaluation = self.recipe.eval
         n_samples = sum(len(s) for s in plan.sequences)
-        self.listener.say(
+        self.listener.message(
             f"stage {number}, {stage.title}: {plan.n_steps} steps over {n_samples} samples, {self.device}"
         )
         trainer = StageTrainer(

@@ -187,7 +187,7 @@ class StageTrainer(Trainer):
             with suppress(OSError):  # a full disk, which the error that ended the run reports
                 callback.metrics.flush()
         if callback.is_stopping and self.state.global_step < n_steps:
-            callback.listener.say(
+            callback.listener.message(
                 f"{self.stage.title}: stopped after step {self.state.global_step}, saved {callback.last_checkpoint}; "
                 "run the same command again to resume"
             )
@@ -222,7 +222,7 @@ class StageTrainer(Trainer):
         if callback.rejects is not None:
             callback.rejects.restore(checkpoint / _REJECTS if checkpoint else None)
         if checkpoint is not None:
-            callback.listener.say(f"{self.stage.title}: resuming from step {step}")
+            callback.listener.message(f"{self.stage.title}: resuming from step {step}")
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
         return SequentialSampler(self.train_dataset)  # the plan is already in random order
