@@ -59,7 +59,7 @@ def test_revisions_are_recorded(hub: list[Any]) -> None:
 def test_unknown_names_and_repositories(hub: list[Any], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="unknown published model"):
         pull("nothing")
-    with pytest.raises(UsageError, match="other/repo is no part"):
+    with pytest.raises(UsageError, match="other/repo is not a repository"):
         pull("video-llava-7b", revisions={"other/repo": "x"})
     with pytest.raises(UsageError, match="exists already"):
         pull("video-llava-7b", OutputOptions(tmp_path))

@@ -63,7 +63,7 @@ class WeightSource:
     """One set of weights, in one file or in shards.
 
     Args:
-        place: what the user named: the folder or the file.
+        path: the folder or file that the user passed.
         files: the shards.
 
     Raises:
@@ -163,7 +163,7 @@ def _groups(folder: Path) -> Iterator[list[Path]]:
 
 
 def _is_model_file(path: Path) -> bool:
-    """Whether a file has a name that transformers gives to model weights."""
+    """Whether a file has a name that transformers uses for model weights."""
     return path.name.startswith(("model.", "model-", "pytorch_model.", "pytorch_model-"))
 
 
