@@ -17,6 +17,10 @@ finally:
 
 PACKAGES = {module: TREES[module] for module, path in MODULES.items() if path.name == "__init__.py"}
 MOST_MODULES = 15
+#: Numbers of names that a package may export; `vidqa` itself exports the public API.
+EXPORTS = range(1, 6)
+#: Packages of interchangeable modules, which callers look up by name.
+NO_EXPORTS = {"vidqa.cli.commands", "vidqa.convert.formats"}
 
 
 def imported_modules(module: str) -> Iterator[str]:
@@ -62,6 +66,22 @@ def test_public_class_names_are_unique() -> None:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 classes[node.name].append(module)
     assert {name: modules for name, modules in classes.items() if len(modules) > 1} == {}
+
+
+def test_packages_have_a_map_and_export_their_main_names() -> None:
+    problems = []
+    for package, tree in PACKAGES.items():
+        if len((ast.get_docstring(tree) or "").splitlines()) < 3:
+            problems.append(f"{package}: the docstring needs a map of at least three lines")
+        exported = [
+            ast.literal_eval(node.value)
+            for node in tree.body
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+        ]
+        n_names = len(exported[0]) if exported else 0
+        if n_names not in EXPORTS and package not in {"vidqa", *NO_EXPORTS}:
+            problems.append(f"{package}: exports {n_names} names in __all__, not {EXPORTS[0]} to {EXPORTS[-1]}")
+    assert not problems, "\n".join(problems)
 
 
 def test_exported_names_exist() -> None:

@@ -1,5 +1,7 @@
-"""Video-ChatGPT and Valley by the way that users go: files under the original key names, converted, the bundle loaded,
-a clip run. Logits and greedy tokens are those that the originals recorded."""
+"""Video-ChatGPT and Valley as users run them: files with the original key names, converted, loaded, and run on a clip.
+
+Logits and greedy tokens equal those recorded from the original code.
+"""
 
 from __future__ import annotations
 
@@ -187,7 +189,7 @@ def by_hand(bundle: Bundle, parts: list[Path], clip: Path, question: str, n: int
 
 @pytest.fixture(scope="module")
 def convert_valley(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]:
-    """`convert_valley(version, delta=False)`"""
+    """`convert_valley(version, delta=False)`."""
 
     @cache
     def call(version: str, delta: bool = False) -> Bundle:

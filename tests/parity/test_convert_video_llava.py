@@ -1,5 +1,8 @@
-"""The published forms of Video-LLaVA, the way that users go: files under their original key names, `vidqa models
-convert`, the bundle loaded, a clip encoded by its ONNX graph, and the LLM asked. Against the reference's numbers."""
+"""The published forms of Video-LLaVA as users run them, compared with the reference's numbers.
+
+Files with the original key names go through `vidqa models convert`; the bundle is loaded, a clip is encoded by its ONNX
+graph, and the LLM answers.
+"""
 
 from __future__ import annotations
 

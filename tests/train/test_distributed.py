@@ -51,7 +51,7 @@ def test_a_single_process_uses_the_requested_gpu(two_gpus: list[torch.device], t
 def test_a_gpu_before_ampere_uses_fp16_and_no_tf32(
     has_bf16: bool, two_gpus: list[torch.device], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """torch reports emulated bf16 as supported. TF32 is enabled by default and must not end the run."""
+    """Torch reports emulated bf16 as supported. TF32 is enabled by default and must not end the run."""
     monkeypatch.setattr(
         torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or has_bf16
     )

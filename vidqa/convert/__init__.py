@@ -8,3 +8,23 @@ plan.py, checks.py            the complete model as a plan, checked before anyth
 write.py, tokenizer.py        the bundle: LLM shards, exported encoders, tokenizer
 published.py, hub.py          models that can be pulled and their download
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vidqa.convert.convert import Conversion
+    from vidqa.convert.plan import ConversionPlan
+    from vidqa.convert.published import pull
+
+__all__ = ["Conversion", "ConversionPlan", "pull"]
+
+_MODULES = {"Conversion": "convert", "ConversionPlan": "plan", "pull": "published"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
