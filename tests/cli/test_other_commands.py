@@ -137,7 +137,7 @@ def test_doctor(vidqa):
 
 
 def test_doctor_opens_a_session_on_every_device(monkeypatch):
-    """A driver and a build for CUDA are not enough: without cuDNN, say, the encoders would run on the CPU."""
+    """A driver and a build for CUDA are not enough: for example without cuDNN, the encoders would run on the CPU."""
     from vidqa.common import devices
     from vidqa.encoders import onnx_session
     from vidqa.pipeline import doctor

@@ -81,7 +81,7 @@ def list_models(folders: tuple[str, ...], published: bool, as_json: bool, **_fla
 
 
 def _variant(variant: str, mode: str) -> str:
-    """Return the published model, marked if it is converted in the mode `original`, which gives other answers."""
+    """Return the published model, marked if it is converted in the mode `original`, whose answers differ."""
     return f"{variant} (compat original)" if mode == "original" else variant
 
 

@@ -1,0 +1,26 @@
+"""Size of a cache entry."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from vidqa.cache.entry import entry_bytes, pack
+from vidqa.cache.key import CacheKey
+from vidqa.records import EncodedSegment, Features, MediaFacts
+
+
+@pytest.mark.parametrize(
+    ("n_frames", "n_tokens", "hidden_size", "embedding_size"), [(1, 257, 64, 32), (100, 17, 64, 8)]
+)
+def test_entry_bytes_is_a_close_upper_bound(
+    n_frames: int, n_tokens: int, hidden_size: int, embedding_size: int
+) -> None:
+    features = Features(
+        np.zeros((n_frames, n_tokens, hidden_size), np.float16), np.zeros(embedding_size, np.float32), True, "video"
+    )
+    facts = MediaFacts("video", "h264", 1920, 1080, 12345.678901234, 29.97, n_frames_from_header=12345)
+    times = tuple(123.4567890123456 * i for i in range(n_frames))
+    value = EncodedSegment(facts, 1234.5678901234, 2345.6789012345, times, (False,) * n_frames, features)
+    n_bytes = len(pack(CacheKey("a" * 32, "1234.567-2345.678", "b" * 16), value))
+    assert n_bytes <= entry_bytes(n_frames, n_tokens, hidden_size, embedding_size) < n_bytes + 300
