@@ -20,7 +20,7 @@ from polars.io.plugins import register_io_source
 from vidqa.common import atomic_io
 from vidqa.common.path_text import escape_surrogates
 from vidqa.errors import TableError
-from vidqa.tables.schema import SCHEMA, align, check_values
+from vidqa.tables.schema import REQUIRED, SCHEMA, align, check_values
 
 Format = Literal["parquet", "csv", "jsonl", "arrow"]
 
@@ -75,7 +75,7 @@ def batches(path: str | os.PathLike[str], columns: Sequence[str] | None = None) 
 
     Args:
         path: a single file; its suffix selects the format.
-        columns: columns to return; None for all. If the file has exactly the types of `SCHEMA`, only these columns are
+        columns: columns to return; None for all. If all columns of the file have the types of `SCHEMA`, only these are
             read. Otherwise all are read, so that a wrong column is reported before any work starts.
 
     Yields:
@@ -179,7 +179,11 @@ def _source(path: str | os.PathLike[str]) -> Any:
 def _typed_reader(scan: Callable[..., pl.LazyFrame]) -> Callable[..., Iterator[tuple[pl.DataFrame, bool]]]:
     def read(path: str, columns: Sequence[str] | None) -> Iterator[tuple[pl.DataFrame, bool]]:
         lazy = scan(_source(path), glob=False)
-        exact = columns is not None and dict(lazy.collect_schema()) == SCHEMA
+        schema = lazy.collect_schema()
+        is_valid = all(SCHEMA.get(name) == dtype for name, dtype in schema.items()) and all(
+            c in schema for c in REQUIRED
+        )
+        exact = columns is not None and is_valid and all(c in schema for c in columns)
         if exact:
             lazy = lazy.select(columns)
         frames = lazy.collect_batches(chunk_size=BATCH_ROWS, maintain_order=True)
