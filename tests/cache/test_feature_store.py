@@ -213,6 +213,7 @@ def child(tmp_path: Path, code: str, *arguments: str) -> list[str]:
     return [sys.executable, str(script), *arguments]
 
 
+@pytest.mark.slow
 def test_three_processes_share_a_cache(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     command = child(tmp_path, WRITER, str(cache))

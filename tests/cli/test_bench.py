@@ -20,6 +20,7 @@ from vidqa.pipeline.run.run_options import RunOptions
 SHORT = ("--seconds", "0.2", "--n-questions", "3", "--max-new-tokens", "4")
 
 
+@pytest.mark.slow
 def test_rates_of_every_stage(clips: Path, tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["bench", str(clips), "--model", str(tiny_bundle), "--json", "-q", *SHORT]) == 0
     plain = json.loads(capsys.readouterr().out)
@@ -33,6 +34,7 @@ def test_rates_of_every_stage(clips: Path, tiny_bundle: Path, capsys: pytest.Cap
     assert (plain["model"], plain["device"]) == ("tiny", "cpu")
 
 
+@pytest.mark.slow
 def test_without_media_a_video_is_generated(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["bench", "--model", str(tiny_bundle), *SHORT]) == 0
     out = capsys.readouterr().out
@@ -40,6 +42,7 @@ def test_without_media_a_video_is_generated(tiny_bundle: Path, capsys: pytest.Ca
     assert "bottleneck:" in out
 
 
+@pytest.mark.slow
 def test_the_bottleneck_is_the_stage_that_takes_longest_per_file(clips: Path, tiny_bundle: Path) -> None:
     """All stages are measured for the same time, which is an option."""
     result = bench(load_model(str(tiny_bundle)), [str(clips)], BenchOptions(0.2, 200, 4))
@@ -52,6 +55,7 @@ def test_the_bottleneck_is_the_stage_that_takes_longest_per_file(clips: Path, ti
     assert slow_decoding.bottleneck == "decode" and slow_decoding.as_text().endswith("bottleneck: decode")
 
 
+@pytest.mark.slow
 def test_files_that_cannot_be_decoded_are_skipped(
     clips: Path, tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,6 +103,7 @@ def test_limits_count_the_weights_once_per_step(tiny_bundle: Path) -> None:
     assert found.copy_bytes_per_s > 1e7
 
 
+@pytest.mark.slow
 def test_only_a_run_that_reports_throughput_measures_the_hardware(
     clips: Path, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

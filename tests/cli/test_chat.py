@@ -149,6 +149,7 @@ def test_mistakes_at_a_terminal_do_not_change_the_exit_code(typing, clips):
     assert "unknown command /rest" in done.err and "Ctrl-D to quit" in done.err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX terminals")
 def test_a_real_terminal(environment, clips):
     """Prompt, answer, Ctrl-C at the prompt, history, Ctrl-D."""

@@ -39,6 +39,7 @@ def test_every_clip_gets_its_row(vidqa, clips, tmp_path):
     assert len({row["media_id"] for row in rows}) == 3
 
 
+@pytest.mark.slow
 def test_messages_are_printed_once_and_on_stderr(vidqa, clips, tmp_path):
     done = vidqa("describe", clips, "--out", tmp_path / "t.parquet")
     assert done.err.count("the tiny model says the same to everything") == 1
@@ -84,6 +85,7 @@ def test_every_format_and_again(vidqa, clips, tmp_path, suffix):
     assert "nothing to do" in vidqa("describe", clips, "--out", table).err
 
 
+@pytest.mark.slow
 def test_a_new_file_only_adds_its_row(vidqa, clips, tmp_path, make_clip):
     table = tmp_path / "t.parquet"
     vidqa("describe", clips, "--out", table)
@@ -105,6 +107,7 @@ def test_new_question_uses_the_cache(vidqa, clips, tmp_path):
     assert Counter(row["question_id"] for row in rows_of(table)) == {"caption": 3, "who": 3}
 
 
+@pytest.mark.slow
 def test_repeated_frames_are_counted_for_new_and_for_cached_features(vidqa, tmp_path, make_clip):
     folder, table, questions = tmp_path / "short", tmp_path / "t.parquet", tmp_path / "q.toml"
     make_clip(folder / "five.mp4", n_frames=5)
@@ -144,6 +147,7 @@ def test_duplicates_are_processed_once_and_both_have_rows(vidqa, clips, tmp_path
     assert "nothing to do" in vidqa("describe", clips, "--out", table).err
 
 
+@pytest.mark.slow
 def test_segments_of_fixed_length(vidqa, clips, tmp_path):
     table = tmp_path / "t.parquet"
     done = vidqa("describe", clips, "--out", table, "--segment", "0.5")
@@ -177,6 +181,7 @@ def test_typed_questions_are_asked_as_text_with_a_note(vidqa, clips, tmp_path):
     assert "free text" not in vidqa("describe", clips / "a.mp4", "--out", tmp_path / "u.csv").err
 
 
+@pytest.mark.slow
 def test_broken_files_cost_their_row_and_exit_3(vidqa, clips, tmp_path):
     whole = (clips / "a.mp4").read_bytes()
     (clips / "cut.mp4").write_bytes(whole[: len(whole) // 3])
@@ -201,6 +206,7 @@ def test_broken_files_cost_their_row_and_exit_3(vidqa, clips, tmp_path):
     assert len(rows_of(table)) == 6
 
 
+@pytest.mark.slow
 def test_a_missing_file_that_was_named_gets_one_row(vidqa, clips, tmp_path, make_clip):
     table = tmp_path / "t.parquet"
     for _ in range(2):
@@ -227,6 +233,7 @@ def test_prompt_that_does_not_fit_is_a_row(vidqa, clips, tmp_path):
     assert all(row["duration_s"] is not None for row in rows)
 
 
+@pytest.mark.slow
 def test_dry_run_prints_the_plan_and_does_nothing(vidqa, clips, tmp_path):
     table = tmp_path / "t.parquet"
     done = vidqa("describe", clips, "--out", table, "--dry-run", "--json")
@@ -241,6 +248,7 @@ def test_dry_run_prints_the_plan_and_does_nothing(vidqa, clips, tmp_path):
     assert "3 files" in vidqa("describe", clips, "--out", table, "--dry-run").out
 
 
+@pytest.mark.slow
 def test_odd_names(vidqa, clips, tmp_path, make_clip):
     odd = ["-dash.mp4", "with space 'and quotes\".mp4", "new\nline.mp4", "наука.mp4", "[brackets].mp4"]
     for i, name in enumerate(odd):
@@ -251,6 +259,7 @@ def test_odd_names(vidqa, clips, tmp_path, make_clip):
     assert "nothing to do" in vidqa("describe", clips, "--out", table).err
 
 
+@pytest.mark.slow
 def test_undecodable_name(vidqa, clips, tmp_path, make_clip):
     import os
 

@@ -24,6 +24,7 @@ def fill(folder: Path, leave: int) -> None:
         f.truncate(max(0, f.tell() - leave))
 
 
+@pytest.mark.slow
 def test_disk_full_for_the_cache(vidqa, clips, make_clip, small_disk, tmp_path):
     for i in range(6):
         make_clip(clips / f"more{i}.mp4", seed=50 + i)
@@ -42,6 +43,7 @@ def test_disk_full_for_the_cache(vidqa, clips, make_clip, small_disk, tmp_path):
     assert read_table(tmp_path / "t.parquet")["status"].to_list() == ["ok"] * 9
 
 
+@pytest.mark.slow
 def test_a_read_only_cache_is_used(vidqa, clips, make_clip, small_disk, mount, tmp_path):
     cache = small_disk / "cache"
     assert vidqa("describe", clips, "--out", tmp_path / "t.parquet", "--cache-dir", cache).code == 0
@@ -57,6 +59,7 @@ def test_a_read_only_cache_is_used(vidqa, clips, make_clip, small_disk, mount, t
     assert done.code == 1 and "cannot use the cache folder" in done.err and "--cache-dir" in done.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["t.parquet", "set/"])
 def test_disk_full_for_the_table(vidqa, clips, small_disk, name):
     out = f"{small_disk}/{name}"
@@ -73,6 +76,7 @@ def test_disk_full_for_the_table(vidqa, clips, small_disk, name):
     assert sorted(read_table(out)["path"]) == ["a.mp4", "b.mp4", "deeper/c.mp4"]
 
 
+@pytest.mark.slow
 def test_cache_entries_that_disappear_during_the_run(vidqa, clips, tmp_path, environment, monkeypatch):
     from vidqa.cache.feature_store import FeatureStore
 
@@ -93,6 +97,7 @@ def test_cache_entries_that_disappear_during_the_run(vidqa, clips, tmp_path, env
     assert not verify(Path(environment["VIDQA_CACHE"])).damaged
 
 
+@pytest.mark.slow
 def test_a_finished_row_is_safe_while_the_next_file_takes_long(vidqa, clips, tmp_path, monkeypatch):
     from vidqa.pipeline import describe
     from vidqa.pipeline.run import bookkeeping

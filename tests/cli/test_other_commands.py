@@ -94,6 +94,7 @@ def test_compat_is_listed(vidqa, tiny_bundle, tmp_path):
     assert "Some model (compat original)" in vidqa("models", "list", tmp_path).out
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="file systems that take any bytes")
 def test_undecodable_names_are_escaped_everywhere(start, clips, tiny_bundle, tmp_path):
     """Tables, JSON and messages; on real streams, which cannot take what Python makes of such a byte."""

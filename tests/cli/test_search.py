@@ -47,6 +47,7 @@ def test_table_on_stdout(vidqa, folder):
     assert vidqa("search", "a red cross", folder, "--top", 1).out.split() == lines[0]
 
 
+@pytest.mark.slow
 def test_segments_have_times(vidqa, folder):
     lines = vidqa("search", "a red cross", folder, "--segment", 1).out.splitlines()
     assert len(lines) > 4

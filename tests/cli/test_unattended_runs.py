@@ -36,6 +36,7 @@ def statuses(table: Path) -> dict[str, str]:
     return {row["path"]: row["status"] for row in read_table(table).to_dicts()}
 
 
+@pytest.mark.slow
 def test_three_failed_runs_lead_to_quarantine_until_the_file_changes(vidqa, tmp_path, make_clip, monkeypatch):
     monkeypatch.setattr(retry_policy, "BACK_OFF", (2,))  # the true pauses: tests/pipeline/run/test_retry_policy.py
     folder, table, questions = tmp_path / "clips", tmp_path / "t.parquet", tmp_path / "q.toml"
@@ -245,6 +246,7 @@ def test_events_on_stderr(vidqa, clips, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_the_dry_run_estimates_disk_and_time(vidqa, clips, tmp_path, make_clip):
     table = tmp_path / "t.parquet"
     (clips / "duplicate.mp4").write_bytes((clips / "a.mp4").read_bytes())

@@ -38,6 +38,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @needs_demo
 @pytest.mark.parametrize(
     ("page", "n_commands", "n_scripts"),
@@ -69,6 +70,7 @@ def test_code_blocks_run(page, n_commands, n_scripts, folder, monkeypatch, capsy
     assert commands >= n_commands and scripts >= n_scripts
 
 
+@pytest.mark.slow
 @needs_demo
 def test_python_code_of_the_readme(folder, capsys):
     (code,) = (code for language, code in code_blocks("README.md") if language == "python")

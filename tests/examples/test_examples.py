@@ -48,6 +48,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 @needs_demo
 def test_captions_are_true(table):
     rows = {row["path"]: row for row in read_table(table).to_dicts()}
@@ -68,6 +69,7 @@ def test_every_row_is_complete(table):
         assert row["n_visual_tokens"] > 0 and row["encoder_id"] and row["model"] == "demo"
 
 
+@pytest.mark.slow
 @needs_demo
 def test_answers_are_true(tmp_path, capsys):
     clips = [one for one in truth() if one["file"].endswith(".mp4")][:3]

@@ -136,6 +136,7 @@ def test_waiting_requests_are_admitted_into_free_slots(model: VideoLlava, clips:
     assert len(n_sequences) <= 30, "slots were empty"
 
 
+@pytest.mark.slow
 def test_static_shapes_run_one_step_ahead_of_the_tokens(
     model: VideoLlava, mixed: list[Request], clips: dict[str, Features]
 ) -> None:

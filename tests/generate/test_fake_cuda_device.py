@@ -138,6 +138,7 @@ def make_llm(own: bool, dtype: torch.dtype) -> Any:
     return llm
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("own", [True, False])
 def test_decode_steps_can_be_captured_and_stay_on_the_device(

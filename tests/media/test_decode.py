@@ -233,6 +233,7 @@ def test_frames_above_the_pixel_limit_are_rejected_before_decoding(clip: Path, m
     assert caught.value.kind == "too_large" and "96 x 64" in caught.value.what
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "codec", "settings", "n_gops"),
     [

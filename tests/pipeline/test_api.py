@@ -25,6 +25,7 @@ def test_three_calls(tiny_bundle, clips, tmp_path, monkeypatch):
     assert threading.active_count() < 20, "no decode threads are left"
 
 
+@pytest.mark.slow
 def test_custom_questions_and_errors(tiny_bundle, clips, tmp_path):
     options = RunOptions(cache_dir=tmp_path / "cache")
     asked = [vidqa.Question("q", "Is it red?")]
@@ -112,6 +113,7 @@ def test_options_are_normalized(tiny_bundle, clips, tmp_path, monkeypatch):
     assert (tmp_path / "c" / "rates.json").exists()
 
 
+@pytest.mark.slow
 def test_paths_in_every_form(tiny_bundle, clips, tmp_path):
     how = {"model": vidqa.load_model(str(tiny_bundle)), "options": RunOptions(tmp_path / "cache", max_new_tokens=2)}
     one = clips / "a.mp4"

@@ -51,6 +51,7 @@ def no_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Prefetcher, "__enter__", feed)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_decoding")
 @pytest.mark.parametrize(
     ("text", "name"),

@@ -57,6 +57,7 @@ def test_held_out_pairs_are_in_evaluation_scenes_only():
     assert any((t.colour, t.shape) in HELD_OUT for s in range(100) for t in make_scene(s, held_out=True).things)
 
 
+@pytest.mark.slow
 def test_no_answer_about_training_media_names_a_held_out_pair(tmp_path):
     """Checked with the file of pairs, as `vidqa train` reads it."""
     from vidqa.model.bundle.registry import find_bundle
@@ -192,6 +193,7 @@ def test_patch_labels_have_the_position_of_static_objects():
     assert set(seen) == {*POSITIONS, None}
 
 
+@pytest.mark.slow
 def test_alike_has_scenes_with_two_objects_of_the_same_color(tmp_path):
     write_world(tmp_path, range(40))
     write_alike(tmp_path, 3)
@@ -242,6 +244,7 @@ def test_plain_questions_have_one_correct_answer():
     assert min(asked["which objects", True], asked["what shapes", True], asked["which colours", True]) > 20
 
 
+@pytest.mark.slow
 def test_training_does_not_ask_about_held_out_pairs():
     """The answer would always be no."""
     n = 0

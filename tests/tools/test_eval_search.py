@@ -26,6 +26,7 @@ def test_scores() -> None:
     assert (whole["recall@1"], whole["recall@5"], whole["recall@10"], whole["median rank"]) == (50.0, 75.0, 75.0, 1)
 
 
+@pytest.mark.slow
 def test_command_writes_the_page(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path) -> None:
     page = tmp_path / "search.md"
     monkeypatch.setattr(sys, "argv", ["eval_search.py", "--clips", "3", "--json", "--out", str(page)])

@@ -83,6 +83,7 @@ def test_held_out_pairs_are_not_candidates() -> None:
     assert candidate_phrases(torch.full((2, len(GROUPS)), IGNORE)).all()
 
 
+@pytest.mark.slow
 def test_clips_are_paired_with_their_reverse(arrays: Arrays) -> None:
     batch = Variety(arrays).clips(4)
     there, back = batch.pixels.chunk(2)

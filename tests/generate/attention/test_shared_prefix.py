@@ -108,6 +108,7 @@ def as_own(llm: LlamaForCausalLM) -> Llama:
     return own.eval().requires_grad_(False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("static", [False, True])
 def test_own_llama_equals_transformers(model: VideoLlava, requests: list[Request], static: bool) -> None:
     """One by one with transformers' generate, and all together with our engine; a chat, too."""

@@ -75,6 +75,7 @@ def test_same_result_as_decoding_in_this_process(clip: Path, make_image) -> None
         a.frames.pixels[:] = 0  # writable
 
 
+@pytest.mark.slow
 def test_each_failure_affects_one_file(make_image, tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("not an image")
     good = [make_image(GOOD, f"good{i}.png") for i in range(6)]
@@ -100,6 +101,7 @@ def test_map_unordered_calls_any_function(make_image, tmp_path: Path) -> None:
     assert found == {"0": "crashed", "1": "unreadable", "2": 2, "300": 300}
 
 
+@pytest.mark.slow
 def test_a_hanging_file_is_killed_after_the_time_limit(make_image) -> None:
     before, started = children(), time.monotonic()
     with DecodePool(2, timeout_s=4.0, transform=worker_hooks.misbehave) as pool:
@@ -124,6 +126,7 @@ def test_output_of_libraries_is_discarded(make_image, capfd: pytest.CaptureFixtu
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_jobs_are_taken_on_demand(make_image) -> None:
     n_taken = 0
     path = make_image(GOOD)

@@ -289,6 +289,7 @@ JSON = st.recursive(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(data=st.data())
 def test_random_values_anywhere_in_a_description(data: st.DataObject, tiny_bundle: Path, tmp_path: Path) -> None:

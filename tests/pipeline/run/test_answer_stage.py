@@ -65,6 +65,7 @@ def test_every_file_comes_back_with_all_its_rows(model: LoadedModel, tmp_path: P
     assert clock.meter.prefill.n > 0
 
 
+@pytest.mark.slow
 def test_the_queue_bounds_how_many_files_are_in_memory(
     model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

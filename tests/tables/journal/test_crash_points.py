@@ -84,6 +84,7 @@ def contents(out: Path) -> list[tuple[object, ...]]:
     return sorted((r.media_id, r.path, r.start_s, r.status) for r in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["t.parquet", "t.csv", "set/"])
 def test_the_next_run_repairs_a_kill_at_any_operation(tmp_path: Path, row: Make, name: str) -> None:
     base, out = tmp_path / "base", tmp_path / "work" / name.rstrip("/")
