@@ -82,6 +82,14 @@ def test_a_former_key_is_rejected_with_its_new_name(tmp_path, table, old, new):
     assert len(str(error.value).splitlines()) == 1
 
 
+def test_a_former_key_has_no_follow_up_errors(tmp_path):
+    """`batch_size` 8 is not a multiple of the default of `per_device_batch_size`."""
+    path = write(tmp_path, GOOD.replace('"instruct"', '"instruct"\nbatch_size = 8\nper_device = 4'))
+    with pytest.raises(UsageError) as error:
+        read_recipe(path)
+    assert str(error.value) == f"{path}:10: `stage.per_device` is now `per_device_batch_size`"
+
+
 def test_the_former_value_of_connector_is_rejected_with_the_new_one(tmp_path):
     path = write(tmp_path, GOOD.replace('"demo"', '"demo"\nconnector = "fresh"'))
     with pytest.raises(UsageError) as error:

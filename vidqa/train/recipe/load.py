@@ -27,7 +27,7 @@ from vidqa.train.recipe.overrides import FLAG, apply_overrides
 _FILES = {"data": ("file",), "eval": ("file",), "hardware": ("fsdp_config", "deepspeed"), "stage": ("unseen_pairs",)}
 _FOLDERS = {"data": ("media",), "eval": ("media",)}
 _PATHS = {table: (*_FILES.get(table, ()), *_FOLDERS.get(table, ())) for table in (*_FILES, *_FOLDERS)}
-#: If one of these keys is invalid, checks that involve several keys would report follow-up errors.
+#: If one of these keys or a former key is invalid, checks that involve several keys would report follow-up errors.
 _OTHERS_DEPEND_ON = {"kind", "train", "freeze", "lora", "name", "file", "data", "stage"}
 _LINE = re.compile(r":(\d+): ")
 
@@ -114,7 +114,7 @@ def _without_invalid(file: TomlFile, values: dict[str, Any], error: ValidationEr
         path = _path_in_file(file, tuple(one["loc"]))
         while len(path) > 1 and isinstance(path[-1], int):  # an invalid item makes the whole list invalid
             path = path[:-1]
-        if one["type"] == "missing" or path[-1] in _OTHERS_DEPEND_ON:
+        if one["type"] == "missing" or path[-1] in _OTHERS_DEPEND_ON or _is_renamed(path):
             return None
         paths.add(path)
     for path in paths:
@@ -126,6 +126,10 @@ def _without_invalid(file: TomlFile, values: dict[str, Any], error: ValidationEr
         return Recipe.model_validate(remaining)
     except ValidationError:
         return None
+
+
+def _is_renamed(path: KeyPath) -> bool:
+    return renamed_key(dotted(path[:-1]), str(path[-1])) is not None
 
 
 def _in_file_order(problems: list[str]) -> str:
@@ -219,14 +223,13 @@ def _problem_text(file: TomlFile, error: Any) -> str:
     path: KeyPath = tuple(error["loc"])
     key = _path_in_file(file, path)
     where, kind, given = file.where(*key), error["type"], error["input"]
-    table = ".".join(str(part) for part in key[:-1] if isinstance(part, str))
     if kind == "extra_forbidden":
-        if (now := renamed_key(table, str(path[-1]))) is not None:
+        if (now := renamed_key(dotted(key[:-1]), str(path[-1]))) is not None:
             return f"{where}: `{dotted(key)}` is now {now}"
         return f"{where}: unknown key `{dotted(key)}`{did_you_mean(str(path[-1]), table_keys(path[:-1]))}"
     if kind == "missing":
         return f"{where}: `{dotted(path)}` is missing"
-    if (now := RENAMED_VALUES.get((table, str(key[-1]), str(given)))) is not None:
+    if (now := RENAMED_VALUES.get((dotted(key[:-1]), str(key[-1]), str(given)))) is not None:
         return f'{where}: `{dotted(key)}`: "{given}" is now "{now}"'
     text = str(error["msg"]).removeprefix("Value error, ")
     return f"{where}: `{dotted(key)}`: {text[:1].lower()}{text[1:]}, got {given!r:.60}"
