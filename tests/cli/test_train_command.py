@@ -166,8 +166,8 @@ def test_on_the_fly_has_the_same_losses_and_stores_no_features(vidqa, recipe, tm
     assert "the cache would need up to " in done.err
     assert not list((tmp_path / "con-the-fly").rglob("*.safetensors"))
     cached, live = losses(tmp_path / "cache"), losses(tmp_path / "on-the-fly")
-    for mine, theirs in zip(cached, live, strict=True):
-        assert theirs[:2] == mine[:2] and theirs[2] == pytest.approx(mine[2], abs=1e-4)
+    for expected, actual in zip(cached, live, strict=True):
+        assert actual[:2] == expected[:2] and actual[2] == pytest.approx(expected[2], abs=1e-4)
 
 
 @pytest.mark.timeout(900)
@@ -343,8 +343,8 @@ def test_settings_that_an_error_suggests_to_change_may_change_on_resume(vidqa, r
     )
     done = vidqa("train", recipe(stages=smaller, more=changed, top="max_reject_rate = 0.5"), "--out", tmp_path / "o")
     assert done.code == 0 and "connector: resuming from step 2" in done.err, done.err
-    for mine, theirs in zip(losses(tmp_path / "o"), losses(tmp_path / "full"), strict=True):
-        assert mine[:2] == theirs[:2] and mine[2] == pytest.approx(theirs[2], abs=1e-4)
+    for expected, actual in zip(losses(tmp_path / "o"), losses(tmp_path / "full"), strict=True):
+        assert expected[:2] == actual[:2] and expected[2] == pytest.approx(actual[2], abs=1e-4)
 
 
 def test_a_run_without_checkpoints_may_be_replaced_by_another_recipe(vidqa, recipe, tmp_path, monkeypatch):

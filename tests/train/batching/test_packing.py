@@ -32,15 +32,15 @@ def loss_of(model, one, *features):
 
 def test_the_packed_loss_is_the_sum_of_the_separate_losses(tiny_model, features_of):
     features = features_of("3.mp4")
-    alone = [tokenize(tiny_model, t, features) for t in TURNS]
-    total, count = map(sum, zip(*(loss_of(tiny_model, one, features) for one in alone), strict=True))
+    separate = [tokenize(tiny_model, t, features) for t in TURNS]
+    total, count = map(sum, zip(*(loss_of(tiny_model, one, features) for one in separate), strict=True))
     other = features_of("4.mp4")
-    batch = TrainingBatch(collate([pack(alone)]), (features,), 3, ())
+    batch = TrainingBatch(collate([pack(separate)]), (features,), 3, ())
     loss = PackedLoss(tiny_model)(batch)["loss"]
     assert batch.n_targets == count
     assert loss.item() == pytest.approx(total.item(), abs=1e-4)
-    longer = collate([pack(alone), pack(alone[:1])])  # padding of the second row must not affect the first
-    second = PackedLoss(tiny_model)(TrainingBatch(collate([pack(alone[:1])]), (other,), 1, ()))["loss"]
+    longer = collate([pack(separate), pack(separate[:1])])  # padding of the second row must not affect the first
+    second = PackedLoss(tiny_model)(TrainingBatch(collate([pack(separate[:1])]), (other,), 1, ()))["loss"]
     both = PackedLoss(tiny_model)(TrainingBatch(longer, (features, other), 4, ()))["loss"]
     assert both.item() == pytest.approx(loss.item() + second.item(), abs=1e-4)
 
@@ -76,8 +76,8 @@ def test_conversations_do_not_attend_to_each_other():
 
 def test_positions_restart_after_the_prefix(tiny_model, features_of):
     features = features_of("3.mp4")
-    alone = [tokenize(tiny_model, t, features) for t in TURNS[:2]]
-    packed = pack(alone)
+    separate = [tokenize(tiny_model, t, features) for t in TURNS[:2]]
+    packed = pack(separate)
     cut = int((packed.branch == 0).sum())
     assert cut > int(np.flatnonzero(packed.slots)[-1])
     second = int(np.argmax(packed.branch == 2))

@@ -168,10 +168,10 @@ def test_several_processes_have_the_same_result(corpus, tmp_path, monkeypatch):
     tokenizer = RecordTokenizer(
         AutoTokenizer.from_pretrained(bundle.llm_folder), FORMATS["v1"], SpecShapes(bundle.spec), 2000
     )
-    alone = list(tokenize_corpus(many, tokenizer))
+    single = list(tokenize_corpus(many, tokenizer))
     monkeypatch.setattr("vidqa.train.data.tokenize._MIN_PER_PROCESS", 64)
-    assert list(tokenize_corpus(many, tokenizer, n_processes=2)) == alone
-    assert [len(chunk.numbers) for chunk in alone] == [127, 22]  # one empty answer, and those of RECORDS
+    assert list(tokenize_corpus(many, tokenizer, n_processes=2)) == single
+    assert [len(chunk.numbers) for chunk in single] == [127, 22]  # one empty answer, and those of RECORDS
     video, image = bundle.spec.encoders.video, bundle.spec.encoders.image
     visual = [video.n_frames * (video.n_patches + video.keep_cls), image.n_patches + image.keep_cls]
-    assert alone[1].visual[12:14] == visual
+    assert single[1].visual[12:14] == visual

@@ -92,12 +92,12 @@ def test_without_pairs_the_loss_is_bit_identical(tiny_model, features_of, lab, p
 def test_packed_conversations_have_the_same_losses_as_separate_ones(tiny_model, features_of, lab):
     asked = [("What is it ?", "a c"), ("Describe b d d", "yes b"), ("What is a", "c ."), ("What is it ?", "d")]
     samples = [lab.make_sample(n, "3.mp4", answer, question) for n, (question, answer) in enumerate(asked)]
-    alone = sum(loss(tiny_model, *batch_of(tiny_model, features_of, [s], PAIRS)).item() for s in samples)
+    separate = sum(loss(tiny_model, *batch_of(tiny_model, features_of, [s], PAIRS)).item() for s in samples)
     together, rows = batch_of(tiny_model, features_of, samples, PAIRS)
     assert (
         together.packed.ignored_rows > 0
     ).sum() == 3  # `c` after `a`, twice; `b` after `d`; none for the unpaired `d`
-    assert loss(tiny_model, together, rows).item() == pytest.approx(alone, abs=1e-4)
+    assert loss(tiny_model, together, rows).item() == pytest.approx(separate, abs=1e-4)
 
 
 def test_text_only_and_held_out_losses_ignore_nothing(tiny_model, features_of, lab):

@@ -42,9 +42,9 @@ def test_the_export_has_the_logits_of_the_bundle(single_frame_bundle, tmp_path):
     ids = torch.tensor([[5, 6, 7, *[tag] * len(visual), 8, 9, 10]])
     slots = ids == tag
     with torch.no_grad():
-        theirs = exported(input_ids=ids, pixel_values_videos=torch.from_numpy(values)[None]).logits
-        ours = model(ids.masked_fill(slots, 0), slots, visual).logits
-    torch.testing.assert_close(theirs[..., : ours.shape[-1]], ours, atol=5e-2, rtol=2e-2)
+        actual = exported(input_ids=ids, pixel_values_videos=torch.from_numpy(values)[None]).logits
+        expected = model(ids.masked_fill(slots, 0), slots, visual).logits
+    torch.testing.assert_close(actual[..., : expected.shape[-1]], expected, atol=5e-2, rtol=2e-2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["exported"]
 
 

@@ -47,11 +47,11 @@ def test_adapters_train_on_a_quantized_llm(lab, base, tmp_path, bits, kind):
     stage = Stage(
         kind="instruct", epochs=12, batch_size=4, per_device_batch_size=4, learning_rate=1e-2, lora=Lora(r=4, alpha=8.0)
     )
-    ran = lab.train(model, tmp_path / "run", stage)
+    trained = lab.train(model, tmp_path / "run", stage)
     changed = {name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])}
     assert changed == {name for name in before if ".lora_" in name or name.startswith("connector.")}
-    assert set(ran.result.weights) == changed
-    losses = [line["loss"] for line in ran.lines]
+    assert set(trained.result.weights) == changed
+    losses = [line["loss"] for line in trained.lines]
     assert losses[-1] < 0.8 * losses[0]
 
 

@@ -59,8 +59,8 @@ def new_model(lab, lora=False):
     return model
 
 
-def curve(ran):
-    return [(line["step"], line["loss"], line["lr"], line["padding"]) for line in ran.lines]
+def curve(trained):
+    return [(line["step"], line["loss"], line["lr"], line["padding"]) for line in trained.lines]
 
 
 @pytest.mark.parametrize("lora", [False, True])
@@ -74,13 +74,13 @@ def test_a_resumed_run_equals_an_uninterrupted_run(lab, tmp_path, lora):
             lab.train(new_model(lab, lora), tmp_path / "resumed", stage, **lab.save_every(3), listener=listener)
         assert (f"instruct: resuming from step {resumed_at}" in listener.messages) == (resumed_at is not None)
         assert listener.bars == [(full.result.n_steps, "step", resumed_at or 0)]
-    ran = lab.train(new_model(lab, lora), tmp_path / "resumed", stage, **lab.save_every(3))
+    trained = lab.train(new_model(lab, lora), tmp_path / "resumed", stage, **lab.save_every(3))
     assert list_checkpoints(tmp_path / "resumed")[0][0] == 3  # it did resume from a checkpoint
-    assert curve(ran) == curve(full)
-    assert ran.result.n_samples == full.result.n_samples
-    assert ran.result.weights.keys() == full.result.weights.keys()
+    assert curve(trained) == curve(full)
+    assert trained.result.n_samples == full.result.n_samples
+    assert trained.result.weights.keys() == full.result.weights.keys()
     for name, weight in full.result.weights.items():
-        assert torch.equal(weight, ran.result.weights[name]), name
+        assert torch.equal(weight, trained.result.weights[name]), name
 
 
 def test_a_run_that_is_asked_to_stop_saves_a_checkpoint_and_resumes_exactly(lab, tmp_path):
@@ -97,23 +97,23 @@ def test_a_run_that_is_asked_to_stop_saves_a_checkpoint_and_resumes_exactly(lab,
     assert [step for step, _ in list_checkpoints(tmp_path / "o")] == [4]
     message = listener.messages[-1]
     assert message.startswith("instruct: stopped after step 4, ") and "run the same command again to resume" in message
-    ran = lab.train(
+    trained = lab.train(
         new_model(lab), tmp_path / "o", STAGE, should_stop=lambda: len(list_checkpoints(tmp_path / "o")) > 1
     )
-    assert curve(ran) == curve(full)
+    assert curve(trained) == curve(full)
     for name, weight in full.result.weights.items():
-        assert torch.equal(weight, ran.result.weights[name]), name
+        assert torch.equal(weight, trained.result.weights[name]), name
 
 
 def test_a_stop_request_in_the_last_step_lets_the_stage_finish(lab, tmp_path):
     stage = STAGE.model_copy(update={"epochs": None, "steps": 2})
     calls = []
-    ran = lab.train(new_model(lab), tmp_path, stage, should_stop=lambda: calls.append(0) or len(calls) >= 2)
-    assert ran.result.n_steps == 2 and list_checkpoints(tmp_path) == []
+    trained = lab.train(new_model(lab), tmp_path, stage, should_stop=lambda: calls.append(0) or len(calls) >= 2)
+    assert trained.result.n_steps == 2 and list_checkpoints(tmp_path) == []
 
 
 def test_a_non_finite_gradient_stops_the_run_before_the_optimizer_step(lab, tmp_path, monkeypatch):
-    lines = lab.train(new_model(lab), tmp_path / "whole", STAGE).lines
+    lines = lab.train(new_model(lab), tmp_path / "full", STAGE).lines
     assert all(0 < line["grad_norm"] < 1e3 for line in lines) and len({line["grad_norm"] for line in lines}) == len(
         lines
     )
@@ -140,13 +140,13 @@ def test_the_remaining_time_includes_evaluations_and_checkpoints(lab, tmp_path):
 
 
 def test_gradient_accumulation_does_not_change_the_losses(lab, tmp_path):
-    rans = [
+    runs = [
         lab.train(new_model(lab), tmp_path / str(n), STAGE.model_copy(update={"per_device_batch_size": n}))
         for n in (4, 2, 1)
     ]
-    for other in rans[1:]:
-        for mine, theirs in zip(rans[0].lines, other.lines, strict=True):
-            assert theirs["loss"] == pytest.approx(mine["loss"], abs=1e-5)
+    for other in runs[1:]:
+        for expected, actual in zip(runs[0].lines, other.lines, strict=True):
+            assert actual["loss"] == pytest.approx(expected["loss"], abs=1e-5)
 
 
 def test_a_non_finite_loss_stops_the_run_and_the_last_good_checkpoint_remains(lab, tmp_path):
@@ -199,8 +199,8 @@ def test_the_largest_batch_size_that_fits_is_found(lab, tmp_path, monkeypatch):
 
     monkeypatch.setattr(PackedLoss, "forward", forward)
     stage = STAGE.model_copy(update={"per_device_batch_size": "auto", "batch_size": 8, "epochs": 2})
-    ran = lab.train(new_model(lab), tmp_path, stage)
-    assert ran.result.per_device == 2
+    trained = lab.train(new_model(lab), tmp_path, stage)
+    assert trained.result.per_device == 2
     assert find_per_device_batch_size.__module__ == "vidqa.train.stage.batch_size"
 
 

@@ -27,12 +27,12 @@ def test_a_sharded_model_trains_like_an_unsharded_one(lab, tmp_path, how, groups
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["groups"] == groups  # each layer is a group, so that they are gathered one by one
     assert (report["empty"] > 0) == (how == "zero3")
-    alone = lab.train(lab.make_model(), tmp_path / "alone", STAGE)
+    single = lab.train(lab.make_model(), tmp_path / "single", STAGE)
     weights = torch.load(tmp_path / "weights.pt")
     for name in ("full", "resumed"):
-        assert [line["step"] for line in report[name]] == [line["step"] for line in alone.lines]
-        for mine, theirs in zip(alone.lines, report[name], strict=True):
-            assert theirs["loss"] == pytest.approx(mine["loss"], abs=1e-4)
-        assert weights[name].keys() == alone.result.weights.keys()
+        assert [line["step"] for line in report[name]] == [line["step"] for line in single.lines]
+        for expected, actual in zip(single.lines, report[name], strict=True):
+            assert actual["loss"] == pytest.approx(expected["loss"], abs=1e-4)
+        assert weights[name].keys() == single.result.weights.keys()
     for key, weight in weights["full"].items():
         assert torch.equal(weight, weights["resumed"][key]), key

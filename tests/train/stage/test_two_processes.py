@@ -38,10 +38,10 @@ def test_two_processes_have_the_losses_of_one(by_two, script, lab, tmp_path, nam
         "mixed": (script.STAGE, script.SAMPLES, True),
         "apart": (script.APART_STAGE, script.APART, False),  # the test is also that it does not hang
     }[name]
-    alone = lab.train(lab.make_model(), tmp_path, stage, samples, shuffled=shuffled)
+    single = lab.train(lab.make_model(), tmp_path, stage, samples, shuffled=shuffled)
     together = json.loads((by_two / f"{name}.json").read_text())
-    assert len(together) == len(alone.lines) == alone.result.n_steps
-    for mine, theirs in zip(alone.lines, together, strict=True):
-        assert theirs["loss"] == pytest.approx(mine["loss"], abs=1e-4)
-        assert theirs["lr"] == mine["lr"]
+    assert len(together) == len(single.lines) == single.result.n_steps
+    for expected, actual in zip(single.lines, together, strict=True):
+        assert actual["loss"] == pytest.approx(expected["loss"], abs=1e-4)
+        assert actual["lr"] == expected["lr"]
     assert len({line["loss"] for line in together}) == len(together)  # the losses change

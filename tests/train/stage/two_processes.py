@@ -22,9 +22,9 @@ def main(folder: Path) -> None:
     assert processes() == 2
     both = {"mixed": (STAGE, SAMPLES, True), "apart": (APART_STAGE, APART, False)}
     for name, (stage, samples, shuffled) in both.items():
-        ran = train_samples(make_model(), folder / name, stage, samples, shuffled=shuffled)
+        trained = train_samples(make_model(), folder / name, stage, samples, shuffled=shuffled)
         if is_first():
-            (folder / f"{name}.json").write_text(json.dumps(ran.lines))
+            (folder / f"{name}.json").write_text(json.dumps(trained.lines))
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def _pack_groups(numbers: Sequence[int], packing: Packing, stats: SampleStats) -
     groups: dict[Hashable, list[int]] = {}
     for i in numbers:
         group = stats.groups[i]
-        groups.setdefault(("alone", i) if group is None else group, []).append(i)
+        groups.setdefault(("ungrouped", i) if group is None else group, []).append(i)
     limit = packing.limit
     if packing.sequences_per_media == "one":
         return [tuple(group[:limit]) for group in groups.values()]

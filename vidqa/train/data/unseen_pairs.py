@@ -217,11 +217,11 @@ class IgnoredTokens:
         """(position of its first token, word, form) of each listed word, in order."""
         ids, slots = conversation.prompt.ids.tolist(), conversation.prompt.slots.tolist()
         for start, first in enumerate(ids):
-            for wanted in () if slots[start] else self._by_first_id.get(first, ()):
-                end = start + len(wanted)
-                if tuple(ids[start:end]) != wanted:
+            for word_ids in () if slots[start] else self._by_first_id.get(first, ()):
+                end = start + len(word_ids)
+                if tuple(ids[start:end]) != word_ids:
                     continue
-                word, form = self._word_and_form[wanted]
+                word, form = self._word_and_form[word_ids]
                 continues = end < len(ids) and not slots[end] and self._text(ids[end])[:1].isalnum()
                 is_inside = (
                     not self._text(first)[:1].isspace()
