@@ -54,7 +54,7 @@ class VidqaError(Exception):
 
 
 class UsageError(VidqaError):
-    """Wrong flags, settings or question files. `what` lists all problems, one per line."""
+    """Invalid options, settings or question files. `what` lists all problems, one per line."""
 
     exit_code = EXIT_USAGE
 

@@ -1,7 +1,7 @@
 """Values passed between stages: frozen dataclasses that check their shapes and dtypes, with units in field names.
 
-Axis letters used everywhere: B batch, T frames, H rows, W columns, P visual tokens per frame, D feature dimension,
-E embedding dimension, S prompt tokens, V visual tokens of a prompt.
+Axis letters, unless a module defines its own: B batch, T frames, H rows, W columns, P visual tokens per frame,
+D feature dimension, E embedding dimension, S prompt tokens, V visual tokens of a prompt.
 
 `frozen` prevents assignment to a field; it does not prevent writes into an array.
 """
@@ -29,10 +29,10 @@ class MediaItem:
     """
 
     path: str  # absolute
-    root: str  # absolute; the folder that the user named, or the parent of a file that the user named
+    root: str  # absolute; the folder or glob root that was searched, or the parent of a file that the user named
     rel: str  # path relative to root
     size: int  # bytes
-    mtime_ns: int
+    mtime_ns: int  # modification time in ns since 1970
     named: bool = False  # True if the user named this file itself; such a file always has rows
 
     def __post_init__(self) -> None:
@@ -42,7 +42,10 @@ class MediaItem:
 
 @dataclass(frozen=True)
 class MediaFacts:
-    """Properties of a file that are available without decoding all of it. Sizes are upright, with square pixels."""
+    """Properties of a file that are available without decoding all of it.
+
+    Width and height are in pixels, after rotation and after scaling to square pixels.
+    """
 
     kind: MediaKind
     codec: str
@@ -134,11 +137,11 @@ class EncoderInput:
 
 @dataclass(frozen=True)
 class DecodedSegment:
-    """One segment with its frames, or with the encoder input if the decode worker preprocessed them."""
+    """One segment with its frames, or with the encoder input if the decoder process preprocessed them."""
 
     segment: Segment
-    start_s: float  # resolved
-    end_s: float  # resolved, never None; equals start_s for an image
+    start_s: float
+    end_s: float  # never None, even if that of `segment` is; equals start_s for an image
     frames: FrameBatch | EncoderInput
 
 
@@ -218,7 +221,7 @@ class WorkItem:
     """One file and the questions that are still pending for it."""
 
     item: MediaItem
-    media_id: str | None  # digest of the content; None only if the content could not be read
+    media_id: str | None  # digest of the file's content; None only if the file could not be read
     questions: tuple[Question, ...] = ()
     segments: tuple[Segment, ...] | None = None  # None: split as the options of the run require
     read_features: bool = True  # False: features need to be in the cache, but are not read into memory
@@ -232,7 +235,7 @@ class EncodedItem:
     segments: tuple[EncodedSegment, ...] = ()
     error: ItemError | None = None
     cached: bool = False  # True if no frame had to be decoded
-    decode_s: float = 0.0  # time that a decode process spent on it
+    decode_s: float = 0.0  # time that a decoder process spent on it
 
 
 @dataclass(frozen=True)
@@ -308,7 +311,7 @@ class AnswerRow:
         if (self.status == "failed") != (self.error_kind is not None):
             raise ValueError(f"failed rows, and no others, have an error kind, got {self.status=} {self.error_kind=}")
         if self.status in ("failed", "skipped") and self.answer is not None:
-            raise ValueError(f"a row with status {self.status!r} has no answer; an error is never a caption")
+            raise ValueError(f"a row with status {self.status!r} must not have an answer, got {self.answer!r}")
 
 
 ROW_COLUMNS: tuple[str, ...] = tuple(f.name for f in fields(AnswerRow))

@@ -14,7 +14,7 @@ import pytest
 
 from vidqa.cli.main import run
 
-#: `fault_hooks` is imported by name, here and in decode processes.
+#: `fault_hooks` is imported by name, here and in decoder processes.
 sys.path.append(str(Path(__file__).parent))
 
 

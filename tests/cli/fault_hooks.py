@@ -1,4 +1,4 @@
-"""Faults that tests inject into decode processes, which import this module by name."""
+"""Faults that tests inject into decoder processes, which import this module by name."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def test_a_signal_ends_the_run_and_finished_rows_are_kept(start, many_clips, tmp
     out.parent.mkdir()
     process = start("describe", many_clips, "--out", out, "--batch-size", 1)
     wait_until_answering(process, Path(environment["VIDQA_CACHE"]))
-    os.killpg(process.pid, sign)  # as a terminal does, so decode processes receive it as well
+    os.killpg(process.pid, sign)  # as a terminal does, so decoder processes receive it as well
     stdout, stderr = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == code, stderr
     assert "Traceback" not in stderr

@@ -22,7 +22,7 @@ sys.path.insert(0, sys.argv[1])
 from vidqa.common.file_lock import FileLock
 with FileLock(sys.argv[2]):
     if len(sys.argv) > 3:
-        if os.fork() == 0:  # a decode worker that outlives its run
+        if os.fork() == 0:  # a decoder process that outlives its run
             os.close(1)
             time.sleep(30)
             os._exit(0)

@@ -166,7 +166,7 @@ def ids_with_placeholders(slow: Slow, text: str) -> list[int]:
     return first + [i for piece in rest for i in (-200, *piece[1:])]
 
 
-def labelled_v1(slow: Slow, system: str, source: list[dict[str, str]], has_media: bool) -> dict[str, Any]:
+def labeled_v1(slow: Slow, system: str, source: list[dict[str, str]], has_media: bool) -> dict[str, Any]:
     """Ids and labels of training with the template `v1`: rounds are counted, and a wrong count masks everything."""
     source = source[1:] if source[0]["from"] == "gpt" else source
     text = rendered("v1", system, [one["value"].replace("<video>", "<image>" * 8) for one in source])
@@ -259,7 +259,7 @@ def write_prompts(folder: Path, seed: int = 61) -> None:
     masking: dict[str, Any] = {"neutral_system_text": TINY, "sources": sources, "plain_sources": captions}
     for mode, tokenizer in slow.items():
         for group, system in (("neutral_system", TINY), ("real_system_v1", FORMATS["v1"].system)):
-            found = {n: labelled_v1(tokenizer, system, s["conversations"], s["has_media"]) for n, s in sources.items()}
+            found = {n: labeled_v1(tokenizer, system, s["conversations"], s["has_media"]) for n, s in sources.items()}
             kept = found if system == TINY else {n: hashed(f) for n, f in found.items()}
             masking[f"preprocess_v1/{group}/{mode}"] = kept
     plain = {n: caption(slow["legacy"], s["conversations"]) for n, s in captions.items()}

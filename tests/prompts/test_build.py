@@ -45,11 +45,11 @@ def test_a_tag_in_a_question_is_text(tokenizer: Any) -> None:
 def test_several_turns_put_the_media_before_the_first(tokenizer: Any) -> None:
     turns = [("Q1", "A1"), ("Q2", None)]
     prompt = build_prompt(tokenizer, FORMATS["v1"], turns, [("video", 2, 3)])
-    labelled = build_labels(tokenizer, FORMATS["v1"], [("Q1", "A1"), ("Q2", "A2")], [("video", 2, 3)])
+    labeled = build_labels(tokenizer, FORMATS["v1"], [("Q1", "A1"), ("Q2", "A2")], [("video", 2, 3)])
     n = len(prompt.ids)
-    assert labelled.prompt.ids[:n].tolist() == prompt.ids.tolist()
-    assert (labelled.labels[: n - 1] != IGNORE_INDEX).any(), "earlier answers are targets, too"
-    assert (labelled.labels[n:] != IGNORE_INDEX).all()
+    assert labeled.prompt.ids[:n].tolist() == prompt.ids.tolist()
+    assert (labeled.labels[: n - 1] != IGNORE_INDEX).any(), "earlier answers are targets, too"
+    assert (labeled.labels[n:] != IGNORE_INDEX).all()
 
 
 def test_invalid_arguments(tokenizer: Any) -> None:
@@ -116,7 +116,7 @@ def test_chat_template_of_the_tokenizer(with_template: Any) -> None:
 
 def test_chat_template_targets_are_the_answers_and_their_end_token(with_template: Any) -> None:
     turns = [("Name one river.", "The Rhine."), ("And then?", "Nothing.")]
-    labelled = build_labels(with_template, FORMATS["chat_template"], turns, [("video", 2, 3)])
-    assert labelled.problem is None
-    targets = labelled.labels[labelled.labels != IGNORE_INDEX].tolist()
+    labeled = build_labels(with_template, FORMATS["chat_template"], turns, [("video", 2, 3)])
+    assert labeled.problem is None
+    targets = labeled.labels[labeled.labels != IGNORE_INDEX].tolist()
     assert with_template.decode(targets).replace(" ", "") == "TheRhine.<|end|>Nothing.<|end|>"

@@ -16,7 +16,7 @@ from sentencepiece import SentencePieceProcessor
 from golden_checks.fixture import Fixture
 from golden_checks.report import Report
 from vidqa.generate.stop_strings import Stopper
-from vidqa.prompts.build import LabelledPrompt, build_labels
+from vidqa.prompts.build import LabeledPrompt, build_labels
 from vidqa.prompts.chat_formats import FORMATS, ChatFormat, Turn, get_format, render
 
 PLACEHOLDER = -200
@@ -155,10 +155,10 @@ def _as_asked(chat: ChatFormat, messages: Sequence[Sequence[str]]) -> tuple[Chat
     return replace(chat, system=system), turns
 
 
-def with_placeholders(labelled: LabelledPrompt) -> tuple[list[int], list[int]]:
+def with_placeholders(labeled: LabeledPrompt) -> tuple[list[int], list[int]]:
     """Return ids and labels as in the original, with one placeholder per frame."""
-    p = labelled.prompt
-    return np.where(p.slots, PLACEHOLDER, p.ids).tolist(), labelled.labels.tolist()
+    p = labeled.prompt
+    return np.where(p.slots, PLACEHOLDER, p.ids).tolist(), labeled.labels.tolist()
 
 
 def dialogue(source: list[dict[str, str]]) -> tuple[list[Turn], list[tuple[Any, int, int]]]:
@@ -181,8 +181,8 @@ def _encodings(report: Report, meta: dict[str, Any], slow: dict[str, Slow]) -> N
         first, *rest = case["prompt"].split("<image>")
         turns: list[Turn] = [("", first), *(("<image>", piece) for piece in rest)]
         for mode in MODES:
-            labelled = build_labels(slow[mode], bare, turns, [("image", 1, 1)] * len(rest))
-            report.tokens(f"placeholders {mode} {case['prompt'][:30]!r}", with_placeholders(labelled)[0], case[mode])
+            labeled = build_labels(slow[mode], bare, turns, [("image", 1, 1)] * len(rest))
+            report.tokens(f"placeholders {mode} {case['prompt'][:30]!r}", with_placeholders(labeled)[0], case[mode])
 
 
 def _labels(report: Report, meta: dict[str, Any], slow: dict[str, Slow]) -> None:
@@ -192,9 +192,9 @@ def _labels(report: Report, meta: dict[str, Any], slow: dict[str, Slow]) -> None
     neutral = masking.get("neutral_system_text", "")
     valley = get_format("valley_tuned", neutral)
     forms: dict[str, tuple[ChatFormat, Callable[..., None]]] = {
-        "preprocess_v1/neutral_system/": (get_format("v1", neutral), _one_labelled),
-        "preprocess_v1/real_system_v1/": (FORMATS["v1"], _one_labelled),
-        "preprocess_v1/real_system_llava_v1/": (FORMATS["llava_v1"], _one_labelled),
+        "preprocess_v1/neutral_system/": (get_format("v1", neutral), _one_labeled),
+        "preprocess_v1/real_system_v1/": (FORMATS["v1"], _one_labeled),
+        "preprocess_v1/real_system_llava_v1/": (FORMATS["llava_v1"], _one_labeled),
         "preprocess_plain/": (FORMATS["plain"], _one_caption),
         # In the original, the loss mask of this style is off by a few tokens; vidqa's covers exactly the answers.
         "preprocess_v0_style": (replace(valley, media="split", special_tokens=()), _one_text),
@@ -217,12 +217,12 @@ def _labels(report: Report, meta: dict[str, Any], slow: dict[str, Slow]) -> None
             )
 
 
-def _one_labelled(
+def _one_labeled(
     report: Report, what: str, chat: ChatFormat, slow: Slow, source: Any, expected: dict[str, Any]
 ) -> None:
     turns, media = dialogue(source)
-    labelled = build_labels(slow, chat, turns, media)
-    ids, labels = with_placeholders(labelled)
+    labeled = build_labels(slow, chat, turns, media)
+    ids, labels = with_placeholders(labeled)
     if "input_ids" in expected:
         cut = len(expected["input_ids"]) if "max_length" in what else None  # the original cuts there
         report.tokens(f"{what} ids", ids[:cut], expected["input_ids"])
@@ -232,7 +232,7 @@ def _one_labelled(
         shas = [_sha(json.dumps(v, separators=(",", ":"))) for v in (ids, labels)]
         report.exact(what, (len(ids), *shas), (expected["n"], expected["ids_sha256"], expected["labels_sha256"]))
     if "max_length" not in what:
-        report.exact(f"{what} is ignored", labelled.problem is not None, expected["mismatch_warning"])
+        report.exact(f"{what} is ignored", labeled.problem is not None, expected["mismatch_warning"])
 
 
 def _one_caption(

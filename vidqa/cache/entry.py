@@ -1,8 +1,8 @@
 """EncodedSegment <-> bytes of one cache entry. Pure functions without file access.
 
 An entry is a standard safetensors file with the tensors `tokens` (float16 [T, P, D]) and `embedding` (float32 [E]) and
-one metadata string, a JSON object: first the checksum, then the key, the times and the facts of the file. Equal
-segments have equal bytes.
+one metadata string, a JSON object: first the checksum, then the key, the times and the facts of the file. Equal keys
+and values have equal bytes.
 
 The checksum is the CRC-32 of the whole file with its own eight digits set to zero, so it detects a flipped bit
 anywhere: data, times, facts, header or padding. CRC-32 suffices because it guards against disk errors, not against
@@ -26,7 +26,7 @@ from vidqa.records import EncodedSegment, Features, MediaFacts
 
 _METADATA = "vidqa"
 _ZEROS = "00000000"
-# The header is JSON and contains our JSON as a string, so our quotation marks are escaped there.
+# The header is JSON and contains the metadata as a string, so the quotation marks of the metadata are escaped.
 _CHECKSUM_MARK = b'{\\"crc32\\":\\"'
 # More than the times of the longest segment need; prevents a damaged length from allocating all memory.
 _MAX_HEADER_BYTES = 64 << 20
@@ -35,11 +35,11 @@ _FACTS_FIELDS = {f.name for f in fields(MediaFacts)}
 
 
 def entry_bytes(n_frames: int, n_tokens: int, hidden_size: int, embedding_size: int) -> int:
-    """Return the size of an entry, to within a few hundred bytes and not less.
+    """Return an upper bound on the size of an entry in bytes; the entry is at most a few hundred bytes smaller.
 
     Args:
         n_frames: frames of the segment.
-        n_tokens: tokens per frame.
+        n_tokens: tokens per frame, including the class token if it is kept.
         hidden_size: width of a token.
         embedding_size: width of the pooled embedding.
     """

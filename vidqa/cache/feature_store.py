@@ -81,7 +81,7 @@ class FeatureStore:
             `damaged` and removed, and None is returned, so that the caller encodes the segment again.
 
         Raises:
-            CacheError: the entry exists, but must not be read.
+            CacheError: the entry exists, but this user may not read it.
         """
         path = self.path(key)
         try:
@@ -94,7 +94,7 @@ class FeatureStore:
         except OSError as error:
             if error.errno in _NO_ACCESS:
                 raise cache_error(self.root, error) from error
-            self._discard(path, error.strerror or str(error))  # a bad block of the disk
+            self._discard(path, error.strerror or str(error))  # for example a bad disk block
             return None
         mark_used(path)
         return value
@@ -106,10 +106,10 @@ class FeatureStore:
             key: identity of the segment.
 
         Returns:
-            The pooled entry; None if there is none, or it is damaged (see `get`).
+            The pooled entry; None if there is none, or if it is damaged (see `get`).
 
         Raises:
-            CacheError: the entry exists, but must not be read.
+            CacheError: the entry exists, but this user may not read it.
         """
         path = self.path(key)
         try:
@@ -117,7 +117,7 @@ class FeatureStore:
                 found = entry.read_pooled(f, key)
         except FileNotFoundError:
             return None
-        except (CacheError, OSError):  # `get` reads all of it, reports the damage and removes it
+        except (CacheError, OSError):  # `get` reads the whole entry, reports the damage and removes the file
             whole = self.get(key)
             if whole is None:
                 return None
@@ -156,7 +156,7 @@ class FeatureStore:
 
 
 def _read(path: Path) -> np.ndarray:
-    """Read a file as uint8 [n] into the memory that the features will be views of."""
+    """Read a file as uint8 [n]; the features are later views of this memory."""
     with path.open("rb", buffering=0) as f:
         data: Any = np.empty(os.fstat(f.fileno()).st_size, np.uint8)
         view, n = memoryview(data), 0

@@ -1,6 +1,6 @@
 """Identity of a cache entry, and the location of the cache.
 
-A key consists of media content, segment and encoder. Everything that changes the features is part of it; what only
+A key consists of media_id, segment and encoder_id. Everything that changes the features is part of it; what only
 changes speed (batch size, threads, device, decoder) is not. The encoder_id is a digest that a bundle computes from its
 image and video encoders: graphs, layer, preprocessing settings, sampling rule and preprocessing revision. Incrementing
 that revision or changing the number of frames therefore creates new keys.
@@ -37,7 +37,7 @@ class CacheKey:
 
     @cached_property
     def digest(self) -> str:
-        """40 hex digits; file name of the entry."""
+        """File name of the entry without its suffix: 40 hex digits."""
         parts = [ENTRY_FORMAT, self.media_id, self.segment_key, self.encoder_id]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:40]
 
@@ -49,9 +49,9 @@ class CacheKey:
 
 #: Folder of all entries in the cache folder, and the suffix of an entry.
 FEATURES_FOLDER = "features"
+ENTRY_SUFFIX = ".safetensors"
 #: Folder of the record indexes of training data (`vidqa.train.data.record_index`): DIGEST-DIGEST*.npz, .jsonl
 RECORDS_FOLDER = "records"
-ENTRY_SUFFIX = ".safetensors"
 
 
 def default_cache_dir() -> Path:

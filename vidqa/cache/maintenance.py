@@ -1,6 +1,6 @@
 """Cache maintenance: statistics, verification, pruning.
 
-May run while other vidqa processes use the cache: they encode removed entries again.
+It is safe to run these while other vidqa processes use the cache: they encode removed entries again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vidqa.cache.key import ENTRY_SUFFIX, FEATURES_FOLDER, RECORDS_FOLDER
 from vidqa.cache.media_index import INDEX_NAME
 from vidqa.errors import CacheError, UsageError
 
-#: A temporary file older than this was left by a killed process.
+#: A temporary file older than this many seconds is assumed to be left by a killed process.
 LEFTOVER_AFTER_S = 3600.0
 
 _SIZE_UNITS = {"": 1, "b": 1, **{u + "b": 1000**i for i, u in enumerate("kmgt", 1)}}
@@ -28,7 +28,7 @@ _AGE_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
 @dataclass(frozen=True)
 class EncoderStats:
-    """The entries of one encoder; times of last use in seconds since 1970."""
+    """The entries of one encoder. Times of last use are in seconds since 1970."""
 
     encoder_id: str
     n_entries: int
@@ -189,7 +189,7 @@ def prune(
     Args:
         root: the cache folder.
         max_size: size to shrink the cache to, in bytes; the least recently used entries are removed first.
-        older_than_s: remove entries that were not used for this many seconds.
+        older_than_s: remove entries that have not been used for this many seconds.
         dry_run: only count.
         now_s: current time in seconds since 1970; for tests.
 
@@ -231,7 +231,8 @@ def _files(root: Path) -> Iterator[_File]:
 def _records(root: Path) -> Iterator[_File]:
     """Yield the record indexes of training data. All files of one index share the latest time of last use.
 
-    The .jsonl copy of a Parquet file is never touched, because a change of its time would interrupt its readers.
+    The modification time of the .jsonl copy of a Parquet file is never updated, because that would interrupt its
+    readers.
     """
     found = [
         f for f in _walk(root / RECORDS_FOLDER, root) if f.path.suffix in (".npz", ".jsonl") and f.path.name[0] != "."

@@ -1,9 +1,9 @@
 """MediaItem -> media_id and media_id -> MediaFacts, stored on disk.
 
 A file with the same path, size and mtime_ns is considered unchanged and is not read again. The index is a SQLite
-database in WAL mode: 100,000 lookups take about a second, memory use does not grow with the archive, several processes
-may write, and kill -9 loses nothing (a power failure may lose the last few rows; those files are read again). On
-network file systems without WAL support, SQLite uses its rollback journal.
+database in WAL mode: 100,000 lookups take about a second, memory use does not grow with the number of files, several
+processes may write, and kill -9 loses nothing (a power failure may lose the last few rows; those files are read again).
+On network file systems without WAL support, SQLite uses its rollback journal.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ CREATE TABLE IF NOT EXISTS probed (path BLOB PRIMARY KEY, size INTEGER, mtime_ns
 class MediaIndex:
     """The media index of a cache folder. Thread-safe; a forked child must open its own.
 
-    A read-only index, such as in another user's cache, is copied into memory; changes are then lost with the object. A
-    damaged index is replaced by an empty one, with a warning.
+    A read-only index, such as one in another user's cache, is copied into memory; changes are then lost when it is
+    closed. A damaged index is replaced by an empty one, with a warning.
 
     Args:
         root: the cache folder; created if missing.
@@ -101,7 +101,7 @@ class MediaIndex:
         return self.cached_media_id(item) or self.hash_file(item)
 
     def hash_file(self, item: MediaItem) -> str:
-        """Read a file and store its digest in the index, whether it is there already or not.
+        """Read a file and store its digest in the index, even if the index has one already.
 
         Args:
             item: the file as the scan found it.
@@ -154,7 +154,7 @@ class MediaIndex:
         Args:
             path: path of the file.
             size: its size in bytes.
-            mtime_ns: its modification time.
+            mtime_ns: its modification time in ns.
         """
         wanted = (os.fsencode(path), size, mtime_ns, FACTS_REVISION)
         row = self._one(
@@ -170,8 +170,8 @@ class MediaIndex:
         Args:
             path: path of the file.
             size: its size in bytes before it was read.
-            mtime_ns: its modification time before it was read.
-            read_ns: time at which reading started.
+            mtime_ns: its modification time in ns before it was read.
+            read_ns: time at which reading started, in ns since 1970.
             facts: its facts.
 
         Raises:
@@ -195,7 +195,7 @@ class MediaIndex:
             self._db.execute(sql, values)  # autocommit
 
     def _is_read_only(self) -> bool:
-        """Return whether the index exists, but not both it and its folder (for SQLite's other files) are writable."""
+        """Return whether the index can be read, but it or its folder (for SQLite's other files) cannot be written."""
         path = self.root / INDEX_NAME
         return os.access(path, os.R_OK) and not (os.access(path, os.W_OK) and os.access(self.root, os.W_OK))
 

@@ -1,8 +1,8 @@
 """Files and folders that appear under their name only when they are complete, and digests of files.
 
-A folder is filled under a hidden temporary name next to its target and renamed at the end. The process holds a lock on
-it meanwhile; the operating system drops that lock when the process dies, so an unlocked temporary folder is a leftover
-of a killed process. Where folders cannot be locked (Windows, some network file systems), leftovers are not removed.
+A folder is filled under a hidden temporary name next to its target and renamed at the end. Meanwhile the process holds
+a lock on it. The operating system releases that lock when the process dies, so an unlocked temporary folder was left by
+a killed process. Where folders cannot be locked (Windows, some network file systems), leftovers are not removed.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _RANDOM = "[a-z0-9_]{8}"
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Write a file through a temporary sibling, which is renamed to `path` only if the block succeeds.
 
-    The data is flushed to disk before the rename, and the rename before the block is left. After a crash the file is
-    either the old one or the new one, never a mixture. The new file takes over the permissions of the one it replaces.
+    The data is flushed to disk before the rename, and the rename before the `with` statement ends. After a crash the
+    file is either the old one or the new one, never a mixture. It keeps the permissions of the file it replaces.
 
     Args:
         path: the file to create or replace; its folder must exist.
@@ -46,7 +46,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         The temporary file, open for writing.
     """
     path = Path(path)
-    # 50 characters are at most 200 bytes in UTF-8; with the rest that stays below the 255 that file systems allow.
+    # 50 characters are at most 200 bytes in UTF-8, so the whole name stays below the 255 bytes that file systems allow.
     part = path.with_name(f".{path.name[:50]}.{secrets.token_hex(6)}.part")
     # 0o666 rather than tempfile's 0o600: the user's umask decides, as for every other file.
     handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
@@ -70,7 +70,7 @@ def replace_file(part: str | os.PathLike[str], path: str | os.PathLike[str]) -> 
         path: its final name.
     """
     part, path = Path(part), Path(path)
-    # Another user's file, or a file system without permissions: the rename is what matters.
+    # The file belongs to another user, or the file system has no permissions: rename it anyway.
     with suppress(FileNotFoundError, PermissionError):
         os.chmod(part, stat.S_IMODE(path.stat().st_mode))
     os.replace(part, path)
@@ -155,7 +155,7 @@ def remove_leftovers(target: Path, suffix: str = ".part") -> None:
 
 
 def _locked_folder(target: Path) -> tuple[Path, int | None]:
-    """An empty folder and the descriptor that holds its lock; None where folders cannot be locked."""
+    """Return an empty folder and the descriptor that holds its lock; None where folders cannot be locked."""
     for _ in range(100):
         part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
         try:
@@ -172,7 +172,7 @@ def _locked_folder(target: Path) -> tuple[Path, int | None]:
 
 
 def _lock_folder(folder: Path) -> int | None:
-    """A descriptor that holds the lock of a folder until it is closed; None on Windows, which has no such locks.
+    """Return a descriptor that locks a folder until it is closed; None on Windows, where folders cannot be locked.
 
     Raises:
         BlockingIOError: another process holds the lock.

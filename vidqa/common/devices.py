@@ -1,7 +1,8 @@
-"""Devices: names such as `cuda:1` resolved without importing torch or onnxruntime, free memory, out-of-memory errors.
+"""CPU and CUDA devices, free memory, out-of-memory errors.
 
-The CUDA driver is queried through ctypes, which creates no CUDA context, so `--help` and `doctor` stay fast. Whether
-the CUDA provider of onnxruntime really starts shows only when a session opens (encoders/onnx_session.py).
+Device names such as `cuda:1` are resolved without importing torch or onnxruntime: the CUDA driver is queried through
+ctypes, which creates no CUDA context, so `--help` and `doctor` stay fast. Whether onnxruntime's CUDA provider actually
+starts is only certain once a session opens (encoders/onnx_session.py).
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from vidqa.errors import DeviceError
 #: Serializes CUDA graph capture with calls of onnxruntime, which synchronizes the whole device when a session opens
 #: and would break a capture in another thread.
 CUDA_EXCLUSIVE = threading.RLock()
-#: Callbacks that return unused device memory to the driver (torch caches what it frees). onnxruntime calls them,
-#: holding `CUDA_EXCLUSIVE`, before it reports that a device is full.
+#: Callbacks that return unused device memory to the driver (torch caches what it frees). encoders/onnx_session.py calls
+#: them, holding `CUDA_EXCLUSIVE`, before it reports that a device is full.
 RELEASE_MEMORY: list[Callable[[], None]] = []
 _CUDA_HINT = (
-    "--device cpu, or install a driver and the CUDA and cuDNN wheels that onnxruntime-gpu names: "
+    "--device cpu, or install a driver and the CUDA and cuDNN wheels that onnxruntime-gpu requires: "
     'pip install "onnxruntime-gpu[cuda,cudnn]"'
 )
 #: Messages of torch's allocators, onnxruntime's arenas, the CUDA runtime and driver, cuBLAS, cuDNN, Triton and the C++
@@ -107,7 +108,7 @@ def cuda_error(device: str, detail: str) -> DeviceError:
 
 
 def cpu_threads() -> int:
-    """Return the number of CPUs this process may use; a container or `taskset` may allow fewer than there are."""
+    """Return the number of CPUs this process may use; a container or `taskset` may allow only some of them."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -125,7 +126,7 @@ def has_cuda_build() -> bool:
 
 @functools.cache
 def _cuda_names() -> tuple[tuple[str, ...], str]:
-    """Names of the CUDA devices in the driver's order, and the reason if there are none (otherwise empty)."""
+    """Return the names of the CUDA devices in the driver's order, and the reason if there are none (else empty)."""
     try:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
@@ -147,7 +148,7 @@ def _cuda_names() -> tuple[tuple[str, ...], str]:
 
 
 def free_memory() -> dict[str, int]:
-    """Return the free bytes of main memory (`cpu`) and of every CUDA device; what cannot be read is missing."""
+    """Return the free bytes of main memory (`cpu`) and of every CUDA device, omitting those that cannot be read."""
     free = {}
     if (cpu := _free_main_memory()) is not None:
         free["cpu"] = cpu
@@ -180,7 +181,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def _free_main_memory() -> int | None:
     if (available := available_main_memory()) is not None:
         return available
-    try:  # all of it, where the system does not report how much is free
+    try:  # the total, because this system does not report how much is free
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         return None

@@ -51,8 +51,8 @@ def human_duration(seconds: float) -> str:
 def bar_size(stream: TextIO) -> dict[str, Any]:
     """Return tqdm's arguments for the width of a progress bar.
 
-    tqdm measures the terminal itself, except one that reports 0 columns or rows (some containers, serial lines, a
-    script's pty): there it would print nothing, so a size is set.
+    tqdm measures the terminal itself, but prints nothing if the terminal reports 0 columns or rows (some containers,
+    serial lines, a script's pty). A size is set in that case.
     """
     try:
         columns, rows = os.get_terminal_size(stream.fileno())

@@ -1,8 +1,8 @@
 """One process at a time may write a table or a model: a lock file next to it that names the holder.
 
-The operating system holds the lock, so it ends with its process, and a recycled process id fools no one. A killed run
-leaves a lock file without a lock; the next run takes it over and can report whose it was. On a network file system
-without locks, two hosts do not see each other.
+The operating system holds the lock and releases it when the process ends, so no process id is ever checked. A killed
+run leaves an unlocked file; the next run takes it over and can report which process left it. On a network file system
+without locks, a lock does not exclude processes on other hosts.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class FileLock:
     """Exclusive lock on an output path, used as a context manager.
 
     Args:
-        target: the table or folder to be written; it need not exist yet, its parent must.
+        target: the table or folder to be written; it need not exist yet, but its parent must.
 
     Attributes:
         path: the lock file, `.NAME.lock` next to the target.
@@ -121,7 +121,7 @@ def _try_lock(f: IO[str]) -> bool:
     try:
         return lock_descriptor(f.fileno(), blocking=False)
     except OSError:
-        return True  # a file system without locks: an unlocked table is better than none
+        return True  # a file system without locks: writing without a lock is better than not writing at all
 
 
 def _read_holder(f: IO[str]) -> LockHolder | None:

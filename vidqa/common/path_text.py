@@ -33,7 +33,7 @@ def unescape_path(text: str) -> str:
 
 
 def escape_surrogates(text: str) -> str:
-    """Return any other text, such as an error message, with lone surrogates escaped. Cannot be reversed."""
+    """Return a text other than a path, such as an error message, with lone surrogates escaped; not reversible."""
     return _SURROGATE.sub(_escape_match, text)
 
 

@@ -13,14 +13,14 @@ from vidqa.config.settings import FILE_NAME
 from vidqa.errors import UsageError
 
 _MODEL = re.compile(r"\s*(model|\"model\"|'model')\s*=")
-#: A quoted string as the value, and the comment after it.
+#: A line whose value is a quoted string; the group is the comment after it.
 _COMMENT = re.compile(r"[^=]*=\s*(?:\"[^\"\\]*\"|'[^']*')(\s*#.*)")
 _TABLE = re.compile(r"\s*\[")
 
 
 def user_settings_file() -> Path:
     """Return the path of the user's vidqa.toml, whether or not it exists."""
-    from platformdirs import user_config_path  # here: see `vidqa.config.settings`
+    from platformdirs import user_config_path  # imported late, as in `vidqa.config.settings`
 
     return user_config_path("vidqa", appauthor=False) / FILE_NAME
 
@@ -32,7 +32,7 @@ def set_default_model(folder: Path) -> tuple[Path, str | None]:
         folder: the bundle.
 
     Returns:
-        The settings file, and what overrides it at the moment (another settings file or a variable), or None.
+        The settings file, and what currently overrides it: another settings file, a variable, or None.
 
     Raises:
         UsageError: the file is not valid TOML, before or after the change.

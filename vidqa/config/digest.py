@@ -1,4 +1,4 @@
-"""The `settings_id` of a row: two rows with the same id were asked with the same settings."""
+"""The `settings_id` of a row: rows with the same id were answered with the same settings."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # records load numpy, which a command that only shows its help does not need
+if TYPE_CHECKING:  # `records` imports numpy, which `--help` does not need
     from vidqa.records import Question
 
 
 def settings_id(segment_s: float | None, generation: Mapping[str, object], question: Question) -> str:
-    """Return a digest of everything except model and question text that can change an answer.
+    """Return a digest of everything that can change an answer, except the model and the question text.
 
     Args:
         segment_s: length of the segments in seconds; None for the whole video.
-        generation: `max_new_tokens`, `temperature`, `top_p`, `seed`, `stop` and any other generation setting; values
-            that JSON can hold. None values are ignored.
-        question: its own `max_new_tokens` overrides that of `generation`; its type and choices constrain the answer.
+        generation: `max_new_tokens`, `temperature`, `top_p`, `seed`, `stop` and any other generation setting, with
+            values that JSON can represent. None values are ignored.
+        question: the question. Its `max_new_tokens` overrides that of `generation`; its type and choices are part of
+            the digest unless the type is `text`.
 
     Returns:
         16 hex digits.

@@ -130,7 +130,7 @@ def load_settings(toml_path: Path | None = None, environ: Mapping[str, str] | No
     Args:
         toml_path: the settings file, which must exist. None: the file named by VIDQA_CONFIG, else `vidqa.toml` in the
             current folder, else `vidqa.toml` in the user's settings folder, else no file.
-        environ: the variables; None means those of the process.
+        environ: the environment variables; None means those of the process.
 
     Returns:
         Command -> parameter -> value, for values that are set; commands of a group are nested in the group's mapping:
@@ -202,7 +202,7 @@ def _from_file(file: TomlFile, flat: dict[str, dict[str, Any]], problems: list[s
 def _tables(
     values: dict[str, Any], key_path: tuple[str, ...], problems: list[str], file: TomlFile
 ) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
-    """Yield (key path, own keys) for the file and for each table in it that is named after a command or group."""
+    """Yield (key path, own values) for the file and for each table in it that is named after a command or group."""
     inner = {
         c.split()[len(key_path)]
         for c in OPTIONS

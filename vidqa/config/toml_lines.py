@@ -1,7 +1,7 @@
 """TOML files with the line number of every key, for error messages.
 
-The standard library's parser reports no line numbers, so a second pass over the text finds where each key starts. It
-runs after the parser and can assume valid TOML.
+The standard library's parser does not return line numbers, so a second pass over the text finds where each key starts.
+It runs after the parser and can assume valid TOML.
 """
 
 from __future__ import annotations
@@ -33,12 +33,11 @@ class TomlFile:
     path: Path
     values: dict[str, Any]
     lines: dict[KeyPath, int]
-    options: dict[KeyPath, str] = field(
-        default_factory=dict
-    )  # values that command line options set, as the user wrote them
+    #: Command line options that set a value, as the user wrote them.
+    options: dict[KeyPath, str] = field(default_factory=dict)
 
     def where(self, *key_path: str | int) -> str:
-        """Return `FILE:LINE` of a key, or the option that set it; for a missing key, those of the nearest table."""
+        """Return `FILE:LINE` of a key, or the option that set it; for a missing key, that of the enclosing table."""
         while key_path and key_path not in self.lines and key_path not in self.options:
             key_path = key_path[:-1]
         return self.options.get(key_path) or f"{self.path}:{self.lines.get(key_path, 1)}"
@@ -70,7 +69,7 @@ def read_toml(path: Path) -> TomlFile:
     except ValueError as error:  # Python refuses numbers of more than 4300 digits
         long = re.search(r"[\d_]{4300}", text)
         line = text.count("\n", 0, long.start()) + 1 if long else 1
-        raise UsageError(f"{path}:{line}: not TOML: a number of thousands of digits") from error
+        raise UsageError(f"{path}:{line}: not TOML: a number with thousands of digits") from error
     file = TomlFile(path, values, _lines(text))
     for key_path, fault in invalid_values(values):
         raise UsageError(f"{file.where(*key_path)}: `{dotted(key_path)}`: {fault}")
@@ -83,7 +82,7 @@ def dotted(key_path: Iterable[str | int]) -> str:
 
 
 def printable(text: str) -> str:
-    """Return text that is safe in a one-line message: control characters are escaped and the text is quoted."""
+    """Return text that is safe in a one-line message: text with control characters is quoted and escaped."""
     return text if text.isprintable() else json.dumps(text)
 
 
@@ -105,7 +104,7 @@ def invalid_values(value: Any, key_path: KeyPath = ()) -> Iterator[tuple[KeyPath
 
 
 def _lines(text: str) -> dict[KeyPath, int]:
-    """The line of every table header and every key outside inline tables."""
+    """Return the line of every table header and of every key outside inline tables."""
     lines: dict[KeyPath, int] = {}
     n_of_array: dict[KeyPath, int] = {}
     table: KeyPath = ()
@@ -149,7 +148,7 @@ def _statements(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _names(dotted: str) -> list[str]:
-    """The parts of a dotted key; parts may be quoted."""
+    """Return the parts of a dotted key, which may be quoted."""
     inner: Any = tomllib.loads(f"{dotted.strip()} = 0")
     names = []
     while isinstance(inner, dict):

@@ -2,11 +2,11 @@
 
     paths -> sources -> detect -> formats/<layout> -> ConversionPlan -> write -> bundle
 
-sources.py, lazy_tensors.py   files of weights and the tensors to be read from them
-detect.py, formats/           which published layout the parts make, and what each key of it means
-plan.py, checks.py            the complete model as a plan, checked before anything is read
+sources.py, lazy_tensors.py   weight files and the tensors to be read from them
+detect.py, formats/           which published layout the parts form, and what each key of it means
+plan.py, checks.py            the complete model as a plan, checked before any tensor is read
 write.py, tokenizer.py        the bundle: LLM shards, exported encoders, tokenizer
-published.py, hub.py          models that can be pulled and their download
+published.py, hub.py          the models that can be pulled, and their download
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Checks on files and values of a checkpoint: complete files, valid JSON, finite numbers.
 
-Interrupted downloads and unfinished clones leave other content in place of a file; one NaN in a checkpoint makes every
-answer empty or nonsense. Both are found while the data is being read anyway.
+An interrupted download or an unfinished clone may leave other content in place of a file, and a single NaN in a
+checkpoint makes every answer empty or meaningless. Both are detected while the data is read, without an extra pass.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vidqa.errors import BundleError
 if TYPE_CHECKING:
     from vidqa.convert.lazy_tensors import LazyTensor
 
-#: Hint for a file whose content cannot be what was published.
+#: Hint for a file whose content is not what was published.
 DOWNLOAD_AGAIN = "download the file again: it may be incomplete, or an error page that a server sent instead"
 #: What a clone of a repository contains in place of a large file until Git LFS has fetched it.
 _LFS_POINTER = b"version https://git-lfs.github.com/"
@@ -60,8 +60,8 @@ def read_finite(tensor: LazyTensor, dtype: torch.dtype | None) -> Tensor:
     """Read a tensor, convert it and check that all values are finite.
 
     Args:
-        tensor: the tensor to read; of a merged tensor (LoRA, delta weights) the result of the merge is checked.
-        dtype: of the result; None keeps the stored dtype.
+        tensor: the tensor to read. If it is computed (LoRA, delta weights), the computed values are checked.
+        dtype: dtype of the result; None keeps the stored dtype.
 
     Raises:
         BundleError: the tensor cannot be read, or a value is not finite as stored or in the requested dtype.
@@ -81,5 +81,5 @@ def read_finite(tensor: LazyTensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    """One pass without a temporary tensor: minimum and maximum propagate NaN, and one of them is any infinity."""
+    """Return whether all values are finite: NaN propagates to minimum and maximum, and an infinity is one of them."""
     return not tensor.numel() or all(bool(torch.isfinite(end)) for end in torch.aminmax(tensor))

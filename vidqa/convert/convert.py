@@ -75,13 +75,13 @@ def convert(
     """
     start = time.perf_counter()
     output.check((*paths, *towers))
-    made = plan(paths, mode, towers)
-    bundle = write_bundle(made, output, origins, step)
-    return Conversion(bundle, made, time.perf_counter() - start, peak_bytes())
+    conversion_plan = plan(paths, mode, towers)
+    bundle = write_bundle(conversion_plan, output, origins, step)
+    return Conversion(bundle, conversion_plan, time.perf_counter() - start, peak_bytes())
 
 
 def peak_bytes() -> int | None:
-    """Return the peak memory of this process, mapped files included; None if the system does not report it."""
+    """Return the peak memory of this process in bytes, mapped files included, or None if it is not reported."""
     try:
         import resource
     except ImportError:  # Windows

@@ -1,4 +1,4 @@
-"""Detect what a set of weights is, from its keys and config.json alone, and which published layout several sets make.
+"""Detect what a set of weights is, from its keys and config.json alone, and which published layout the sets form.
 
 Names of folders and repositories are not used. Each module in formats/ decides which parts it matches.
 """
@@ -40,7 +40,7 @@ TOWERS = frozenset({"vision", "vision_temporal"})
 
 
 def _has_identity_projector(source: WeightSource) -> bool:
-    """Whether this is a LLaVA whose projector is `identity` and thus has no weights."""
+    """Return whether a source is a LLaVA model whose projector is `identity` and therefore has no weights."""
     return "mm_projector_type" in source.config and bool(source.config.get("mm_hidden_size"))
 
 
@@ -105,7 +105,7 @@ def classify(source: WeightSource) -> CheckpointPart:
 
 
 def find_layout(parts: CheckpointParts, layouts: Sequence[Layout]) -> Layout:
-    """Return the layout that the parts make.
+    """Return the layout that the parts form.
 
     Raises:
         BundleError: two parts are of the same kind, one of `towers` is not a tower, or no layout matches.

@@ -1,9 +1,9 @@
-"""Download a repository of the Hugging Face hub. The only module that uses the network.
+"""Download a repository from the Hugging Face Hub. This is the only module that uses the network.
 
-Uses huggingface_hub with its cache and environment variables (`HF_HUB_OFFLINE`, `HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN`).
-Current versions of that library discard a partly downloaded file when the process ends. Shards have gigabytes, so large
-files are downloaded here to a separate file, which the next run resumes, and are moved into the hub's cache when they
-are complete and their digest is verified (docs/notes/hub_download.md).
+It uses huggingface_hub with its cache and environment variables (`HF_HUB_OFFLINE`, `HF_ENDPOINT`, `HF_HOME`,
+`HF_TOKEN`). Current versions of that library discard a partially downloaded file when the process ends. Shards can be
+several gigabytes, so each large file is downloaded here to a separate file, which the next run resumes. It is moved
+into the hub's cache once it is complete and its digest is verified (docs/notes/hub_download.md).
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def fetch(
 def _download_large_files(
     repo: str, revision: str | None, patterns: dict[str, Any], report: Callable[[str], None]
 ) -> str | None:
-    """Download large files into the cache of the hub; returns the commit, or None if the hub is unreachable."""
+    """Download large files into the hub's cache. Returns the commit, or None if the hub is unreachable."""
     import huggingface_hub as hub
     from huggingface_hub import constants, errors
     from huggingface_hub.file_download import repo_folder_name
@@ -116,8 +116,8 @@ def _download_large_files(
         if type(e).__module__.partition(".")[0] not in _NETWORK:
             raise
         return None
-    cache, own = Path(constants.HF_HUB_CACHE), repo_folder_name(repo_id=repo, repo_type="model")
-    blobs, locks = cache / own / "blobs", cache / ".locks" / own  # the layout of huggingface_hub's cache
+    cache, repo_folder = Path(constants.HF_HUB_CACHE), repo_folder_name(repo_id=repo, repo_type="model")
+    blobs, locks = cache / repo_folder / "blobs", cache / ".locks" / repo_folder  # huggingface_hub's cache layout
     for file in _large_files(info, patterns):
         if (blobs / file.sha256).exists():
             continue
@@ -140,7 +140,7 @@ def _large_files(info: Any, patterns: dict[str, Any]) -> Iterator[_LargeFile]:
 
 
 def _download_file(url: str, file: _LargeFile, part: Path, report: Callable[[str], None]) -> None:
-    """Resume `part` until it is complete.
+    """Download a file to `part`, resuming where an earlier download stopped.
 
     Raises:
         VidqaError: the content does not match the hub's digest; the file is removed.

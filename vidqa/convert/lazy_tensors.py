@@ -1,4 +1,4 @@
-"""Tensors of a new model that are read only when they are written; shape and dtype are available before.
+"""Tensors of a new model that are read only when they are written; their shapes and dtypes are available earlier.
 
 A tensor is stored in a checkpoint as it is, or computed from stored ones: a LoRA merged into its base, delta weights
 added to their base, an embedding table with more rows.
@@ -72,7 +72,7 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class LoraMerged:
-    """A weight [O, I] with a LoRA merged in: base + scale * B @ A, computed in float32. A is [r, I], B is [O, r]."""
+    """A weight [O, I] with a LoRA merged in: base + scale * B @ A, computed in float32; A is [r, I] and B is [O, r]."""
 
     base: LazyTensor
     a: LazyTensor
@@ -161,7 +161,7 @@ class DeltaApplied:
 
 
 def total_bytes(tensors: Iterable[LazyTensor]) -> int:
-    """Return the size of some tensors in the dtype of the checkpoint."""
+    """Return the total size of tensors in bytes, in the dtypes of the checkpoint."""
     return sum(torch.Size(tensor.shape).numel() * tensor.dtype.itemsize for tensor in tensors)
 
 

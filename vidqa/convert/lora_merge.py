@@ -1,4 +1,4 @@
-"""Merge a LoRA adapter of PEFT into the weights of its base model.
+"""Merge a PEFT LoRA adapter into the weights of its base model.
 
 Source: PEFT's adapter_config.json and keys (`base_model.model.<module>.lora_A.weight`). The tests compare the result
 with PEFT's own merge.
@@ -27,14 +27,14 @@ _SUPPORTED = {
 
 
 def merge_lora(tensors: Mapping[str, LazyTensor], adapter: WeightSource) -> tuple[dict[str, LazyTensor], list[str]]:
-    """Merge an adapter into an LLM's tensors; nothing is read yet.
+    """Merge an adapter into an LLM's tensors. No tensor is read yet.
 
     Args:
         tensors: the LLM's tensors under its own keys.
         adapter: keys with `lora_A` and `lora_B`, and `adapter_config.json` in its folder.
 
     Returns:
-        All tensors, those that the adapter changes as `LoraMerged`; and a message for each unexpected adapter key.
+        All tensors, with those that the adapter changes as `LoraMerged`, and a message for each unexpected adapter key.
 
     Raises:
         BundleError: the configuration is missing or not supported, or shapes do not match.

@@ -23,7 +23,7 @@ class OutputOptions:
         folder: folder of the bundle.
         name: name of the model; None means the name of `folder`.
         dtype: dtype of LLM and connector, a key of `DTYPES`; "keep" keeps that of the checkpoint.
-        replace_old: replace an existing bundle.
+        replace_old: whether to replace an existing bundle.
         encoders: dtype of the image and video encoder, one of `ENCODERS`. float16 is for GPUs; its features differ
             slightly, so they have another encoder id and their own cache entries.
 

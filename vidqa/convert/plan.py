@@ -1,6 +1,6 @@
-"""The plan of a conversion: shapes, settings and a lazy tensor for every weight; and the check that it is complete.
+"""The plan of a conversion (shapes, settings and a lazy tensor for every weight), and the check that it is complete.
 
-Modules in formats/ make plans, write.py writes them.
+Modules in formats/ make plans; write.py carries them out.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class TowerPlan:
 
     config: VisionConfig
     tensors: Mapping[str, LazyTensor]
-    layer: int
+    layer: int  # index of the hidden state that becomes the features; negative values count from the end
     keep_cls: bool
     preprocess: PreprocessSpec
-    n_frames: int = 1
+    n_frames: int = 1  # frames that the exported graph takes at once
     sampling: SamplingSpec | None = None
 
 
@@ -66,7 +66,7 @@ class LlmPlan:
     config: Any  # transformers.PretrainedConfig
     tensors: Mapping[str, LazyTensor]
     tokenizer: Path
-    context: int
+    context: int  # context length in tokens
     new_tokens: tuple[str, ...] = ()
 
 
@@ -74,7 +74,7 @@ class LlmPlan:
 class ConversionPlan:
     """A complete model.
 
-    `unexpected_keys` has one message for each key that no part uses; a plan with any is refused.
+    `unexpected_keys` has one message for each key that no part uses; `check_plan` rejects a plan that has any.
     """
 
     layout: str
@@ -103,7 +103,7 @@ def check_plan(plan: ConversionPlan) -> None:
     """Check that the plan has exactly the weights of the model, in the right shapes. No tensor is read.
 
     Raises:
-        BundleError: lists all keys that are missing, unexpected or of a wrong shape.
+        BundleError: lists the keys that are missing, unexpected, or of a wrong shape or type, at most 40 of them.
     """
     c = plan.connector.spec
     with torch.device("meta"):
@@ -139,7 +139,7 @@ def _differences(name: str, module: nn.Module, tensors: Mapping[str, LazyTensor]
 
 
 def _tied(module: nn.Module) -> set[str]:
-    """Keys of an LLM that share the weights of another key; checkpoints may omit them."""
+    """Return the keys of an LLM that share the weights of another key; checkpoints may omit them."""
     config = getattr(module, "config", None)
     return (
         set(getattr(module, "_tied_weights_keys", None) or ()) if getattr(config, "tie_word_embeddings", 0) else set()

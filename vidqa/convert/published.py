@@ -29,7 +29,7 @@ class Repo:
     Attributes:
         id: `owner/name`.
         skip: files not to download.
-        revision: a commit; None means the newest, which is recorded.
+        revision: a commit; None means the newest. The bundle records the commit that was downloaded.
     """
 
     id: str
@@ -109,7 +109,7 @@ def pull(
     Args:
         name: a key of `PUBLISHED`.
         output: options of the bundle; None writes it to `models_folder()` under its name.
-        revisions: commit by repository, where not the newest.
+        revisions: commit by repository; None, or a repository that is not listed, means the newest.
         mode: as in `vidqa.convert.convert.convert`.
         report: receives one message per download.
         step: as in `vidqa.convert.convert.convert`.
@@ -135,7 +135,7 @@ def pull(
     remove_leftovers(output.folder.absolute())  # the download may need their disk space
     parts, towers = ([_fetch(repo, revisions or {}, report) for repo in group] for group in (model.repos, model.towers))
     origins = tuple(snapshot.origin for snapshot in (*parts, *towers))
-    made = convert(
+    conversion = convert(
         [snapshot.folder for snapshot in parts],
         output,
         towers=[snapshot.folder for snapshot in towers],
@@ -143,7 +143,7 @@ def pull(
         step=step,
         origins=origins,
     )
-    return Pulled(name, output.folder, origins, made)
+    return Pulled(name, output.folder, origins, conversion)
 
 
 def _fetch(repo: Repo, revisions: Mapping[str, str], report: Callable[[str], None]) -> Snapshot:

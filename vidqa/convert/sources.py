@@ -1,7 +1,8 @@
-"""Files of weights: keys with shapes and dtypes; tensors are read one at a time, on request.
+"""Weight files: keys with shapes and dtypes. Tensors are read one at a time, on request.
 
-Reads safetensors files and `.bin` files in torch's zip format. The memory map is reopened regularly, so that pages that
-were read do not accumulate in the process. Pickles may contain tensors only (`weights_only`).
+Supports safetensors files and files that `torch.save` wrote (`.bin`, `.pt`, `.pth`). The memory map is reopened
+regularly, so that pages that were read do not accumulate in the process. Pickles may contain only tensors
+(`weights_only`).
 """
 
 from __future__ import annotations
@@ -163,7 +164,7 @@ def _groups(folder: Path) -> Iterator[list[Path]]:
 
 
 def _is_model_file(path: Path) -> bool:
-    """Whether a file has a name that transformers uses for model weights."""
+    """Return whether a file has a name that transformers uses for model weights."""
     return path.name.startswith(("model.", "model-", "pytorch_model.", "pytorch_model-"))
 
 
@@ -272,7 +273,7 @@ class _TorchFile(_File):
         if not isinstance(data, dict) or not all(isinstance(k, str) for k in data):
             raise BundleError(f"{self.path}: must contain a dictionary of tensors")
         for key, value in data.items():
-            # A view that repeats one element could have any size.
+            # A view that repeats one stored element could claim any size.
             if not isinstance(value, Tensor) or value.untyped_storage().nbytes() < value.nbytes:
                 raise BundleError(f"{self.path}: {key} is not a plain tensor")
         return data

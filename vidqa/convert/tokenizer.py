@@ -1,4 +1,4 @@
-"""Save a published tokenizer as the `tokenizer.json` of the LLM, which can be read without further packages.
+"""Save a published tokenizer as the `tokenizer.json` of the LLM, which needs no additional packages to be read.
 
 A `tokenizer.json` is kept as it is. A `tokenizer.model` of LLaMA is converted so that it returns the ids of the slow
 tokenizer of its time (compared with transformers 4.31). The conversion of transformers 5 differs: it drops the space
@@ -77,7 +77,7 @@ def _read(source: Path, model_type: str) -> Any:
 
 
 def _with_slow_rules(tokenizer: Any, source: Path) -> Any:
-    """LLaMA's fast tokenizer with the rules of the slow one.
+    """Return LLaMA's fast tokenizer with the rules of the slow one.
 
     The rules depend on `legacy` in its configuration (default true): if true, every piece between special tokens
     starts with a space, otherwise only the first piece. Text starts with `<s>` unless `add_bos_token` is false. One
@@ -115,7 +115,7 @@ def _with_slow_rules(tokenizer: Any, source: Path) -> Any:
 
 
 def _added_token(text: str) -> Any:
-    """A token as added to a slow tokenizer: it absorbs the white space around it."""
+    """Return a token with the rules of a slow tokenizer: it absorbs the white space around it."""
     from tokenizers import AddedToken
 
     return AddedToken(text, lstrip=True, rstrip=True, normalized=False, special=True)

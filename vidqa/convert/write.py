@@ -70,7 +70,7 @@ def write_bundle(
     _check_tokenizers(conversion)
 
     def fill(folder: Path) -> None:
-        # Copied parts first: values that are not finite are found before the export, which takes minutes.
+        # Copied parts come first, so that values that are not finite are found before the export, which takes minutes.
         connector = {key: read_finite(tensor, dtype) for key, tensor in conversion.connector.tensors.items()}
         save_file(connector, folder / conversion.connector.spec.file)
         step("connector", total_bytes(conversion.connector.tensors.values()))
@@ -112,14 +112,14 @@ def _check_tokenizers(conversion: ConversionPlan) -> None:
 def write_llm(
     plan: LlmPlan, folder: Path, dtype: torch.dtype | None, step: Step, shard_bytes: int = SHARD_BYTES
 ) -> None:
-    """Write an ordinary transformers folder, shard by shard, in the order of the tensors in the checkpoint.
+    """Write an ordinary transformers model folder, shard by shard, in the order of the tensors in the checkpoint.
 
     Args:
         plan: the LLM.
         folder: the new folder.
-        dtype: of the weights; None keeps the stored dtype.
+        dtype: dtype of the weights; None keeps the stored dtype.
         step: progress callback.
-        shard_bytes: maximum size of a shard.
+        shard_bytes: maximum size of a shard; a larger tensor gets a shard of its own.
     """
     folder.mkdir()
     shards = list(_shards(plan.tensors, dtype, shard_bytes))
@@ -160,7 +160,7 @@ def _write_tower(plan: TowerPlan, path: Path, half: bool) -> None:
 
 
 def _load(kind: type[Any], config: Any, tensors: Mapping[str, LazyTensor]) -> Any:
-    """A tower module in float32, with one copy of its weights in memory."""
+    """Return a tower module in float32, with one copy of its weights in memory."""
     with torch.device("meta"):
         module: nn.Module = kind(config)
     module.load_state_dict({key: read_finite(tensor, torch.float32) for key, tensor in tensors.items()}, assign=True)
@@ -186,7 +186,7 @@ def _save_text_tokenizer(plan: TextPlan, file: Path) -> None:
 
 
 def _spec(conversion: ConversionPlan, name: str, origins: tuple[str, ...]) -> BundleSpec:
-    """The bundle's spec; digests are filled in when the files exist."""
+    """Return the bundle's spec; digests are filled in once the files exist."""
     video = conversion.video
     if video.sampling is None:
         raise BundleError("the plan of the video tower has no sampling rule")
@@ -209,7 +209,7 @@ def _spec(conversion: ConversionPlan, name: str, origins: tuple[str, ...]) -> Bu
 
 
 def _graph(conversion: ConversionPlan, kind: str) -> str:
-    """Path of a tower's graph; a tower shared by images and videos is written once."""
+    """Return the path of a tower's graph; a tower shared by images and videos is written once."""
     image, video = ((p.config, p.tensors, p.n_frames, p.layer) for p in (conversion.image, conversion.video))
     return f"encoders/{'image' if image == video else kind}.onnx"
 

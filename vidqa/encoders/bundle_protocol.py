@@ -1,4 +1,4 @@
-"""Protocol of a bundle as the encoders use it, because they must not import `vidqa.model`."""
+"""What the encoders need from a bundle, as protocols, because they must not import `vidqa.model`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""EncoderInput -> Features. Inputs of many files share batches; results keep the order of the inputs."""
+"""EncoderInput -> Features. Inputs of many files share batches; results keep the order of the inputs.
+
+Axes: T frames, S side of the encoder's input in pixels, P tokens per frame, D width of a token, E width of the pooled
+embedding. A frame group is the number of frames n that the graph takes at once.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +21,8 @@ from vidqa.records import EncoderInput, Features, MediaKind
 
 log = logging.getLogger(__name__)
 
-#: Frames per run with `batch_size="auto"`. An estimate: enough to amortize the overhead of a call on the CPU and to
-#: keep a GPU busy. tools/bench_encode.py measures other sizes.
+#: Frames per run if no batch size is set. An estimate: enough to amortize the overhead of a call on the CPU and to keep
+#: a GPU busy. tools/bench_encode.py measures other sizes.
 AUTO_FRAMES = {"cpu": 16, "cuda": 256}
 
 
@@ -39,7 +43,7 @@ class Encoder:
         image_graph: graph for images, or its path (class token dropped).
         video_graph: graph for videos, or its path (class token kept).
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        batch_size: inputs per run; None chooses by device. Halved whenever memory runs out.
+        batch_size: frame groups per run; None chooses by device. Halved whenever memory runs out.
         threads: CPU threads; None uses all that the process may use.
 
     Raises:
@@ -145,7 +149,7 @@ class Encoder:
             One `Features` per input, in the same order.
 
         Raises:
-            ItemError: (`out_of_memory`) not even a single input fits into memory.
+            ItemError: (`out_of_memory`) not even a single frame group fits into memory.
             BundleError: a graph is missing, altered or not an encoder.
             ValueError: frames of the wrong size or number.
         """
@@ -171,7 +175,7 @@ class Encoder:
         return features
 
     def _run(self, kind: MediaKind, groups: list[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Groups float32 [n, 3, S, S] -> tokens float16 [n, P, D] and embedding float32 [E] of each."""
+        """Encode frame groups float32 [n, 3, S, S]; return tokens float16 [n, P, D] and embedding float32 [E] each."""
         tokens: list[np.ndarray] = []
         embeddings: list[np.ndarray] = []
         while len(tokens) < len(groups):

@@ -1,4 +1,7 @@
-"""Check model files, and convert errors of onnxruntime, which has no common exception class. Does not import it."""
+"""Check model files, and convert errors of onnxruntime, which has no common exception class.
+
+Scope: onnxruntime itself is not imported here.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,9 @@
 """One ONNX encoder graph on one device: pixel values -> tokens and pooled embedding.
 
-The only module in encoders/ that imports onnxruntime, and only when a session is created.
+Axes: B batch, T frames, S side of the input in pixels, P tokens per frame including the class token, D width of a
+token, E width of the pooled embedding.
+
+Scope: the only module in encoders/ that imports onnxruntime, and only when it is first needed.
 """
 
 from __future__ import annotations
@@ -79,7 +82,7 @@ class OnnxSession:
         path: the ONNX file, with its `.data` file next to it if it has one.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         sha256: expected digest of the file; None skips the check.
-        external: digests of the external weight files next to the graph, by name.
+        external: digests of external weight files by path, absolute or relative to the graph's folder.
         threads: CPU threads of one run; None uses all that the process may use.
 
     Raises:
@@ -202,7 +205,7 @@ def _retry_when_full(run: Callable[[], Result]) -> Result:
 
 
 def open_graph(path: Path, device: str, threads: int | None = None) -> Any:
-    """Create an InferenceSession that verifiably runs on `device`.
+    """Create an InferenceSession and verify that it runs on `device`.
 
     Args:
         path: the ONNX file.
@@ -224,7 +227,7 @@ def open_graph(path: Path, device: str, threads: int | None = None) -> Any:
         if is_out_of_memory(e):
             raise DeviceError(f"{path.name} does not fit into the memory of {device}", hint="--device cpu") from e
         raise BundleError(f"{path}: cannot be loaded as an ONNX graph: {first_line(e)}", hint=VERIFY_HINT) from e
-    # onnxruntime falls back to the CPU with only a line on stderr, and the run would be slow without an explanation.
+    # onnxruntime only prints a line to stderr and falls back to the CPU; the run would be slow without an explanation.
     if device != "cpu" and "CUDAExecutionProvider" not in session.get_providers():
         raise cuda_error(device, "its CUDA provider does not start (are the CUDA and cuDNN libraries installed?)")
     return session
@@ -283,7 +286,7 @@ def _runtime() -> Any:
         onnxruntime, "preload_dlls"
     ):
         printed = io.StringIO()
-        # It prints the libraries that it cannot load, but stdout is for results; open_graph reports real problems.
+        # preload_dlls prints the libraries that it cannot load, but stdout is for results. open_graph reports failures.
         with contextlib.redirect_stdout(printed), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             onnxruntime.preload_dlls()

@@ -1,7 +1,7 @@
 """FrameBatch -> EncoderInput: resize, crop and normalize exactly as the published models do.
 
-Runs in the decoder processes: numpy and Pillow only, one thread, and no pixel outside the crop is computed. It is
-deterministic (no random flip).
+Runs in the decoder processes, so it uses only numpy and Pillow, and one thread. In mode `original`, pixels outside the
+crop are not computed. The result is deterministic (no random flip).
 
 Axes: T frames, H rows, W columns, S side of the encoder's input in pixels, K filter taps.
 """
@@ -24,7 +24,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 # LLaVA pads with CLIP's mean color, truncated to integers.
 _PAD_RGB = (122, 116, 104)
-# PyTorch's bicubic kernel; Pillow's has -0.5, so `hf` uses Pillow.
+# Coefficient of PyTorch's bicubic kernel. Pillow's is -0.5, so `hf` uses Pillow.
 _CUBIC_A = -0.75
 
 _Taps = tuple[np.ndarray, np.ndarray]  # source index int64 [S, K] and weight float32 [S, K]
@@ -162,7 +162,7 @@ def _resize_nearest(pixels: np.ndarray, size: int) -> np.ndarray:
 
 
 def _linear_taps(n_in: int, n_out: int, offset: int, size: int) -> _Taps:
-    """Two taps for each of the outputs offset .. offset + size of n_out; positions before 0 are clamped to 0."""
+    """Return two taps for each output from offset to offset + size - 1 of n_out; positions below 0 become 0."""
     source = np.maximum(_sources(n_in, n_out, offset, size), np.float32(0))
     low = np.minimum(source.astype(np.int64), n_in - 1)
     weight = np.clip(source - low.astype(np.float32), 0, 1).astype(np.float32)
@@ -170,7 +170,7 @@ def _linear_taps(n_in: int, n_out: int, offset: int, size: int) -> _Taps:
 
 
 def _cubic_taps(n_in: int, n_out: int, offset: int, size: int) -> _Taps:
-    """Four taps for each output; indices beyond the border are clamped."""
+    """Return four taps for each output; indices beyond the border are clamped."""
     source = _sources(n_in, n_out, offset, size)
     low = np.floor(source)
     t = source - low

@@ -25,7 +25,7 @@ class TextTokenizer:
     Args:
         file: a `tokenizer.json`. Its own special tokens, padding and truncation are not used.
         max_length: maximum number of ids, including the start and end tokens.
-        start: the start token, None for none.
+        start: the start token; None if the tower has none.
         end: the end token; it must have the largest id that the tower accepts.
 
     Raises:

@@ -6,7 +6,7 @@ scan.py, files.py, sniff.py           find media files by content
 container.py, frame_index/, probe.py  open a video; its facts and the pts of its frames
 segments.py, frame_sampling.py        choose the frames to decode
 decode.py, backends/, pixels.py       decode them
-workers/                              the same in separate processes, with limits
+workers/                              decode in separate processes, with time and memory limits
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Open the container of a video safely, select its video stream, and read facts from header and first frame.
 
-A count of frames never overwrites what the header claims: the two have separate fields in `MediaFacts`. Duration and
-rate come from the count once there is one.
+A frame count never overwrites what the header claims: the two have separate fields in `MediaFacts`. Duration and rate
+are computed from the frame index once there is one.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _DEMUXERS = (
     "yuv4mpegpipe,nsv,smk,bink,roq,flic,film_cpk,4xm,dirac,dnxhd,vc1,vc1test,cavsvideo,avs2,avs3,mjpeg,amv,swf,h261,h263,"
     "mp3,aac,ac3,eac3,flac,wav,w64,aiff,amr,caf,ape,wv,dts,truehd,tta,au,mmf,voc"
 )
-#: Consecutive EAGAIN results from a demuxer before its error counts.
+#: Number of consecutive EAGAIN results from a demuxer that are ignored.
 _MAX_EMPTY_READS = 1000
 _OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _DEMUXERS}
 
@@ -171,7 +171,7 @@ def decode_first_frame(video: OpenVideo, on_packet: Callable[[Packet], None] | N
 
 
 def facts_from_header(video: OpenVideo, frame: VideoFrame) -> MediaFacts:
-    """Return the facts that the container header and the first frame claim.
+    """Return the facts that the container header and the first frame state.
 
     Args:
         video: the open video.
@@ -242,7 +242,7 @@ def orientation(frame: VideoFrame) -> tuple[int, bool]:
 
     Returns:
         The clockwise rotation in degrees (0, 90, 180 or 270), and whether the frame has to be mirrored horizontally
-        before it (front cameras).
+        before the rotation (front cameras).
     """
     side = frame.side_data.get(SideType.DISPLAYMATRIX)  # type: ignore[call-overload]
     if side is None:
@@ -261,7 +261,7 @@ def too_large_error(path: str, width: int, height: int) -> MediaError:
 
 
 def container_error(path: str, signature: Signature, error: av.error.FFmpegError) -> MediaError:
-    """Convert an FFmpeg error on opening a file."""
+    """Convert an FFmpeg error that occurred while opening a file to a MediaError."""
     if error.errno == errno.ENOMEM:
         return MediaError("out_of_memory", f"{display_path(path)}: not enough memory to open the file")
     if isinstance(error, av.error.ArgumentError):
@@ -271,7 +271,7 @@ def container_error(path: str, signature: Signature, error: av.error.FFmpegError
 
 
 def decode_error(path: str, error: av.error.FFmpegError) -> MediaError:
-    """Convert an FFmpeg error on reading or decoding a stream."""
+    """Convert an FFmpeg error that occurred while reading or decoding a stream to a MediaError."""
     if error.errno == errno.ENOMEM:
         return MediaError("out_of_memory", f"{display_path(path)}: not enough memory to decode")
     unsupported = isinstance(error, (av.error.DecoderNotFoundError, av.error.PatchWelcomeError))

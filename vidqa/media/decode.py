@@ -1,4 +1,4 @@
-"""Path -> decoded frames of its segments. The entry point to all backends.
+"""Path -> decoded frames of its segments. This is the entry point to all backends.
 
 `auto` uses PyAV and falls back to decord. PyAV is faster and was correct for every file tested: it skips non-reference
 frames, while decord 0.6 decodes all frames, ignores the pixel aspect ratio and counts fields as frames (measurements:
@@ -43,8 +43,9 @@ def open_reader(path: str, backend: Backend = "auto", *, index_source: IndexSour
 
     Args:
         path: path of the file.
-        backend: `auto`; tests and benchmarks may select one. Images are always read by Pillow.
-        index_source: where the frame index comes from, see `PyavReader`. decord uses at least `packets`.
+        backend: `auto` opens videos with PyAV; tests and benchmarks may name a backend. Images are always read by
+            Pillow.
+        index_source: first source to try for the frame index, see `PyavReader`. decord never uses `container`.
 
     Raises:
         MediaError: no frame can be decoded; `kind` is the reason.
@@ -84,9 +85,9 @@ def decode(
         image: sampling of an image; None means one frame. Any other sampling repeats the image like a video of one
             frame.
         video: sampling of each segment of a video; None means 8 frames, both ends included.
-        backend: see `open_reader`.
-        transform: applied to each segment as soon as it is decoded, so that the full-size frames of only one segment
-            are in memory.
+        backend: `auto` uses PyAV, then decord if PyAV fails; see `open_reader`.
+        transform: applied to each segment as soon as it is decoded, so that full-size frames of only one segment are
+            in memory at a time.
 
     Returns:
         Facts with counted frames, and at least one segment.
@@ -154,7 +155,7 @@ def select_frames(
         fps: average frame rate of the video in frames per second.
 
     Returns:
-        int64 [T] indices into `pts_s`, and bool [T] repeated.
+        Indices into `pts_s`, int64 [T]; and `repeated`, bool [T], as in `FrameBatch`.
     """
     first = int(np.searchsorted(pts_s, segment.start_s - BOUNDARY_TOLERANCE_S, side="left"))
     last = len(pts_s)

@@ -1,6 +1,6 @@
-"""Paths as bytes of the file system: first bytes of a file, its signature, and errors for files that cannot be read.
+"""Access to media files by path: their first bytes, their signature, and errors for files that cannot be read.
 
-A path is never interpreted as an address: a file may be called `concat:a|b`.
+A path is never interpreted as a URL: a file may be called `concat:a|b`.
 """
 
 from __future__ import annotations
@@ -70,16 +70,14 @@ def identify(path: str) -> Signature:
     if signature.family == "empty":
         raise MediaError("empty_file", f"{name}: the file is empty")
     if signature.family == "playlist":
-        raise MediaError(
-            "not_local", f"{name}: a playlist or script that refers to other files or addresses; not opened"
-        )
+        raise MediaError("not_local", f"{name}: a playlist or script that refers to other files or URLs; not opened")
     if signature.family in ("text", "subtitles", "other"):
         raise MediaError("not_media", f"{name}: not an image or video but {signature.family} ({container})")
     return signature
 
 
 def file_error(path: str, error: OSError | ValueError) -> MediaError:
-    """Convert an error of the operating system."""
+    """Convert an error of the operating system to a MediaError."""
     reason = getattr(error, "strerror", None) or str(error)
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
         return MediaError("missing", f"{display_path(path)}: no such file")
@@ -90,10 +88,10 @@ def file_error(path: str, error: OSError | ValueError) -> MediaError:
 
 @contextmanager
 def native_path(path: str) -> Iterator[str]:
-    """Yield a name of the file for C libraries: UTF-8, absolute, without a suffix that could affect format detection.
+    """Yield a name by which C libraries can open the file.
 
     Where the system has /dev/fd, the file is opened here and passed as /dev/fd/N, which also works for undecodable
-    names.
+    names and has no suffix that could affect format detection. Elsewhere it is the absolute path.
 
     Args:
         path: path of the file.

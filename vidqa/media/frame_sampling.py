@@ -84,7 +84,7 @@ def segment_indices(n: int, k: int) -> list[int]:
 def _fps_indices(
     n: int, spec: SamplingSpec, fps: float | None, pts_s: Sequence[float] | np.ndarray | None
 ) -> list[int]:
-    """One frame every 1/rate seconds, without repetition; if these exceed n_frames, evenly spaced ones of them."""
+    """Return one frame every 1/rate seconds, without repetition; an evenly spaced subset if there are too many."""
     if not spec.rate or spec.rate <= 0:
         raise ValueError(f"the rule `fps` needs a rate above 0, got {spec.rate=}")
     if pts_s is not None:

@@ -23,7 +23,7 @@ def probe(path: str, *, count: bool = False) -> MediaFacts:
 
     Args:
         path: path of the file.
-        count: count the frames, for exact duration and rate. Reads the packets; decodes almost nothing.
+        count: count the frames, for exact duration and rate. Usually reads the packets without decoding them.
 
     Raises:
         MediaError: no frame can be decoded; `kind` is the reason.

@@ -34,14 +34,14 @@ _SYSTEM_FOLDERS = frozenset(
 _SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "ehthumbs.db"})
 #: Containers that often contain audio only: with an audio suffix, they are opened to check for a video stream.
 _AMBIGUOUS = frozenset({"isobmff", "matroska", "asf", "rm"})
-#: Opening ambiguous files: time limit per file, and number of parallel processes.
+#: For opening ambiguous files: time limit per file, and number of parallel processes.
 _PROBE_TIMEOUT_S = 60.0
 _N_PROBE_WORKERS = min(4, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
-class ExcludedFile:
-    """A file or folder that was found and gets no row."""
+class IgnoredPath:
+    """A file or folder that was found but gets no row, or a glob without matches."""
 
     path: str
     reason: str
@@ -49,34 +49,35 @@ class ExcludedFile:
 
 @dataclass(frozen=True)
 class ScanResult:
-    """Result of a scan. Every file and folder that was found is in one of the two lists."""
+    """Result of a scan. Every file that was found is in one of the two lists."""
 
     items: tuple[MediaItem, ...]  # sorted by the bytes of the path
-    ignored: tuple[ExcludedFile, ...]  # sorted by the bytes of the path
+    ignored: tuple[IgnoredPath, ...]  # sorted by the bytes of the path
 
     def counts(self) -> dict[str, int]:
         """Return the number of ignored paths by reason, most frequent first."""
-        return dict(Counter(out.reason for out in self.ignored).most_common())
+        return dict(Counter(ignored.reason for ignored in self.ignored).most_common())
 
 
 def scan(paths: Sequence[str]) -> ScanResult:
     """Find media files.
 
     A file that is named explicitly always becomes an item, even if it does not exist. Folders are searched recursively.
-    A glob is used only if no file has that name; its matches follow the rules for folders.
+    A path is treated as a glob only if no file has that name; its matches follow the rules for folders.
 
     Args:
         paths: files, folders and globs, relative to the working directory or absolute.
 
     Returns:
-        Items, sorted, each file once (explicitly named files first, then regular entries before links, then the first
-        one found), and the ignored paths with their reasons.
+        The items, sorted, and the ignored paths with their reasons. Of several paths to the same file, one becomes an
+        item: an explicitly named path, else a regular entry rather than a link, else the first one found.
 
     Raises:
         UsageError: `paths` is empty or contains an empty path.
     """
     if not paths or not all(map(os.fspath, paths)):  # an empty path is usually an unset variable of a script
-        raise UsageError("a path is missing" if not paths else "one of the paths is empty", hint="a file or folder")
+        what = "a path is missing" if not paths else "one of the paths is empty"
+        raise UsageError(what, hint="pass a file or folder")
     state = _Scan()
     named: list[str] = []
     searched: list[str] = []
@@ -102,19 +103,19 @@ def is_glob(path: str) -> bool:
 @dataclass
 class _Scan:
     items: list[MediaItem] = field(default_factory=list)
-    ignored: list[ExcludedFile] = field(default_factory=list)
-    ambiguous: dict[str, tuple[MediaItem, str]] = field(default_factory=dict)  # and the reason if it has no video
+    ignored: list[IgnoredPath] = field(default_factory=list)
+    ambiguous: dict[str, tuple[MediaItem, str]] = field(default_factory=dict)  # with the reason if not a video
     files_seen: set[tuple[int, int] | str] = field(default_factory=set)
     folders_seen: set[tuple[int, int] | str] = field(default_factory=set)
 
     def result(self) -> ScanResult:
         return ScanResult(
             tuple(sorted(self.items, key=lambda item: os.fsencode(item.path))),
-            tuple(sorted(self.ignored, key=lambda out: (os.fsencode(out.path), out.reason))),
+            tuple(sorted(self.ignored, key=lambda ignored: (os.fsencode(ignored.path), ignored.reason))),
         )
 
     def ignore(self, path: str, reason: str) -> None:
-        self.ignored.append(ExcludedFile(path, reason))
+        self.ignored.append(IgnoredPath(path, reason))
 
     def add_named(self, path: str) -> None:
         root, name = os.path.dirname(path), os.path.basename(path) or path
@@ -141,7 +142,7 @@ class _Scan:
                 self.add_found(match, root)
 
     def walk(self, folder: str, root: str) -> None:
-        """Search a folder. Links come last, so of a file and a link to it, the link is ignored."""
+        """Search a folder. Links come last, so that a link to a file that is found as well is ignored."""
         pending, links = [folder], list[str]()
         while pending or links:
             here = pending.pop() if pending else links.pop(0)
@@ -178,7 +179,7 @@ class _Scan:
         return True
 
     def add_found(self, path: str, root: str) -> None:
-        """Add a file found by a search: as an item if it is media or claims to be, else as ignored."""
+        """Add a file found by a search: as an item if it is media or claims to be, otherwise as an ignored path."""
         try:
             found = os.stat(path)
         except OSError:

@@ -9,13 +9,14 @@ BOUNDARY_TOLERANCE_S = 1e-6
 
 
 def plan_segments(facts: MediaFacts, segments: float | tuple[Segment, ...] | None) -> tuple[Segment, ...]:
-    """Split a video into segments of fixed length, or use the given ones.
+    """Split a video into segments of fixed length, or return the segments that the caller passes.
 
     Every segment contains the start of at least one frame: the duration of the last frame never adds a segment. The
     last segment keeps its nominal end, so cache keys do not depend on the precision of the duration.
 
     Args:
-        facts: facts of the video. With counted facts the segments are exact; with a wrong header they are wrong.
+        facts: facts of the video. The segments are exact if its frames were counted, otherwise only as correct as the
+            header.
         segments: length of a segment in seconds, the segments themselves, or None for one segment that covers the
             whole video. Images always have one segment.
 

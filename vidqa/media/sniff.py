@@ -125,7 +125,7 @@ def _prefix(head: bytes) -> Signature | None:
 
 
 def _boxes(head: bytes) -> Signature | None:
-    """ISO base media (MP4, MOV, 3GP, HEIF, AVIF). Audio brands are trusted; other brands may contain anything."""
+    """Recognize ISO base media (MP4, MOV, 3GP, HEIF, AVIF). Audio brands are trusted; others may contain anything."""
     kind = head[4:8]
     if kind == b"ftyp":
         brand = head[8:12]
@@ -151,7 +151,7 @@ def _riff_ogg_ebml(head: bytes) -> Signature | None:
 
 
 def _streams(head: bytes) -> Signature | None:
-    """MPEG transport streams (a sync byte every 188, 192 or 204 bytes) and raw H.264 / HEVC streams."""
+    """Recognize MPEG transport streams (a sync byte every 188, 192 or 204 bytes) and raw H.264 / HEVC streams."""
     for step, first in ((188, 0), (192, 4), (204, 0)):
         sync_bytes = head[first : first + 8 * step : step]
         if len(sync_bytes) >= 3 and set(sync_bytes) == {0x47}:
@@ -184,7 +184,7 @@ def _script_or_text(head: bytes) -> Signature | None:
 
 
 def _weak(head: bytes) -> Signature | None:
-    """Short signatures that may also occur in random bytes; checked last."""
+    """Recognize short signatures, which may also occur in random bytes and are therefore checked last."""
     if (
         head.startswith(b"BM")
         and len(head) >= 26

@@ -1,4 +1,4 @@
-"""Write a synthetic test video, for benchmarks without videos of the user's own."""
+"""Write a synthetic test video, for benchmarks that are run without the user's own videos."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """`bench`: a model and a few files -> throughput of each stage on this machine, and the bottleneck.
 
-Each stage runs alone for a few seconds with the parts that a real run uses: decode processes, encoder, answering
+Each stage runs alone for a few seconds with the parts that a real run uses: decoder processes, encoder, answering
 engine. The rates are therefore upper limits for a run; the summary of `describe` reports what a run achieved.
 """
 
@@ -167,7 +167,7 @@ def _decode(
                 broken[job.path] = result
                 continue
             first = cast(EncoderInput, result.segments[0].frames)
-            if not start:  # the decode processes have started
+            if not start:  # the decoder processes have started
                 start = time.perf_counter()
                 end = start + options.seconds
             else:

@@ -163,7 +163,7 @@ class _Counter:
         self._duplicates: Counter[str] = Counter()  # media_id -> duplicates of a file that is probed
 
     def count(self, items: Sequence[MediaItem]) -> None:
-        """Count all files. Unknown containers are opened in decode processes, which they may crash."""
+        """Count all files. Unknown containers are opened in decoder processes, which they may crash."""
         options = self._run.options
         n_workers = options.n_workers or cpu_threads()
         with DecodePool(n_workers=n_workers, timeout_s=options.timeout_s, memory_bytes=options.memory_bytes) as pool:

@@ -2,8 +2,8 @@
 
 Scope: tokenizer and chat format are arguments, and the number of visual tokens comes with each media item.
 
-In this module's intermediate text a media item is one NUL character, so a user may write `<image>` in a question
-without inserting an image.
+In this module's intermediate text, one NUL character stands for a media item, so a user may write `<image>` in a
+question without inserting an image.
 
 Sources: Video-LLaVA 984e65b, videollava/mm_utils.py (tokenizer_image_token), videollava/train/train.py (preprocess_v1).
 """
@@ -47,7 +47,7 @@ class Tokenizer(Protocol):
 
 
 @dataclass(frozen=True)
-class LabelledPrompt:
+class LabeledPrompt:
     """A complete conversation for training."""
 
     prompt: Prompt
@@ -87,7 +87,7 @@ def build_labels(
     chat: ChatFormat,
     turns: Sequence[Turn],
     media: Sequence[tuple[MediaKind, int, int] | MediaShape] = (),
-) -> LabelledPrompt:
+) -> LabeledPrompt:
     """Return the token ids and labels of a conversation for training.
 
     If questions contain `<image>` or `<video>` tags (the LLaVA conversation layout), the media replace the tags;
@@ -110,17 +110,17 @@ def build_labels(
     prompt = _tokenize(tokenizer, chat, text, shapes)
     labels = np.full_like(prompt.ids, IGNORE_INDEX)
     if problem := _problem(chat, turns):
-        return LabelledPrompt(prompt, labels, problem)
+        return LabeledPrompt(prompt, labels, problem)
     for span in spans:
         start, end = (_tokenize(tokenizer, chat, text[:at], shapes) for at in span)
         if not np.array_equal(prompt.ids[: len(end.ids)], end.ids) or not np.array_equal(
             end.ids[: len(start.ids)], start.ids
         ):
             labels[:] = IGNORE_INDEX
-            return LabelledPrompt(prompt, labels, "a token crosses the boundary of an answer")
+            return LabeledPrompt(prompt, labels, "a token crosses the boundary of an answer")
         labels[len(start.ids) : len(end.ids)] = prompt.ids[len(start.ids) : len(end.ids)]
     labels[prompt.slots] = IGNORE_INDEX
-    return LabelledPrompt(prompt, labels)
+    return LabeledPrompt(prompt, labels)
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ def _check_reserved(chat: ChatFormat, turns: Sequence[Turn]) -> None:
 
 
 def _problem(chat: ChatFormat, turns: Sequence[Turn]) -> str | None:
-    """Return why a sample has no targets, by the rules of the original training code; None if it has."""
+    """Return why a sample has no targets, by the rules of the original training code; None if it has targets."""
     if not turns or any(not answer for _, answer in turns):
         return "an answer is empty"
     if chat.kind == "roles":
@@ -207,7 +207,7 @@ def _problem(chat: ChatFormat, turns: Sequence[Turn]) -> str | None:
 
 
 def _tokenize(tokenizer: Tokenizer, chat: ChatFormat, text: str, shapes: Sequence[MediaShape]) -> Prompt:
-    """Tokenize a text whose NUL characters are the first of `shapes`, in order."""
+    """Tokenize a text whose NUL characters stand for the first of `shapes`, in order."""
     chunks = text.split(_MEDIA)
     used = shapes[: len(chunks) - 1]
     if len(used) != len(chunks) - 1:

@@ -66,9 +66,9 @@ class ChatFormat:
             tokens, and the text is tokenized as a whole (Video-ChatGPT, Valley).
         stop: strings that end an answer, for models without an end token for it.
         special_tokens: special tokens of each run (`media="special_tokens"`).
-        question_first: the media come after the first question, not before it.
-        role_in_prompt: an open turn ends with `{assistant}:`; otherwise the model generates it, and it is removed from
-            the answer.
+        question_first: whether the media come after the first question instead of before it.
+        role_in_prompt: whether an open turn ends with `{assistant}:`; otherwise the model generates it, and it is
+            removed from the answer.
         answer_prefixes: strings that are removed from the start of an answer, in any order and number.
     """
 
@@ -127,7 +127,7 @@ _CHATGPT = replace(
     special_tokens=(SpecialTokens("<vid_start>", "<vid_patch>", "<vid_end>"),),
     question_first=True,
 )
-# The format of Valley's training data; its published code asks with another one, see `valley` below.
+# The format of Valley's training data; the published code uses another one for inference, see `valley` below.
 _VALLEY_TRAINING = replace(
     _V0,
     name="valley_tuned",
@@ -153,7 +153,7 @@ FORMATS: dict[str, ChatFormat] = {
         _V0,
         ChatFormat("plain", kind="plain", user_end="\n", answer_end="\n", stop=("\n",)),
         ChatFormat("hf", media="placeholder"),
-        _CHATGPT,  # the format of Video-ChatGPT's training data; its published code asks with the next one
+        _CHATGPT,  # the format of Video-ChatGPT's training data; the published code uses the next one for inference
         replace(_CHATGPT, name="video-chatgpt_v1", system=_VIDEO_CHATGPT),
         _VALLEY_TRAINING,
         replace(

@@ -36,7 +36,7 @@ def load_questions(name_or_file: str | os.PathLike[str]) -> tuple[Question, ...]
     """Read a question set.
 
     Args:
-        name_or_file: name of a built-in set (`caption`), or a file: anything that ends in .toml or contains a folder.
+        name_or_file: name of a built-in set (`caption`), or a file: a name that ends in .toml or contains a folder.
 
     Returns:
         The questions in the order of the file, at least one.

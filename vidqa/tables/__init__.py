@@ -2,10 +2,10 @@
 
 In: `AnswerRow`. Out: a Parquet, CSV, JSONL or Arrow file, or a folder of Parquet files (a dataset).
 
-table.py            the table of a run: what is answered, adding rows, checkpoint and commit
+table.py            the table of a run: which questions are answered; add rows, checkpoint, commit
 schema.py           columns and types; rows to data frames and back
 formats.py          data frames to files and back, in batches
-destination.py      the files that an `--out` means
+destination.py      the files that `--out` refers to
 journal/            crash-safe changes: row index, part files, merge
 search_results.py   tables of `vidqa search`
 """

@@ -1,7 +1,8 @@
-"""The files that an `--out` means: one file whose suffix selects the format, or a folder of Parquet files (a dataset).
+"""The files that `--out` refers to: one file whose suffix selects the format, or a folder of Parquet files (a dataset).
 
 A dataset suits tables that are too large to be rewritten by every run: a run adds a file, and rewrites only the files
-in which rows are renamed or replaced. Scope: names and folders; table files are not opened here.
+in which rows are renamed or replaced.
+Scope: names and folders; table files are not opened here.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Destination:
         return self.path if self.is_dataset else self.path.parent
 
     def names(self) -> list[str]:
-        """Names of its files, in the order of their rows."""
+        """Return the names of its files, in the order of their rows."""
         if not self.is_dataset:
             return [self.path.name] if self.path.exists() else []
         try:
@@ -57,7 +58,7 @@ class Destination:
             return []
 
     def new_names(self) -> Iterator[str]:
-        """Names for new files of a dataset, an infinite sequence."""
+        """Return an infinite sequence of names for new files of a dataset."""
         last = max(map(_number, self.names()), default=0)
         return (f"part-{number:06d}.parquet" for number in count(last + 1))
 

@@ -127,7 +127,7 @@ def write_batches(frames: Iterable[pl.DataFrame], path: str | os.PathLike[str]) 
         path: the suffix selects the format.
 
     Raises:
-        OSError: the operating system refused; the old file is unchanged.
+        OSError: the file cannot be written; the old file is unchanged.
         TableError: raised by `frames`.
     """
     form = format_of(path)
@@ -158,7 +158,7 @@ def first_line(error: Exception) -> str:
 
 
 def _lazy(frames: Iterable[pl.DataFrame], schema: Any) -> pl.LazyFrame:
-    """A lazy frame whose sink pulls the batches one by one."""
+    """Return a lazy frame whose sink pulls the batches one by one."""
 
     def source(columns: Any, predicate: Any, n_rows: Any, batch_size: Any) -> Iterator[pl.DataFrame]:
         yield from frames  # a sink requests all columns and rows
@@ -167,7 +167,7 @@ def _lazy(frames: Iterable[pl.DataFrame], schema: Any) -> pl.LazyFrame:
 
 
 def _source(path: str | os.PathLike[str]) -> Any:
-    """The path, or an open file if polars cannot take the path because it is not valid UTF-8."""
+    """Return the path, or an open file if the path is not valid UTF-8, which polars does not accept."""
     name = os.fspath(path)
     try:
         name.encode()

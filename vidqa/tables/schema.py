@@ -45,7 +45,7 @@ def rows_to_frame(rows: Iterable[AnswerRow]) -> pl.DataFrame:
 
 
 def frame_to_rows(frame: pl.DataFrame) -> list[AnswerRow]:
-    """Convert a data frame that `align` returned to rows. Escaped file names become the original names."""
+    """Convert a data frame with the columns of `SCHEMA` to rows. Escaped file names become the original names."""
     rows = []
     for values in frame.iter_rows(named=True):
         for name in _NAMES:
@@ -126,7 +126,11 @@ def _to_cell(name: str, value: Any) -> Any:
 
 
 def _cast(series: pl.Series, dtype: pl.DataType) -> pl.Series:
-    """Cast values of a typed format, if no value changes (other programs store integers as floats)."""
+    """Cast values of a typed format without changing any of them; other programs may store integers as floats.
+
+    Raises:
+        ValueError: the type cannot be cast, or a value would change.
+    """
     have = series.dtype
     if have == dtype:
         return series

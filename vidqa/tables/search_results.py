@@ -42,7 +42,7 @@ SCHEMA: dict[str, pl.DataType] = {
 
 
 def check_target(path: str | os.PathLike[str]) -> None:
-    """Check before the search starts that its results can be written: no file, or older results to be replaced.
+    """Check before the search starts that its results can be written: to a new file, or over older results.
 
     Raises:
         TableError: unknown suffix, no such folder, or an existing file that is not a table of search results.
@@ -98,7 +98,7 @@ def _write(frame: pl.DataFrame, f: BinaryIO, form: Format) -> None:
 
 
 def _columns(path: Path, form: Format) -> list[str]:
-    """Column names of a file; those of `SCHEMA` for an empty JSONL file, which has no column names."""
+    """Return the column names of a file; those of `SCHEMA` for an empty JSONL file, which has no column names."""
     if form == "parquet":
         return list(pl.read_parquet_schema(path))
     if form == "arrow":

@@ -1,7 +1,7 @@
 """The table of a run: which rows exist, which are new, and when they reach the disk.
 
-A question about a content is answered if the table has rows with the same media_id, question text, model_id and
-settings_id; the segmentation is part of settings_id. All rows of one file for one question are added together, so
+A question about a file is answered if the table has rows with the file's media_id and the same question text, model_id
+and settings_id; the segmentation is part of settings_id. All rows of one file for one question are added together, so
 that one row implies the others.
 """
 
@@ -68,14 +68,14 @@ class Table:
         return self
 
     def __len__(self) -> int:
-        """Number of rows, including those not yet committed."""
+        """Return the number of rows, including those not yet committed."""
         return len(self._index)
 
     def recover(self) -> int:
-        """After `load`: merge the journal of an interrupted run into the table and delete its leftovers.
+        """Merge the journal of an interrupted run into the table and delete its leftovers. Call it after `load`.
 
         Returns:
-            How many rows that run had finished.
+            The number of rows that the interrupted run had finished.
 
         Raises:
             TableError: as `commit`.
@@ -88,10 +88,10 @@ class Table:
         return n
 
     def status(self, media_id: str | None, question: str, model_id: str, settings_id: str) -> Status | None:
-        """Status of the answer to a question about a content; None if it was not asked yet.
+        """Return the status of the answer to a question about a media_id; None if the question is not answered yet.
 
-        If several rows answer it (segments, files with the same content), the most severe status counts: failed,
-        skipped, truncated, empty, ok. For a file that could not be read (media_id None) the result is always None.
+        If several rows answer it (segments, duplicates), the most severe status counts: failed, skipped, truncated,
+        empty, ok. For a file that could not be read (media_id None) the result is always None.
         """
         if media_id is None:
             return None
@@ -99,10 +99,10 @@ class Table:
         return max(found, key=lambda s: _SEVERITY[s], default=None)
 
     def has_failed(self, media_id: str | None, root: str, path: str, question: tuple[str, str, str]) -> bool:
-        """Whether a file has a failed row that `add` or `copy_rows` would replace.
+        """Return whether a file has a failed row that `add` or `copy_rows` would replace.
 
         Args:
-            media_id: content of the file; None if it could not be read.
+            media_id: digest of the file's content; None if it could not be read.
             root: as in its rows.
             path: as in its rows.
             question: (question, model_id, settings_id).
@@ -110,14 +110,14 @@ class Table:
         return self._index.has_failed(media_id, file_path(root, path), QuestionKey(*question))
 
     def add(self, rows: Iterable[AnswerRow]) -> None:
-        """Add rows: for each file and question all of them at once.
+        """Add rows. All rows of a file for a question must be added in one call.
 
-        They replace existing rows with the same file, content, question, model and settings, so a retry replaces
-        failed rows. They also replace rows from when the file could not be read.
+        They replace existing rows with the same file, media_id, question, model and settings, so a retry replaces
+        failed rows. They also replace rows that were added when the file could not be read.
 
         Raises:
-            ValueError: rows for the same file and question were added before since `load`; some would be lost or
-                duplicated.
+            ValueError: rows for the same file and question have already been added since `load`, so some would be lost
+                or duplicated.
         """
         groups: dict[tuple[str | None, str, QuestionKey], list[AnswerRow]] = {}
         for row in rows:
@@ -141,13 +141,14 @@ class Table:
         questions: Collection[tuple[str, str, str]] | None = None,
         exists: Callable[[str], bool] = os.path.lexists,
     ) -> PathChanges:
-        """Assign the rows of each content to the files that were found with it.
+        """Assign the rows of each media_id to the files that the scan found with it.
 
-        A file without rows takes over the rows of a file with the same content that no longer exists: it was renamed.
-        If all other files with this content still exist, it gets copies of their rows. Rows of missing files stay.
+        A file without rows takes over the rows of a duplicate that no longer exists: the file was renamed. If all its
+        duplicates still exist, it gets copies of their rows. Rows of missing files stay.
 
         Args:
-            files: (media_id, file) as found by the scan. All at once or one by one; all at once matches renames best.
+            files: (media_id, file) as found by the scan. They may be passed one by one, but renames are matched best if
+                all are passed at once.
             questions: (question, model_id, settings_id) whose rows may be copied; None for all.
             exists: returns whether a path exists.
         """
@@ -172,12 +173,12 @@ class Table:
     def copy_rows(
         self, media_id: str, source: MediaItem, target: MediaItem, questions: Iterable[tuple[str, str, str]]
     ) -> list[Status]:
-        """Copy answers to a file with the same content, replacing the rows that it has for these questions.
+        """Copy answers to a duplicate of a file, replacing the rows that the duplicate has for these questions.
 
         Args:
-            media_id: content of both files.
+            media_id: digest of the content of both files.
             source: the file that has rows.
-            target: the file that gets copies.
+            target: the duplicate that gets copies.
             questions: (question, model_id, settings_id) of the rows to copy.
 
         Returns:
@@ -194,7 +195,7 @@ class Table:
         """Drop the rows of files that no longer exist. Returns the number of files.
 
         Args:
-            gone: returns whether no file exists at a path any more.
+            gone: returns whether a path no longer exists.
         """
         files = [file for file in self._index.all_files() if gone(file_path(*file[1:]))]
         for media_id, root, path in files:
@@ -202,7 +203,7 @@ class Table:
         return len(files)
 
     def rows_for(self, media_id: str | None) -> list[AnswerRow]:
-        """All rows of a content in the order of the table; for None, the rows of all files that could not be read.
+        """Return all rows of a media_id in table order; for None, the rows of all files that could not be read.
 
         Reads the table's files from the start, so it suits single lookups and not a loop over all files.
         """
@@ -220,7 +221,7 @@ class Table:
         return [replace(values[number], root=root, path=path) for number, root, path in rows]
 
     def counts(self) -> dict[str, int]:
-        """Number of rows per status, without statuses that do not occur."""
+        """Return the number of rows per status, without statuses that do not occur."""
         return self._index.counts()
 
     def checkpoint(self) -> bool:
@@ -239,7 +240,7 @@ class Table:
         return True
 
     def commit(self) -> bool:
-        """Merge all changes into the table, atomically. Without changes nothing is touched.
+        """Merge all changes into the table, atomically. Without changes, nothing is written.
 
         Returns:
             True if a file was written.
@@ -273,7 +274,7 @@ class Table:
         item: MediaItem,
         questions: Collection[tuple[str, str, str]] | None,
     ) -> bool:
-        """Copy to the file at `path` the answers that it lacks and other files with its content have.
+        """Copy answers that the file at `path` lacks from its duplicates.
 
         Returns:
             True if there were any.

@@ -27,7 +27,7 @@ def test_an_estimate_is_the_sum_of_what_was_measured():
 
 
 def test_startup_costs_are_not_multiplied():
-    """One video takes half a second to start the decode processes; 1,000 videos do not take 500 s for that."""
+    """One video takes half a second to start the decoder processes; 1,000 videos do not take 500 s for that."""
     one = summary(1, 8, 1, decode=0.51, encode=0.01, generate=0.03)
     one.start_s = 0.5
     assert Rates().with_run(one).estimate_s(1000, 8000, 1000) == pytest.approx(0.5 + 20 + 30)

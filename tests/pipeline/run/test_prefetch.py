@@ -53,7 +53,7 @@ def test_unknown_files_are_decoded_and_their_facts_stored(bench: Bench, clips: P
     for one in items:
         assert isinstance(one, DecodedItem) and one.n_parallel == 1
         (segment,) = one.media.segments
-        assert segment.frames.values.shape == (8, 3, 16, 16), "preprocessed in the decode process"  # type: ignore[union-attr]
+        assert segment.frames.values.shape == (8, 3, 16, 16), "preprocessed in the decoder process"  # type: ignore[union-attr]
         assert bench.index.facts(str(one.work.media_id)) == one.media.facts
 
 

@@ -1,6 +1,6 @@
 """Plans for CLIP-like towers: sizes come from the tensors, and the configuration adds what tensors do not show.
 
-Not visible in tensors: the number of heads (head_dim is 64 in every published CLIP of these models), the activation and
+Tensors do not show the number of heads (head_dim is 64 in every published CLIP of these models), the activation and
 the epsilon of the norms. Sources: LanguageBind 7070c53 (configuration_*.py) and transformers' CLIPVisionConfig.
 """
 
@@ -19,7 +19,7 @@ from vidqa.model.towers.vit import HiddenAct, VisionConfig
 
 #: head_dim of CLIP ViT-L/14 and ViT-H/14.
 _HEAD_DIM = 64
-#: Activation of a configuration that does not name one: the default of CLIP's configuration class.
+#: Activation if a configuration does not name one: the default of CLIP's configuration class.
 _CLASS_ACT = "quick_gelu"
 #: Keys of a tower repository that are not part of a tower: the scale of the contrastive loss.
 LANGUAGEBIND_IGNORED_KEYS = (r"logit_scale",)
@@ -112,7 +112,7 @@ def text_plan(state: StateDict, config: Mapping[str, Any] | None, act: HiddenAct
 
 
 def publisher_of(source: WeightSource) -> Literal["LanguageBind", "OpenAI"] | None:
-    """Return who published a tower, judged by its configuration; None if it cannot be derived.
+    """Return who published a tower according to its configuration; None if that cannot be derived.
 
     CLIP ViT-L/14 and LanguageBind_Image have the same keys and shapes. LanguageBind's configurations have a model type
     that starts with LanguageBind and the activation gelu; OpenAI's have the type `clip` and quick_gelu.

@@ -22,7 +22,7 @@ def llm_plan(
     """Plan an LLM.
 
     Args:
-        config: its `config.json`; keys that do not belong to the model type (those of LLaVA) are ignored.
+        config: the content of its `config.json`; keys that do not belong to the model type (LLaVA's) are ignored.
         tensors: tensors under the LLM's own keys.
         tokenizer: the folder of the tokenizer.
         new_tokens: as in `LlmPlan`.
@@ -50,14 +50,14 @@ def llm_plan(
         "_name_or_path",
     }
     try:
-        made = cls(**{k: v for k, v in config.items() if k in keys and k not in unwanted})
+        llm_config = cls(**{k: v for k, v in config.items() if k in keys and k not in unwanted})
     except (TypeError, ValueError) as e:
         raise BundleError(f"the configuration of the language model is not valid for {kind}: {e}") from e
-    context = getattr(made, "max_position_embeddings", None)
+    context = getattr(llm_config, "max_position_embeddings", None)
     if not isinstance(context, int):
         raise BundleError(
             f"the configuration of the language model ({kind}) has no context length (max_position_embeddings)"
         )
     if not any((tokenizer / name).is_file() for name in _TOKENIZER_FILES):
         raise BundleError(f"{tokenizer}: the folder has no tokenizer ({', '.join(_TOKENIZER_FILES)})")
-    return LlmPlan(made, tensors, tokenizer, context, new_tokens)
+    return LlmPlan(llm_config, tensors, tokenizer, context, new_tokens)

@@ -46,8 +46,8 @@ def find_towers(parts: CheckpointParts, state: StateDict, settings: Mapping[str,
 
     Args:
         parts: all parts of the conversion.
-        state: keys of the model; keys of towers inside are removed in both cases.
-        settings: configuration with the `mm_` keys.
+        state: keys of the model. Those of towers inside it are removed in either case.
+        settings: the configuration with the `mm_` keys.
 
     Raises:
         BundleError: a tower is missing, or is not LanguageBind's.
@@ -94,7 +94,7 @@ def find_towers(parts: CheckpointParts, state: StateDict, settings: Mapping[str,
 
 
 def _check_publisher(source: WeightSource, settings: Mapping[str, Any]) -> tuple[str, ...]:
-    """Check that an image tower is LanguageBind's; returns a note if that cannot be derived.
+    """Check that an image tower is LanguageBind's. Returns a note if that cannot be derived.
 
     The keys of the video tower are unique to LanguageBind, so it needs no check.
 

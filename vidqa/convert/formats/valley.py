@@ -51,7 +51,7 @@ FIXED = (
 
 
 def matches(parts: CheckpointParts) -> bool:
-    """Return whether the parts are a model with a CLIP tower inside, and at most a base for a delta and an adapter."""
+    """Return whether the parts are a model with a CLIP tower inside, with or without a base and a LoRA adapter."""
     model = parts.get("llava")
     return (
         model is not None
@@ -110,7 +110,7 @@ def make_plan(parts: CheckpointParts, mode: Mode) -> ConversionPlan:
 
 
 def _check_delta(source: WeightSource, base: WeightSource | None) -> None:
-    """Check that a base was passed exactly for delta weights. Both have the same keys; the last norm differs."""
+    """Check that a base was passed if, and only if, the weights are a delta. The mean of the last norm shows that."""
     if _NORM not in source.tensors:
         raise BundleError(f"{source.path}: {_NORM}: missing")
     size = float(source.read(_NORM).float().abs().mean())
@@ -162,7 +162,7 @@ def _tower(state: StateDict, config: dict[str, Any]) -> TowerPlan:
 
 @dataclass(frozen=True)
 class _Modules:
-    """Tensors of the projector and of the temporal modules v2 and v3, under the keys of our connector."""
+    """Tensors of the projector and of the temporal modules v2 and v3, under the keys of `build_connector`'s module."""
 
     projector: dict[str, LazyTensor]
     v2: dict[str, LazyTensor]
@@ -181,11 +181,11 @@ class _Modules:
         return "v3" if self.v3 else "v2" if self.v2 else "v1"
 
     def ignored(self, source: WeightSource) -> tuple[str, ...]:
-        """A note about a module that exists but is not used."""
+        """Return a note about a module that exists but is not used."""
         return (f"temporal module v2 of {source.path}: not used, since v3 exists too",) if self.v2 and self.v3 else ()
 
     def notes(self, source: WeightSource) -> tuple[str, ...]:
-        """A note if the configuration disables a module whose weights exist."""
+        """Return a note if the configuration disables a module whose weights exist."""
         flag = {"v3": _V3, "v2": _V2}.get(self.version, "")
         if source.config.get(flag, True):
             return ()
@@ -217,12 +217,12 @@ class _Modules:
         return ConnectorPlan(spec, tensors)
 
 
-def _compat(mode: Mode, connector: ConnectorPlan, summed: bool, adapted: bool) -> CompatSpec:
+def _compat(mode: Mode, connector: ConnectorPlan, has_base: bool, has_lora: bool) -> CompatSpec:
     compressor = connector.spec.compressor
     assert compressor is not None
     variant = f"Valley, temporal module {compressor.type.removeprefix('valley_')}"
-    variant += ", delta weights added to their base" if summed else ", complete weights"
-    variant += ", with a LoRA merged in" if adapted else ""
+    variant += ", delta weights added to their base" if has_base else ", complete weights"
+    variant += ", with a LoRA merged in" if has_lora else ""
     if mode == "original":
         return CompatSpec(mode, variant, (*FOLLOWS, "prompt of the published programs, not that of training"), FIXED)
     prompt = (

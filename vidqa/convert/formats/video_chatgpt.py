@@ -1,6 +1,6 @@
 """Video-ChatGPT: its projector file, the LLM it was trained for, and OpenAI's CLIP ViT-L/14.
 
-The projector file contains the projector and the complete input embedding, with three rows more than that of the LLM.
+The projector file contains the projector and the complete input embedding, which has three more rows than the LLM's.
 The LLM is a LLaVA v1 with an image projector, which is replaced. Sources: Video-ChatGPT 659e04b,
 video_chatgpt/eval/model_utils.py (initialize_model, load_video), video_chatgpt/model/video_chatgpt.py
 (initialize_vision_tokenizer), video_chatgpt/train/llava_trainer.py (which keys are saved).
@@ -32,7 +32,7 @@ from vidqa.records import SamplingSpec
 NAME = "video_chatgpt"
 #: Maximum number of frames, and number of temporal visual tokens.
 N_FRAMES = 100
-#: In the order in which they were added to the vocabulary.
+#: Special tokens, in the order in which they were added to the vocabulary.
 NEW_TOKENS = ("<vid_patch>", "<vid_start>", "<vid_end>")
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -70,26 +70,32 @@ def make_plan(parts: CheckpointParts, mode: Mode) -> ConversionPlan:
     Raises:
         BundleError: the parts do not match.
     """
-    base, small, tower = parts.get("llava") or parts.get("llm"), parts.get("projector"), parts.tower("vision")
-    assert base and small  # matches() has checked it
+    base, projector_source, tower = (
+        parts.get("llava") or parts.get("llm"),
+        parts.get("projector"),
+        parts.tower("vision"),
+    )
+    assert base and projector_source  # matches() has checked it
     if tower is None:
         raise BundleError(
-            f"{small.path}: the vision tower of Video-ChatGPT is missing",
+            f"{projector_source.path}: the vision tower of Video-ChatGPT is missing",
             hint="add the folder of CLIP ViT-L/14 (224 pixels)",
         )
-    own, added = StateDict(base), StateDict(small)
+    own, added = StateDict(base), StateDict(projector_source)
     replaced = own.pop_prefix("model.mm_projector.")
     tensors = add_prefix(own.pop_prefix("model."), "model.") | add_prefix(own.pop_prefix("lm_head."), "lm_head.")
     projector = added.pop_prefix("model.mm_projector.", "mm_projector.")
     embedding = added.pop_prefix("model.embed_tokens.", "embed_tokens.")
     llm = _llm(base, tensors, embedding)
     image, text, unexpected_keys = clip_tower(tower)
-    ignored = [f"projector of {base.path}: replaced by that of {small.path}"] if replaced else []
+    ignored = [f"projector of {base.path}: replaced by that of {projector_source.path}"] if replaced else []
     if text and text.tokenizer is None:
         ignored.append(f"text tower of {tower.path}: it has no tokenizer, so it cannot be used for search")
         text = None
     if set(projector) != {"weight", "bias"}:
-        raise BundleError(f"{small.path}: a projector with the keys {', '.join(sorted(projector))}, must be linear")
+        raise BundleError(
+            f"{projector_source.path}: a projector with the keys {', '.join(sorted(projector))}, must be linear"
+        )
     width = image.config.hidden_size
     spec = ConnectorSpec(
         "connector.safetensors",
@@ -115,7 +121,7 @@ def make_plan(parts: CheckpointParts, mode: Mode) -> ConversionPlan:
 
 
 def clip_tower(source: WeightSource) -> tuple[TowerPlan, TextPlan | None, list[str]]:
-    """Plan OpenAI's CLIP for single frames and its text tower; also returns messages about unexpected keys.
+    """Plan OpenAI's CLIP for single frames and its text tower. Also returns messages about unexpected keys.
 
     Raises:
         BundleError: the source is LanguageBind's tower.
@@ -133,7 +139,7 @@ def clip_tower(source: WeightSource) -> tuple[TowerPlan, TextPlan | None, list[s
 
 
 def _llm(base: WeightSource, tensors: dict[str, LazyTensor], embedding: Mapping[str, LazyTensor]) -> LlmPlan:
-    """Plan the LLM with the input embedding of the projector file, and with an output table of as many rows."""
+    """Plan the LLM with the input embedding of the projector file, and an output head with as many rows."""
     if set(embedding) != {"weight"} or not {_EMBEDDING, _HEAD} <= set(tensors):
         raise BundleError(f"{base.path}: must be an LLM with {_EMBEDDING} and {_HEAD}")
     rows, old = embedding["weight"].shape[0], tensors[_HEAD].shape[0]

@@ -60,26 +60,26 @@ def make_plan(parts: CheckpointParts, mode: Mode) -> ConversionPlan:
     own = {kind: _tower_tensors(state, kind) for kind in ("image", "video")}
     projector = _projector(state, config)
     llm = _llm(state, config)
-    true = _true_towers(parts, state, mode)
+    passed = _languagebind_towers(parts, state, mode)
     vision = config.get("vision_config") or {}
-    image = true.image if true else _image(own["image"], vision, config)
-    video = true.video if true else _video(own["video"], vision, config)
+    image = passed.image if passed else _image(own["image"], vision, config)
+    video = passed.video if passed else _video(own["video"], vision, config)
     width = image.config.hidden_size
     return ConversionPlan(
         layout=NAME,
         image=image,
         video=video,
-        text=true.text if true else None,
+        text=passed.text if passed else None,
         connector=ConnectorPlan(
             ConnectorSpec("connector.safetensors", "mlp2x_gelu", width, llm.config.hidden_size), projector
         ),
         llm=llm,
-        prompt=PromptSpec(("llava_v1" if mode == "original" else "vicuna_v1") if true else "hf"),
-        compat=_compat(mode, bool(true), video.config.hidden_act),
-        unexpected_keys=[*state.unexpected_keys(), *(true.unexpected_keys if true else ())],
-        ignored=(f"both towers of {source.path}: replaced by those passed with --towers",) if true else (),
-        notice=None if true else _NOTICE,
-        notes=true.notes if true else (),
+        prompt=PromptSpec(("llava_v1" if mode == "original" else "vicuna_v1") if passed else "hf"),
+        compat=_compat(mode, bool(passed), video.config.hidden_act),
+        unexpected_keys=[*state.unexpected_keys(), *(passed.unexpected_keys if passed else ())],
+        ignored=(f"both towers of {source.path}: replaced by those passed with --towers",) if passed else (),
+        notice=None if passed else _NOTICE,
+        notes=passed.notes if passed else (),
     )
 
 
@@ -110,11 +110,11 @@ def _llm(state: StateDict, config: Mapping[str, Any]) -> LlmPlan:
     return llm_plan({"model_type": "llama", **text}, tensors, state.source.folder)
 
 
-def _true_towers(parts: CheckpointParts, state: StateDict, mode: Mode) -> TowerPlans | None:
-    """Plans of LanguageBind's own towers, if the user passed them."""
+def _languagebind_towers(parts: CheckpointParts, state: StateDict, mode: Mode) -> TowerPlans | None:
+    """Return plans of LanguageBind's own towers, if the user passed them."""
     if not parts.tower("vision") and not parts.tower("vision_temporal"):
         return None
-    # Not in the port's configuration: its LLM was trained on padded images.
+    # The LLM was trained on padded images, which the port's configuration does not record.
     return find_towers(parts, state, {"image_aspect_ratio": "pad"} if mode == "fixed" else {})
 
 
@@ -139,8 +139,8 @@ def _layer(config: Mapping[str, Any]) -> int:
     return layer
 
 
-def _compat(mode: Mode, true_towers: bool, act: str) -> CompatSpec:
-    if true_towers:
+def _compat(mode: Mode, has_languagebind_towers: bool, act: str) -> CompatSpec:
+    if has_languagebind_towers:
         variant = (
             "Video-LLaVA: the LLM of the transformers port with LanguageBind's own towers and their temporal attention"
         )

@@ -1,6 +1,6 @@
 """Video-LLaVA as its authors published it, as one checkpoint or in parts.
 
-One checkpoint: an LLM folder with the projector and both towers inside. In parts: an LLM (or a complete model, or one
+One checkpoint is an LLM folder with the projector and both towers inside. Parts are an LLM (or a complete model, or one
 without towers), a stage-1 projector, a LoRA adapter with the projector next to it, and the two LanguageBind towers from
 their own repositories, which then replace those inside. Sources: Video-LLaVA 984e65b (videollava/model/builder.py,
 llava_arch.py, multimodal_projector/builder.py) and the key lists of its released files.
@@ -39,7 +39,7 @@ FIXED = (
     "answers are greedy unless a temperature is set; the published programs sample at 0.1 or 0.2",
     "prompts are answered in batches; the published code answers one at a time",
 )
-#: What `--compat original` follows in addition.
+#: What `--compat original` reproduces in addition to `FOLLOWS`.
 AS_DEMOS = (
     "system prompt of the published demos and evaluation, which differs from that of training",
     "images are cropped, not padded, as in the published demos",
@@ -122,7 +122,7 @@ def projector_plan(tensors: Mapping[str, LazyTensor], width: int, out_size: int)
 
 
 def _settings(parts: CheckpointParts) -> dict[str, Any]:
-    """The configuration with the `mm_` keys: that of a projector or adapter has priority over that of the base."""
+    """Return the configuration with the `mm_` keys. That of an adapter or projector has priority over the base's."""
     for kind in ("lora", "projector", "llava"):
         source = parts.get(kind)
         if source and any(key.startswith("mm_") for key in source.config):
@@ -140,7 +140,7 @@ def _settings(parts: CheckpointParts) -> dict[str, Any]:
 def _projector(
     parts: CheckpointParts, state: StateDict
 ) -> tuple[dict[str, LazyTensor], dict[str, LazyTensor], list[str]]:
-    """The projector's tensors, fine-tuned LLM tensors stored next to it, and a note on the projector it replaces."""
+    """Return the projector's tensors, LLM tensors stored next to them, and a note on the projector they replace."""
     own = state.pop_prefix("model.mm_projector.")
     source = parts.get("projector")
     if source is None:

@@ -19,7 +19,7 @@ from vidqa.media.backends.pyav import PyavReader
 from vidqa.media.files import native_path
 
 _CONTAINERS = ("isobmff", "matroska", "avi")
-#: Frames decoded by one call, to limit memory.
+#: Frames decoded per call, to limit memory.
 _FRAMES_PER_CALL = 16
 
 
@@ -30,7 +30,7 @@ class DecordReader:
         source: an open reader of the same file; closed together with this one.
 
     Raises:
-        MediaError: unsupported: decord is not installed, or cannot be verified for this file.
+        MediaError: (`unsupported`) decord is not installed, or its result cannot be verified for this file.
     """
 
     backend = "decord"

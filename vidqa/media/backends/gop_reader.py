@@ -6,10 +6,10 @@ first frame has the number of its first packet:
     packets   K . . . | K . . | K . . . .       K = keyframe
     numbers   0 1 2 3   4 5 6   7 8 9 10 11
 
-So only the GOPs of requested frames are decoded; all other packets are read and dropped. Open GOPs, in which frames
-stored after the keyframe are shown before it, also need the GOP before: both together must return as many frames more
-than the first alone as the second has packets. A GOP that fails both checks (damage, fields, repeated frames) raises an
-error.
+So only the GOPs of requested frames are decoded; all other packets are read and dropped. An open GOP, in which frames
+stored after the keyframe are shown before it, is decoded together with the GOP before it: the pair must return one more
+frame per packet of the second GOP than the first GOP alone. A GOP that fails both checks (damage, fields, repeated
+frames) raises an error.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from av.video.frame import VideoFrame
 
 from vidqa.media.frame_index.frame_index import IndexMismatchError
 
-#: Reopens the file; returns its packets from the first one on, and their decoder.
+#: Function that reopens the file and returns its packets from the first one on, and their decoder.
 Restart = Callable[[], tuple[Iterator[Packet], VideoCodecContext]]
 
 #: Maximum number of decoded frames in memory: 3 MB each at 1080p.
@@ -38,7 +38,7 @@ class GopReader:
     Args:
         starts: int64 [G], ascending from 0: number of the first packet of each GOP.
         n_frames: number of displayed packets in all GOPs.
-        is_shown: whether a packet counts as a frame. The others are decoded along with them.
+        is_shown: returns whether a packet counts as a frame. Other packets are decoded, but not counted.
         restart: reopens the file.
     """
 
@@ -64,7 +64,8 @@ class GopReader:
 
         Args:
             number: frame number.
-            wanted: this and later frame numbers; few frames of the same GOP are kept when it is first decoded.
+            wanted: this and later frame numbers. When a GOP is decoded for the first time, the wanted frames in it are
+                kept, unless they are more than `_MAX_KEPT`.
 
         Raises:
             IndexMismatchError: its GOP does not return one frame per packet.

@@ -21,7 +21,7 @@ from vidqa.media.files import file_error
 from vidqa.records import MediaFacts
 
 _CODECS = {"JPEG": "mjpeg", "MPO": "mjpeg"}
-#: Delays up to this are encoder errors; browsers and FFmpeg show such frames for a tenth of a second.
+#: Delays up to this are taken for encoder errors; browsers and FFmpeg show such frames for a tenth of a second.
 _MIN_DELAY_MS, _DEFAULT_DELAY_MS = 10, 100.0
 _ORIENTATION_TAG = 0x0112
 #: EXIF orientation -> clockwise rotation in degrees (2, 4, 5 and 7 are also mirrored).
@@ -103,7 +103,7 @@ _DECODE_ERRORS = (
 def _open(path: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is checked here
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `MAX_PIXELS` is checked below
             image = Image.open(path)
     except Image.DecompressionBombError as e:
         raise MediaError("too_large", f"{display_path(path)}: {e}") from e
@@ -125,7 +125,7 @@ def _open(path: str) -> Image.Image:
 
 
 def _png_is_complete(path: str) -> bool:
-    """Return whether all chunks are present: Pillow silently leaves missing rows blank."""
+    """Return whether all chunks are present; Pillow silently leaves missing rows blank."""
     with open(path, "rb") as f:
         size = f.seek(0, os.SEEK_END)
         at = 8  # after the PNG signature

@@ -4,9 +4,9 @@ The frame index comes from the first source that works: the container's sample t
 (`from_packets`), the packets of each GOP by number (`gop_reader`), or decoding the whole stream.
 
 Sparse frames are reached by seeking to the keyframe before each one and decoding from there, skipping non-reference
-frames. Colors: the stream's own range, and the BT.601 matrix for every stream. decord does the same, and the published
-encoders were trained on frames from decord; applying the BT.709 tag of HD videos would be more accurate, but would
-differ from what the encoders were trained on. Frames are upright and have square pixels.
+frames. Colors are converted with the stream's own range, but always with the BT.601 matrix. decord does the same, and
+the published encoders were trained on frames from decord; applying the BT.709 tag of HD videos would be more accurate,
+but would differ from what the encoders were trained on. Frames are upright and have square pixels.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from vidqa.media.sniff import Signature
 
 #: Containers that store one frame per packet, with its pts.
 _RELIABLE_CONTAINERS = ("mov", "matroska")
-#: Codecs whose decoders are asked to skip non-reference frames; others showed no gain.
+#: Codecs whose decoders are asked to skip non-reference frames; for others, skipping showed no gain.
 _SKIPPING = ("h264", "hevc")
 #: Number of decoded frames that are compared with an index that needs a check.
 _N_CHECKED = 24
@@ -58,8 +58,8 @@ class PyavReader:
     Args:
         path: path of the file.
         signature: its signature if already determined.
-        index_source: where the frame index comes from: the container's sample table if it has one, the packets, or
-            decoding the whole stream.
+        index_source: first source to try for the frame index: the container's sample table, the packets, or decoding
+            the whole stream.
 
     Raises:
         MediaError: no frame can be decoded; `kind` is the reason.
@@ -238,9 +238,9 @@ class PyavReader:
         )
 
     def _by_pts(self, pts: int, wanted: set[int]) -> VideoFrame:
-        """Return the frame at `pts`: decode on from here, or seek, or read from the start of the file.
+        """Return the frame at `pts`: continue decoding, or seek, or read from the start of the file.
 
-        When reading from the start, packets before the keyframe are not decoded, unless that fails, too.
+        When reading from the start, packets before the keyframe are not decoded, unless that fails too.
         """
         keys, at = self.index.keys, self._position
         key = int(np.searchsorted(keys, pts, side="right")) - 1

@@ -58,7 +58,7 @@ class FrameIndex:
 
     @property
     def pts_s(self) -> np.ndarray:
-        """Pts in seconds from the first frame, float64 [N]."""
+        """Presentation timestamps in seconds from the first frame, float64 [N]."""
         return (self.pts - self.pts[0]).astype(np.float64) * float(self.time_base)
 
     @property

@@ -15,7 +15,7 @@ import numpy as np
 
 from vidqa.media.frame_index.frame_index import DEFAULT_RATE, FrameIndex
 
-#: Maximum size of a GOP in bytes that is held in memory.
+#: Maximum size in bytes of a GOP that is held in memory.
 _MAX_GOP_BYTES = 1 << 26
 
 
@@ -88,7 +88,10 @@ class PacketIndexBuilder:
         return not (self._has_hidden_frames and _is_hidden(self.codec, packet))
 
     def _is_second_field(self, pts: int, duration: int | None, field_duration: float) -> bool:
-        """Interlaced H.264 in transport streams has two packets per frame, each half a frame long."""
+        """Return whether a packet completes the frame that the previous one started.
+
+        Interlaced H.264 in transport streams has two packets per frame, each half a frame long.
+        """
         if not duration:
             return False
         if abs(duration - field_duration) > 0.1 * field_duration:
@@ -141,7 +144,7 @@ class PacketIndexBuilder:
 
 
 def _is_hidden(codec: str, packet: Any) -> bool:
-    """VP8 and VP9 store reference frames that are never shown in packets of their own."""
+    """Return whether a packet of VP8 or VP9 contains only a reference frame that is never shown."""
     if codec == "vp8":
         return not memoryview(packet)[0] >> 4 & 1
     if codec != "vp9":

@@ -1,8 +1,8 @@
-"""Decode jobs -> decoded media, in separate processes: a file that crashes or hangs its decoder fails alone.
+"""Decode jobs -> decoded media, in separate processes: a file that crashes or hangs its decoder affects no other file.
 
 Each worker is a new interpreter, fed by one thread of this process. It is not a fork, because the parent may have
 initialized CUDA or started threads, and it does not import the caller's script. Results return through a pipe, with
-arrays out of band (pickle protocol 5), so no shared memory leaks if either side dies.
+arrays out of band (pickle protocol 5), so no shared memory is leaked if either side dies.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class DecodePool:
         """Decode files. Yields results in the order in which they finish.
 
         Jobs are taken from `jobs` in the caller's thread, at most two per worker ahead of the results. If the iterator
-        is closed early, running jobs are cancelled and their processes killed.
+        is closed early, running jobs are canceled and their processes killed.
 
         Args:
             jobs: the files to decode.
@@ -93,7 +93,7 @@ class DecodePool:
                     self._submit(job, n_busy=len(waiting))
                 if waiting:
                     done, outcome = self._results.get()
-                    if done not in waiting:  # result of a cancelled run
+                    if done not in waiting:  # result of a canceled run
                         continue
                     if isinstance(outcome, BaseException) and not isinstance(outcome, MediaError):
                         raise RuntimeError("decoder processes do not start") from outcome

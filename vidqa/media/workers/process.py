@@ -22,7 +22,7 @@ from vidqa.media.workers.ipc import ACCEPTED, PipeClosedError, receive, send
 from vidqa.records import DecodedMedia, EncoderInput, FrameBatch, SamplingSpec, Segment
 
 _START_TIMEOUT_S = 60.0
-_ATTEMPTS = 2  # at sending a job to a process
+_ATTEMPTS = 2  # to send a job to a process
 _START = (
     "import sys, pickle; sys.path[:] = pickle.load(sys.stdin.buffer); "
     "from vidqa.media.workers.server import serve; serve()"
@@ -55,7 +55,7 @@ class Worker:
 
     Args:
         jobs: queue of (job number, job), shared by all workers; None ends a worker.
-        results: queue of (job number, result). An exception that is not a MediaError means that no process starts.
+        results: queue of (job number, result). Exceptions other than MediaError mean that no process can be started.
         limits: resource limits of the process.
     """
 
@@ -91,7 +91,7 @@ class Worker:
         self._end_process()
 
     def _decode(self, job: DecodeJob) -> DecodedMedia | MediaError:
-        """Decode one file. If the process dies before it accepts the job, the file is not the cause: try a new one.
+        """Decode one file. If a process dies before it accepts the job, the file is not the cause: try a new process.
 
         Polling the process first would not be enough, because a process that is being killed still counts as alive.
         """

@@ -1,4 +1,4 @@
-"""Main loop of a decoder process: reads jobs from standard input, decodes, and writes results. Never imports torch.
+"""Main loop of a decoder process: read jobs from standard input, decode, write results. Never imports torch.
 
 Counterpart of `process.py`. The result pipe is moved away from file descriptor 1 before anything else is imported, so
 that output of C libraries cannot corrupt the results.
@@ -22,8 +22,9 @@ _PARENT_POLL_S = 0.5
 
 def serve() -> None:
     """Decode jobs until the parent closes the pipe."""
-    # Ctrl-C reaches the whole process group, and a service manager terminates all processes of a service at once. Only
-    # the parent decides: a file that is being decoded has not failed. If the parent dies, `_exit_with_parent` ends us.
+    # Ctrl-C reaches the whole process group, and a service manager terminates all processes of a service at once. A
+    # file that is being decoded then has not failed, so only the parent may end this process. If the parent dies,
+    # `_exit_with_parent` does.
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)
     jobs = sys.stdin.buffer
@@ -89,7 +90,7 @@ def _limit_memory(memory_bytes: int | None) -> None:
 
 
 def _exit_with_parent(parent: int) -> None:
-    """Exit when the parent is gone: a killed parent cannot stop its workers, and a busy one ignores the closed pipe."""
+    """Exit when the parent is gone: a killed parent cannot stop its workers, and a busy one does not read the pipe."""
     while os.getppid() == parent:
         time.sleep(_PARENT_POLL_S)
     os._exit(1)

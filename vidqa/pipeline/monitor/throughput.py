@@ -45,7 +45,7 @@ class StageTiming:
 class ThroughputMeter:
     """The stages of a run or benchmark.
 
-    `decode` counts sampled frames over all decode processes. `prefill` counts prompt tokens; a prefix that several
+    `decode` counts sampled frames over all decoder processes. `prefill` counts prompt tokens; a prefix that several
     questions share counts once. Answers are counted over the whole run.
     """
 

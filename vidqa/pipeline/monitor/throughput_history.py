@@ -49,7 +49,7 @@ class Rates:
     answers: float = 0.0  # of the LLM
     generate_s: float = 0.0
     llm_s: float = 0.0  # busy seconds of an LLM on its own device, including those in parallel to other stages
-    load_s: float = 0.0  # loading models and starting decode processes, in the last run that did so
+    load_s: float = 0.0  # loading models and starting decoder processes, in the last run that did so
     write_s: float = 0.0  # writing the table
 
     def estimate_s(self, files: int, frames: int, answers: int) -> float | None:

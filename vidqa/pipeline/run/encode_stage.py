@@ -135,7 +135,7 @@ def _measure(batch: Sequence[DecodedItem], model: LoadedModel, clock: StageClock
 
 def _encode_batch(batch: Sequence[DecodedItem], model: LoadedModel, writer: _CacheWriter) -> list[EncodedItem]:
     """Encode and store the segments of several files."""
-    # The decode processes have already preprocessed the frames (the `transform` of the prefetcher's pool).
+    # The decoder processes have already preprocessed the frames (the `transform` of the prefetcher's pool).
     inputs = [cast(EncoderInput, segment.frames) for decoded in batch for segment in decoded.media.segments]
     try:
         features = iter(model.encoder.encode(inputs) if inputs else [])

@@ -1,8 +1,8 @@
 """Fourth stage of a run: pending work -> cached features or decoded frames, prepared while the models compute.
 
 A separate thread pulls work from the stages before it (so hashing and the pending stage run in that thread), reads the
-cache and keeps the decode processes busy. Results go through a bounded queue, so the stage runs a fixed number of files
-ahead and memory does not grow with the archive.
+cache and keeps the decoder processes busy. Results go through a bounded queue, so the stage runs a fixed number of
+files ahead and memory does not grow with the number of files.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class DecodedItem:
 
     work: WorkItem
     media: DecodedMedia
-    n_parallel: int = 1  # number of decode processes
+    n_parallel: int = 1  # number of decoder processes
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Prefetcher:
     def _prefetch(self) -> None:
         jobs = self._decode_jobs()
         first = next(jobs, None)
-        if first is None:  # everything is cached: no decode process is started
+        if first is None:  # everything is cached: no decoder process is started
             return
         encoders = self._bundle.spec.encoders
         transform = partial(preprocess, image=encoders.image.preprocess, video=encoders.video.preprocess)

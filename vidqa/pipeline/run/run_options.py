@@ -34,8 +34,8 @@ class RunOptions:
     max_new_tokens: int | None = None  # None: the bundle's own
     batch_size: int | None = None  # None: chosen by each stage
     timeout_s: float = 120.0  # per file, for decoding
-    n_workers: int | None = None  # decode processes; None: one per core
-    memory_bytes: int = 4 << 30  # per decode process
+    n_workers: int | None = None  # decoder processes; None: one per core
+    memory_bytes: int = 4 << 30  # per decoder process
     retry: Literal["failed", "all"] | None = None  # which failed rows to try again; `failed` skips quarantined ones
     prune_missing: bool = False  # drop the rows of removed files
 

@@ -1,8 +1,8 @@
 """The changes of a run as data frames (the change log), and replaying them on a row index.
 
-An entry is an added row, or a file that was renamed, copied or dropped. The frame has the columns of a table and three
-more: `op`, and for `move` and `copy` the new `to_root` and `to_path`. Each part of the log is thus an ordinary Parquet
-file, and any reader can extract its rows: the entries whose `op` is `row`.
+An entry is an added row, or a file whose rows were renamed, copied or dropped. The frame has the columns of a table and
+three more: `op`, and for `move` and `copy` the new `to_root` and `to_path`. Each part of the log is thus an ordinary
+Parquet file, and any reader can extract its rows: the entries whose `op` is `row`.
 Scope: frames and the index; parts.py stores the log.
 """
 
@@ -32,11 +32,11 @@ _KEYS = ["op", "media_id", "root", "path", *QuestionKey._fields, "status", "to_r
 
 @dataclass(frozen=True)
 class FileChange:
-    """A change to the rows of one file that adds no values.
+    """A change to the rows of one file that needs no new answers.
 
     Attributes:
         op: `move` renames the file, `copy` copies its rows to another file, `drop` removes them.
-        media_id: content of the file; None for a file that could not be read.
+        media_id: digest of the file's content; None for a file that could not be read.
         root: root of the file.
         path: path relative to `root`.
         question: restricts `copy` and `drop` to the rows that answer it; None for all rows.
@@ -54,7 +54,7 @@ class FileChange:
 
 
 def to_frame(entries: Iterable[AnswerRow | FileChange]) -> pl.DataFrame:
-    """A frame of log entries in order, with the columns `LOG_SCHEMA`."""
+    """Return a frame of log entries in order, with the columns `LOG_SCHEMA`."""
     frames = []
     for is_row, some in groupby(entries, lambda entry: isinstance(entry, AnswerRow)):
         if is_row:
@@ -67,7 +67,7 @@ def to_frame(entries: Iterable[AnswerRow | FileChange]) -> pl.DataFrame:
 
 
 def added_rows(log: pl.DataFrame) -> pl.DataFrame:
-    """The added rows of a log, with the columns of a table."""
+    """Return the added rows of a log, with the columns of a table."""
     return log.filter(pl.col("op") == "row").select(*SCHEMA)
 
 
@@ -108,7 +108,7 @@ def add_rows(
 ) -> None:
     """Add the rows of one file to an index.
 
-    They replace the file's rows for the same questions, also those from when the file could not be read.
+    They replace the file's rows for the same questions, including those added when the file could not be read.
     """
     for question in dict.fromkeys(question for question, _ in answers):
         index.drop(None, file_path(root, path), question)
@@ -117,7 +117,7 @@ def add_rows(
 
 
 def apply(index: RowIndex, change: FileChange) -> list[Status]:
-    """Apply a file change to an index. Returns the statuses of the rows that `copy` made."""
+    """Apply a file change to an index. Returns the statuses of the rows that a `copy` created."""
     path = file_path(change.root, change.path)
     if change.op == "drop":
         index.drop(change.media_id, path, change.question)

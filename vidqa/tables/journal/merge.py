@@ -24,7 +24,7 @@ class Merge:
         self._copied, self._copy_names = index.copies()
 
     def changes(self, start: int, stop: int) -> bool:
-        """Whether any of the stored rows start ... stop - 1 is dropped or renamed."""
+        """Return whether any of the stored rows `start` to `stop` - 1 is dropped or renamed."""
         a, b = np.searchsorted(self._renamed, (start, stop))
         return bool(b > a or self._dropped[start:stop].any())
 
@@ -34,7 +34,7 @@ class Merge:
         return len(self._copied) > 0
 
     def kept(self, batches: Iterable[pl.DataFrame], start: int) -> Iterator[pl.DataFrame]:
-        """The rows that are not dropped, under their present names.
+        """Yield the rows that are not dropped, under their current names.
 
         Args:
             batches: stored rows in order.
@@ -53,7 +53,7 @@ class Merge:
             start = stop
 
     def copied(self, batches: Iterable[pl.DataFrame], start: int) -> Iterator[pl.DataFrame]:
-        """Copies of stored rows, under the names of the files they are copied to.
+        """Yield copies of stored rows, under the names of the files they are copied to.
 
         Args:
             batches: stored rows in order.
@@ -74,8 +74,8 @@ def rebatch(batches: Iterable[pl.DataFrame], n_rows: int) -> Iterator[pl.DataFra
     """Concatenate small batches.
 
     Args:
-        batches: any number of rows each.
-        n_rows: minimum size of a yielded batch, except the last one.
+        batches: frames with any number of rows each.
+        n_rows: minimum number of rows of a yielded batch, except the last one.
 
     Yields:
         The same rows in the same order.

@@ -39,7 +39,7 @@ class Publication:
     """Content of `ready.json`.
 
     Attributes:
-        replaces: name of each file of the table that is replaced or created, with the state of the old file.
+        replaces: name of each file of the table that is replaced or created, with the state of the old file or None.
         parts: names of the parts of the log that the new files contain.
     """
 
@@ -60,7 +60,7 @@ class JournalFolder:
         self._table_folder = folder
 
     def names(self) -> list[str]:
-        """Parts of the log that are not yet in the table, in order."""
+        """Return the names of the parts of the log that are not yet in the table, in order."""
         merged = set() if (publication := self.publication()) is None else set(publication.parts)
         return [name for name in self._part_names() if name not in merged]
 
@@ -114,7 +114,8 @@ class JournalFolder:
             parts: names of the parts of the log that are in them.
 
         Raises:
-            OSError: the operating system refused; a later `finish` completes the publication.
+            OSError: a file cannot be written, renamed or deleted. If `ready.json` exists, a later `finish` completes
+                the publication.
         """
         replaces = {name: file_state(self._table_folder / name) for name in names}
         text = json.dumps({"replaces": replaces, "parts": list(parts)})
@@ -126,7 +127,7 @@ class JournalFolder:
         """Complete an interrupted publication and delete leftover files.
 
         Raises:
-            OSError: the operating system refused; nothing is lost.
+            OSError: a file cannot be renamed or deleted; nothing is lost.
         """
         if not self.folder.is_dir():
             return
@@ -137,7 +138,7 @@ class JournalFolder:
                     atomic_io.replace_file(self.folder / (_NEW + name), self._table_folder / name)
             for part in publication.parts:
                 (self.folder / part).unlink(missing_ok=True)
-            atomic_io.fsync_folder(self.folder)  # the parts are gone for good before the file that lists them as merged
+            atomic_io.fsync_folder(self.folder)  # the parts must be gone before the file that lists them as merged
         (self.folder / _READY).unlink(missing_ok=True)
         for path in self.folder.iterdir():
             if path.name.startswith(_NEW) or (path.name.startswith(".") and path.name.endswith(".part")):
@@ -147,16 +148,17 @@ class JournalFolder:
             atomic_io.fsync_folder(self.folder.parent)
 
     def current(self, name: str) -> Path:
-        """Path of the current content of a file of the table; an unfinished publication counts."""
+        """Return the path of a table file's current content, which may be in an unfinished publication."""
         new = self.folder / (_NEW + name)
         publication = self.publication()
         is_replaced = publication is not None and name in publication.replaces and new.exists()
         return new if is_replaced else self._table_folder / name
 
     def publication(self) -> Publication | None:
-        """The publication that was decided and is not yet complete.
+        """Return the publication that has started but is not yet complete, or None.
 
-        None also if an old file has changed since: then another process wrote the table, and the parts still count.
+        Also None if an old file has changed since it started: then another process has written the table, and the parts
+        still have to be merged.
 
         Raises:
             TableError: `ready.json` is damaged.
@@ -182,7 +184,7 @@ class JournalFolder:
 
 
 def file_state(path: Path) -> FileState | None:
-    """State of a file, which differs once another process has replaced it; None if the file is missing."""
+    """Return the state of a file, which differs once another process has replaced it; None if the file is missing."""
     try:
         s = path.stat()
     except FileNotFoundError:

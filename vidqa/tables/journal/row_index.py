@@ -1,4 +1,4 @@
-"""Index of a table's rows by content and file, in an in-memory SQLite database.
+"""Index of a table's rows by media_id and file, in an in-memory SQLite database.
 
 Every stored row has a number: first the rows of the written table in order, then the rows of the journal. The index
 has one record per file. Its rows are stored as runs: consecutive stored rows that answer the same question with the
@@ -24,7 +24,7 @@ from vidqa.common.path_text import escape_path, unescape_path
 from vidqa.records import Status
 from vidqa.tables.journal.row_keys import FILE_COLUMNS, STATUSES, QuestionKey, file_path
 
-# `content` is the media id, or `_UNREAD` and the path for a file that could not be read. Names are escaped, because
+# `content` is the media_id, or `_UNREAD` and the path for a file that could not be read. Names are escaped, because
 # SQLite cannot store lone surrogates. `is_changed` marks files that have renamed or copied rows.
 _TABLE = """
     CREATE TABLE files (
@@ -37,12 +37,12 @@ _ADD = """
 """
 _UNREAD = "\0"
 
-# A run in `runs`: number of the first row, then code and number of rows. The code is made of the question's number,
+# A run in `runs`: number of the first row, then code and number of rows. The code combines the number of the question,
 # the origin of the rows and the number of their status.
 _RUN = np.dtype([("first_row", "<u8"), ("code", "<u4"), ("n_rows", "<u4")])
 _RUN_STRUCT = struct.Struct("<QII")
 _STATUS, _ORIGIN, _QUESTION = 1, 8, 32  # factors within a code
-_STORED, _RENAMED, _COPY = range(3)  # origin: under the stored name, of a renamed file, copied from another file
+_STORED, _RENAMED, _COPY = range(3)  # origin: rows under their stored names, of a renamed file, copied from another
 assert len(STATUSES) <= _ORIGIN
 
 
@@ -90,9 +90,9 @@ class _File(NamedTuple):
 
 
 class RowIndex:
-    """Rows of a table, looked up by content.
+    """Rows of a table, looked up by media_id.
 
-    Several threads may use it, one at a time.
+    Several threads may use it, but only one at a time.
 
     Args:
         batches: the written table in order, with the columns `KEY_COLUMNS`.
@@ -117,24 +117,24 @@ class RowIndex:
         return sum(self._counts.values())
 
     def counts(self) -> dict[str, int]:
-        """Number of rows per status, without statuses that do not occur."""
+        """Return the number of rows per status, without statuses that do not occur."""
         return {status: self._counts[status] for status in STATUSES if self._counts[status]}
 
     def statuses(self, media_id: str, question: QuestionKey) -> set[Status]:
-        """Statuses of all rows that answer a question about a content."""
+        """Return the statuses of all rows that answer a question about a media_id."""
         number = self._questions.get(question)
         found = self._db.execute("SELECT runs FROM files WHERE content = ?", (media_id,))
         codes = {code for (runs,) in found for _, code, _ in _RUN_STRUCT.iter_unpack(runs)}
         return {STATUSES[code % _ORIGIN] for code in codes if code // _QUESTION == number}
 
     def has_failed(self, media_id: str | None, path: str, question: QuestionKey) -> bool:
-        """Whether the file at `path` has a failed row for a question."""
+        """Return whether the file at `path` has a failed row for a question."""
         number = self._questions.get(question)
         runs = (run for file in self._files(media_id, path) for run in file.runs)
         return any(run.question == number and run.status == "failed" for run in runs)
 
     def files(self, media_id: str) -> dict[str, IndexedFile]:
-        """Files with a content that have rows, by path."""
+        """Return the files with a media_id that have rows, by path."""
         found: dict[str, IndexedFile] = {}
         for file in self._files(media_id):
             indexed = found.setdefault(file_path(file.root, file.path), IndexedFile(file.root, file.path, {}))
@@ -142,7 +142,7 @@ class RowIndex:
         return found
 
     def all_files(self) -> Iterator[tuple[str | None, str, str]]:
-        """media_id, root and path of every file that has rows."""
+        """Yield media_id, root and path of every file that has rows."""
         for content, root, path in self._db.execute("SELECT content, root, path FROM files"):
             yield (
                 None if content.startswith(_UNREAD) else content,
@@ -151,7 +151,7 @@ class RowIndex:
             )
 
     def rows(self, media_id: str | None) -> list[tuple[int, str, str]]:
-        """(number of the stored row, root, path) of every row of a content, in the order of the table.
+        """Return (number of the stored row, root, path) of every row of a media_id, in the order of the table.
 
         Args:
             media_id: None for the rows of all files that could not be read.
@@ -193,7 +193,7 @@ class RowIndex:
         """Copy rows to another file with the same content, replacing the rows that it has for `question`.
 
         Args:
-            media_id: content of both files.
+            media_id: digest of the content of both files.
             source: path of the file that has rows.
             question: which rows are copied; None for all.
             root: root of the other file.
@@ -212,18 +212,18 @@ class RowIndex:
         return [run.status for run in copies for _ in range(run.n_rows)]
 
     def dropped(self) -> np.ndarray:
-        """Bool [stored rows]: the rows that are not written."""
+        """Return a mask of the stored rows that are not written, bool [n_stored]."""
         dropped = np.zeros(self.n_stored, bool)
         for run in self._dropped:
             dropped[run.first_row : run.first_row + run.n_rows] = True
         return dropped
 
     def renamed(self) -> NamedRows:
-        """Stored rows of renamed files, with their new names."""
+        """Return the stored rows of renamed files, with their new names."""
         return self._named(_RENAMED)
 
     def copies(self) -> NamedRows:
-        """Stored rows that are copied, with the names of the copies. A row may occur more than once."""
+        """Return the stored rows that are copied, with the names of the copies. A row may occur more than once."""
         return self._named(_COPY)
 
     def _add_batch(self, batch: pl.DataFrame) -> None:
@@ -258,7 +258,7 @@ class RowIndex:
         self.n_stored += batch.height
 
     def _codes(self, batch: pl.DataFrame) -> np.ndarray:
-        """int64 [rows]: question and status of every row, as in a run of stored rows."""
+        """Return question and status of every row as the code of a run, int64 [rows]."""
         keys = list(QuestionKey._fields)
         questions = batch.select(keys).unique(maintain_order=True)
         numbers = [self._question_number(QuestionKey(*values)) for values in questions.iter_rows()]
@@ -269,7 +269,7 @@ class RowIndex:
         return codes
 
     def _files(self, media_id: str | None, path: str | None = None) -> list[_File]:
-        """Files with a content, or files that could not be read; only the file at `path` if given. In table order."""
+        """Return the files with a media_id, or those that could not be read, in table order; or only that at `path`."""
         query = "SELECT content, root, path, runs FROM files WHERE "
         if media_id is None and path is None:
             found = self._db.execute(query + "content >= ? AND content < ?", (_UNREAD, "\x01"))
@@ -321,7 +321,7 @@ class RowIndex:
         return self._questions[question]
 
     def _root_number(self, root: str) -> int:
-        """Number of an escaped root."""
+        """Return the number of an escaped root."""
         if root not in self._roots:
             self._roots[root] = len(self._root_names)
             self._root_names.append(root)

@@ -25,5 +25,5 @@ KEY_COLUMNS = (*FILE_COLUMNS, *QuestionKey._fields, "status")
 
 
 def file_path(root: str, path: str) -> str:
-    """Path of a row's file. `root` is the scanned folder, or the folder of a file that was named directly."""
+    """Return the path of a row's file from its `root` and the path relative to it."""
     return os.path.join(root, path)

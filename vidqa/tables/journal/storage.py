@@ -1,7 +1,7 @@
 """The files of a table and its journal: build the row index from them, and merge the journal into the table.
 
-Stored rows are numbered: the rows of the table's files in order, then the rows of the journal's parts. Recording which
-rows are dropped, renamed or copied is the task of `RowIndex`; writing the result is done here.
+Stored rows are numbered: the rows of the table's files in order, then the rows of the journal's parts. `RowIndex`
+records which rows are dropped, renamed or copied; this module writes the result.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class TableStorage:
         return index
 
     def stored(self) -> Iterator[pl.DataFrame]:
-        """All stored rows in the order of their numbers."""
+        """Yield all stored rows in the order of their numbers."""
         for name, _ in self._files:
             yield from formats.batches(self._journal.current(name))
         yield from self._added()
@@ -73,7 +73,7 @@ class TableStorage:
         return self._journal.folder.is_dir()
 
     def n_pending(self) -> int:
-        """Number of rows in the journal that are not yet merged."""
+        """Return the number of rows in the journal that are not yet merged."""
         return sum(batch.height for batch in self._added())
 
     def append(self, log: pl.DataFrame) -> None:
@@ -144,7 +144,7 @@ class TableStorage:
             first = next(batches, None)
 
     def _copies(self, merge: Merge) -> Iterator[pl.DataFrame]:
-        """Copied rows. Reads the table a second time, but only if there are any."""
+        """Yield the copied rows. If there are any, the table is read a second time."""
         if merge.has_copies:
             yield from merge.copied(self.stored(), 0)
 

@@ -14,7 +14,7 @@ import torch
 
 from vidqa.errors import TrainError
 from vidqa.model.video_llava import VideoLlava
-from vidqa.prompts.build import IGNORE_INDEX, LabelledPrompt
+from vidqa.prompts.build import IGNORE_INDEX, LabeledPrompt
 from vidqa.records import Features
 from vidqa.train.batching.packing import Packed, PackedBatch, collate, pack
 from vidqa.train.batching.sampler import BatchPlan, SampleStats
@@ -27,7 +27,7 @@ from vidqa.train.data.unseen_pairs import IgnoredTokens, UnseenPairs
 _REREAD_HINT = "remove the folder `records` in the cache folder, which is then rebuilt, and run again"
 
 #: Sample and features of its media -> token ids and labels; raises SampleError.
-TokenizeSample = Callable[[Sample, Sequence[Features]], LabelledPrompt]
+TokenizeSample = Callable[[Sample, Sequence[Features]], LabeledPrompt]
 
 
 class Samples(Protocol):
@@ -127,7 +127,7 @@ class TrainingDataset(torch.utils.data.Dataset[Item]):
 
     def __getitem__(self, index: int) -> Item:
         numbers = self.plan.sequences[index]
-        conversations: list[LabelledPrompt] = []
+        conversations: list[LabeledPrompt] = []
         ignored_rows: list[np.ndarray] = []
         rejected: list[Rejected] = []
         features: tuple[Features, ...] = ()
@@ -158,7 +158,7 @@ class TrainingDataset(torch.utils.data.Dataset[Item]):
         self.features.prefetch(list(refs))
         return [self[index] for index in indices]
 
-    def _ignored_rows(self, sample: Sample, conversation: LabelledPrompt) -> np.ndarray:
+    def _ignored_rows(self, sample: Sample, conversation: LabeledPrompt) -> np.ndarray:
         # Text-only samples may mention any pair: unseen pairs are about what media show.
         if self.ignored is None or not sample.media:
             return np.zeros(len(conversation.labels), np.int64)
@@ -180,7 +180,7 @@ def model_tokenizer(model: VideoLlava) -> TokenizeSample:
     """How samples are tokenized for a model: with its tokenizer, its chat format, and up to its context length."""
     tokenizer, chat, shape, max_tokens = model.tokenizer, model.chat, model.media_shape, model.context
 
-    def tokenize(sample: Sample, features: Sequence[Features]) -> LabelledPrompt:
+    def tokenize(sample: Sample, features: Sequence[Features]) -> LabeledPrompt:
         return tokenize_sample(sample, tokenizer, chat, [shape(f) for f in features], max_tokens)
 
     return tokenize

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vidqa.prompts.build import IGNORE_INDEX, LabelledPrompt
+from vidqa.prompts.build import IGNORE_INDEX, LabeledPrompt
 from vidqa.records import Prompt
 
 
@@ -32,7 +32,7 @@ class Packed:
     ignored_rows: np.ndarray  # int64 [S]: which set of token ids the softmax of a label ignores; 0: none
 
 
-def pack(conversations: Sequence[LabelledPrompt], ignored_rows: Sequence[np.ndarray] | None = None) -> Packed:
+def pack(conversations: Sequence[LabeledPrompt], ignored_rows: Sequence[np.ndarray] | None = None) -> Packed:
     """Join conversations after their longest common prefix, which has no loss.
 
     A single conversation may have its media anywhere: in a later question, or directly before a caption (the format
@@ -66,7 +66,7 @@ def pack(conversations: Sequence[LabelledPrompt], ignored_rows: Sequence[np.ndar
     )
 
 
-def _shared_length(head: Prompt, other: LabelledPrompt) -> int:
+def _shared_length(head: Prompt, other: LabeledPrompt) -> int:
     """Length of the prefix that `other` shares with `head`, at most up to the position before its first target.
 
     That position predicts the target, so it has to stay in its conversation.

@@ -12,7 +12,7 @@ from functools import partial
 from multiprocessing import get_context
 
 from vidqa.errors import UsageError
-from vidqa.prompts.build import IGNORE_INDEX, LabelledPrompt, Tokenizer, build_labels
+from vidqa.prompts.build import IGNORE_INDEX, LabeledPrompt, Tokenizer, build_labels
 from vidqa.prompts.chat_formats import ChatFormat
 from vidqa.records import MediaKind, MediaShape
 from vidqa.train.data.corpus import Corpus
@@ -30,7 +30,7 @@ def tokenize_sample(
     chat: ChatFormat,
     shapes: Sequence[tuple[MediaKind, int, int] | MediaShape],
     max_tokens: int | None = None,
-) -> LabelledPrompt:
+) -> LabeledPrompt:
     """Tokenize a sample.
 
     Args:
@@ -59,7 +59,7 @@ def tokenize_sample(
     return conversation
 
 
-def check_length(conversation: LabelledPrompt, max_tokens: int | None) -> None:
+def check_length(conversation: LabeledPrompt, max_tokens: int | None) -> None:
     """Reject a sample that is too long; truncating it would train on half an answer.
 
     Raises:

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from vidqa.config.toml_lines import did_you_mean, dotted, read_toml
 from vidqa.errors import UsageError
-from vidqa.prompts.build import IGNORE_INDEX, LabelledPrompt
+from vidqa.prompts.build import IGNORE_INDEX, LabeledPrompt
 
 #: How vocabularies write white space: byte-level BPE with letters, SentencePiece with a lower one eighth block.
 _WHITESPACE = str.maketrans("Ġ▁Ċĉ", "  \n\t")
@@ -155,7 +155,7 @@ class IgnoredTokens:
                             self.rows.append(ids)
                     self._rows_of[PairMention(0, word, form, partner)] = tuple(numbers[ids] for ids in ignored)
 
-    def row_indices(self, conversation: LabelledPrompt) -> np.ndarray:
+    def row_indices(self, conversation: LabeledPrompt) -> np.ndarray:
         """Find the row of `rows` for each position.
 
         A word of several tokens has a row for each token: a competing word is ignored at the token where it starts to
@@ -170,14 +170,14 @@ class IgnoredTokens:
             found[mention.position : mention.position + len(rows)] = rows
         return found
 
-    def count(self, conversation: LabelledPrompt) -> PairCounts:
+    def count(self, conversation: LabeledPrompt) -> PairCounts:
         """Count ignored positions and mentions of unseen pairs in one conversation."""
         words = self.pairs.words
         unseen = [mention for mention in self.mentions(conversation) if self.is_unseen(mention)]
         names = (" ".join(words[n] for n in sorted((m.word, m.partner))) for m in unseen)
         return PairCounts(int((self.row_indices(conversation) > 0).sum()), Counter(names))
 
-    def mentions(self, conversation: LabelledPrompt) -> Iterator[PairMention]:
+    def mentions(self, conversation: LabeledPrompt) -> Iterator[PairMention]:
         """Find the listed words in the answers of a conversation that are paired with another word."""
         unpaired: int | None = None  # the latest word without a partner
         for position, word, form in self._words(conversation):
@@ -213,7 +213,7 @@ class IgnoredTokens:
             found.append(tuple(sorted(next_ids[True] - next_ids[False])))
         return found
 
-    def _words(self, conversation: LabelledPrompt) -> Iterator[tuple[int, int, int]]:
+    def _words(self, conversation: LabeledPrompt) -> Iterator[tuple[int, int, int]]:
         """(position of its first token, word, form) of each listed word, in order."""
         ids, slots = conversation.prompt.ids.tolist(), conversation.prompt.slots.tolist()
         for start, first in enumerate(ids):
