@@ -179,7 +179,7 @@ def measure(
         line[way]["answers_per_s"] = round(len(answers) / wall, 3)
         least = ""
         if way in "cd":
-            sides.meter.set_hardware_speed(limits.matrix_per_s, limits.copy_bytes_per_s)
+            sides.meter.set_hardware_speed(limits.matmul_flop_per_s, limits.copy_bytes_per_s)
             line[way] |= {"roofline_s": round(sides.meter.roofline_s or 0.0, 4)}
             least = f"{line[way]['roofline_s']:>9.2f} ({line[way]['roofline_s'] / wall:.0%} of it reached)"
         print(f"{n:>4}  {way}  {wall:>9.2f} {cpu:>9.2f} {len(answers) / wall:>9.2f} {equal:>7.0%} {least}", flush=True)
@@ -246,7 +246,7 @@ def main() -> int:
     packages = ("torch", "transformers", "onnxruntime-gpu", "onnxruntime", "av")
     versions = {name: found for name in packages if (found := version_of(name))}
     machine = {"cores": os.cpu_count(), "machine": platform.machine(), "load": os.getloadavg()[0], **versions}
-    machine |= {"matrix_tflops": limits.matrix_per_s / 1e12, "copy_gb_per_s": limits.copy_bytes_per_s / 1e9}
+    machine |= {"matrix_tflops": limits.matmul_flop_per_s / 1e12, "copy_gb_per_s": limits.copy_bytes_per_s / 1e9}
     names = ("shape", "device", "dtype", "new_tokens", "clips", "usual_clips", "seconds", "threads")
     settings = {k: getattr(args, k) for k in names}
     print(json.dumps({"bench": "answers", **settings, "results": lines, **machine}))

@@ -206,7 +206,7 @@ def main() -> int:
             faster = rates[1] / rates[0]
             print(f"{name:<18}{wall:>9.2f} s {used:>9.2f} CPU s {faster:>7.1f}x   {equal:g} equal", flush=True)
             if name.startswith("shared"):
-                prompts = prefill_operations(task.model, task.stats.prefill_tokens) / limits.matrix_per_s
+                prompts = prefill_operations(task.model, task.stats.prefill_tokens) / limits.matmul_flop_per_s
                 least = prompts + decode_bytes(task.model, task.stats) / limits.copy_bytes_per_s
                 found[name] |= task.parts | {"roofline_s": round(least, 4)}
                 times = ", ".join(f"{part[:-2]} {seconds:.3f} s" for part, seconds in task.parts.items())
@@ -214,7 +214,7 @@ def main() -> int:
         if args.profile:
             task.profile()
     machine = {"cores": os.cpu_count(), "machine": platform.machine(), "load": os.getloadavg()[0]}
-    machine |= {"matrix_tflops": limits.matrix_per_s / 1e12, "copy_gb_per_s": limits.copy_bytes_per_s / 1e9}
+    machine |= {"matrix_tflops": limits.matmul_flop_per_s / 1e12, "copy_gb_per_s": limits.copy_bytes_per_s / 1e9}
     if on_gpu:
         machine["gpu"] = torch.cuda.get_device_name()
     versions = {name: version(name) for name in ("torch", "transformers")}

@@ -1,4 +1,4 @@
-"""A chat about images and videos: the media are prefilled once, and a later turn prefills its own text only.
+"""A chat about images and videos: the media are prefilled once, and each later turn prefills only its own text.
 
 Every question is written as one prompt with all turns so far, exactly as `generate` would receive it. Only the part
 that differs from the cached tokens is computed. An answer therefore equals that of the full prompt, token for token (in
@@ -36,9 +36,9 @@ class ChatTurn:
     text: str
     finish_reason: Literal["eos", "stop", "length", "interrupted"]
     n_visual_tokens: int
-    n_prompt_tokens: int  # of the whole chat, visual tokens included
+    n_prompt_tokens: int  # prompt of the whole chat, including visual tokens
     n_answer_tokens: int
-    n_computed_tokens: int  # of the prompt; the rest was in the KV cache
+    n_computed_tokens: int  # prompt tokens that were prefilled; the rest was in the KV cache
 
     @property
     def status(self) -> Literal["ok", "truncated", "empty"]:
@@ -52,8 +52,8 @@ class ChatSession:
     """Several questions about the same images and videos, each with all earlier turns.
 
     Args:
-        model: in evaluation mode.
-        features: media of the chat, in order; may be empty.
+        model: the model, in evaluation mode.
+        features: features of the chat's media, in order; may be empty.
         settings: decoding settings.
 
     Raises:
@@ -135,7 +135,7 @@ class ChatSession:
         return prompt
 
     def _stream(self, question: str, output: _Output) -> Generator[str]:
-        """Yield the pieces; KV cache and turns are consistent afterwards, whatever ended the iteration."""
+        """Yield the pieces and leave KV cache and turns consistent, however the iteration ends."""
         try:
             yield from self._decode(output)
         except (GeneratorExit, KeyboardInterrupt):

@@ -33,12 +33,12 @@ def generate(
 ) -> list[Answer | ItemError]:
     """Answer all requests.
 
-    In float32 an answer does not depend on the batch it was part of, token for token.
+    In float32 every token of an answer is the same, whatever batch the request is part of.
 
     Args:
-        model: in evaluation mode.
+        model: the model, in evaluation mode.
         requests: questions with the features of their media.
-        settings: for all requests.
+        settings: decoding settings of all requests.
         batch_size: maximum number of requests at a time; None is as many as are likely to fit into memory. If they do
             not fit, the batch is halved until they do.
 
@@ -67,10 +67,11 @@ class Engine:
     """Answers requests, which may be submitted while others are running.
 
     Args:
-        model: in evaluation mode; nothing else may use it during `step`. Use the engine from one thread.
-        settings: for all requests.
+        model: the model, in evaluation mode; nothing else may use it during `step`. Use the engine from one thread.
+        settings: decoding settings of all requests.
         batch_size: as for `generate`.
-        static_shapes: decode steps of few fixed shapes, replayed as CUDA graphs; None does so on a CUDA device.
+        static_shapes: run decode steps in a few fixed shapes, which a CUDA device replays as CUDA graphs; None does so
+            on a CUDA device only.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Static batching for models that cannot use shared-prefix attention: one batch after another, each to its end.
+"""Static batching for models that cannot use shared-prefix attention: each batch runs until its last sequence ends.
 
 It has the same interface as `scheduler.Scheduler`. Prompts with the same prefix (several questions about one video)
 compute it once per batch; each continues from a copy of its KV cache. Sequences are padded on the left, twice:
@@ -7,7 +7,7 @@ compute it once per batch; each continues from a copy of its KV cache. Sequences
 
 Positions count real tokens only, so a sequence's values do not depend on the rest of the batch.
 
-Letters: B sequences, G distinct prefixes, S positions, L LLM hidden size, N vocabulary size.
+Letters: B sequences, S positions, V visual tokens, L LLM hidden size, N vocabulary size.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class FallbackEngine:
     """Queue of waiting requests, answered batch by batch.
 
     Args:
-        model: in evaluation mode.
-        settings: how tokens are chosen.
-        criteria: when a sequence is finished.
+        model: the model, in evaluation mode.
+        settings: decoding settings.
+        criteria: determine when a sequence is finished.
         batch_size: maximum number of sequences; None is as many as are likely to fit into memory.
     """
 
@@ -63,7 +63,7 @@ class FallbackEngine:
         self.stats = EngineStats()
         self._model, self._settings, self._criteria, self._batch_size = model, settings, criteria, batch_size
         self._waiting: list[PlannedRequest] = []
-        self._n_tried = 0  # requests of the current batch
+        self._n_tried = 0  # requests in the current batch
 
     @property
     def n_waiting(self) -> int:
@@ -131,8 +131,8 @@ class FallbackEngine:
 class PromptSequence:
     """A prompt with its visual tokens.
 
-    `visual` holds the tokens [V_i, L] of each media item. Sequences with the very same tensors and the same leading ids
-    share their prefix.
+    `visual` holds the tokens [V_i, L] of each media item. Sequences with identical tensor objects and the same
+    leading ids share their prefix.
     """
 
     prompt: Prompt
@@ -147,10 +147,10 @@ def decode(
     """Continue several prompts as one batch, with transformers' own KV cache.
 
     Args:
-        model: in evaluation mode.
+        model: the model, in evaluation mode.
         sequences: prompts of at least two tokens.
-        criteria: when a sequence is finished; each also ends at its `max_new_tokens`.
-        pick: picks the next token of each sequence.
+        criteria: determine when a sequence is finished; each also ends at its `max_new_tokens`.
+        pick: chooses the next token of each sequence.
 
     Returns:
         One continuation per prompt, in order.
@@ -178,7 +178,7 @@ def decode(
 
 
 class _StaticBatch:
-    """Cache, mask and next position of each sequence, and the logits of the last step."""
+    """KV cache, mask and next position of each sequence, and the logits of the last step."""
 
     def __init__(self, llm: Any, cache: Any, mask: Tensor, positions: Tensor) -> None:
         self.llm = llm

@@ -1,6 +1,6 @@
 """Adapter for the two kinds of LLM: vidqa's own Llama, and transformers models with an exchangeable attention function.
 
-It hides how a model is given another attention function, what its KV cache is, and the name of the cache argument.
+It hides how the attention function is replaced, which class the KV cache has, and what the cache argument is called.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def supports_shared_prefix(llm: Any, context: int) -> bool:
 
     Args:
         llm: a causal LLM.
-        context: longest sequence; a sliding window that is never exceeded does not matter.
+        context: maximum sequence length; a sliding window of at least this length has no effect.
     """
     if isinstance(llm, Llama):
         return True
@@ -77,11 +77,11 @@ def new_cache(llm: Any) -> Any:
 
 
 def forwarding_cache(llm: Any, store: Callable[[Tensor, Tensor, int], None]) -> Any:
-    """Return a cache for a prefill that keeps nothing and forwards each layer's K and V.
+    """Return a cache for a prefill that stores nothing itself and forwards each layer's K and V.
 
     Args:
-        llm: the model that runs.
-        store: receives K and V [n, G, S, d] of a layer, and its index.
+        llm: the LLM that will use the cache.
+        store: receives K and V of a layer, [sequences, KV heads, tokens, head_dim], and its index.
     """
     cache = new_cache(llm)
 

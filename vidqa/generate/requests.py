@@ -1,7 +1,7 @@
-"""Requests, the settings they run with, and what becomes of them: Request -> PlannedRequest -> Continuation -> Answer.
+"""Requests and their settings, and the way to an answer: Request -> PlannedRequest -> Continuation -> Answer.
 
-A request is planned on its own: its prompt is built, checked against the context length, and split into the prefix that
-other requests about the same media share and the suffix that is its own.
+Each request is planned separately: its prompt is built, checked against the context length, and split into a prefix,
+which it may share with other requests about the same media, and its own suffix.
 """
 
 from __future__ import annotations
@@ -103,13 +103,16 @@ class PlannedRequest:
 
     @cached_property
     def prefix_key(self) -> Hashable:
-        """Equal for requests with the same prefix. Cached: it copies and hashes about 20 KB and every step reads it."""
+        """Key that is equal for requests with the same prefix.
+
+        It is cached, because it copies and hashes about 20 KB and every step reads it.
+        """
         p, n = self.prompt, self.n_prefix
         return p.ids[:n].tobytes(), p.slots[:n].tobytes(), tuple(id(f) for f in self.request.features)
 
     @property
     def prefix(self) -> Prompt:
-        """The shareable prefix: header, media, and all that comes before the last visual token."""
+        """The shareable prefix: the prompt up to and including its last visual token."""
         return Prompt(self.prompt.ids[: self.n_prefix], self.prompt.slots[: self.n_prefix])
 
     @property
@@ -119,7 +122,7 @@ class PlannedRequest:
 
     @property
     def max_suffix_length(self) -> int:
-        """Tokens of the suffix and of the longest possible answer."""
+        """Maximum length of the suffix in tokens, including the answer."""
         return len(self.prompt.ids) - self.n_prefix + self.max_new_tokens
 
     def random_stream(self, settings: GenerationSettings) -> RandomStream | None:
@@ -130,7 +133,7 @@ class PlannedRequest:
 
 
 def prefix_length(prompt: Prompt) -> int:
-    """Number of tokens up to and including the last visual token; 1 for a prompt without visual tokens.
+    """Return the number of tokens up to the last visual token, inclusive; 1 for a prompt without visual tokens.
 
     At least one token is left for the suffix, because its logits predict the first token of the answer.
     """

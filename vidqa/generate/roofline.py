@@ -1,6 +1,6 @@
 """Roofline: the matmul and memory rates that a device reaches, and what a model needs of each.
 
-    prefill       2 operations per weight and token: limited by the matmul rate
+    prefill       2 FLOP per weight and token: limited by the matmul rate
     decode step   reads every weight and the whole KV cache once: limited by the memory bandwidth
 
 The matmuls of attention are not counted (4 % of those of the weights for 257 tokens of a ViT-L, 10 % for 2,000 tokens
@@ -18,7 +18,7 @@ import torch
 from vidqa.generate.running_batch import EngineStats
 from vidqa.model.video_llava import VideoLlava
 
-_SECONDS = 0.15  # of each measurement, after a warm-up
+_SECONDS = 0.15  # duration of each measurement, after a warm-up
 _MATRIX_SIZE = {"cpu": 1024, "cuda": 8192}
 #: Bytes per copy: more than fits into caches. No more than that on a CPU, to save memory.
 _COPY_BYTES = {"cpu": 64 << 20, "cuda": 2 << 30}
@@ -30,7 +30,7 @@ class Limits:
 
     device: str
     dtype: str
-    matrix_per_s: float  # operations; a multiplication and an addition count as two
+    matmul_flop_per_s: float  # a multiplication and an addition count as two
     copy_bytes_per_s: float  # bytes read and written
 
 
@@ -38,8 +38,8 @@ def measure(device: torch.device, dtype: torch.dtype) -> Limits:
     """Measure a device.
 
     Args:
-        device: of the model.
-        dtype: of its weights.
+        device: device of the model.
+        dtype: dtype of its weights.
     """
     n = _MATRIX_SIZE.get(device.type, 1024)
     a, b = (torch.rand(n, n, device=device, dtype=dtype) for _ in range(2))
@@ -51,7 +51,7 @@ def measure(device: torch.device, dtype: torch.dtype) -> Limits:
 
 
 def prefill_operations(model: VideoLlava, n_tokens: int) -> float:
-    """Return the operations that the prefill of this many tokens needs."""
+    """Return the floating-point operations that the prefill of this many tokens needs."""
     return 2.0 * _n_weights(model) * n_tokens
 
 
@@ -61,7 +61,7 @@ def decode_bytes(model: VideoLlava, stats: EngineStats) -> float:
 
 
 def _n_weights(model: VideoLlava, with_head: bool = False) -> int:
-    """Weights that every token is multiplied with: not the embedding table, and the head for last tokens only."""
+    """Count the weights that every token is multiplied with: no embedding table, and the head only if requested."""
     tables = {id(model.llm.get_input_embeddings().weight)}
     head = model.llm.get_output_embeddings()
     n = 0

@@ -1,5 +1,7 @@
 """The running batch: prefill and decode steps of the LLM over a KV pool, while sequences are added and evicted.
 
+Letters: n running sequences, P_i and S_i tokens of one prefix or suffix, L LLM hidden size, N vocabulary size.
+
 Scope: tensors and slots. Which request runs when is decided by the scheduler.
 """
 
@@ -25,12 +27,12 @@ from vidqa.model.video_llava import VideoLlava
 class EngineStats:
     """Work done by the LLM, for throughput and roofline."""
 
-    prefill_tokens: int = 0  # of prefixes and suffixes
+    prefill_tokens: int = 0  # in prefixes and suffixes
     prefill_s: float = 0.0
     decode_tokens: int = 0
     decode_steps: int = 0
     decode_s: float = 0.0
-    decode_kv_bytes: int = 0  # KV cache that the decode steps had to read
+    decode_kv_bytes: int = 0  # size of the KV cache that the decode steps had to read
     answers: int = 0
 
     def add(self, other: EngineStats) -> None:
@@ -44,8 +46,8 @@ class RunningBatch:
     """A KV pool and the model that fills and reads it.
 
     Args:
-        model: in evaluation mode.
-        capacity: of the pool, which is created by the first prefill.
+        model: the model, in evaluation mode.
+        capacity: capacity of the pool.
         static_shapes: see `KVPool`; on a CUDA device decode steps are then replayed as CUDA graphs.
         stats: updated with the work done.
         pool: created by the first prefill.
@@ -70,7 +72,7 @@ class RunningBatch:
         """Compute the KV cache of new prefixes.
 
         Args:
-            embeds: [P_i, L] each.
+            embeds: embedded prefixes, [P_i, L] each.
 
         Returns:
             The index of each prefix in the pool.
@@ -101,7 +103,7 @@ class RunningBatch:
 
         Args:
             prefixes: prefix of each sequence; sequences of one prefix are consecutive.
-            embeds: suffixes, [S_i, L] each.
+            embeds: embedded suffixes, [S_i, L] each.
         """
         assert self.pool is not None
         longest = max(len(e) for e in embeds)
@@ -118,7 +120,7 @@ class RunningBatch:
         """Append one token to every sequence and compute the logits of the next.
 
         Args:
-            ids: int64 [n].
+            ids: token ids, int64 [n].
             count: add the step to `stats`; False leaves that to `count_step`.
         """
         assert self.pool is not None
@@ -180,7 +182,7 @@ class RunningBatch:
 
     @property
     def kv_bytes_per_position(self) -> int:
-        """Size of the KV cache of one position in all layers."""
+        """Size of the KV cache of one position in all layers, in bytes; 0 before the first prefill."""
         if self.pool is None:
             return 0
         return sum(t.shape[1] * t.shape[3] * t.element_size() for pair in self.pool.suffix_kv for t in pair)

@@ -39,19 +39,19 @@ class _Sequence:
 
 @dataclass
 class _PrefixGroup:
-    """Requests with one prefix: those that wait, and the prefix's index in the KV pool once it is there."""
+    """Requests with the same prefix: those that wait, and the index of the prefix in the KV pool."""
 
     waiting: deque[PlannedRequest] = field(default_factory=deque)
-    prefix: int | None = None
+    prefix: int | None = None  # None: not in the pool
 
 
 class Scheduler:
     """Queue of waiting requests and the batch of running sequences.
 
     Args:
-        model: in evaluation mode.
-        settings: how tokens are chosen.
-        criteria: when a sequence is finished.
+        model: the model, in evaluation mode.
+        settings: decoding settings.
+        criteria: determine when a sequence is finished.
         n_slots: batch slots; None is as many as are likely to fit into memory.
         static_shapes: see `KVPool`.
     """
@@ -73,7 +73,7 @@ class Scheduler:
         self._groups: dict[Hashable, _PrefixGroup] = {}  # in arrival order
         self._running: list[_Sequence] = []  # by slot
         self._admitting: list[PlannedRequest] = []  # taken from the queue, not running yet
-        self._finished: list[tuple[PlannedRequest, Continuation]] = []  # kept even if the following step fails
+        self._finished: list[tuple[PlannedRequest, Continuation]] = []  # not lost if a later part of the step fails
         self._batch: RunningBatch | None = None
 
     @property
@@ -91,7 +91,7 @@ class Scheduler:
         """Refill free slots from the queue, then run one decode step for every active slot.
 
         Returns:
-            The requests that were finished, with their tokens.
+            The requests that finished, with their tokens.
 
         Raises:
             torch.OutOfMemoryError: call `back_off`, then continue.
@@ -172,7 +172,7 @@ class Scheduler:
         self._groups = {key: group for key, group in self._groups.items() if group.waiting or key in running}
 
     def _admit(self) -> None:
-        """Admit waiting requests, if an eighth of the slots is free: prefilling several suffixes together is faster."""
+        """Admit waiting requests once an eighth of the slots is free: prefilling suffixes together is faster."""
         if not self.n_waiting or (self._running and self._may_grow()):  # let the batch drain, then enlarge it
             return
         batch = self._ready_batch()

@@ -56,9 +56,9 @@ def eos_ids(llm: Any, tokenizer: Any, stops: Sequence[str]) -> frozenset[int]:
     """Collect the ids that end an answer.
 
     Args:
-        llm: a causal LLM; its generation config may name end-of-sequence ids.
+        llm: a causal LLM; its generation config may list end-of-sequence ids.
         tokenizer: the LLM's tokenizer, with its own end-of-sequence id.
-        stops: stop strings; those that are one special token are matched by id.
+        stops: stop strings; those that consist of one special token are matched by id.
     """
     config = getattr(llm, "generation_config", None)
     named = getattr(config, "eos_token_id", None)

@@ -2,8 +2,8 @@
 
     bundle folder -> Bundle -> VideoLlava: features [T, P, D] -> visual tokens [V, L] -> prompt embeddings [S, L] -> LLM
 
-Read bundle/ first (the form on disk), then video_llava.py with connector.py, compressors.py and visual_tokens.py, then
-llm.py, lora.py and llama/ (language models). towers/ and onnx/ hold the encoders and their export to ONNX.
+Read bundle/ first (the on-disk format), then video_llava.py with connector.py, compressors.py and visual_tokens.py,
+then llm.py, lora.py and llama/ (language models). towers/ and onnx/ hold the encoders and their export to ONNX.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ class SpatioTemporal(nn.Module):
     """Video-ChatGPT: the mean of each frame, then the mean of each patch over time; before the projector.
 
     Args:
-        n_frames: rows of the temporal part; fewer frames are padded with zeros, which the projector turns into its
+        n_frames: minimum number of frame means; fewer frames are padded with zeros, which the projector turns into its
             bias, as in the original.
     """
 
@@ -90,7 +90,7 @@ class DeltaValley(Valley):
 
     Args:
         size: L, hidden size of the LLM.
-        n_frames: rows of the position table.
+        n_frames: rows of the position table, the maximum number of frames.
         n_heads: attention heads.
         inner_size: hidden size of the MLP.
     """

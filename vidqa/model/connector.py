@@ -28,7 +28,7 @@ class Connector(nn.Module):
 
     def __init__(self, type: str, in_size: int, out_size: int, compressor: CompressorSpec | None = None) -> None:
         super().__init__()
-        self.layout, self.in_size, self.out_size = type, in_size, out_size
+        self.projector_type, self.in_size, self.out_size = type, in_size, out_size
         if type == "mlp2x_gelu":
             self.add_module("0", nn.Linear(in_size, out_size))
             self.add_module("2", nn.Linear(out_size, out_size))
@@ -39,9 +39,9 @@ class Connector(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Project float [..., D] to [..., L]."""
-        if self.layout == "mlp2x_gelu":
+        if self.projector_type == "mlp2x_gelu":
             return self.get_submodule("2")(F.gelu(self.get_submodule("0")(x)))
-        return F.linear(x, self.weight, self.bias) if self.layout == "linear" else x
+        return F.linear(x, self.weight, self.bias) if self.projector_type == "linear" else x
 
     def runs(self, n_frames: int, n_tokens: int, has_cls: bool) -> tuple[int, ...]:
         """Return how many visual tokens a video yields, as runs that a prompt may separate.
@@ -73,14 +73,14 @@ class Connector(nn.Module):
         """Compute the visual tokens of several images or videos.
 
         Args:
-            media: float [T, P, D] each, of any T and P.
-            dtype: of the projector's weights.
+            media: encoder tokens, float [T, P, D] for each media item, with any T and P.
+            dtype: dtype of the projector's weights.
 
         Returns:
-            One float [V, L] for each: all frames in order, or the output of the compressor.
+            Float [V, L] for each media item: all frames in order, or the output of the compressor.
 
         Raises:
-            ValueError: a width D that the connector does not take.
+            ValueError: the connector does not accept the width D.
         """
         if bad := [x.shape[-1] for x in media if x.shape[-1] != self.in_size]:
             raise ValueError(f"the connector takes tokens of width {self.in_size}, got {bad[0]}")

@@ -1,4 +1,4 @@
-"""An LLM folder -> causal LLM and tokenizer, loaded strictly and without output of transformers.
+"""An LLM folder -> causal LLM and tokenizer, loaded strictly and without messages from transformers.
 
 Quantized loading (bitsandbytes) and placement on several devices (accelerate) are handled here too.
 """
@@ -36,13 +36,13 @@ def load_llm(
     Nothing is downloaded, no code from the folder runs, and only safetensors are read.
 
     Args:
-        folder: config, safetensors, tokenizer.
-        dtype: of the weights; None is the saved one. For a quantized LLM it is the compute dtype.
+        folder: LLM folder with config, safetensors and tokenizer.
+        dtype: dtype of the weights; None is the saved one. For a quantized LLM it is the compute dtype.
         quantize: quantize the weights of linear layers to 8 or 4 bits while loading, with bitsandbytes.
-        device_map: a device, or `map` to distribute the layers over all devices by their free memory; None is the CPU.
+        device_map: a device, or `map` to distribute the layers over all devices by free memory; None is the CPU.
         inference_only: the model will be neither trained nor saved. A standard Llama is then loaded without
             transformers.
-        device: of a Llama loaded without transformers; None is the CPU. The caller moves any other model.
+        device: device of a Llama loaded without transformers; None is the CPU. The caller moves any other model.
 
     Returns:
         The LLM and its tokenizer.

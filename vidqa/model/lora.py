@@ -36,7 +36,7 @@ def attach_lora(llm: Any, r: int, alpha: float, dropout: float, targets: Sequenc
 
     Args:
         llm: a causal LLM of transformers.
-        r: rank.
+        r: rank of the adapters.
         alpha: scale; the adapter is multiplied by alpha / r.
         dropout: dropout of the adapter's input in training.
         targets: last components of the layer names; None is every linear layer except the head.
@@ -72,7 +72,7 @@ def merge_lora(llm: Any) -> Any:
     """Merge adapters into the weights of an LLM.
 
     Args:
-        llm: with adapters, from `attach_lora` or peft; changed in place.
+        llm: an LLM with adapters, from `attach_lora` or peft; changed in place.
 
     Returns:
         The LLM without adapters.
@@ -100,7 +100,7 @@ def write_adapter(
         alpha: as for `attach_lora`.
         dropout: as for `attach_lora`.
         targets: as for `attach_lora`; None is the layers that the weights belong to.
-        folder: is created.
+        folder: the folder to create.
     """
     by_peft_name = {
         _PREFIX + k.removeprefix("llm.").replace(".default.", "."): v.contiguous() for k, v in weights.items()
@@ -126,8 +126,8 @@ def apply_adapter(llm: Any, folder: Path) -> Any:
     """Load an adapter and merge it into an LLM.
 
     Args:
-        llm: without adapters; changed in place.
-        folder: with settings and weights.
+        llm: an LLM without adapters; changed in place.
+        folder: folder with the adapter's settings and weights.
 
     Returns:
         The LLM with the adapter merged into its weights.

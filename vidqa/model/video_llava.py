@@ -1,8 +1,10 @@
-"""VideoLlava: features and prompts -> what the LLM reads, through the connector.
+"""VideoLlava: features and prompts -> input embeddings of the LLM, through the connector.
 
-Letters: B prompts, S positions of a prompt, V visual tokens, D encoder width, L LLM hidden size.
+Letters: B prompts, S positions of a prompt, V visual tokens, T frames, P tokens of a frame, D encoder width, L LLM
+hidden size.
 
-Scope: tensors and one tokenizer. Decoding strategies are in `vidqa.generate`, media and features below `vidqa.model`.
+Scope: tensors, one tokenizer, and the weights of a bundle. Decoding is in `vidqa.generate`; media and encoders are in
+layers below `vidqa.model`.
 """
 
 from __future__ import annotations
@@ -65,13 +67,13 @@ class VideoLlava(nn.Module):
         """Compute the visual tokens of several images or videos.
 
         Args:
-            features: tokens [T, P, D] each, of any T and P.
+            features: features with tokens [T, P, D], for any T and P.
 
         Returns:
-            One float [V, L] for each; V as in `media_shape`.
+            Float [V, L] for each image or video; V as in `media_shape`.
 
         Raises:
-            ValueError: a width D that the connector does not take.
+            ValueError: the connector does not accept the width D.
         """
         weight = self._connector_weight()
         tokens = [torch.from_numpy(f.tokens).to(weight.device) for f in features]
@@ -96,7 +98,7 @@ class VideoLlava(nn.Module):
 
         Args:
             ids: int64 [B, S] or [S]; the ids in slots do not matter.
-            slots: bool, shape of `ids`.
+            slots: bool, shape of `ids`, True where a visual token belongs.
             visual: float [V, L], of all prompts, concatenated.
 
         Returns:
@@ -157,10 +159,10 @@ def load_model(
     Nothing is downloaded, no code from the folder runs, and weights must match the modules exactly.
 
     Args:
-        bundle: from `load_bundle`.
+        bundle: a bundle from `load_bundle`.
         device: `auto` (CUDA if available), `cpu`, `cuda`, `cuda:N`, or `map` (the LLM's layers over all devices).
-        dtype: of all weights; None is float32 on the CPU and the saved dtype of the LLM on a GPU.
-        quantize: load the linear layers of the LLM with 8-bit or 4-bit weights; None does not.
+        dtype: dtype of all weights; None is float32 on the CPU and the saved dtype of the LLM on a GPU.
+        quantize: load the linear layers of the LLM with 8-bit or 4-bit weights; None keeps them as they are.
         inference_only: see `load_llm`.
 
     Returns:
@@ -222,7 +224,7 @@ def load_strictly(module: nn.Module, weights: Mapping[str, Tensor], source: str)
     Args:
         module: changed in place.
         weights: by key; any float dtype.
-        source: file that they came from, for error messages.
+        source: the file that they come from, for error messages.
 
     Raises:
         BundleError: a key is missing or unknown, or a shape differs; all of them are named.
@@ -259,7 +261,7 @@ def torch_device(device: str) -> torch.device:
 
 
 def _format_problem(chat: ChatFormat, tokenizer: Any) -> str | None:
-    """What the tokenizer lacks for a chat format; None if nothing."""
+    """Describe what the tokenizer lacks for a chat format; None if nothing."""
     if chat.kind == "template" and not tokenizer.chat_template:
         return "the tokenizer has no chat template"
     tags = (

@@ -20,8 +20,8 @@ def fill_slots(embeds: Tensor, slots: Tensor, visual: Tensor) -> Tensor:
         A tensor like `embeds` with the slots filled; gradients flow to `visual`.
 
     Raises:
-        ValueError: the number of slots is not V, or widths or shapes do not match. A spare visual token is as bad as a
-            missing one: some later answer would be about the wrong video.
+        ValueError: the number of slots is not V, or widths or shapes do not match. An extra visual token is as bad as
+            a missing one: a later answer would be about the wrong video.
     """
     if slots.shape != embeds.shape[:-1]:
         raise ValueError(

@@ -1,7 +1,7 @@
 """CUDA graphs of decode steps: capture a step of one shape once, then replay it without CPU launch overhead.
 
 A captured graph is used only after its result was compared with that of an eager step. If capture or comparison fails,
-steps run eagerly and the log reports it once. If there is no memory for a graph, steps still run.
+for example because there is no memory for a graph, steps run eagerly and the log reports it once.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from vidqa.common.devices import CUDA_EXCLUSIVE
 
 log = logging.getLogger(__name__)
 
-#: A shape is captured when it occurs for this many times; capture costs about as much as a few steps.
+#: A shape is captured once it has occurred this many times; a capture costs about as much as a few steps.
 _CAPTURE_AFTER = 4
 #: Maximum number of graphs; each needs memory for the activations of one step, shared between all graphs.
 _MAX_GRAPHS = 12
 #: Largest accepted error of a sequence's logits, relative to their norm. It is 0 if the same kernels run, but matmuls
-#: may select another algorithm, whose rounding is visible in a deep half-precision model. A wrong step is far above.
+#: may select another algorithm, whose rounding is visible in a deep half-precision model. The error of a wrong step is
+#: far larger.
 _MAX_RELATIVE_ERROR = 0.05
-#: Graphs whose capture CUDA ended with an error. They stay alive: torch's pinned-memory allocator still queries them.
+#: Graphs whose capture failed. They stay alive, because torch's pinned-memory allocator still queries them.
 _FAILED: list[Any] = []
 
 
@@ -51,12 +52,12 @@ class StepGraphs:
         """Run a step: replay its graph if there is one, else run it eagerly and perhaps capture it.
 
         Args:
-            shape: steps of one shape differ in tensor values only.
-            step: reads `ids` and tensors that keep their addresses; running it again must do no harm.
-            ids: int64 [n].
+            shape: identifies steps that differ in tensor values only.
+            step: computes logits from `ids` and from tensors that keep their addresses; must be safe to repeat.
+            ids: token ids, int64 [n].
 
         Returns:
-            The result of `step`; the next run of the same shape overwrites it.
+            The result of `step`, float [n, vocabulary]; the next run of the same shape overwrites it.
         """
         if (captured := self._graphs.get(shape)) is not None:
             captured.ids.copy_(ids)
@@ -116,7 +117,7 @@ def _side_stream(device: torch.device) -> Any:
 
 
 def _end_capture(device: torch.device, memory: Any, graph: Any) -> None:
-    """Inform torch's allocator that a capture is over which ended with an error.
+    """Inform torch's allocator that a failed capture is over.
 
     torch (2.13) does this only if CUDA ends the capture without an error. An allocator that still assumes a capture
     never returns cached memory, so that a full device stays full. The functions are those of

@@ -10,7 +10,7 @@ results are merged exactly with their log-sum-exp:
 
 (the identity used by FlashAttention between blocks, https://arxiv.org/abs/2205.14135, and by Hydragen, 2402.05099).
 
-Letters: n sequences, C prefixes, Q most sequences of a prefix, H query heads, G KV heads, R = H / G, S new tokens of a
+Letters: n sequences, C prefixes, Q largest number of sequences per prefix, H query heads, G KV heads, S new tokens of a
 sequence, P length of the longest prefix, T columns of a suffix, d head_dim.
 
 Scope: tensors and the signature of transformers' attention functions. The KV cache itself is in kv_cache/.
@@ -53,7 +53,7 @@ class PrefixSpan:
 
 @dataclass(frozen=True)
 class SuffixSpan:
-    """Columns of its suffix that each sequence attends to: from `first_column` to that of the querying token."""
+    """The columns of its own suffix that each sequence attends to, from `first_column` to that of the query."""
 
     first_column: Tensor  # int64 [n]
     next_column: Tensor  # int64 [n]
@@ -64,8 +64,8 @@ class SuffixSpan:
 class SharedPrefix:
     """The shared prefixes of one forward pass."""
 
-    kv: Sequence[tuple[Tensor, Tensor]]  # K and V per layer, [capacity * G, *, d]
-    capacity: int  # prefixes that the buffers hold
+    kv: Sequence[tuple[Tensor, Tensor]]  # K and V per layer, [capacity * G, at least P, d]
+    capacity: int  # number of prefixes that the buffers can hold
     spans: tuple[PrefixSpan, ...]
     suffix: SuffixSpan | None = None  # the content of the attention mask, for kernels that read no mask
 
@@ -90,13 +90,13 @@ def shared_prefix_attention(
     """Attention function of a layer, called after its K and V are in the KV cache.
 
     Args:
-        module: the layer; its `layer_idx` selects the prefixes' K and V.
+        module: the attention layer; its `layer_idx` selects the prefixes' K and V.
         query: [n, H, S, d].
         key: keys of the suffixes, [n, G, T, d].
         value: values of the suffixes, [n, G, T, d].
         attention_mask: bool [n, 1, S, T], True where a query attends to a key of its suffix.
         scaling: factor of the scores; None is 1 / sqrt(d).
-        shared_prefix: None is standard attention.
+        shared_prefix: the prefixes of the sequences; None is standard attention.
         rest: ignored.
 
     Returns:
@@ -145,7 +145,7 @@ def prefix_attention(
         query: [n, H, S, d].
         keys: [C * G, P, d].
         values: [C * G, P, d].
-        span: grid of the sequences.
+        span: assigns the sequences to the cells of the grid.
         scale: factor of the scores.
 
     Returns:

@@ -22,7 +22,7 @@ from torch import Tensor
 from vidqa.generate.attention.shared_prefix import PrefixSpan, SharedPrefix, SuffixSpan, attend_with_torch
 
 _LOG2E = 1.4426950408889634
-#: Rows of a matmul: the minimum of the matrix units, and the maximum of one program.
+#: Rows of a matmul: the minimum that the matrix units support, and the maximum per program.
 _MIN_ROWS, _MAX_ROWS = 16, 64
 #: Positions per block: of a prefix, of a suffix.
 _PREFIX_BLOCK, _SUFFIX_BLOCK = 64, 32
@@ -64,7 +64,7 @@ def attend(
 
 
 def _n_splits(span: PrefixSpan, n_kv_heads: int, n_rows: int) -> int:
-    """KV splits of a prefix that make enough programs: a power of two."""
+    """Number of KV splits per prefix, a power of two, so that there are enough programs for the GPU."""
     programs = span.n_prefixes * n_kv_heads * -(-span.n_columns * n_rows // _MAX_ROWS)
     n = 1
     while n < _MAX_SPLITS and programs * n < _PROGRAMS and span.length >= 2 * n * _MIN_SPLIT_LENGTH:
@@ -86,7 +86,11 @@ def _attend_to_prefixes(
     first: int,
     scale: float,
 ) -> None:
-    """Attend from `first` on to the prefixes of a span; writes the result of each KV split into [U, n, H, S, (d)]."""
+    """Attend to the prefixes of a span.
+
+    The queries are those from sequence `first` on. The result of each KV split is written to `into`: the output
+    [U, n, H, S, d] and its log-sum-exp [U, n, H, S].
+    """
     (out, lse), n_prefixes = into, span.n_prefixes
     n_heads, n_new, d = query.shape[1:]
     n_kv_heads = keys.shape[0] // n_prefixes
@@ -133,7 +137,7 @@ def _attend_to_suffixes(
     splits: tuple[Tensor, Tensor],
     scale: float,
 ) -> Tensor:
-    """Attend to the suffixes and merge with the KV splits; [n, S, H, d]."""
+    """Attend to the suffixes and merge the result with those of the KV splits; return [n, S, H, d]."""
     n, n_heads, n_new, d = query.shape
     n_kv_heads = key.shape[1]
     n_rows = n_heads // n_kv_heads * n_new
@@ -177,10 +181,10 @@ def store(keys: Tensor, values: Tensor, new: tuple[Tensor, Tensor], next_column:
     """Write one token's K and V of each sequence into its column.
 
     Args:
-        keys: of the suffixes, [B, G, T, d].
-        values: as `keys`, with the same strides.
-        new: K and V [n, G, 1, d], the elements of a head contiguous.
-        next_column: int64 [n], the columns.
+        keys: keys of the suffixes, [B, G, T, d].
+        values: values of the suffixes, [B, G, T, d], with the strides of `keys`.
+        new: K and V [n, G, 1, d]; the elements of a head are contiguous.
+        next_column: int64 [n], the column of each sequence's token.
     """
     n, n_kv_heads, _, d = new[0].shape
     block_rows = min(16, 1 << (n_kv_heads - 1).bit_length())
@@ -227,8 +231,8 @@ def max_difference(device: torch.device, dtype: torch.dtype, head_dim: int) -> f
     return largest
 
 
-# `do_not_specialize` names what changes from call to call, so that a kernel is not compiled again when a number happens
-# to be 1 or a multiple of 16, or when a slice of indices starts at another address.
+# `do_not_specialize` lists the arguments that change from call to call, so that a kernel is not compiled again when a
+# number happens to be 1 or a multiple of 16, or when a slice of indices starts at another address.
 
 
 @triton.jit
@@ -277,7 +281,7 @@ def prefix_kernel(  # type: ignore[no-untyped-def]
     length = prefix_length
     if has_lengths:
         length = tl.load(lengths + prefix).to(tl.int32)
-    # Rows are columns of the prefix's grid row, query heads of the KV head, new tokens.
+    # A row is one query: a column of the prefix's grid row, a query head of the KV head, and a new token.
     row = tl.program_id(0) * block_rows + tl.arange(0, block_rows)
     ratio = n_heads // n_kv_heads
     column, head, token = row // (ratio * n_new), kv_head * ratio + (row // n_new) % ratio, row % n_new

@@ -31,7 +31,7 @@ class KVBuffers:
 
     Args:
         capacity: sizes of the buffers.
-        n_layers: of the model.
+        n_layers: number of layers of the model.
         zeroed: initialize the prefix buffers with zeros, for steps that read positions that were never written.
     """
 
@@ -39,12 +39,12 @@ class KVBuffers:
         self.prefix_kv: list[tuple[Tensor, Tensor]] = []  # [C * G, P, d] per layer
         self.suffix_kv: list[tuple[Tensor, Tensor]] = []  # [B, G, T, d] per layer
         self._capacity, self._n_layers, self._zeroed = capacity, n_layers, zeroed
-        #: The same with a leading dimension for the layers: keys, values, then layers of other shapes than the first.
+        #: The same tensors with a leading layer dimension: keys, values, then layers whose shape differs from layer 0.
         self._prefix_blocks: list[Tensor] = []
         self._suffix_blocks: list[Tensor] = []
 
     def add_layer(self, *like: Tensor) -> None:
-        """Allocate the next layer for K and V like these, [*, G, *, d]."""
+        """Allocate the next layer, with the heads, head_dim and dtype of these K and V, [n, G, S, d]."""
         layer, capacity = len(self.prefix_kv), self._capacity
         prefixes, suffixes = [], []
         for role, one in enumerate(like):
@@ -66,7 +66,7 @@ class KVBuffers:
         self.suffix_kv.append((suffixes[0], suffixes[1]))
 
     def store_prefix(self, layer: int, prefix: int, key: Tensor, value: Tensor) -> None:
-        """Write K and V of a prefix into a layer, [G, n, d]."""
+        """Write K and V of a prefix, [G, length, d], into a layer."""
         for buffer, new in zip(self.prefix_kv[layer], (key, value), strict=True):
             n_kv_heads, n, _ = new.shape
             buffer[prefix * n_kv_heads : (prefix + 1) * n_kv_heads, :n] = new

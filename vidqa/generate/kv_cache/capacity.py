@@ -11,11 +11,11 @@ from vidqa.common.devices import RELEASE_MEMORY, available_main_memory
 from vidqa.generate.kv_cache.buffers import CacheCapacity
 from vidqa.model.video_llava import VideoLlava
 
-_CPU_SHARE = 0.25  # of the available memory: decoders, encoder and the page cache need the rest
+_CPU_SHARE = 0.25  # share of the available memory; decoders, encoder and the page cache need the rest
 _CPU_MAX_BYTES = 4 << 30
 _CPU_DEFAULT_BYTES = 1 << 30  # where the system does not report available memory
-_GPU_SHARE = 0.7  # of the free memory; the rest is for activations
-#: More slots gain little once each read of the weights serves this many (a GPU does about as many operations a byte).
+_GPU_SHARE = 0.7  # share of the free memory; the rest is for activations
+#: More slots gain little: decode steps are then limited by matmuls (a GPU does about this many operations per byte).
 _MAX_SLOTS = {"cpu": 32, "cuda": 256}
 #: Tokens of prefixes that are prefilled together: enough to keep a device busy.
 _PREFILL_TOKENS = {"cpu": 1024, "cuda": 8192}
@@ -24,7 +24,7 @@ _LENGTH_STEP = 64
 
 
 def release_memory() -> None:
-    """Release the CUDA memory that torch caches: onnxruntime cannot use it otherwise."""
+    """Release the CUDA memory that torch caches; otherwise onnxruntime cannot use it."""
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
 
@@ -48,10 +48,10 @@ def plan_capacity(
     """Choose a capacity that is likely to fit into memory.
 
     Args:
-        model: its device and the size of its KV cache count.
+        model: determines the device and the size of the KV cache per position.
         prefix_length: longest waiting prefix, in positions.
         suffix_length: longest suffix with its answer, in positions.
-        n_questions: most waiting questions of one prefix.
+        n_questions: largest number of waiting questions with the same prefix.
         n_slots: fixed number of batch slots; None is as many as fit.
 
     Returns:
@@ -73,8 +73,8 @@ def unshared_batch_size(model: VideoLlava, n_positions: int) -> int:
     """Choose the batch size of the fallback engine, whose sequences share no prefix.
 
     Args:
-        model: its device and the size of its KV cache count.
-        n_positions: prompt and answer of the longest sequence.
+        model: determines the device and the size of the KV cache per position.
+        n_positions: length of the longest sequence, including its answer.
 
     Returns:
         At least 1.
@@ -85,7 +85,7 @@ def unshared_batch_size(model: VideoLlava, n_positions: int) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return the memory that the KV cache may use on a device now."""
+    """Return how many bytes the KV cache may use on a device at present."""
     if device.type == "cuda":
         # Memory that torch caches without using it is available to the buffers, for example that of an earlier batch.
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

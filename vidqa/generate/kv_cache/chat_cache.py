@@ -1,4 +1,4 @@
-"""KV cache of a chat: one token sequence; a new prompt is computed only from where it differs.
+"""KV cache of a chat: one token sequence; a new prompt is computed only from its first different token on.
 
 Letters: S positions, L LLM hidden size, N vocabulary size.
 
@@ -24,7 +24,7 @@ class ChatKVCache:
     """KV cache of one token sequence, together with the tokens; empty at first.
 
     Args:
-        model: in evaluation mode.
+        model: the model, in evaluation mode.
     """
 
     def __init__(self, model: VideoLlava) -> None:
@@ -72,7 +72,7 @@ class ChatKVCache:
                 layer.keys, layer.values = layer.keys[..., :n, :], layer.values[..., :n, :]
 
     def _run(self, longer: Prompt, embeds: Tensor) -> Tensor:
-        """Compute the tokens that `longer` adds to the sequence, float [S, L]."""
+        """Compute the tokens that `longer` adds, given as embeddings float [S, L]; return the next token's logits."""
         n, device = len(longer.ids), embeds.device
         with torch.inference_mode():
             out: Any = self._model.llm(

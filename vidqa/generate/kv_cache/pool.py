@@ -6,8 +6,8 @@
 
 Slots and prefixes are kept dense: when some are evicted, the last ones move into the gaps.
 
-Letters: B batch slots, n running sequences, C capacity for prefixes, P longest prefix, T longest suffix, G KV heads,
-d head_dim.
+Letters: B batch slots, n sequences, S new tokens of a sequence, C capacity for prefixes, P capacity for positions of a
+prefix, T capacity for columns of a suffix, G KV heads, d head_dim.
 
 Scope: tensors, and which sequence has which prefix. Token ids and stopping are handled by the scheduler.
 """
@@ -30,11 +30,12 @@ class KVPool:
     """Buffers of one model on one device, with the `update` method that attention layers call on a cache.
 
     Args:
-        capacity: size of the buffers; they are allocated when the first K and V show heads, head_dim and dtype.
-        n_layers: of the model.
-        device: of all buffers.
-        static_shapes: run every step over whole buffers and numbers of sequences and prefixes rounded up, so that few
-            different shapes occur and every tensor keeps its address, as CUDA graphs require.
+        capacity: size of the buffers; they are allocated for the first K and V, which determine heads, head_dim and
+            dtype.
+        n_layers: number of layers of the model.
+        device: device of all buffers.
+        static_shapes: run every step over whole buffers, with the numbers of sequences and prefixes rounded up, so that
+            few different shapes occur and every tensor keeps its address, as CUDA graphs require.
     """
 
     def __init__(
@@ -46,16 +47,16 @@ class KVPool:
         self.prefix_kv, self.suffix_kv = self._buffers.prefix_kv, self._buffers.suffix_kv
         self.prefix_lengths: list[int] = []
         self._incoming = range(0)  # prefixes that are being prefilled
-        self._n_finite: list[int] = []  # of each prefix: leading positions that hold finite values
-        self.prefix_of: list[int] = []  # of each sequence
-        self.next_columns: list[int] = []  # of each sequence: `next_column` on the host
+        self._n_finite: list[int] = []  # by prefix: number of leading positions with finite values
+        self.prefix_of: list[int] = []  # by sequence: index of its prefix
+        self.next_columns: list[int] = []  # by sequence: `next_column` on the host
         #: Sequences, prefixes, and sequences per prefix that a decode step runs over.
         self.step_shape = (0, 0, 0)
         self.is_dense = False  # see `PrefixSpan`; apart from values, steps of one shape differ in this only
         zeros = torch.zeros(capacity.n_slots, dtype=torch.int64, device=self.device)
-        self.first_column = zeros.clone()  # of each sequence's suffix
-        self.next_column = zeros.clone()  # where each sequence's next token goes
-        self.positions = zeros.clone()  # of that token in the whole sequence
+        self.first_column = zeros.clone()  # where each sequence's suffix starts
+        self.next_column = zeros.clone()  # where each sequence's next token is written
+        self.positions = zeros.clone()  # position of that token in the whole sequence
         self._cell_of = zeros.clone()  # see `PrefixSpan`
         #: Inverse of `_cell_of`, and `prefix_lengths` on the device, for kernels.
         self._sequence_at = torch.full(
@@ -73,7 +74,7 @@ class KVPool:
         self._prefill_slots: slice | None = None  # slots that a prefill writes; None for a decode step
 
     def add_prefixes(self, lengths: Sequence[int]) -> list[int]:
-        """Reserve prefixes of these lengths and return their indices; `store_prefixes` receives the KV cache."""
+        """Reserve prefixes of these lengths and return their indices; `store_prefixes` then receives their K and V."""
         self._incoming = range(len(self.prefix_lengths), len(self.prefix_lengths) + len(lengths))
         self.prefix_lengths += lengths
         self._n_finite += lengths
@@ -176,7 +177,7 @@ class KVPool:
         return self.positions[:n, None], mask[:, None, None], shared_prefix
 
     def advance(self) -> None:
-        """Move on to the next column, after one token of every sequence was stored."""
+        """Advance to the next column after one token of every sequence was stored."""
         n = len(self.prefix_of)
         self.next_column[:n] += 1
         self.positions[:n] += 1
@@ -186,14 +187,14 @@ class KVPool:
         """Store new K and V of a layer, as layers of transformers call it.
 
         Args:
-            key: [n, G, S, d].
-            value: [n, G, S, d].
+            key: keys of the new tokens, [n, G, S, d].
+            value: values of the new tokens, [n, G, S, d].
             layer_idx: index of the layer.
             args: ignored.
             kwargs: ignored.
 
         Returns:
-            K and V of the suffix columns that the attention mask covers.
+            K and V of the suffix columns that the attention mask covers, [n, G, columns, d].
         """
         kernels = checked_kernels(KERNELS, self.device, key.dtype, key.shape[-1])
         if kernels is not None and self._prefill_slots is None and self._common_column is None:
@@ -266,5 +267,5 @@ def packed(kept: Sequence[bool]) -> list[int]:
 
 
 def _rounded_up(n: int, limit: int) -> int:
-    """The next power of two, so that few different shapes occur."""
+    """Round up to a power of two, at most `limit`, so that few different shapes occur."""
     return min(limit, 1 << max(0, n - 1).bit_length())

@@ -1,9 +1,9 @@
-"""Bundles: the form of a model on disk.
+"""Bundles: the on-disk format of a model.
 
 registry.py   name or path -> folder
 bundle.py     folder -> Bundle (identity, verification); parts -> folder, atomically
 spec.py       bundle.json as frozen records; spec_json.py converts them from and to JSON, strictly
-validate.py   which files a bundle may contain, without reading them whole
+validate.py   checks which files a bundle contains, reading no more than their headers
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@
 
 Nothing is inferred from a folder's name.
 
-Scope: files, digests and identity. No torch is imported, so that listing models and encoding do not wait for it.
+Scope: files, digests and identity. torch is not imported, so that listing models and encoding need not wait for it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = ["BUNDLE_FILE", "DEMO", "Bundle", "built_in_bundles", "check_output_fo
 
 @dataclass(frozen=True)
 class Bundle:
-    """The description of a model; the parts are opened by the code that uses them."""
+    """The description of a model. The code that uses a part opens it."""
 
     folder: Path  # absolute, symlinks resolved
     spec: BundleSpec
@@ -79,7 +79,7 @@ class Bundle:
 
     @cached_property
     def encoder_id(self) -> str:
-        """16 hex digits: depends on everything that changes the bytes of a feature, and on nothing else."""
+        """Digest, 16 hex digits, of everything that changes the bytes of a feature, and of nothing else."""
         e = self.spec.encoders
         parts = [_without(to_json(part), "file", "external") for part in (e.image, e.video)]
         external = [sorted(part.external.values()) for part in (e.image, e.video)]
@@ -87,7 +87,7 @@ class Bundle:
 
     @cached_property
     def model_id(self) -> str:
-        """16 hex digits: depends on everything that changes an answer; not on names, notices or the path."""
+        """Digest, 16 hex digits, of everything that changes an answer; not of names, notices or the path."""
         s = self.spec
         return _short_digest(
             {
@@ -156,7 +156,7 @@ def check_output_folder(folder: str | os.PathLike[str], replace_old: bool = Fals
     """Check that a bundle may be written to a folder: it does not exist, or it is a bundle that may be replaced.
 
     Args:
-        folder: of the new bundle.
+        folder: folder of the new bundle.
         replace_old: allow replacing an existing bundle.
 
     Raises:
@@ -191,8 +191,8 @@ def save_bundle(
     """Write a bundle atomically.
 
     Args:
-        folder: of the bundle.
-        spec: digests in it are ignored and computed from the files.
+        folder: folder of the bundle.
+        spec: description of the bundle; its digests are ignored and computed from the files.
         fill: writes every part into the given folder, at the paths that `spec` names.
         replace_old: replace an existing bundle.
 
@@ -202,7 +202,7 @@ def save_bundle(
     Raises:
         UsageError: see `check_output_folder`.
         LockedError: another process is writing to the same folder.
-        BundleError: a part is missing or of a rejected type. No files are left over.
+        BundleError: a part is missing or of a rejected type. No files are left behind.
     """
     target = Path(folder).absolute()
     check_output_folder(target, replace_old)
@@ -216,7 +216,7 @@ def save_bundle(
         load_bundle(part)
         _finalize_files(part)
         _swap(part, target)
-    remove_leftovers(target, ".old")  # of a process that was killed between moving an old bundle aside and removing it
+    remove_leftovers(target, ".old")  # from a process that was killed before it removed an old bundle
     return load_bundle(target)
 
 

@@ -1,4 +1,4 @@
-"""Model names -> folders: bundled models, pulled models, and paths."""
+"""Model names -> folders: built-in models, pulled models, and paths."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def built_in_bundles() -> dict[str, Path]:
 
 
 def models_folder() -> Path:
-    """Return the folder of pulled models, each in a folder of its name; it need not exist."""
-    from platformdirs import user_data_path  # imported here: the bundled model does not need it
+    """Return the folder that holds a subfolder for each pulled model; it need not exist."""
+    from platformdirs import user_data_path  # imported here, because the built-in model does not need it
 
     return user_data_path("vidqa", appauthor=False) / "models"
 
@@ -27,7 +27,10 @@ def pulled_models() -> dict[str, Path]:
 
 
 def find_bundle(given: str) -> Path:
-    """Return the folder of a bundled model, else an existing folder, else a pulled model. It need not exist."""
+    """Return the folder of a built-in model, else an existing folder, else that of a pulled model.
+
+    The folder need not exist.
+    """
     if given in built_in_bundles():
         return built_in_bundles()[given].resolve()
     pulled = models_folder() / given if Path(given).name == given and not Path(given).is_dir() else None

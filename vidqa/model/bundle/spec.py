@@ -31,8 +31,8 @@ class EncoderSpec:
     """One vision encoder in ONNX.
 
     `external` holds the digests of external data files (for graphs above 2 GB), by their path inside the bundle.
-    `layer` is the hidden state that the tokens are taken from (-2: the last but one). `n_patches` does not include the
-    class token.
+    `layer` is the hidden state that the tokens are taken from (-2: the second to last). `n_patches` does not include
+    the class token.
     """
 
     file: str
@@ -85,9 +85,9 @@ class VideoEncoderSpec(EncoderSpec):
 class TextEncoderSpec:
     """The text encoder in ONNX, for search.
 
-    Its input is `start` (None: nothing), the tokens of the text, and `end`, at most `max_length` tokens. It pools at
-    the largest id, so `end` must be the last token of its vocabulary. `tokenizer` is a `tokenizer.json` of the package
-    tokenizers; None is that of the LLM.
+    Its input is `start` (None: nothing), the tokens of the text, and `end`, at most `max_length` tokens in total. It
+    pools at the largest id, so `end` must be the last token of its vocabulary. `tokenizer` is a `tokenizer.json` file
+    in the format of the tokenizers package; None is that of the LLM.
     """
 
     file: str
@@ -187,7 +187,7 @@ class PromptSpec:
 
 @dataclass(frozen=True)
 class GenerationSpec:
-    """Default decoding settings of the model."""
+    """The model's default decoding settings."""
 
     max_new_tokens: int = 128
     temperature: float = 0.0
@@ -225,7 +225,7 @@ class SourceSpec:
 
 @dataclass(frozen=True)
 class BundleSpec:
-    """All of `bundle.json`. `notice` is shown once per run to users of the model."""
+    """The content of `bundle.json`. `notice` is shown once per run to users of the model."""
 
     name: str
     encoders: EncodersSpec

@@ -13,7 +13,7 @@ from vidqa.model.bundle.spec import OPTIONAL, BundleSpec
 
 
 def to_json(record: Any) -> dict[str, Any]:
-    """Convert a record to its form in `bundle.json`, which also determines ids: without optional defaults."""
+    """Convert a record to its form in `bundle.json`, without optional defaults. Ids are digests of this form."""
     out = {}
     for f in fields(record):
         value = getattr(record, f.name)
@@ -38,7 +38,7 @@ def read_spec(data: object) -> tuple[BundleSpec | None, list[str]]:
 
 
 def _read(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
-    """Return `value` as `kind`; append what does not match to `problems`."""
+    """Return `value` converted to `kind`; append every mismatch to `problems`."""
     if is_dataclass(kind):
         return _read_record(kind, value, where, problems)
     origin, args = get_origin(kind), get_args(kind)

@@ -1,6 +1,6 @@
 """The files of a bundle: allowed paths and types, and the digest of each.
 
-Only headers are read, and torch is not imported.
+Of weights only headers are read, and torch is not imported.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from vidqa.errors import BundleError
 from vidqa.model.bundle.spec import BundleSpec
 from vidqa.model.onnx.external_data import external_locations
 
-#: Files of an LLM folder whose format can run code when it is read.
+#: Suffixes of formats that can run code when they are read, or that are not part of a bundle.
 _REJECTED = (
     ".bin",
     ".pt",
@@ -35,10 +35,10 @@ _SETTINGS_BYTES = 1 << 20
 
 
 def check_parts(folder: Path, spec: BundleSpec) -> list[str]:
-    """Check the parts of a bundle without reading them whole.
+    """Check the parts of a bundle without reading all of their content.
 
     Args:
-        folder: of the bundle.
+        folder: folder of the bundle.
         spec: its description, with digests.
 
     Returns:

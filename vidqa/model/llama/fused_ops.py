@@ -21,8 +21,8 @@ def apply_rotary_emb_(heads: Tensor, n_rotated: int, cos: Tensor, sin: Tensor) -
     Args:
         heads: [n, S, H, d], contiguous.
         n_rotated: number of heads to rotate.
-        cos: [n, 1, S, d], both halves alike.
-        sin: [n, 1, S, d], the second half positive, the first negated.
+        cos: [n, 1, S, d]; both halves are equal.
+        sin: [n, 1, S, d]; the first half is the negated second half.
     """
     n, n_new, n_heads, d = heads.shape
     blocks = -(-n_rotated // _HEADS)

@@ -16,7 +16,7 @@ import torch
 
 log = logging.getLogger(__name__)
 
-#: float32 is left to torch, whose matmuls are exact in it.
+#: float32 is left to torch, whose matmuls keep its full precision.
 _DTYPES = (torch.bfloat16, torch.float16)
 #: Values of head_dim that the kernels support.
 _HEAD_DIMS = (16, 32, 64, 128, 256)
@@ -30,11 +30,11 @@ def checked_kernels(name: str, device: torch.device, dtype: torch.dtype, head_di
     Kernels start on the thread's current device, so other devices get None.
 
     Args:
-        name: of the module. Its `max_difference(device, dtype, head_dim)` compiles all kernels and returns the largest
-            difference from torch's own functions for values around 1.
-        device: of the model.
-        dtype: of the model's weights.
-        head_dim: of the model.
+        name: name of the module. Its `max_difference(device, dtype, head_dim)` compiles all kernels and returns the
+            largest difference from torch's own functions for values around 1.
+        device: device of the model.
+        dtype: dtype of the model's weights.
+        head_dim: head_dim of the model.
     """
     if device.type != "cuda" or dtype not in _DTYPES or head_dim not in _HEAD_DIMS:
         return None

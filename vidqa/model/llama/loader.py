@@ -1,6 +1,6 @@
-"""An LLM folder -> Llama and tokenizer, without importing transformers, if both are of the usual kind.
+"""An LLM folder -> Llama and tokenizer, without importing transformers, if both are standard.
 
-Most of the time of `vidqa ask` on a cached clip is imports, and most of these were those of transformers. An LLM
+On a cached clip `vidqa ask` spends most of its time on imports, of which transformers would be the slowest. An LLM
 qualifies if its config describes nothing but a standard Llama, a tokenizer if all of it is in `tokenizer.json`.
 Anything else (other models, scaled positions, quantized weights, adapters, chat templates, missing or mismatched files)
 returns None; transformers then reads the folder or reports what is wrong with it.
@@ -36,7 +36,7 @@ _STANDARD: dict[str, Any] = {
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 #: Tokenizer settings that make no difference here.
 _IRRELEVANT = {"backend", "is_local", "local_files_only", "model_max_length", "padding_side", "tokenizer_class"}
-#: Files that show that a tokenizer has more than its tokenizer.json.
+#: If one of these files exists, the tokenizer is not defined by its tokenizer.json alone.
 _EXTRA_FILES = ("chat_template.jinja", "special_tokens_map.json", "added_tokens.json")
 
 
@@ -44,9 +44,9 @@ def load_llama(folder: Path, dtype: torch.dtype | None, device: torch.device | N
     """Load a standard Llama.
 
     Args:
-        folder: config and safetensors.
-        dtype: of the weights; None is the one in the config.
-        device: of the weights; None is the CPU.
+        folder: LLM folder with config and safetensors.
+        dtype: dtype of the weights; None is the one in the config.
+        device: device of the weights; None is the CPU.
 
     Returns:
         The LLM in evaluation mode, or None if transformers has to read the folder.
@@ -104,17 +104,17 @@ class FastTokenizer:
         return cls(Tokenizer.from_file(str(folder / "tokenizer.json")), named)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Return the ids of a text."""
+        """Encode a text as token ids."""
         ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
-        """Return the text of ids."""
+        """Decode token ids to text."""
         text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
         return text
 
     def convert_tokens_to_ids(self, token: str) -> int | None:
-        """Return the id of a token; the id of the unknown token, if there is one, for any other string."""
+        """Return the id of a token; for any other string the id of the unknown token, or None."""
         token_id: int | None = self._backend.token_to_id(token)
         return self._unknown_id if token_id is None else token_id
 

@@ -1,9 +1,9 @@
-"""A Llama for inference that needs torch only, so that nothing heavy is imported for the usual kind of bundle.
+"""A Llama for inference that needs torch only, so that a standard bundle needs no heavier imports.
 
-It stands in for transformers' LlamaForCausalLM: the same weight names, the same arguments and results where vidqa uses
-them, the same logits. It has less overhead around its matmuls, and fewer, larger ones (query, key and value are fused,
-gate and up too; `weights.py` maps the published names). A prefill of shared prefixes stops in the last layer as soon as
-the K and V are computed. KV caches and attention functions are exchangeable; they live in `vidqa.generate`.
+It replaces transformers' LlamaForCausalLM, with the same logits and the same arguments and results where vidqa uses
+them. It has fewer and larger matmuls, with less overhead around them: query, key and value are fused, and so are gate
+and up (`weights.py` maps the published weight names). A prefill of shared prefixes stops in the last layer as soon as
+K and V are computed. KV caches and attention functions are exchangeable; they live in `vidqa.generate`.
 
 Letters: n sequences, S new tokens, T keys, H query heads, G KV heads, d head_dim, L hidden size, N vocabulary size.
 """
@@ -60,7 +60,7 @@ class Logits:
 
 @dataclass
 class LayerKV:
-    """KV cache of one layer, [n, G, T, d] each."""
+    """KV cache of one layer: keys and values, [n, G, T, d] each."""
 
     keys: Tensor
     values: Tensor
@@ -88,7 +88,7 @@ class Llama(nn.Module):
     Args:
         config: sizes.
         ends: end-of-sequence ids.
-        device: of the weights; `meta` if they are assigned later.
+        device: device of the weights; `meta` if they are assigned later.
     """
 
     inv_freq: Tensor  # float32 [d / 2], radians per position
@@ -100,7 +100,7 @@ class Llama(nn.Module):
         self.packed = False
         self.model = _Decoder(config, device)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, device)
-        # Not part of the weights: computed here even if those are assigned later.
+        # On the CPU even if the device is `meta`: it is not one of the weights that are assigned later.
         steps = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu") / config.head_dim
         self.register_buffer("inv_freq", 1.0 / config.rope_theta**steps, persistent=False)
         if config.tie_word_embeddings:
@@ -144,12 +144,12 @@ class Llama(nn.Module):
         kv_only: bool = False,
         **rest: Any,
     ) -> Logits:
-        """Run over new tokens.
+        """Compute the logits of new tokens.
 
         Args:
             input_ids: int64 [n, S], or None if `inputs_embeds` is given.
             inputs_embeds: float [n, S, L].
-            attention_mask: bool [n, 1, S, T], True where a query attends to a key; None is causal after the cached
+            attention_mask: bool [n, 1, S, T], True where a query attends to a key; None is causal, after all cached
                 tokens.
             position_ids: int64 [n, S].
             past_key_values: KV cache; its `update` stores K and V and returns those that the mask covers.
@@ -182,7 +182,7 @@ class Llama(nn.Module):
 
 
 class _Embedding(nn.Embedding):
-    """Uninitialized until weights are assigned, as `Linear`."""
+    """Embedding table that is uninitialized until weights are assigned, like `Linear`."""
 
     def reset_parameters(self) -> None:
         """Skip the random initialization."""
@@ -205,7 +205,7 @@ class _Attention(nn.Module):
         self.o_proj = Linear(self.n_heads * c.head_dim, c.hidden_size, device)
 
     def project(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """[n, S, L] -> query [n, H, S, d], key and value [n, G, S, d]; rotary embedding applied to the first two."""
+        """[n, S, L] -> query [n, H, S, d], key and value [n, G, S, d]; query and key with rotary embedding."""
         n, n_new, _ = x.shape
         heads = self.qkv_proj(x).view(n, n_new, -1, self.head_dim)
         if (kernels := checked_kernels(KERNELS, x.device, x.dtype, self.head_dim)) is not None:
@@ -248,7 +248,7 @@ class _Layer(nn.Module):
         attend: AttentionFunction,
         rest: dict[str, Any],
     ) -> Tensor:
-        """Attention and MLP, given query, K and V; [n, S, L]."""
+        """Run attention and MLP, given query, K and V: [n, S, L] -> [n, S, L]."""
         out, _ = attend(self.self_attn, query, key, value, mask, scaling=query.shape[-1] ** -0.5, **rest)
         x = x + self.self_attn.o_proj(out.flatten(2))
         return x + self.mlp(self.post_attention_layernorm(x))
@@ -263,10 +263,10 @@ def sdpa_attention(
     scaling: float | None = None,
     **rest: Any,
 ) -> tuple[Tensor, None]:
-    """Standard attention; causal if there is no mask, with the queries at the last positions of the keys.
+    """Compute standard attention; without a mask it is causal, with the queries at the last positions of the keys.
 
     Args:
-        module: the layer.
+        module: the attention layer; not used.
         query: [n, H, S, d].
         key: [n, G, T, d].
         value: [n, G, T, d].
@@ -295,7 +295,7 @@ def sdpa_attention(
 
 
 def apply_rotary_emb(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate heads [n, *, S, d] by their positions; dimensions i and i + d / 2 form a pair."""
+    """Rotate heads [n, heads, S, d] by their positions; dimensions i and i + d / 2 form a pair."""
     cos, sin = rotary
     first, second = x.chunk(2, -1)
     return x * cos + torch.cat([second, first], -1) * sin

@@ -2,7 +2,9 @@
 
 A decode step multiplies a few rows with every weight of the model. An ordinary matrix is then fetched from memory in
 pieces that the processor cannot prefetch: 5 GB a second instead of 25. A packed matrix is read sequentially, which
-takes half the time (docs/performance.md), and long prompts gain a tenth.
+takes half the time; long prompts become a tenth faster (docs/notes/performance.md).
+
+Letters: N output features, K input features.
 """
 
 from __future__ import annotations
@@ -14,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-#: Smaller weights stay in the processor's caches, where the call overhead exceeds the gain.
+#: Smaller weights stay in the processor's caches, so that the call overhead exceeds the gain.
 MIN_WEIGHTS = 1 << 16
-#: Number of rows to choose the blocks for. The same blocks serve any number; measured from 1 to 2,056 rows.
+#: Number of rows that the blocks are chosen for. They suit any number; this was measured from 1 to 2,056 rows.
 _ROWS = 8
 
 # The operators that torch.compile uses for linear layers on a CPU. They are undocumented, so they are used only after a
@@ -72,7 +74,7 @@ class Linear(nn.Linear):
         """Skip the random initialization."""
 
     def pack(self) -> None:
-        """Replace the weights, float32 [N, K] on the CPU, by packed ones if they are large enough."""
+        """Pack the weights, float32 [N, K] on the CPU, if there are enough of them."""
         if self.weight.numel() >= MIN_WEIGHTS:
             self.weight, self._packed = nn.Parameter(pack(self.weight), requires_grad=False), True
 

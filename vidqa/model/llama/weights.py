@@ -1,6 +1,6 @@
 """Published weight names <-> the weights of vidqa's own Llama, which fuses some of them.
 
-Query, key and value are one matmul there, gate and up another.
+It computes query, key and value in one matmul, and gate and up in another.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _FUSED = {
 
 
 def published_weights(llm: Llama) -> dict[str, Tensor]:
-    """Return all weights by their published names, as views; without the head if it is tied.
+    """Return all weights as views, by their published names; a tied head is left out.
 
     Raises:
         ValueError: the weights are packed and no longer have their original layout.
@@ -73,7 +73,7 @@ def load_published(
 
 
 def _parts(name: str) -> tuple[str, ...]:
-    """Published names of one of our weights."""
+    """Published names of one weight of `Llama`."""
     for fused, parts in _FUSED.items():
         if name.endswith(fused):
             return tuple(name.removesuffix(fused) + part for part in parts)

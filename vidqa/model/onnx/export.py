@@ -31,7 +31,7 @@ from vidqa.model.towers.vit import VisionTower
 
 #: Largest absolute error of a float32 graph; if values exceed 10, one part in 100,000 of the largest value.
 FP32_TOLERANCE = 1e-4
-#: Largest error of a float16 graph, relative to the largest value of an output: 11 bits of mantissa, all layers.
+#: Largest error of a float16 graph, relative to the largest value of an output: the rounding of all layers adds up.
 FP16_TOLERANCE = 2e-2
 #: Larger weights go to an external data file: protobuf needs twice the memory to read them, and its limit is 2 GB.
 EXTERNAL_ABOVE_BYTES = 200_000_000
@@ -50,9 +50,9 @@ class ExportReport:
     """What was exported, and its error relative to torch."""
 
     path: Path
-    max_abs_error: float  # maximum over all outputs and checked batch sizes
+    max_abs_error: float  # over all outputs and checked batch sizes
     max_rel_error: float  # the same, relative to the largest absolute value of the output
-    operators: dict[str, int]  # nodes by operator
+    operators: dict[str, int]  # number of nodes of each operator
     external_data: str | None  # name of the external data file; None if there is none
     fused: bool
 
@@ -63,8 +63,8 @@ class _ParityCheck:
 
     names_in: tuple[str, ...]
     names_out: tuple[str, ...]
-    inputs: Callable[[int], tuple[Tensor, ...]]  # for a batch size
-    expected: Callable[..., tuple[Tensor, ...]]  # in float32
+    inputs: Callable[[int], tuple[Tensor, ...]]  # batch size -> inputs
+    expected: Callable[..., tuple[Tensor, ...]]  # inputs -> outputs of torch in float32
     fp16: bool = False
 
     def tolerates(self, absolute: float, relative: float) -> bool:
@@ -86,14 +86,14 @@ def export_tower(
     """Export a vision tower: `pixel_values` -> `tokens`, `embedding`.
 
     Args:
-        tower: in float32; it is not changed.
-        path: of the file to write. Weights of more than `external_above` bytes go to `<name>.data` next to it.
+        tower: the tower; it is not changed.
+        path: the file to write. Weights of more than `external_above` bytes go to `<name>.data` next to it.
         n_frames: T of the graph, 1 for images.
         layer: hidden state that is returned as `tokens`: 0 before the first block, -1 after the last.
         fp16: float16 weights and arithmetic, for GPUs; input and embedding stay float32, `tokens` becomes float16.
         fuse: let onnxruntime's transformer optimizer fuse the graph; if the fused graph exceeds the tolerance, the
             graph is exported unfused.
-        external_above: bytes.
+        external_above: size of the weights, in bytes, above which they go to an external data file.
 
     Returns:
         The largest error relative to torch, for batch sizes 1 and 2, and what is in the graph.
@@ -127,8 +127,8 @@ def export_text(
 ) -> ExportReport:
     """Export a text tower: `input_ids` and `attention_mask` int64 [batch, S] -> `embedding` float32 [batch, E].
 
-    S is fixed: texts are padded to `max_positions`, as in the published models. The graph is not fused: it runs once
-    per search, and the optimizer has no pattern for a causal mask with padding.
+    E is the width of the embedding. S is fixed: texts are padded to `max_positions`, as in the published models. The
+    graph is not fused: it runs once per search, and the optimizer has no pattern for a causal mask with padding.
 
     Raises:
         VidqaError: see `export_tower`.
@@ -182,7 +182,7 @@ def _export(
             os.replace(written.with_name(external), path.with_name(external))
         os.replace(written, path)
         if not external:
-            path.with_name(path.name + ".data").unlink(missing_ok=True)  # of an earlier export
+            path.with_name(path.name + ".data").unlink(missing_ok=True)  # left by an earlier export
     operators = {name: nodes.count(name) for name in sorted(set(nodes))}
     return ExportReport(path, absolute, relative, operators, external, heads is not None)
 

@@ -57,7 +57,7 @@ class VisionGraph(nn.Module):
         self.register_buffer(f"packed_{i}_bias", torch.cat([p.get_parameter("bias") for p in parts]))
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        """float32 [B, T, 3, S, S] -> tokens [B, T, P, D], embedding float32 [B, E]."""
+        """float32 [B, T, 3, H, W] -> tokens [B, T, P, D], embedding float32 [B, E]."""
         model, c = self.tower.vision_model, self.tower.config
         x = model.pre_layrnorm(self._embed(pixel_values.reshape(-1, 3, c.image_size, c.image_size)))
         tokens = x
@@ -114,7 +114,7 @@ class TextGraph(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """int64 [B, S], int64 [B, S] (1 for real tokens) -> embedding float32 [B, E]."""
         model = self.tower.text_model
-        # Finite and not summed: a query without visible keys (leading padding) becomes a mean, not NaN.
+        # The mask is finite, so that a query without visible keys (leading padding) becomes a mean and not NaN.
         hidden = (attention_mask[:, None, None, :] == 0) | self.get_buffer("future")
         mask = hidden.float() * torch.finfo(torch.float32).min
         # Indexed, not called: the exporter would name the looked-up states `embedding`, the name of our output.

@@ -1,7 +1,7 @@
-"""ONNX file -> names of the external data files that it reads weights from.
+"""ONNX file -> names of the external data files that its weights are in.
 
-A runtime reads these files wherever they are, so the graph of a bundle may only refer to files that the bundle lists.
-The file is parsed as protobuf (by field numbers of onnx.proto, which never change their meaning), skipping the weights,
+A runtime reads these files wherever they are, so the graph of a bundle may refer only to files that the bundle lists.
+The file is parsed as protobuf (by the field numbers of onnx.proto, whose meaning never changes), skipping the weights,
 so that a graph of gigabytes takes milliseconds. No onnx package is needed and nothing is executed.
 """
 

@@ -33,8 +33,8 @@ def write_graph(
     """Trace `graph` and write it, its matrices as external data; the first axis of every input is dynamic.
 
     Args:
-        graph: in eval mode.
-        path: of the file to write; its matrices go to `<name>.data` next to it.
+        graph: the module, in evaluation mode.
+        path: the file to write; its matrices go to `<name>.data` next to it.
         example: inputs with a batch size of two or more (a batch size of one would become a constant in the graph).
         names_in: names of the inputs, in order.
         names_out: names of the outputs, in order.
@@ -78,10 +78,10 @@ def _externalize_matrices(model: Any, path: Path) -> None:
 
 
 def gather_weights(path: Path, external_above: int) -> str | None:
-    """Move the external data of a graph into its own file, unless it takes more than `external_above` bytes.
+    """Move the external data of a graph into the ONNX file, unless it takes more than `external_above` bytes.
 
     Returns:
-        Name of the external data file; None if there is none any more.
+        Name of the external data file; None if all weights are in the ONNX file now.
     """
     data = _data_of(path)
     if data.exists() and data.stat().st_size > external_above:
@@ -116,9 +116,9 @@ def fuse_graph(path: Path, n_heads: int, width: int) -> None:
     """Rewrite a graph with the fused operators of onnxruntime; what does not match a pattern is unchanged.
 
     Args:
-        path: of the file, which is replaced; external data is not read.
-        n_heads: attention heads.
-        width: D.
+        path: the file, which is replaced; external data is not read.
+        n_heads: number of attention heads.
+        width: hidden size of the tower.
     """
     onnx = import_extra("onnx")
     model = onnx.load(str(path), load_external_data=False)
@@ -160,7 +160,7 @@ def import_extra(name: str) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Suppress the logs of exporter and optimizer, which report every folded constant."""
+    """Suppress the logs of exporter and optimizer, which would report every folded constant."""
     names = ("torch.onnx", "onnx_ir", "onnxscript", "onnxruntime.transformers", "fusion_base", "onnx_model")
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]

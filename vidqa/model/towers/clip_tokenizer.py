@@ -1,6 +1,6 @@
 """The tokenizer of a published CLIP text tower -> the `tokenizer.json` of a bundle.
 
-At run time `vidqa.encoders.text_encoder` tokenizes.
+`vidqa.encoders.text_encoder` uses it to tokenize queries.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ def save_clip_tokenizer(folder: Path, file: Path, n_tokens: int) -> None:
     """Write the tokenizer of a text tower, for `TextEncoderSpec.tokenizer`, with the tokens `START` and `END`.
 
     Args:
-        folder: with `vocab.json` and `merges.txt`, or `tokenizer.json`, as published.
-        file: the file to write.
+        folder: folder with `vocab.json` and `merges.txt`, or `tokenizer.json`, as published.
+        file: `tokenizer.json` to write.
         n_tokens: rows of the tower's embedding table.
 
     Raises:

@@ -99,7 +99,7 @@ class Mlp(nn.Module):
 
 
 class VisionLayer(nn.Module):
-    """Pre-norm block: time (video only), then space, then MLP."""
+    """Pre-norm block: attention over time (video only), attention over space, then the MLP."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()

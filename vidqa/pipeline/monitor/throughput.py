@@ -57,25 +57,25 @@ class ThroughputMeter:
     encode_operations: float = 0.0
     prefill_operations: float = 0.0
     step_bytes: float = 0.0
-    matrix_per_s: float | None = None  # measured on the LLM's device
+    matmul_flop_per_s: float | None = None  # measured on the LLM's device
     copy_bytes_per_s: float | None = None
 
-    def set_hardware_speed(self, matrix_per_s: float, copy_bytes_per_s: float) -> None:
+    def set_hardware_speed(self, matmul_flop_per_s: float, copy_bytes_per_s: float) -> None:
         """Set the measured speed of the hardware.
 
         Args:
-            matrix_per_s: floating-point operations per second in matrix multiplications.
+            matmul_flop_per_s: floating-point operations per second in matrix multiplications.
             copy_bytes_per_s: bytes per second in copies.
         """
-        self.matrix_per_s, self.copy_bytes_per_s = matrix_per_s, copy_bytes_per_s
-        self.encode.ideal_s = self.encode_operations / matrix_per_s
-        self.prefill.ideal_s = self.prefill_operations / matrix_per_s
+        self.matmul_flop_per_s, self.copy_bytes_per_s = matmul_flop_per_s, copy_bytes_per_s
+        self.encode.ideal_s = self.encode_operations / matmul_flop_per_s
+        self.prefill.ideal_s = self.prefill_operations / matmul_flop_per_s
         self.step.ideal_s = self.step_bytes / copy_bytes_per_s
 
     @property
     def roofline_s(self) -> float | None:
         """Seconds that encoder and LLM would take at the full speed of the hardware; None if not measured."""
-        if self.matrix_per_s is None:
+        if self.matmul_flop_per_s is None:
             return None
         return sum(s.ideal_s or 0.0 for s in self.stages.values())
 
@@ -104,7 +104,7 @@ class ThroughputMeter:
         return {
             "stages": stages,
             "answers_per_s": _rounded(self.n_answers / wall_s if wall_s > 0 else None),
-            "matrix_tflops": _rounded(None if self.matrix_per_s is None else self.matrix_per_s / 1e12),
+            "matrix_tflops": _rounded(None if self.matmul_flop_per_s is None else self.matmul_flop_per_s / 1e12),
             "roofline_s": _rounded(self.roofline_s),
             "copy_gb_per_s": _rounded(None if self.copy_bytes_per_s is None else self.copy_bytes_per_s / 1e9),
         }
@@ -129,8 +129,8 @@ class ThroughputMeter:
             return ""
         if self.n_answers and wall_s > 0:
             lines.append(f"  {'answers':<9}{self.n_answers / wall_s:>12,.2f} answers/s {qualifier}")
-        if hardware and self.matrix_per_s and self.copy_bytes_per_s:
-            matmul, copies = f"{self.matrix_per_s / 1e12:.3g}", f"{self.copy_bytes_per_s / 1e9:.3g}"
+        if hardware and self.matmul_flop_per_s and self.copy_bytes_per_s:
+            matmul, copies = f"{self.matmul_flop_per_s / 1e12:.3g}", f"{self.copy_bytes_per_s / 1e9:.3g}"
             lines.append(f"  hardware: {matmul} TFLOP/s in matrix multiplications, {copies} GB/s in copies")
         return "throughput:\n" + "\n".join(lines)
 

@@ -45,4 +45,4 @@ def measure_hardware(meter: ThroughputMeter, model: LoadedModel, *, always: bool
             if not is_out_of_memory(error):
                 raise
             return
-        meter.set_hardware_speed(found.matrix_per_s, found.copy_bytes_per_s)
+        meter.set_hardware_speed(found.matmul_flop_per_s, found.copy_bytes_per_s)
