@@ -159,7 +159,7 @@ def score(
 def table(result: dict[str, Any]) -> str:
     """Format the scores as a Markdown table."""
     lines = [f"model {result['model']} ({result['model_id']}), seed {result['seed']}, {result['clips']} clips", ""]
-    lines += ["| topic | correct, % | ± 95 % | questions | target |", "| --- | --- | --- | --- | --- |"]
+    lines += ["| topic | correct, % | ± 95% | questions | target |", "| --- | --- | --- | --- | --- |"]
     for topic, s in result["scores"].items():
         target = TARGETS.get(topic)
         met = "" if target is None else f">= {target}{'' if s['right'] >= target else ' (missed)'}"

@@ -136,7 +136,7 @@ def unseen(scene: Scene) -> bool:
 def page(result: dict[str, Any]) -> str:
     """Return the result as a Markdown page."""
     lines = [
-        "# How well search works",
+        "# Notes: how well search works",
         "",
         f"Written by `python tools/eval_search.py --model {result['model']} --seed {result['seed']} "
         f"--clips {result['clips']} --out docs/notes/search.md`.",
@@ -146,7 +146,7 @@ def page(result: dict[str, Any]) -> str:
         "recall@k is the percentage of captions whose clip is among the first k results; a clip with an equal score",
         f"counts as ranked higher. By chance, recall@1 would be {100 / result['clips']:.1f}.",
         "",
-        "| captions | number | recall@1 | +- (95 %) | recall@5 | recall@10 | median rank |",
+        "| captions | number | recall@1 | ± (95%) | recall@5 | recall@10 | median rank |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, s in result["scores"].items():

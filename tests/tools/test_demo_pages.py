@@ -29,7 +29,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     page, notes = (DOCS / "demo_model.md").read_text(), (DOCS / "notes" / "demo_model.md").read_text()
     scores = {
         topic: {"right": float(right), "error": float(error), "n": int(n)}
-        for topic, right, error, n, _ in rows(page, "| topic | correct, % | ± 95 % | questions | target |")
+        for topic, right, error, n, _ in rows(page, "| topic | correct, % | ± 95% | questions | target |")
     }
     model_id = page.partition("model demo (")[2][:16]
     found = {"model_id": model_id, "seed": package.SCORED_SEED, "clips": package.SCORED_CLIPS, "scores": scores}
