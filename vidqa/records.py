@@ -89,7 +89,7 @@ class SamplingSpec:
 
     Attributes:
         rule: `linspace`: n_frames evenly spaced, first and last frame included (Video-LLaVA, LanguageBind).
-            `arange`: n_frames in steps of N/n_frames from the first frame (the transformers port).
+            `arange`: n_frames in steps of N/n_frames from the first of N frames (the transformers port).
             `segments`: midpoints of equal parts, at most n_frames (Video-ChatGPT).
             `fps`: `rate` frames per second, at most n_frames.
         n_frames: number of frames, or the maximum.

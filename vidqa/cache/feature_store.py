@@ -3,9 +3,10 @@
 Entries are written atomically, so any number of processes may share a cache; at worst, two of them encode the same
 segment. The modification time of a file is its time of last use.
 
-Times on an ordinary disk: an entry of 4 MB (8 x 257 x 1024) is written in 28 ms and read in 8 ms; one of 0.1 MB in 8 ms
-and 0.2 ms. A third to a half of the write time is the fsync of `atomic_write`. Without it, entries would still be safe
-(the checksum detects a torn one), but a power failure would lose everything encoded since the last flush.
+On an ordinary disk, an entry of 4 MB (8 x 257 x 1024) is written in 28 ms and read in 8 ms; an entry of 0.1 MB is
+written in 8 ms and read in 0.2 ms. A third to a half of the write time is the fsync of `atomic_write`. Without it,
+entries would still be safe (the checksum detects a torn one), but a power failure would lose everything encoded since
+the last flush.
 """
 
 from __future__ import annotations
@@ -203,10 +204,10 @@ def cache_error(root: Path, error: OSError) -> CacheError:
 
 
 def mark_used(path: Path) -> None:
-    """Update the time of last use of a cache file, by which pruning decides. Writes at most once an hour."""
+    """Update a cache file's time of last use, which decides what is pruned. Writes at most once an hour per file."""
     now = time.time()
     try:
         if abs(now - path.stat().st_mtime) > _TOUCH_AFTER_S:
             os.utime(path, (now, now))
     except OSError:
-        pass  # another user's cache, or just pruned: at worst the entry is pruned too early
+        pass  # the cache belongs to another user, or the entry was just pruned: at worst it is pruned too early

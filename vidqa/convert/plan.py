@@ -23,7 +23,6 @@ from vidqa.model.towers.vit import VisionConfig, VisionTower
 from vidqa.records import SamplingSpec
 
 Mode = Literal["fixed", "original"]
-Architecture = Literal["video_llava"]
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """Save a published tokenizer as the `tokenizer.json` of the LLM, which needs no additional packages to be read.
 
 A `tokenizer.json` is kept as it is. A `tokenizer.model` of LLaMA is converted so that it returns the ids of the slow
-tokenizer of its time (compared with transformers 4.31). The conversion of transformers 5 differs: it drops the space
-before text that starts with one, always treats text after `</s>` as the middle of a word, and keeps white space around
-added tokens. No code of a checkpoint runs.
+tokenizer in transformers 4.31, which dates from the time of these models. The conversion of transformers 5 differs: it
+drops the space before text that starts with one, always treats text after `</s>` as the middle of a word, and keeps
+white space around added tokens. No code of a checkpoint is executed.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def write_bundle(
         BundleError: keys are missing, unexpected or of a wrong shape, values are not finite, or the disk is too small.
         UsageError: the output folder exists.
         LockedError: another process is writing the same bundle.
-        VidqaError: the packages for the export are not installed, or an exported graph differs from torch.
+        VidqaError: a package for the export is not installed, or the output of an exported graph differs from torch.
     """
     dtype = output.torch_dtype
     check_plan(conversion)

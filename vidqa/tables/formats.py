@@ -63,7 +63,8 @@ def read_table(path: str | os.PathLike[str]) -> pl.DataFrame:
         (see vidqa/common/path_text.py).
 
     Raises:
-        TableError: no such file, not the format that the suffix selects, or a wrong schema; names the column.
+        TableError: the file does not exist, does not have the format that its suffix selects, or has a wrong schema.
+            The message names the column.
     """
     names = sorted(Path(path).glob("part-*.parquet")) if os.path.isdir(path) else [path]
     frames = [frame for name in names for frame in batches(name)]
@@ -144,7 +145,7 @@ def write_error(path: str | os.PathLike[str], error: Exception, kept: str = "the
     Args:
         path: the table.
         error: from the operating system or polars.
-        kept: what is not lost; ends the hint.
+        kept: what is still safe; ends the hint.
     """
     reason = getattr(error, "strerror", None) or error
     what = f"{escape_surrogates(os.fspath(path))}: the table cannot be written: {reason}"

@@ -68,7 +68,8 @@ def align(frame: pl.DataFrame, source: str, *, from_text: bool = False) -> pl.Da
         All columns of `SCHEMA` in order; columns that an earlier version did not write are null.
 
     Raises:
-        TableError: a column is unknown, missing or of the wrong type, or a value is invalid; names the column.
+        TableError: a column is unknown, missing or of the wrong type, or a value is invalid; the message names the
+            column.
     """
     unknown = [c for c in frame.columns if c not in SCHEMA]
     if unknown:
@@ -101,7 +102,7 @@ def check_values(frame: pl.DataFrame, source: str) -> None:
         source: name of the file, for errors.
 
     Raises:
-        TableError: a required value is null, or a status is invalid; names the column.
+        TableError: a required value is null, or a status is invalid; the message names the column.
     """
     for name in _NEVER_NULL:
         if name in frame.columns and frame[name].null_count():

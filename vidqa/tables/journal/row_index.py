@@ -55,7 +55,7 @@ class IndexedFile(NamedTuple):
 
 
 class NamedRows(NamedTuple):
-    """Stored rows with the file names under which they are written."""
+    """Stored rows, and the root and path under which each is written."""
 
     rows: np.ndarray  # int64 [n]: row numbers, ascending
     names: list[tuple[str, str]]  # [n]: root and path

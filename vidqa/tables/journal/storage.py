@@ -54,7 +54,7 @@ class TableStorage:
         return self.read_index()
 
     def read_index(self) -> RowIndex:
-        """Index all stored rows. Raises as `open`."""
+        """Index all stored rows. Raises the same errors as `open`."""
         self._files = []
         index = RowIndex(self._key_batches())
         for name in self._pending:
