@@ -126,7 +126,7 @@ class PlannedRequest:
         return len(self.prompt.ids) - self.n_prefix + self.max_new_tokens
 
     def random_stream(self, settings: GenerationSettings) -> RandomStream | None:
-        """A fresh RNG stream of this request; None for greedy decoding."""
+        """Return a fresh RNG stream of this request; None for greedy decoding."""
         if settings.temperature == 0:
             return None
         return RandomStream(settings.seed, content_of(self.prompt, self.request.features))

@@ -225,7 +225,7 @@ class Scheduler:
         return list(self._model.embed_prompt(joined).split([len(s.ids) for s in suffixes]))
 
     def _may_grow(self) -> bool:
-        """Whether to enlarge a batch that ran out of memory: another process may have used the device at that time."""
+        """Return True if a batch that ran out of memory may grow again: the device may have been shared then."""
         slots = self._n_slots
         return slots is not None and slots != self._requested_slots and self._n_since_oom >= _GROW_AFTER * slots
 

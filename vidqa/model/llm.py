@@ -89,7 +89,7 @@ def dtype_from_name(name: str | None) -> torch.dtype | None:
 def _loading_arguments(
     dtype: torch.dtype | None, quantize: Quantization | None, device_map: torch.device | Literal["map"] | None
 ) -> dict[str, Any]:
-    """Arguments of `from_pretrained` for precision and placement."""
+    """Return the arguments of `from_pretrained` for precision and placement."""
     how: dict[str, Any] = {"dtype": dtype or "auto"}
     if device_map is not None:
         _need("accelerate", "loading a language model layer by layer", "train")

@@ -90,7 +90,7 @@ class VideoLlava(nn.Module):
         return self.connector.visual_tokens([self.connector.smallest_input().to(weight.device)], weight.dtype)[0][:0]
 
     def _connector_weight(self) -> Tensor:
-        """A weight with the device and dtype of the connector."""
+        """Return a weight that has the device and dtype of the connector."""
         return next(self.connector.parameters(), self.llm.get_input_embeddings().weight)  # an identity has no weights
 
     def embed(self, ids: Tensor, slots: Tensor, visual: Tensor) -> Tensor:

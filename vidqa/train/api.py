@@ -39,14 +39,14 @@ class TrainingSettings:
     batch_size: int  # packed sequences per step, in each process
     learning_rate: float
     warmup_ratio: float = 0.03
-    max_conversations: int = 10  # per media item and sequence; sampled again in every epoch
+    max_conversations: int = 10  # per packed sequence; sampled again in every epoch
     seed: int = 0
     weight_decay: float = 0.0
     unseen_pairs: UnseenPairs | None = None  # ignored in the loss where they would be answers
 
 
 class SamplesInMemory:
-    """Groups of samples as a corpus. A bad sample is an error, because the caller can fix it."""
+    """A corpus of groups of samples in memory. A bad sample is an error, because the caller can fix it."""
 
     def __init__(self, groups: Sequence[tuple[Sample, ...]], seed: int) -> None:
         self.samples = [sample for group in groups for sample in group]
@@ -60,7 +60,7 @@ class SamplesInMemory:
         return self.samples[index]
 
     def rejected(self, index: int, error: SampleError, id: str | None = None) -> Rejected:
-        """Refuse to reject a sample.
+        """Raise an error instead of rejecting a sample.
 
         Raises:
             UsageError: always.
@@ -68,11 +68,11 @@ class SamplesInMemory:
         raise UsageError(f"sample {self.samples[index].id}: {error.what}") from error
 
     def epoch_order(self, epoch: int) -> np.ndarray:
-        """Shuffled sample numbers, int64 [N]."""
+        """Return the shuffled sample numbers, int64 [N]."""
         return np.random.default_rng([self.seed, epoch]).permutation(len(self))
 
     def stats(self) -> SampleStats:
-        """The groups as given; as lengths a rank of videos, images and text, so that batches have one kind of media."""
+        """Return the given groups, and lengths that sort samples by kind of media, so that batches have one kind."""
         ranks = {"video": 2, "image": 1}
         lengths = [ranks[s.media[0].kind] if s.media else 0 for s in self.samples]
         return SampleStats(self.group_of, lengths)
@@ -105,14 +105,14 @@ def train_stage(
 
     Args:
         model: connector and LLM; modified in place.
-        groups: from `vidqa.train.data.sample.by_media`; the conversations of a group share a sequence.
-        features: media path -> features.
-        settings: the stage.
-        folder: for files of the Trainer.
-        report: called with step, loss and learning rate every 50 steps.
+        groups: groups from `vidqa.train.data.sample.by_media`; the conversations of a group share a sequence.
+        features: reads the features of a media path.
+        settings: settings of the stage.
+        folder: folder for files of the Trainer.
+        report: called with the metrics of every 50th step and of the last one.
 
     Returns:
-        train_loss (mean over the steps), train_runtime (seconds), steps.
+        `train_loss` (mean over the steps), `train_runtime` (seconds) and `steps`.
 
     Raises:
         UsageError: a sample cannot be trained on.

@@ -1,4 +1,4 @@
-"""Data parallelism: which process this is, how processes share a step, and the TrainingArguments of a stage."""
+"""Data parallelism: the rank of this process, how processes share a step, and the TrainingArguments of a stage."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from vidqa.train.recipe.definition import Hardware, Logging, Stage
 
 
 def processes() -> int:
-    """Number of processes that train together, as set by torchrun."""
+    """Return the number of processes that train together, as set by torchrun."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def is_first() -> bool:
-    """True in the process that writes files and prints messages."""
+    """Return True in the process that writes files and prints messages."""
     return int(os.environ.get("RANK", 0)) == 0
 
 
 def local_device(device: str) -> str:
-    """The device of this process: under torchrun each process uses the GPU with its local rank."""
+    """Return the device of this process: under torchrun the GPU with its local rank."""
     resolved = torch_device(device)
     if resolved.type == "cuda" and processes() > 1:
         return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"

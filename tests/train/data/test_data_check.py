@@ -83,7 +83,7 @@ def test_every_kind_of_problem_is_found_before_training(corpus):
     assert len(opened) == 3  # each file once: good.mp4, good.png, broken.mp4
     assert checked.n_media == {"image": 1, "video": 1}
     assert checked.video_s == pytest.approx(1.2, abs=0.11)
-    assert checked.placeholders == {(0, 1): 2, (1, 0): 1, (1, 1): 1, (0, 0): 1}
+    assert checked.media_counts == {(0, 1): 2, (1, 0): 1, (1, 1): 1, (0, 0): 1}
     assert checked.n_visual == 20 + 5 + 25 + 0 + 20
     assert checked.n_targets == 5 * 2  # `yes` and `</s>` in each good sample
     assert len(checked.tokens) == 10

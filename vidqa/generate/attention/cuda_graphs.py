@@ -112,7 +112,7 @@ class StepGraphs:
 
 @functools.cache
 def _side_stream(device: torch.device) -> Any:
-    """One stream for all captures: matrix libraries keep a workspace of up to 32 MB for every stream they have used."""
+    """Return the stream of all captures: matrix libraries keep a workspace of up to 32 MB for each stream they used."""
     return torch.cuda.Stream(device)
 
 

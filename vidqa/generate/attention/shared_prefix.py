@@ -227,7 +227,7 @@ def _bmm_float32(a: Tensor, b: Tensor) -> Tensor:
 
 @functools.cache
 def _bmm_has_float32_output(device: str, dtype: torch.dtype) -> bool:
-    """Whether torch can return half-precision matmuls in float32 on this kind of device."""
+    """Return True if torch can return half-precision matmuls in float32 on this kind of device."""
     one = torch.ones(1, 16, 16, device=device, dtype=dtype)
     try:
         return bool(torch.bmm(one, one, out_dtype=torch.float32)[0, 0, 0] == 16)
@@ -242,7 +242,7 @@ _CPU_FLASH_ATTENTION: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_a
 
 @functools.cache
 def _has_cpu_flash_attention(device: str, dtype: torch.dtype) -> bool:
-    """Whether the operator exists and is correct. Float32 only: half precision would be rounded before the merge."""
+    """Check that the operator exists and is correct; float32 only, as half precision is rounded before the merge."""
     if device != "cpu" or dtype != torch.float32 or _CPU_FLASH_ATTENTION is None:
         return False
     query, key = torch.arange(12.0).view(1, 2, 3, 2) / 10, torch.arange(16.0).view(1, 2, 4, 2) / 10

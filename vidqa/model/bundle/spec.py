@@ -56,7 +56,7 @@ class EncoderSpec:
 
     @property
     def entry_bytes(self) -> int:
-        """Size of a cache entry with the features of one segment, at most."""
+        """Maximum size in bytes of a cache entry, which holds the features of one segment."""
         from vidqa.cache.entry import entry_bytes
 
         n_tokens = self.n_patches + self.keep_cls

@@ -75,7 +75,7 @@ def check_parts(folder: Path, spec: BundleSpec) -> list[str]:
 
 
 def _graphs(spec: BundleSpec) -> dict[str, Collection[str]]:
-    """The ONNX files of a bundle, each with the external data files listed for it."""
+    """Return the ONNX files of a bundle, each with the external data files listed for it."""
     e = spec.encoders
     return {part.file: part.external for part in (e.image, e.video, e.text) if part is not None}
 

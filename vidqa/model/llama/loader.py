@@ -120,7 +120,7 @@ class FastTokenizer:
 
 
 def _sizes(config: dict[str, Any]) -> LlamaConfig | None:
-    """Sizes of a standard Llama; None for any other model."""
+    """Return the sizes of a standard Llama; None for any other model."""
     rope = config.get("rope_parameters") or {"rope_type": "default", "rope_theta": config.get("rope_theta", 10000.0)}
     is_standard = all(config.get(key, value) == value for key, value in _STANDARD.items())
     if config.get("model_type") != "llama" or not is_standard or not {"rope_type", "rope_theta"} >= set(rope):

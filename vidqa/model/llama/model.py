@@ -60,7 +60,7 @@ class Logits:
 
 @dataclass
 class LayerKV:
-    """KV cache of one layer: keys and values, [n, G, T, d] each."""
+    """KV cache of one layer, both tensors [n, G, T, d]."""
 
     keys: Tensor
     values: Tensor
@@ -175,7 +175,7 @@ class Llama(nn.Module):
         return Logits(self.lm_head(self.model.norm(x)))
 
     def _rotary_emb(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and signed sines, [n, 1, S, d] each."""
+        """Return cosines and signed sines, [n, 1, S, d] each."""
         angles = positions[:, None, :, None].float() * self.inv_freq
         cos, sin = angles.cos(), angles.sin()
         return torch.cat([cos, cos], -1).to(dtype), torch.cat([-sin, sin], -1).to(dtype)

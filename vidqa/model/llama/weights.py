@@ -20,7 +20,7 @@ _FUSED = {
 
 
 def published_weights(llm: Llama) -> dict[str, Tensor]:
-    """Return all weights as views, by their published names; a tied head is left out.
+    """Return all weights as views, by their published names; a tied head is not included.
 
     Raises:
         ValueError: the weights are packed and no longer have their original layout.
@@ -73,7 +73,7 @@ def load_published(
 
 
 def _parts(name: str) -> tuple[str, ...]:
-    """Published names of one weight of `Llama`."""
+    """Return the published names of one weight of `Llama`."""
     for fused, parts in _FUSED.items():
         if name.endswith(fused):
             return tuple(name.removesuffix(fused) + part for part in parts)
@@ -81,6 +81,6 @@ def _parts(name: str) -> tuple[str, ...]:
 
 
 def _rows(c: LlamaConfig, n: int) -> list[int]:
-    """Rows of the parts of a fused weight: three for attention, two for the MLP."""
+    """Return the rows of the parts of a fused weight: three for attention, two for the MLP."""
     kv_rows = c.num_key_value_heads * c.head_dim
     return [c.num_attention_heads * c.head_dim, kv_rows, kv_rows] if n == 3 else [c.intermediate_size] * 2

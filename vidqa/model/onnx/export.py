@@ -150,7 +150,7 @@ def export_text(
 
 
 def _float32_on_cpu(tower: _Tower) -> _Tower:
-    """The tower in float32 on the CPU; not copied if it already is, because a full-size tower takes 1.6 GB."""
+    """Return the tower in float32 on the CPU, copied only if necessary, because a full-size tower takes 1.6 GB."""
     is_ready = (
         all(p.dtype == torch.float32 and p.device.type == "cpu" for p in tower.parameters()) and not tower.training
     )
@@ -188,7 +188,7 @@ def _export(
 
 
 def _compare(path: Path, check: _ParityCheck) -> tuple[float, float]:
-    """Largest absolute and relative error of the file, run on the CPU.
+    """Return the largest absolute and relative error of the file, run on the CPU.
 
     Torch computes item by item, which needs less memory and detects a graph that mixes the items of a batch.
     """
@@ -212,7 +212,7 @@ def _compare(path: Path, check: _ParityCheck) -> tuple[float, float]:
 
 
 def _session(path: Path) -> Any:
-    """A session without a memory arena and without a second, prepacked copy of the weights."""
+    """Create a session without a memory arena and without a second, prepacked copy of the weights."""
     runtime = import_extra("onnxruntime")
     options = runtime.SessionOptions()
     options.enable_cpu_mem_arena = False

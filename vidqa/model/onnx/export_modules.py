@@ -47,7 +47,7 @@ class VisionGraph(nn.Module):
                 self._pack(i, block.get_submodule("self_attn"))
 
     def _only_cls(self, i: int) -> bool:
-        """Whether block `i` needs to compute the class token only."""
+        """Return True if block `i` needs to compute the class token only."""
         return i + 1 == self.tower.config.n_layers and self.layer <= i
 
     def _pack(self, i: int, attention: nn.Module) -> None:
@@ -97,7 +97,7 @@ class VisionGraph(nn.Module):
         return x + layer.mlp(layer.layer_norm2(x))
 
     def _attention(self, i: int, attn: Attention, y: Tensor) -> Tensor:
-        """Self-attention of [N, L, D] as one node, including the input projections."""
+        """Compute self-attention of [N, L, D] as one node, including the input projections."""
         inputs = [y, self.get_buffer(f"packed_{i}"), self.get_buffer(f"packed_{i}_bias")]
         return attn.out_proj(_node("Attention", inputs, attn.n_heads, y.shape))
 
@@ -131,7 +131,7 @@ class TextGraph(nn.Module):
 
 
 def attend(attn: Attention, queries: Tensor, x: Tensor, mask: Tensor | None = None, *, fused: bool = False) -> Tensor:
-    """Attention of `queries` over `x`, without torch's fused function.
+    """Compute attention of `queries` over `x`, without torch's fused function.
 
     Args:
         attn: the weights.
@@ -159,7 +159,7 @@ def attend(attn: Attention, queries: Tensor, x: Tensor, mask: Tensor | None = No
 
 
 def _node(name: str, inputs: list[Tensor], n_heads: int, shape: torch.Size) -> Tensor:
-    """An attention operator of onnxruntime, for export only; its result has `shape` and the dtype of its inputs."""
+    """Create an attention operator of onnxruntime, for export only; its result has `shape` and the inputs' dtype."""
     heads, dtype = {"num_heads": n_heads}, inputs[0].dtype
     node = torch.onnx.ops.symbolic(f"com.microsoft::{name}", inputs, heads, dtype=dtype, shape=shape, version=1)  # type: ignore[arg-type]
     assert isinstance(node, Tensor)

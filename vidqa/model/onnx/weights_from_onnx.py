@@ -72,7 +72,7 @@ def read_graph(path: Path) -> GraphWeights:
 
 
 def _bias_after(node: Any, users: dict[str, list[Any]], arrays: dict[str, Any]) -> str | None:
-    """Name of the bias that is added to the result of a matmul."""
+    """Return the name of the bias that is added to the result of a matmul; None if there is none."""
     for user in users.get(node.output[0], []):
         names = user.input[4:] if user.op_type == "SkipLayerNormalization" else user.input
         for name in names:
@@ -95,7 +95,7 @@ def _unpack(node: Any, users: dict[str, list[Any]], arrays: dict[str, Any], foun
 
 
 def _embeddings(summed: Any) -> dict[str, Any]:
-    """Position embeddings, whose first row includes the class embedding."""
+    """Return position embeddings, whose first row includes the class embedding, and a class embedding of zeros."""
     summed = summed.reshape(summed.shape[-2:])
     return {
         "vision_model.embeddings.position_embedding.weight": summed,

@@ -26,7 +26,7 @@ from vidqa.train.data.unseen_pairs import IgnoredTokens, UnseenPairs
 
 _REREAD_HINT = "remove the folder `records` in the cache folder, which is then rebuilt, and run again"
 
-#: Sample and features of its media -> token ids and labels; raises SampleError.
+#: (sample, features of its media) -> token ids and labels. Raises SampleError.
 TokenizeSample = Callable[[Sample, Sequence[Features]], LabeledPrompt]
 
 
@@ -44,7 +44,7 @@ class FeatureSource(Protocol):
     """Provides features of media items."""
 
     def __call__(self, ref: MediaRef) -> Features:
-        """Return the features of a media item. Raises SampleError if they cannot be computed."""
+        """Return the features of a media item. Raise SampleError if they cannot be computed."""
         ...
 
     def prefetch(self, refs: Sequence[MediaRef]) -> None:
@@ -54,7 +54,7 @@ class FeatureSource(Protocol):
 
 @dataclass(frozen=True)
 class Item:
-    """One packed sequence with its features in the order of the slots; empty if all its samples were rejected."""
+    """One packed sequence, and features in the order of its slots; `EMPTY` if all its samples were rejected."""
 
     packed: Packed
     features: tuple[Features, ...]
@@ -83,14 +83,14 @@ class TrainingBatch:
 
 
 class TrainingDataset(torch.utils.data.Dataset[Item]):
-    """The sequences of a plan, by their index in it.
+    """The packed sequences of a plan, by their index in it.
 
     Args:
-        corpus: samples by number.
-        plan: which samples each sequence has.
-        features: features of the media.
+        corpus: provides samples by number.
+        plan: assigns samples to sequences.
+        features: provides the features of media items.
         tokenize: tokenizes a sample.
-        ignored: tokens that the loss ignores in answers about media.
+        ignored: tokens that the softmax of the loss ignores in answers about media.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class TrainingDataset(torch.utils.data.Dataset[Item]):
         return self.ignored.row_indices(conversation)
 
 
-#: A sequence of one position without a loss.
+#: A sequence of one position that has no loss.
 EMPTY = Packed(
     np.zeros(1, np.int64),
     np.zeros(1, np.bool_),
@@ -177,7 +177,7 @@ EMPTY = Packed(
 
 
 def model_tokenizer(model: VideoLlava) -> TokenizeSample:
-    """How samples are tokenized for a model: with its tokenizer, its chat format, and up to its context length."""
+    """Return a function that tokenizes samples for a model: its tokenizer, chat format and context length."""
     tokenizer, chat, shape, max_tokens = model.tokenizer, model.chat, model.media_shape, model.context
 
     def tokenize(sample: Sample, features: Sequence[Features]) -> LabeledPrompt:
@@ -187,7 +187,7 @@ def model_tokenizer(model: VideoLlava) -> TokenizeSample:
 
 
 def to_batch(items: Sequence[Item]) -> dict[str, Any]:
-    """Pad and stack sequences; returns a dict because the Trainer requires one."""
+    """Pad and stack sequences; return a dict, because the Trainer requires one."""
     joined = TrainingBatch(
         collate([item.packed for item in items]),
         tuple(f for item in items for f in item.features),

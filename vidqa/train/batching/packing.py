@@ -1,4 +1,4 @@
-"""Sequence packing: several conversations about the same media -> one sequence that has the visual tokens once.
+"""Sequence packing: several conversations about the same media -> one sequence with one copy of the visual tokens.
 
     [ shared prefix: visual tokens, first words ][ conversation 1 ][ conversation 2 ] ...
 
@@ -35,12 +35,12 @@ class Packed:
 def pack(conversations: Sequence[LabeledPrompt], ignored_rows: Sequence[np.ndarray] | None = None) -> Packed:
     """Join conversations after their longest common prefix, which has no loss.
 
-    A single conversation may have its media anywhere: in a later question, or directly before a caption (the format
+    A single conversation may have media anywhere: in a later question, or directly before a caption (in the format
     `plain`).
 
     Args:
-        conversations: at least one.
-        ignored_rows: for each conversation int64 [S], see `Packed`; None ignores nothing.
+        conversations: one or more conversations.
+        ignored_rows: int64 [S] for each conversation, see `Packed`; None ignores nothing.
 
     Raises:
         ValueError: there is no conversation, or one of several has a visual token after the common prefix, so they
@@ -67,9 +67,9 @@ def pack(conversations: Sequence[LabeledPrompt], ignored_rows: Sequence[np.ndarr
 
 
 def _shared_length(head: Prompt, other: LabeledPrompt) -> int:
-    """Length of the prefix that `other` shares with `head`, at most up to the position before its first target.
+    """Return the length of the prefix that `other` shares with `head`, limited by the first target of `other`.
 
-    That position predicts the target, so it has to stay in its conversation.
+    The position before that target predicts it, so it has to stay in its conversation.
     """
     n = min(len(head.ids), len(other.prompt.ids))
     same = (head.ids[:n] == other.prompt.ids[:n]) & (head.slots[:n] == other.prompt.slots[:n])
@@ -95,7 +95,7 @@ class PackedBatch:
 
 
 def collate(packed: Sequence[Packed]) -> PackedBatch:
-    """Pad and stack sequences."""
+    """Pad sequences on the right to the longest one and stack them."""
     width = max(len(p.ids) for p in packed)
 
     def stack(name: str, fill: int) -> Tensor:
@@ -113,13 +113,13 @@ def collate(packed: Sequence[Packed]) -> PackedBatch:
 
 
 def attention_mask(branch: Tensor) -> Tensor:
-    """Attention mask of packed sequences.
+    """Compute the attention mask of packed sequences.
 
     A position attends to the earlier positions of its own conversation and of the prefix. Padding attends to itself,
     so that no row is empty.
 
     Args:
-        branch: int64 [B, S].
+        branch: int64 [B, S], as in `PackedBatch`.
 
     Returns:
         bool [B, 1, S, S]: True where position i may attend to position j.

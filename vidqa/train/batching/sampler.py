@@ -1,7 +1,7 @@
 """Sample numbers -> the sequences of a whole stage, step by step, in training order.
 
 The plan is a pure function of seed, groups and lengths: it is the same on every machine. There is no sampler state to
-save: a resumed run computes the same plan and starts further down.
+save: a resumed run computes the same plan and skips the steps that are done.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vidqa.train.recipe.definition import SequencesPerMedia
 #: The samples of one sequence; empty for the padding sequences of an incomplete last step.
 SampleNumbers = tuple[int, ...]
 
-_WINDOW = 50  # number of batches that are sorted by length together and then shuffled
+_WINDOW = 50  # number of batches whose sequences are sorted by length together before the batches are shuffled
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def plan_batches(
         steps: instead of `epochs`: the exact number of steps, over as many epochs as needed.
         packing: how to pack sequences; None packs nothing.
         stats: required for packing and for grouping by length.
-        seed: of the order of the sequences.
+        seed: seed for the order of the sequences.
 
     Raises:
         ValueError: neither or both of `epochs` and `steps` are given, or an epoch has no samples.
@@ -100,7 +100,7 @@ def plan_batches(
 def _epoch(
     order: Sequence[int] | np.ndarray, batch: int, packing: Packing, stats: SampleStats | None, rng: np.random.Generator
 ) -> Iterator[SampleNumbers]:
-    """The sequences of one epoch."""
+    """Yield the sequences of one epoch."""
     numbers = [int(i) for i in order]
     if packing.limit == 1 and not packing.group_by_length:
         yield from ((i,) for i in numbers)
@@ -127,7 +127,7 @@ def _pack_groups(numbers: Sequence[int], packing: Packing, stats: SampleStats) -
 def _group_by_length(
     sequences: Sequence[SampleNumbers], batch: int, stats: SampleStats, rng: np.random.Generator
 ) -> Iterator[SampleNumbers]:
-    """Sort within windows, then shuffle the batches: little padding, but batches of all lengths in random order."""
+    """Sort within windows, then shuffle the batches: there is little padding, and the order stays random."""
 
     def length(sequence: SampleNumbers) -> int:
         return sum(stats.lengths[i] for i in sequence)

@@ -50,14 +50,14 @@ class FileFacts:
 
 
 class Corpus:
-    """All records of all sources with consecutive numbers.
+    """All records of all sources, numbered consecutively.
 
-    It stores offsets but no texts, and can be pickled for other processes.
+    It stores the offsets of records but no texts, and can be pickled for other processes.
 
     Args:
         sources: the files.
-        seed: of the shuffling.
-        cache_dir: where record offsets are cached; None: the default cache folder.
+        seed: seed for shuffling.
+        cache_dir: where record offsets are cached; None is the default cache folder.
         progress: show progress bars on stderr while files are read for the first time.
 
     Raises:
@@ -93,7 +93,7 @@ class Corpus:
 
     @property
     def n_records(self) -> int:
-        """Number of distinct records, of which reject rates are a share; a file in two sources counts once."""
+        """Number of distinct records, on which reject rates are based; a file in two sources counts once."""
         return distinct_records(self.files)
 
     def locate(self, index: int) -> tuple[int, int]:
@@ -125,7 +125,7 @@ class Corpus:
         return (self[i] for i in range(len(self)))
 
     def token_stats(self, advance: Callable[[int], object] = lambda n: None) -> TokenStats:
-        """Read every record once. The result is cached on disk and in memory.
+        """Return the metadata of all records, read once and then cached on disk and in memory.
 
         Args:
             advance: called with the number of records that were read.
@@ -146,17 +146,17 @@ class Corpus:
         return self[first + number]
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_token_stats": None}  # worker processes do not need them
+        return self.__dict__ | {"_token_stats": None}  # worker processes do not need the stats
 
     def get(self, index: int) -> Sample | Rejected:
-        """As `corpus[index]`, but returns a bad record as a value."""
+        """Return `corpus[index]`, or a `Rejected` instead of raising SampleError."""
         try:
             return self[index]
         except SampleError as e:
             return self.rejected(index, e)
 
     def rejected(self, index: int, error: SampleError, id: str | None = None) -> Rejected:
-        """The row for the table of rejects."""
+        """Return the row of a bad sample for the table of rejects."""
         which, number = self.locate(index)
         source, name = self.sources[which].path, id or self._id(which, number)
         return Rejected(
@@ -172,7 +172,7 @@ class Corpus:
         return str(next((value for value in ids if value is not None), number))
 
     def epoch_order(self, epoch: int) -> np.ndarray:
-        """Shuffled numbers of the samples of an epoch, int64 [M]; the same on every machine.
+        """Return the shuffled sample numbers of an epoch, int64 [M]; the same on every machine.
 
         Each source is a sequence of shuffled passes over its records, and every epoch takes the next
         `weight * n_records` of them. So all records of a source are seen equally often, whatever its weight.
@@ -204,7 +204,7 @@ class Corpus:
 
 
 def distinct_records(files: Sequence[FileFacts]) -> int:
-    """Total records of some files, counting each file once."""
+    """Return the number of records of some files, counting each file once."""
     return sum({f.path: f.n_records for f in files}.values())
 
 

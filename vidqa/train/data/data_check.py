@@ -1,4 +1,4 @@
-"""Checks a corpus for everything that would fail in training, before GPU time is spent on it.
+"""Check of a corpus: finds everything that would fail in training, before GPU time is spent on it.
 
 Every record is read and tokenized, and one frame of every media item is decoded. No model is loaded.
 """
@@ -29,13 +29,13 @@ class DataCheck:
     files: tuple[FileFacts, ...]
     fingerprint: str
     rejected: tuple[Rejected, ...]  # each record once, in order
-    tokens: np.ndarray  # int64 [N]: lengths of all samples that could be tokenized, including those that are too long
+    tokens: np.ndarray  # int64 [N]: lengths of all samples that could be tokenized, even those that are too long
     n_visual: int  # visual tokens of the accepted samples
     n_targets: int  # tokens with a loss of the accepted samples
     n_media: Mapping[str, int]  # image, video: number of readable files
     video_s: float  # total seconds of all readable videos that have a duration
     pairs: PairCounts  # unseen pairs in the accepted samples
-    placeholders: Mapping[tuple[int, int], int]  # (images, videos) of a sample -> number of samples
+    media_counts: Mapping[tuple[int, int], int]  # (images, videos) of a sample -> number of samples
     max_tokens: int | None
     max_reject_rate: float
 
@@ -46,11 +46,11 @@ class DataCheck:
 
     @property
     def passes(self) -> bool:
-        """Whether training would finish."""
+        """True if no more records are rejected than `max_reject_rate` allows, so that training would not stop."""
         return len(self.rejected) <= self.max_reject_rate * self.n_records
 
     def lines(self) -> list[str]:
-        """The report for people."""
+        """Return the report as lines of text."""
         n_rejected = {f.path: sum(r.source == f.path for r in self.rejected) for f in self.files}
         lines = [
             f"{f.path}: {plural(f.n_records, 'record')}, {n_rejected[f.path]} rejected, weight {f.weight:g}, "
@@ -59,7 +59,7 @@ class DataCheck:
         ]
         images, videos = plural(self.n_media["image"], "image"), plural(self.n_media["video"], "video")
         lines.append(f"media: {images}, {videos} ({self.video_s / 3600:.1f} hours)")
-        for (n_images, n_videos), n in sorted(self.placeholders.items()):
+        for (n_images, n_videos), n in sorted(self.media_counts.items()):
             lines.append(f"  {plural(n, 'sample')} {_media_text(n_images, n_videos)}")
         if len(self.tokens):
             median, p95, longest = np.percentile(self.tokens, [50, 95, 100], method="nearest")
@@ -87,7 +87,7 @@ def check_data(
     n_processes: int = 1,
     progress: bool = False,
 ) -> DataCheck:
-    """Read every record, find and open every media file, count every token.
+    """Read every record, open every media file, and count all tokens.
 
     Args:
         corpus: the records.
@@ -154,12 +154,12 @@ def _summarize(
     max_reject_rate: float,
 ) -> DataCheck:
     accepted = np.array([number not in chunk.rejected for number in chunk.numbers], np.bool_)
-    placeholders: dict[tuple[int, int], int] = {}
+    media_counts: dict[tuple[int, int], int] = {}
     for is_accepted, refs in zip(accepted, chunk.media, strict=True):
         if is_accepted:
             n_videos = sum(ref.kind == "video" for ref in refs)
             key = (len(refs) - n_videos, n_videos)
-            placeholders[key] = placeholders.get(key, 0) + 1
+            media_counts[key] = media_counts.get(key, 0) + 1
     rejected: dict[tuple[str, int], Rejected] = {}
     for number in sorted(chunk.rejected):
         one = chunk.rejected[number]
@@ -175,7 +175,7 @@ def _summarize(
         n_media={kind: sum(found.kind == kind for found in readable) for kind in ("image", "video")},
         video_s=sum(found.duration_s or 0.0 for found in readable if found.kind == "video"),
         pairs=total_counts(p for p, is_accepted in zip(chunk.pairs, accepted, strict=True) if is_accepted),
-        placeholders=placeholders,
+        media_counts=media_counts,
         max_tokens=max_tokens,
         max_reject_rate=max_reject_rate,
     )

@@ -1,4 +1,4 @@
-"""File of JSON records -> byte offsets of the records, two per record, read chunk by chunk.
+"""File of JSON records -> start and end offset of each record; the file is read chunk by chunk.
 
 JSON is not parsed here: numpy finds brackets, commas and strings of a whole chunk at once. A record is parsed when it
 is read.
@@ -32,9 +32,9 @@ _BOM = b"\xef\xbb\xbf"
 class Scanned:
     """Offsets of the records of a file."""
 
-    spans: np.ndarray  # int64 [N, 2]: first byte and first byte after, of each record
-    sha256: str  # of the file
-    size: int  # bytes
+    spans: np.ndarray  # int64 [N, 2]: byte offsets of start and end (exclusive) of each record
+    sha256: str  # digest of the whole file
+    size: int  # size of the file in bytes
 
 
 def layout_of(path: Path) -> Layout:
@@ -65,8 +65,8 @@ def scan_json(
     """Find the records of a JSON list (`array`) or of JSON lines.
 
     Args:
-        path: of the file.
-        layout: from `layout_of`.
+        path: path of the file.
+        layout: its layout, from `layout_of`.
         chunk: bytes read at a time.
         advance: called after each chunk with its number of bytes.
 
@@ -95,7 +95,7 @@ def scan_json(
 
 
 class _Array:
-    """Splits a list at its own commas. The state carries over from chunk to chunk."""
+    """Splits a JSON list at its top-level commas. The state is carried over from chunk to chunk."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -103,7 +103,7 @@ class _Array:
         self.in_string = False
         self.depth = 0
         self.closed = False
-        self.cuts: list[np.ndarray] = []  # offsets of `[`, the commas of the list, `]`
+        self.cuts: list[np.ndarray] = []  # offsets of `[`, the top-level commas, and `]`
 
     def feed(self, data: np.ndarray, offset: int) -> None:
         kinds = _KIND[data]
@@ -150,7 +150,7 @@ class _Array:
             raise UsageError(f"{self.path}: byte {offset + start + int(rest[0])}: text after the end of the list")
 
     def spans(self, size: int) -> np.ndarray:
-        """Start and end of each record, int64 [N, 2]."""
+        """Return start and end of each record, int64 [N, 2]."""
         if not self.closed:
             where = "inside a string" if self.in_string else f"with {plural(self.depth, 'open bracket')}"
             raise UsageError(f"{self.path}: the list is truncated: the file ends at byte {size} {where}")
@@ -159,11 +159,11 @@ class _Array:
 
 
 class _Lines:
-    """Splits at line breaks; empty lines are not records."""
+    """Splits JSON lines at line breaks; empty lines are not records."""
 
     def __init__(self) -> None:
-        self.start = 0  # of the line that the next chunk continues
-        self.n_seen = 0  # its bytes that are not white space
+        self.start = 0  # offset of the line that the next chunk continues
+        self.n_seen = 0  # number of its bytes so far that are not white space
         self.found: list[np.ndarray] = []
 
     def feed(self, data: np.ndarray, offset: int) -> None:
@@ -180,6 +180,6 @@ class _Lines:
         self.start, self.n_seen = int(ends[-1]) + 1 + offset, int(seen[-1] - until[-1])
 
     def spans(self, size: int) -> np.ndarray:
-        """Start and end of each record, int64 [N, 2]."""
+        """Return start and end of each record, int64 [N, 2]."""
         last = np.array([[self.start, size]] if self.n_seen else [], np.int64).reshape(-1, 2)
         return np.concatenate([*self.found, last])

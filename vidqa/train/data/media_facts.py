@@ -21,10 +21,10 @@ _ONE_FRAME = SamplingSpec("linspace", 1)
 
 
 class Prober:
-    """Probes each file once, however often it is requested; with an index, readable files only after changes.
+    """Probes each file once, however often it is requested; with an index, a readable file only after it changes.
 
     Args:
-        n_workers: decoder processes; None: one per CPU core.
+        n_workers: number of decoder processes; None is one per CPU core.
         timeout_s: wall-clock limit per file in seconds.
         index: stores which files were decoded without errors, by path, size and modification time.
     """
@@ -57,7 +57,7 @@ class Prober:
 
 
 def _state(path: str) -> tuple[int, int] | None:
-    """Size and modification time; None if the file does not exist."""
+    """Return size in bytes and modification time in nanoseconds; None if the file does not exist."""
     try:
         found = os.stat(path)
     except OSError:

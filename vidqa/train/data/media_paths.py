@@ -26,7 +26,7 @@ class MediaFolder:
         self._by_stem: dict[str, str] | None = None
 
     def file(self, *names: str) -> str:
-        """The absolute path of the first of the names that is a file.
+        """Return the absolute path of the first name that is a file.
 
         Raises:
             SampleError: media_missing; the message has all names that were tried.
@@ -60,7 +60,7 @@ class MediaFolder:
         raise SampleError("media_missing", f"no video named {video_id} (any suffix) in {self.root} or its subfolders")
 
     def _list(self) -> dict[str, str]:
-        """Stem -> path of all videos; if several share a stem, the choice is deterministic."""
+        """Return the path of each video by its stem; if several share a stem, the choice is deterministic."""
         found: dict[str, str] = {}
         for folder, folders, files in os.walk(self.root):
             folders.sort()

@@ -38,15 +38,15 @@ class TokenStats:
     """Metadata of some records."""
 
     groups: np.ndarray  # int64 [N]: equal for samples whose prompts share their prefix; 0 for samples without a group
-    lengths: np.ndarray  # int64 [N]: grows with the tokens of a sample; 0 if it could not be read
+    lengths: np.ndarray  # int64 [N]: estimated tokens; 0 if the sample could not be read
     media: tuple[MediaRef, ...]  # each once, in the order of first occurrence
 
 
 def group_of(sample: Sample) -> Hashable | None:
-    """Samples with equal groups share the prefix of their prompts and can be packed; None: cannot be packed.
+    """Return a key that is equal for samples that can be packed together; None if a sample cannot be packed.
 
-    With media, the prefix is the media and the text of the first question before them. Without media, it is the passage
-    of the first question: everything except its last line.
+    Such samples share the prefix of their prompts. With media, it consists of the media and the text of the first
+    question before them. Without media, it is the passage of the first question: everything except its last line.
     """
     first = sample.turns[0][0]
     if not sample.media:
@@ -59,7 +59,7 @@ def group_of(sample: Sample) -> Hashable | None:
 
 
 def length_of(sample: Sample) -> int:
-    """An estimate that grows with the tokens of a sample: videos are longest, then images, then text."""
+    """Estimate the length of a sample in tokens, to compare it with others: video is longest, then image, then text."""
     n_chars = sum(len(part) for turn in sample.turns for part in turn)
     return n_chars // _CHARS_PER_TOKEN + sum(_VISUAL_TOKENS[ref.kind] for ref in sample.media)
 
@@ -75,9 +75,9 @@ def read_token_stats(
 
     Args:
         n: number of records.
-        read: number from 0 -> sample. May raise SampleError.
-        cached: an .npz file in the cache folder, which need not exist.
-        sha256: of the file of conversations; cached data of other content is ignored.
+        read: returns the sample of a record, counted from 0; may raise SampleError.
+        cached: path of an .npz file in the cache folder; it need not exist.
+        sha256: digest of the file of conversations; cached data of other content is ignored.
         advance: called with the number of records that were read.
     """
     found = _load(cached, n, sha256)
@@ -110,7 +110,7 @@ def join_token_stats(parts: Sequence[TokenStats]) -> TokenStats:
 
 
 def _number_of(group: Hashable | None) -> int:
-    """63 bits of a digest; 0 for None."""
+    """Map a group to 63 bits of its digest, and None to 0."""
     if group is None:
         return 0
     return (

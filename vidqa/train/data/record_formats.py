@@ -7,7 +7,9 @@
   in the format `video_chatgpt` it follows every second question, as in the training file of that model.
 
 References: Video-LLaVA 984e65b train.py, Valley 83d794f data_util.py and its issue 20, Video-ChatGPT 659e04b
-convert_instruction_json_to_training_format.py. Scope: does not open media; a `Locator` finds their paths.
+convert_instruction_json_to_training_format.py.
+
+Scope: records and tags. Media are not opened; a `Locator` finds their paths.
 """
 
 from __future__ import annotations
@@ -34,11 +36,11 @@ class Locator(Protocol):
     """Finds the media files that records name."""
 
     def file(self, *names: str) -> str:
-        """The path of the first of the names that is a file in the media folder."""
+        """Return the path of the first name that is a file in the media folder."""
         ...
 
     def by_id(self, video_id: str) -> str:
-        """The path of the video with that name and any suffix."""
+        """Return the path of the video with this name and any suffix."""
         ...
 
 
@@ -122,7 +124,7 @@ def read_conversations(path: str | Path) -> list[Sample]:
 
 
 def _turns(conversation: Any) -> tuple[tuple[str, str], ...]:
-    """(question, answer) of each turn.
+    """Return (question, answer) of each turn.
 
     An answer before the first question is skipped, as in Video-LLaVA: texts of ShareGPT start with one.
     """
@@ -164,7 +166,7 @@ def _llava_media(record: dict[str, Any], locator: Locator, turns: object) -> dic
 
 
 def _valley_media(record: dict[str, Any], locator: Locator, turns: object) -> dict[MediaKind, list[MediaRef]]:
-    folder = str(record.get("source", "webvid"))  # as Valley's own reader has it
+    folder = str(record.get("source", "webvid"))  # the default of Valley's own reader
     start, end = _span(record)
     videos = []
     for name in _names(record, "video"):
@@ -177,7 +179,7 @@ def _valley_media(record: dict[str, Any], locator: Locator, turns: object) -> di
 
 
 def _span(record: dict[str, Any]) -> tuple[float | None, float | None]:
-    """Start and end of the segment in `v_id`; (None, None) if it is a plain name."""
+    """Return start and end in seconds of the segment in `v_id`; (None, None) if it is a plain name."""
     found = _SPAN.fullmatch(str(record.get("v_id", "")))
     if not found:
         return None, None
@@ -210,7 +212,7 @@ def _names(record: dict[str, Any], key: str) -> list[str]:
 
 
 def _coco(name: str) -> str:
-    """The file name of a COCO 2014 image: records omit its prefix."""
+    """Return the file name of a COCO 2014 image: records omit its prefix."""
     path = Path(name)
     return (path.parent / f"COCO_train2014_{path.name}").as_posix()
 

@@ -38,10 +38,10 @@ _BLOCK_ROWS = 4096
 
 
 class RecordFile:
-    """The records of one file. It can be pickled and used in several processes: every read opens the file.
+    """The records of one file. It can be pickled and used in several processes, because every read opens the file.
 
     Args:
-        path: of the file.
+        path: path of the file.
         cache_dir: root of the feature cache.
         progress: show a progress bar on stderr while a file is read for the first time.
 
@@ -80,7 +80,7 @@ class RecordFile:
         """Read one record.
 
         Raises:
-            SampleError: bad_json.
+            SampleError: `bad_json`: it is not a valid JSON object.
             TrainError: the file was changed or removed since it was opened.
         """
         start, end = (int(offset) for offset in self.spans[number])
@@ -105,7 +105,7 @@ class RecordFile:
 
 
 def digest(parts: list[object]) -> str:
-    """20 hex digits for a file name."""
+    """Return a digest of 20 hex digits, for a file name."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
 
 
@@ -151,7 +151,7 @@ def _save(index: Path, found: Scanned, read_ns: int) -> None:
                 size=np.array(found.size),
                 read_ns=np.array(read_ns),
             )
-        for old in index.parent.glob(f"{index.stem.partition('-')[0]}-*"):  # of earlier versions of the file
+        for old in index.parent.glob(f"{index.stem.partition('-')[0]}-*"):  # indexes of earlier versions of the file
             if not old.name.startswith(index.stem):
                 old.unlink(missing_ok=True)
     except OSError as e:  # only makes the next start slower

@@ -30,8 +30,8 @@ class RejectLog:
     """The rejected records of one run, each once, however often training reaches it.
 
     Args:
-        path: of the table, `rejects.parquet`; an existing one is read.
-        n_records: size of the corpus.
+        path: path of the table, `rejects.parquet`; an existing one is read.
+        n_records: number of records in the corpus.
         max_rate: share of the corpus that may be rejected before training stops.
 
     Raises:
@@ -55,7 +55,7 @@ class RejectLog:
         return len(self) / self.n_records
 
     def counts(self) -> dict[str, int]:
-        """Number of records by kind, the most frequent first."""
+        """Return the number of rejected records of each kind, the most frequent first."""
         return dict(Counter(r.kind for r in self._found.values()).most_common())
 
     def add(self, *rejected: Rejected) -> None:
@@ -78,7 +78,7 @@ class RejectLog:
         """Return to the state of a checkpoint: records rejected later are rejected again unless they were fixed.
 
         Args:
-            path: of the table in the checkpoint; None clears the log. A missing file changes nothing.
+            path: path of the table in the checkpoint; None clears the log. A missing file changes nothing.
 
         Raises:
             UsageError: it is not a table of rejects.

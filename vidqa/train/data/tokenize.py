@@ -20,8 +20,8 @@ from vidqa.train.data.rejects import Rejected
 from vidqa.train.data.sample import MediaRef, Sample, SampleError
 from vidqa.train.data.unseen_pairs import IgnoredTokens, PairCounts
 
-_CHUNK = 128  # records that are sent to a process together
-_MIN_PER_PROCESS = 4096  # records per process that are worth its start
+_CHUNK = 128  # number of records that are sent to a process together
+_MIN_PER_PROCESS = 4096  # number of records that justifies starting a process
 
 
 def tokenize_sample(
@@ -34,21 +34,23 @@ def tokenize_sample(
     """Tokenize a sample.
 
     Args:
-        sample: the sample.
+        sample: the sample to tokenize.
         tokenizer: the tokenizer of the LLM.
         chat: the chat format to train with; `plain` skips the questions.
         shapes: (kind, n_frames, tokens_per_frame) of each media item, in the order of `sample.media`.
         max_tokens: maximum length in tokens, including visual tokens.
 
     Raises:
-        SampleError: reserved_text, media_unreadable (wrong kind), too_long.
+        SampleError: `reserved_text`, `media_unreadable` (the wrong kind of media) or `too_long`.
         ValueError: the number of shapes differs from the number of media items.
     """
     for ref, shape in zip(sample.media, shapes, strict=True):
         if shape[0] != ref.kind:
             raise SampleError("media_unreadable", f"{ref.path}: is of kind {shape[0]}, the record has {ref.kind}")
     if any("\0" in part for turn in sample.turns for part in turn):
-        raise SampleError("reserved_text", "the text contains a NUL character")  # marks media inside prompts
+        raise SampleError(
+            "reserved_text", "the text contains a NUL character"
+        )  # reserved: it marks media inside prompts
     try:
         conversation = build_labels(tokenizer, chat, sample.turns, shapes)
     except UsageError as e:
@@ -63,7 +65,7 @@ def check_length(conversation: LabeledPrompt, max_tokens: int | None) -> None:
     """Reject a sample that is too long; truncating it would train on half an answer.
 
     Raises:
-        SampleError: too_long.
+        SampleError: `too_long`.
     """
     n = len(conversation.prompt.ids)
     if max_tokens is not None and n > max_tokens:

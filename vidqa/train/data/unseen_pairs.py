@@ -7,9 +7,9 @@ by the prior of each word, which is zero here (Ren et al. 2020, arXiv:2007.10740
 
 Words are paired in the order in which a conversation mentions them, in questions and answers: a word is paired with
 the latest word of the other group that has no partner yet. So `red` and `star` are a pair in "a red star" and in "What
-colour is the star? It is red.", and `star` and `blue` are not a pair in "a red star and a blue ring".
+color is the star? It is red.", and `star` and `blue` are not a pair in "a red star and a blue ring".
 
-Words and pairs are handled in this module only. All others handle rows of ignored token ids.
+Only this module handles words and pairs; all others use rows of ignored token ids.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def read_unseen_pairs(path: Path) -> UnseenPairs:
 class PairMention(NamedTuple):
     """A listed word in an answer, and the word that it is paired with."""
 
-    position: int  # of its first token
+    position: int  # position of its first token in the sequence
     word: int  # index into `UnseenPairs.words`
     form: int  # index into `_FORMS`
     partner: int  # index into `UnseenPairs.words`
@@ -100,7 +100,7 @@ class PairMention(NamedTuple):
 
 @dataclass
 class PairCounts:
-    """How unseen pairs occur in conversations."""
+    """Counts of unseen pairs in conversations."""
 
     n_positions: int = 0  # answer tokens whose loss ignores some tokens
     mentions: Counter[str] = field(default_factory=Counter)  # pair -> answers that mention it although it is unseen
@@ -109,7 +109,7 @@ class PairCounts:
         return PairCounts(self.n_positions + other.n_positions, self.mentions + other.mentions)
 
     def lines(self) -> list[str]:
-        """For the report of a data check; empty without any pairs."""
+        """Return lines for the report of a data check; none if no pair occurs."""
         lines = []
         if self.n_positions or self.mentions:
             lines.append(f"unseen pairs: {self.n_positions} answer tokens whose loss ignores other tokens")
@@ -121,10 +121,10 @@ class PairCounts:
 
 
 class IgnoredTokens:
-    """Which token ids the loss ignores at which positions.
+    """Determines which token ids the loss ignores at which positions.
 
     Args:
-        pairs: words and pairs.
+        pairs: content of the pairs file.
         tokenizer: the tokenizer of the LLM, with `convert_ids_to_tokens` as in transformers.
     """
 
@@ -189,7 +189,7 @@ class IgnoredTokens:
             unpaired = None
 
     def is_unseen(self, mention: PairMention) -> bool:
-        """Whether a mentioned pair is one of the unseen pairs."""
+        """Return True if a mentioned pair is one of the unseen pairs."""
         return mention.word in self._unseen_with[mention.partner]
 
     def _unseen_partners(self, number: int) -> frozenset[int]:
@@ -201,7 +201,7 @@ class IgnoredTokens:
         return [n for n, group in enumerate(self._group_of) if group != self._group_of[number]]
 
     def _ignored_ids(self, partner: int, word: int, form: int) -> list[tuple[int, ...]]:
-        """Token ids to ignore at each token of a word: those that continue only words never seen with the partner."""
+        """Return the ids to ignore at each token of a word: those that continue only words unseen with the partner."""
         ids, unseen = self._ids[word][form], self._unseen_with[partner]
         found = []
         for n in range(len(ids)):
@@ -214,7 +214,7 @@ class IgnoredTokens:
         return found
 
     def _words(self, conversation: LabeledPrompt) -> Iterator[tuple[int, int, int]]:
-        """(position of its first token, word, form) of each listed word, in order."""
+        """Yield (position of its first token, word, form) for each listed word, in order."""
         ids, slots = conversation.prompt.ids.tolist(), conversation.prompt.slots.tolist()
         for start, first in enumerate(ids):
             for word_ids in () if slots[start] else self._by_first_id.get(first, ()):
@@ -240,12 +240,12 @@ class IgnoredTokens:
 
 
 def total_counts(counts: Iterable[PairCounts]) -> PairCounts:
-    """Add up the counts of several conversations."""
+    """Return the sum of the counts of several conversations."""
     return sum(counts, PairCounts())
 
 
 def _token_ids(tokenizer: Any, word: str, form: tuple[str, str, bool]) -> tuple[int, ...]:
-    """Token ids of a word in one of its forms; empty if they merge with the preceding text."""
+    """Return the token ids of a word in one of its forms; empty if they merge with the preceding text."""
     before, space, capitalized = form
     text = space + (word.capitalize() if capitalized else word)
     lead = tokenizer.encode(before, add_special_tokens=False) if before else []

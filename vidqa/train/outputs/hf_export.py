@@ -1,4 +1,4 @@
-"""Exports a bundle without temporal attention as a VideoLlava folder of transformers.
+"""Export of a bundle without temporal attention as a folder for transformers' VideoLlava.
 
 The weights of the towers are read from the ONNX graphs, and the outputs of the exported towers are compared with those
 of the graphs.
@@ -30,7 +30,7 @@ def exportable(bundle: Bundle) -> tuple[GraphWeights, GraphWeights]:
     """Read the image tower and the video tower, if transformers' VideoLlava supports them.
 
     Raises:
-        VidqaError: it does not: temporal attention, a different connector, or different tokens.
+        VidqaError: a tower has temporal attention, or the connector or the use of class tokens is not supported.
     """
     spec = bundle.spec
     if spec.connector.type != "mlp2x_gelu" or getattr(spec.connector, "compressor", None) is not None:
@@ -43,10 +43,10 @@ def exportable(bundle: Bundle) -> tuple[GraphWeights, GraphWeights]:
 
 
 def export_transformers(bundle: Bundle, folder: Path) -> None:
-    """Write the folder atomically; an existing one is replaced.
+    """Write a complete folder under a temporary name and rename it; an existing folder is replaced.
 
     Raises:
-        VidqaError: see `exportable`; or the exported towers differ from those of the bundle.
+        VidqaError: see `exportable`, or an exported tower differs from that of the bundle.
     """
     towers = dict(zip(("image", "video"), exportable(bundle), strict=True))
     model = load_model(bundle, "cpu")
@@ -69,7 +69,7 @@ def export_transformers(bundle: Bundle, folder: Path) -> None:
 
 
 def _empty_model(bundle: Bundle, model: VideoLlava, tower: GraphWeights) -> Any:
-    """A VideoLlava of transformers with the sizes of the bundle and random weights."""
+    """Create a VideoLlava of transformers with the sizes of the bundle and random weights."""
     from transformers import CLIPVisionConfig, VideoLlavaConfig, VideoLlavaForConditionalGeneration
 
     image, video = bundle.spec.encoders.image, bundle.spec.encoders.video

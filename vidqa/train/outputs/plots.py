@@ -1,4 +1,4 @@
-"""Plots by matplotlib: loss curves of a run, and a histogram of sample lengths. The only module that imports it."""
+"""Plots with matplotlib: loss curves of a run, and a histogram of sample lengths. The only module that imports it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SMOOTHING, _FIFTH = 0.05, 5
 
 
 def has_matplotlib() -> bool:
-    """Whether plots can be made."""
+    """Return True if matplotlib is installed."""
     return importlib.util.find_spec("matplotlib") is not None
 
 
@@ -42,7 +42,7 @@ def loss_curves(lines: Sequence[Mapping[str, Any]]) -> Any:
     """Plot the losses of all stages over the steps.
 
     Args:
-        lines: of metrics.jsonl.
+        lines: lines of metrics.jsonl.
 
     Returns:
         A matplotlib Figure: the loss of each step, its running mean, held-out losses, and where each stage starts.
@@ -78,10 +78,10 @@ def loss_curves(lines: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def running_mean(lines: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Exponential running mean of the losses of each stage.
+    """Compute the exponential running mean of the losses of each stage.
 
     Args:
-        lines: of metrics.jsonl.
+        lines: lines of metrics.jsonl.
     """
     means: list[float] = []
     n_before = 0

@@ -1,4 +1,4 @@
-"""Writes the results of finished stages to `--out`: model, exports, tables, loss curves and `report.md`."""
+"""Results of finished stages -> `--out`: model, exports, tables, loss curves and `report.md`."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from vidqa.train.stage.metrics import read_metrics
 class RunReport:
     """Facts about a run for `report.md`, besides those of its stages."""
 
-    settings: Mapping[str, Any]  # of the recipe including defaults, with paths as in its file
+    settings: Mapping[str, Any]  # recipe including defaults, with paths as written in its file
     overrides: Sequence[str]  # `PATH=VALUE` of the command line
-    fingerprint: str  # of all data
+    fingerprint: str  # digest of all training data
     device: str
 
 
@@ -48,12 +48,12 @@ def write_results(
     """Write everything that a run produces.
 
     Args:
-        recipe: of the run.
-        initial: the base.
-        name: of the model.
+        recipe: recipe of the run.
+        initial: the model that the stages started from.
+        name: name of the new model.
         out: folder of the run, with `metrics.jsonl`.
-        stages: facts of all stages, in order.
-        corpora: of all stages.
+        stages: facts about all stages, in order.
+        corpora: training data of all stages.
         report: facts about the run.
 
     Returns:
@@ -109,13 +109,13 @@ def write_report(
     """Write `report.md`.
 
     Args:
-        path: of the page.
+        path: path of the page.
         title: name of the model.
         facts: single lines: base, result, version, device, fingerprint.
         curves: PNG of the loss curves, in the folder of the page; None if there is none.
-        stages: in order.
+        stages: facts about all stages, in order.
         data: one row per source: file, records, weight, sha256.
-        settings: of the recipe including defaults.
+        settings: settings of the recipe, including defaults.
     """
     lines = [f"# {title}", "", *(f"- {key}: {value}" for key, value in facts.items()), ""]
     if any(stage.n_steps for stage in stages):
@@ -160,7 +160,7 @@ def _table(rows: Sequence[Mapping[str, str]]) -> list[str]:
 
 
 def _rejected(recipe: Recipe, out: Path) -> list[Rejected]:
-    """The rejected records of all stages, each once."""
+    """Return the rejected records of all stages, each once."""
     found: dict[tuple[str, int], Rejected] = {}
     for stage in recipe.stage_names():
         table = out / "work" / stage / "rejects.parquet"
@@ -169,7 +169,7 @@ def _rejected(recipe: Recipe, out: Path) -> list[Rejected]:
 
 
 def _data_rows(recipe: Recipe, corpora: Sequence[Corpus], report: RunReport) -> list[dict[str, object]]:
-    """One row per file of the training data and weight that it was used with."""
+    """Return one row for each file of the training data and each weight that it was used with."""
     files = dict.fromkeys(f for corpus in corpora for f in corpus.files)
     written = report.settings["data"]
     names = {escape_surrogates(d.file): row["file"] for d, row in zip(recipe.data, written, strict=True)}

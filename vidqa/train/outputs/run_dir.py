@@ -48,10 +48,10 @@ class StageFacts:
     name: str
     n_steps: int
     n_samples: int
-    n_tokens: int
-    n_weights: int  # trained
+    n_tokens: int  # positions that are not padding
+    n_weights: int  # number of trained parameters
     seconds: float
-    peak_bytes: int
+    peak_bytes: int  # peak memory of the GPU or of the process
     per_device: int  # batch size per device
     processes: int
     final_loss: float
@@ -60,12 +60,12 @@ class StageFacts:
 
 
 def run_identity(recipe: Recipe, base_id: str, fingerprints: list[str]) -> dict[str, Any]:
-    """What must be equal for a run to be resumed.
+    """Return everything that must be equal for a run to be resumed.
 
     Args:
         recipe: paths are ignored, and so are settings for logging, output and memory.
         base_id: model_id of the base.
-        fingerprints: of the data of every stage.
+        fingerprints: digests of the training data of each stage.
     """
     return {
         "recipe": recipe.model_dump(mode="json", exclude=_NOT_IDENTITY),
@@ -79,7 +79,7 @@ def open_run(work: Path, identity: dict[str, Any], resume: bool, overrides: Sequ
 
     Args:
         work: the folder.
-        identity: of this run.
+        identity: identity of this run, from `run_identity`.
         resume: resume an existing run; otherwise it is removed.
         overrides: `PATH=VALUE` of the command line. Their settings are part of the recipe; they are stored so that an
             error message can name them.
@@ -113,7 +113,7 @@ def open_run(work: Path, identity: dict[str, Any], resume: bool, overrides: Sequ
 
 
 def _override_changes(before: Sequence[str], now: Sequence[str]) -> list[str]:
-    """The overrides of both runs, if they differ."""
+    """Describe the overrides of both runs, if they differ."""
     if list(before) == list(now):
         return []
 
@@ -124,13 +124,13 @@ def _override_changes(before: Sequence[str], now: Sequence[str]) -> list[str]:
 
 
 def has_progress(work: Path) -> bool:
-    """Whether a run has anything to resume: a checkpoint, or a finished stage."""
+    """Return True if a run has anything to resume: a checkpoint, or a finished stage."""
     stages = [path for path in work.iterdir() if path.is_dir()] if work.is_dir() else []
     return any(checkpoints.list_checkpoints(stage) or (stage / _DONE).exists() for stage in stages)
 
 
 def _changes(before: Any, now: Any, key: str = "") -> list[str]:
-    """The differences of two trees of settings, one line each."""
+    """Describe the differences of two trees of settings, one line each."""
     if isinstance(before, dict) and isinstance(now, dict):
         names = dict.fromkeys([*before, *now])
         inner = [(f"{key}.{n}" if key else n, before.get(n), now.get(n)) for n in names]
@@ -163,7 +163,7 @@ def save_stage(folder: Path, weights: dict[str, Tensor], facts: StageFacts) -> N
 
 
 def read_stage(folder: Path) -> StageFacts | None:
-    """Facts of a stage; None if it is not finished."""
+    """Read the facts about a stage; None if it is not finished."""
     file = folder / _DONE
     if not file.exists() or not (folder / _WEIGHTS).exists():
         return None
@@ -172,5 +172,5 @@ def read_stage(folder: Path) -> StageFacts | None:
 
 
 def load_stage_weights(folder: Path) -> dict[str, Tensor]:
-    """Trained weights of a finished stage, on the CPU."""
+    """Load the trained weights of a finished stage to the CPU."""
     return dict(load_file(folder / _WEIGHTS))

@@ -48,7 +48,7 @@ class InitialModel:
 
 
 def _random_weights(connector: nn.Module) -> dict[str, Tensor]:
-    """New random weights, sampled on the CPU in float32 whatever device and dtype the model has."""
+    """Create random weights, sampled on the CPU in float32 whatever device and dtype the model has."""
     template = copy.deepcopy(connector).cpu().float()
     for module in template.modules():
         if callable(reset := getattr(module, "reset_parameters", None)):
@@ -65,12 +65,12 @@ def write_bundle(
         initial: the model that the stages started from.
         weights: all trained weights by their names in the VideoLlava, including adapters.
         recipe: its `output` decides whether an adapter is merged.
-        name: of the bundle.
-        out: the folder; other files in it remain.
+        name: name of the bundle.
+        out: folder of the bundle; other files in it remain.
         lora: settings of the adapter; None without an adapter.
 
     Raises:
-        TrainError: the disk is full; nothing incomplete remains.
+        TrainError: the disk is full; no incomplete files remain.
         UsageError: the base already has an adapter.
     """
     base, staging = initial.base, out / "work" / "bundle"
@@ -134,7 +134,7 @@ def export_projector(bundle: Bundle, folder: Path) -> list[Path]:
 
 
 def _prompt(recipe: Recipe, base: Bundle) -> PromptSpec:
-    """The chat format of the result: that of the last stage that trained it to answer questions.
+    """Choose the chat format of the bundle: that of the last stage that trained it to answer questions.
 
     Connector stages are ignored: they often train on captions, in a format without questions.
     """
@@ -153,7 +153,7 @@ def _copy_unchanged(base: Bundle, folder: Path) -> None:
 
 
 def _saved_dtype(base: Bundle) -> torch.dtype:
-    """The dtype of the LLM in the base."""
+    """Return the dtype of the LLM in the base."""
     config = json.loads((base.llm_folder / "config.json").read_text(encoding="utf-8"))
     name = config.get("dtype") or config.get("torch_dtype") or "float32"
     found = getattr(torch, str(name), None)

@@ -1,4 +1,4 @@
-"""Checks of a recipe that involve several keys: keys that exclude or require each other."""
+"""Checks of a recipe across keys: settings that exclude or require each other."""
 
 from __future__ import annotations
 

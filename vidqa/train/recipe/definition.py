@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from vidqa.train.data.record_formats import Format
 from vidqa.train.data.unseen_pairs import UnseenPairs
 
-#: The parts of a model that a stage can train. `temporal` is the compressor that some connectors have in front of the
+#: The parts of a model that a stage can train. `temporal` is the compressor that some connectors have besides the
 #: projector; `connector` is both.
 TrainablePart = Literal["connector", "projector", "temporal", "llm", "lora", "embeddings", "lm_head"]
 StageKind = Literal["connector", "instruct", "language"]
@@ -73,7 +73,7 @@ class ModelConfig(ConfigModel):
 
     base: str = Field(min_length=1)  # name or folder of a bundle
     connector: Literal["keep", "reinitialize"] = "keep"  # reinitialize: new random weights
-    name: str | None = None  # of the resulting bundle; by default the file name of the recipe
+    name: str | None = None  # name of the resulting bundle; by default the file name of the recipe
 
 
 class Data(ConfigModel):
@@ -142,7 +142,7 @@ class Stage(ConfigModel):
 
     @property
     def peak_learning_rate(self) -> float:
-        """Highest learning rate of everything except the connector."""
+        """Peak learning rate of all trainable parameters, or of all but the connector if that has its own."""
         default = _DEFAULT_LORA_LEARNING_RATE if "lora" in self.parts else _DEFAULT_LEARNING_RATE[self.kind]
         return default if self.learning_rate is None else self.learning_rate
 
@@ -164,7 +164,7 @@ class Evaluation(ConfigModel):
 
 
 class Hardware(ConfigModel):
-    """`[hardware]`: settings for speed and memory; `precision` also changes results."""
+    """`[hardware]`: settings for speed and memory; `precision` and `tf32` also change results."""
 
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     tf32: bool = True
@@ -207,21 +207,21 @@ class Recipe(ConfigModel):
     max_reject_rate: Share = 0.01
 
     def data_of(self, stage: Stage) -> tuple[Data, ...]:
-        """The sources that a stage trains on."""
+        """Return the sources that a stage trains on."""
         return tuple(d for d in self.data if stage.data is None or d.title in stage.data)
 
     def stage_names(self) -> tuple[str, ...]:
-        """Folder name of each stage, such as `1-connector`."""
+        """Return the folder name of each stage, such as `1-connector`."""
         return tuple(f"{n}-{stage.title}" for n, stage in enumerate(self.stage, start=1))
 
 
 def renamed_key(table: str, key: str) -> str | None:
-    """What to write instead of a former key of a table; None for other keys."""
+    """Return what to write instead of a former key of a table; None for other keys."""
     return RENAMED_KEYS.get((table, key))
 
 
 def table_keys(path: tuple[str | int, ...]) -> list[str]:
-    """The keys of a table of the recipe, given its path from the top; empty if there cannot be a table."""
+    """Return the keys of the table at a path of the recipe; none if there cannot be a table."""
     table: Any = Recipe
     for part in path:
         if isinstance(part, int):
@@ -234,7 +234,7 @@ def table_keys(path: tuple[str | int, ...]) -> list[str]:
 
 
 def _table_type(annotation: Any) -> Any:
-    """The ConfigModel inside `tuple[Model, ...]`, `Model | None` or `Model`; None if there is none."""
+    """Return the ConfigModel inside `tuple[Model, ...]`, `Model | None` or `Model`; None if there is none."""
     if isinstance(annotation, type) and issubclass(annotation, ConfigModel):
         return annotation
     for inner in getattr(annotation, "__args__", ()):

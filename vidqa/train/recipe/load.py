@@ -1,4 +1,4 @@
-"""Reads a recipe file into a Recipe, or reports everything that is wrong with it at once, with file, line and key.
+"""Recipe file -> Recipe, or a report of everything that is wrong with it, with file, line and key.
 
 Scope: reads the recipe and its `unseen_pairs` files; of data files and models it only checks that they exist.
 """
@@ -27,7 +27,7 @@ from vidqa.train.recipe.overrides import FLAG, apply_overrides
 _FILES = {"data": ("file",), "eval": ("file",), "hardware": ("fsdp_config", "deepspeed"), "stage": ("unseen_pairs",)}
 _FOLDERS = {"data": ("media",), "eval": ("media",)}
 _PATHS = {table: (*_FILES.get(table, ()), *_FOLDERS.get(table, ())) for table in (*_FILES, *_FOLDERS)}
-#: If one of these keys or a former key is invalid, checks that involve several keys would report follow-up errors.
+#: If one of these keys is invalid, or a former key is used, checks across keys would report follow-up errors.
 _OTHERS_DEPEND_ON = {"kind", "train", "freeze", "lora", "name", "file", "data", "stage"}
 _LINE = re.compile(r":(\d+): ")
 
@@ -62,7 +62,7 @@ def read_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
 
 
 def settings_as_written(recipe: Recipe, path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """All settings of a recipe including defaults, with the paths as written in the file or override.
+    """Return all settings of a recipe including defaults, with the paths as written in the file or override.
 
     A report made from them contains no absolute paths of this machine.
     """
@@ -75,7 +75,7 @@ def settings_as_written(recipe: Recipe, path: str | os.PathLike[str], overrides:
 
 
 def where_set(path: str | os.PathLike[str], overrides: Sequence[str], *key: str | int) -> str:
-    """Where a setting comes from, for messages: `FILE:LINE`, or the override that set it."""
+    """Return where a setting comes from, for messages: `FILE:LINE`, or the override that set it."""
     return apply_overrides(read_toml(Path(path)), overrides)[0].where(*key)
 
 
@@ -90,7 +90,7 @@ def _consistency_problems(file: TomlFile, recipe: Recipe, original: TomlFile, ov
 
 
 def _causes(original: TomlFile, overrides: Sequence[str], problem: tuple[KeyPath, str]) -> list[str]:
-    """The overrides that cause an inconsistency: each one whose removal resolves it, or all if no single one does."""
+    """Find the overrides that cause an inconsistency: each one whose removal resolves it, else all of them."""
 
     def occurs(chosen: Sequence[str]) -> bool:
         file, _ = apply_overrides(original, chosen)
@@ -107,7 +107,7 @@ def _causes(original: TomlFile, overrides: Sequence[str], problem: tuple[KeyPath
 
 
 def _without_invalid(file: TomlFile, values: dict[str, Any], error: ValidationError) -> Recipe | None:
-    """The recipe without its invalid settings; None if other settings depend on one of them."""
+    """Return the recipe without its invalid settings; None if other settings depend on one of them."""
     remaining = copy.deepcopy(values)
     paths = set()
     for one in error.errors(include_url=False):
@@ -133,7 +133,7 @@ def _is_renamed(path: KeyPath) -> bool:
 
 
 def _in_file_order(problems: list[str]) -> str:
-    """Problems, one per line: those of the file by line number, then those of the overrides."""
+    """Join the problems, one per line: those of the file by line number, then those of the overrides."""
 
     def line(problem: str) -> float:
         match = None if problem.startswith(f"{FLAG} ") else _LINE.search(problem)
@@ -143,13 +143,13 @@ def _in_file_order(problems: list[str]) -> str:
 
 
 def _tables(value: Any) -> list[Any]:
-    """The tables under a key: the entries of an array, or the one table."""
+    """Return the tables under a key: the entries of an array, or the one table."""
     entries = value if isinstance(value, list) else [value]
     return [one for one in entries if isinstance(one, dict)]
 
 
 def _resolve(file: TomlFile) -> tuple[dict[str, Any], list[str]]:
-    """The values of a recipe with absolute paths and with its `unseen_pairs` files read.
+    """Return the values of a recipe with absolute paths and with the content of its `unseen_pairs` files.
 
     Returns:
         The values, and what is wrong with the files and folders that they name.
@@ -179,7 +179,7 @@ def _absolute(folder: Path, value: Any) -> Any:
 
 
 def _is_path(folder: Path, base: str) -> bool:
-    """Whether the base model is given as a folder rather than by the name of a built-in or pulled bundle."""
+    """Return True if the base model is given as a folder rather than by the name of a built-in or pulled bundle."""
     return "/" in base or os.sep in base or (bool(base) and os.path.isfile(folder / base / BUNDLE_FILE))
 
 
@@ -219,7 +219,7 @@ def _entries(values: dict[str, Any], table: str) -> Iterator[tuple[KeyPath, dict
 
 
 def _problem_text(file: TomlFile, error: Any) -> str:
-    """A problem that pydantic found, as a sentence."""
+    """Describe a problem that pydantic found."""
     path: KeyPath = tuple(error["loc"])
     key = _path_in_file(file, path)
     where, kind, given = file.where(*key), error["type"], error["input"]
@@ -236,7 +236,7 @@ def _problem_text(file: TomlFile, error: Any) -> str:
 
 
 def _path_in_file(file: TomlFile, path: KeyPath) -> KeyPath:
-    """The part of a path that exists in the file: pydantic adds, for example, the branch of a union."""
+    """Return the part of a path that exists in the file: pydantic adds, for example, the branch of a union."""
     found: Any = file.values
     kept: list[str | int] = []
     for part in path:

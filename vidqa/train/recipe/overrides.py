@@ -1,4 +1,4 @@
-"""Applies `--set PATH=VALUE` overrides to the values of a recipe, for example in hyperparameter sweeps.
+"""Overrides: `--set PATH=VALUE` changes the values of a recipe, for example in hyperparameter sweeps.
 
 Scope: finds the key and parses the value. The type of the value is checked later, together with those of the file.
 """
@@ -33,7 +33,7 @@ def apply_overrides(file: TomlFile, overrides: Sequence[str]) -> tuple[TomlFile,
             TOML is a string.
 
     Returns:
-        The recipe with all valid overrides applied and recorded as the source of their settings; and one sentence for
+        The recipe with all valid overrides applied and recorded as the source of their settings, and one sentence for
         each invalid override.
     """
     values, lines, options = copy.deepcopy(file.values), file.lines, dict(file.options)
@@ -67,7 +67,7 @@ def _parse(given: str, values: Mapping[str, Any]) -> tuple[KeyPath, Any]:
 
 
 def _parse_path(text: str, values: Mapping[str, Any]) -> KeyPath:
-    """Keys and indices of a path; `stage.2.learning_rate` is `("stage", 1, "learning_rate")`."""
+    """Split a path into keys and indices; `stage.2.learning_rate` is `("stage", 1, "learning_rate")`."""
     path: KeyPath = ()
     rest: str | None = text
     while rest is not None:
@@ -116,13 +116,13 @@ def _parse_entry(table: str, rest: str, entries: Any) -> tuple[int, str | None]:
 
 
 def _source_name(source: Mapping[str, Any]) -> str | None:
-    """The name by which stages select a source, as `definition.Data.title`."""
+    """Return the name by which stages select a source, like `definition.Data.title`."""
     name = source.get("name") or Path(str(source.get("file", ""))).stem
     return name if isinstance(name, str) else None
 
 
 def _parse_value(text: str) -> Any:
-    """A TOML value, or the text itself."""
+    """Return a TOML value, or the text itself if it is a bare word."""
     try:
         # In brackets, because a comment after a bare value would go unnoticed.
         found = tomllib.loads(f"x = [ {text} ]")

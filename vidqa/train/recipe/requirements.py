@@ -1,4 +1,4 @@
-"""Checks what a recipe requires of machine and base model before training starts: packages, devices, disk space."""
+"""Checks before training starts: whether packages, devices, disk space and base model meet a recipe's needs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vidqa.train.stage.checkpoints import folder_bytes, require_disk_space
 
 
 def check_packages(recipe: Recipe) -> None:
-    """Check that all packages are installed that the recipe requires.
+    """Check that all packages that the recipe requires are installed.
 
     Raises:
         UsageError: lists all missing packages, each with the key that requires it.
@@ -43,7 +43,7 @@ def check_deepspeed(recipe: Recipe) -> None:
     """Check that the DeepSpeed configuration is readable and returns the full weights at the end of a stage.
 
     Raises:
-        UsageError: it is not, or does not.
+        UsageError: it is not readable, or does not return the full weights.
     """
     if recipe.hardware.deepspeed is None:
         return
@@ -90,16 +90,17 @@ def check_space(recipe: Recipe, base: Bundle, out: Path) -> None:
     """Check that the disk has space for the checkpoints of the largest stage and for the resulting bundle.
 
     Raises:
-        TrainError: it does not; the message has the required and the free size.
+        TrainError: there is not enough; the message has the required and the free size.
     """
     required = max(disk_bytes(recipe, stage, base) for stage in recipe.stage)
     require_disk_space(out, required, f"{recipe.output.save_total_limit} checkpoints and the model")
 
 
 def disk_bytes(recipe: Recipe, stage: Stage, base: Bundle) -> int:
-    """Upper bound for the disk space of a stage: checkpoints including the one being written, and the model.
+    """Return an upper bound for the disk space of a stage in bytes: its checkpoints and the model.
 
-    Each trainable weight counts four bytes, plus eight for the moments of the optimizer.
+    The checkpoint that is being written counts too. A checkpoint needs four bytes for each trainable parameter, and
+    eight for the moments of the optimizer.
     """
     config = json.loads((base.llm_folder / "config.json").read_text(encoding="utf-8"))
     weight_bytes = 2 if str(config.get("dtype") or config.get("torch_dtype")) in ("bfloat16", "float16") else 4
@@ -116,12 +117,12 @@ def check_exports(recipe: Recipe, base: Bundle, where: str) -> None:
     """Check that the model can be exported to every requested format, before days of training rather than after.
 
     Args:
-        recipe: the recipe.
+        recipe: recipe of the run.
         base: the base model.
-        where: where `output.transformers` is set: file and line, or the override.
+        where: file and line, or the override, that sets `output.transformers`.
 
     Raises:
-        UsageError: it cannot; the message has the reason.
+        UsageError: an export is not possible; the message has the reason.
     """
     if not recipe.output.transformers:
         return

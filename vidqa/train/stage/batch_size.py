@@ -1,4 +1,4 @@
-"""`per_device_batch_size = "auto"`: tries with accelerate how many of the longest sequences fit into memory at once.
+"""`per_device_batch_size = "auto"`: finds, with accelerate, how many of the longest sequences fit into memory.
 
 A trial is one forward and one backward pass, with memory reserved for the moments of the optimizer.
 """
@@ -20,7 +20,7 @@ from vidqa.train.recipe.definition import Stage
 from vidqa.train.stage.callbacks import Listener
 from vidqa.train.stage.loss import PackedLoss
 
-#: Number of sequences among which the longest is chosen.
+#: Number of sequences from which the longest one is chosen.
 _N_CANDIDATES = 64
 _MAX_BATCH_SIZE = 64
 
@@ -29,10 +29,10 @@ def find_per_device_batch_size(model: VideoLlava, data: TrainingDataset, stage: 
     """Halve the batch size until a forward and backward pass fits into memory.
 
     Args:
-        model: with gradients enabled for everything that the stage trains.
+        model: the model, with gradients enabled for everything that the stage trains.
         data: the longest of its first sequences is repeated to fill the trial batch.
-        stage: the first trial has the share of one process of `batch_size`.
-        listener: gets a message with the result.
+        stage: the first trial uses the share of its `batch_size` that one process has.
+        listener: receives a message with the result.
 
     Returns:
         At least 1; the minimum over all processes.

@@ -1,6 +1,6 @@
 """What happens around the optimizer steps: counting, metrics, evaluation, when to save, and reasons to stop.
 
-The Trainer calls it. It computes no losses and writes no checkpoints.
+The Trainer calls it. Scope: losses are computed in loss.py, and checkpoints are written by trainer.py.
 """
 
 from __future__ import annotations
@@ -60,19 +60,19 @@ class StageCallback(TrainerCallback):
     """Counts, logs, evaluates and stops during one stage.
 
     Args:
-        number: of the stage, from 1.
-        title: of the stage, for messages.
-        plan: number of steps and epochs.
+        number: number of the stage, from 1.
+        title: title of the stage, for messages.
+        plan: its numbers of steps and epochs are used.
         logging_steps: steps between two log lines.
         save_steps: steps between two checkpoints.
         eval_steps: steps between two evaluations; None evaluates only at the end of the stage.
         metrics: receives a line for every step.
         rejects: receives rejected samples, and stops the run if there are too many; None only counts them.
         listener: receives messages.
-        evaluate: step -> held-out figures; None never evaluates.
-        log: receives the figures of every log line, for TensorBoard and the like.
+        evaluate: computes the held-out metrics after a step; None never evaluates.
+        log: receives the scalars of every log line, for example for TensorBoard.
         report: receives the metrics of every log line.
-        should_stop: whether the run is asked to stop; called once per step.
+        should_stop: returns True if the run is asked to stop; called once per step.
     """
 
     def __init__(
@@ -98,10 +98,10 @@ class StageCallback(TrainerCallback):
         self.evaluate, self.log, self.report, self.should_stop = evaluate, log, report, should_stop
         self.totals = StageTotals()
         self.last_checkpoint: str | None = None
-        self.grad_norm: float | None = None  # of this step, before clipping to max_grad_norm
+        self.grad_norm: float | None = None  # norm in this step, before clipping to max_grad_norm
         self.is_stopping = False  # agreed on by all processes
-        self._step = StepTotals()  # of all processes
-        self._local = StepTotals()  # of this process
+        self._step = StepTotals()  # sums over all processes
+        self._local = StepTotals()  # sums of this process
         self._loss: Tensor | None = None
         self._lr = 0.0
         self._rejected: list[Rejected] = []
@@ -138,7 +138,7 @@ class StageCallback(TrainerCallback):
         rejected, self._loss, self._local, self._rejected = self._rejected, None, StepTotals(), []
         if self._step.n_rejected:
             self._record_rejects(_gather(rejected) if args.world_size > 1 else rejected)
-        # With fp16 an infinite norm is usual: the gradient scaler skips such a step.
+        # With fp16 an infinite norm is normal: the gradient scaler skips such a step.
         is_bad_gradient = self.grad_norm is not None and not math.isfinite(self.grad_norm) and not args.fp16
         if not self._step.is_finite or is_bad_gradient:
             problem = f"the gradient norm of step {state.global_step + 1} is {self.grad_norm}"
@@ -152,13 +152,13 @@ class StageCallback(TrainerCallback):
 
     @property
     def last_checkpoint_text(self) -> str:
-        """Which checkpoint remains, for error messages."""
+        """Text for error messages: which checkpoint remains."""
         if self.last_checkpoint is None:
             return "there is no checkpoint yet"
         return f"the last good checkpoint is {self.last_checkpoint}"
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        """Record the metrics of the step; log, evaluate and save when it is time."""
+        """Record the metrics of the step; log, evaluate and save when due."""
         step, totals = state.global_step, self._step
         seconds = self.totals.add(totals)
         line: dict[str, Any] = {"stage": self.number, "name": self.title, "step": step}
@@ -204,12 +204,12 @@ class StageCallback(TrainerCallback):
         self.listener.message(text)
         if self.report is not None:
             self.report({**line, "of": self.n_steps})
-        figures = {k: v for k, v in line.items() if isinstance(v, float) and k != "epoch" and math.isfinite(v)}
-        self.log(figures | {"tokens_per_s": rate, "padding": padding})
+        scalars = {k: v for k, v in line.items() if isinstance(v, float) and k != "epoch" and math.isfinite(v)}
+        self.log(scalars | {"tokens_per_s": rate, "padding": padding})
 
 
 def duration_text(seconds: float) -> str:
-    """A rough duration: `40 s`, `12 min`, `3 h 05 min`, `2 d 4 h`."""
+    """Format a rough duration: `40 s`, `12 min`, `3 h 05 min`, `2 d 4 h`."""
     minutes = round(seconds / 60)
     if seconds < 90:
         return f"{seconds:.0f} s"
@@ -220,7 +220,7 @@ def duration_text(seconds: float) -> str:
 
 
 def _gather(rejected: list[Rejected]) -> list[Rejected]:
-    """The rejects of all processes, in every process."""
+    """Return the rejects of all processes, in every process."""
     gathered: list[list[Rejected]] = [[] for _ in range(distributed.get_world_size())]
     distributed.all_gather_object(gathered, rejected)
     return [one for part in gathered for one in part]

@@ -24,7 +24,7 @@ _RESUME_HINT = "free some disk space and run the same command again: it resumes 
 
 
 def list_checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """(step, folder) of the complete checkpoints of a stage, oldest first."""
+    """Return (step, folder) of each complete checkpoint of a stage, oldest first."""
     if not folder.is_dir():
         return []
     found = [(int(m[1]), path) for path in folder.iterdir() if (m := _NAME.fullmatch(path.name))]
@@ -40,7 +40,7 @@ def remove_incomplete(folder: Path) -> None:
 
 
 def temporary_path(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step is written before it is renamed."""
+    """Return where the checkpoint of a step is written before it is renamed."""
     return folder / f".checkpoint-{step}{_PART}"
 
 
@@ -69,13 +69,13 @@ def require_disk_space(folder: Path, n_bytes: int, what: str, hint: str | None =
     """Check that a disk has enough free space.
 
     Args:
-        folder: on the disk; it need not exist yet.
-        n_bytes: required size.
-        what: what is to be written, for the message.
+        folder: a folder on the disk; it need not exist yet.
+        n_bytes: required size in bytes.
+        what: noun for what is to be written, for the message.
         hint: what to try; None suggests settings of the recipe.
 
     Raises:
-        TrainError: it does not; the message has the required and the free size.
+        TrainError: there is not enough; the message has the required and the free size.
     """
     free = free_disk_bytes(folder)
     if free < n_bytes:
@@ -90,8 +90,8 @@ def removed_if_disk_full(folder: Path, what: str) -> Iterator[None]:
     """Turn a full disk inside the block into a TrainError; after any error, remove the incomplete folder.
 
     Args:
-        folder: what the block writes.
-        what: what is written, for the message.
+        folder: the folder that the block writes.
+        what: noun for what is written, for the message.
     """
     try:
         yield
@@ -107,7 +107,7 @@ def disk_full_as_train_error(folder: Path) -> Iterator[None]:
     """Turn a full disk inside the block into a TrainError, whichever file of the run caused it.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
     """
     try:
         yield
@@ -119,5 +119,5 @@ def disk_full_as_train_error(folder: Path) -> Iterator[None]:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Total size of all files in a folder and its subfolders."""
+    """Return the total size in bytes of all files in a folder and its subfolders."""
     return sum(os.path.getsize(p) for p in folder.rglob("*") if p.is_file())

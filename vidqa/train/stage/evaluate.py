@@ -63,22 +63,22 @@ class Evaluator:
         Args:
             wrapped: the loss module as the Trainer runs it, possibly wrapped for several processes.
             model: the model inside.
-            step: for the table.
+            step: number of the step, for the table.
 
         Returns:
-            eval_loss (mean per target token) and eval_rejected.
+            `eval_loss` (mean per target token) and `eval_rejected` (number of rejected samples).
         """
         was_training = wrapped.training
         wrapped.eval()
         try:
             with torch.no_grad():
-                figures = self._loss(wrapped, model.device)
+                metrics = self._loss(wrapped, model.device)
             if self.n_samples and is_first():
                 self._generate_samples(model, step)
             wait_for_all()
         finally:
             wrapped.train(was_training)
-        return figures
+        return metrics
 
     def _loss(self, wrapped: Any, device: torch.device) -> dict[str, float]:
         n, world = len(self.data), processes()
@@ -109,7 +109,7 @@ class Evaluator:
                     requests.append(Request(features, ((_question(sample), None),)))
                     chosen.append(sample)
             except SampleError:
-                continue  # already counted by _loss
+                continue  # already counted by `_loss`
         answers = generate(model, requests, self.settings, batch_size=self.batch_size)
         rows = []
         for sample, answer in zip(chosen, answers, strict=True):
@@ -120,7 +120,7 @@ class Evaluator:
 
 
 def held_out_plan(n: int) -> BatchPlan:
-    """One conversation per sequence, in the order of the file."""
+    """Plan one conversation per sequence, in the order of the file."""
     return BatchPlan(tuple((i,) for i in range(n)), 1, 1.0)
 
 
@@ -145,5 +145,5 @@ def add_rows(path: Path, rows: Sequence[SampleRow]) -> None:
 
 
 def _question(sample: Sample) -> str:
-    """The first question without its media tags: generation puts the media in front of it."""
+    """Return the first question without its media tags: generation puts the media in front of it."""
     return _TAG.sub("", sample.turns[0][0]).strip()

@@ -1,7 +1,7 @@
-"""Packed batch -> summed cross entropy over the target tokens: the module that the Trainer calls as its model.
+"""Packed batch -> cross entropy, summed over the target tokens: the module that the Trainer calls as its model.
 
-It is the sum and not the mean, because the Trainer divides by the number of target tokens of the whole step. So batch
-size, gradient accumulation and number of processes do not change what is trained.
+It is a sum and not a mean, because `StageTrainer` divides by the number of target tokens of the whole step. So the loss
+does not depend on per-device batch size, gradient accumulation and number of processes.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class PackedLoss(nn.Module):
         super().__init__()
         self.model, self.ignored_tokens = model, ignored_tokens
         self._ignored_mask: Tensor | None = None
-        #: accelerate reads here which layers must not be split when it shards the model.
+        #: Names of the layers that accelerate must not split when it shards the model.
         self._no_split_modules = getattr(model.llm, "_no_split_modules", None)
 
     def forward(self, batch: TrainingBatch) -> dict[str, Tensor]:
-        """Compute the summed loss of one batch, float32; 0 if it has no targets."""
+        """Return the summed loss of one batch as `loss`, a float32 scalar; it is 0 without targets."""
         model = self.model
         packed = batch.packed.to(model.device)
         visual = model.visual_tokens(batch.features)
@@ -55,7 +55,7 @@ class PackedLoss(nn.Module):
         return {"loss": loss + 0.0 * states.float().sum() if not targets.any() else loss}
 
     def _mask(self, logits: Tensor) -> Tensor:
-        """The sets of ignored tokens as bool [R, vocabulary] on the device of the logits; created once."""
+        """Return the R sets of ignored tokens as bool [R, vocabulary] on the device of the logits; created once."""
         if self._ignored_mask is None or self._ignored_mask.device != logits.device:
             mask = torch.zeros(len(self.ignored_tokens), logits.shape[-1], dtype=torch.bool)
             for row, ids in zip(mask, self.ignored_tokens, strict=True):

@@ -25,7 +25,7 @@ def enable_gradient_checkpointing(llm: Any) -> None:
 
 
 def peak_memory_bytes() -> int:
-    """Peak memory so far: of the GPU if there is one, otherwise of this process."""
+    """Return the peak memory so far in bytes: of the GPU if there is one, otherwise of this process."""
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -33,12 +33,12 @@ def peak_memory_bytes() -> int:
 
 
 def out_of_memory_error(stage: Stage, batch_size: int, error: RuntimeError) -> TrainError:
-    """The error for a stage that does not fit into memory, with the settings to lower.
+    """Return the error for a stage that does not fit into memory, with settings that reduce its memory.
 
     Args:
-        stage: the stage.
+        stage: the stage that ran out of memory.
         batch_size: sequences per forward pass.
-        error: of torch.
+        error: the error that torch raised.
     """
     lower = "per_device_batch_size is 1 already"
     if batch_size > 1:

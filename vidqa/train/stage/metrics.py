@@ -16,8 +16,8 @@ class MetricsFile:
     """`metrics.jsonl`. A resumed run removes the lines after its checkpoint and appends again.
 
     Args:
-        path: of the file.
-        active: False in all processes except the first: nothing is written.
+        path: path of the file.
+        active: False in all processes except the first, so that they write nothing.
     """
 
     def __init__(self, path: Path, active: bool = True) -> None:
@@ -47,7 +47,7 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All complete lines of a metrics file; a last line that was cut off by a kill is skipped."""
+    """Read all complete lines of a metrics file; a last line that was cut off by a kill is skipped."""
     lines = []
     for text in path.read_text(encoding="utf-8").splitlines():
         try:
@@ -69,12 +69,12 @@ class StepTotals:
     n_rejected: int = 0
 
     def values(self) -> list[float]:
-        """As numbers that processes can all-reduce."""
+        """Return the sums as numbers that processes can all-reduce."""
         return [self.loss, self.n_targets, self.n_filled, self.n_positions, self.n_samples, self.n_rejected]
 
     @classmethod
     def from_values(cls, values: list[float]) -> StepTotals:
-        """The totals of all processes, from the all-reduced `values`."""
+        """Create the totals of all processes from the all-reduced `values`."""
         return cls(values[0], *(round(v) for v in values[1:]))
 
     @property
@@ -124,11 +124,11 @@ class StageTotals:
         return seconds
 
     def restart_clock(self) -> None:
-        """Exclude the time since the previous step, such as that of an evaluation."""
+        """Exclude the time since the previous step, for example that of an evaluation."""
         self.since = time.perf_counter()
 
     def as_dict(self) -> dict[str, Any]:
-        """The sums for JSON."""
+        """Return the sums for JSON."""
         values = asdict(self) | {"seconds": round(self.seconds, 3)}
         del values["since"]
         return values

@@ -1,6 +1,6 @@
-"""Loads the LLM with 4-bit or 8-bit weights for QLoRA, by bitsandbytes.
+"""QLoRA: loads the LLM with 4-bit or 8-bit weights, with bitsandbytes.
 
-The resulting bundle is not quantized: the adapter belongs to the LLM as it was saved.
+The resulting bundle is not quantized: the adapter is applied to the LLM as it was saved.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ def quantize_llm(model: VideoLlava, base: Bundle, bits: str, device: str, dtype:
     """Replace the LLM of a model by its quantized version.
 
     Args:
-        model: on the CPU; modified in place, and on `device` afterwards.
-        base: the bundle with the LLM.
+        model: a model on the CPU; modified in place and moved to `device`.
+        base: the bundle that contains the LLM.
         bits: `4bit` or `8bit`.
-        device: a GPU. A CPU works in tests if all layer sizes are multiples of 64; `requirements.py` rejects it.
-        dtype: of the computation.
+        device: a GPU. `requirements.py` rejects a CPU, which works in tests if layer sizes are multiples of 64.
+        dtype: dtype of the computation.
 
     Raises:
         UsageError: the base has an adapter that is not merged.

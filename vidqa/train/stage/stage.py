@@ -1,6 +1,6 @@
-"""Runs the stages of a recipe: loads the model of a stage, plans its sequences, trains, and stores the result.
+"""Stages of a recipe: loads the model of a stage, plans its sequences, trains, and stores the result.
 
-Between `trainer.py`, which trains a model that it is given, and the pipeline, which provides corpora and features.
+`trainer.py` trains the model that it receives from here; the pipeline provides corpora and features.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class StageRunner:
     """Runs the stages of one recipe, one after another. In several processes, each has its own runner.
 
     Args:
-        recipe: the recipe.
+        recipe: recipe of the run.
         initial: the model to start from.
         out: folder of the run.
-        device: to train on.
+        device: device to train on.
         metrics: receives a line for every step of all stages.
         listener: receives messages and progress.
-        should_stop: whether the run is asked to stop at a checkpoint.
+        should_stop: returns True if the run is asked to save a checkpoint and stop.
     """
 
     recipe: Recipe
@@ -55,13 +55,13 @@ class StageRunner:
         """Run one stage, unless it is finished already.
 
         Args:
-            number: of the stage, from 1.
-            corpus: its training data.
-            held_out: the data of the recipe's `eval`, if it has one.
-            features: features of the media of both.
+            number: number of the stage, from 1.
+            corpus: training data of the stage.
+            held_out: the data of the recipe's `eval`; None if it has none.
+            features: provides the features of the media of both.
 
         Returns:
-            The facts for the report. The first process has also stored them with the trained weights.
+            The facts for the report. The first process also stores them next to the trained weights.
 
         Raises:
             Interrupted: the run was asked to stop, and has saved a checkpoint.
@@ -114,11 +114,11 @@ class StageRunner:
         return self.out / "work" / self.recipe.stage_names()[number - 1]
 
     def _load_model(self, number: int) -> VideoLlava:
-        """The base with the trained weights of all previous stages, in the dtypes that this stage needs."""
+        """Load the base with the trained weights of all previous stages, in the dtypes that this stage needs."""
         stage, hardware = self.recipe.stage[number - 1], self.recipe.hardware
         is_sharded = bool(hardware.fsdp or hardware.deepspeed)
         precision = precision_on(torch.device(self.device), hardware)
-        # Trainable weights are stored in float32, whatever the precision of the computation; frozen ones need not be.
+        # Trainable parameters are kept in float32, whatever the precision of the computation; frozen ones need not be.
         trains_llm = {"llm", "embeddings", "lm_head"} & stage.parts
         full = self.device == "cpu" or is_sharded or trains_llm or precision == "fp32"
         half = torch.float16 if precision == "fp16" else torch.bfloat16
@@ -134,7 +134,7 @@ class StageRunner:
                 for name, weight in load_stage_weights(self._folder(previous)).items():
                     parameters[name].copy_(weight)
         if stage.lora is not None:
-            torch.manual_seed(self.recipe.seed)  # of the initial adapter weights
+            torch.manual_seed(self.recipe.seed)  # for the initial weights of the adapter
             attach_lora(model.llm, stage.lora.r, stage.lora.alpha, stage.lora.dropout, stage.lora.targets)
         model.connector.float()
         return model
@@ -176,7 +176,7 @@ class StageRunner:
 
 
 def plan_stage(stage: Stage, corpus: Corpus, seed: int) -> BatchPlan:
-    """Plan the sequences of a stage; reads all records if packing or grouping by length needs their statistics."""
+    """Plan the sequences of a stage; read all records if packing or grouping by length needs their metadata."""
     packing = Packing(stage.packing, stage.sequences_per_media, stage.group_by_length)
     stats = None
     if packing.limit > 1 or packing.group_by_length:
@@ -194,5 +194,5 @@ def plan_stage(stage: Stage, corpus: Corpus, seed: int) -> BatchPlan:
 
 
 def chat_format_of(stage: Stage, default: ChatFormat) -> ChatFormat:
-    """The chat format of a stage: its own, or that of the base."""
+    """Return the chat format of a stage: its own, or that of the base."""
     return get_format(stage.prompt) if stage.prompt else default

@@ -1,4 +1,4 @@
-"""Trainable parameters: the parts that a stage trains -> which weights get gradients, and their optimizer groups."""
+"""Trainable parameters: the parts that a stage trains -> parameters with gradients, and their optimizer groups."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vidqa.errors import TrainError, UsageError
 from vidqa.model.video_llava import VideoLlava
 from vidqa.train.recipe.definition import Stage, TrainablePart
 
-#: Name prefix of the weights of a compressor between features and projector.
+#: Name prefix of the parameters of a compressor.
 _TEMPORAL = "connector.compressor."
 
 
@@ -23,11 +23,12 @@ def set_trainable(model: VideoLlava, stage: Stage) -> list[str]:
     """Freeze everything except what the stage trains.
 
     Args:
-        model: modified in place: `requires_grad` of every weight, and a gradient hook if only some embeddings train.
+        model: modified in place: `requires_grad` of every parameter, and a gradient hook if only some embeddings
+            are trained.
         stage: its `train`, `freeze` and `embedding_tokens`.
 
     Returns:
-        Names of the trainable weights, in the order of the model.
+        Names of the trainable parameters, in the order of the model.
 
     Raises:
         UsageError: the model lacks a part that the stage names, or shares weights between two parts that it separates.
@@ -56,11 +57,11 @@ def set_trainable(model: VideoLlava, stage: Stage) -> list[str]:
 def parameter_groups(model: nn.Module, stage: Stage) -> list[dict[str, Any]]:
     """Parameter groups for AdamW.
 
-    The connector may have its own learning rate. Vectors have no weight decay, and neither have embeddings of which
-    some rows are frozen.
+    The connector may have its own learning rate. Vectors have no weight decay; neither do embeddings with frozen
+    rows.
 
     Args:
-        model: any module that contains a VideoLlava; only weights with `requires_grad` are used.
+        model: any module that contains a VideoLlava; only parameters with `requires_grad` are used.
         stage: learning rates and weight decay.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -75,7 +76,7 @@ def parameter_groups(model: nn.Module, stage: Stage) -> list[dict[str, Any]]:
 
 
 def trained_weights(model: nn.Module, names: Collection[str]) -> dict[str, Tensor]:
-    """The named weights on the CPU, in the dtype they are trained in."""
+    """Return the named weights on the CPU, in the dtype they are trained in."""
     return {n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if n in names}
 
 
@@ -116,19 +117,19 @@ def load_weights(model: nn.Module, path: Path) -> list[str]:
 
 
 def checkpoint_bytes(model: nn.Module) -> int:
-    """Size of a checkpoint: the trainable weights and both moments of AdamW, plus a margin."""
+    """Return the size of a checkpoint in bytes: trainable parameters and both moments of AdamW, plus a margin."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     # Under ZeRO-3 a parameter itself is empty, and `ds_numel` is its full size.
     return int(1.05 * sum(getattr(p, "ds_numel", p.numel()) * (p.element_size() + 8) for p in trainable)) + (1 << 20)
 
 
 def non_finite_weights(model: nn.Module) -> list[str]:
-    """Names of the trainable weights that contain NaN or infinity."""
+    """Return the names of the trainable parameters that contain NaN or infinity."""
     return [n for n, p in model.named_parameters() if p.requires_grad and not torch.isfinite(p).all()]
 
 
 def _names(model: VideoLlava, part: TrainablePart) -> set[str]:
-    """Names of the weights of a part."""
+    """Return the names of the parameters of a part."""
     names = [name for name, _ in model.named_parameters()]
     connector = {n for n in names if n.startswith("connector.")}
     temporal = {n for n in connector if n.startswith(_TEMPORAL)}
@@ -157,7 +158,7 @@ def _has_tied_embeddings(model: VideoLlava) -> bool:
 
 
 def _train_rows_only(model: VideoLlava, stage: Stage) -> None:
-    """Set the gradient of all other embeddings to zero; without weight decay AdamW does not change them then."""
+    """Set the gradient of all other embeddings to zero, so that AdamW without weight decay does not change them."""
     ids = token_ids(model.tokenizer, stage.embedding_tokens)
     weight = model.llm.get_input_embeddings().weight
     mask = torch.zeros(len(weight), 1, device=weight.device, dtype=weight.dtype)
@@ -166,10 +167,10 @@ def _train_rows_only(model: VideoLlava, stage: Stage) -> None:
 
 
 def token_ids(tokenizer: Any, tokens: Sequence[str]) -> list[int]:
-    """Ids of tokens in the vocabulary.
+    """Return the ids of tokens.
 
     Raises:
-        UsageError: names the tokens that are not in the vocabulary.
+        UsageError: some tokens are not in the vocabulary; the message has all of them.
     """
     vocabulary = tokenizer.get_vocab()
     if missing := [token for token in tokens if token not in vocabulary]:

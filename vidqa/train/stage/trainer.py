@@ -1,7 +1,9 @@
-"""The Trainer of transformers for one stage: packed batches, exact losses, atomic checkpoints, exact resume.
+"""transformers' Trainer for one stage: packed batches, exact losses, atomic checkpoints, exact resume.
 
-A model, a dataset and the settings of a stage go in; the same model, trained, and its trained weights come out. It
-resumes from the latest checkpoint in its folder. Scope: no recipe files, corpora or bundles.
+Its inputs are a model, a dataset and the settings of a stage. It trains the model in place and returns the trained
+weights. It resumes from the latest checkpoint in its folder.
+
+Scope: no recipe files, corpora or bundles.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ from vidqa.train.stage.trainable import (
 
 _WEIGHTS, _REJECTS, _TOTALS = "trained.safetensors", "rejects.parquet", "totals.json"
 
-#: (model as the Trainer wraps it, model, step) -> held-out figures.
+#: (model as the Trainer wraps it, model, step) -> held-out metrics.
 Evaluate = Callable[[Any, VideoLlava, int], dict[str, float]]
 
 
@@ -56,11 +58,11 @@ class StageResult:
     names: tuple[str, ...]
     n_steps: int
     n_samples: int
-    n_tokens: int
+    n_tokens: int  # positions that are not padding
     mean_loss: float  # over the steps
     seconds: float  # including those before a resume
     peak_bytes: int  # memory of the GPU if there is one, otherwise of this process
-    per_device: int
+    per_device: int  # batch size per device
 
 
 class StageTrainer(Trainer):
@@ -70,20 +72,20 @@ class StageTrainer(Trainer):
         model: modified in place.
         data: the sequences of the stage's plan.
         stage: what to train, and how.
-        folder: of the checkpoints.
+        folder: folder of the checkpoints.
         metrics: receives a line for every step.
         listener: receives messages and progress.
         rejects: receives rejected samples; None only counts them.
-        number: of the stage, from 1.
+        number: number of the stage, from 1.
         hardware: precision, sharding and data loading.
         output: how often to save, and how many checkpoints to keep.
         logging: how often to log, and where.
-        seed: of dropout.
-        device: where to train if the model is not there yet, because it will be sharded; None: where the model is.
-        evaluate: computes held-out figures; None never evaluates.
+        seed: seed for dropout.
+        device: device to train on, if a model that will be sharded is not there yet; None is the model's device.
+        evaluate: computes the held-out metrics; None never evaluates.
         eval_steps: steps between two evaluations; None evaluates only at the end of the stage.
         report: receives the metrics of every `logging_steps`-th step.
-        should_stop: whether the run is asked to stop at a checkpoint; called once per step.
+        should_stop: returns True if the run is asked to save a checkpoint and stop; called once per step.
 
     Raises:
         UsageError: the model lacks a part that the stage trains, or the processes cannot share the batch.
@@ -290,7 +292,7 @@ class StageTrainer(Trainer):
         return str(self._part or self.args.output_dir)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Save only the trainable weights: all others are those of the base."""
+        """Save only the trainable parameters: all others are those of the base."""
         if not self.args.should_save:
             return
         target = Path(output_dir or self.args.output_dir)
@@ -305,7 +307,7 @@ class StageTrainer(Trainer):
             load_weights(unwrapped, Path(resume_from_checkpoint, _WEIGHTS))
 
     def weights(self, state_dict: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """The trainable weights by their names in the VideoLlava, gathered if the model is sharded."""
+        """Return the trainable parameters by their names in the VideoLlava, gathered if the model is sharded."""
         if state_dict is None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             state_dict = self.accelerator.get_state_dict(self.model_wrapped)
         if state_dict is None:
