@@ -207,9 +207,9 @@ def test_code_in_the_llm_folder_is_not_run(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "problem"),
     [
-        ("config.json", "[1]", "llm/config.json: must be a JSON table"),
+        ("config.json", "[1]", "llm/config.json: must be a JSON object"),
         ("config.json", "{", "llm/config.json: not JSON"),
-        ("tokenizer_config.json", "[]", "llm/tokenizer_config.json: must be a JSON table"),
+        ("tokenizer_config.json", "[]", "llm/tokenizer_config.json: must be a JSON object"),
         ("generation_config.json", "\xff", "llm/generation_config.json: not JSON"),
         ("generation_config.json", "[" * 100_000, "llm/generation_config.json: not JSON"),
     ],

@@ -75,13 +75,13 @@ _NAMES = {
     float: "a number",
     bool: "true or false",
     tuple: "a list",
-    dict: "a table",
+    dict: "an object",
 }
 
 
 def _read_record(kind: Any, value: Any, where: str, problems: list[str]) -> Any:
     if not isinstance(value, dict):
-        problems.append(f"{where or 'the file'}: must be a table, got {value!r:.80}")
+        problems.append(f"{where or 'the file'}: must be an object, got {value!r:.80}")
         return None
     prefix = f"{where}." if where else ""
     hints = get_type_hints(kind)

@@ -101,12 +101,12 @@ def _settings_problems(folder: Path, spec: BundleSpec) -> Iterator[str]:
         if path.stat().st_size > _SETTINGS_BYTES:
             continue
         try:
-            is_table = isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
+            is_object = isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
         except (OSError, ValueError, RecursionError) as e:
             yield f"{name}: not JSON ({e})"
         else:
-            if not is_table:
-                yield f"{name}: must be a JSON table"
+            if not is_object:
+                yield f"{name}: must be a JSON object"
 
 
 def _index_problems(llm: Path, files: Collection[str]) -> list[str]:
