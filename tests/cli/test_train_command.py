@@ -224,7 +224,7 @@ def test_of_several_processes_only_the_first_prints(vidqa, monkeypatch, rank, pr
     monkeypatch.setenv("RANK", rank)
     done = vidqa("train", "recipe.toml")
     assert done.code == 143 and done.out == ""
-    first = "stopping after the current batch; once more leaves at once\n"
+    first = "stopping after the current batch; press Ctrl-C again to exit at once\n"
     assert done.err == (first + printed if rank == "0" else "")
 
 

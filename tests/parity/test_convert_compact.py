@@ -110,7 +110,7 @@ class TestVideoChatGPT:
         weights = torch.load(file, weights_only=True)
         weights["model.embed_tokens.weight"] = torch.zeros(240, 64)
         torch.save(weights, file)
-        with pytest.raises(BundleError, match="vocabulary has 203 words, the embedding of the small file 240"):
+        with pytest.raises(BundleError, match="vocabulary has 203 tokens, but the embedding of the projector file has 240"):
             plan(parts)
 
     def test_a_tokenizer_with_other_ids(self, tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ class TestValley:
 
     def test_a_difference_needs_its_base(self, tmp_path: Path) -> None:
         delta, base = write_valley_delta(tmp_path, "v1")
-        with pytest.raises(BundleError, match="delta model"):
+        with pytest.raises(BundleError, match="these are delta weights"):
             plan([delta])
         with pytest.raises(BundleError, match="complete weights"):
             plan([write_valley(tmp_path / "whole", "v1"), base])

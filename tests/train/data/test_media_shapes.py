@@ -9,6 +9,7 @@ import torch
 from vidqa.model.bundle.bundle import load_bundle
 from vidqa.model.bundle.spec import CompressorSpec
 from vidqa.model.connector import build_connector
+from vidqa.records import SamplingSpec
 from vidqa.train.data.media_shapes import SpecShapes
 from vidqa.train.data.sample import MediaRef
 
@@ -36,3 +37,17 @@ def test_shapes_are_those_of_the_connector(kind, compressor):
     shape = SpecShapes(spec)(MediaRef("a", kind))
     assert shape.kind == kind
     assert int(np.sum(shape.lengths)) == len(visual)
+
+
+@pytest.mark.parametrize("compressor", ["video_chatgpt", "valley_v1"])
+def test_a_video_encoder_that_takes_single_frames_still_has_all_sampled_frames(compressor):
+    spec = load_bundle("demo").spec
+    keep = compressor.startswith("valley")
+    video = replace(spec.encoders.video, n_frames=1, keep_cls=keep, sampling=SamplingSpec("linspace", 8))
+    settings = CompressorSpec(compressor, n_frames=8, n_patches=video.n_patches, n_heads=2, inner_size=8)
+    encoders = replace(spec.encoders, image=replace(spec.encoders.image, keep_cls=keep), video=video)
+    spec = replace(spec, encoders=encoders, connector=replace(spec.connector, compressor=settings))
+    connector = build_connector(spec.connector.type, spec.connector.in_size, spec.connector.out_size, settings)
+    (visual,) = connector.visual_tokens([torch.zeros(8, video.n_patches + keep, spec.connector.in_size)], torch.float32)
+    shape = SpecShapes(spec)(MediaRef("a", "video"))
+    assert (shape.n_frames, int(np.sum(shape.lengths))) == (8, len(visual))

@@ -23,7 +23,7 @@ class SpecShapes:
         """Return the shape of a media item."""
         encoder = self.spec.encoders.image if ref.kind == "image" else self.spec.encoders.video
         n_tokens = encoder.n_patches + encoder.keep_cls
-        return _shape(self.spec.connector, ref.kind, encoder.n_frames, n_tokens, encoder.keep_cls)
+        return _shape(self.spec.connector, ref.kind, encoder.n_sampled_frames, n_tokens, encoder.keep_cls)
 
 
 @cache
