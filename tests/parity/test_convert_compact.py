@@ -110,7 +110,9 @@ class TestVideoChatGPT:
         weights = torch.load(file, weights_only=True)
         weights["model.embed_tokens.weight"] = torch.zeros(240, 64)
         torch.save(weights, file)
-        with pytest.raises(BundleError, match="vocabulary has 203 tokens, but the embedding of the projector file has 240"):
+        with pytest.raises(
+            BundleError, match="vocabulary has 203 tokens, but the embedding of the projector file has 240"
+        ):
             plan(parts)
 
     def test_a_tokenizer_with_other_ids(self, tmp_path: Path) -> None:
