@@ -122,7 +122,7 @@ timeout_option = click.option(
     "--timeout",
     metavar="SECONDS",
     type=float,
-    help="Stop decoding a file after SECONDS; its rows are then failed ones. [default: 120]",
+    help="Stop decoding a file after SECONDS; its rows then have the status `failed`. [default: 120]",
 )
 
 max_new_tokens_option = click.option(

@@ -91,7 +91,7 @@ def verify(delete: bool, **flags: Any) -> int:
 @cache_option
 @output_options
 def prune(max_size: str | None, older_than: str | None, dry_run: bool, **flags: Any) -> int:
-    """Remove entries that have not been used for long.
+    """Remove the entries that were used least recently.
 
     \b
     Example:

@@ -33,7 +33,7 @@ COMMANDS = {
 }
 
 
-@click.command("chat", context_settings=HELP, short_help="Have a dialogue about one or several files.")
+@click.command("chat", context_settings=HELP, short_help="Hold a conversation about one or several files.")
 @click.argument("media", nargs=-1, required=True, type=click.Path(), metavar="MEDIA...")
 @max_new_tokens_option
 @timeout_option
@@ -42,7 +42,7 @@ COMMANDS = {
 @cache_option
 @output_options
 def command(media: tuple[str, ...], **flags: Any) -> int:
-    """Have a dialogue about MEDIA: a video or an image, or several that the model sees together in this order.
+    """Hold a conversation about MEDIA: a video or an image, or several that the model sees together in this order.
 
     At a terminal there is a prompt with line editing and history: Ctrl-C stops an answer, Ctrl-D quits, /help lists
     the commands. From a pipe, each line is a question, and each answer is printed as one line. With --json, one object

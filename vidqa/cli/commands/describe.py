@@ -1,4 +1,4 @@
-"""`vidqa describe`: answers about every file, in a table."""
+"""`vidqa describe`: answer questions about every file and write a table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vidqa.cli.options import (
 from vidqa.errors import EXIT_OK
 
 
-@click.command("describe", context_settings=HELP, short_help="Answer questions about every file, in a table.")
+@click.command("describe", context_settings=HELP, short_help="Answer questions about every file and write a table.")
 @click.argument("paths", nargs=-1, required=True, type=click.Path())
 @click.option(
     "--out",

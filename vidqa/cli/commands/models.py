@@ -137,7 +137,7 @@ def verify(model: str, as_json: bool, **_flags: Any) -> int:
 @_conversion_options
 @output_options
 def convert(parts: tuple[Path, ...], out: Path, towers: tuple[Path, ...], **flags: Any) -> int:
-    """Convert published weights into a model of vidqa.
+    """Convert published weights into a vidqa model.
 
     The parts are recognized by their content, in any order: a complete checkpoint, or a language model, LanguageBind's
     image and video towers, a projector, a LoRA adapter. If a weight is missing or unknown, nothing is written. Only
