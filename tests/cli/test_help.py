@@ -13,7 +13,19 @@ import pytest
 from vidqa.cli.main import COMMANDS, run
 from vidqa.config.settings import OPTIONS
 
-HEAVY = ["torch", "transformers", "onnxruntime", "av", "decord", "polars", "numpy", "pydantic", "PIL", "safetensors"]
+HEAVY = [
+    "torch",
+    "transformers",
+    "onnxruntime",
+    "av",
+    "decord",
+    "polars",
+    "numpy",
+    "pydantic",
+    "PIL",
+    "safetensors",
+    "filelock",
+]
 
 
 def test_help_lists_the_question_sets() -> None:

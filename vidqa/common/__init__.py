@@ -8,7 +8,21 @@ display.py        paths, sizes and durations as text for people
 path_text.py      file names of arbitrary bytes as text that a table can hold
 """
 
-from vidqa.common.atomic_io import atomic_write
-from vidqa.common.display import display_path, human_bytes, human_duration
+from __future__ import annotations
 
-__all__ = ["atomic_write", "display_path", "human_bytes", "human_duration"]
+from importlib import import_module
+
+_HOMES = {
+    "FileLock": "vidqa.common.file_lock",
+    "atomic_write": "vidqa.common.atomic_io",
+    "display_path": "vidqa.common.display",
+    "human_bytes": "vidqa.common.display",
+    "human_duration": "vidqa.common.display",
+}
+__all__ = ["FileLock", "atomic_write", "display_path", "human_bytes", "human_duration"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
