@@ -10,6 +10,8 @@ import pytest
 
 from vidqa.tables.formats import read_table
 
+pytestmark = pytest.mark.slow
+
 MEDIA = Path(__file__).parents[3] / "shared" / "media"
 
 

@@ -16,6 +16,8 @@ from torch.nn import functional as F
 
 from vidqa.model.onnx.export import export_text, export_tower
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).parents[1] / "golden"
 TOLERANCE = 1e-5
 

@@ -8,6 +8,8 @@ from vidqa.train.api import TrainingSettings, train_stage
 from vidqa.train.data.record_formats import read_conversations
 from vidqa.train.data.sample import by_media
 
+pytestmark = pytest.mark.slow
+
 
 def record(i, media=None, answer="yes b"):
     kind = {"mp4": "video", "png": "image"}[media.split(".")[1]] if media else None

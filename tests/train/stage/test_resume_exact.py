@@ -16,6 +16,8 @@ from vidqa.train.stage.checkpoints import list_checkpoints
 from vidqa.train.stage.loss import PackedLoss
 from vidqa.train.stage.trainer import StageTrainer
 
+pytestmark = pytest.mark.slow
+
 STAGE = Stage(kind="instruct", epochs=5, batch_size=4, per_device_batch_size=2, learning_rate=3e-3, packing=2)
 
 

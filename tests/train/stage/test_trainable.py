@@ -13,6 +13,8 @@ from vidqa.train.recipe import load
 from vidqa.train.recipe.definition import Lora, Stage
 from vidqa.train.recipe.load import read_recipe
 
+pytestmark = pytest.mark.slow
+
 RECIPES = Path(__file__).parents[3] / "examples" / "recipes"
 BASE = {"batch_size": 4, "per_device_batch_size": 4, "steps": 4, "learning_rate": 1e-2, "warmup_ratio": 0.0}
 
