@@ -16,7 +16,10 @@ FOLDER = Path(__file__).parents[3] / "shared" / "media"
 MANIFEST = FOLDER / "MANIFEST.csv"
 ROWS = list(csv.DictReader(MANIFEST.open(encoding="utf-8"))) if MANIFEST.exists() else []
 
-pytestmark = pytest.mark.skipif(not ROWS, reason="the collection of real files is not there")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not ROWS, reason="the collection of real files is not there"),
+]
 
 #: Error in the manifest -> error kind.
 KINDS = {
