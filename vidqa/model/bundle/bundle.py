@@ -202,7 +202,7 @@ def save_bundle(
     Raises:
         UsageError: see `check_output_folder`.
         LockedError: another process is writing to the same folder.
-        BundleError: a part is missing or of a rejected type. No files are left behind.
+        BundleError: a part is missing or of a rejected type. Partial files are removed.
     """
     target = Path(folder).absolute()
     check_output_folder(target, replace_old)
