@@ -22,10 +22,13 @@ sys.path.insert(0, sys.argv[1])
 from vidqa.common.file_lock import FileLock
 with FileLock(sys.argv[2]):
     if len(sys.argv) > 3:
+        started, running = os.pipe()
         if os.fork() == 0:  # a decoder process that outlives its run
+            os.write(running, b'x')  # the child runs, so it has closed the lock file
             os.close(1)
             time.sleep(30)
             os._exit(0)
+        os.read(started, 1)
     print("held", flush=True)
     time.sleep(60)
 """
