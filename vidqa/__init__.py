@@ -16,24 +16,11 @@ The public names are loaded on first use: importing vidqa imports neither torch 
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from vidqa.common.lazy_exports import lazy_exports
 
-#: Public name -> its module.
-_EXPORTS = {
-    "load_model": "vidqa.pipeline.run.loaded_model",
-    "describe": "vidqa.pipeline.describe",
-    "ask": "vidqa.pipeline.ask",
-    "chat": "vidqa.pipeline.chat",
-    "search": "vidqa.pipeline.search",
-    "read_table": "vidqa.tables.formats",
-    "AnswerRow": "vidqa.records",
-    "Question": "vidqa.records",
-    "RunOptions": "vidqa.pipeline.run.run_options",
-    "VidqaError": "vidqa.errors",
-}
+__version__ = "0.1.0"
 
 __all__ = [
     "AnswerRow",
@@ -60,12 +47,21 @@ if TYPE_CHECKING:  # editors and type checkers do not evaluate __getattr__
     from vidqa.records import AnswerRow, Question
     from vidqa.tables.formats import read_table
 
-
-def __getattr__(name: str) -> object:
-    module = _EXPORTS.get(name)
-    if module is None:
-        raise AttributeError(f"module 'vidqa' has no attribute {name!r}")
-    return getattr(import_module(module), name)
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "load_model": "pipeline.run.loaded_model",
+        "describe": "pipeline.describe",
+        "ask": "pipeline.ask",
+        "chat": "pipeline.chat",
+        "search": "pipeline.search",
+        "read_table": "tables.formats",
+        "AnswerRow": "records",
+        "Question": "records",
+        "RunOptions": "pipeline.run.run_options",
+        "VidqaError": "errors",
+    },
+)
 
 
 def __dir__() -> list[str]:

@@ -11,17 +11,8 @@ maintenance.py      statistics, verification, pruning
 
 from __future__ import annotations
 
-from importlib import import_module
+from vidqa.common.lazy_exports import lazy_exports
 
-_HOMES = {
-    "CacheKey": "vidqa.cache.key",
-    "FeatureStore": "vidqa.cache.feature_store",
-    "MediaIndex": "vidqa.cache.media_index",
-}
 __all__ = ["CacheKey", "FeatureStore", "MediaIndex"]
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+__getattr__ = lazy_exports(__name__, {"CacheKey": "key", "FeatureStore": "feature_store", "MediaIndex": "media_index"})

@@ -10,13 +10,8 @@ output.py      results as tables or JSON
 Heavy packages are imported inside the commands, so that `vidqa --help` is fast.
 """
 
-from importlib import import_module
+from vidqa.common.lazy_exports import lazy_exports
 
-_EXPORTS = {"CliContext": "vidqa.cli.context", "RunScope": "vidqa.cli.run_scope", "run": "vidqa.cli.main"}
 __all__ = ["CliContext", "RunScope", "run"]
 
-
-def __getattr__(name: str) -> object:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_EXPORTS[name]), name)
+__getattr__ = lazy_exports(__name__, {"CliContext": "context", "RunScope": "run_scope", "run": "main"})

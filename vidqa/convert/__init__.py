@@ -11,8 +11,9 @@ published.py, hub.py          the models that can be pulled, and their download
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from vidqa.common.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from vidqa.convert.convert import Conversion
@@ -21,10 +22,4 @@ if TYPE_CHECKING:
 
 __all__ = ["Conversion", "ConversionPlan", "pull"]
 
-_MODULES = {"Conversion": "convert", "ConversionPlan": "plan", "pull": "published"}
-
-
-def __getattr__(name: str) -> object:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__ = lazy_exports(__name__, {"Conversion": "convert", "ConversionPlan": "plan", "pull": "published"})

@@ -10,17 +10,10 @@ bundle_protocol.py    what the encoders need from a bundle
 
 from __future__ import annotations
 
-from importlib import import_module
+from vidqa.common.lazy_exports import lazy_exports
 
-_HOMES = {
-    "Encoder": "vidqa.encoders.encoder",
-    "PreprocessSpec": "vidqa.encoders.preprocess",
-    "TextEncoder": "vidqa.encoders.text_encoder",
-}
 __all__ = ["Encoder", "PreprocessSpec", "TextEncoder"]
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+__getattr__ = lazy_exports(
+    __name__, {"Encoder": "encoder", "PreprocessSpec": "preprocess", "TextEncoder": "text_encoder"}
+)

@@ -8,19 +8,17 @@ attention/ (one shared prefix per video), fallback.py (models without it) and ch
 
 from __future__ import annotations
 
-from importlib import import_module
+from vidqa.common.lazy_exports import lazy_exports
 
-_HOMES = {
-    "Engine": "vidqa.generate.engine",
-    "Request": "vidqa.generate.requests",
-    "GenerationSettings": "vidqa.generate.requests",
-    "generate": "vidqa.generate.engine",
-    "ChatSession": "vidqa.generate.chat_session",
-}
 __all__ = ["ChatSession", "Engine", "GenerationSettings", "Request", "generate"]
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "Engine": "engine",
+        "Request": "requests",
+        "GenerationSettings": "requests",
+        "generate": "engine",
+        "ChatSession": "chat_session",
+    },
+)

@@ -11,18 +11,16 @@ workers/                              decode in separate processes, with time an
 
 from __future__ import annotations
 
-from importlib import import_module
+from vidqa.common.lazy_exports import lazy_exports
 
-_HOMES = {
-    "DecodeJob": "vidqa.media.workers.decode_pool",
-    "DecodePool": "vidqa.media.workers.decode_pool",
-    "ScanResult": "vidqa.media.scan",
-    "open_reader": "vidqa.media.decode",
-}
 __all__ = ["DecodeJob", "DecodePool", "ScanResult", "open_reader"]
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "DecodeJob": "workers.decode_pool",
+        "DecodePool": "workers.decode_pool",
+        "ScanResult": "scan",
+        "open_reader": "decode",
+    },
+)

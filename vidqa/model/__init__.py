@@ -8,18 +8,16 @@ then llm.py, lora.py and llama/ (language models). towers/ and onnx/ hold the en
 
 from __future__ import annotations
 
-from importlib import import_module
+from vidqa.common.lazy_exports import lazy_exports
 
-_HOMES = {
-    "Bundle": "vidqa.model.bundle.bundle",
-    "load_bundle": "vidqa.model.bundle.bundle",
-    "VideoLlava": "vidqa.model.video_llava",
-    "load_model": "vidqa.model.video_llava",
-}
 __all__ = ["Bundle", "VideoLlava", "load_bundle", "load_model"]
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "Bundle": "bundle.bundle",
+        "load_bundle": "bundle.bundle",
+        "VideoLlava": "video_llava",
+        "load_model": "video_llava",
+    },
+)

@@ -8,19 +8,17 @@ monitor/                                                         messages, event
 memory_estimate.py                                               memory of a 7B model, for doctor
 """
 
-from importlib import import_module
+from vidqa.common.lazy_exports import lazy_exports
 
 #: The functions of the commands are exported by `vidqa` itself; here they would hide the modules of the same name.
-_EXPORTS = {
-    "LoadedModel": "vidqa.pipeline.run.loaded_model",
-    "Reporter": "vidqa.pipeline.monitor.reporter",
-    "RunOptions": "vidqa.pipeline.run.run_options",
-    "Summary": "vidqa.pipeline.monitor.summary",
-}
 __all__ = ["LoadedModel", "Reporter", "RunOptions", "Summary"]
 
-
-def __getattr__(name: str) -> object:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_EXPORTS[name]), name)
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "LoadedModel": "run.loaded_model",
+        "Reporter": "monitor.reporter",
+        "RunOptions": "run.run_options",
+        "Summary": "monitor.summary",
+    },
+)

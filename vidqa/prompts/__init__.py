@@ -9,18 +9,11 @@ build.py           turns -> token ids, slots for visual tokens, labels
 
 from __future__ import annotations
 
-from importlib import import_module
+from vidqa.common.lazy_exports import lazy_exports
 
-_HOMES = {
-    "build_labels": "vidqa.prompts.build",
-    "build_prompt": "vidqa.prompts.build",
-    "get_format": "vidqa.prompts.chat_formats",
-    "load_questions": "vidqa.prompts.questions",
-}
 __all__ = ["build_labels", "build_prompt", "get_format", "load_questions"]
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+__getattr__ = lazy_exports(
+    __name__,
+    {"build_labels": "build", "build_prompt": "build", "get_format": "chat_formats", "load_questions": "questions"},
+)

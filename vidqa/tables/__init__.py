@@ -12,13 +12,8 @@ search_results.py   tables of `vidqa search`
 
 from __future__ import annotations
 
-from importlib import import_module
+from vidqa.common.lazy_exports import lazy_exports
 
-_HOMES = {"Table": "vidqa.tables.table", "new_table": "vidqa.tables.table", "read_table": "vidqa.tables.formats"}
 __all__ = ["Table", "new_table", "read_table"]
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+__getattr__ = lazy_exports(__name__, {"Table": "table", "new_table": "table", "read_table": "formats"})

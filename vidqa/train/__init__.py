@@ -7,16 +7,13 @@ distributed.py handles several processes; api.py trains from Python, on samples 
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from vidqa.common.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from vidqa.train.api import TrainingSettings, train_stage
 
 __all__ = ["TrainingSettings", "train_stage"]
 
-
-def __getattr__(name: str) -> object:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("vidqa.train.api"), name)
+__getattr__ = lazy_exports(__name__, {"TrainingSettings": "api", "train_stage": "api"})

@@ -8,8 +8,9 @@ chat_cache.py  ChatKVCache: one growing token sequence for a chat
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from vidqa.common.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from vidqa.generate.kv_cache.buffers import CacheCapacity
@@ -19,10 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["CacheCapacity", "ChatKVCache", "KVPool", "plan_capacity"]
 
-_MODULES = {"CacheCapacity": "buffers", "ChatKVCache": "chat_cache", "KVPool": "pool", "plan_capacity": "capacity"}
-
-
-def __getattr__(name: str) -> object:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__ = lazy_exports(
+    __name__, {"CacheCapacity": "buffers", "ChatKVCache": "chat_cache", "KVPool": "pool", "plan_capacity": "capacity"}
+)

@@ -9,8 +9,9 @@ image.py        images and animations, with Pillow
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from vidqa.common.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from vidqa.media.backends.decord import DecordReader
@@ -19,10 +20,4 @@ if TYPE_CHECKING:
 
 __all__ = ["DecordReader", "ImageReader", "PyavReader"]
 
-_MODULES = {"DecordReader": "decord", "ImageReader": "image", "PyavReader": "pyav"}
-
-
-def __getattr__(name: str) -> object:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__ = lazy_exports(__name__, {"DecordReader": "decord", "ImageReader": "image", "PyavReader": "pyav"})

@@ -9,18 +9,13 @@ from_packets.py     from the packets of any container
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from vidqa.common.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from vidqa.media.frame_index.frame_index import FrameIndex
 
 __all__ = ["FrameIndex"]
 
-_MODULES = {"FrameIndex": "frame_index"}
-
-
-def __getattr__(name: str) -> object:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__ = lazy_exports(__name__, {"FrameIndex": "frame_index"})

@@ -9,18 +9,13 @@ ipc.py           messages over pipes
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from vidqa.common.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from vidqa.media.workers.decode_pool import DecodePool
 
 __all__ = ["DecodePool"]
 
-_MODULES = {"DecodePool": "decode_pool"}
-
-
-def __getattr__(name: str) -> object:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__ = lazy_exports(__name__, {"DecodePool": "decode_pool"})

@@ -8,8 +8,9 @@ validate.py   checks which files a bundle contains, reading no more than their h
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from vidqa.common.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from vidqa.model.bundle.bundle import Bundle, load_bundle, save_bundle
@@ -18,16 +19,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Bundle", "BundleSpec", "find_bundle", "load_bundle", "save_bundle"]
 
-_MODULES = {
-    "Bundle": "bundle",
-    "BundleSpec": "spec",
-    "find_bundle": "registry",
-    "load_bundle": "bundle",
-    "save_bundle": "bundle",
-}
-
-
-def __getattr__(name: str) -> object:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "Bundle": "bundle",
+        "BundleSpec": "spec",
+        "find_bundle": "registry",
+        "load_bundle": "bundle",
+        "save_bundle": "bundle",
+    },
+)

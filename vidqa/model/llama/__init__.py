@@ -9,8 +9,9 @@ fused_ops.py      rotary embedding and SiLU gate as GPU kernels; kernel_check.py
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from vidqa.common.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from vidqa.model.llama.loader import load_llama
@@ -18,10 +19,4 @@ if TYPE_CHECKING:
 
 __all__ = ["Llama", "LlamaConfig", "load_llama"]
 
-_MODULES = {"Llama": "model", "LlamaConfig": "model", "load_llama": "loader"}
-
-
-def __getattr__(name: str) -> object:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__ = lazy_exports(__name__, {"Llama": "model", "LlamaConfig": "model", "load_llama": "loader"})

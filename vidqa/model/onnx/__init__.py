@@ -9,18 +9,13 @@ weights_from_onnx.py  exported vision graph -> weights under CLIP's names
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from vidqa.common.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from vidqa.model.onnx.export import ExportReport, export_text, export_tower
 
 __all__ = ["ExportReport", "export_text", "export_tower"]
 
-_MODULES = {"ExportReport": "export", "export_text": "export", "export_tower": "export"}
-
-
-def __getattr__(name: str) -> object:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__ = lazy_exports(__name__, {"ExportReport": "export", "export_text": "export", "export_tower": "export"})

@@ -7,8 +7,9 @@ clip_tokenizer.py  published CLIP tokenizer -> tokenizer.json of a bundle
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from vidqa.common.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from vidqa.model.towers.text import TextConfig, TextTower
@@ -16,10 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["TextConfig", "TextTower", "VisionConfig", "VisionTower"]
 
-_MODULES = {"TextConfig": "text", "TextTower": "text", "VisionConfig": "vit", "VisionTower": "vit"}
-
-
-def __getattr__(name: str) -> object:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__ = lazy_exports(
+    __name__, {"TextConfig": "text", "TextTower": "text", "VisionConfig": "vit", "VisionTower": "vit"}
+)

@@ -9,17 +9,8 @@ summary.py             counts of a run -> text, one line, JSON
 prometheus.py          counts of a run -> a file for the textfile collector
 """
 
-from importlib import import_module
+from vidqa.common.lazy_exports import lazy_exports
 
-_EXPORTS = {
-    "Reporter": "vidqa.pipeline.monitor.reporter",
-    "Summary": "vidqa.pipeline.monitor.summary",
-    "ThroughputMeter": "vidqa.pipeline.monitor.throughput",
-}
 __all__ = ["Reporter", "Summary", "ThroughputMeter"]
 
-
-def __getattr__(name: str) -> object:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_EXPORTS[name]), name)
+__getattr__ = lazy_exports(__name__, {"Reporter": "reporter", "Summary": "summary", "ThroughputMeter": "throughput"})

@@ -12,18 +12,16 @@ feature_stages.py connects hashing to encoding. run_context.py, run_options.py a
 share. hardware_limit.py compares the throughput of a run with the hardware.
 """
 
-from importlib import import_module
+from vidqa.common.lazy_exports import lazy_exports
 
-_EXPORTS = {
-    "LoadedModel": "vidqa.pipeline.run.loaded_model",
-    "RunContext": "vidqa.pipeline.run.run_context",
-    "RunOptions": "vidqa.pipeline.run.run_options",
-    "encode_files": "vidqa.pipeline.run.feature_stages",
-}
 __all__ = ["LoadedModel", "RunContext", "RunOptions", "encode_files"]
 
-
-def __getattr__(name: str) -> object:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_EXPORTS[name]), name)
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "LoadedModel": "loaded_model",
+        "RunContext": "run_context",
+        "RunOptions": "run_options",
+        "encode_files": "feature_stages",
+    },
+)

@@ -10,8 +10,9 @@ storage.py     table files and part files together: open, append, merge
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from vidqa.common.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from vidqa.tables.journal.row_index import RowIndex
@@ -19,10 +20,4 @@ if TYPE_CHECKING:
 
 __all__ = ["RowIndex", "TableStorage"]
 
-_MODULES = {"RowIndex": "row_index", "TableStorage": "storage"}
-
-
-def __getattr__(name: str) -> object:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__ = lazy_exports(__name__, {"RowIndex": "row_index", "TableStorage": "storage"})

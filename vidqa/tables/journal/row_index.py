@@ -26,7 +26,7 @@ from vidqa.records import Status
 from vidqa.tables.journal.row_keys import FILE_COLUMNS, STATUSES, QuestionKey, file_path
 
 # `content` is the media_id, or `_UNREAD` and the path for a file that could not be read. Names are escaped, because
-# SQLite cannot store lone surrogates. `is_changed` marks files that have renamed or copied rows.
+# SQLite cannot store lone surrogates. `is_changed` marks records that have renamed or copied rows.
 # Records are appended and indexed afterwards: inserting a million records in the order of their content takes twice as
 # long.
 _TABLE = "CREATE TABLE files (content TEXT, root INT, path TEXT, runs BLOB, is_changed INT)"

@@ -6,8 +6,9 @@ media share one sequence; padding; attention mask), dataset.py (reads samples an
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from vidqa.common.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from vidqa.train.batching.dataset import TrainingBatch, TrainingDataset
@@ -15,10 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BatchPlan", "TrainingBatch", "TrainingDataset", "plan_batches"]
 
-_MODULES = {"BatchPlan": "sampler", "TrainingBatch": "dataset", "TrainingDataset": "dataset", "plan_batches": "sampler"}
-
-
-def __getattr__(name: str) -> object:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__ = lazy_exports(
+    __name__,
+    {"BatchPlan": "sampler", "TrainingBatch": "dataset", "TrainingDataset": "dataset", "plan_batches": "sampler"},
+)

@@ -8,8 +8,9 @@ training), unseen_pairs.py (tokens that the loss ignores).
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from vidqa.common.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from vidqa.train.data.corpus import Corpus, Source
@@ -18,10 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Corpus", "Sample", "Source", "check_data"]
 
-_MODULES = {"Corpus": "corpus", "Sample": "sample", "Source": "corpus", "check_data": "data_check"}
-
-
-def __getattr__(name: str) -> object:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__ = lazy_exports(
+    __name__, {"Corpus": "corpus", "Sample": "sample", "Source": "corpus", "check_data": "data_check"}
+)

@@ -7,8 +7,9 @@ Reading order: run_dir.py (work folder: identity of the run, weights and facts o
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from vidqa.common.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from vidqa.train.outputs.report import write_results
@@ -17,10 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["InitialModel", "StageFacts", "write_results"]
 
-_MODULES = {"InitialModel": "trained_bundle", "StageFacts": "run_dir", "write_results": "report"}
-
-
-def __getattr__(name: str) -> object:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__ = lazy_exports(
+    __name__, {"InitialModel": "trained_bundle", "StageFacts": "run_dir", "write_results": "report"}
+)

@@ -7,8 +7,9 @@ devices and disk space that a recipe needs).
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from vidqa.common.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from vidqa.train.recipe.definition import Recipe, Stage
@@ -16,10 +17,4 @@ if TYPE_CHECKING:
 
 __all__ = ["Recipe", "Stage", "read_recipe"]
 
-_MODULES = {"Recipe": "definition", "Stage": "definition", "read_recipe": "load"}
-
-
-def __getattr__(name: str) -> object:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__ = lazy_exports(__name__, {"Recipe": "definition", "Stage": "definition", "read_recipe": "load"})

@@ -7,8 +7,9 @@ metrics.py, checkpoints.py, batch_size.py, memory.py, quantize.py.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from vidqa.common.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from vidqa.train.stage.stage import StageRunner
@@ -16,10 +17,4 @@ if TYPE_CHECKING:
 
 __all__ = ["StageResult", "StageRunner", "StageTrainer"]
 
-_MODULES = {"StageResult": "trainer", "StageRunner": "stage", "StageTrainer": "trainer"}
-
-
-def __getattr__(name: str) -> object:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__ = lazy_exports(__name__, {"StageResult": "trainer", "StageRunner": "stage", "StageTrainer": "trainer"})
