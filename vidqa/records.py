@@ -58,6 +58,7 @@ class MediaFacts:
     n_frames_from_header: int | None = None  # as the header states; may be wrong
     n_frames_from_content: int | None = None  # None if the frames have not been counted
     stream_index: int = 0
+    notes: tuple[str, ...] = ()  # problems of a file that can be read all the same, each a phrase for `media_note`
 
 
 @dataclass(frozen=True)
@@ -288,6 +289,7 @@ class AnswerRow:
     answer: str | None
     value: str | None
     confidence: float | None
+    media_note: str | None  # problems of a file that can be read all the same, joined by `; `
     status: Status
     error_kind: str | None
     error: str | None

@@ -1,11 +1,14 @@
-"""Size of a cache entry."""
+"""Size of a cache entry, and the facts in it."""
 
 from __future__ import annotations
+
+import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from vidqa.cache.entry import entry_bytes, pack
+from vidqa.cache.entry import entry_bytes, facts_from_dict, facts_to_dict, pack
 from vidqa.cache.key import CacheKey
 from vidqa.records import EncodedSegment, Features, MediaFacts
 
@@ -24,3 +27,11 @@ def test_entry_bytes_is_a_close_upper_bound(
     value = EncodedSegment(facts, 1234.5678901234, 2345.6789012345, times, (False,) * n_frames, features)
     n_bytes = len(pack(CacheKey("a" * 32, "1234.567-2345.678", "b" * 16), value))
     assert n_bytes <= entry_bytes(n_frames, n_tokens, hidden_size, embedding_size) < n_bytes + 300
+
+
+def test_notes_of_a_file_are_stored_and_entries_without_them_have_the_bytes_of_earlier_versions() -> None:
+    plain = MediaFacts("video", "h264", 640, 480, 9.5, 25.0)
+    assert "notes" not in facts_to_dict(plain)
+    assert facts_from_dict(facts_to_dict(plain)) == plain
+    noted = replace(plain, notes=("truncated: 5.2 of 20.0 s readable",))
+    assert facts_from_dict(json.loads(json.dumps(facts_to_dict(noted)))) == noted

@@ -15,6 +15,7 @@ from vidqa.tables.schema import SCHEMA, rows_to_frame
 from vidqa.tables.table import Table
 
 COLUMN = "n_repeated_frames"
+ADDED = (COLUMN, "media_note")
 
 
 def write_old_table(rows: list[AnswerRow], path: Path) -> None:
@@ -22,7 +23,7 @@ def write_old_table(rows: list[AnswerRow], path: Path) -> None:
     new = path.with_name(f"new{path.suffix}")
     write(rows_to_frame(rows), new)
     read = {".parquet": pl.read_parquet, ".csv": pl.read_csv, ".jsonl": pl.read_ndjson, ".arrow": pl.read_ipc}
-    frame = read[path.suffix](new.read_bytes()).drop(COLUMN)
+    frame = read[path.suffix](new.read_bytes()).drop(ADDED)
     frame_write = {
         ".parquet": frame.write_parquet, ".csv": frame.write_csv, ".jsonl": frame.write_ndjson,
         ".arrow": frame.write_ipc,
@@ -52,7 +53,7 @@ def test_part_files_of_an_interrupted_older_run_are_recovered(row: Callable[...,
     table.add([row(n_repeated_frames=3)])
     table.checkpoint()
     (part,) = (tmp_path / "t.parquet.parts").glob("0*.parquet")
-    pl.read_parquet(part.read_bytes()).drop(COLUMN).write_parquet(part)
+    pl.read_parquet(part.read_bytes()).drop(ADDED).write_parquet(part)
     again = Table(path).load()
     assert again.recover() == 1
     assert read_table(path)[COLUMN].to_list() == [None]

@@ -166,7 +166,10 @@ def read_pooled(f: BinaryIO, key: CacheKey) -> PooledEntry:
 
 def facts_to_dict(facts: MediaFacts) -> dict[str, Any]:
     """Convert facts to JSON-compatible values. `facts_from_dict` restores equal facts."""
-    return {**asdict(facts), "pixel_aspect": str(facts.pixel_aspect)}
+    values = {**asdict(facts), "pixel_aspect": str(facts.pixel_aspect)}
+    if not values["notes"]:
+        del values["notes"]  # as in entries of versions before there were notes, so that their bytes stay equal
+    return values
 
 
 def facts_from_dict(values: dict[str, Any]) -> MediaFacts:
@@ -178,9 +181,11 @@ def facts_from_dict(values: dict[str, Any]) -> MediaFacts:
     Raises:
         ValueError: a field is missing or unknown (written by another version).
     """
+    values = {"notes": (), **values}
     if set(values) != _FACTS_FIELDS:
         raise ValueError(f"fields of the facts differ: {sorted(set(values) ^ _FACTS_FIELDS)}")
-    return MediaFacts(**{**values, "pixel_aspect": Fraction(values["pixel_aspect"])})
+    notes = tuple(str(note) for note in values["notes"])
+    return MediaFacts(**{**values, "pixel_aspect": Fraction(values["pixel_aspect"]), "notes": notes})
 
 
 def _tensors(view: memoryview, header: dict[str, Any]) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC
 
 import numpy as np
@@ -52,6 +53,14 @@ def test_a_question_that_fails_keeps_the_facts_of_its_segment() -> None:
     row = answered_row(WORK, QUESTION, SEGMENT, error, IDENTITY, "s1")
     assert (row.status, row.answer, row.error_kind, row.error) == ("failed", None, "prompt_too_long", "900 tokens")
     assert (row.start_s, row.n_repeated_frames, row.width, row.n_prompt_tokens) == (2.0, 1, 640, None)
+
+
+def test_the_notes_of_a_file_are_joined() -> None:
+    def note(*notes: str) -> str | None:
+        segment = replace(SEGMENT, facts=replace(SEGMENT.facts, notes=notes))
+        return answered_row(WORK, QUESTION, segment, Answer("red", "ok", "eos", 20, 31, 3), IDENTITY, "s1").media_note
+
+    assert (note(), note("1 of 3 pages"), note("a", "b")) == (None, "1 of 3 pages", "a; b")
 
 
 def test_a_file_that_fails_has_no_facts() -> None:

@@ -77,7 +77,8 @@ def _common(work: WorkItem, question: Question, identity: Identity, settings: st
 
 
 def _facts(facts: MediaFacts) -> dict[str, Any]:
-    return {name: getattr(facts, name) for name in ("duration_s", "width", "height", "fps", "codec")}
+    values = {name: getattr(facts, name) for name in ("duration_s", "width", "height", "fps", "codec")}
+    return values | {"media_note": "; ".join(facts.notes) or None}
 
 
 def _failure(error: ItemError, work: WorkItem) -> dict[str, Any]:

@@ -26,7 +26,7 @@ _OPS = ("row", "move", "copy", "drop")
 _EXTRA = {"op": pl.String(), "to_root": pl.String(), "to_path": pl.String()}
 LOG_SCHEMA: dict[str, pl.DataType] = SCHEMA | _EXTRA
 #: Columns that part files of earlier versions do not have.
-_ADDED_LATER = ("n_repeated_frames",)
+_ADDED_LATER = ("n_repeated_frames", "media_note")
 _KEYS = ["op", "media_id", "root", "path", *QuestionKey._fields, "status", "to_root", "to_path"]
 
 
