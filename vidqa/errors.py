@@ -29,6 +29,7 @@ ERROR_KINDS: dict[str, str] = {
     "timeout": "decoding took longer than the time limit",
     "crashed": "the decoder process died",
     "out_of_memory": "decoding or answering ran out of memory",
+    "not_finite": "the encoder or the language model returned NaN or infinity",
     "prompt_too_long": "the prompt does not fit into the model's context",
 }
 
