@@ -34,6 +34,9 @@ SUFFIXES: dict[str, Format] = {
     ".ipc": "arrow",
 }
 
+#: Every Arrow reader opens files without compression and without string views, which exist only since Arrow 15.
+ARROW_OPTIONS: dict[str, Any] = {"compression": "uncompressed", "compat_level": pl.CompatLevel.oldest()}
+
 #: Rows per batch. Memory holds a few batches at a time, plus the buffers of the format.
 BATCH_ROWS = 50_000
 _JSONL_BYTES = 32 << 20
@@ -238,6 +241,6 @@ _WRITERS: dict[Format, Callable[[Iterable[pl.DataFrame], BinaryIO], Any]] = {
     "csv": _sink_csv,
     "jsonl": lambda frames, f: _lazy(frames, SCHEMA).sink_ndjson(f, maintain_order=True),
     "arrow": lambda frames, f: _lazy(frames, SCHEMA).sink_ipc(
-        f, compression="zstd", record_batch_size=BATCH_ROWS, maintain_order=True
+        f, **ARROW_OPTIONS, record_batch_size=BATCH_ROWS, maintain_order=True
     ),
 }

@@ -17,7 +17,7 @@ import polars as pl
 from vidqa.common import atomic_io
 from vidqa.common.path_text import escape_path, escape_surrogates
 from vidqa.errors import TableError
-from vidqa.tables.formats import Format, format_of, write_error
+from vidqa.tables.formats import ARROW_OPTIONS, Format, format_of, write_error
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -89,7 +89,7 @@ def _write(frame: pl.DataFrame, f: BinaryIO, form: Format) -> None:
     if form == "parquet":
         frame.write_parquet(f, compression="zstd")
     elif form == "arrow":
-        frame.write_ipc(f, compression="zstd")
+        frame.write_ipc(f, **ARROW_OPTIONS)
     elif form == "jsonl":
         frame.write_ndjson(f)
     else:
