@@ -26,7 +26,8 @@ def test_ci_runs_the_test_command_on_every_supported_python() -> None:
     versions = job["strategy"]["matrix"]["python-version"]
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert versions == re.findall(r"Programming Language :: Python :: (3\.\d+)", project)
-    assert f'requires-python = ">={versions[0]}"' in project
+    first_unsupported = f"3.{int(versions[-1].removeprefix('3.')) + 1}"
+    assert f'requires-python = ">={versions[0]},<{first_unsupported}"' in project
     assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
     (python,) = [step["with"] for step in job["steps"] if "setup-python" in step.get("uses", "")]
     assert python["cache"] == "pip" and (ROOT / python["cache-dependency-path"]).is_file()

@@ -9,10 +9,11 @@ from __future__ import annotations
 import errno
 import math
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import Any
 
 import av
 from av.container import InputContainer
@@ -41,6 +42,8 @@ _DEMUXERS = (
 #: Number of consecutive EAGAIN results from a demuxer that are ignored.
 _MAX_EMPTY_READS = 1000
 _OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _DEMUXERS}
+#: Tags that are not UTF-8 must not make a file unreadable. PyAV 19 always accepts them and has no such argument.
+_ANY_METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,12 @@ class OpenVideo:
     @property
     def time_base(self) -> Fraction:
         """Time base of the stream: seconds per tick."""
-        return Fraction(self.stream.time_base or Fraction(1, av.time_base))
+        return as_fraction(self.stream.time_base) or Fraction(1, av.time_base)
+
+    @property
+    def average_rate(self) -> Fraction | None:
+        """Average frame rate according to the header, in frames per second; None if unknown."""
+        return as_fraction(self.stream.average_rate)
 
 
 @contextmanager
@@ -72,7 +80,7 @@ def open_video(path: str, signature: Signature | None = None) -> Iterator[OpenVi
     signature = signature or identify(path)
     with native_path(path) as name:
         try:
-            container = av.open(f"file:{name}", options=_OPTIONS, metadata_errors="replace")
+            container = av.open(f"file:{name}", options=_OPTIONS, **_ANY_METADATA)
         except av.error.FFmpegError as e:
             raise container_error(path, signature, e) from e
     with container:
@@ -189,10 +197,10 @@ def facts_from_header(video: OpenVideo, frame: VideoFrame) -> MediaFacts:
     width, height = display_size(frame.width, frame.height, aspect, rotation_deg)
     if width * height > MAX_PIXELS:
         raise too_large_error(video.path, width, height)
-    duration = stream.duration * stream.time_base if stream.duration and stream.time_base else None
+    duration = stream.duration * video.time_base if stream.duration and stream.time_base else None
     if duration is None and container.duration:
         duration = Fraction(container.duration, av.time_base)
-    rate = stream.average_rate or stream.guessed_rate
+    rate = video.average_rate or as_fraction(stream.guessed_rate)
     is_image = video.signature.family == "image" and (stream.frames or 1) == 1
     return MediaFacts(
         kind="image" if is_image else "video",
@@ -221,10 +229,19 @@ def facts_from_index(header: MediaFacts, index: FrameIndex) -> MediaFacts:
     return replace(header, n_frames_from_content=len(index), duration_s=duration, fps=index.rate)
 
 
+def as_fraction(value: Any) -> Fraction | None:
+    """Return a rational number of PyAV as a Fraction; None if it is not set.
+
+    PyAV 18 returns a Fraction, or None. PyAV 19 returns an `av.AVRational`, whose arithmetic is rounded to 32 bits, and
+    a false value such as 0/1 if it is not set.
+    """
+    return Fraction(value) if value else None
+
+
 def pixel_aspect(stream: VideoStream) -> Fraction:
     """Return width / height of a stored pixel; 1 if unknown or implausible."""
-    aspect = stream.sample_aspect_ratio
-    return Fraction(aspect) if aspect and Fraction(1, 8) <= aspect <= 8 else Fraction(1)
+    aspect = as_fraction(stream.sample_aspect_ratio)
+    return aspect if aspect and Fraction(1, 8) <= aspect <= 8 else Fraction(1)
 
 
 def display_size(width: int, height: int, aspect: Fraction, rotation_deg: int) -> tuple[int, int]:
@@ -244,7 +261,8 @@ def orientation(frame: VideoFrame) -> tuple[int, bool]:
         The clockwise rotation in degrees (0, 90, 180 or 270), and whether the frame has to be mirrored horizontally
         before the rotation (front cameras).
     """
-    side = frame.side_data.get(SideType.DISPLAYMATRIX)  # type: ignore[call-overload]
+    side_data: Mapping[Any, Any] = frame.side_data  # PyAV 18 annotates it with other keys than it has
+    side = side_data.get(SideType.DISPLAYMATRIX)
     if side is None:
         return 0, False
     a, b, _, c, d = struct.unpack_from("<5i", bytes(side))

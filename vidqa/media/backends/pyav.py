@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from fractions import Fraction
 from itertools import chain
 from typing import Literal
 
@@ -151,7 +150,7 @@ class PyavReader:
         return PacketIndexBuilder(
             codec=stream.codec_context.codec.canonical_name,
             time_base=self.video.time_base,
-            frame_s=1 / Fraction(stream.average_rate) if stream.average_rate else None,
+            frame_s=1 / self.video.average_rate if self.video.average_rate else None,
             reliable_container=self.video.container.format.name.startswith(_RELIABLE_CONTAINERS),
         )
 
@@ -175,7 +174,7 @@ class PyavReader:
             pass  # the rest of the file is damaged; keep the frames before it
         index = builder.build()
         if index is None or (index.needs_check and not self._starts_like(index)):
-            return builder.build_by_gops(self.video.stream.average_rate)
+            return builder.build_by_gops(self.video.average_rate)
         return index
 
     def _starts_like(self, index: FrameIndex) -> bool:
@@ -199,7 +198,7 @@ class PyavReader:
                 raise decode_error(self.path, e) from e
         if not times:
             raise MediaError("unreadable", f"{display_path(self.path)}: decoding does not return the same frames twice")
-        return index_from_decoding(times, self.video.time_base, self.video.stream.average_rate)
+        return index_from_decoding(times, self.video.time_base, self.video.average_rate)
 
     def _decoded(self, wanted: set[int] | None = None) -> Iterator[VideoFrame]:
         """Decode from the current position. Damaged packets are skipped, as players do.

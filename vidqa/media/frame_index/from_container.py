@@ -8,7 +8,6 @@ pts comes from decoding. Reading the packets instead takes 0.3 s per hour of vid
 from __future__ import annotations
 
 import os
-from fractions import Fraction
 
 import av
 import numpy as np
@@ -60,7 +59,7 @@ def index_from_container(video: OpenVideo, first_pts: int | None) -> FrameIndex 
     index = FrameIndex(
         pts=first_pts + step * np.arange(n, dtype=np.int64),
         keys=dts[keys] + (first_pts - dts[0]),
-        time_base=Fraction(video.time_base),
+        time_base=video.time_base,
         last_duration=step,
         unverified=True,
     )
