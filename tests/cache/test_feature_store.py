@@ -158,6 +158,20 @@ def test_a_damaged_entry_is_logged_removed_and_can_be_replaced(
     assert store.get(KEY) is not None and len(store.damaged) == 1
 
 
+@pytest.mark.parametrize(("part", "value"), [("tokens", np.nan), ("tokens", -np.inf), ("embedding", np.nan)])
+def test_values_that_are_not_finite_are_never_written_or_returned(
+    tmp_path: Path, segment: Make, overflowed: Callable[..., bytes], part: str, value: float
+) -> None:
+    store, whole = FeatureStore(tmp_path), segment()
+    store.put(KEY, whole)
+    store.path(KEY).write_bytes(overflowed(KEY, part, value))
+    assert store.get(KEY) is None and not store.has(KEY)
+    assert [d.reason for d in store.damaged] == ["the features contain NaN or infinity"]
+    getattr(whole.features, part).flat[0] = value
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        store.put(KEY, whole)
+
+
 def test_a_misplaced_entry_is_rejected(tmp_path: Path, segment: Make) -> None:
     store, other = FeatureStore(tmp_path), replace(KEY, media_id="f" * 32)
     store.put(KEY, segment())

@@ -68,6 +68,15 @@ def test_verify_lists_and_removes(tmp_path: Path, keys: list[CacheKey]) -> None:
     assert maintenance.verify(tmp_path).damaged == ()
 
 
+@pytest.mark.parametrize("part", ["tokens", "embedding"])
+def test_verify_reports_values_that_are_not_finite(
+    tmp_path: Path, keys: list[CacheKey], overflowed: Callable[..., bytes], part: str
+) -> None:
+    (tmp_path / keys[2].relative).write_bytes(overflowed(keys[2], part, float("inf")))
+    (damaged,) = maintenance.verify(tmp_path).damaged
+    assert damaged.path == tmp_path / keys[2].relative and "NaN or infinity" in damaged.reason
+
+
 def test_prune_by_age(tmp_path: Path, keys: list[CacheKey]) -> None:
     dry_run = maintenance.prune(tmp_path, older_than_s=2.5 * DAY, dry_run=True)
     assert remaining(tmp_path, keys) == [0, 1, 2, 3, 4, 5]

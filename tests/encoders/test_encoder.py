@@ -182,3 +182,14 @@ def test_class_token_is_a_setting(image, video, make_input) -> None:
     with_cls = Encoder(EncoderGraph(image.path, keep_cls=True), video.path, "cpu").encode([value])[0]
     without = Encoder(EncoderGraph(image.path, keep_cls=False), video.path, "cpu").encode([value])[0]
     np.testing.assert_array_equal(with_cls.tokens[:, 1:], without.tokens)
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_features_that_are_not_finite_are_an_error(encoder, make_input, kind: str, value: float) -> None:
+    inputs = [make_input(kind, i) for i in range(3)]
+    assert all(f.is_finite for f in encoder.encode(inputs))
+    inputs[1].values[0, 0, 0, 0] = value
+    with pytest.raises(ItemError, match=f"the {kind} encoder returned NaN or infinity") as caught:
+        encoder.encode(inputs)
+    assert caught.value.kind == "not_finite"

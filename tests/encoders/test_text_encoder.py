@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from vidqa.encoders.text_encoder import TextEncoder, TextTokenizer
-from vidqa.errors import BundleError, UsageError
+from vidqa.errors import BundleError, ItemError, UsageError
 from vidqa.model.bundle.bundle import BUNDLE_FILE, Bundle, load_bundle, save_bundle
 
 DEMO = load_bundle("demo")
@@ -149,3 +149,10 @@ def test_optional_keys_have_defaults(folder: Path) -> None:
     (folder / BUNDLE_FILE).write_text(json.dumps(data))
     with pytest.raises(BundleError, match=r"encoders\.text\.max_length: missing"):
         load_bundle(folder)
+
+
+def test_an_embedding_that_is_not_finite_is_an_error(encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder, "embed", lambda ids, mask: np.full((len(ids), 4), np.nan, np.float32))
+    with pytest.raises(ItemError, match="text encoder returned NaN") as caught:
+        encoder.encode(["a red circle"])
+    assert caught.value.kind == "not_finite"

@@ -85,7 +85,8 @@ def _short_side(frame: np.ndarray, side: int) -> tuple[int, int]:
 
 
 def _pillow(frame: np.ndarray, side: int, how: Any) -> np.ndarray:
-    return np.asarray(Image.fromarray(frame).resize(_short_side(frame, side)[::-1], how))
+    rows, cols = _short_side(frame, side)
+    return np.asarray(Image.fromarray(frame).resize((cols, len(frame)), how).resize((cols, rows), how))
 
 
 def write_preprocess(folder: Path) -> None:

@@ -56,7 +56,12 @@ def pack(key: CacheKey, value: EncodedSegment) -> bytes:
 
     Returns:
         The content of a safetensors file.
+
+    Raises:
+        ValueError: the features contain NaN or infinity.
     """
+    if not value.features.is_finite:
+        raise ValueError(f"the features of {key} contain NaN or infinity")
     metadata = {
         "crc32": _ZEROS,
         "format": ENTRY_FORMAT,
@@ -113,6 +118,8 @@ def unpack(data: bytes | np.ndarray, key: CacheKey | None = None) -> tuple[Cache
         raise CacheError(f"invalid content: {error}") from error
     if not len(value.frame_times_s) == len(value.repeated) == len(value.features.tokens):
         raise CacheError("the number of frame times differs from the number of frames")
+    if not value.features.is_finite:
+        raise CacheError("the features contain NaN or infinity")
     if key is not None and found != key:
         raise CacheError(f"belongs to another key: {found}")
     return found, value

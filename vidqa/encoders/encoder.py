@@ -149,7 +149,8 @@ class Encoder:
             One `Features` per input, in the same order.
 
         Raises:
-            ItemError: (`out_of_memory`) not even a single frame group fits into memory.
+            ItemError: `out_of_memory`: not even a single frame group fits into memory; `not_finite`: the features of an
+                input contain NaN or infinity.
             BundleError: a graph is missing, altered or not an encoder.
             ValueError: frames of the wrong size or number.
         """
@@ -171,6 +172,9 @@ class Encoder:
             kept = np.concatenate(tokens[first:end])[:, 0 if keep_cls else 1 :]
             embedding = np.asarray(np.mean(embeddings[first:end], axis=0, dtype=np.float32))
             features.append(Features(np.ascontiguousarray(kept), embedding, keep_cls, kind))
+            if not features[-1].is_finite:
+                what = f"the {kind} encoder returned NaN or infinity"
+                raise ItemError("not_finite", what, hint="convert the model again with --encoders float32")
             first = end
         return features
 

@@ -144,7 +144,8 @@ class OnnxSession:
                 tokens, embedding = self._session.run(list(_OUTPUTS), {_INPUT: np.ascontiguousarray(values)})
         else:
             tokens, embedding = (value.numpy() for value in self.run_on_device(values))
-        return tokens.astype(np.float16, copy=False), embedding.astype(np.float32, copy=False)
+        with np.errstate(over="ignore"):  # values beyond float16 become infinity, which `Encoder` reports
+            return tokens.astype(np.float16, copy=False), embedding.astype(np.float32, copy=False)
 
     def run_on_device(self, values: Any) -> tuple[Any, Any]:
         """Encode a batch and keep the results on the device.

@@ -140,14 +140,19 @@ def _resize_valley(pixels: np.ndarray, size: int) -> np.ndarray:
 def _resize_with_pillow(
     pixels: np.ndarray, shape: tuple[int, int], corner: tuple[int, int], size: int, *, cubic: bool
 ) -> np.ndarray:
-    """uint8 [T, H, W, 3] -> resized to `shape`; returns the S x S crop at `corner` as float32 [T, 3, S, S]."""
+    """uint8 [T, H, W, 3] -> resized to `shape`; returns the S x S crop at `corner` as float32 [T, 3, S, S].
+
+    Columns are resized first, then rows, as Pillow did before version 13 and torchvision does. Pillow 13 starts with
+    the cheaper axis, which changes the intermediate rounding to 8 bits.
+    """
     from PIL import Image
 
     (rows, cols), (top, left) = shape, corner
     out = np.empty((len(pixels), size, size, 3), np.uint8)
+    method = Image.Resampling.BICUBIC if cubic else Image.Resampling.BILINEAR
     for t, frame in enumerate(pixels):
-        method = Image.Resampling.BICUBIC if cubic else Image.Resampling.BILINEAR
-        out[t] = np.asarray(Image.fromarray(frame).resize((cols, rows), method))[top : top + size, left : left + size]
+        narrow = Image.fromarray(frame).resize((cols, len(frame)), method)
+        out[t] = np.asarray(narrow.resize((cols, rows), method))[top : top + size, left : left + size]
     return _planar(out)
 
 

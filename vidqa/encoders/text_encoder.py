@@ -14,7 +14,7 @@ import numpy as np
 from vidqa.encoders.bundle_protocol import EncoderBundle
 from vidqa.encoders.onnx_errors import VERIFY_HINT, first_line, verify_file
 from vidqa.encoders.onnx_session import open_graph, resolve_device
-from vidqa.errors import BundleError, UsageError
+from vidqa.errors import BundleError, ItemError, UsageError
 
 _INPUTS, _OUTPUT = ("input_ids", "attention_mask"), "embedding"
 
@@ -139,13 +139,17 @@ class TextEncoder:
 
         Raises:
             UsageError: a text is empty, too long, or contains a reserved token.
+            ItemError: (`not_finite`) an embedding contains NaN or infinity.
         """
         ids = np.zeros((len(texts), self.length), np.int64)
         mask = np.zeros_like(ids)
         for i, text in enumerate(texts):
             row = self.tokenizer.ids(text)
             ids[i, : len(row)], mask[i, : len(row)] = row, 1
-        return self.embed(ids, mask)
+        embeddings = self.embed(ids, mask)
+        if not np.isfinite(embeddings).all():
+            raise ItemError("not_finite", "the text encoder returned NaN or infinity", hint=VERIFY_HINT)
+        return embeddings
 
     def embed(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """Embed token ids.

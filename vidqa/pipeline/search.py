@@ -193,6 +193,7 @@ class _Embeddings:
 
 
 def _normalized(rows: np.ndarray) -> np.ndarray:
-    """Scale rows [n, E] to length 1."""
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.asarray(rows / np.maximum(norms, np.finfo(np.float32).tiny))
+    """Scale finite rows [n, E] to length 1; rows of zeros stay as they are."""
+    tiny = np.finfo(np.float32).tiny
+    scaled = rows / np.maximum(np.abs(rows).max(axis=1, keepdims=True), tiny)  # squares of large values would overflow
+    return np.asarray(scaled / np.maximum(np.linalg.norm(scaled, axis=1, keepdims=True), tiny))
