@@ -10,8 +10,8 @@ import torch
 from published_files import write_bin_shards, write_json, write_safetensors
 from safetensors.torch import save_file
 
+from vidqa.common.foreign_files import read_settings
 from vidqa.convert import sources as module
-from vidqa.convert.checks import read_json
 from vidqa.convert.sources import WeightSource, open_sources
 from vidqa.errors import BundleError
 
@@ -108,7 +108,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 98
 def test_damaged_files(content: bytes, message: str, hint: str, name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(BundleError, match=f"{name}.*({message if name != 'config.json' else ''})") as e:
-        read_json(tmp_path / name) if name == "config.json" else open_sources(tmp_path)
+        read_settings(tmp_path / name) if name == "config.json" else open_sources(tmp_path)
     assert name == "config.json" or hint in (e.value.hint or "")
     assert "weights_only" not in str(e.value)
 

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vidqa.convert.checks import DOWNLOAD_AGAIN, read_json, read_magic
+from vidqa.common.foreign_files import DOWNLOAD_AGAIN, JsonSettings, read_magic, read_settings
 from vidqa.errors import BundleError
 
 #: A memory map is reopened after this many bytes: pages that were read count as memory of the process.
@@ -88,9 +88,10 @@ class WeightSource:
         return self.path if self.path.is_dir() else self.path.parent
 
     @cached_property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> JsonSettings:
         """The `config.json` next to the weights; empty if there is none."""
-        return read_json(self.folder / "config.json") if (self.folder / "config.json").is_file() else {}
+        file = self.folder / "config.json"
+        return read_settings(file) if file.is_file() else JsonSettings({}, file)
 
     def has_key(self, pattern: str) -> bool:
         """Return whether a key matches a regular expression at its start."""
@@ -142,7 +143,7 @@ def _groups(folder: Path) -> Iterator[list[Path]]:
     for name in _INDICES:
         if not (folder / name).is_file():
             continue
-        names = read_json(folder / name).get("weight_map")
+        names = read_settings(folder / name).get("weight_map")
         if not isinstance(names, dict) or not all(isinstance(n, str) and Path(n).name == n for n in names.values()):
             raise BundleError(f"{folder / name}: `weight_map` must list files of this folder")
         shards = [folder / n for n in sorted(set(names.values()))]

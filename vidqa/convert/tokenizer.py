@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from vidqa.convert.checks import read_magic
+from vidqa.common.foreign_files import read_magic
 from vidqa.convert.plan import LlmPlan
 from vidqa.errors import BundleError
 

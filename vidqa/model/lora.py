@@ -1,13 +1,13 @@
 """LoRA adapters of an LLM, with peft: attached for training, saved in the LLM folder, merged when the LLM is loaded.
 
-An adapter is saved as `adapter/` in the LLM folder, in peft's format, so that the bundle has its digest. Only rank,
-scale and layer names are read from its settings; nothing in it can run code.
+An adapter is saved as `adapter/` in the LLM folder, in peft's format, so that the bundle has its digest. Nothing in it
+can run code; lora_settings.py decides which settings are supported.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vidqa.errors import BundleError, VidqaError
+from vidqa.model.lora_settings import ADAPTER_CONFIG, read_lora_settings
 
 ADAPTER_FOLDER = "adapter"
-_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_WEIGHTS = "adapter_model.safetensors"
 #: Prefix that peft adds to the weight names of an LLM.
 _PREFIX = "base_model.model."
-_SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "r": ("a whole number of at least 1", lambda v: type(v) is int and 1 <= v < 1 << 31),
-    "lora_alpha": ("a number", lambda v: type(v) in (int, float) and 0 <= v < 1 << 31),
-    "target_modules": (
-        "a list of names",
-        lambda v: isinstance(v, list) and bool(v) and all(isinstance(name, str) for name in v),
-    ),
-}
 
 
 def attach_lora(llm: Any, r: int, alpha: float, dropout: float, targets: Sequence[str] | None = None) -> None:
@@ -44,13 +37,16 @@ def attach_lora(llm: Any, r: int, alpha: float, dropout: float, targets: Sequenc
     Raises:
         VidqaError: peft is not installed, or no layer has such a name.
     """
-    peft = _peft()
     names = sorted(targets) if targets else linear_layers(llm)
-    settings = peft.LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=names, bias="none")
     try:
-        peft.inject_adapter_in_model(settings, llm)
+        _inject(llm, {"r": r, "lora_alpha": alpha, "lora_dropout": dropout, "target_modules": names})
     except ValueError as error:
         raise VidqaError(f"LoRA: no layer is named {', '.join(names)}: {error}") from error
+
+
+def _inject(llm: Any, settings: Mapping[str, Any]) -> None:
+    peft = _peft()
+    peft.inject_adapter_in_model(peft.LoraConfig(**settings, bias="none"), llm)
     for name, weight in llm.named_parameters():
         if ".lora_" in name:  # peft would use the LLM's half precision, in which small updates vanish
             weight.data = weight.data.float()
@@ -118,7 +114,7 @@ def write_adapter(
         "inference_mode": True,
     }
     folder.mkdir(parents=True)
-    (folder / _CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     save_file(by_peft_name, folder / _WEIGHTS, metadata={"format": "pt"})
 
 
@@ -135,26 +131,17 @@ def apply_adapter(llm: Any, folder: Path) -> Any:
     Raises:
         BundleError: the adapter is damaged, of another type, or made for another LLM; names file and key.
     """
-    file = folder / _CONFIG
+    settings = read_lora_settings(folder)
     try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
         weights = load_file(folder / _WEIGHTS)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, SafetensorError) as error:
         raise BundleError(f"{folder}: the adapter cannot be read: {error}") from error
-    if not isinstance(settings, dict) or settings.get("peft_type") != "LORA":
-        raise BundleError(f"{file}: peft_type must be LORA")
-    problems = [f"{file}: {key}: missing" for key in _SETTINGS if key not in settings]
-    problems += [
-        f"{file}: {key}: must be {description}, got {settings[key]!r:.80}"
-        for key, (description, accepts) in _SETTINGS.items()
-        if key in settings and not accepts(settings[key])
-    ]
-    if problems:
-        raise BundleError("\n".join(problems))
-    unsupported = [k for k in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern") if settings.get(k)]
-    if unsupported:
-        raise BundleError(f"{file}: {', '.join(unsupported)}: not supported")
-    attach_lora(llm, settings["r"], settings["lora_alpha"], 0.0, settings["target_modules"])
+    try:
+        _inject(llm, settings.peft_arguments())
+    except ValueError as error:
+        raise BundleError(
+            f"{settings.file}: target_modules: no layer of the language model matches: {error}"
+        ) from error
     parameters = {_PREFIX + n.replace(".default.", "."): p for n, p in llm.named_parameters() if ".lora_" in n}
     problems = [f"{key}: missing" for key in parameters if key not in weights]
     problems += [f"{key}: unknown key, or of another shape" for key, value in weights.items()

@@ -84,7 +84,7 @@ def make_plan(parts: CheckpointParts, mode: Mode) -> ConversionPlan:
         tensors, more = _apply_delta(tensors, base)
         unexpected_keys += more
     if adapter := parts.get("lora"):
-        tensors, more = merge_lora(tensors, adapter)
+        tensors, more = merge_lora(tensors, adapter, source.config.flag("tie_word_embeddings"))
         unexpected_keys += more
     llm = llm_plan(source.config, tensors, source.folder)
     connector = modules.plan(source, tower.config, llm.config.hidden_size)

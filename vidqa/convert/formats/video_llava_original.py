@@ -76,7 +76,7 @@ def make_plan(parts: CheckpointParts, mode: Mode) -> ConversionPlan:
     )
     unexpected_keys = [*state.unexpected_keys(), *towers.unexpected_keys]
     if adapter := parts.get("lora"):
-        tensors, more = merge_lora(tensors, adapter)
+        tensors, more = merge_lora(tensors, adapter, base.config.flag("tie_word_embeddings"))
         unexpected_keys += more
     llm = llm_plan(base.config, tensors, base.folder)
     width = towers.image.config.hidden_size
