@@ -6,6 +6,8 @@ Any other `VidqaError` ends the command with its exit code. All other exceptions
 
 from __future__ import annotations
 
+import re
+
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -31,7 +33,22 @@ ERROR_KINDS: dict[str, str] = {
     "out_of_memory": "decoding or answering ran out of memory",
     "not_finite": "the encoder or the language model returned NaN or infinity",
     "prompt_too_long": "the prompt does not fit into the model's context",
+    "partial": "the file could be read with a problem, and --strict does not accept problems",
 }
+
+#: Kinds of notes about files that can be read all the same. Each note contains the name of its kind as a word, such as
+#: `truncated: 5.2 of 20.0 s readable`, `clock jumps by 26 h` or `1 of 3 pages`.
+NOTE_KINDS: dict[str, str] = {
+    "truncated": "the file ends before the end that its header states",
+    "clock": "the timestamps jump",
+    "pages": "only the first of several pages was read",
+    "other": "any other problem",
+}
+
+
+def note_kind(note: str) -> str:
+    """Return the kind of a note: the first word that is one of `NOTE_KINDS`, or `other`."""
+    return next((word for word in re.findall(r"[a-z_]+", note.lower()) if word in NOTE_KINDS), "other")
 
 
 class VidqaError(Exception):

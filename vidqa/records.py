@@ -58,7 +58,8 @@ class MediaFacts:
     n_frames_from_header: int | None = None  # as the header states; may be wrong
     n_frames_from_content: int | None = None  # None if the frames have not been counted
     stream_index: int = 0
-    notes: tuple[str, ...] = ()  # problems of a file that can be read all the same, each a phrase for `media_note`
+    #: Problems of a file that can be read all the same, each a phrase that contains one word of `NOTE_KINDS`.
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -242,6 +243,7 @@ class EncodedItem:
 
     work: WorkItem
     segments: tuple[EncodedSegment, ...] = ()
+    facts: MediaFacts | None = None  # None if the file could not be read
     error: ItemError | None = None
     cached: bool = False  # True if no frame had to be decoded
     decode_s: float = 0.0  # time that a decoder process spent on it

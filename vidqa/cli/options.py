@@ -118,6 +118,13 @@ output_options = combine(
     click.option("-v", "--verbose", is_flag=True, help="Print more details, such as each failed or ignored file."),
 )
 
+strict_option = click.option(
+    "--strict",
+    is_flag=True,
+    help="Treat files with problems, such as a half-finished upload, as failed instead of describing what could be "
+    "read. Example: vidqa describe /archive --out t.parquet --strict",
+)
+
 timeout_option = click.option(
     "--timeout",
     metavar="SECONDS",

@@ -52,7 +52,7 @@ def ask(
     items = find_media(run, as_path_list(media)).items
     pending = partial(every_file, questions=question_list)
     rows: list[AnswerRow] = []
-    with reporter.progress(len(items), "file"), closing(encode_files(run, items, pending)) as encoded:
+    with reporter.progress(len(items), "file"), closing(encode_files(run, items, pending, note_level=1)) as encoded:
         for answered in answer_items(encoded, run.model, run.options, run.clock):
             rows += answered.rows
             reporter.advance()

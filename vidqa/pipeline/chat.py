@@ -154,7 +154,10 @@ def features_of(run: RunContext, media: Sequence[str | Path]) -> tuple[Features,
     _check_number(run.model.bundle, len(media))
     items = [_item(os.fspath(path)) for path in media]
     features: dict[str, Features] = {}
-    with run.reporter.progress(len(items), "file"), closing(encode_files(run, items, every_file)) as encoded:
+    with (
+        run.reporter.progress(len(items), "file"),
+        closing(encode_files(run, items, every_file, note_level=1)) as encoded,
+    ):
         for one in encoded:
             if one.error is not None:
                 path = one.work.item.path

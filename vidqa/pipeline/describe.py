@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
+from vidqa.cache.media_index import MediaIndex
 from vidqa.common.display import display_path, plural
 from vidqa.common.file_lock import FileLock
 from vidqa.errors import TableError, UsageError
@@ -21,7 +22,7 @@ from vidqa.pipeline.run.feature_stages import encode_files
 from vidqa.pipeline.run.hardware_limit import measure_hardware
 from vidqa.pipeline.run.loaded_model import LoadedModel
 from vidqa.pipeline.run.pending import PendingAnswers
-from vidqa.pipeline.run.pruning import removed_files
+from vidqa.pipeline.run.pruning import removed_files, replaced_files
 from vidqa.pipeline.run.retry_policy import RetryPolicy
 from vidqa.pipeline.run.run_context import RunContext
 from vidqa.pipeline.run.run_options import RunOptions
@@ -79,7 +80,8 @@ def describe(
             try:
                 _process(run, found.items, pending, bookkeeper)
                 if run.options.prune_missing:
-                    bookkeeper.prune(removed_files(searched))
+                    with closing(MediaIndex(run.options.cache_dir)) as index:
+                        bookkeeper.prune(removed_files(searched), replaced_files(searched, index))
             except KeyboardInterrupt:
                 reporter.message(f"stopping: writing finished rows to {display_path(str(out))}")
                 raise

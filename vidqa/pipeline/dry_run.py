@@ -25,7 +25,7 @@ from vidqa.pipeline.run.bookkeeping import RunBookkeeper
 from vidqa.pipeline.run.hashing import hash_files
 from vidqa.pipeline.run.loaded_model import LoadedModel
 from vidqa.pipeline.run.pending import PendingAnswers
-from vidqa.pipeline.run.pruning import removed_files
+from vidqa.pipeline.run.pruning import removed_files, replaced_files
 from vidqa.pipeline.run.retry_policy import RetryPolicy
 from vidqa.pipeline.run.run_context import RunContext
 from vidqa.pipeline.run.run_options import RunOptions
@@ -51,7 +51,7 @@ class DryRunPlan:
     new_rows: int = 0
     existing_rows: int = 0
     hours_of_video: float = 0.0  # of the files to do
-    files_pruned: int = 0  # removed files whose rows would be dropped
+    files_pruned: int = 0  # removed or replaced files whose rows would be dropped
     quarantined: list[str] = field(default_factory=list)
     ignored: dict[str, int] = field(default_factory=dict)
     cache_bytes_needed: int = 0
@@ -84,7 +84,7 @@ class DryRunPlan:
         if self.files_unreadable:
             lines.append(f"unreadable: {plural(self.files_unreadable, 'file')}, which will have failed rows")
         if self.files_pruned:
-            lines.append(f"rows to drop: those of {plural(self.files_pruned, 'removed file')}")
+            lines.append(f"rows to drop: those of {plural(self.files_pruned, 'removed or replaced file')}")
         if self.quarantined:
             lines.append(f"quarantined: {plural(len(self.quarantined), 'file')}; --retry all tries again")
         if self.ignored:
@@ -135,10 +135,10 @@ def plan_run(
     cache_dir = run.options.cache_dir
     with closing(MediaIndex(cache_dir)) as index, reporter.progress(len(found.items), "file"):
         _Counter(plan, run, pending, index).count(found.items)
+        if run.options.prune_missing:
+            RunBookkeeper(pending, run).prune(removed_files(paths), replaced_files(paths, index))  # in memory only
+            plan.files_pruned = run.summary.pruned
     plan.existing_rows = sum(run.summary.existing.values())
-    if run.options.prune_missing:
-        RunBookkeeper(pending, run).prune(removed_files(paths))  # in memory only
-        plan.files_pruned = run.summary.pruned
     plan.quarantined = list(run.summary.quarantined)
     old_bytes = table.path.stat().st_size if table.path.is_file() else 0  # a dataset only grows by new files
     row_bytes = old_bytes / len(table) if old_bytes and len(table) else _ROW_BYTES

@@ -187,9 +187,9 @@ def _typed_reader(scan: Callable[..., pl.LazyFrame]) -> Callable[..., Iterator[t
         is_valid = all(SCHEMA.get(name) == dtype for name, dtype in schema.items()) and all(
             c in schema for c in REQUIRED
         )
-        exact = columns is not None and is_valid and all(c in schema for c in columns)
-        if exact:
-            lazy = lazy.select(columns)
+        exact = columns is not None and is_valid
+        if columns is not None and exact:  # columns that an earlier version did not write are null
+            lazy = lazy.select(c if c in schema else pl.lit(None, SCHEMA[c]).alias(c) for c in columns)
         frames = lazy.collect_batches(chunk_size=BATCH_ROWS, maintain_order=True)
         n = 0
         for n, frame in enumerate(frames, 1):  # noqa: B007 - counts the batches

@@ -17,7 +17,7 @@ from vidqa.tables import formats
 from vidqa.tables.journal import change_log
 from vidqa.tables.journal.change_log import FileChange
 from vidqa.tables.journal.row_index import IndexedFile, RowIndex
-from vidqa.tables.journal.row_keys import QuestionKey, file_path
+from vidqa.tables.journal.row_keys import QuestionKey, RowState, file_path
 from vidqa.tables.journal.storage import TableStorage
 from vidqa.tables.schema import frame_to_rows, rows_to_frame
 
@@ -87,16 +87,21 @@ class Table:
         self._cached_index = None
         return n
 
-    def status(self, media_id: str | None, question: str, model_id: str, settings_id: str) -> Status | None:
-        """Return the status of the answer to a question about a media_id; None if the question is not answered yet.
+    def state(self, media_id: str | None, question: str, model_id: str, settings_id: str) -> RowState | None:
+        """Return the state of the answer to a question about a media_id; None if the question is not answered yet.
 
         If several rows answer it (segments, duplicates), the most severe status counts: failed, skipped, truncated,
         empty, ok. For a file that could not be read (media_id None) the result is always None.
         """
         if media_id is None:
             return None
-        found = self._index.statuses(media_id, QuestionKey(question, model_id, settings_id))
-        return max(found, key=lambda s: _SEVERITY[s], default=None)
+        found = self._index.states(media_id, QuestionKey(question, model_id, settings_id))
+        return max(found, key=lambda state: (_SEVERITY[state.status], state.is_noted), default=None)
+
+    def status(self, media_id: str | None, question: str, model_id: str, settings_id: str) -> Status | None:
+        """Return the status of the answer to a question about a media_id, as in `state`."""
+        state = self.state(media_id, question, model_id, settings_id)
+        return None if state is None else state.status
 
     def has_failed(self, media_id: str | None, root: str, path: str, question: tuple[str, str, str]) -> bool:
         """Return whether a file has a failed row that `add` or `copy_rows` would replace.
@@ -129,7 +134,7 @@ class Table:
                 f"rows of one file and question must be added together, got more for {min(map(str, twice))}"
             )
         for (media_id, _, question), group in groups.items():
-            answers = [(question, row.status) for row in group]
+            answers = [(question, RowState.of(row.status, row.error_kind, row.media_note)) for row in group]
             change_log.add_rows(self._index, media_id, group[0].root, group[0].path, answers)
             self._unsaved += group
         self._added.update(groups)  # `|= groups.keys()` would copy the whole set for every file
@@ -201,6 +206,17 @@ class Table:
         for media_id, root, path in files:
             self._apply(FileChange("drop", media_id, root, path))
         return len(files)
+
+    def drop_replaced(self, is_replaced: Callable[[str, str], bool]) -> int:
+        """Drop failed and noted rows about earlier content of files. Returns the number of files.
+
+        Args:
+            is_replaced: returns whether the file at a path now has other content than a media_id.
+        """
+        found = [one for one in self._index.problems() if is_replaced(one[0], file_path(*one[1:3]))]
+        for media_id, root, path, question in found:
+            self._apply(FileChange("drop", media_id, root, path, question))
+        return len({one[:3] for one in found})
 
     def rows_for(self, media_id: str | None) -> list[AnswerRow]:
         """Return all rows of a media_id in table order; for None, the rows of all files that could not be read.

@@ -78,3 +78,16 @@ def test_the_old_file_is_kept_if_the_new_one_cannot_be_written(tmp_path: Path, m
 
 def _refuse(*arguments: object) -> None:
     raise OSError(28, "No space left on device")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="POSIX")
+def test_a_pipe_or_device_is_written_and_not_replaced(tmp_path: Path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_metrics(pipe, ODD, RunEnd(1, 100.0, 1.0), summary())
+        assert read(os.read(reader, 1 << 16).decode())["vidqa_run_exit_code",] == 1
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()

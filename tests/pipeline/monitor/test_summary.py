@@ -35,6 +35,22 @@ def test_text_and_json():
     assert plain["hours_of_video"] == 2.0
 
 
+def test_files_with_problems():
+    summary = Summary(table="t.csv", files=9, clips_done=9)
+    summary.existing.update(ok=5)
+    summary.existing_noted = 2
+    for number in range(4):
+        summary.record_notes(f"{number}.mp4", ("truncated: 5.2 of 20.0 s readable",))
+    summary.record_notes("x.tif", ("1 of 3 pages", "2 of 3 pages", "odd"))
+    text = summary.as_text()
+    assert "5 files with problems: 4 truncated, 1 other, 1 pages in 0.mp4, 1.mp4, 2.mp4, ...; see -v; --strict" in text
+    assert "existing rows: 5 ok (2 about files with problems)" in text
+    assert "see -v" not in summary.as_text(verbose=True)
+    plain = json.loads(json.dumps(summary.as_dict()))
+    assert (plain["noted_files"], plain["existing_noted"]) == (5, 2)
+    assert plain["notes"] == {"truncated": 4, "pages": 1, "other": 1}
+
+
 def test_nothing_to_do():
     summary = Summary(table="t.csv", files=1)
     summary.existing.update(ok=1)

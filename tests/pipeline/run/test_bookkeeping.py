@@ -136,13 +136,13 @@ def test_failures_are_counted_with_their_file_and_kept_for_the_retry_policy(book
 
 def test_pruning_drops_rows_and_failure_counts(books: Callable[..., Books]) -> None:
     one = books()
-    for name, media_id in (("a.mp4", "1"), ("b.mp4", "2")):
+    for name, media_id in (("a.mp4", "1"), ("b.mp4", "2"), ("c.mp4", "3")):
         work = one.select(name, media_id)
         assert work is not None
         one.bookkeeper.record(one.failed(work))
-    one.bookkeeper.prune(lambda path: path.endswith("a.mp4"))
+    one.bookkeeper.prune(lambda path: path.endswith("a.mp4"), lambda media_id, path: media_id == "3" * 32)
     one.bookkeeper.close()
-    assert one.run.summary.pruned == 1 and set(read_table(one.path)["path"]) == {"b.mp4"}
+    assert one.run.summary.pruned == 2 and set(read_table(one.path)["path"]) == {"b.mp4"}
     retries = RetryPolicy(one.path).load()
     cell = one.pending.cells[QUESTIONS[0].text]
     assert (retries.n_failed(("1" * 32, *cell)), retries.n_failed(("2" * 32, *cell))) == (0, 1)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
 import pytest
 
-from vidqa.pipeline.run.pruning import removed_files
+from vidqa.cache.media_index import MediaIndex
+from vidqa.pipeline.run.pruning import removed_files, replaced_files
 
 
 @pytest.fixture
@@ -79,3 +81,18 @@ def test_an_unreadable_folder_proves_nothing(archive):
         assert not is_removed(path)
     finally:
         os.seteuid(0)
+
+
+def test_files_with_other_content_are_replaced(archive, tmp_path):
+    index, path = MediaIndex(tmp_path / "cache"), archive / "2024" / "b.mp4"
+    is_replaced = replaced_files([str(archive / "2024")], index)
+    media_id = hashlib.sha256(b"video").hexdigest()[:32]
+    assert not is_replaced(media_id, str(path)) and is_replaced("0" * 32, str(path))
+    path.write_text("the whole video")
+    assert is_replaced(media_id, str(path))
+    assert not is_replaced("0" * 32, str(archive / "2023" / "a.mp4")), "not searched"
+    assert not is_replaced("0" * 32, str(archive / "2024" / "missing.mp4")), "removed, not replaced"
+    path.unlink()
+    path.mkdir()
+    assert not is_replaced(media_id, str(path)), "what cannot be read proves nothing"
+    index.close()

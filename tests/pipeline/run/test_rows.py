@@ -67,3 +67,6 @@ def test_a_file_that_fails_has_no_facts() -> None:
     row = failed_row(WORK, QUESTION, ItemError("timeout", "too slow"), IDENTITY, "s1")
     assert (row.status, row.error_kind, row.error, row.question) == ("failed", "timeout", "too slow", "What?")
     assert (row.start_s, row.frame_times_s, row.n_repeated_frames, row.width) == (None, None, None, None)
+    facts = replace(SEGMENT.facts, notes=("1 of 3 pages",))
+    row = failed_row(WORK, QUESTION, ItemError("partial", "1 of 3 pages"), IDENTITY, "s1", facts)
+    assert (row.start_s, row.width, row.media_note, row.error_kind) == (None, 640, "1 of 3 pages", "partial")

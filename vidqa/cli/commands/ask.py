@@ -16,6 +16,7 @@ from vidqa.cli.options import (
     output_options,
     precision_options,
     run_options,
+    strict_option,
 )
 from vidqa.cli.output import as_json, rows_as_json_lines, rows_as_table
 from vidqa.common.display import display_path, plural
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 )
 @max_new_tokens_option
 @run_options("one answer per window")
+@strict_option
 @model_options
 @precision_options
 @cache_option

@@ -14,6 +14,7 @@ from vidqa.cli.options import (
     output_options,
     precision_options,
     run_options,
+    strict_option,
 )
 from vidqa.errors import EXIT_OK
 
@@ -40,7 +41,12 @@ from vidqa.errors import EXIT_OK
     type=click.Choice(["failed", "all"]),
     help="Try failed rows again. `failed` skips files that failed in three runs in a row; `all` does not.",
 )
-@click.option("--prune-missing", is_flag=True, help="Drop the rows of files below PATHS that no longer exist.")
+@click.option(
+    "--prune-missing",
+    is_flag=True,
+    help="Drop the rows of files below PATHS that no longer exist, and those about a half-finished or damaged version "
+    "of a file that was replaced.",
+)
 @click.option(
     "--dry-run",
     is_flag=True,
@@ -52,6 +58,7 @@ from vidqa.errors import EXIT_OK
     "--metrics", metavar="FILE", type=click.Path(), help="Write FILE (.prom) for the Prometheus textfile collector."
 )
 @run_options("one row per window")
+@strict_option
 @model_options
 @precision_options
 @cache_option

@@ -6,12 +6,13 @@ from typing import Any
 
 import click
 
-from vidqa.cli.options import HELP, cache_option, model_options, output_options, run_options
+from vidqa.cli.options import HELP, cache_option, model_options, output_options, run_options, strict_option
 
 
 @click.command("encode", context_settings=HELP, short_help="Fill the feature cache without asking questions.")
 @click.argument("paths", nargs=-1, required=True, type=click.Path())
 @run_options("one cache entry per window")
+@strict_option
 @model_options
 @cache_option
 @output_options

@@ -14,6 +14,7 @@ from pathlib import Path
 from vidqa import __version__
 from vidqa.common import atomic_io
 from vidqa.common.path_text import escape_surrogates
+from vidqa.errors import NOTE_KINDS
 from vidqa.pipeline.monitor.summary import Summary
 
 #: Name -> help text. All are gauges of the last run: every run starts from zero.
@@ -27,6 +28,7 @@ METRICS = {
     "vidqa_files": "Files of the last run by state: found, done, cached, failed, quarantined, renamed.",
     "vidqa_rows": "Rows of the last run by status and age: new, failed again, existing.",
     "vidqa_errors": "New failed rows of the last run by error kind.",
+    "vidqa_noted_files": "Files of the last run that could be read, but have problems, by kind of note.",
     "vidqa_ignored_files": "Files that are not media, by reason.",
     "vidqa_video_seconds": "Duration of the videos that the last run processed.",
     "vidqa_stage_seconds": "Seconds of the last run by stage.",
@@ -60,7 +62,11 @@ def write_metrics(path: str | os.PathLike[str], table: str, end: RunEnd, summary
     Raises:
         OSError: the file cannot be written; the old one is kept.
     """
-    last = end.end_s if end.success else _last_success(Path(path), table)
+    path = Path(path)
+    if path.exists() and not path.is_file():  # a device such as /dev/null must not be replaced by a file
+        path.write_text(metrics_text(table, end, summary, end.end_s if end.success else None), encoding="utf-8")
+        return
+    last = end.end_s if end.success else _last_success(path, table)
     with atomic_io.atomic_write(path) as f:
         f.write(metrics_text(table, end, summary, last).encode())
 
@@ -112,6 +118,7 @@ def _of_summary(summary: Summary) -> list[tuple[str, dict[str, str], float]]:
         ("vidqa_rows", {"status": "failed", "age": "again"}, summary.failed_again),
         *(("vidqa_rows", {"status": s, "age": "existing"}, summary.existing[s]) for s in statuses),
         *(("vidqa_errors", {"kind": kind}, n) for kind, n in sorted(summary.errors.items())),
+        *(("vidqa_noted_files", {"kind": kind}, summary.notes[kind]) for kind in NOTE_KINDS),
         *(("vidqa_ignored_files", {"reason": reason}, n) for reason, n in sorted(summary.ignored.items())),
         ("vidqa_video_seconds", {}, round(summary.video_s, 3)),
         *(("vidqa_stage_seconds", {"stage": stage}, round(s, 3)) for stage, s in summary.seconds.items()),

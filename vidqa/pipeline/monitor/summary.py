@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from vidqa.common.display import counts, display_path, human_duration, plural
+from vidqa.errors import note_kind
 from vidqa.pipeline.monitor.reporter import STAGES, StageClock
 from vidqa.pipeline.monitor.throughput import ThroughputMeter
 
@@ -30,6 +31,10 @@ class Summary:
         default_factory=Counter
     )  # new failed rows by error kind; without a table, failed files
     failed_paths: list[str] = field(default_factory=list)  # the first files with new errors
+    noted_files: int = 0  # processed files that could be read, but have problems; they are not part of clips_failed
+    notes: Counter[str] = field(default_factory=Counter)  # of these files, by kind of note
+    noted_paths: list[str] = field(default_factory=list)  # the first of them
+    existing_noted: int = 0  # part of existing: rows about files with problems, without failed ones
     ignored: dict[str, int] = field(default_factory=dict)  # files that are not media, by reason
     failed_again: int = 0  # new failed rows whose file and question had failed in an earlier run
     renamed: int = 0  # files whose rows only needed a new path
@@ -37,7 +42,7 @@ class Summary:
     quarantined: dict[str, int] = field(
         default_factory=dict
     )  # skipped path -> failed runs in a row, in order of the scan
-    pruned: int = 0  # removed files whose rows were dropped
+    pruned: int = 0  # removed files, and replaced ones that had a problem, whose rows were dropped
     segments: int = 0  # decoded and encoded by this run
     video_s: float = 0.0  # duration of the processed videos
     wall_s: float = 0.0
@@ -67,6 +72,18 @@ class Summary:
         if len(self.failed_paths) < _MAX_PATHS and path not in self.failed_paths:
             self.failed_paths.append(path)
 
+    def record_notes(self, path: str, notes: Sequence[str]) -> None:
+        """Count a file that could be read, but has problems.
+
+        Args:
+            path: of the file.
+            notes: at least one.
+        """
+        self.noted_files += 1
+        self.notes.update(set(map(note_kind, notes)))
+        if len(self.noted_paths) < _MAX_PATHS:
+            self.noted_paths.append(path)
+
     def close(self, clock: StageClock, wall_s: float) -> None:
         """Take over the times at the end of the run.
 
@@ -89,6 +106,9 @@ class Summary:
             "existing": dict(self.existing),
             "errors": dict(self.errors),
             "failed_again": self.failed_again,
+            "noted_files": self.noted_files,
+            "notes": dict(self.notes),
+            "existing_noted": self.existing_noted,
             "ignored": dict(self.ignored),
             "renamed": self.renamed,
             "copied": self.copied,
@@ -135,13 +155,14 @@ class Summary:
             retry = (
                 "; --retry failed tries failed ones again" if self.existing["failed"] and not self.quarantined else ""
             )
-            lines.append(f"existing rows: {counts(self.existing)}{retry}")
+            noted = f" ({self.existing_noted:,} about files with problems)" if self.existing_noted else ""
+            lines.append(f"existing rows: {counts(self.existing)}{noted}{retry}")
         if self.renamed:
             lines.append(f"updated paths: {plural(self.renamed, 'file')} renamed since the last run")
         if self.copied:
             lines.append(f"copied rows: {plural(self.copied, 'file')} with the same content as another file")
         if self.pruned:
-            lines.append(f"dropped rows: {plural(self.pruned, 'removed file')}")
+            lines.append(f"dropped rows: {plural(self.pruned, 'removed or replaced file')}")
         if self.quarantined:
             files, n_runs = plural(len(self.quarantined), "file"), min(self.quarantined.values())
             lines.append(
@@ -152,6 +173,11 @@ class Summary:
             n_more = max(0, sum(self.errors.values()) - len(self.failed_paths))
             where = f" in {_paths(self.failed_paths)}{', ...' if n_more else ''}; see -v" if self.failed_paths else ""
             lines.append(f"failures: {counts(self.errors)}{'' if verbose else where}")
+        if self.noted_files:
+            more = ", ..." if self.noted_files > len(self.noted_paths) else ""
+            where = "" if verbose else f" in {_paths(self.noted_paths)}{more}; see -v"
+            files = plural(self.noted_files, "file")
+            lines.append(f"{files} with problems: {counts(self.notes)}{where}; --strict makes them fail")
         if self.ignored:
             lines.append(f"ignored files: {counts(self.ignored)}")
         if self.bottleneck:

@@ -74,7 +74,7 @@ def answer_items(
             if item is None:
                 break
             if item.error is not None:
-                yield Answered(item.work, _failed_rows(item.work, item.error, identity, options))
+                yield Answered(item.work, _failed_rows(item, identity, options))
                 continue
             prompts = [(question, segment) for question in item.work.questions for segment in item.segments]
             if not prompts:
@@ -230,5 +230,9 @@ def _request(question: Question, segment: EncodedSegment, options: RunOptions) -
     )
 
 
-def _failed_rows(work: WorkItem, error: ItemError, identity: Identity, options: RunOptions) -> tuple[AnswerRow, ...]:
-    return tuple(failed_row(work, q, error, identity, settings_of(options, q)) for q in work.questions)
+def _failed_rows(item: EncodedItem, identity: Identity, options: RunOptions) -> tuple[AnswerRow, ...]:
+    assert item.error is not None
+    return tuple(
+        failed_row(item.work, question, item.error, identity, settings_of(options, question), item.facts)
+        for question in item.work.questions
+    )

@@ -60,14 +60,17 @@ class RunBookkeeper:
             if self._uncommitted >= COMMIT_ROWS or self._is_due():
                 self._write(self._table.checkpoint)
 
-    def prune(self, is_gone: Callable[[str], bool]) -> None:
-        """Drop the rows of removed files. Call it after all files, when renamed ones have taken over their rows.
+    def prune(self, is_gone: Callable[[str], bool], is_replaced: Callable[[str, str], bool]) -> None:
+        """Drop the rows of removed files, and those that report a problem of content that was replaced.
+
+        Call it after all files, when renamed ones have taken over their rows.
 
         Args:
             is_gone: returns whether the file at a path was removed.
+            is_replaced: returns whether the file at a path no longer has the content with a media_id.
         """
         with self._lock:
-            self._summary.pruned = self._table.prune(is_gone)
+            self._summary.pruned = self._table.prune(is_gone) + self._table.drop_replaced(is_replaced)
             self._retries.drop_unless(lambda key: self._table.status(*key) is not None)
 
     def close(self) -> None:

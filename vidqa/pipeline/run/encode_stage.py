@@ -158,7 +158,7 @@ def _encoded(
     if work.media_id is not None:
         for before, after in zip(media.segments, segments, strict=True):
             writer.put(CacheKey(work.media_id, before.segment.key, model.bundle.encoder_id), after)
-    return EncodedItem(work, segments, decode_s=media.seconds)
+    return EncodedItem(work, segments, media.facts, decode_s=media.seconds)
 
 
 def _with_facts(decoded: DecodedItem, segment: DecodedSegment, features: Features) -> EncodedSegment:

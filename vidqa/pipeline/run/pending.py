@@ -94,7 +94,8 @@ class PendingAnswers:
         model_id = run.model.identity.model_id
         #: Question text -> what identifies its rows, together with the media_id.
         self.cells = {q.text: (q.text, model_id, settings_of(run.options, q)) for q in questions}
-        self._retry, self._summary, self._reporter = run.options.retry, run.summary, run.reporter
+        self._retry, self._strict = run.options.retry, run.options.strict
+        self._summary, self._reporter = run.summary, run.reporter
 
     def __call__(self, hashed: Iterable[HashedFile]) -> Iterator[WorkItem | EncodedItem]:
         """Yield the files that have pending questions.
@@ -133,10 +134,10 @@ class PendingAnswers:
     def _is_pending(self, item: MediaItem, media_id: str, question: Question) -> bool:
         """Return whether a question is to be asked; if not, count its existing row."""
         cell = self.cells[question.text]
-        status = self.table.status(media_id, *cell)
-        if status is None:
+        state = self.table.state(media_id, *cell)
+        if state is None or (state.is_noted and (state.status == "failed") != self._strict):  # --strict was switched
             return True
-        key = (media_id, *cell)
+        status, key = state.status, (media_id, *cell)
         if status == "failed":
             if self._retry == "all" or (self._retry == "failed" and not self.retries.skip(key)):
                 return True
@@ -144,6 +145,7 @@ class PendingAnswers:
                 self._summary.quarantined[item.path] = self.retries.n_failed(key)
                 self._reporter.event("quarantine", "skipped", media=item.path)
         self._summary.existing[status] += 1
+        self._summary.existing_noted += state.is_noted and status != "failed"
         return False
 
 

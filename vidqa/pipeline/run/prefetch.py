@@ -147,17 +147,16 @@ class Prefetcher:
             if isinstance(work, EncodedItem):
                 self._put(work)
                 continue
-            cached = self._cached(work)
-            if cached is not None:
-                self._put(EncodedItem(work, cached, cached=True))
+            if (cached := self._cached(work)) is not None:
+                self._put(cached)
                 continue
             self._decoding[number] = work
             yield DecodeJob(
                 path=work.item.path, segments=work.segments or self._options.segment_s, sampling=sampling, tag=number
             )
 
-    def _cached(self, work: WorkItem) -> tuple[EncodedSegment, ...] | None:
-        """Return all segments of a file from the cache, or None if one is missing; empty if they need not be read."""
+    def _cached(self, work: WorkItem) -> EncodedItem | None:
+        """Return a file with its cached segments, omitted if they need not be read; None if one is missing."""
         facts = self._index.facts(work.media_id) if work.media_id else None
         if facts is None or work.media_id is None:
             return None
@@ -166,14 +165,14 @@ class Prefetcher:
             for segment in plan_segments(facts, work.segments or self._options.segment_s)
         ]
         if not work.read_features:
-            return () if all(map(self._store.has, keys)) else None
-        segments = []
+            return EncodedItem(work, (), facts, cached=True) if all(map(self._store.has, keys)) else None
+        segments: list[EncodedSegment] = []
         for key in keys:
             entry = self._store.get(key)
             if entry is None:
                 return None
             segments.append(entry)
-        return tuple(segments)
+        return EncodedItem(work, tuple(segments), facts, cached=True)
 
     def _put(self, value: EncodedItem | DecodedItem | _End) -> None:
         while not self._stop.is_set():

@@ -1,4 +1,4 @@
-"""Which files were removed, for `--prune-missing`: an unmounted disk must not look like an empty archive."""
+"""Which files were removed or replaced (`--prune-missing`). An unmounted disk must not look like an empty archive."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import os
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
 
+from vidqa.cache.media_index import MediaIndex
+from vidqa.errors import MediaError
 from vidqa.media.scan import glob_root, is_glob
+from vidqa.records import MediaItem
 
 
 def removed_files(searched: Sequence[str]) -> Callable[[str], bool]:
@@ -33,6 +36,31 @@ def removed_files(searched: Sequence[str]) -> Callable[[str], bool]:
         return _has_entries(folder)
 
     return is_removed
+
+
+def replaced_files(searched: Sequence[str], index: MediaIndex) -> Callable[[str, str], bool]:
+    """Return a function that returns whether the file at a path no longer has the content with a media_id.
+
+    Args:
+        searched: files, folders and globs of the run.
+        index: has the content of the files that the run found.
+    """
+    roots = tuple(_search_root(path) for path in searched)
+
+    def is_replaced(media_id: str, path: str) -> bool:
+        if not any(_is_searched(path, root, pattern) for root, pattern in roots):
+            return False
+        try:
+            now = os.stat(path)
+        except OSError:
+            return False
+        item = MediaItem(path, os.path.dirname(path), os.path.basename(path), now.st_size, now.st_mtime_ns)
+        try:
+            return index.media_id(item) != media_id
+        except MediaError:  # it cannot be read now: that proves nothing
+            return False
+
+    return is_replaced
 
 
 def _search_root(path: str) -> tuple[str, list[str]]:

@@ -3,7 +3,8 @@
 A failed row is counted once per run that asked for it, independent of the clock. After three failed runs in a row it is
 quarantined: `--retry failed` skips it, and tries it again only after 7, then 14, then every 28 further runs. A file
 that changes has new content and starts from zero; `--retry all` ignores the counts. Files that cannot be read have no
-media_id to count under; they are tried in every run, which costs almost nothing.
+media_id to count under; they are tried in every run, which costs almost nothing. Rows that failed as `partial` count as
+failed in runs with `--strict` only; other runs answer them, which resets their counts.
 """
 
 from __future__ import annotations

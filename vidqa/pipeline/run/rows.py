@@ -45,7 +45,14 @@ def answered_row(
     return AnswerRow(**values)
 
 
-def failed_row(work: WorkItem, question: Question, error: ItemError, identity: Identity, settings: str) -> AnswerRow:
+def failed_row(
+    work: WorkItem,
+    question: Question,
+    error: ItemError,
+    identity: Identity,
+    settings: str,
+    facts: MediaFacts | None = None,
+) -> AnswerRow:
     """Return the row for one question about a file that has no segments because it failed.
 
     Args:
@@ -54,8 +61,10 @@ def failed_row(work: WorkItem, question: Question, error: ItemError, identity: I
         error: why the file failed.
         identity: what would have produced the answer.
         settings: the `settings_id`.
+        facts: of the file, if it could be read.
     """
-    return AnswerRow(**_common(work, question, identity, settings) | _failure(error, work))
+    values = _common(work, question, identity, settings) | (_facts(facts) if facts is not None else {})
+    return AnswerRow(**values | _failure(error, work))
 
 
 def _common(work: WorkItem, question: Question, identity: Identity, settings: str) -> dict[str, Any]:

@@ -37,7 +37,8 @@ class RunOptions:
     n_workers: int | None = None  # decoder processes; None: one per core
     memory_bytes: int = 4 << 30  # per decoder process
     retry: Literal["failed", "all"] | None = None  # which failed rows to try again; `failed` skips quarantined ones
-    prune_missing: bool = False  # drop the rows of removed files
+    prune_missing: bool = False  # drop the rows of removed files, and those about earlier content that had a problem
+    strict: bool = False  # files with notes fail with the error kind `partial`
 
     def __post_init__(self) -> None:
         problems = []

@@ -19,7 +19,7 @@ from vidqa.common.path_text import escape_path, unescape_path
 from vidqa.errors import TableError
 from vidqa.records import AnswerRow, Status
 from vidqa.tables.journal.row_index import RowIndex
-from vidqa.tables.journal.row_keys import QuestionKey, file_path
+from vidqa.tables.journal.row_keys import STATE_COLUMNS, QuestionKey, RowState, file_path
 from vidqa.tables.schema import SCHEMA, rows_to_frame
 
 _OPS = ("row", "move", "copy", "drop")
@@ -27,7 +27,7 @@ _EXTRA = {"op": pl.String(), "to_root": pl.String(), "to_path": pl.String()}
 LOG_SCHEMA: dict[str, pl.DataType] = SCHEMA | _EXTRA
 #: Columns that part files of earlier versions do not have.
 _ADDED_LATER = ("n_repeated_frames", "media_note")
-_KEYS = ["op", "media_id", "root", "path", *QuestionKey._fields, "status", "to_root", "to_path"]
+_KEYS = ["op", "media_id", "root", "path", *QuestionKey._fields, *STATE_COLUMNS, "to_root", "to_path"]
 
 
 @dataclass(frozen=True)
@@ -95,16 +95,17 @@ def replay(log: pl.DataFrame, index: RowIndex) -> None:
     for (op, media_id, root, path, *_), some in groupby(log.select(_KEYS).iter_rows(), lambda entry: entry[:4]):
         root, path = unescape_path(root), unescape_path(path)
         if op == "row":
-            add_rows(index, media_id, root, path, [(QuestionKey(*entry[4:7]), entry[7]) for entry in some])
+            answers = [(QuestionKey(*entry[4:7]), RowState.of(*entry[7:10])) for entry in some]
+            add_rows(index, media_id, root, path, answers)
             continue
         for entry in some:
             question = None if entry[4] is None else QuestionKey(*entry[4:7])
-            target = [unescape_path(name) if name is not None else None for name in entry[8:10]]
+            target = [unescape_path(name) if name is not None else None for name in entry[10:12]]
             apply(index, FileChange(op, media_id, root, path, question, *target))
 
 
 def add_rows(
-    index: RowIndex, media_id: str | None, root: str, path: str, answers: Sequence[tuple[QuestionKey, Status]]
+    index: RowIndex, media_id: str | None, root: str, path: str, answers: Sequence[tuple[QuestionKey, RowState]]
 ) -> None:
     """Add the rows of one file to an index.
 
@@ -137,7 +138,7 @@ def _changes_frame(changes: Iterable[FileChange]) -> pl.DataFrame:
             None if name is None else escape_path(name)
             for name in (change.root, change.path, change.to_root, change.to_path)
         ]
-        values = (change.op, change.media_id, *names[:2], *question, None, *names[2:])
+        values = (change.op, change.media_id, *names[:2], *question, *(None for _ in STATE_COLUMNS), *names[2:])
         for name, value in zip(_KEYS, values, strict=True):
             columns[name].append(value)
     frame = pl.DataFrame(columns, schema={name: LOG_SCHEMA[name] for name in _KEYS})

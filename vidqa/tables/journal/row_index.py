@@ -1,8 +1,8 @@
 """Index of a table's rows by media_id and file, in an in-memory SQLite database.
 
 Every stored row has a number: first the rows of the written table in order, then the rows of the journal. A record of
-the index belongs to one file and has its rows as runs: consecutive stored rows that answer the same question with the
-same status. A file with many segments therefore needs no more memory than a file with one. A file whose rows are not
+the index belongs to one file and has its rows as runs: consecutive stored rows that answer the same question and have
+the same state. A file with many segments therefore needs no more memory than a file with one. A file whose rows are not
 together has several records, which are combined when they are read.
 
 Dropping, renaming and copying rows changes only the index. `merge` applies the result when the table is written.
@@ -23,7 +23,7 @@ import polars as pl
 
 from vidqa.common.path_text import escape_path, unescape_path
 from vidqa.records import Status
-from vidqa.tables.journal.row_keys import FILE_COLUMNS, STATUSES, QuestionKey, file_path
+from vidqa.tables.journal.row_keys import FILE_COLUMNS, STATUSES, QuestionKey, RowState, file_path
 
 # `content` is the media_id, or `_UNREAD` and the path for a file that could not be read. Names are escaped, because
 # SQLite cannot store lone surrogates. `is_changed` marks records that have renamed or copied rows.
@@ -35,12 +35,12 @@ _ADD = "INSERT INTO files VALUES (?, ?, ?, ?, ?)"
 _UNREAD = "\0"
 
 # A run in `runs`: number of the first row, then code and number of rows. The code combines the number of the question,
-# the origin of the rows and the number of their status.
+# the origin of the rows, whether they are noted, and the number of their status.
 _RUN = np.dtype([("first_row", "<u8"), ("code", "<u4"), ("n_rows", "<u4")])
 _RUN_STRUCT = struct.Struct("<QII")
-_STATUS, _ORIGIN, _QUESTION = 1, 8, 32  # factors within a code
+_STATUS, _NOTED, _ORIGIN, _QUESTION = 1, 8, 16, 64  # factors within a code
 _STORED, _RENAMED, _COPY = range(3)  # origin: rows under their stored names, of a renamed file, copied from another
-assert len(STATUSES) <= _ORIGIN
+assert len(STATUSES) <= _NOTED
 
 
 class IndexedFile(NamedTuple):
@@ -65,7 +65,11 @@ class _Run(NamedTuple):
 
     @property
     def status(self) -> Status:
-        return STATUSES[self.code % _ORIGIN]
+        return STATUSES[self.code % _NOTED]
+
+    @property
+    def is_noted(self) -> bool:
+        return bool(self.code % _ORIGIN // _NOTED)
 
     @property
     def origin(self) -> int:
@@ -118,12 +122,16 @@ class RowIndex:
         """Return the number of rows per status, without statuses that do not occur."""
         return {status: self._counts[status] for status in STATUSES if self._counts[status]}
 
-    def statuses(self, media_id: str, question: QuestionKey) -> set[Status]:
-        """Return the statuses of all rows that answer a question about a media_id."""
+    def states(self, media_id: str, question: QuestionKey) -> set[RowState]:
+        """Return the states of all rows that answer a question about a media_id."""
         number = self._questions.get(question)
         found = self._db.execute("SELECT runs FROM files WHERE content = ?", (media_id,))
         codes = {code for (runs,) in found for _, code, _ in _RUN_STRUCT.iter_unpack(runs)}
-        return {STATUSES[code % _ORIGIN] for code in codes if code // _QUESTION == number}
+        return {
+            RowState(STATUSES[code % _NOTED], bool(code % _ORIGIN // _NOTED))
+            for code in codes
+            if code // _QUESTION == number
+        }
 
     def has_failed(self, media_id: str | None, path: str, question: QuestionKey) -> bool:
         """Return whether the file at `path` has a failed row for a question."""
@@ -148,6 +156,16 @@ class RowIndex:
                 unescape_path(path),
             )
 
+    def problems(self) -> Iterator[tuple[str, str, str, QuestionKey]]:
+        """Yield media_id, root, path and question of all rows that failed or are noted."""
+        for content, root, path, packed in self._db.execute("SELECT content, root, path, runs FROM files"):
+            if content.startswith(_UNREAD):
+                continue
+            runs = map(_Run._make, _RUN_STRUCT.iter_unpack(packed))
+            for number in dict.fromkeys(run.question for run in runs if run.is_noted or run.status == "failed"):
+                names = unescape_path(self._root_names[root]), unescape_path(path)
+                yield content, *names, self._question_keys[number]
+
     def rows(self, media_id: str | None) -> list[tuple[int, str, str]]:
         """Return (number of the stored row, root, path) of every row of a media_id, in the order of the table.
 
@@ -158,11 +176,13 @@ class RowIndex:
         runs.sort(key=lambda found: (found[0].origin == _COPY, found[0].first_row))
         return [(run.first_row + i, root, path) for run, root, path in runs for i in range(run.n_rows)]
 
-    def append(self, media_id: str | None, root: str, path: str, answers: Iterable[tuple[QuestionKey, Status]]) -> None:
+    def append(
+        self, media_id: str | None, root: str, path: str, answers: Iterable[tuple[QuestionKey, RowState]]
+    ) -> None:
         """Add the next stored rows, which are all about one file."""
         runs: list[_Run] = []
-        for question, status in answers:
-            code = self._question_number(question) * _QUESTION + STATUSES.index(status)
+        for question, state in answers:
+            code = self._question_number(question) * _QUESTION + STATUSES.index(state.status) + state.is_noted * _NOTED
             if runs and runs[-1].code == code:
                 runs[-1] = runs[-1]._replace(n_rows=runs[-1].n_rows + 1)
             else:
@@ -227,7 +247,7 @@ class RowIndex:
     def _add_batch(self, batch: pl.DataFrame) -> None:
         """Add the next rows of the written table."""
         codes = self._codes(batch)
-        counts = np.bincount(codes % _ORIGIN, minlength=len(STATUSES)).tolist()
+        counts = np.bincount(codes % _NOTED, minlength=len(STATUSES)).tolist()
         self._counts.update(dict(zip(STATUSES, counts, strict=True)))
         is_new = batch.select(pl.any_horizontal(pl.col(c).ne_missing(pl.col(c).shift(1)) for c in FILE_COLUMNS))
         starts_file = is_new.to_series().to_numpy().copy()
@@ -253,14 +273,17 @@ class RowIndex:
         self.n_stored += batch.height
 
     def _codes(self, batch: pl.DataFrame) -> np.ndarray:
-        """Return question and status of every row as the code of a run, int64 [rows]."""
+        """Return question and state of every row as the code of a run, int64 [rows]."""
         keys = list(QuestionKey._fields)
         questions = batch.select(keys).unique(maintain_order=True)
         numbers = [self._question_number(QuestionKey(*values)) for values in questions.iter_rows()]
         numbered = questions.with_columns(pl.Series("number", numbers, dtype=pl.Int64))
         number = batch.select(keys).join(numbered, on=keys, how="left", maintain_order="left")["number"]
         status = batch["status"].cast(pl.Enum(STATUSES)).to_physical().cast(pl.Int64)
-        codes: np.ndarray = (number * _QUESTION + status).to_numpy()
+        failed, is_partial = pl.col("status") == "failed", pl.col("error_kind").eq_missing("partial")
+        noted = pl.when(failed).then(is_partial).otherwise(pl.col("media_note").is_not_null())  # as in `RowState.of`
+        is_noted = batch.select(noted.cast(pl.Int64)).to_series()
+        codes: np.ndarray = (number * _QUESTION + is_noted * _NOTED + status).to_numpy()
         return codes
 
     def _files(self, media_id: str | None, path: str | None = None) -> list[_File]:

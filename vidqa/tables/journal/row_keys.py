@@ -20,8 +20,22 @@ class QuestionKey(NamedTuple):
     settings_id: str
 
 
+class RowState(NamedTuple):
+    """What a run needs to know about an existing row, in order to decide whether it is done."""
+
+    status: Status
+    is_noted: bool = False  # depends on `--strict`: has a media_note, or failed because of it
+
+    @classmethod
+    def of(cls, status: Status, error_kind: str | None, media_note: str | None) -> RowState:
+        """Return the state of a row with these values."""
+        return cls(status, error_kind == "partial" if status == "failed" else media_note is not None)
+
+
+#: Columns that the state of a row is made of.
+STATE_COLUMNS = ("status", "error_kind", "media_note")
 #: Columns that a `RowIndex` is built from.
-KEY_COLUMNS = (*FILE_COLUMNS, *QuestionKey._fields, "status")
+KEY_COLUMNS = (*FILE_COLUMNS, *QuestionKey._fields, *STATE_COLUMNS)
 
 
 def file_path(root: str, path: str) -> str:
