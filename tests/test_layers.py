@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "vidqa"
-SHARED = {"errors", "records", "config", "common"}
+SHARED = {"errors", "records", "config", "common", "import_path"}
 STAGES = {"media", "encoders", "cache", "prompts", "tables"}
 HEADS = {"model", "convert", "generate", "train"}
 LAYERS = [SHARED, STAGES, HEADS, {"pipeline"}, {"cli"}]

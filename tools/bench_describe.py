@@ -89,7 +89,17 @@ def cpu_seconds() -> float:
 def run(clips: Path, folder: Path, arguments: list[str]) -> dict[str, object]:
     """Describe one folder in a new process and sample its memory."""
     folder.mkdir()
-    command = [sys.executable, "-m", "vidqa", "describe", str(clips), "--out", str(folder / "table.parquet"), "--json"]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "vidqa",
+        "describe",
+        str(clips),
+        "--out",
+        str(folder / "table.parquet"),
+        "--json",
+    ]
     command += ["--cache-dir", str(folder / "cache"), "--quiet", *arguments]
     start, cpu = time.perf_counter(), cpu_seconds()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

@@ -72,7 +72,7 @@ def measure(folder: Path, table: Path, cache: Path) -> dict[str, float]:
     )
     arguments = ["describe", str(folder), "--out", str(table), "--cache-dir", str(cache), "--json", "-q"]
     start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-P", "-c", code, *arguments], capture_output=True, text=True, check=True)
     wall = time.perf_counter() - start
     summary, (exit_code, peak, cpu) = (json.loads(line) for line in done.stdout.splitlines()[-2:])
     assert exit_code == 0, done.stderr

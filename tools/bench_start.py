@@ -71,11 +71,23 @@ def main() -> int:
     parser.add_argument("--repeat", type=int, default=3)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as cache:
-        ask = ["-m", "vidqa", "ask", args.clip, "What happens?", "--model", args.model, "--cache-dir", cache, "-q"]
+        ask = [
+            "-P",
+            "-m",
+            "vidqa",
+            "ask",
+            args.clip,
+            "What happens?",
+            "--model",
+            args.model,
+            "--cache-dir",
+            cache,
+            "-q",
+        ]
         run([sys.executable, *ask])  # fills the cache
         runs = [run([sys.executable, *ask])[:2] for _ in range(args.repeat)]
         _, _, log = run([sys.executable, "-X", "importtime", *ask])
-        imports = [run([sys.executable, "-c", f"import {name}"])[:2] for name in ("torch", "transformers")]
+        imports = [run([sys.executable, "-P", "-c", f"import {name}"])[:2] for name in ("torch", "transformers")]
     walls, cpus = zip(*runs, strict=True)
     own, tree = shares(log)
     best, middle = min(walls), statistics.median(walls)

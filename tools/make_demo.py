@@ -106,7 +106,7 @@ def run_shared(name: str, plan: Plan, work: Path, processes: int) -> None:
     Small matrices gain little from a second thread: two processes took twice as many steps as two threads.
     """
     options = [f"--{k.replace('_', '-')}={v}" for k, v in asdict(plan).items()]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    launcher = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command = [*launcher, __file__, f"--work={work}", f"--steps={name}", *options]
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 

@@ -228,7 +228,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=12, help="clips in the archive [12]")
     args = parser.parse_args()
     start = time.monotonic()
-    command = [sys.executable, "-c", SERVER, str(PART_ROWS)]
+    command = [sys.executable, "-P", "-c", SERVER, str(PART_ROWS)]
     with (
         tempfile.TemporaryDirectory(prefix="vidqa-kills-") as home,
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as server,

@@ -146,6 +146,7 @@ def vidqa_train(recipe_file: Path, out: Path, work: Path) -> None:
     """Call `vidqa train`; all runs share one cache, so that each encoder encodes each file once."""
     command = [
         sys.executable,
+        "-P",
         "-m",
         "vidqa",
         "train",

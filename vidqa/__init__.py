@@ -14,7 +14,10 @@ There is always one row per file, segment and question: if a file fails, its row
 The public names are loaded on first use: importing vidqa imports neither torch nor a decoder.
 """
 
-from __future__ import annotations
+from vidqa.import_path import ignore_working_folder, is_program
+
+if is_program():  # before the first import that the working folder could answer
+    ignore_working_folder()
 
 from typing import TYPE_CHECKING
 

@@ -177,4 +177,5 @@ def step_tune(plan: Plan, work: Path) -> None:
     command = [sys.executable, "-m", "vidqa", "train", "recipe.toml", "--out", "tuned", "--cache-dir", "cache"]
     if device().type == "cpu":  # two processes with one thread each, as in the other steps
         command[1:1] = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    subprocess.run(command, cwd=work, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    environment = {**os.environ, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, cwd=work, check=True, env=environment)

@@ -170,7 +170,15 @@ def test_several_processes_have_the_same_result(corpus, tmp_path, monkeypatch):
     )
     single = list(tokenize_corpus(many, tokenizer))
     monkeypatch.setattr("vidqa.train.data.tokenize._MIN_PER_PROCESS", 64)
+    hostile = tmp_path / "downloads"  # the processes import nothing from the working folder
+    hostile.mkdir()
+    for name in ("multiprocessing", "pickle", "struct", "numpy", "tokenizers"):
+        (hostile / f"{name}.py").write_text("raise SystemExit(99)")
+    monkeypatch.chdir(hostile)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep + os.environ.get("PYTHONPATH", ""))
+    before = dict(os.environ)
     assert list(tokenize_corpus(many, tokenizer, n_processes=2)) == single
+    assert os.environ == before
     assert [len(chunk.numbers) for chunk in single] == [127, 22]  # one empty answer, and those of RECORDS
     video, image = bundle.spec.encoders.video, bundle.spec.encoders.image
     visual = [video.n_frames * (video.n_patches + video.keep_cls), image.n_patches + image.keep_cls]

@@ -52,7 +52,7 @@ def command(recipe: str, **flags: Any) -> int:
       vidqa train examples/recipes/small.toml --out finetuned
       vidqa ask examples/clips/clip01.mp4 "What happens?" --model finetuned
       vidqa train recipe.toml --set stage.2.learning_rate=1e-4 --set seed=1 --out lr1e-4-seed1
-      torchrun --nproc-per-node 8 -m vidqa train video_llava_stage2.toml --out finetuned
+      torchrun --nproc-per-node 8 --no-python vidqa train video_llava_stage2.toml --out finetuned
 
     The same command resumes an interrupted run. Ctrl-C and SIGTERM finish the current step and save a checkpoint
     first. See docs/training.md.

@@ -17,22 +17,17 @@ class PipeClosedError(Exception):
     """The other process has exited or closed the pipe in the middle of a message."""
 
 
-def send(pipe: IO[bytes], value: object, *, framed: bool = True) -> None:
+def send(pipe: IO[bytes], value: object) -> None:
     """Write one value.
 
     Args:
         pipe: a binary, blocking pipe.
         value: any picklable value.
-        framed: False writes a plain pickle, for a receiver that only has `pickle.load`.
 
     Raises:
         OSError: the other process has exited.
     """
     buffers: list[pickle.PickleBuffer] = []
-    if not framed:
-        pipe.write(pickle.dumps(value, protocol=5))
-        pipe.flush()
-        return
     body = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
     pipe.write(_HEAD.pack(len(body), len(buffers)) + body)
     for buffer in buffers:

@@ -6,11 +6,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,15 +16,13 @@ from typing import IO
 
 from vidqa.common.display import display_path
 from vidqa.errors import MediaError
+from vidqa.import_path import child_environment, python_command
 from vidqa.media.workers.ipc import ACCEPTED, PipeClosedError, receive, send
 from vidqa.records import DecodedMedia, EncoderInput, FrameBatch, SamplingSpec, Segment
 
 _START_TIMEOUT_S = 60.0
 _ATTEMPTS = 2  # to send a job to a process
-_START = (
-    "import sys, pickle; sys.path[:] = pickle.load(sys.stdin.buffer); "
-    "from vidqa.media.workers.server import serve; serve()"
-)
+_START = "from vidqa.media.workers.server import serve; serve()"
 
 
 @dataclass(frozen=True)
@@ -141,16 +137,16 @@ class Worker:
 
     def _start(self) -> subprocess.Popen[bytes]:
         # One thread for array libraries, because files are decoded in parallel. Output of C libraries is discarded.
-        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        one_thread = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         with self._lock:
             if self._stopped:
                 raise PipeClosedError
             process = subprocess.Popen(
-                [sys.executable, "-c", _START],
+                python_command(_START),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                env=environment,
+                env=child_environment() | one_thread,
             )
             self._process = process
         timer = threading.Timer(_START_TIMEOUT_S, process.kill)
@@ -158,7 +154,6 @@ class Worker:
         timer.start()
         try:
             limits = (self._limits.memory_bytes, self._limits.transform, self._limits.backend)
-            send(_pipe(process.stdin), [p or os.getcwd() for p in sys.path], framed=False)
             send(_pipe(process.stdin), limits)
             ready = receive(_pipe(process.stdout))
         except (PipeClosedError, OSError) as e:

@@ -5,13 +5,16 @@ The loss is on the answers and their end-of-sequence tokens, in every turn; all 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
 
 from vidqa.errors import UsageError
+from vidqa.import_path import child_environment
 from vidqa.prompts.build import IGNORE_INDEX, LabeledPrompt, Tokenizer, build_labels
 from vidqa.prompts.chat_formats import ChatFormat
 from vidqa.records import MediaKind, MediaShape
@@ -124,10 +127,29 @@ def tokenize_corpus(corpus: Corpus, tokenizer: RecordTokenizer, n_processes: int
         yield from map(partial(_tokenize_chunk, corpus, tokenizer), chunks)
         return
     # spawn, because the caller may have threads. Constant arguments are sent once and not with every chunk.
-    with ProcessPoolExecutor(
-        n_processes, get_context("spawn"), initializer=_init_worker, initargs=(corpus, tokenizer)
-    ) as pool:
-        yield from pool.map(_tokenize_in_worker, chunks)
+    with _child_environment():  # `map` submits all chunks and thereby starts all processes
+        pool = ProcessPoolExecutor(
+            n_processes, get_context("spawn"), initializer=_init_worker, initargs=(corpus, tokenizer)
+        )
+        results = pool.map(_tokenize_in_worker, chunks)
+    with pool:
+        yield from results
+
+
+@contextmanager
+def _child_environment() -> Iterator[None]:
+    """Set the variables that child processes start with. multiprocessing offers no other way to pass them."""
+    added = {name: value for name, value in child_environment().items() if os.environ.get(name) != value}
+    before = {name: os.environ.get(name) for name in added}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 _worker_arguments: list[tuple[Corpus, RecordTokenizer]] = []
