@@ -28,7 +28,7 @@ ERROR_KINDS: dict[str, str] = {
     "not_local": "a playlist or script that would open other files or URLs; refused",
     "permission": "this user is not allowed to read the file",
     "too_large": "a frame is larger than the limit",
-    "timeout": "decoding took longer than the time limit",
+    "timeout": "the decoder made no progress within the time limit",
     "crashed": "the decoder process died",
     "out_of_memory": "decoding or answering ran out of memory",
     "not_finite": "the encoder or the language model returned NaN or infinity",

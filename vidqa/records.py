@@ -149,12 +149,14 @@ class DecodedSegment:
 
 @dataclass(frozen=True)
 class DecodedMedia:
-    """The decoded segments of one file."""
+    """The decoded segments of one file, or a part of them: those that were decoded since the part before."""
 
     facts: MediaFacts
     segments: tuple[DecodedSegment, ...]
     backend: str  # `pyav`, `decord`, or `pillow` for images
     seconds: float  # wall time spent decoding
+    planned: tuple[Segment, ...] = ()  # all segments of the file
+    is_last: bool = True  # False: more parts of the file follow
 
 
 @dataclass(frozen=True)

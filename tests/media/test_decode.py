@@ -21,7 +21,7 @@ from vidqa.media.backends import pyav
 from vidqa.media.backends.gop_reader import GopReader
 from vidqa.media.backends.pyav import PyavReader
 from vidqa.media.container import OpenVideo, open_video, read_packets
-from vidqa.media.decode import decode, open_reader
+from vidqa.media.decode import decode, decode_parts, join_parts, open_reader
 from vidqa.media.frame_index.frame_index import IndexMismatchError
 from vidqa.media.probe import probe
 from vidqa.records import FrameBatch, SamplingSpec
@@ -335,3 +335,28 @@ def test_decoders_print_nothing(tmp_path: Path, clip: Path, capfd: pytest.Captur
     for path in (tmp_path / "noisy.mp4", CLIPS / "fixture.mpg"):
         decode(str(path), video=SamplingSpec("linspace", 40))
     assert capfd.readouterr() == ("", "")
+
+
+def test_parts_are_yielded_one_by_one_and_a_mismatch_repeats_none(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, calls = decode_module._read_batch, []
+
+    def mismatch(reader, indices, repeated):
+        calls.append(reader)
+        if len(calls) == 3:
+            raise IndexMismatchError("frame 20 differs")
+        return read(reader, indices, repeated)
+
+    monkeypatch.setattr(decode_module, "_read_batch", mismatch)
+    parts = []
+    for part in decode_parts(str(clip), 1.0):
+        parts.append(part)
+        assert len(calls) == len(parts) + (len(parts) > 2), "nothing is decoded ahead"
+    assert [part.segments[0].start_s for part in parts] == [0.0, 1.0, 2.0, 3.0]
+    assert [part.is_last for part in parts] == [False, False, False, True]
+    assert calls[0] is not calls[3]
+    monkeypatch.undo()
+    whole, joined = decode(str(clip), 1.0), join_parts(parts)
+    for a, b in zip(joined.segments, whole.segments, strict=True):
+        assert np.array_equal(a.frames.pixels, b.frames.pixels) and a.end_s == b.end_s  # type: ignore[union-attr]
+    (nothing,) = decode_parts(str(clip), 1.0, skip=whole.planned)
+    assert nothing.segments == () and nothing.is_last and len(nothing.planned) == 4

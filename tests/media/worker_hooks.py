@@ -10,6 +10,7 @@ import time
 import numpy as np
 
 from vidqa.errors import MediaError
+from vidqa.media.workers.heartbeat import beat
 from vidqa.records import FrameBatch
 
 
@@ -21,6 +22,21 @@ def file_size(path: str) -> int:
     if size == 1:
         raise MediaError("unreadable", f"{path}: one byte")
     return size
+
+
+def slow(path: str) -> str:
+    """Take three seconds, in which packets arrive."""
+    for _ in range(30):
+        time.sleep(0.1)
+        beat()
+    return path
+
+
+def hang_in_third_segment(frames: FrameBatch, *, start_s: float = 2.0) -> FrameBatch:
+    """Hang at the first segment that starts at `start_s` or later."""
+    if frames.pts_s[0] >= start_s:
+        time.sleep(600)
+    return frames
 
 
 def misbehave(frames: FrameBatch, *, note: str = "") -> FrameBatch:

@@ -129,7 +129,8 @@ timeout_option = click.option(
     "--timeout",
     metavar="SECONDS",
     type=float,
-    help="Stop decoding a file after SECONDS; its rows then have the status `failed`. [default: 120]",
+    help="Stop decoding a file if neither a packet nor a frame of it arrives for SECONDS. Segments decoded before are "
+    "kept; the others fail. [default: 120]",
 )
 
 max_new_tokens_option = click.option(

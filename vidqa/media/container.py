@@ -28,6 +28,7 @@ from vidqa.errors import MediaError
 from vidqa.media.files import identify, native_path
 from vidqa.media.frame_index.frame_index import FrameIndex
 from vidqa.media.sniff import Signature
+from vidqa.media.workers.heartbeat import beat
 from vidqa.records import MediaFacts
 
 #: Maximum number of pixels in a frame. Accepts photos of 108 megapixels; rejects 16,384 x 16,384 before decoding.
@@ -140,6 +141,7 @@ def read_packets(video: OpenVideo) -> Iterator[Packet]:
         try:
             for packet in video.container.demux(video.stream):
                 n_empty = 0
+                beat()
                 yield packet
             return
         except av.error.BlockingIOError:

@@ -8,8 +8,9 @@ tools/bench_decode.py). decord is used if PyAV can open a file but not decode it
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -20,6 +21,7 @@ from vidqa.media.files import identify
 from vidqa.media.frame_index.frame_index import IndexMismatchError, IndexSource
 from vidqa.media.frame_sampling import frame_indices
 from vidqa.media.segments import BOUNDARY_TOLERANCE_S, plan_segments
+from vidqa.media.workers.heartbeat import beat
 from vidqa.records import DecodedMedia, DecodedSegment, EncoderInput, FrameBatch, MediaFacts, SamplingSpec, Segment
 
 Backend = Literal["auto", "pyav", "decord"]
@@ -79,6 +81,45 @@ def decode(
     """Decode the sampled frames of every segment of a file.
 
     Args:
+        path: as for `decode_parts`, like all other arguments.
+        segments: length of a segment in seconds, the segments themselves, or None for the whole video.
+        image: sampling of an image.
+        video: sampling of each segment of a video.
+        backend: `auto`, `pyav` or `decord`.
+        transform: applied to each segment.
+
+    Returns:
+        Facts with counted frames, and at least one segment.
+
+    Raises:
+        MediaError: no frame can be decoded; `kind` is the reason.
+    """
+    return join_parts(list(decode_parts(path, segments, image, video, backend, transform=transform)))
+
+
+def join_parts(parts: Sequence[DecodedMedia]) -> DecodedMedia:
+    """Return the parts of one file as a whole.
+
+    Args:
+        parts: all parts, in the order in which they were decoded.
+    """
+    segments = tuple(segment for part in parts for segment in part.segments)
+    return replace(parts[-1], segments=segments, seconds=sum(part.seconds for part in parts))
+
+
+def decode_parts(
+    path: str,
+    segments: float | tuple[Segment, ...] | None = None,
+    image: SamplingSpec | None = None,
+    video: SamplingSpec | None = None,
+    backend: Backend = "auto",
+    *,
+    transform: Transform | None = None,
+    skip: Collection[Segment] = (),
+) -> Iterator[DecodedMedia]:
+    """Decode the sampled frames of a file, and yield each segment as soon as it is decoded.
+
+    Args:
         path: path of a video or image.
         segments: length of a segment in seconds, the segments themselves, or None for one segment that covers the
             whole video.
@@ -88,33 +129,48 @@ def decode(
         backend: `auto` uses PyAV, then decord if PyAV fails; see `open_reader`.
         transform: applied to each segment as soon as it is decoded, so that full-size frames of only one segment are
             in memory at a time.
+        skip: segments that are not needed.
 
-    Returns:
-        Facts with counted frames, and at least one segment.
+    Yields:
+        Parts of one segment each, in playing order. `is_last` marks the last part, which has no segment if none is
+        left to decode.
 
     Raises:
-        MediaError: no frame can be decoded; `kind` is the reason.
+        MediaError: no further frame can be decoded; `kind` is the reason. Earlier parts are valid.
     """
     started = time.perf_counter()
     sampling = video or SamplingSpec()
+    done = set(skip)
 
-    def attempt(name: Backend, index_source: IndexSource) -> DecodedMedia:
+    def attempt(name: Backend, index_source: IndexSource) -> Iterator[DecodedMedia]:
+        nonlocal started
         with open_reader(path, name, index_source=index_source) as reader:
-            decoded = tuple(_decode_segments(reader, segments, image, sampling, transform))
-            return DecodedMedia(reader.facts, decoded, reader.backend, time.perf_counter() - started)
+            planned = plan_segments(reader.facts, segments)
+            n_left = sum(segment not in done for segment in planned)
+            part = DecodedMedia(reader.facts, (), reader.backend, time.perf_counter() - started, planned)
+            if not n_left:  # an earlier attempt decoded all segments of this plan
+                yield part
+            for segment in _decode_segments(reader, segments, image, sampling, transform, done):
+                n_left -= 1
+                seconds = time.perf_counter() - started
+                done.add(segment.segment)
+                yield replace(part, segments=(segment,), seconds=seconds, is_last=not n_left)
+                started = time.perf_counter()
 
     fast_sources: tuple[IndexSource, ...] = ("container", "packets")
     for index_source in fast_sources:
         try:
-            return attempt(backend, index_source)
+            yield from attempt(backend, index_source)
+            return
         except IndexMismatchError:
             pass
     try:
-        return attempt(backend, "decoding")
+        yield from attempt(backend, "decoding")
     except (IndexMismatchError, MediaError) as e:
         if backend == "auto":
             try:
-                return attempt("decord", "packets")
+                yield from attempt("decord", "packets")
+                return
             except MediaError:
                 pass  # the error of the first backend is more informative
         if isinstance(e, MediaError):
@@ -128,11 +184,14 @@ def _decode_segments(
     image: SamplingSpec | None,
     video: SamplingSpec,
     transform: Transform | None,
+    skip: Collection[Segment],
 ) -> Iterator[DecodedSegment]:
     facts, pts_s = reader.facts, reader.pts_s
     video_end_s = max(facts.duration_s or 0.0, float(pts_s[-1]))
     sampling = video if facts.kind == "video" else image or SamplingSpec("linspace", 1)
     for segment in plan_segments(facts, segments):
+        if segment in skip:
+            continue
         indices, repeated = select_frames(pts_s, segment, sampling, facts.fps)
         batch = _read_batch(reader, indices, repeated)
         end = video_end_s if segment.end_s is None else min(segment.end_s, video_end_s)
@@ -173,5 +232,6 @@ def _read_batch(reader: FrameReader, indices: np.ndarray, repeated: np.ndarray) 
     distinct, inverse = np.unique(indices, return_inverse=True)
     pixels = np.empty((len(indices), reader.facts.height, reader.facts.width, 3), np.uint8)
     for n, frame in enumerate(reader.frames([int(i) for i in distinct])):
+        beat()
         pixels[inverse == n] = frame
     return FrameBatch(pixels, reader.pts_s[indices].astype(np.float64), repeated, reader.facts.kind)

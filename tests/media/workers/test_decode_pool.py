@@ -20,7 +20,7 @@ from PIL import Image
 from vidqa.errors import MediaError
 from vidqa.media.decode import decode
 from vidqa.media.workers.decode_pool import DecodeJob, DecodePool
-from vidqa.records import DecodedMedia, SamplingSpec
+from vidqa.records import DecodedMedia, SamplingSpec, Segment
 
 GOOD, SEGFAULT, HANG, GREEDY, STRANGE, EXIT, NOISY, BUSY, LEAN = 8, 16, 17, 18, 19, 20, 21, 22, 23
 
@@ -111,6 +111,45 @@ def test_a_hanging_file_is_killed_after_the_time_limit(make_image) -> None:
         assert isinstance(outcome, MediaError) and outcome.kind == "timeout" and "4 s" in outcome.what
     assert isinstance(good, DecodedMedia)
     assert 4 <= time.monotonic() - started < 60 and children() == before
+
+
+@pytest.mark.slow
+def test_the_limit_is_on_time_without_progress(make_image) -> None:
+    with DecodePool(1, timeout_s=1.5) as pool:
+        assert dict(pool.map_unordered(worker_hooks.slow, [make_image(GOOD)])) == {make_image(GOOD): make_image(GOOD)}
+
+
+def test_segments_arrive_as_they_are_decoded_and_are_kept_if_the_rest_hangs(clip: Path, make_image) -> None:
+    """The clip lasts four seconds. The other worker continues meanwhile."""
+    with DecodePool(2, timeout_s=4.0, transform=worker_hooks.hang_in_third_segment) as pool:
+        jobs = [DecodeJob(str(clip), 1.0), *(DecodeJob(make_image(GOOD), tag=n) for n in range(5))]
+        results = list(pool.stream(jobs))
+    video = [outcome for job, outcome in results if job is jobs[0]]
+    assert results[-1][1] is video[-1], "the images did not wait for the video"
+    assert isinstance(video[-1], MediaError) and video[-1].kind == "timeout"
+    parts = [part for part in video if isinstance(part, DecodedMedia)]
+    assert [part.segments[0].start_s for part in parts] == [0.0, 1.0]
+    assert not any(part.is_last for part in parts) and {len(part.planned) for part in parts} == {4}
+    assert sum(isinstance(outcome, DecodedMedia) and outcome.is_last for _, outcome in results) == 5
+
+
+def test_waiting_for_the_caller_does_not_count(clip: Path) -> None:
+    with DecodePool(1, timeout_s=1.0) as pool:
+        results = pool.stream([DecodeJob(str(clip), 0.5, SamplingSpec("linspace", 2))])
+        parts = [next(results)[1]]
+        time.sleep(3)
+        parts += [outcome for _, outcome in results]
+    assert len(parts) == 8 and all(isinstance(part, DecodedMedia) for part in parts)
+    assert [part.is_last for part in parts] == [False] * 7 + [True]  # type: ignore[union-attr]
+
+
+def test_skipped_segments_are_not_decoded(clip: Path) -> None:
+    skip = frozenset({Segment(0.0, 1.0), Segment(2.0, 3.0)})
+    with DecodePool(1) as pool:
+        (job,) = jobs = [DecodeJob(str(clip), 1.0, skip=skip)]
+        ((_, media),) = pool.run(jobs)
+    assert isinstance(media, DecodedMedia) and [s.start_s for s in media.segments] == [1.0, 3.0]
+    assert media.segments[1].end_s == decode(str(clip), 1.0).segments[3].end_s and job.skip == skip
 
 
 def test_error_messages_have_the_reason(make_image) -> None:

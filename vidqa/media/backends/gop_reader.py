@@ -24,6 +24,7 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 
 from vidqa.media.frame_index.frame_index import IndexMismatchError
+from vidqa.media.workers.heartbeat import beat
 
 #: Function that reopens the file and returns its packets from the first one on, and their decoder.
 Restart = Callable[[], tuple[Iterator[Packet], VideoCodecContext]]
@@ -143,6 +144,8 @@ class GopReader:
         self._codec.flush_buffers()
         for packet in (*packets, None):
             try:
-                yield from self._codec.decode(packet)
+                for frame in self._codec.decode(packet):
+                    beat()  # all packets of the GOP have been read before
+                    yield frame
             except (av.error.InvalidDataError, av.error.EOFError):
                 continue  # a missing frame; the count reveals it

@@ -18,6 +18,7 @@ from vidqa.common.display import display_path
 from vidqa.errors import MediaError
 from vidqa.media.container import MAX_PIXELS, too_large_error
 from vidqa.media.files import file_error
+from vidqa.media.workers.heartbeat import beat
 from vidqa.records import MediaFacts
 
 _CODECS = {"JPEG": "mjpeg", "MPO": "mjpeg"}
@@ -181,6 +182,7 @@ def _frame_starts(image: Image.Image) -> tuple[list[float], float]:
     starts, now = [], 0.0
     try:
         for frame in ImageSequence.Iterator(image):
+            beat()
             frame.load()  # WebP has the delay of a frame only after decoding it
             delay = float(frame.info.get("duration") or 0.0)
             starts.append(now)

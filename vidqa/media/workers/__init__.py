@@ -1,10 +1,11 @@
-"""Decoder processes with time and memory limits.
+"""Decoder processes with limits on memory and on the time without progress.
 
 In: `DecodeJob`s. Out: decoded media or a MediaError for each.
 
 decode_pool.py   the pool that callers use
 process.py       one process as seen by the pool; server.py is its main loop
 ipc.py           messages over pipes
+heartbeat.py     signs of progress, which the readers of files send
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Self, TypeVar, cast
 
 from vidqa.errors import MediaError
+from vidqa.media.decode import join_parts
 from vidqa.media.workers.process import DecodeJob, Worker, WorkerLimits
 from vidqa.records import DecodedMedia, EncoderInput, FrameBatch
 
@@ -29,7 +30,8 @@ class DecodePool:
     Args:
         n_workers: maximum number of processes, about the number of cores because each one decodes with one thread.
             They start on demand.
-        timeout_s: wall time per file in seconds. After it, the process is killed and the file fails with `timeout`.
+        timeout_s: longest time in seconds in which neither a packet nor a frame of a file arrives. After it, the
+            process is killed and the file fails with `timeout`.
         memory_bytes: memory limit of a process; None means no limit. A file that exceeds it fails with
             `out_of_memory`.
         transform: applied to every segment in the worker, so that full-size frames are not sent to this process. A
@@ -52,7 +54,7 @@ class DecodePool:
         self._n_workers = n_workers
         self._limits = WorkerLimits(timeout_s, memory_bytes, transform, backend)
         self._jobs: queue.SimpleQueue[tuple[int, DecodeJob] | None] = queue.SimpleQueue()
-        self._results: queue.SimpleQueue[tuple[int, DecodedMedia | MediaError | BaseException]] = queue.SimpleQueue()
+        self._results: queue.Queue[tuple[int, DecodedMedia | MediaError | BaseException]] = queue.Queue(n_workers)
         self._workers: list[Worker] = []
         self._next_id = 0
         self._closed = False
@@ -64,7 +66,29 @@ class DecodePool:
         self.close()
 
     def run(self, jobs: Iterable[DecodeJob]) -> Iterator[tuple[DecodeJob, DecodedMedia | MediaError]]:
-        """Decode files. Yields results in the order in which they finish.
+        """Decode files. Yields each file when it is complete, in the order in which they finish.
+
+        Args:
+            jobs: as for `stream`.
+
+        Yields:
+            Each job with its result. If a file fails, parts that were decoded before are dropped.
+
+        Raises:
+            RuntimeError: as `stream`.
+        """
+        parts: dict[int, list[DecodedMedia]] = {}
+        for job, outcome in self.stream(jobs):
+            if isinstance(outcome, MediaError):
+                parts.pop(id(job), None)
+                yield job, outcome
+                continue
+            parts.setdefault(id(job), []).append(outcome)
+            if outcome.is_last:
+                yield job, join_parts(parts.pop(id(job)))
+
+    def stream(self, jobs: Iterable[DecodeJob]) -> Iterator[tuple[DecodeJob, DecodedMedia | MediaError]]:
+        """Decode files. Yields the segments of each file as they are decoded; files alternate.
 
         Jobs are taken from `jobs` in the caller's thread, at most two per worker ahead of the results. If the iterator
         is closed early, running jobs are canceled and their processes killed.
@@ -73,7 +97,7 @@ class DecodePool:
             jobs: the files to decode.
 
         Yields:
-            Each job with its result.
+            Each job with a part of its result. The last one of a job is a part with `is_last`, or an error.
 
         Raises:
             RuntimeError: the pool is closed, or worker processes do not start.
@@ -97,7 +121,10 @@ class DecodePool:
                         continue
                     if isinstance(outcome, BaseException) and not isinstance(outcome, MediaError):
                         raise RuntimeError("decoder processes do not start") from outcome
-                    yield waiting.pop(done), outcome
+                    if isinstance(outcome, DecodedMedia) and not outcome.is_last:
+                        yield waiting[done], outcome
+                    else:
+                        yield waiting.pop(done), outcome
         finally:
             if waiting:
                 self._cancel()
@@ -119,7 +146,7 @@ class DecodePool:
             RuntimeError: as `run`.
         """
         jobs = (DecodeJob(path, function=function) for path in paths)
-        return ((job.path, cast("Result | MediaError", outcome)) for job, outcome in self.run(jobs))
+        return ((job.path, cast("Result | MediaError", outcome)) for job, outcome in self.stream(jobs))
 
     def close(self) -> None:
         """Kill all processes and wait for them. May be called twice."""

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import pickle
 import struct
+from enum import Enum
 from typing import IO, Any
 
 _HEAD = struct.Struct("<QI")  # length of the pickle, number of buffers
 _SIZE = struct.Struct("<Q")
 
-#: Sent by a decoder process when it has received a job and starts it.
-ACCEPTED = "accepted"
+
+class Signal(Enum):
+    """Messages of a decoder process that are not results."""
+
+    ACCEPTED = "accepted"  # it has received a job and starts it
+    PROGRESS = "progress"  # packets or frames of the file have arrived
 
 
 class PipeClosedError(Exception):

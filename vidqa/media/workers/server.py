@@ -11,11 +11,13 @@ import signal
 import sys
 import threading
 import time
+from functools import partial
 from typing import BinaryIO
 
 from vidqa.common.display import display_path
 from vidqa.errors import MediaError
-from vidqa.media.workers.ipc import ACCEPTED, PipeClosedError, receive, send
+from vidqa.media.workers.heartbeat import listen
+from vidqa.media.workers.ipc import PipeClosedError, Signal, receive, send
 
 _PARENT_POLL_S = 0.5
 
@@ -35,7 +37,7 @@ def serve() -> None:
     os.dup2(null, 2)
     threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
     try:
-        memory_bytes, transform, backend = receive(jobs)
+        memory_bytes, timeout_s, transform, backend = receive(jobs)
         from vidqa.media.backends import pyav  # noqa: F401  imported here so that the first file does not wait for it
     except PipeClosedError:
         return
@@ -43,24 +45,33 @@ def serve() -> None:
         send(results, RuntimeError(f"a decoder process cannot start: {type(e).__name__}: {e}"))
         return
     _limit_memory(memory_bytes)
+    listen(partial(send, results, Signal.PROGRESS), min(1.0, timeout_s / 4))
     send(results, "ready")
     try:
         while True:
             job = receive(jobs)
-            send(results, ACCEPTED)  # if this process dies from now on, the file is the cause
+            send(results, Signal.ACCEPTED)  # if this process dies from now on, the file is the cause
             _run_job(results, job, transform, backend)
     except (PipeClosedError, BrokenPipeError):
         return
 
 
 def _run_job(results: BinaryIO, job: tuple, transform: object, backend: str) -> None:
-    from vidqa.media.decode import decode
+    from vidqa.media.decode import decode_parts
 
-    path, segments, sampling, function = job
+    path, segments, sampling, skip, function = job
+    outcome: object
     try:
-        outcome: object = (
-            function(path) if function else decode(path, segments, None, sampling, backend, transform=transform)  # type: ignore[arg-type]
-        )
+        if function is not None:
+            outcome = function(path)
+        else:
+            for part in decode_parts(path, segments, None, sampling, backend, transform=transform, skip=skip):  # type: ignore[arg-type]
+                if part.is_last:
+                    outcome = part
+                else:
+                    send(results, part)
+    except (PipeClosedError, BrokenPipeError):
+        raise
     except MediaError as e:
         outcome = e
     except MemoryError:
@@ -87,7 +98,7 @@ def _limit_memory(memory_bytes: int | None) -> None:
 
         resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
     except (ImportError, ValueError, OSError):
-        pass  # without this limit, the time limit and the maximum frame size still apply
+        pass  # without this limit, the limit on time and the maximum frame size still apply
 
 
 def _exit_with_parent(parent: int) -> None:

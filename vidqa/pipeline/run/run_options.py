@@ -33,7 +33,7 @@ class RunOptions:
     segment_s: float | None = None  # None: each video is one segment
     max_new_tokens: int | None = None  # None: the bundle's own
     batch_size: int | None = None  # None: chosen by each stage
-    timeout_s: float = 120.0  # per file, for decoding
+    timeout_s: float = 120.0  # longest time without progress in decoding a file
     n_workers: int | None = None  # decoder processes; None: one per core
     memory_bytes: int = 4 << 30  # per decoder process
     retry: Literal["failed", "all"] | None = None  # which failed rows to try again; `failed` skips quarantined ones

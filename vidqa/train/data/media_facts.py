@@ -25,7 +25,7 @@ class Prober:
 
     Args:
         n_workers: number of decoder processes; None is one per CPU core.
-        timeout_s: wall-clock limit per file in seconds.
+        timeout_s: longest time in seconds without progress in a file.
         index: stores which files were decoded without errors, by path, size and modification time.
     """
 
