@@ -77,6 +77,20 @@ def test_disk_full_for_the_table(vidqa, clips, small_disk, name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["t.parquet", "t.csv", "set/"])
+def test_a_full_disk_is_reported_before_the_first_row(vidqa, clips, small_disk, name):
+    out = f"{small_disk}/{name}"
+    assert vidqa("describe", clips / "a.mp4", "--out", out).code == 0
+    fill(small_disk, 4 << 10)
+    done = vidqa("describe", clips, "--out", out)
+    assert done.code == 1 and "No space left on device" in done.err and f"free space in {small_disk}" in done.err
+    assert "warning: the table may need" in done.err and "seconds:" not in done.err and "Traceback" not in done.err
+    done = vidqa("describe", clips / "a.mp4", "--out", out)
+    assert done.code == 0, "a run with nothing to do needs no space"
+    assert vidqa("describe", clips, "--out", out, "--dry-run").code == 0
+
+
+@pytest.mark.slow
 def test_cache_entries_that_disappear_during_the_run(vidqa, clips, tmp_path, environment, monkeypatch):
     from vidqa.cache.feature_store import FeatureStore
 

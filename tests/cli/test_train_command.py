@@ -512,7 +512,7 @@ def test_the_check_reports_the_disk_space_that_training_requires(vidqa, recipe, 
     done = vidqa("train", path, "--check-data", "--out", tmp_path / "o", "--json")
     connector, both, held_out = (json.loads(line)["disk_bytes"] for line in done.out.splitlines())
     assert 0 < connector < both and held_out is None
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=both - 1))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=1 << 40, free=both - 1))
     checked = vidqa("train", path, "--check-data", "--out", tmp_path / "o")
     assert checked.code == 0 and checked.out.count("free on the disk of the run: NOT ENOUGH") == 1, checked.out
     stopped = vidqa("train", path, "--out", tmp_path / "run")

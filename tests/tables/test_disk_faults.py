@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import polars as pl
 import pytest
 
 from vidqa.common.file_lock import FileLock
-from vidqa.errors import TableError
+from vidqa.errors import LockedError, TableError
 from vidqa.records import AnswerRow, MediaItem
 from vidqa.tables.formats import read_table
 from vidqa.tables.schema import frame_to_rows
@@ -73,6 +74,28 @@ def test_a_folder_that_becomes_read_only_keeps_the_table(small_disk: Path, mount
         table.commit()
     mount("-o", "remount,rw", str(small_disk))
     assert table.commit() and len(read_table(small_disk / "t.parquet")) == 2
+
+
+def test_the_free_space_is_checked_before_the_first_row(small_disk: Path, row: Make) -> None:
+    new_table(many(row, 0, 600), small_disk / "t.parquet")
+    table = Table(small_disk / "t.parquet").load()
+    size = (small_disk / "t.parquet").stat().st_size
+    assert table.bytes_needed(0) == size and table.bytes_needed(600) == pytest.approx(3 * size, rel=0.01)
+    table.check_free_space()
+    (small_disk / "ballast").write_bytes(b"\0" * ((256 << 10) - size - (size // 2)))
+    with pytest.raises(TableError, match=r"No space left on device: .* required") as caught:
+        table.check_free_space()
+    assert f"free space in {small_disk}" in (caught.value.hint or "")
+
+
+def test_a_lock_is_held_on_a_full_disk(small_disk: Path) -> None:
+    """It cannot name its holder there, but nothing else is lost."""
+    with (small_disk / "ballast").open("wb", buffering=0) as f, suppress(OSError):
+        while f.write(b"\0" * 4096):
+            pass
+    with FileLock(small_disk / "t.parquet"), pytest.raises(LockedError, match="another run"):
+        FileLock(small_disk / "t.parquet").__enter__()
+    assert os.listdir(small_disk) == ["ballast"]
 
 
 def test_a_clock_set_back(tmp_path: Path, row: Make) -> None:

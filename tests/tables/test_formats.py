@@ -229,6 +229,24 @@ def test_a_full_disk_leaves_the_old_table(tmp_path: Path, row: Make) -> None:
     assert os.listdir(tmp_path) == ["t.csv"]
 
 
+@pytest.mark.parametrize("suffix", FORMS)
+def test_a_file_size_limit_at_any_byte_is_reported(tmp_path: Path, row: Make, suffix: str) -> None:
+    """Whether the limit is reached in the rows or, for Parquet and Arrow, in the description at the end."""
+    path = tmp_path / ("t" + suffix)
+    new_table([row()], path)
+    size, before = path.stat().st_size, path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in range(1, size, size // 12):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        try:
+            with pytest.raises(TableError, match=r"cannot be written: File too large\n") as caught:
+                new_table([row(), row()], path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert "ulimit -f" in (caught.value.hint or "")
+    assert path.read_bytes() == before and os.listdir(tmp_path) == [path.name]
+
+
 def test_an_error_message_with_an_undecodable_name_is_written(tmp_path: Path, row: Make) -> None:
     message = "cannot open " + NAMES[0]
     new_table([row(status="failed", error=message)], tmp_path / "t.parquet")

@@ -1,23 +1,33 @@
-"""Free bytes of a disk, and errors that mean that a disk is full."""
+"""Free bytes of a disk, errors that mean that a disk is full, and what to do about them."""
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
+from vidqa.common.display import display_path
+
+#: How Rust libraries (polars, safetensors) report the errno behind an error.
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 #: Messages of libraries whose exceptions carry no errno, such as torch's file writer.
 _DISK_FULL_TEXTS = ("no space left", "file too large", "quota", "pytorchstreamwriter failed")
 
 
 def free_disk_bytes(folder: str | os.PathLike[str]) -> int:
-    """Return the free bytes of the disk that holds `folder`, which need not exist yet."""
+    """Return the free bytes of the disk that holds `folder`, which need not exist yet; huge if it is unknown."""
     path = Path(folder).absolute()
     while not path.exists():
         path = path.parent
-    return shutil.disk_usage(path).free
+    usage = shutil.disk_usage(path)
+    return usage.free if usage.total else sys.maxsize  # some network file systems report no size at all
 
 
 def is_disk_full(error: BaseException) -> bool:
@@ -26,3 +36,39 @@ def is_disk_full(error: BaseException) -> bool:
         return True
     text = str(error).lower()
     return any(part in text for part in _DISK_FULL_TEXTS)
+
+
+def write_remedy(error: BaseException, folder: str | os.PathLike[str]) -> str:
+    """Return what to try after a file in `folder` could not be written."""
+    name = display_path(os.fspath(folder))
+    if (isinstance(error, OSError) and error.errno == errno.EFBIG) or "file too large" in str(error).lower():
+        return f"raise the limit on file sizes (`ulimit -f`, or that of the file system of {name})"
+    return f"free space in {name}" if is_disk_full(error) else f"make {name} writable"
+
+
+@contextmanager
+def os_errors(f: BinaryIO, kind: type[Exception]) -> Iterator[None]:
+    """Turn the error of a library that cannot write a file into the OSError behind it.
+
+    Some messages do not contain the reason ("Invalid thrift: transport error"). The operating system is then asked
+    again, by writing more bytes.
+
+    Args:
+        f: the file that the block writes; it is useless after an error.
+        kind: of the library's errors.
+
+    Raises:
+        OSError: the disk is full, a quota or limit is exceeded, or the disk failed.
+    """
+    try:
+        yield
+    except (kind, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        if match := _OS_ERROR.search(str(error)):
+            number = int(match[1])
+            raise OSError(number, os.strerror(number)) from error
+        for _ in range(256):  # 1 MB; a disk that is almost full accepts a part of a write before it fails
+            os.write(f.fileno(), bytes(4096))
+        os.fsync(f.fileno())
+        raise

@@ -18,6 +18,7 @@ from typing import IO
 
 from filelock import lock_descriptor
 
+from vidqa.common.disk_space import write_remedy
 from vidqa.common.path_text import escape_surrogates
 from vidqa.errors import LockedError, TableError
 
@@ -77,9 +78,9 @@ class FileLock:
         _open_files.add(self._file)
         self.stale_holder = _read_holder(self._file)
         me = LockHolder(socket.gethostname(), os.getpid(), datetime.now(UTC).isoformat(timespec="seconds"))
-        self._file.truncate(0)
-        self._file.write(json.dumps(asdict(me)) + "\n")
-        self._file.flush()
+        with suppress(OSError):  # disk full: the lock holds all the same, but cannot name its holder
+            self._file.truncate(0)
+            os.write(self._file.fileno(), (json.dumps(asdict(me)) + "\n").encode())
         return self
 
     def __exit__(self, *unused: object) -> None:
@@ -100,7 +101,7 @@ class FileLock:
                 f = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115 - stays open as long as the lock is held
             except OSError as error:
                 what = f"{escape_surrogates(str(self.path))}: cannot create the lock file: {error.strerror or error}"
-                hint = f"check that {escape_surrogates(str(self.path.parent))} exists and is writable"
+                hint = f"{write_remedy(error, self.path.parent)}, or use another --out"
                 raise TableError(what, hint=hint) from error
             if not _try_lock(f):
                 holder = _read_holder(f)

@@ -9,7 +9,8 @@ from contextlib import closing
 from pathlib import Path
 
 from vidqa.cache.media_index import MediaIndex
-from vidqa.common.display import display_path, plural
+from vidqa.common.disk_space import free_disk_bytes
+from vidqa.common.display import display_path, human_bytes, plural
 from vidqa.common.file_lock import FileLock
 from vidqa.errors import TableError, UsageError
 from vidqa.media.files import Paths, as_path_list
@@ -74,6 +75,7 @@ def describe(
         with run.clock.stage("read"):
             _recover(table.load(), reporter)
         found = find_media(run, searched)
+        _warn_about_space(table, len(found.items) * len(question_list), reporter)
         pending = PendingAnswers(table, question_list, run, RetryPolicy(table.path).load())
         bookkeeper = RunBookkeeper(pending, run)
         with reporter.stop.deferred():
@@ -142,6 +144,17 @@ def _warn_about_types(questions: Sequence[Question], reporter: Reporter) -> None
         reporter.message_once(
             f"note: questions of type {', '.join(types)} are asked as free text in this version: "
             "the model does not see `choices`, and the columns value and confidence stay empty"
+        )
+
+
+def _warn_about_space(table: Table, n_rows: int, reporter: Reporter) -> None:
+    """Compare the free space with what at least `n_rows` rows need, of which the table may have some."""
+    n_new, free = n_rows - len(table), free_disk_bytes(table.path.parent)
+    needed = table.bytes_needed(n_new)
+    if n_new > 0 and needed > free:
+        where = display_path(str(table.path.parent))
+        reporter.message(
+            f"warning: the table may need about {human_bytes(needed)}, and {human_bytes(free)} are free in {where}"
         )
 
 

@@ -32,9 +32,6 @@ from vidqa.pipeline.run.run_options import RunOptions
 from vidqa.pipeline.run.scanning import find_media
 from vidqa.records import MediaFacts, MediaItem, Question, WorkItem
 
-#: Bytes per row of a table that does not exist yet.
-_ROW_BYTES = 400
-
 
 @dataclass
 class DryRunPlan:
@@ -56,7 +53,7 @@ class DryRunPlan:
     ignored: dict[str, int] = field(default_factory=dict)
     cache_bytes_needed: int = 0
     cache_bytes_free: int = 0
-    table_bytes_needed: int = 0  # old and new table exist at the same time, while the new one is written
+    table_bytes_needed: int = 0  # for part files and the new table, while the old one still exists
     table_bytes_free: int = 0
     seconds: float | None = None  # None if no run was measured
     measured_runs: int = 0
@@ -140,9 +137,7 @@ def plan_run(
             plan.files_pruned = run.summary.pruned
     plan.existing_rows = sum(run.summary.existing.values())
     plan.quarantined = list(run.summary.quarantined)
-    old_bytes = table.path.stat().st_size if table.path.is_file() else 0  # a dataset only grows by new files
-    row_bytes = old_bytes / len(table) if old_bytes and len(table) else _ROW_BYTES
-    plan.table_bytes_needed = old_bytes + round(plan.new_rows * row_bytes)
+    plan.table_bytes_needed = table.bytes_needed(plan.new_rows)
     plan.cache_bytes_free = shutil.disk_usage(cache_dir).free
     plan.table_bytes_free = shutil.disk_usage(table.path.parent).free
     rates = load_rates(cache_dir, run.model.history_key)

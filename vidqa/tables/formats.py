@@ -18,6 +18,7 @@ import polars as pl
 from polars.io.plugins import register_io_source
 
 from vidqa.common import atomic_io
+from vidqa.common.disk_space import os_errors, write_remedy
 from vidqa.common.path_text import escape_surrogates
 from vidqa.errors import TableError
 from vidqa.tables.schema import REQUIRED, SCHEMA, align, check_values
@@ -136,9 +137,9 @@ def write_batches(frames: Iterable[pl.DataFrame], path: str | os.PathLike[str]) 
     """
     form = format_of(path)
     try:
-        with atomic_io.atomic_write(path) as f:
+        with atomic_io.atomic_write(path) as f, os_errors(f, pl.exceptions.PolarsError):
             _WRITERS[form](frames, f)
-    except pl.exceptions.PolarsError as error:  # polars wraps some OSErrors in its own types
+    except pl.exceptions.PolarsError as error:
         raise OSError(str(error)) from error
 
 
@@ -152,8 +153,8 @@ def write_error(path: str | os.PathLike[str], error: Exception, kept: str = "the
     """
     reason = getattr(error, "strerror", None) or error
     what = f"{escape_surrogates(os.fspath(path))}: the table cannot be written: {reason}"
-    folder = escape_surrogates(os.path.dirname(path) or ".")
-    return TableError(what, hint=f"free space in {folder} or fix its permissions, or use another --out; {kept}")
+    remedy = write_remedy(error, os.path.dirname(path) or ".")
+    return TableError(what, hint=f"{remedy}, or use another --out; {kept}")
 
 
 def first_line(error: Exception) -> str:

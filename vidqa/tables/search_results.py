@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import polars as pl
 
 from vidqa.common import atomic_io
+from vidqa.common.disk_space import os_errors
 from vidqa.common.path_text import escape_path, escape_surrogates
 from vidqa.errors import TableError
 from vidqa.tables.formats import ARROW_OPTIONS, Format, format_of, write_error
@@ -79,7 +80,7 @@ def write_results(results: Sequence[DataclassInstance], path: str | os.PathLike[
         row |= {name: escape_path(row[name]) for name in ("path", "root")}
     frame = pl.DataFrame(rows, schema=SCHEMA, strict=True)
     try:
-        with atomic_io.atomic_write(path) as f:
+        with atomic_io.atomic_write(path) as f, os_errors(f, pl.exceptions.PolarsError):
             _write(frame, f, form)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise write_error(path, error) from error

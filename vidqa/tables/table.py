@@ -7,11 +7,14 @@ that one row implies the others.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from itertools import chain
 
+from vidqa.common.disk_space import free_disk_bytes
+from vidqa.common.display import human_bytes
 from vidqa.records import AnswerRow, MediaItem, Status
 from vidqa.tables import formats
 from vidqa.tables.journal import change_log
@@ -20,6 +23,11 @@ from vidqa.tables.journal.row_index import IndexedFile, RowIndex
 from vidqa.tables.journal.row_keys import QuestionKey, RowState, file_path
 from vidqa.tables.journal.storage import TableStorage
 from vidqa.tables.schema import frame_to_rows, rows_to_frame
+
+#: Bytes per row of a table that does not exist yet.
+_ROW_BYTES = 400
+#: Size of a part file with one row.
+_PART_BYTES = 16 << 10
 
 # If the segments of a file ended differently, the status with the highest severity counts.
 _SEVERITY: dict[str, int] = {"ok": 0, "empty": 1, "truncated": 2, "skipped": 3, "failed": 4}
@@ -97,6 +105,28 @@ class Table:
             return None
         found = self._index.states(media_id, QuestionKey(question, model_id, settings_id))
         return max(found, key=lambda state: (_SEVERITY[state.status], state.is_noted), default=None)
+
+    def bytes_needed(self, n_rows: int) -> int:
+        """Return the free space that a run needs which adds a number of rows: for part files and a new table.
+
+        The old table stays until the new one is complete. A dataset only grows by new files.
+        """
+        old = self.path.stat().st_size if self.path.is_file() else 0
+        row_bytes = old / len(self) if old and len(self) else _ROW_BYTES
+        return old + round(2 * n_rows * row_bytes)
+
+    def check_free_space(self) -> None:
+        """Check, before the first row is computed, that the table can be written at all.
+
+        Raises:
+            TableError: the disk is full, or has no space for a second copy of the table.
+        """
+        free, needed = free_disk_bytes(self.path.parent), self.bytes_needed(0) + _PART_BYTES
+        if free < needed:
+            error = OSError(
+                errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {human_bytes(needed)} required, {human_bytes(free)} free"
+            )
+            raise formats.write_error(self.path, error)
 
     def status(self, media_id: str | None, question: str, model_id: str, settings_id: str) -> Status | None:
         """Return the status of the answer to a question about a media_id, as in `state`."""

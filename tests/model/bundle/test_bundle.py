@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import SafetensorError
 
 from vidqa.common.atomic_io import sha256_of_file, temporary_folder
 from vidqa.errors import BundleError, LockedError, UsageError
@@ -310,6 +311,29 @@ class TestSave:
         assert (new.model_id, new.encoder_id) == (old.model_id, old.encoder_id)
         assert new.verify() == []
         assert [p.name for p in new.folder.parent.iterdir()] == ["new"]
+
+    @pytest.mark.parametrize(
+        ("error", "hint"),
+        [
+            (SafetensorError("I/O error: No space left on device (os error 28)"), "free space in"),
+            (OSError(errno.EDQUOT, "Disk quota exceeded"), "free space in"),
+            (
+                RuntimeError("[enforce fail] PytorchStreamWriter failed writing file data/3: file too large"),
+                "ulimit -f",
+            ),
+        ],
+    )
+    def test_a_full_disk_is_an_error_that_names_the_folder(
+        self, tiny_bundle: Path, tmp_path: Path, error: Exception, hint: str
+    ) -> None:
+        def fill(to: Path) -> None:
+            (to / "half").write_bytes(b"x")
+            raise error
+
+        with pytest.raises(BundleError, match="new: the model cannot be written") as caught:
+            save_bundle(tmp_path / "new", load_bundle(tiny_bundle).spec, fill)
+        assert hint in (caught.value.hint or "") and str(tmp_path) in (caught.value.hint or "")
+        assert not list(tmp_path.iterdir())
 
     def test_external_data_is_hashed(self, tiny_bundle: Path, tmp_path: Path, fill: Callable[[Path], None]) -> None:
         def with_data(to: Path) -> None:

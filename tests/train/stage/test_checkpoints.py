@@ -32,7 +32,7 @@ def test_a_checkpoint_of_an_earlier_attempt_is_replaced(tmp_path):
 
 
 def test_free_disk_space_is_checked_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=5_000_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=1 << 40, free=5_000_000))
     checkpoints.require_disk_space(tmp_path / "new" / "folder", 4_000_000, "a checkpoint")
     with pytest.raises(
         TrainError, match=r"not enough disk space for a checkpoint in .*: 6\.0 MB required, 5\.0 MB free"

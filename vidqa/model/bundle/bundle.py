@@ -17,15 +17,18 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
 from vidqa.common.atomic_io import fsync_folder, remove_leftovers, sha256_of_file, temporary_folder
+from vidqa.common.disk_space import is_disk_full, write_remedy
+from vidqa.common.display import display_path
 from vidqa.encoders.preprocess import PREPROCESSING_REVISION
-from vidqa.errors import BundleError, UsageError
+from vidqa.errors import BundleError, UsageError, VidqaError
 from vidqa.model.bundle.registry import BUNDLE_FILE, DEMO, built_in_bundles, find_bundle, pulled_models
 from vidqa.model.bundle.spec import BundleSpec, EncoderSpec, TextEncoderSpec
 from vidqa.model.bundle.spec_json import read_spec, to_json
@@ -202,13 +205,13 @@ def save_bundle(
     Raises:
         UsageError: see `check_output_folder`.
         LockedError: another process is writing to the same folder.
-        BundleError: a part is missing or of a rejected type. Partial files are removed.
+        BundleError: a part is missing or of a rejected type, or the disk is full. Partial files are removed.
     """
     target = Path(folder).absolute()
     check_output_folder(target, replace_old)
     remove_leftovers(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with temporary_folder(target) as part:
+    with temporary_folder(target) as part, _disk_full_as_bundle_error(target):
         fill(part)
         full = _with_digests(part, spec)
         text = json.dumps(to_json(full), indent=2, ensure_ascii=False) + "\n"
@@ -218,6 +221,17 @@ def save_bundle(
         _swap(part, target)
     remove_leftovers(target, ".old")  # from a process that was killed before it removed an old bundle
     return load_bundle(target)
+
+
+@contextmanager
+def _disk_full_as_bundle_error(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # each library reports a full disk in a type of its own
+        if isinstance(error, VidqaError) or not is_disk_full(error):
+            raise
+        what = f"{display_path(str(target))}: the model cannot be written: {getattr(error, 'strerror', None) or error}"
+        raise BundleError(what, hint=f"{write_remedy(error, target.parent)}, or use another --out") from error
 
 
 def _with_digests(folder: Path, spec: BundleSpec) -> BundleSpec:

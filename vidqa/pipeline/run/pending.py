@@ -102,6 +102,9 @@ class PendingAnswers:
 
         Args:
             hashed: all files of the run.
+
+        Raises:
+            TableError: there is pending work, but the disk has no space for its rows.
         """
         for item, content in hashed:
             if isinstance(content, ItemError):
@@ -109,6 +112,8 @@ class PendingAnswers:
             elif (work := self.select(item, content)) is None:
                 self._reporter.advance()
             else:
+                if len(self.selected) == 1:
+                    self.table.check_free_space()
                 yield work
 
     def select(self, item: MediaItem, media_id: str) -> WorkItem | None:

@@ -22,6 +22,7 @@ from pathlib import Path
 import polars as pl
 
 from vidqa.common import atomic_io
+from vidqa.common.disk_space import os_errors
 from vidqa.common.path_text import escape_surrogates
 from vidqa.errors import TableError
 from vidqa.tables import formats
@@ -76,7 +77,7 @@ class JournalFolder:
             if not self.folder.is_dir():
                 self.folder.mkdir()
                 atomic_io.fsync_folder(self.folder.parent)
-            with atomic_io.atomic_write(self.folder / name) as f:
+            with atomic_io.atomic_write(self.folder / name) as f, os_errors(f, pl.exceptions.PolarsError):
                 log.write_parquet(f, compression="zstd")
         except (OSError, pl.exceptions.PolarsError) as error:
             raise formats.write_error(self.folder / name, error, "rows finished earlier are safe") from error

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vidqa.common import atomic_io
+from vidqa.common.disk_space import os_errors
 from vidqa.errors import TrainError, UsageError
 from vidqa.train.data.sample import REJECT_KINDS
 
@@ -105,7 +106,7 @@ def write_rejects(path: str | Path, rejected: Iterable[Rejected]) -> Path:
     path = Path(path)
     rows = sorted((asdict(r) for r in rejected), key=lambda r: (r["source"], r["record"]))
     schema = {name: pl.Int64 if name == "record" else pl.String for name in COLUMNS}
-    with atomic_io.atomic_write(path) as f:
+    with atomic_io.atomic_write(path) as f, os_errors(f, pl.exceptions.PolarsError):
         pl.DataFrame(rows, schema=schema).write_parquet(f)
     return path
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from vidqa.common.atomic_io import fsync_folder
 from vidqa.common.disk_space import free_disk_bytes, is_disk_full
 from vidqa.common.display import human_bytes
-from vidqa.errors import TrainError
+from vidqa.errors import TrainError, VidqaError
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 _PART = ".part"
@@ -95,9 +95,9 @@ def removed_if_disk_full(folder: Path, what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, RuntimeError) as error:
+    except Exception as error:  # each library reports a full disk in a type of its own
         shutil.rmtree(folder, ignore_errors=True)
-        if not is_disk_full(error):
+        if isinstance(error, VidqaError) or not is_disk_full(error):
             raise
         raise TrainError(f"disk full while writing {what} in {folder.parent}: {error}", hint=_RESUME_HINT) from error
 
@@ -111,10 +111,10 @@ def disk_full_as_train_error(folder: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if not is_disk_full(error):
+    except Exception as error:  # each library reports a full disk in a type of its own
+        if isinstance(error, VidqaError) or not is_disk_full(error):
             raise
-        what = f"disk full while writing the run in {folder}: {error.strerror or error}"
+        what = f"disk full while writing the run in {folder}: {getattr(error, 'strerror', None) or error}"
         raise TrainError(what, hint=_RESUME_HINT) from error
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import distributed
 
 from vidqa.common.atomic_io import atomic_write
+from vidqa.common.disk_space import os_errors
 from vidqa.errors import ItemError, UsageError
 from vidqa.generate.engine import GenerationSettings, Request, generate
 from vidqa.model.video_llava import VideoLlava
@@ -140,7 +141,7 @@ def add_rows(path: Path, rows: Sequence[SampleRow]) -> None:
         earlier = (pl.col("stage") < now.stage) | ((pl.col("stage") == now.stage) & (pl.col("step") < now.step))
         table = pl.concat([old.filter(earlier), table])
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as f:
+    with atomic_write(path) as f, os_errors(f, pl.exceptions.PolarsError):
         table.write_parquet(f)
 
 
