@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from vidqa.model.bundle.bundle import BUNDLE_FILE, load_bundle, save_bundle
 from vidqa.train.data.rejects import Rejected, write_rejects
 from vidqa.train.stage.metrics import MetricsFile
 
@@ -530,6 +531,33 @@ def test_an_impossible_export_is_rejected_before_anything_is_written(vidqa, reci
     assert "try: transformers = false" in rejected.err and not (tmp_path / "o").exists()
 
 
+REWRITES = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}{% if loop.last %}</s>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [(None, "the tokenizer has no chat template"), (REWRITES, "turn 1 is written differently once the")],
+)
+def test_a_chat_template_that_cannot_be_trained_is_refused_once(vidqa, recipe, tmp_path, tiny_bundle, template, reason):
+    bundle = load_bundle(str(tiny_bundle))
+
+    def fill(folder):
+        shutil.copytree(bundle.folder, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(BUNDLE_FILE))
+        settings = json.loads((folder / "llm/tokenizer_config.json").read_text())
+        (folder / "llm/tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": template}))
+
+    save_bundle(tmp_path / "base", bundle.spec, fill)
+    stages = '[[stage]]\nkind = "connector"\nprompt = "chat_template"\nsteps = 1'
+    options = ("--set", f"model.base={tmp_path / 'base'}", "--out", tmp_path / "o")
+    for more in ((), ("--check-data",)):
+        done = vidqa("train", recipe(stages=stages), *options, *more)
+        assert done.code == 1 and done.err.count(reason) == 1, done.err
+        assert "cannot be trained with the chat format chat_template" in done.err and "Traceback" not in done.err
+
+
 def nasty(clips):
     """Records of each published layout, and why each is rejected; None if it is accepted."""
     two = {"video": ["a.mp4", "b.mp4"], "image": "p.png"}
@@ -547,7 +575,8 @@ def nasty(clips):
         ({"id": "same", **turns("Only text", " ")}, "answerless"),
         ({"video": "p.png", **turns("<video>")}, "media_unreadable"),
         ({"image": "a.mp4", **turns("<image>")}, "media_unreadable"),
-        (turns("a </s> b"), "reserved_text"),
+        (turns("a </s> b", "<image> </s>"), None),
+        (turns("a\0b"), "reserved_text"),
         (turns("a", "b " * 3000), "too_long"),
     ]
     valley = [
@@ -560,6 +589,7 @@ def nasty(clips):
         ({"q": "What?", "a": "red", "video_id": "v_c", "id": None}, None),
         ({"q": "<video> What?", "a": "red", "video_id": "a"}, "placeholder_mismatch"),
         ({"q": "What?", "a": 3, "video_id": "a"}, "bad_record"),
+        ({"q": "What?", "a": "b\udcff", "video_id": "a"}, "bad_record"),
         ({"q": "What?", "a": "red", "video_id": "text"}, "media_unreadable"),
         ({"q": "What?", "a": "red", "video_id": "gone"}, "media_missing"),
     ]
@@ -606,5 +636,5 @@ def test_check_and_training_reject_the_same_records_of_every_format(vidqa, tmp_p
     assert "None" not in before["id"].to_list()
     assert found["records"] == len(expected) and sum(found["rejected"].values()) == before.height
     report = (tmp_path / "o/report.md").read_text()
-    assert "| llava.json | 10 | 0.5 |" in report and "| llava.json | 10 | 2.0 |" in report
+    assert "| llava.json | 11 | 0.5 |" in report and "| llava.json | 11 | 2.0 |" in report
     assert {kind: int(n) for n, kind in re.findall(r"- connector: (\d+) (\w+)", report)} == found["rejected"]

@@ -17,7 +17,7 @@ AT_LEAST = {
     "languagebind_image": (27, 0, 0),
     "languagebind_video": (28, 0, 0),
     "preprocess": (130, 0, 0),
-    "prompts": (0, 280, 7000),
+    "prompts": (0, 260, 6600),
     "valley": (27, 0, 168),
     "video_chatgpt": (21, 62, 144),
     "video_llava_forward": (32, 9, 144),

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from vidqa.errors import UsageError
 from vidqa.prompts.build import IGNORE_INDEX, build_labels, build_prompt
 from vidqa.prompts.chat_formats import FORMATS, get_format, render
 from vidqa.records import MediaShape
@@ -65,17 +64,10 @@ def test_valley_separates_patch_and_frame_tokens(tokenizer: Any) -> None:
 
 def test_several_turns_match_the_original() -> None:
     turns = [("Q1", "A1"), ("Q2", None)]
-    assert render(VALLEY, turns) == "Look.\n\n### Human: Q1 \n### Assistent: A1 \n### Human: Q2 \n###"
+    assert render(VALLEY, turns).text == "Look.\n\n### Human: Q1 \n### Assistent: A1 \n### Human: Q2 \n###"
     training = get_format("valley_tuned", "Look.")
-    assert render(training, turns) == "Look.\n\n### Human: Q1\n### Assistant: A1\n### Human: Q2\n### Assistant:"
-    assert render(CHATGPT, turns) == "Look. USER: Q1 ASSISTANT: A1</s>USER: Q2 ASSISTANT:"
-
-
-@pytest.mark.parametrize("chat", [CHATGPT, VALLEY])
-def test_special_tokens_are_reserved(chat: Any, tokenizer: Any) -> None:
-    for word in (w for tokens in chat.special_tokens for w in tokens):
-        with pytest.raises(UsageError, match="reserves"):
-            build_prompt(tokenizer, chat, [(f"What is {word}?", None)], [])
+    assert render(training, turns).text == "Look.\n\n### Human: Q1\n### Assistant: A1\n### Human: Q2\n### Assistant:"
+    assert render(CHATGPT, turns).text == "Look. USER: Q1 ASSISTANT: A1</s>USER: Q2 ASSISTANT:"
 
 
 def test_runs_must_match_the_special_tokens(tokenizer: Any, plain: Any) -> None:

@@ -2,11 +2,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
+from tokenizers import AddedToken
 
 from vidqa.model.bundle.spec import CompressorSpec
 from vidqa.model.connector import build_connector
@@ -51,6 +52,7 @@ class WordTokenizer:
     """Splits at white space; ids are indices into WORDS, and unknown words share the last id."""
 
     bos_token_id, pad_token_id, eos_token_id = 1, 0, 2
+    added_tokens_decoder: ClassVar = {2: AddedToken("</s>", special=True)}
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         words = text.replace("</s>", " </s> ").replace(":", " : ").split()

@@ -24,6 +24,7 @@ from vidqa.model.bundle.bundle import Bundle
 from vidqa.model.connector import Connector, build_connector
 from vidqa.model.llm import Quantization, load_llm
 from vidqa.model.visual_tokens import fill_slots
+from vidqa.prompts.build import format_problem
 from vidqa.prompts.chat_formats import ChatFormat, get_format
 from vidqa.records import Features, MediaShape, Prompt
 
@@ -196,7 +197,7 @@ def load_model(
     if width != spec.connector.out_size:
         raise BundleError(f"{bundle.folder}: connector.out_size is {spec.connector.out_size}, but the LLM has {width}")
     chat = get_format(spec.prompt.format, spec.prompt.system)
-    if problem := _format_problem(chat, tokenizer):
+    if problem := format_problem(tokenizer, chat):
         raise BundleError(f"{bundle.folder}: prompt.format is {chat.name}, but {problem}")
     table = llm.get_input_embeddings().weight
     model = VideoLlava(connector.to(table.device, table.dtype), llm, tokenizer, chat, spec.llm.context)
@@ -258,18 +259,3 @@ def torch_device(device: str) -> torch.device:
     if (index or 0) >= n_cuda:
         raise DeviceError(f"{device} was requested, but torch sees {n_cuda} CUDA devices", hint="--device auto or cpu")
     return torch.device("cuda", index or 0)
-
-
-def _format_problem(chat: ChatFormat, tokenizer: Any) -> str | None:
-    """Describe what the tokenizer lacks for a chat format; None if nothing."""
-    if chat.kind == "template" and not tokenizer.chat_template:
-        return "the tokenizer has no chat template"
-    tags = (
-        ("<image>", "<video>")
-        if chat.media == "placeholder"
-        else tuple(word for marks in chat.special_tokens for word in marks)
-    )
-    for tag in tags:
-        if tokenizer.encode(tag, add_special_tokens=False) != [tokenizer.convert_tokens_to_ids(tag)]:
-            return f"the tokenizer has no token {tag}"
-    return None

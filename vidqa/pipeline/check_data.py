@@ -33,7 +33,7 @@ from vidqa.train.outputs.plots import NO_MATPLOTLIB, has_matplotlib, save_figure
 from vidqa.train.recipe.definition import Recipe, Stage
 from vidqa.train.recipe.load import read_recipe
 from vidqa.train.recipe.requirements import disk_bytes
-from vidqa.train.stage.stage import chat_format_of, plan_stage
+from vidqa.train.stage.stage import chat_format_of, check_chat_formats, plan_stage
 
 log = logging.getLogger(__name__)
 
@@ -127,9 +127,11 @@ def check(
     Raises:
         UsageError: the recipe, or a file that it names, is invalid.
         BundleError: the base cannot be read.
+        TrainError: a stage cannot be trained with its chat format.
     """
     settings, options = read_recipe(recipe, overrides), options or RunOptions()
     bundle = load_bundle(settings.model.base)
+    check_chat_formats(settings, bundle)
     tokenizer = load_tokenizer(bundle.llm_folder)
     folder = Path(out or Path(recipe).stem) / "check"
     jobs: list[tuple[str, list[Source], Stage, bool]] = [

@@ -34,7 +34,7 @@ from vidqa.train.recipe.requirements import check_deepspeed, check_device, check
 from vidqa.train.stage.callbacks import Interrupted
 from vidqa.train.stage.checkpoints import disk_full_as_train_error
 from vidqa.train.stage.metrics import MetricsFile
-from vidqa.train.stage.stage import StageRunner
+from vidqa.train.stage.stage import StageRunner, check_chat_formats
 
 Encode = Literal["cache", "on-the-fly"]
 
@@ -138,6 +138,7 @@ class _Run:
         self.settings = settings_as_written(recipe, file, overrides)  # now, because the file may change during the run
         bundle = load_bundle(recipe.model.base)
         check_exports(recipe, bundle, where_set(file, overrides, "output", "transformers"))
+        check_chat_formats(recipe, bundle)
         self.loaded = LoadedModel(bundle, device, reporter=reporter)
         self.initial = InitialModel(bundle, recipe.model.connector == "reinitialize", recipe.seed)
         self.device = local_device(device)

@@ -10,11 +10,14 @@ Valley 83d794f valley/model/valley_model.py (build_inputs, process_response) and
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 Turn = tuple[str, str | None]
 """Question and answer. The answer of the last turn is None if the model is to generate it."""
+
+MEDIA = "\0"
+"""Stands for an image or a video in the text of a conversation. Users cannot write this character."""
 
 _USER = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -102,11 +105,6 @@ class ChatFormat:
             )
         return "".join(f"{m.before}{m.patch * n}{m.after}" for m, n in zip(self.special_tokens, runs, strict=True))
 
-    @property
-    def answer_cue(self) -> str:
-        """Text before every answer. An answer must not contain it, because it would look like another turn."""
-        return f"{self.user_end}{self.assistant}: "
-
 
 _V1 = ChatFormat("v1", system=_USER, system_end=" ")
 _V0 = ChatFormat(
@@ -192,7 +190,31 @@ def get_format(name: str, system: str | None = None) -> ChatFormat:
     return replace(chat, system=system, system_end=(chat.system_end or " ") if chat.kind == "roles" else "")
 
 
-def render(chat: ChatFormat, turns: Sequence[Turn]) -> str:
+@dataclass
+class RenderedText:
+    """A conversation as text. Spans are (start, end) in characters, in ascending order and not empty."""
+
+    text: str = ""
+    #: The answers to train on: from after the assistant's colon (from its role name if the model generates that) to the
+    #: end of `answer_end`.
+    answers: list[tuple[int, int]] = field(default_factory=list)
+    #: The questions and answers themselves, without the media in them; the rest is the format's own text.
+    user_text: list[tuple[int, int]] = field(default_factory=list)
+
+    def add(self, text: str) -> None:
+        """Append text of the format."""
+        self.text += text
+
+    def add_user_text(self, text: str) -> None:
+        """Append a question or an answer, in which `MEDIA` stands for an image or a video."""
+        for i, part in enumerate(text.split(MEDIA)):
+            self.text += MEDIA if i else ""
+            if part:
+                self.user_text.append((len(self.text), len(self.text) + len(part)))
+                self.text += part
+
+
+def render(chat: ChatFormat, turns: Sequence[Turn]) -> RenderedText:
     """Return a conversation as text.
 
     Args:
@@ -203,42 +225,34 @@ def render(chat: ChatFormat, turns: Sequence[Turn]) -> str:
         ValueError: a turn before the last has no answer, or `plain` is used with an answer (only training texts have
             captions, see `vidqa.prompts.build.build_labels`).
     """
-    return render_spans(chat, turns)[0]
-
-
-def render_spans(chat: ChatFormat, turns: Sequence[Turn]) -> tuple[str, list[tuple[int, int]]]:
-    """Return a conversation as text, and the spans of its answers.
-
-    Args:
-        chat: as for `render`.
-        turns: as for `render`.
-
-    Returns:
-        The text, and for each answered turn the (start, end) characters to train on: from after the assistant's colon
-        (from its role name if the model generates that) to the end of `answer_end`.
-
-    Raises:
-        ValueError: as `render`.
-    """
     check_turns(turns)
     if chat.kind == "template":
         raise ValueError("the format chat_template is rendered by the tokenizer")
+    out = RenderedText()
     if chat.kind == "plain":
         if any(answer for _, answer in turns):
             raise ValueError("the format plain does not support answered questions")
-        return "".join(question + chat.user_end for question, _ in turns if question), []
-    text = chat.system + chat.system_end if chat.system else ""
-    spans = []
+        for question in (question for question, _ in turns if question):
+            out.add_user_text(question)
+            out.add(chat.user_end)
+        return out
+    out.add(chat.system + chat.system_end if chat.system else "")
     for question, answer in turns:
-        text += f"{chat.user}: {question}{chat.user_end}" if question else f"{chat.user}:"
-        start = len(text)
+        out.add(f"{chat.user}:")
+        if question:
+            out.add(" ")
+            out.add_user_text(question)
+            out.add(chat.user_end)
+        start = len(out.text)
         if chat.role_in_prompt or answer:
-            text += f"{chat.assistant}:"
+            out.add(f"{chat.assistant}:")
         if answer:
-            start = len(text) if chat.role_in_prompt else start
-            text += f" {answer}{chat.answer_end}"
-            spans.append((start, len(text)))
-    return text, spans
+            start = len(out.text) if chat.role_in_prompt else start
+            out.add(" ")
+            out.add_user_text(answer)
+            out.add(chat.answer_end)
+            out.answers.append((start, len(out.text)))
+    return out
 
 
 def check_turns(turns: Sequence[Turn]) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 from contextlib import closing
+from typing import ClassVar
 
 import pytest
 from PIL import Image
@@ -57,6 +58,7 @@ class Words:
     """Every word is a token."""
 
     bos_token_id = 1
+    added_tokens_decoder: ClassVar = {}
 
     def encode(self, text, *, add_special_tokens):
         ids = [len(word) for word in text.replace("</s>", " </s>").split()]

@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 from sentencepiece import SentencePieceProcessor
+from tokenizers import AddedToken
 
 from vidqa.prompts.build import IGNORE_INDEX
 from vidqa.prompts.chat_formats import FORMATS, get_format
@@ -21,6 +23,7 @@ class Slow:
     """The slow Llama tokenizer of transformers 4.31 in `legacy` mode, based on sentencepiece."""
 
     bos_token_id = 1
+    added_tokens_decoder: ClassVar = {2: AddedToken("</s>", special=True)}
 
     def __init__(self):
         self.pieces = SentencePieceProcessor(str(FOLDER / "tokenizer.model"))
@@ -60,24 +63,22 @@ def test_records_have_the_labels_of_the_original_training_code(tmp_path, slow):
     (tmp_path / "a.json").write_text(json.dumps(records))
     corpus = Corpus([Source(str(tmp_path / "a.json"))], cache_dir=tmp_path / "cache")
     chat = get_format("v1", MASKING["neutral_system_text"])
-    n_compared = n_rejected = 0
+    n_compared = n_rejected = n_with_separator = 0
     for name, found in zip(names, map(corpus.get, range(len(corpus))), strict=True):
         if not isinstance(found, Sample):
             assert expected[name]["mismatch_warning"], (name, found)
             n_rejected += 1
             continue
         shapes = [(m.kind, 8 if m.kind == "video" else 1, 1) for m in found.media]
-        if expected[name]["mismatch_warning"]:  # the original keeps such a sample without targets
-            with pytest.raises(SampleError) as caught:
-                tokenize_sample(found, slow, chat, shapes)
-            assert caught.value.kind == "reserved_text"
-            n_rejected += 1
-            continue
         made = tokenize_sample(found, slow, chat, shapes)
+        if expected[name]["mismatch_warning"]:  # the original has no targets where an answer contains a separator
+            assert (made.labels == 2).sum() == len(found.turns), "one end per answer"
+            n_with_separator += 1
+            continue
         assert np.where(made.prompt.slots, -200, made.prompt.ids).tolist() == expected[name]["input_ids"], name
         assert made.labels.tolist() == expected[name]["labels"], name
         n_compared += 1
-    assert (n_compared, n_rejected) == (len(names) - 3, 3)
+    assert (n_compared, n_rejected, n_with_separator) == (len(names) - 3, 1, 2)
 
 
 def runs(labels):
@@ -120,11 +121,11 @@ def test_a_sample_that_is_too_long_is_rejected(slow):
 @pytest.mark.parametrize(
     ("turns", "kind"),
     [
-        ((("<video>\nWhy?", "It reads USER: no </s>"),), "reserved_text"),
+        ((("<video>\nWhy?", "One\udcff."),), "reserved_text"),
         ((("<video>\nWhy\0?", "One."),), "reserved_text"),
     ],
 )
-def test_texts_with_reserved_separators_are_rejected(slow, turns, kind):
+def test_texts_that_cannot_be_in_a_prompt_are_rejected(slow, turns, kind):
     with pytest.raises(SampleError) as caught:
         tokenize_sample(Sample("1", (MediaRef("a.mp4", "video"),), turns), slow, FORMATS["v1"], [("video", 8, 2)])
     assert caught.value.kind == kind

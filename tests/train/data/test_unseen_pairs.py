@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -175,6 +176,7 @@ class Letters:
     """Every letter is a token, and so is a space."""
 
     bos_token_id = None
+    added_tokens_decoder: ClassVar = {}
 
     def encode(self, text, *, add_special_tokens):
         return [ord(letter) for letter in text]

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 from torch import Tensor
 
 from vidqa.model.llama.model import Llama, LlamaConfig, SequenceEnds
@@ -81,6 +81,7 @@ class FastTokenizer:
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
+        self.added_tokens_decoder: dict[int, AddedToken] = backend.get_added_tokens_decoder()
         self.all_special_tokens = list(dict.fromkeys(named.values()))
         self.bos_token_id, self.eos_token_id, self._unknown_id = (
             backend.token_to_id(named[role]) if role in named else None

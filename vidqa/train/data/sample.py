@@ -18,7 +18,7 @@ REJECT_KINDS: dict[str, str] = {
     "bad_span": "the segment of the video ends before it starts, or is outside the video",
     "media_missing": "an image or video file does not exist",
     "media_unreadable": "an image or video file cannot be decoded, or is of the other kind",
-    "reserved_text": "the text contains a separator of the chat format, so the answers cannot be located",
+    "reserved_text": "the text has a character that cannot be in a prompt, or an answer contains the end of answers",
     "too_long": "the sample exceeds the context length; samples are never truncated",
 }
 

@@ -15,8 +15,9 @@ from multiprocessing import get_context
 
 from vidqa.errors import UsageError
 from vidqa.import_path import child_environment
-from vidqa.prompts.build import IGNORE_INDEX, LabeledPrompt, Tokenizer, build_labels
+from vidqa.prompts.build import IGNORE_INDEX, LabeledPrompt, build_labels
 from vidqa.prompts.chat_formats import ChatFormat
+from vidqa.prompts.plain_text import Tokenizer
 from vidqa.records import MediaKind, MediaShape
 from vidqa.train.data.corpus import Corpus
 from vidqa.train.data.rejects import Rejected
@@ -50,10 +51,6 @@ def tokenize_sample(
     for ref, shape in zip(sample.media, shapes, strict=True):
         if shape[0] != ref.kind:
             raise SampleError("media_unreadable", f"{ref.path}: is of kind {shape[0]}, the record has {ref.kind}")
-    if any("\0" in part for turn in sample.turns for part in turn):
-        raise SampleError(
-            "reserved_text", "the text contains a NUL character"
-        )  # reserved: it marks media inside prompts
     try:
         conversation = build_labels(tokenizer, chat, sample.turns, shapes)
     except UsageError as e:

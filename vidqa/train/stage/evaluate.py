@@ -19,6 +19,7 @@ from vidqa.common.disk_space import os_errors
 from vidqa.errors import ItemError, UsageError
 from vidqa.generate.engine import GenerationSettings, Request, generate
 from vidqa.model.video_llava import VideoLlava
+from vidqa.prompts.plain_text import check_text
 from vidqa.train.batching.dataset import EMPTY, Item, TrainingDataset, to_batch
 from vidqa.train.batching.sampler import BatchPlan
 from vidqa.train.data.sample import Sample, SampleError
@@ -106,10 +107,11 @@ class Evaluator:
                 break
             try:
                 for sample in (self.data.corpus[i] for i in numbers):
+                    check_text(_question(sample))
                     features = tuple(self.data.features(ref) for ref in sample.media)
                     requests.append(Request(features, ((_question(sample), None),)))
                     chosen.append(sample)
-            except SampleError:
+            except (SampleError, UsageError):
                 continue  # already counted by `_loss`
         answers = generate(model, requests, self.settings, batch_size=self.batch_size)
         rows = []

@@ -11,8 +11,12 @@ from pathlib import Path
 
 import torch
 
+from vidqa.errors import TrainError
+from vidqa.model.bundle.bundle import Bundle
+from vidqa.model.llm import load_tokenizer
 from vidqa.model.lora import attach_lora
 from vidqa.model.video_llava import VideoLlava
+from vidqa.prompts.build import training_problem
 from vidqa.prompts.chat_formats import ChatFormat, get_format
 from vidqa.train.batching.dataset import FeatureSource, TrainingDataset
 from vidqa.train.batching.sampler import BatchPlan, Packing, SampleStats, plan_batches
@@ -196,3 +200,23 @@ def plan_stage(stage: Stage, corpus: Corpus, seed: int) -> BatchPlan:
 def chat_format_of(stage: Stage, default: ChatFormat) -> ChatFormat:
     """Return the chat format of a stage: its own, or that of the base."""
     return get_format(stage.prompt) if stage.prompt else default
+
+
+def check_chat_formats(recipe: Recipe, base: Bundle) -> None:
+    """Check that the answers of a conversation can be located in the chat format of every stage.
+
+    Args:
+        recipe: the recipe.
+        base: the model to start from.
+
+    Raises:
+        TrainError: the tokenizer lacks a token of a format, or its chat template cannot be used for training.
+        BundleError: the tokenizer cannot be read.
+    """
+    tokenizer = load_tokenizer(base.llm_folder)
+    default = get_format(base.spec.prompt.format, base.spec.prompt.system)
+    for name, stage in zip(recipe.stage_names(), recipe.stage, strict=True):
+        chat = chat_format_of(stage, default)
+        if problem := training_problem(tokenizer, chat):
+            what = f"{name} cannot be trained with the chat format {chat.name}: {base.llm_folder}: {problem}"
+            raise TrainError(what, hint="set `prompt` of the stage to another format, such as v1")
