@@ -85,6 +85,17 @@ def test_prune_by_age(tmp_path: Path, keys: list[CacheKey]) -> None:
     assert remaining(tmp_path, keys) == [0, 1, 2]
 
 
+def test_entries_with_a_time_in_the_far_future_count_as_never_used(tmp_path: Path, keys: list[CacheKey]) -> None:
+    leftover = (tmp_path / keys[0].relative).parent / ".x.safetensors.1.part"
+    leftover.write_bytes(b"half")
+    for path in (tmp_path / keys[0].relative, leftover):
+        os.utime(path, (13_569_465_600, 13_569_465_600))  # the year 2400
+    assert maintenance.stats(tmp_path).n_entries == 6
+    report = maintenance.prune(tmp_path, older_than_s=30 * DAY)
+    assert (report.n_removed, report.n_leftovers_removed) == (1, 1)
+    assert remaining(tmp_path, keys) == [1, 2, 3, 4, 5]
+
+
 def test_prune_by_size_removes_the_least_recently_used(tmp_path: Path, keys: list[CacheKey]) -> None:
     total = maintenance.stats(tmp_path).n_bytes
     report = maintenance.prune(tmp_path, max_size=total // 2)
@@ -160,7 +171,7 @@ def test_parse_age(text: str, seconds: float) -> None:
     assert parse_age(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "GB", "ten GB", "-1GB", "10XB", "1e3", "10 G B", "nan", "1,5GB"])
+@pytest.mark.parametrize("text", ["", "GB", "ten GB", "-1GB", "10XB", "1e3", "10 G B", "nan", "1,5GB", "9" * 400])
 def test_invalid_sizes(text: str) -> None:
     with pytest.raises(UsageError, match="not a size") as caught:
         parse_size(text)

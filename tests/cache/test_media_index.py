@@ -10,14 +10,18 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
+from vidqa.cache import media_index
 from vidqa.cache.media_index import INDEX_NAME, MediaIndex
 from vidqa.errors import CacheError, MediaError
-from vidqa.records import MediaFacts, MediaItem
+from vidqa.records import EncodedSegment, MediaFacts, MediaItem
 
 REPOSITORY = str(Path(__file__).parents[2])
 
@@ -83,6 +87,33 @@ def test_a_modification_time_in_the_future_is_not_read_every_time(tmp_path: Path
     assert index.n_hashed == 1
 
 
+YEAR_NS = 31_556_952 * 10**9
+
+
+# Years 1970, 1969, 1601, 2262 and 2400, and values that only a broken file system returns.
+@pytest.mark.parametrize("mtime_ns", [0, -1, -369 * YEAR_NS, 2**63 - 1, 2**63, 430 * YEAR_NS, -(2**70), 10**30])
+def test_any_modification_time_can_be_stored(
+    tmp_path: Path, mtime_ns: int, segment: Callable[..., EncodedSegment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    f, facts = old_file(tmp_path / "a.mp4", b"one"), segment().facts
+    monkeypatch.setattr(media_index, "_digest_stable", lambda path: (3, mtime_ns, digest(b"one")))
+    seen = replace(item(f), mtime_ns=mtime_ns)
+    with closing(MediaIndex(tmp_path / "cache")) as index:
+        assert index.media_id(seen) == index.media_id(seen) == digest(b"one")
+        assert index.n_hashed == 1
+        assert index.cached_media_id(replace(seen, mtime_ns=mtime_ns + 1)) is None
+        index.store_probed_facts(str(f), 3, mtime_ns, time.time_ns(), facts)
+        assert index.probed_facts(str(f), 3, mtime_ns) == facts
+        assert index.probed_facts(str(f), 3, mtime_ns + 1) is None
+
+
+def test_a_clock_in_the_far_future(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    f = old_file(tmp_path / "a.mp4", b"one")
+    monkeypatch.setattr(time, "time_ns", lambda: 430 * YEAR_NS)
+    with closing(MediaIndex(tmp_path / "cache")) as index:
+        assert index.media_id(item(f)) == index.media_id(item(f)) and index.n_hashed == 1
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="names are bytes on Linux")
 def test_names_of_any_bytes(tmp_path: Path) -> None:
     index = MediaIndex(tmp_path / "cache")
@@ -131,11 +162,12 @@ def test_a_growing_file_has_no_digest(tmp_path: Path) -> None:
     index, writer = MediaIndex(tmp_path / "cache"), threading.Thread(target=grow)
     writer.start()
     try:
-        with pytest.raises(MediaError, match="keeps changing"):
+        with pytest.raises(MediaError, match="keeps changing") as caught:
             index.media_id(item(f))
     finally:
         done.set()
         writer.join()
+    assert caught.value.kind == "changed"
     assert index.media_id(item(f)) == hashlib.sha256(f.read_bytes()).hexdigest()[:32]
 
 
@@ -162,6 +194,15 @@ def test_facts_of_another_version_are_ignored(tmp_path: Path) -> None:
     assert index.facts("a" * 32) is None
 
 
+@pytest.mark.parametrize("damage", ['"duration_s": NaN', '"fps": 1e999', '"pixel_aspect": "1/0"', '"width": "wide"'])
+def test_damaged_facts_are_ignored(tmp_path: Path, damage: str) -> None:
+    index = MediaIndex(tmp_path)
+    index.store_facts("a" * 32, MediaFacts("image", "png", 3, 2, None, None))
+    with sqlite3.connect(tmp_path / INDEX_NAME) as db:
+        db.execute("UPDATE facts SET facts = substr(facts, 1, length(facts) - 1) || ?", (f", {damage}}}",))
+    assert index.facts("a" * 32) is None
+
+
 def test_a_damaged_index_is_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / INDEX_NAME).write_bytes(b"this is no database, " * 400)
     f = old_file(tmp_path / "a.mp4", b"one")
@@ -182,7 +223,7 @@ WRITER = """
 import sys
 sys.path.insert(0, {repository!r})
 from vidqa.cache.media_index import MediaIndex
-from vidqa.records import MediaFacts, MediaItem
+from vidqa.records import EncodedSegment, MediaFacts, MediaItem
 import os
 index, folder, name = MediaIndex(sys.argv[1]), sys.argv[2], sys.argv[3]
 i = 0

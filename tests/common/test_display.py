@@ -26,6 +26,8 @@ def test_bytes(n_bytes: float, text: str) -> None:
         (200, "3 min 20 s"),
         (3600, "1 h 0 min"),
         (7500, "2 h 5 min"),
+        (float("inf"), "unknown"),
+        (float("nan"), "unknown"),
     ],
 )
 def test_durations(seconds: float, text: str) -> None:

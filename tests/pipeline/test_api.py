@@ -106,6 +106,8 @@ def test_options_are_normalized(tiny_bundle, clips, tmp_path, monkeypatch):
     same = RunOptions(str(tmp_path / "c"), segment_s=np.float32(1.5), max_new_tokens=np.int64(4), timeout_s=9)
     plain = RunOptions(tmp_path / "c", segment_s=1.5, max_new_tokens=4, timeout_s=9.0)
     assert same == plain
+    assert RunOptions(tmp_path, timeout_s=1e300).timeout_s <= threading.TIMEOUT_MAX
+    assert RunOptions(tmp_path, batch_size=10**30).batch_size < 2**63
     question = vidqa.Question("a", "What?")
     assert settings_of(same, question) == settings_of(plain, question)
     summary = vidqa.describe(clips, tmp_path / "t.csv", model=str(tiny_bundle), options=same)

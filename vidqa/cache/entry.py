@@ -12,6 +12,7 @@ attackers, and it is fast (4 MB: 1.4 ms; 7 to 11 ms for a cryptographic digest).
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
@@ -186,11 +187,13 @@ def facts_from_dict(values: dict[str, Any]) -> MediaFacts:
         values: fields of `MediaFacts`.
 
     Raises:
-        ValueError: a field is missing or unknown (written by another version).
+        ValueError: a field is missing or unknown (written by another version), or a number is not finite.
     """
     values = {"notes": (), **values}
     if set(values) != _FACTS_FIELDS:
         raise ValueError(f"fields of the facts differ: {sorted(set(values) ^ _FACTS_FIELDS)}")
+    if not all(math.isfinite(values[name] or 0.0) for name in ("duration_s", "fps", "width", "height")):
+        raise ValueError("a number of the facts is not finite")
     notes = tuple(str(note) for note in values["notes"])
     return MediaFacts(**{**values, "pixel_aspect": Fraction(values["pixel_aspect"]), "notes": notes})
 

@@ -5,11 +5,12 @@ It is safe to run these while other vidqa processes use the cache: they encode r
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vidqa.cache import entry
@@ -20,6 +21,8 @@ from vidqa.errors import CacheError, UsageError
 
 #: A temporary file older than this many seconds is assumed to be left by a killed process.
 LEFTOVER_AFTER_S = 3600.0
+#: How far the clocks of machines that share a cache may differ.
+_CLOCK_ERROR_S = 86400.0
 
 _SIZE_UNITS = {"": 1, "b": 1, **{u + "b": 1000**i for i, u in enumerate("kmgt", 1)}}
 _SIZE_UNITS |= {u + "ib": 1024**i for i, u in enumerate("kmgt", 1)} | {u: 1000**i for i, u in enumerate("kmgt", 1)}
@@ -92,7 +95,7 @@ def parse_size(text: str) -> int:
         UsageError: not a size.
     """
     number, unit = _number_and_unit(text)
-    if number is None or unit.lower() not in _SIZE_UNITS:
+    if number is None or unit.lower() not in _SIZE_UNITS or not math.isfinite(number * _SIZE_UNITS[unit.lower()]):
         raise UsageError(
             f"not a size: {text!r}", hint="use a number with KB, MB, GB, TB, KiB, MiB, GiB or TiB, such as 10GB"
         )
@@ -197,7 +200,7 @@ def prune(
         CacheError: the folder cannot be read or written.
     """
     root, now = Path(root), time.time() if now_s is None else now_s
-    files = sorted([*_files(root), *_records(root)], key=lambda f: (f.used_s, f.path))
+    files = sorted((_dated(f, now) for f in (*_files(root), *_records(root))), key=lambda f: (f.used_s, f.path))
     left = sum(f.n_bytes for f in files)
     pruned: list[_File] = []
     for f in files:
@@ -206,12 +209,17 @@ def prune(
         if too_old or too_much:
             pruned.append(f)
             left -= f.n_bytes
-    stale = [f for f in _leftovers(root) if now - f.used_s > LEFTOVER_AFTER_S]
+    stale = [f for f in _leftovers(root) if now - _dated(f, now).used_s > LEFTOVER_AFTER_S]
     if not dry_run:
         for f in pruned + stale:
             _remove(root, f.path)
     n_bytes_removed = sum(f.n_bytes for f in pruned)
     return PruneReport(len(pruned), n_bytes_removed, len(files) - len(pruned), left, len(stale))
+
+
+def _dated(file: _File, now_s: float) -> _File:
+    """Return a file; if its time of last use is far in the future (a wrong clock), as if it had never been used."""
+    return file if file.used_s <= now_s + _CLOCK_ERROR_S else replace(file, used_s=0.0)
 
 
 def _number_and_unit(text: str) -> tuple[float | None, str]:

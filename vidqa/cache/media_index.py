@@ -110,8 +110,9 @@ class MediaIndex:
             MediaError: the file is missing, not readable, or changes while it is read.
             CacheError: the index cannot be written.
         """
-        path, read_ns = os.fsencode(item.path), time.time_ns()
+        path, read_ns = os.fsencode(item.path), _as_int64(time.time_ns())
         size, mtime_ns, media_id = _digest_stable(item.path)
+        mtime_ns = _as_int64(mtime_ns)
         self.n_hashed += 1
         self._write("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", (path, size, mtime_ns, media_id, read_ns))
         return media_id
@@ -123,8 +124,8 @@ class MediaIndex:
         if found is None:
             return None
         size, mtime_ns, media_id, read_ns = found
-        unchanged = (size, mtime_ns) == (item.size, item.mtime_ns) and abs(read_ns - mtime_ns) > _MTIME_RESOLUTION_NS
-        return str(media_id) if unchanged else None
+        is_same = (size, mtime_ns) == (item.size, _as_int64(item.mtime_ns))
+        return str(media_id) if is_same and abs(read_ns - mtime_ns) > _MTIME_RESOLUTION_NS else None
 
     def facts(self, media_id: str) -> MediaFacts | None:
         """Return the facts of a media_id; None if there are none, or of an older revision."""
@@ -156,6 +157,7 @@ class MediaIndex:
             size: its size in bytes.
             mtime_ns: its modification time in ns.
         """
+        mtime_ns = _as_int64(mtime_ns)
         wanted = (os.fsencode(path), size, mtime_ns, FACTS_REVISION)
         row = self._one(
             "SELECT read_ns, facts FROM probed WHERE path = ? AND size = ? AND mtime_ns = ? AND revision = ?", wanted
@@ -177,7 +179,8 @@ class MediaIndex:
         Raises:
             CacheError: the index cannot be written.
         """
-        row = (os.fsencode(path), size, mtime_ns, read_ns, FACTS_REVISION, json.dumps(facts_to_dict(facts)))
+        times = (_as_int64(mtime_ns), _as_int64(read_ns))
+        row = (os.fsencode(path), size, *times, FACTS_REVISION, json.dumps(facts_to_dict(facts)))
         self._write("INSERT OR REPLACE INTO probed VALUES (?, ?, ?, ?, ?, ?)", row)
 
     def n_files(self) -> int:
@@ -214,11 +217,19 @@ class MediaIndex:
             raise CacheError(f"the index of the cache folder {self.root} failed: {text}", hint=hint) from error
 
 
+def _as_int64(time_ns: int) -> int:
+    """Return a time as SQLite can store it. File systems know years beyond 2262, where an int64 of nanoseconds ends.
+
+    Such times wrap around rather than being clamped, so that different times stay different.
+    """
+    return (time_ns + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
 def _facts(text: object) -> MediaFacts | None:
     try:
         return facts_from_dict(json.loads(str(text)))
-    except (ValueError, TypeError):
-        return None  # written by another version: probe again
+    except (ValueError, TypeError, ZeroDivisionError):
+        return None  # damaged, or written by another version: probe again
 
 
 def _is_full(folder: Path) -> bool:
@@ -261,7 +272,7 @@ def _digest_stable(path: str) -> tuple[int, int, str]:
         before, digest, after = _read(path)
         if (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns):
             return before.st_size, before.st_mtime_ns, digest
-    raise MediaError("unreadable", "the file keeps changing while it is read", hint="run again when it is complete")
+    raise MediaError("changed", "the file keeps changing while it is read", hint="run again when it is complete")
 
 
 def _read(path: str) -> tuple[os.stat_result, str, os.stat_result]:

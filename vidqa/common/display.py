@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from typing import Any, TextIO
@@ -41,7 +42,9 @@ def human_bytes(n_bytes: float) -> str:
 
 
 def human_duration(seconds: float) -> str:
-    """Return a duration such as `4.2 s`, `3 min 20 s` or `2 h 5 min`."""
+    """Return a duration such as `4.2 s`, `3 min 20 s` or `2 h 5 min`; `unknown` for a number that is not finite."""
+    if not math.isfinite(seconds):
+        return "unknown"
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -83,7 +83,9 @@ def test_rates_are_kept_per_device_and_model_in_the_cache_folder(tmp_path):
     record_rates(tmp_path, key, summary(4, 4, 4, encode=2.0))
     assert load_rates(tmp_path, key).frames == 4
     assert load_rates(tmp_path, HistoryKey("cuda:0", "encoder", "model")) == Rates()
-    for content in ("", "[]", '{"format": 1}', '{"format": 2, "rates": {"x": {"files": "many"}}}'):
+    odd = '{"format": 2, "rates": {"cpu": {"frames": %s}}}'
+    damaged = [odd % value for value in ("NaN", "1e999", "-1", "1" + 300 * "0", "null", "[]")]
+    for content in (*damaged, "", "[]", '{"format": 1}', '{"format": 2, "rates": {"x": {"files": "many"}}}'):
         (tmp_path / RATES_NAME).write_text(content)
         assert load_rates(tmp_path, key) == Rates()
     record_rates(tmp_path / "missing", key, summary())  # not writable: no error

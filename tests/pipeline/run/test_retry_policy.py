@@ -77,8 +77,18 @@ def test_unreadable_content_is_not_counted_and_removed_content_is_dropped(tmp_pa
     assert not failures.path.exists()
 
 
+def one_failure(**values: object) -> str:
+    names = ("media_id", "question", "model_id", "settings_id", "path", "error_kind")
+    return json.dumps({"format": 1, "failures": [dict.fromkeys(names, "x") | values]})
+
+
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", '{"format": 9, "failures": []}', '{"format": 1, "failures": [{"path": 3}]}', "\xff"]
+    "content",
+    [
+        *("", "{", "[]", '{"format": 9, "failures": []}', '{"format": 1, "failures": [{"path": 3}]}', "\xff"),
+        *(one_failure(n_failed=number) for number in (-1, 1.5, None, float("nan"), "3")),
+        *(one_failure(question=text) for text in (["a"], None, 3)),
+    ],
 )
 def test_a_damaged_file_resets_the_counts_with_a_warning(tmp_path, caplog, content):
     (tmp_path / "t.csv.failures.json").write_bytes(content.encode("latin-1"))

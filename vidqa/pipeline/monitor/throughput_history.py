@@ -22,6 +22,8 @@ _DECAY = 0.5
 #: An estimate is rough if the run is more than this many times larger than the measured ones: small runs do not fill
 #: their batches.
 _ROUGH_ABOVE = 20
+#: Larger sums of seconds or frames than any run can reach.
+_MAX_SUM = 1e15
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,11 @@ def _read(path: Path) -> dict[str, Rates]:
         data = json.loads(path.read_bytes())
         if data["format"] != _FORMAT:
             return {}
-        return {str(key): Rates(**{name: values[name] + 0 for name in values}) for key, values in data["rates"].items()}
+        return {str(key): Rates(**values) for key, values in data["rates"].items() if _is_valid(values)}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return {}  # missing, damaged or of another version: the next run writes it again
+
+
+def _is_valid(values: dict[str, float]) -> bool:
+    """Return whether all values are numbers that a long history of runs may have reached."""
+    return all(0 <= value < _MAX_SUM for value in values.values())

@@ -52,6 +52,12 @@ class Failure:
         return self.media_id, self.question, self.model_id, self.settings_id
 
     @property
+    def is_valid(self) -> bool:
+        """Whether all values, which come from a file, have the right types."""
+        texts, numbers = (*self.key, self.path, self.error_kind), (self.n_failed, self.n_skipped)
+        return all(isinstance(text, str) for text in texts) and all(isinstance(n, int) and n >= 0 for n in numbers)
+
+    @property
     def is_quarantined(self) -> bool:
         """Whether it has failed too often to be tried in every run."""
         return self.n_failed >= QUARANTINE_AFTER
@@ -76,7 +82,7 @@ class RetryPolicy:
         try:
             data = json.loads(self.path.read_bytes())
             failures = [Failure(**one) for one in data["failures"]]
-            if data["format"] != _FORMAT or not all(isinstance(f.n_failed + f.n_skipped, int) for f in failures):
+            if data["format"] != _FORMAT or not all(f.is_valid for f in failures):
                 raise ValueError("another format")
         except FileNotFoundError:
             return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
@@ -12,6 +13,9 @@ from vidqa.cache.key import default_cache_dir
 from vidqa.config import settings_id
 from vidqa.errors import UsageError
 from vidqa.records import Question
+
+#: Larger than any memory allows.
+_MAX_BATCH_SIZE = 1 << 20
 
 
 def _user_cache() -> Path:
@@ -68,6 +72,9 @@ class RunOptions:
             problems.append(f"retry must be 'failed' or 'all', got {self.retry!r}")
         if problems:
             raise UsageError("\n".join(problems))
+        object.__setattr__(self, "timeout_s", min(self.timeout_s, threading.TIMEOUT_MAX))  # centuries, or 49 days
+        if self.batch_size is not None:
+            object.__setattr__(self, "batch_size", min(self.batch_size, _MAX_BATCH_SIZE))
 
 
 @dataclass(frozen=True)
