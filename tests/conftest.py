@@ -7,6 +7,7 @@ import string
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -168,6 +169,27 @@ def mount() -> Callable[..., None]:
             pytest.skip("needs permission to mount")
 
     return call
+
+
+@pytest.fixture
+def unprivileged(tmp_path: Path) -> Callable[[], AbstractContextManager[None]]:
+    """Function that returns a context without the permissions of root, who may read everything."""
+
+    @contextmanager
+    def drop() -> Iterator[None]:
+        for folder in (tmp_path, *list(tmp_path.parents)[:3]):
+            if folder.owner() == "root" and folder != Path("/tmp"):
+                folder.chmod(0o755)
+        if os.geteuid() != 0:
+            yield
+            return
+        os.seteuid(65534)
+        try:
+            yield
+        finally:
+            os.seteuid(0)
+
+    return drop
 
 
 @pytest.fixture

@@ -55,8 +55,9 @@ host=$(uname -n)
 last=$(tail -n 1 "$output")
 case $code in
 0) ;; # every row is there
-3)    # some rows failed; report them only if the summary line counts new ones
+3)    # some rows failed, which is reported only if the summary line counts new ones, or paths led to no media
     case $last in
+    *"path problem"*) report "$last ($host)" ;;
     *"(0 of them new)"*) ;;
     *) report "$last ($host)" ;;
     esac

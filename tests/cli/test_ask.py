@@ -37,7 +37,8 @@ def test_a_repeated_question_is_answered_again_and_computed_once(vidqa, clips, t
     asked = ["What?", "Why?", "What?"]
     assert vidqa("ask", clips / "a.mp4", *asked).out == "red\n" * 3
     assert vidqa("ask", clips, *asked).out.count("red") == 9
-    assert vidqa("ask", clips / "none.mp4", *asked).out == "\n" * 3, "a failure has a line as well"
+    (tmp_path / "text.mp4").write_text("not a video")
+    assert vidqa("ask", tmp_path / "text.mp4", *asked).out == "\n" * 3, "a failure has a line as well"
     for media in ([clips / "a.mp4"], [clips / "a.mp4", "--with", clips / "b.mp4"]):
         computed.clear()
         lines = vidqa("ask", *media, *asked, "--json").out.splitlines()
@@ -82,8 +83,9 @@ def test_failures_are_not_printed_as_answers(vidqa, clips):
     assert done.code == 3
     assert done.out.strip() == ""
     assert "vidqa: text.mp4: not_media: not an image or video but text (utf-8)" in done.err.splitlines()
+    (clips / "no\x1bcvideo.mp4").touch()
     done = vidqa("ask", clips / "no\x1bcvideo.mp4", "What?")  # printed as it is, this name would clear the screen
-    assert done.code == 3 and "vidqa: no\\x1bcvideo.mp4: missing: no such file" in done.err.splitlines()
+    assert done.code == 3 and "vidqa: no\\x1bcvideo.mp4: empty_file: the file is empty" in done.err.splitlines()
     done = vidqa("ask", clips, "What?")
     assert done.code == 3
     assert "[not_media]" in done.out

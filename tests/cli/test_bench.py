@@ -83,7 +83,7 @@ def test_answers_longer_than_the_context_are_an_error(
 
 
 def test_bad_input_is_reported(tmp_path: Path, tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["bench", str(tmp_path), "--model", str(tiny_bundle), *SHORT]) == 2
+    assert run(["bench", str(tmp_path), "--model", str(tiny_bundle), *SHORT]) == 1
     assert "no media found" in capsys.readouterr().err
     assert run(["bench", "--seconds", "-1"]) == 2
     with pytest.raises(UsageError):

@@ -206,21 +206,6 @@ def test_broken_files_cost_their_row_and_exit_3(vidqa, clips, tmp_path):
     assert len(rows_of(table)) == 6
 
 
-@pytest.mark.slow
-def test_a_missing_file_that_was_named_gets_one_row(vidqa, clips, tmp_path, make_clip):
-    table = tmp_path / "t.parquet"
-    for _ in range(2):
-        done = vidqa("describe", clips / "a.mp4", clips / "gone.mp4", "--out", table)
-        assert done.code == 3
-        assert [(row["path"], row["status"], row["error_kind"]) for row in rows_of(table)] == [
-            ("a.mp4", "ok", None),
-            ("gone.mp4", "failed", "missing"),
-        ]
-    make_clip(clips / "gone.mp4", seed=4)
-    assert vidqa("describe", clips / "a.mp4", clips / "gone.mp4", "--out", table).code == 0
-    assert [row["status"] for row in rows_of(table)] == ["ok", "ok"]
-
-
 def test_prompt_that_does_not_fit_is_a_row(vidqa, clips, tmp_path):
     questions = tmp_path / "q.toml"
     questions.write_text(f'[[question]]\nid = "long"\ntext = "{"why " * 800}"\n')

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from vidqa.errors import MediaError
 from vidqa.pipeline.monitor.reporter import StageClock
-from vidqa.pipeline.run import retry_policy
+from vidqa.pipeline.run import hashing, retry_policy
 from vidqa.tables.formats import read_table
 
 TIMEOUT_S = 280
@@ -70,11 +71,15 @@ def test_three_failed_runs_lead_to_quarantine_until_the_file_changes(vidqa, tmp_
     assert changed["failed_again"] == 0
 
 
-def test_an_unreadable_file_is_new_once_and_the_line_names_the_dataset(vidqa, tmp_path):
-    (tmp_path / "clips").mkdir()
-    gone = tmp_path / "clips" / "gone.mp4"
+def test_an_unreadable_file_is_new_once_and_the_line_names_the_dataset(vidqa, make_clip, tmp_path, monkeypatch):
+    make_clip(tmp_path / "a.mp4")
+
+    def unreadable(index, item):
+        raise MediaError("permission", "Permission denied")
+
+    monkeypatch.setattr(hashing, "identify", unreadable)
     for news in (1, 0):
-        done = vidqa("describe", gone, "--out", f"{tmp_path}/set/")
+        done = vidqa("describe", tmp_path / "a.mp4", "--out", f"{tmp_path}/set/")
         assert done.code == 3
         line = done.err.splitlines()[-1]
         assert line.startswith(f"vidqa: set: 1 new row, 1 failed ({news} of them new); 1 file in "), line

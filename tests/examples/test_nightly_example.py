@@ -23,7 +23,7 @@ printf '%s\\n' "$@" > "$0.arguments"
 echo run >> "$0.runs"
 echo results
 echo "some message" >&2
-echo "vidqa: t.parquet: 2 new rows, 1 failed (${FAKE_NEW:-1} of them new)" >&2
+echo "vidqa: t.parquet: 2 new rows, 1 failed (${FAKE_NEW:-1} of them new)${FAKE_MORE:-}" >&2
 code=$(head -n 1 "$0.codes")
 sed -i 1d "$0.codes"
 exit "$code"
@@ -86,6 +86,10 @@ def test_old_failures_are_not_reported(wrapper, tmp_path):
         assert not (tmp_path / "mail.sent").exists()
         assert wrapper(3, FAKE_NEW="10", **settings).stderr.startswith("" if settings else "vidqa: t.parquet: 2 new")
         assert (tmp_path / "mail.sent").exists() == bool(settings)
+
+
+def test_paths_without_media_are_reported(wrapper):
+    assert "1 path problem" in wrapper(3, FAKE_NEW="0", FAKE_MORE=", 1 path problem").stderr
 
 
 def test_a_killed_run_is_repeated_once(wrapper, tmp_path):

@@ -110,14 +110,17 @@ class CliContext:
 
 
 class _ReporterHandler(logging.Handler):
-    """Prints warnings (such as a damaged cache entry) as messages, so that they do not break the progress bar."""
+    """Prints warnings (such as a damaged cache entry) and errors so that they do not break the progress bar."""
 
     def __init__(self, reporter: Reporter) -> None:
         super().__init__(logging.WARNING)
         self._reporter = reporter
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._reporter.message(f"warning: {record.getMessage()}")
+        if record.levelno >= logging.ERROR:  # printed with -q, too
+            self._reporter.message(f"vidqa: {record.getMessage()}", level=0)
+        else:
+            self._reporter.message(f"warning: {record.getMessage()}")
 
 
 def _route_warnings(reporter: Reporter) -> None:

@@ -69,7 +69,7 @@ class RunScope:
             summary: of the run.
         """
         self._summary = summary
-        self._code = EXIT_PARTIAL if summary.n_failed else EXIT_OK
+        self._code = EXIT_PARTIAL if summary.is_partial else EXIT_OK
         return self._code
 
     def __enter__(self) -> Self:

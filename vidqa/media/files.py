@@ -1,4 +1,4 @@
-"""Access to media files by path: their first bytes, their signature, and errors for files that cannot be read.
+"""Access to media files by path: their first bytes, what these reveal, and errors for files that cannot be read.
 
 A path is never interpreted as a URL: a file may be called `concat:a|b`.
 """
@@ -26,6 +26,8 @@ _MEDIA = (
 _AUDIO = "aac ac3 aif aiff amr ape dts eac3 flac m4a m4b m4p mka mp2 mp3 mpga oga ogg opus ra spx wav wma wv"
 MEDIA_SUFFIXES = frozenset(f".{name}" for name in _MEDIA.split())
 AUDIO_SUFFIXES = frozenset(f".{name}" for name in _AUDIO.split())
+#: Containers that often contain audio only: with an audio suffix, they are opened to check for a video stream.
+_AMBIGUOUS = frozenset({"isobmff", "matroska", "asf", "rm"})
 
 
 def as_path_list(paths: Paths) -> list[str]:
@@ -76,11 +78,38 @@ def identify(path: str) -> Signature:
     return signature
 
 
+def ignore_reason(path: str) -> tuple[str, bool]:
+    """Decide by suffix and first bytes whether a file found in a folder is ignored.
+
+    Args:
+        path: path of a regular file.
+
+    Returns:
+        The reason to ignore it, empty if it is media or claims to be; and False if the file has to be opened to find
+        out whether it contains video after all.
+
+    Raises:
+        MediaError: its first bytes cannot be read, so there is no telling.
+    """
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix in MEDIA_SUFFIXES:
+        return "", True  # if it is not media, it gets a failed row
+    signature = sniff(read_head(path))
+    if signature.family == "image":
+        return "", True
+    if signature.family == "video" and not (suffix in AUDIO_SUFFIXES and signature.container in _AMBIGUOUS):
+        return "", True
+    if signature.family in ("video", "unknown"):
+        return "audio" if suffix in AUDIO_SUFFIXES else "not media", False
+    return signature.family if signature.family != "other" else "not media", True
+
+
 def file_error(path: str, error: OSError | ValueError) -> MediaError:
     """Convert an error of the operating system to a MediaError."""
     reason = getattr(error, "strerror", None) or str(error)
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
-        return MediaError("missing", f"{display_path(path)}: no such file")
+        what = "a symbolic link to a file that does not exist" if os.path.islink(path) else "no such file or folder"
+        return MediaError("missing", f"{display_path(path)}: {what}")
     if isinstance(error, PermissionError):
         return MediaError("permission", f"{display_path(path)}: {reason}", hint="run as a user who may read the file")
     return MediaError("unreadable", f"{display_path(path)}: {reason}")

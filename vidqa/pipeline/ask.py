@@ -47,6 +47,31 @@ def ask(
         UsageError: there is no question.
         VidqaError: there is no media, or the model or the cache cannot be used.
     """
+    return ask_with_summary(media, *questions, model=model, options=options, reporter=reporter)[0]
+
+
+def ask_with_summary(
+    media: Paths,
+    *questions: str,
+    model: LoadedModel | str = "demo",
+    options: RunOptions | None = None,
+    reporter: Reporter = QUIET,
+) -> tuple[list[AnswerRow], Summary]:
+    """Ask questions as `ask` does.
+
+    Args:
+        media: as for `ask`.
+        *questions: as for `ask`.
+        model: as for `ask`.
+        options: as for `ask`.
+        reporter: as for `ask`.
+
+    Returns:
+        The rows, and counts of the run, among them the paths without media.
+
+    Raises:
+        VidqaError: as for `ask`.
+    """
     run = RunContext.create(model, options, reporter)
     question_list = as_questions(questions)
     items = find_media(run, as_path_list(media)).items
@@ -58,7 +83,7 @@ def ask(
             reporter.advance()
     position = {(item.root, item.rel): number for number, item in enumerate(items)}
     rows.sort(key=lambda row: position[row.root, row.path])  # stable: keeps the order of questions and segments
-    return list(_in_order_of_questions(rows, questions))
+    return list(_in_order_of_questions(rows, questions)), run.summary
 
 
 def _in_order_of_questions(rows: Iterable[AnswerRow], texts: Sequence[str]) -> Iterator[AnswerRow]:

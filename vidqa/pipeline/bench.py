@@ -26,6 +26,7 @@ from vidqa.pipeline.monitor.reporter import QUIET, Reporter
 from vidqa.pipeline.monitor.throughput import ThroughputMeter
 from vidqa.pipeline.run.hardware_limit import add_engine_stats, measure_hardware
 from vidqa.pipeline.run.loaded_model import LoadedModel
+from vidqa.pipeline.run.scanning import check_found
 from vidqa.records import EncoderInput, Features
 
 _QUESTION = "What happens in this video, part {}?"
@@ -62,6 +63,7 @@ class BenchResult:
     media: str
     device: str
     model: str
+    n_path_problems: int = 0  # paths that do not exist, cannot be read or contain no media
 
     @property
     def bottleneck(self) -> str:
@@ -101,11 +103,11 @@ def bench(
 
     Raises:
         ItemError: no file can be decoded, or the model cannot answer about them.
-        UsageError: there is no media.
+        VidqaError: there is no media.
     """
     options, meter = options or BenchOptions(), ThroughputMeter()
     with TemporaryDirectory(prefix="vidqa-bench-") as folder:
-        files = _files(paths, Path(folder))
+        files, n_problems = _files(paths, Path(folder))
         reporter.message(f"measuring decode for {human_duration(options.seconds)}")
         inputs, decode_s = _decode(files, model, options, meter, reporter)
     reporter.message(f"measuring encode for {human_duration(options.seconds)}")
@@ -123,18 +125,17 @@ def bench(
         "generate": meter.step.busy_s / n_files,
     }
     device = str(model.llava.device)
-    return BenchResult(meter, answer_s, clip_s, options.n_questions, media, device, model.identity.model)
+    return BenchResult(meter, answer_s, clip_s, options.n_questions, media, device, model.identity.model, n_problems)
 
 
-def _files(paths: Sequence[str], folder: Path) -> list[str]:
+def _files(paths: Sequence[str], folder: Path) -> tuple[list[str], int]:
+    """Return the files to measure, and the number of paths that led to none."""
     if not paths:
         write_test_video(folder / "clip.mp4")
-        return [str(folder / "clip.mp4")]
-    found = [item.path for item in scan(paths).items][:_MAX_FILES]
-    if not found:
-        where = ", ".join(map(display_path, paths))
-        raise UsageError(f"no media found in {where}", hint="omit PATHS to measure with a generated video")
-    return found
+        return [str(folder / "clip.mp4")], 0
+    found = scan(paths)
+    check_found(found)
+    return [item.path for item in found.items][:_MAX_FILES], len(found.problems)
 
 
 def _decode(

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vidqa.common.display import display_path, message_without_path
+from vidqa.common.file_identity import absolute_path
 from vidqa.errors import ItemError, UsageError
 from vidqa.generate.chat_session import ChatSession
 from vidqa.generate.engine import Request, generate
 from vidqa.media.files import Paths, as_path_list
-from vidqa.media.scan import scan
+from vidqa.media.scan import named_item
 from vidqa.model.bundle.bundle import Bundle
 from vidqa.pipeline.ask import as_questions
 from vidqa.pipeline.monitor.reporter import QUIET, Reporter
@@ -172,7 +173,11 @@ def _item(path: str) -> MediaItem:
     if os.path.isdir(path) or (not os.path.lexists(path) and glob.has_magic(path)):
         hint = "vidqa ask accepts folders and patterns"
         raise UsageError(f"{display_path(path)}: name each file; a folder or a pattern has no order", hint=hint)
-    return scan([path]).items[0]
+    try:
+        return named_item(path)
+    except ItemError as error:
+        what = f"{display_path(path)}: {message_without_path(error, absolute_path(path))}"
+        raise ItemError(error.kind, what, hint=error.hint) from error
 
 
 def _check_number(bundle: Bundle, n_media: int) -> None:

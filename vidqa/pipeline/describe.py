@@ -83,7 +83,7 @@ def describe(
                 _process(run, found.items, pending, bookkeeper)
                 if run.options.prune_missing:
                     with closing(MediaIndex(run.options.cache_dir)) as index:
-                        bookkeeper.prune(removed_files(searched), replaced_files(searched, index))
+                        bookkeeper.prune(removed_files(searched, found.problems), replaced_files(searched, index))
             except KeyboardInterrupt:
                 reporter.message(f"stopping: writing finished rows to {display_path(str(out))}")
                 raise

@@ -51,6 +51,7 @@ class DryRunPlan:
     files_pruned: int = 0  # removed or replaced files whose rows would be dropped
     quarantined: list[str] = field(default_factory=list)
     ignored: dict[str, int] = field(default_factory=dict)
+    path_problems: dict[str, str] = field(default_factory=dict)  # path without media, or unreadable -> reason
     cache_bytes_needed: int = 0
     cache_bytes_free: int = 0
     table_bytes_needed: int = 0  # for part files and the new table, while the old one still exists
@@ -69,7 +70,8 @@ class DryRunPlan:
 
     def as_dict(self) -> dict[str, object]:
         """Return plain values for `--json`."""
-        return asdict(self) | {"enough_disk": self.enough_disk}
+        problems = [{"path": path, "reason": reason} for path, reason in self.path_problems.items()]
+        return asdict(self) | {"path_problems": problems, "enough_disk": self.enough_disk}
 
     def as_text(self) -> str:
         """Return a few lines for people."""
@@ -86,6 +88,8 @@ class DryRunPlan:
             lines.append(f"quarantined: {plural(len(self.quarantined), 'file')}; --retry all tries again")
         if self.ignored:
             lines.append(f"ignored files: {counts(self.ignored)}")
+        if self.path_problems:
+            lines.append(f"path problems: {plural(len(self.path_problems), 'path')} without readable media")
         lines.append(
             f"disk: cache needs {human_bytes(self.cache_bytes_needed)} of {human_bytes(self.cache_bytes_free)} free, "
             f"table needs {human_bytes(self.table_bytes_needed)} of {human_bytes(self.table_bytes_free)} free"
@@ -129,11 +133,13 @@ def plan_run(
     found = find_media(run, paths)
     pending = PendingAnswers(table, questions, run, RetryPolicy(table.path).load())
     plan = DryRunPlan(str(out), files=len(found.items), ignored=found.counts())
+    plan.path_problems = run.summary.path_problems
     cache_dir = run.options.cache_dir
     with closing(MediaIndex(cache_dir)) as index, reporter.progress(len(found.items), "file"):
         _Counter(plan, run, pending, index).count(found.items)
         if run.options.prune_missing:
-            RunBookkeeper(pending, run).prune(removed_files(paths), replaced_files(paths, index))  # in memory only
+            is_removed, is_replaced = removed_files(paths, found.problems), replaced_files(paths, index)
+            RunBookkeeper(pending, run).prune(is_removed, is_replaced)  # in memory only
             plan.files_pruned = run.summary.pruned
     plan.existing_rows = sum(run.summary.existing.values())
     plan.quarantined = list(run.summary.quarantined)

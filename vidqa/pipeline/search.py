@@ -5,7 +5,7 @@ Embeddings come from the feature cache; files that are not cached are encoded fi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -59,6 +59,7 @@ class SearchResult:
     failed: tuple[tuple[str, ItemError], ...]  # path and error of each file that could not be ranked
     n_files: int
     n_encoded: int  # files that were not cached
+    path_problems: Mapping[str, str]  # path that does not exist, cannot be read or contains no media -> reason
 
 
 def search(
@@ -98,7 +99,7 @@ def search(
         embeddings.encode(missing)
     failed = tuple(embeddings.failed)
     if not embeddings.segments:
-        return SearchResult((), failed, len(items), len(missing))
+        return SearchResult((), failed, len(items), len(missing), run.summary.path_problems)
     scores = _normalized(np.stack([pooled.embedding for _, _, pooled in embeddings.segments])) @ query
     position = {item.path: number for number, item in enumerate(items)}
 
@@ -128,7 +129,7 @@ def search(
                 created_at=now,
             )
         )
-    return SearchResult(tuple(hits), failed, len(items), len(missing))
+    return SearchResult(tuple(hits), failed, len(items), len(missing), run.summary.path_problems)
 
 
 class _Embeddings:

@@ -67,7 +67,7 @@ def command(media: str, questions: tuple[str, ...], out: str | None, more_media:
       vidqa ask before.png --with after.png --with clip.mp4 "What has changed?"
     """
     from vidqa.cli.context import CliContext
-    from vidqa.pipeline.ask import ask, ask_to_table
+    from vidqa.pipeline.ask import ask_to_table, ask_with_summary
 
     _check_order(media, questions)
     context = CliContext(flags)
@@ -78,8 +78,10 @@ def command(media: str, questions: tuple[str, ...], out: str | None, more_media:
             media, *questions, out=out, model=context.model, options=context.options, reporter=context.reporter
         )
         context.print_summary(summary)
-        return EXIT_PARTIAL if summary.n_failed else EXIT_OK
-    rows = ask(media, *questions, model=context.model, options=context.options, reporter=context.reporter)
+        return EXIT_PARTIAL if summary.is_partial else EXIT_OK
+    rows, summary = ask_with_summary(
+        media, *questions, model=context.model, options=context.options, reporter=context.reporter
+    )
     one_file = len({(row.root, row.path, row.start_s) for row in rows}) == 1
     if context.as_json:
         click.echo(rows_as_json_lines(rows), nl=False)
@@ -93,7 +95,7 @@ def command(media: str, questions: tuple[str, ...], out: str | None, more_media:
         click.echo(f"vidqa: {display_path(row.path)}: {row.error_kind}: {row.error}", err=True)
     if not context.as_json:
         _report_incomplete(rows, context)
-    return EXIT_PARTIAL if failed else EXIT_OK
+    return EXIT_PARTIAL if failed or summary.path_problems else EXIT_OK
 
 
 def _ask_together(media: list[str], questions: tuple[str, ...], out: str | None, context: CliContext) -> int:

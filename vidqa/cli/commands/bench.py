@@ -8,7 +8,7 @@ import click
 
 from vidqa.cli.options import HELP, BatchSizeType, model_options, output_options
 from vidqa.cli.output import as_json
-from vidqa.errors import EXIT_OK
+from vidqa.errors import EXIT_OK, EXIT_PARTIAL
 
 
 @click.command("bench", context_settings=HELP, short_help="Measure the throughput of every stage.")
@@ -51,4 +51,4 @@ def command(paths: tuple[str, ...], **flags: Any) -> int:
     )
     result = bench(context.model, paths, options, context.reporter)
     click.echo(as_json(result.as_dict()) if context.as_json else result.as_text())
-    return EXIT_OK
+    return EXIT_PARTIAL if result.n_path_problems else EXIT_OK

@@ -16,7 +16,7 @@ from vidqa.cli.options import (
     run_options,
     strict_option,
 )
-from vidqa.errors import EXIT_OK
+from vidqa.errors import EXIT_OK, EXIT_PARTIAL
 
 
 @click.command("describe", context_settings=HELP, short_help="Answer questions about every file and write a table.")
@@ -102,4 +102,4 @@ def _dry_run(paths: tuple[str, ...], out: str, context: Any) -> int:
 
     plan = plan_run(paths, out, questions=context.questions, model=context.model, options=context.options)
     click.echo(as_json(plan.as_dict()) if context.as_json else plan.as_text())
-    return EXIT_OK
+    return EXIT_PARTIAL if plan.path_problems else EXIT_OK

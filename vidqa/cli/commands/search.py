@@ -68,7 +68,7 @@ def command(text: str, paths: tuple[str, ...], top: int | None, out: str | None,
     else:
         click.echo(hits_as_table(found.hits), nl=False)
     _print_failures(found)
-    return EXIT_PARTIAL if found.failed else EXIT_OK
+    return EXIT_PARTIAL if found.failed or found.path_problems else EXIT_OK
 
 
 def hits_as_table(hits: Sequence[Hit]) -> str:

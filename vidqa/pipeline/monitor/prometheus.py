@@ -30,6 +30,7 @@ METRICS = {
     "vidqa_errors": "New failed rows of the last run by error kind.",
     "vidqa_noted_files": "Files of the last run that could be read, but have problems, by kind of note.",
     "vidqa_ignored_files": "Files that are not media, by reason.",
+    "vidqa_path_problems": "Paths of the last run that do not exist, cannot be read or contain no media.",
     "vidqa_video_seconds": "Duration of the videos that the last run processed.",
     "vidqa_stage_seconds": "Seconds of the last run by stage.",
 }
@@ -120,6 +121,7 @@ def _of_summary(summary: Summary) -> list[tuple[str, dict[str, str], float]]:
         *(("vidqa_errors", {"kind": kind}, n) for kind, n in sorted(summary.errors.items())),
         *(("vidqa_noted_files", {"kind": kind}, summary.notes[kind]) for kind in NOTE_KINDS),
         *(("vidqa_ignored_files", {"reason": reason}, n) for reason, n in sorted(summary.ignored.items())),
+        ("vidqa_path_problems", {}, len(summary.path_problems)),
         ("vidqa_video_seconds", {}, round(summary.video_s, 3)),
         *(("vidqa_stage_seconds", {"stage": stage}, round(s, 3)) for stage, s in summary.seconds.items()),
     ]

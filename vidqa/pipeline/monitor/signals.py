@@ -3,8 +3,6 @@
 The first signal waits until the current batch is computed. It acts at once while the run only waits, or has not started
 its work. The second signal exits at once: files are written atomically, so only uncommitted work is lost. Runs started
 from Python keep Python's own handling of Ctrl-C unless they use `StopSignal.handled`.
-
-Inside `StopSignal.handled` a hangup is ignored: closing the terminal costs messages, not the run.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType
 
 #: Signal -> the exception that it raises in the main thread.
@@ -36,7 +34,7 @@ class StopSignal:
 
     @contextmanager
     def handled(self, exceptions: SignalExceptions, message: Callable[[str], None] | None) -> Iterator[None]:
-        """Handle signals inside the block, and ignore SIGHUP. Signals that the parent process ignores stay ignored.
+        """Handle signals inside the block. Signals that the parent process ignores (nohup) stay ignored.
 
         Args:
             exceptions: the signals to handle, with the exception of each.
@@ -55,8 +53,7 @@ class StopSignal:
             self._n_signals += 1
             if self._n_signals > 1:
                 if message is not None:
-                    with suppress(OSError):  # stderr may be gone
-                        os.write(2, b"vidqa: exiting at once; unsaved work is lost\n")
+                    os.write(2, b"vidqa: exiting at once; unsaved work is lost\n")
                 os._exit(128 + signum)  # no cleanup, which could hang on a stuck batch or disk
             self._pending = exceptions[signum]()
             if self._interruptible or not self._deferred:
@@ -64,12 +61,7 @@ class StopSignal:
             if message is not None:
                 message("stopping after the current batch; press Ctrl-C again to exit at once")
 
-        handlers: dict[int, Callable[[int, FrameType | None], None] | signal.Handlers] = dict.fromkeys(
-            exceptions, handle
-        )
-        if hasattr(signal, "SIGHUP"):
-            handlers[signal.SIGHUP] = signal.SIG_IGN
-        before = {s: signal.signal(s, h) for s, h in handlers.items() if signal.getsignal(s) is not signal.SIG_IGN}
+        before = {s: signal.signal(s, handle) for s in exceptions if signal.getsignal(s) is not signal.SIG_IGN}
         try:
             yield
         finally:

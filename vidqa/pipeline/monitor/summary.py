@@ -36,6 +36,7 @@ class Summary:
     noted_paths: list[str] = field(default_factory=list)  # the first of them
     existing_noted: int = 0  # part of existing: rows about files with problems, without failed ones
     ignored: dict[str, int] = field(default_factory=dict)  # files that are not media, by reason
+    path_problems: dict[str, str] = field(default_factory=dict)  # path without media, or unreadable -> reason
     failed_again: int = 0  # new failed rows whose file and question had failed in an earlier run
     renamed: int = 0  # files whose rows only needed a new path
     copied: int = 0  # files that got copies of the rows that a duplicate had before this run
@@ -55,6 +56,11 @@ class Summary:
     def n_failed(self) -> int:
         """Failed rows at the end of the run, including those of earlier runs; failed files if there is no table."""
         return self.rows["failed"] + self.existing["failed"] + (0 if self.rows or self.existing else self.clips_failed)
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether something that the run was asked for is missing: rows failed, or a path led to no media."""
+        return bool(self.n_failed or self.path_problems)
 
     @property
     def nothing_done(self) -> bool:
@@ -110,6 +116,7 @@ class Summary:
             "notes": dict(self.notes),
             "existing_noted": self.existing_noted,
             "ignored": dict(self.ignored),
+            "path_problems": [{"path": path, "reason": reason} for path, reason in self.path_problems.items()],
             "renamed": self.renamed,
             "copied": self.copied,
             "quarantined": list(self.quarantined),
@@ -137,6 +144,8 @@ class Summary:
         )
         if self.quarantined:
             parts.append(f"{len(self.quarantined):,} in quarantine")
+        if self.path_problems:
+            parts.append(plural(len(self.path_problems), "path problem"))
         basename = os.path.basename((self.table or "").rstrip("/" + os.sep))  # a dataset may end in a slash
         name = ascii(basename).strip("'\"")[-40:] if self.table else "cache"
         return f"vidqa: {name}: {', '.join(parts)}; {plural(self.files, 'file')} in {human_duration(self.wall_s)}"
@@ -180,6 +189,9 @@ class Summary:
             lines.append(f"{files} with problems: {counts(self.notes)}{where}; --strict makes them fail")
         if self.ignored:
             lines.append(f"ignored files: {counts(self.ignored)}")
+        if self.path_problems:
+            number, paths = plural(len(self.path_problems), "path"), _paths(list(self.path_problems))
+            lines.append(f"path problems: {number} without readable media: {paths}")
         if self.bottleneck:
             spent = ", ".join(f"{stage} {self.seconds[stage]:.1f}" for stage in STAGES)
             lines.append(f"seconds: {spent}; bottleneck: {self.bottleneck}")

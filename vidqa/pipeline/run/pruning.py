@@ -3,37 +3,43 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatch
+from functools import lru_cache
 
 from vidqa.cache.media_index import MediaIndex
+from vidqa.common.file_identity import absolute_path
 from vidqa.errors import MediaError
-from vidqa.media.scan import glob_root, is_glob
+from vidqa.media.globs import glob_root, is_glob
+from vidqa.media.scan import PathProblem
 from vidqa.records import MediaItem
 
 
-def removed_files(searched: Sequence[str]) -> Callable[[str], bool]:
+def removed_files(searched: Sequence[str], problems: Sequence[PathProblem] = ()) -> Callable[[str], bool]:
     """Return a function that returns whether the file at a path was removed.
 
     A file counts as removed only if the file system reports that it does not exist. An unreadable folder or a server
-    that does not respond proves nothing. Neither does an empty folder on the way to the file, because that is what an
-    unmounted disk looks like. Paths that the run did not search are never removed.
+    that does not respond proves nothing. Neither does an empty folder or a dangling link on the way to the file, which
+    is what an unmounted disk looks like, nor a searched path that leads to no media at all. Paths that the run did not
+    search are never removed; it does not matter through which symbolic link to a folder a file was found.
 
     Args:
         searched: files, folders and globs of the run.
+        problems: paths without media, and unreadable ones, as the scan of `searched` reported them.
     """
-    roots = tuple(_search_root(path) for path in searched)
+    without_media = {problem.path for problem in problems}
+    useful = [path for path in searched if path not in without_media or not is_glob(path)]
+    roots = [root for path in useful for root in _search_roots(path)]
+    unknown = tuple(os.path.join(form, "") for path in without_media for form in _forms(path))
+    real_folder = lru_cache(1024)(os.path.realpath)  # the files of a folder are together
 
     def is_removed(path: str) -> bool:
-        root = next((root for root, pattern in roots if _is_searched(path, root, pattern)), None)
-        if root is None or not _does_not_exist(path):
-            return False
-        if path == root:  # the user named this file
-            root = os.path.dirname(path)
-        folder = os.path.dirname(path)
-        while not os.path.isdir(folder) and len(folder) > len(root):  # also if a file now has the name of the folder
-            folder = os.path.dirname(folder)
-        return _has_entries(folder)
+        folder, name = os.path.split(path)
+        for form in dict.fromkeys((path, os.path.join(real_folder(folder), name))):
+            root = next((root for root, pattern in roots if _is_searched(form, root, pattern)), None)
+            if root is not None:
+                return _does_not_exist(form) and not form.startswith(unknown) and _is_mounted(form, root)
+        return False
 
     return is_removed
 
@@ -45,10 +51,10 @@ def replaced_files(searched: Sequence[str], index: MediaIndex) -> Callable[[str,
         searched: files, folders and globs of the run.
         index: has the content of the files that the run found.
     """
-    roots = tuple(_search_root(path) for path in searched)
+    roots = [root for path in searched for root in _search_roots(path)]
 
     def is_replaced(media_id: str, path: str) -> bool:
-        if not any(_is_searched(path, root, pattern) for root, pattern in roots):
+        if not any(_is_searched(form, *root) for form in _forms(path) for root in roots):
             return False
         try:
             now = os.stat(path)
@@ -63,12 +69,34 @@ def replaced_files(searched: Sequence[str], index: MediaIndex) -> Callable[[str,
     return is_replaced
 
 
-def _search_root(path: str) -> tuple[str, list[str]]:
-    """Return the folder or file that a path of the user searches, and the parts of its glob below that."""
+def _is_mounted(path: str, root: str) -> bool:
+    """Return whether the folder of a file that does not exist, or else the nearest one above it, has other entries."""
+    if path == root:  # the user named this file
+        root = os.path.dirname(path)
+    folder = os.path.dirname(path)
+    while not os.path.isdir(folder) and len(folder) > len(root):  # also if a file now has the name of the folder
+        if os.path.islink(folder):
+            return False
+        folder = os.path.dirname(folder)
+    return _has_entries(folder)
+
+
+def _search_roots(path: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield the folder or file that a path of the user searches, and the parts of its glob below that."""
     if not is_glob(path):
-        return os.path.abspath(path), []
-    root = os.path.abspath(glob_root(path))
-    return root, _parts(os.path.abspath(path), root)
+        yield from ((form, []) for form in _forms(path))
+        return
+    root = absolute_path(glob_root(path))
+    pattern = _parts(absolute_path(path), root)
+    yield from ((form, pattern) for form in _forms(root))
+
+
+def _forms(path: str) -> list[str]:
+    """Return a path as the user wrote it, and without symbolic links to folders."""
+    path = absolute_path(path)
+    folder, name = os.path.split(path)
+    real = os.path.realpath(path) if os.path.isdir(path) else os.path.join(os.path.realpath(folder), name)
+    return list(dict.fromkeys((path, real)))
 
 
 def _is_searched(path: str, root: str, pattern: list[str]) -> bool:
