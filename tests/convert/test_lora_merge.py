@@ -13,9 +13,9 @@ import pytest
 import torch
 from published_files import write_json, write_llm
 
+from vidqa.convert.folders import open_sources
 from vidqa.convert.lazy_tensors import StateDict
 from vidqa.convert.lora_merge import merge_lora
-from vidqa.convert.sources import open_sources
 from vidqa.errors import BundleError
 from vidqa.model.llm import load_llm
 from vidqa.model.lora import ADAPTER_FOLDER
@@ -49,7 +49,7 @@ def save_adapter(base: Path, folder: Path, **settings: Any) -> Any:
 
 
 def merged(base: Path, folder: Path) -> dict[str, torch.Tensor]:
-    (llm,), (adapter,) = open_sources(base), open_sources(folder)
+    (llm,), (adapter,) = open_sources(base).sources, open_sources(folder).sources
     tensors, unexpected = merge_lora(StateDict(llm).pop_prefix(""), adapter, tied=False)
     assert unexpected == []
     return {key: tensor.read() for key, tensor in tensors.items()}
@@ -170,7 +170,7 @@ def test_weights_and_settings_must_agree(base: Path, tmp_path: Path) -> None:
     save_adapter(base, tmp_path)
     file = tmp_path / "adapter_config.json"
     saved = json.loads(file.read_text())
-    (llm,), (adapter,) = open_sources(base), open_sources(tmp_path)
+    (llm,), (adapter,) = open_sources(base).sources, open_sources(tmp_path).sources
     tensors = StateDict(llm).pop_prefix("")
     write_json(file, saved | {"layers_to_transform": [0]})
     _, unexpected = merge_lora(tensors, adapter, tied=False)
@@ -183,7 +183,7 @@ def test_weights_and_settings_must_agree(base: Path, tmp_path: Path) -> None:
 def test_a_head_that_is_the_embedding_table(base: Path, tmp_path: Path) -> None:
     """Merging into one of the two would be lost or would change the other."""
     save_adapter(base, tmp_path, target_modules=["lm_head"])
-    (llm,), (adapter,) = open_sources(base), open_sources(tmp_path)
+    (llm,), (adapter,) = open_sources(base).sources, open_sources(tmp_path).sources
     tensors = StateDict(llm).pop_prefix("")
     assert merge_lora(tensors, adapter, tied=False)[1] == []
     with pytest.raises(BundleError, match=r"lm_head.*the head of this language model is its embedding table"):

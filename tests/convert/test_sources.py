@@ -12,14 +12,15 @@ from safetensors.torch import save_file
 
 from vidqa.common.foreign_files import read_settings
 from vidqa.convert import sources as module
-from vidqa.convert.sources import WeightSource, open_sources
+from vidqa.convert.folders import open_sources
+from vidqa.convert.sources import WeightSource
 from vidqa.errors import BundleError
 
 WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "b.weight": torch.ones(4, dtype=torch.bfloat16), "c": torch.eye(2)}
 
 
 def only(folder: Path) -> WeightSource:
-    (found,) = open_sources(folder)
+    (found,) = open_sources(folder).sources
     return found
 
 
@@ -73,7 +74,7 @@ def test_what_training_leaves_is_no_model(tmp_path: Path) -> None:
 def test_a_set_beside_the_main_one(tmp_path: Path) -> None:
     save_file(WEIGHTS, tmp_path / "adapter_model.safetensors")
     torch.save({"p": torch.zeros(1)}, tmp_path / "non_lora_trainables.bin")
-    assert sorted(len(s.tensors) for s in open_sources(tmp_path)) == [1, 3]
+    assert sorted(len(s.tensors) for s in open_sources(tmp_path).sources) == [1, 3]
 
 
 class _Code:

@@ -14,6 +14,7 @@ from typing import NoReturn
 import click
 
 from vidqa import __version__
+from vidqa.common.lossy_stream import lossy
 from vidqa.common.path_text import encode_surrogates
 from vidqa.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, VidqaError
 
@@ -131,8 +132,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, click.exceptions.Abort):
         return _print_error("interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:
-        # Redirect stdout, because Python would report the same error again when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_stdout()
         return EXIT_BROKEN_PIPE
     except OSError as error:  # disk full, no permission, no such folder: not a bug of vidqa
         return _print_error(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", EXIT_FAILED)
@@ -146,12 +146,18 @@ def entry() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # None in a service without a terminal
             stream.reconfigure(errors="visible")
+    sys.stderr = lossy(sys.stderr)  # of all libraries, too
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # Only `models pull` may use the network and print the download progress of its library.
     if [argument for argument in sys.argv[1:] if not argument.startswith("-")][:2] != ["models", "pull"]:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    sys.exit(run())
+    code = run()
+    try:
+        sys.stdout.flush()
+    except OSError:  # already reported, and Python would report it again
+        _discard_stdout()
+    sys.exit(code)
 
 
 def _open_streams() -> None:
@@ -164,6 +170,11 @@ def _open_streams() -> None:
         if getattr(sys, name) is None:
             descriptor = os.open(os.devnull, os.O_RDWR)  # the lowest free one, which is the missing one
             setattr(sys, name, open(descriptor, mode, encoding="utf-8"))  # noqa: SIM115 - never closed
+
+
+def _discard_stdout() -> None:
+    """Redirect stdout, because Python would report an error again when it flushes stdout at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _on_terminate(signum: int, frame: object) -> NoReturn:

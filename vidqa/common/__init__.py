@@ -5,6 +5,7 @@ file_lock.py      one process at a time may write a table or a model
 devices.py        CPU threads, CUDA devices, free memory, out-of-memory errors
 disk_space.py     free bytes of a disk, disk-full errors
 lazy_exports.py   exports of a package, imported on first use
+lossy_stream.py   messages that may be lost
 display.py        paths, sizes and durations as text for people
 file_identity.py  whether two paths lead to the same file
 foreign_files.py  files of other programs: placeholders, JSON settings with checked types

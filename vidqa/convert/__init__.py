@@ -1,8 +1,10 @@
 """Published checkpoints become bundles: detected by their keys, read lazily, written tensor by tensor.
 
-    paths -> sources -> detect -> formats/<layout> -> ConversionPlan -> write -> bundle
+    paths -> folders -> detect -> formats/<layout> -> ConversionPlan -> write -> bundle
 
+folders.py                    which files of a folder are weights, and what is skipped
 sources.py, lazy_tensors.py   weight files and the tensors to be read from them
+lora_merge.py                 LoRA adapters merged into their base
 detect.py, formats/           which published layout the parts form, and what each key of it means
 plan.py, checks.py            the complete model as a plan, checked before any tensor is read
 write.py, tokenizer.py        the bundle: LLM shards, exported encoders, tokenizer

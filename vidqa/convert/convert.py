@@ -5,16 +5,15 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from vidqa.convert.detect import CheckpointPart, CheckpointParts, classify, find_layout
+from vidqa.convert.detect import CheckpointParts, classify_all, find_layout
 from vidqa.convert.formats import valley, video_chatgpt, video_llava_hf, video_llava_original
 from vidqa.convert.output_options import OutputOptions
 from vidqa.convert.plan import ConversionPlan, Mode
-from vidqa.convert.sources import open_sources
 from vidqa.convert.write import Step, write_bundle
 from vidqa.model.bundle.bundle import Bundle
 
@@ -43,10 +42,11 @@ def plan(paths: Sequence[Path], mode: Mode = "fixed", towers: Sequence[Path] = (
     Raises:
         BundleError: a part cannot be read or is of an unknown kind, or the parts do not make a model.
     """
-    parts = CheckpointParts(_classify(paths), _classify(towers))
+    ignored: list[str] = []
+    parts = CheckpointParts(classify_all(paths, ignored.append), classify_all(towers, ignored.append), tuple(ignored))
     layout: Any = find_layout(parts, LAYOUTS)  # type: ignore[arg-type]  # modules stand for the protocol
     conversion: ConversionPlan = layout.make_plan(parts, mode)
-    return conversion
+    return replace(conversion, ignored=(*conversion.ignored, *ignored))
 
 
 def convert(
@@ -88,7 +88,3 @@ def peak_bytes() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _classify(paths: Sequence[Path]) -> tuple[CheckpointPart, ...]:
-    return tuple(classify(source) for path in paths for source in open_sources(path))

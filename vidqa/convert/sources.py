@@ -24,11 +24,6 @@ from vidqa.errors import BundleError
 
 #: A memory map is reopened after this many bytes: pages that were read count as memory of the process.
 _REOPEN_BYTES = 256 << 20
-_INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
-#: Files that training saves next to the weights: optimizer states, arguments and the like.
-_NOT_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|rng_state.*|scaler|trainer_state)\.(bin|pt|pth)")
-_SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})(\.[a-z]+)")
 #: First bytes of torch's files: a zip archive, or the bare pickle of early versions.
 _TORCH_MAGIC = (b"PK\x03\x04", b"\x80")
 
@@ -87,6 +82,11 @@ class WeightSource:
         """The folder in which the configuration and tokenizer of these weights are expected."""
         return self.path if self.path.is_dir() else self.path.parent
 
+    @property
+    def label(self) -> str:
+        """The file, or the folder of a set of shards, for messages."""
+        return str(self.files[0] if len(self.files) == 1 else self.path)
+
     @cached_property
     def config(self) -> JsonSettings:
         """The `config.json` next to the weights; empty if there is none."""
@@ -108,65 +108,6 @@ class WeightSource:
         if self._open is None or self._open.path != file:
             self._open = _open(file)
         return self._open.read(key)
-
-
-def open_sources(path: Path) -> list[WeightSource]:
-    """Open all sets of weights in a file or folder.
-
-    A folder may contain several: a LoRA adapter has its projector in a separate file. If the same weights exist as
-    safetensors and as `.bin`, the safetensors files are used.
-
-    Args:
-        path: the file or folder.
-
-    Raises:
-        BundleError: there are no weights, a set is incomplete, or a file cannot be read.
-    """
-    if path.is_file():
-        if path.suffix not in _SUFFIXES:
-            raise BundleError(
-                f"{path}: not a weights file",
-                hint=f"use a file with one of the suffixes {', '.join(_SUFFIXES)}, or a folder",
-            )
-        return [WeightSource(path, [path])]
-    if not path.is_dir():
-        raise BundleError(f"{path}: no such file or folder")
-    sources = [WeightSource(path, group) for group in _groups(path)]
-    if not sources:
-        raise BundleError(f"{path}: the folder contains no weights ({', '.join(_SUFFIXES)})")
-    return sources
-
-
-def _groups(folder: Path) -> Iterator[list[Path]]:
-    """Yield groups of files that belong together (shards)."""
-    files = sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES and not _NOT_WEIGHTS.fullmatch(p.name))
-    for name in _INDICES:
-        if not (folder / name).is_file():
-            continue
-        names = read_settings(folder / name).get("weight_map")
-        if not isinstance(names, dict) or not all(isinstance(n, str) and Path(n).name == n for n in names.values()):
-            raise BundleError(f"{folder / name}: `weight_map` must list files of this folder")
-        shards = [folder / n for n in sorted(set(names.values()))]
-        if missing := [p.name for p in shards if not p.is_file()]:
-            raise BundleError(f"{folder / name}: lists {', '.join(missing)}, which this folder does not contain")
-        yield shards
-        files = [p for p in files if p not in shards and not _is_model_file(p)]
-        break
-    if any(_is_model_file(p) and p.suffix == ".safetensors" for p in files):
-        files = [p for p in files if not _is_model_file(p) or p.suffix == ".safetensors"]
-    stems: dict[str, list[Path]] = {}
-    for p in files:
-        stems.setdefault(m[1] + m[3] if (m := _SHARD.fullmatch(p.name)) else p.name, []).append(p)
-    for group in stems.values():
-        m = _SHARD.fullmatch(group[0].name)
-        if m and int(m[2]) != len(group):
-            raise BundleError(f"{folder}: found {len(group)} of {int(m[2])} shards like {group[0].name}")
-        yield group
-
-
-def _is_model_file(path: Path) -> bool:
-    """Return whether a file has a name that transformers uses for model weights."""
-    return path.name.startswith(("model.", "model-", "pytorch_model.", "pytorch_model-"))
 
 
 def _open(path: Path) -> _File:

@@ -19,7 +19,7 @@ from vidqa.model.bundle.bundle import Bundle, load_bundle
 from vidqa.model.llm import load_tokenizer
 from vidqa.pipeline.monitor.reporter import QUIET, Reporter
 from vidqa.pipeline.run.run_options import RunOptions
-from vidqa.pipeline.train import held_out_sources, shows_bars, sources_of_stage
+from vidqa.pipeline.train import held_out_sources, sources_of_stage
 from vidqa.prompts.chat_formats import get_format
 from vidqa.train.batching.sampler import BatchPlan
 from vidqa.train.data.corpus import Corpus, Source
@@ -144,14 +144,14 @@ def check(
     with ExitStack() as stack:
         prober = Prober(options.n_workers, options.timeout_s, _media_index(options.cache_dir, stack))
         for name, files, stage, is_training in jobs:
-            corpus = Corpus(files, settings.seed, cache_dir=options.cache_dir, progress=shows_bars(reporter))
+            corpus = Corpus(files, settings.seed, cache_dir=options.cache_dir, progress=reporter.shows_bar)
             data = check_data(
                 corpus,
                 _record_tokenizer(tokenizer, bundle, stage, stage.unseen_pairs if is_training else None),
                 prober=prober,
                 max_reject_rate=settings.max_reject_rate,
                 n_processes=options.n_workers or cpu_threads(),
-                progress=shows_bars(reporter),
+                progress=reporter.shows_bar,
             )
             plan = plan_stage(stage, corpus, settings.seed) if is_training else None
             disk = _disk_space(settings, stage if is_training else None, bundle, corpus, options, folder)

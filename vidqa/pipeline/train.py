@@ -7,7 +7,6 @@ all files and messages.
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
@@ -104,7 +103,7 @@ def train(
     check_device(settings, local_device(device))
     target = Path(out or Path(recipe).stem)
     init_process_group(device)
-    reporter = reporter if is_first() else Reporter(level=0, bar=False, stop=reporter.stop)
+    reporter = reporter if is_first() else Reporter(level=0, style="none", stop=reporter.stop)
     with FileLock(target) if is_first() else nullcontext():
         run = _Run(settings, Path(recipe), overrides, target, options or RunOptions(), reporter, device)
         with disk_full_as_train_error(target):
@@ -119,11 +118,6 @@ def sources_of_stage(recipe: Recipe, stage: Stage) -> list[Source]:
 def held_out_sources(evaluation: Evaluation) -> list[Source]:
     """The held-out data."""
     return [Source(evaluation.file, evaluation.media)]
-
-
-def shows_bars(reporter: Reporter) -> bool:
-    """Whether progress bars that do not belong to the reporter are shown."""
-    return reporter.level > 0 and (sys.stderr.isatty() if reporter.bar is None else reporter.bar)
 
 
 class _Run:
@@ -178,7 +172,7 @@ class _Run:
         return self._write_results(stages, corpora, identity["data"]) if is_first() else None
 
     def _corpus(self, files: Sequence[Source]) -> Corpus:
-        return Corpus(files, self.recipe.seed, cache_dir=self.options.cache_dir, progress=shows_bars(self.reporter))
+        return Corpus(files, self.recipe.seed, cache_dir=self.options.cache_dir, progress=self.reporter.shows_bar)
 
     def _is_without_progress(self) -> bool:
         """Whether `out` has a run without any checkpoint: any recipe may replace it."""

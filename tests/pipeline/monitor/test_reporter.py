@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import sys
 import time
 
 import pytest
 
+from vidqa.pipeline.monitor import progress_display
+from vidqa.pipeline.monitor.event_log import EventLog
+from vidqa.pipeline.monitor.progress_display import ProgressBar, ProgressLines
 from vidqa.pipeline.monitor.reporter import Reporter, StageClock
 
 
 def test_levels(capsys):
-    reporter = Reporter(level=1, bar=False)
+    reporter = Reporter(level=1, style="none")
     reporter.message("hello")
     reporter.message("detail", level=2)
     reporter.message_once("only once")
@@ -23,7 +27,7 @@ def test_levels(capsys):
 
 
 def test_bar_shows_rate_and_time_left_on_stderr_only(capsys):
-    reporter = Reporter(level=1, bar=True)
+    reporter = Reporter(level=1, style="bar")
     with reporter.progress(4, "file"):
         for _ in range(4):
             reporter.advance()
@@ -59,23 +63,84 @@ def test_bar_on_a_terminal_without_a_size(size, monkeypatch):
 
 
 def test_a_resumed_bar_starts_where_the_earlier_run_ended(capsys):
-    reporter = Reporter(level=1, bar=True)
+    reporter = Reporter(level=1, style="bar")
     with reporter.progress(40, "step", done=15):
         assert "15/40" in capsys.readouterr().err
         time.sleep(0.12)
         reporter.advance()
-        assert reporter._bar is not None and (reporter._bar.n, reporter._bar.initial) == (16, 15)
-        assert (
-            reporter._bar.format_dict["rate"] is None or reporter._bar.format_dict["rate"] < 10
-        )  # of one step, not 16
+        assert isinstance(reporter._display, ProgressBar)
+        bar = reporter._display.bar
+        assert (bar.n, bar.initial) == (16, 15)
+        assert bar.format_dict["rate"] is None or bar.format_dict["rate"] < 10  # of one step, not 16
 
 
-def test_no_bar_without_a_terminal(monkeypatch):
+def wait_for(text: str, stream: io.StringIO) -> str:
+    for _ in range(500):
+        if text in stream.getvalue():
+            return stream.getvalue()
+        time.sleep(0.02)
+    raise AssertionError(stream.getvalue())
+
+
+def test_lines_without_a_terminal(monkeypatch):
+    monkeypatch.setattr(progress_display, "LINE_INTERVAL_S", 0.05)
     monkeypatch.setattr(sys, "stderr", io.StringIO())  # not a terminal
     reporter = Reporter(level=1)
     with reporter.progress(4, "file"):
+        shown = wait_for("progress: 0 of 4 files (0.0%), 0 failed, nothing finished in the last", sys.stderr)
+        assert "\r" not in shown
         reporter.advance()
-    assert sys.stderr.getvalue() == ""
+        reporter.advance(0.5, failed=1)
+        wait_for("progress: 1 of 4 files (37.5%), 1 failed, ", sys.stderr)
+        wait_for(" left\n", sys.stderr)
+    assert not reporter.shows_bar
+
+
+@pytest.mark.parametrize("options", [{"level": 0}, {"style": "none"}, {"style": "bar"}])
+def test_no_lines(options, monkeypatch):
+    monkeypatch.setattr(progress_display, "LINE_INTERVAL_S", 0.01)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with Reporter(**options).progress(4, "file"):
+        time.sleep(0.1)
+    assert "progress" not in sys.stderr.getvalue()
+
+
+def test_a_line_has_rate_and_time_left():
+    lines = ProgressLines(9530, "file", 30, print)
+    start = lines._history[0][0]
+    lines.advance(120, 2)
+    assert lines.line(start + 30) == "progress: 150 of 9,530 files (1.6%), 2 failed, 4.0/s, 39 min 5 s left"
+    for n in range(1, 15):
+        lines.advance(1, 0)
+        line = lines.line(start + 30 + 30 * n)
+    assert "2.0/min, 78 h 3 min left" in line, "files that took no time do not count for ever"
+    in_bytes = ProgressLines(2, "B", 0, print)
+    assert in_bytes.line(start + 9).startswith("progress: 0 B of 2 B (0.0%), nothing finished in the last ")
+    lines.close()
+    in_bytes.close()
+
+
+class Gone(io.StringIO):
+    """A stream whose reader has gone."""
+
+    def write(self, text=""):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    flush = write
+
+
+@pytest.mark.parametrize("style", ["auto", "bar"])
+def test_messages_are_lost_without_stderr(style, monkeypatch):
+    monkeypatch.setattr(progress_display, "LINE_INTERVAL_S", 0.01)
+    monkeypatch.setattr(sys, "stderr", Gone())
+    reporter = Reporter(style=style, log=EventLog(Gone()))
+    with reporter.progress(4, "file"):
+        reporter.message("hello")
+        reporter.event("scan", "ok")
+        for _ in range(4):
+            reporter.advance()
+            time.sleep(0.12)
+    assert reporter.log is None
 
 
 def test_clock_finds_the_bottleneck(monkeypatch):

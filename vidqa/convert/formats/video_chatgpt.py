@@ -88,7 +88,7 @@ def make_plan(parts: CheckpointParts, mode: Mode) -> ConversionPlan:
     embedding = added.pop_prefix("model.embed_tokens.", "embed_tokens.")
     llm = _llm(base, tensors, embedding)
     image, text, unexpected_keys = clip_tower(tower)
-    ignored = [f"projector of {base.path}: replaced by that of {projector_source.path}"] if replaced else []
+    ignored = [f"projector of {base.path}: replaced by that of {projector_source.label}"] if replaced else []
     if text and text.tokenizer is None:
         ignored.append(f"text tower of {tower.path}: it has no tokenizer, so it cannot be used for search")
         text = None

@@ -150,7 +150,7 @@ def _projector(
     extra = extra_state.pop_prefix("base_model.model.")
     if unexpected_keys := extra_state.unexpected_keys():
         raise BundleError("\n".join(unexpected_keys))
-    replaced = [f"projector of {state.source.path}: replaced by that of {source.path}"] if own else []
+    replaced = [f"projector of {state.source.path}: replaced by that of {source.label}"] if own else []
     return found, extra, replaced
 
 

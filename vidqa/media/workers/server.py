@@ -24,11 +24,12 @@ _PARENT_POLL_S = 0.5
 
 def serve() -> None:
     """Decode jobs until the parent closes the pipe."""
-    # Ctrl-C reaches the whole process group, and a service manager terminates all processes of a service at once. A
-    # file that is being decoded then has not failed, so only the parent may end this process. If the parent dies,
-    # `_exit_with_parent` does.
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_IGN)
+    # Ctrl-C and the end of a terminal reach the whole process group, and a service manager terminates all processes of
+    # a service at once. A file that is being decoded then has not failed, so only the parent may end this process. If
+    # the parent dies, `_exit_with_parent` does.
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     jobs = sys.stdin.buffer
     results = os.fdopen(os.dup(1), "wb")
     null = os.open(os.devnull, os.O_RDWR)

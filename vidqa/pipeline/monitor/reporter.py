@@ -7,15 +7,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Literal
 
-from vidqa.common.display import bar_size
+from vidqa.common.lossy_stream import lossy
 from vidqa.pipeline.monitor.event_log import EventLog
+from vidqa.pipeline.monitor.progress_display import ProgressBar, ProgressDisplay, ProgressLines
 from vidqa.pipeline.monitor.signals import StopSignal
 from vidqa.pipeline.monitor.throughput import ThroughputMeter
-
-if TYPE_CHECKING:  # tqdm is imported only to show a bar
-    from tqdm import tqdm
 
 STAGES = ("load", "read", "decode", "encode", "generate", "write")
 #: Stages in which the main thread waits or prepares. A signal acts at once there, because no result would be lost.
@@ -24,21 +22,27 @@ _INTERRUPTIBLE = frozenset({"load", "read", "decode"})
 
 @dataclass
 class Reporter:
-    """Messages, one progress bar, and the event log.
+    """Messages, progress, and the event log. What cannot be written to stderr is lost, and the run continues.
 
     Args:
         level: 0 prints only errors, 1 messages, 2 also every failed or ignored file.
-        bar: whether to show a bar; None shows it if stderr is a terminal and level is not 0.
+        style: how progress is shown: as a bar, as a line every 30 seconds, or not at all. `auto` shows a bar if stderr
+            is a terminal, else lines. With level 0 nothing is shown.
         stop: request of the user to end the run.
         log: receives events; None for no log.
     """
 
     level: int = 1
-    bar: bool | None = None
+    style: Literal["auto", "bar", "lines", "none"] = "auto"
     stop: StopSignal = field(default_factory=StopSignal)
     log: EventLog | None = None
     _printed: set[str] = field(default_factory=set)
-    _bar: tqdm | None = None
+    _display: ProgressDisplay | None = None
+
+    @property
+    def shows_bar(self) -> bool:
+        """Whether progress is shown as a bar."""
+        return self.level > 0 and (self.style == "bar" or (self.style == "auto" and sys.stderr.isatty()))
 
     def message(self, text: str, *, level: int = 1) -> None:
         """Write one line to stderr.
@@ -49,12 +53,14 @@ class Reporter:
         """
         if level > self.level:
             return
-        if self._bar is not None:
-            self._bar.clear()
-        sys.stderr.write(f"{text}\n")
-        sys.stderr.flush()
-        if self._bar is not None:
-            self._bar.refresh()
+        display = self._display
+        if display is not None:
+            display.hide()
+        stream = lossy(sys.stderr)
+        stream.write(f"{text}\n")
+        stream.flush()
+        if display is not None:
+            display.show()
 
     def message_once(self, text: str, *, level: int = 1) -> None:
         """Write a line as `message` does, unless this reporter has written the same line before.
@@ -91,38 +97,38 @@ class Reporter:
 
     @contextmanager
     def progress(self, total: int, unit: str, done: int = 0) -> Iterator[None]:
-        """Show a bar with rate and remaining time while the block runs.
+        """Show progress with rate, failures and remaining time while the block runs.
 
         Args:
             total: number of units.
             unit: name of a unit.
             done: units that an earlier run has done.
         """
-        is_shown = sys.stderr.isatty() if self.bar is None else self.bar
-        if not is_shown or self.level == 0 or total == 0:
+        if self.style == "none" or self.level == 0 or total == 0:
             yield
             return
-        from tqdm import tqdm
-
-        size = bar_size(sys.stderr)
-        self._bar = tqdm(total=total, initial=done, unit=unit, file=sys.stderr, leave=False, **size)
+        if self.shows_bar:
+            self._display = ProgressBar(total, unit, done)
+        else:
+            self._display = ProgressLines(total, unit, done, self.message)
         try:
             yield
         finally:
-            self._bar.close()
-            self._bar = None
+            self._display.close()
+            self._display = None
 
-    def advance(self, n: int = 1) -> None:
-        """Advance the bar, if there is one.
+    def advance(self, n: float = 1, *, failed: int = 0) -> None:
+        """Advance the progress display, if there is one.
 
         Args:
-            n: units.
+            n: units; a part of a long file is a fraction.
+            failed: how many of them failed.
         """
-        if self._bar is not None:
-            self._bar.update(n)
+        if self._display is not None:
+            self._display.advance(n, failed)
 
 
-QUIET = Reporter(level=0, bar=False)
+QUIET = Reporter(level=0, style="none")
 
 
 @dataclass

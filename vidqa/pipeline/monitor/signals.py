@@ -3,6 +3,8 @@
 The first signal waits until the current batch is computed. It acts at once while the run only waits, or has not started
 its work. The second signal exits at once: files are written atomically, so only uncommitted work is lost. Runs started
 from Python keep Python's own handling of Ctrl-C unless they use `StopSignal.handled`.
+
+Inside `StopSignal.handled` a hangup is ignored: closing the terminal costs messages, not the run.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 #: Signal -> the exception that it raises in the main thread.
@@ -34,7 +36,7 @@ class StopSignal:
 
     @contextmanager
     def handled(self, exceptions: SignalExceptions, message: Callable[[str], None] | None) -> Iterator[None]:
-        """Handle signals inside the block. Signals that the parent process ignores (nohup) stay ignored.
+        """Handle signals inside the block, and ignore SIGHUP. Signals that the parent process ignores stay ignored.
 
         Args:
             exceptions: the signals to handle, with the exception of each.
@@ -53,7 +55,8 @@ class StopSignal:
             self._n_signals += 1
             if self._n_signals > 1:
                 if message is not None:
-                    os.write(2, b"vidqa: exiting at once; unsaved work is lost\n")
+                    with suppress(OSError):  # stderr may be gone
+                        os.write(2, b"vidqa: exiting at once; unsaved work is lost\n")
                 os._exit(128 + signum)  # no cleanup, which could hang on a stuck batch or disk
             self._pending = exceptions[signum]()
             if self._interruptible or not self._deferred:
@@ -61,7 +64,12 @@ class StopSignal:
             if message is not None:
                 message("stopping after the current batch; press Ctrl-C again to exit at once")
 
-        before = {s: signal.signal(s, handle) for s in exceptions if signal.getsignal(s) is not signal.SIG_IGN}
+        handlers: dict[int, Callable[[int, FrameType | None], None] | signal.Handlers] = dict.fromkeys(
+            exceptions, handle
+        )
+        if hasattr(signal, "SIGHUP"):
+            handlers[signal.SIGHUP] = signal.SIG_IGN
+        before = {s: signal.signal(s, h) for s, h in handlers.items() if signal.getsignal(s) is not signal.SIG_IGN}
         try:
             yield
         finally:
