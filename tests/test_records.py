@@ -29,8 +29,8 @@ T2, F2 = np.zeros(2), np.zeros(2, dtype=bool)
 
 def test_columns_are_those_of_the_contract() -> None:
     assert ROW_COLUMNS == (
-        "media_id", "path", "root", "start_s", "end_s", "frame_times_s", "n_repeated_frames", "question_id",
-        "question", "answer", "value", "confidence", "media_note", "status", "error_kind", "error",
+        "media_id", "path", "root", "start_s", "end_s", "n_segments", "frame_times_s", "n_repeated_frames",
+        "question_id", "question", "answer", "value", "confidence", "media_note", "status", "error_kind", "error",
         "n_visual_tokens", "n_prompt_tokens", "n_answer_tokens", "finish_reason", "duration_s", "width", "height",
         "fps", "codec", "model", "model_id", "encoder_id", "settings_id", "vidqa_version", "created_at",
     )  # fmt: skip

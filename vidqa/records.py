@@ -8,7 +8,8 @@ D feature dimension, E embedding dimension, S prompt tokens, V visual tokens of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from fractions import Fraction
 from typing import Literal, NamedTuple
@@ -229,6 +230,14 @@ class Question:
 
 
 @dataclass(frozen=True)
+class AnsweredSegments:
+    """The segments of a file that already have a row for a question, because an earlier run answered them."""
+
+    n_segments: int  # of the file, as the rows state
+    starts_s: frozenset[float]
+
+
+@dataclass(frozen=True)
 class WorkItem:
     """One file and the questions that are still pending for it."""
 
@@ -237,6 +246,20 @@ class WorkItem:
     questions: tuple[Question, ...] = ()
     segments: tuple[Segment, ...] | None = None  # None: split as the options of the run require
     read_features: bool = True  # False: features need to be in the cache, but are not read into memory
+    #: By text of the question, if some segments are answered.
+    answered: Mapping[str, AnsweredSegments] = field(default_factory=dict)
+
+    def is_answered(self, question: Question, segment_start_s: float, n_segments: int) -> bool:
+        """Return whether an earlier run has answered a question about a segment.
+
+        Args:
+            question: of the run.
+            segment_start_s: start of the segment.
+            n_segments: number of segments that the file has now. If the rows state another number, the file was split
+                differently, and all of them are answered again.
+        """
+        known = self.answered.get(question.text)
+        return known is not None and known.n_segments == n_segments and segment_start_s in known.starts_s
 
 
 @dataclass(frozen=True)
@@ -294,6 +317,7 @@ class AnswerRow:
     root: str
     start_s: float | None
     end_s: float | None
+    n_segments: int | None  # of the file; None if it could not be decoded, and in older tables
     frame_times_s: tuple[float, ...] | None
     n_repeated_frames: int | None  # of the sampled frames; None if no frame was decoded, and in older tables
     question_id: str

@@ -13,7 +13,7 @@ from vidqa.records import AnswerRow
 
 def make_row(**changes: Any) -> AnswerRow:
     values: dict[str, Any] = {
-        "media_id": "a" * 32, "path": "a.mp4", "root": "/videos", "start_s": 0.0, "end_s": 1 / 3,
+        "media_id": "a" * 32, "path": "a.mp4", "root": "/videos", "start_s": 0.0, "end_s": 1 / 3, "n_segments": 1,
         "frame_times_s": (0.0, 0.1, 1 / 3), "n_repeated_frames": 0, "media_note": None, "question_id": "caption",
         "question": "Describe the video.", "answer": "A red circle moves left.", "value": None,
         "confidence": None, "status": "ok", "error_kind": None, "error": None, "n_visual_tokens": 296,

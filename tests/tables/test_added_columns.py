@@ -11,11 +11,12 @@ import pytest
 from vidqa.records import AnswerRow
 from vidqa.tables.formats import read_table, write
 from vidqa.tables.journal import change_log
+from vidqa.tables.journal.change_log import RowChange
 from vidqa.tables.schema import SCHEMA, rows_to_frame
 from vidqa.tables.table import Table
 
 COLUMN = "n_repeated_frames"
-ADDED = (COLUMN, "media_note")
+ADDED = ("n_segments", COLUMN, "media_note")
 
 
 def write_old_table(rows: list[AnswerRow], path: Path) -> None:
@@ -60,7 +61,7 @@ def test_part_files_of_an_interrupted_older_run_are_recovered(row: Callable[...,
 
 
 def test_other_columns_of_a_part_file_are_required(row: Callable[..., AnswerRow]) -> None:
-    frame = change_log.to_frame([row()])
+    frame = change_log.to_frame([RowChange(row(), "row")])
     assert change_log.check(frame.drop(COLUMN), "x").equals(frame.with_columns(pl.lit(None, pl.Int64).alias(COLUMN)))
     with pytest.raises(Exception, match="not a part file"):
         change_log.check(frame.drop("codec"), "x")

@@ -64,7 +64,7 @@ def test_adding_a_row_does_not_copy_earlier_ones(tmp_path: Path, row: Make) -> N
     for k in range(3):
         table.add([row(media_id=f"{k:032x}", path=f"{k}.mp4")])
     assert table._added is added and len(added) == 3
-    with pytest.raises(ValueError, match="must be added together"):
+    with pytest.raises(ValueError, match="added twice"):
         table.add([row(media_id=f"{1:032x}", path="1.mp4")])
 
 
@@ -119,10 +119,10 @@ def test_a_retry_replaces_the_failed_rows_and_no_others(path: Path, row: Make) -
 def test_adding_the_same_question_twice_is_an_error(tmp_path: Path, row: Make) -> None:
     table = Table(tmp_path / "t.parquet").load()
     table.add([row()])
-    with pytest.raises(ValueError, match="added together"):
+    with pytest.raises(ValueError, match="added twice"):
         table.add([row(start_s=1.0)])
     table.commit()
-    with pytest.raises(ValueError, match="added together"):
+    with pytest.raises(ValueError, match="added twice"):
         table.add([row(start_s=1.0)])
     assert len(table) == 1
 

@@ -15,7 +15,8 @@ from vidqa.records import ROW_COLUMNS, AnswerRow, Status
 _TYPES: dict[str, pl.DataType] = {
     **dict.fromkeys(("start_s", "end_s", "confidence", "duration_s", "fps"), pl.Float64()),
     **dict.fromkeys(
-        ("n_repeated_frames", "n_visual_tokens", "n_prompt_tokens", "n_answer_tokens", "width", "height"), pl.Int64()
+        ("n_segments", "n_repeated_frames", "n_visual_tokens", "n_prompt_tokens", "n_answer_tokens", "width", "height"),
+        pl.Int64(),
     ),
     "frame_times_s": pl.List(pl.Float64()),
     "created_at": pl.Datetime("us", "UTC"),

@@ -1,26 +1,29 @@
 """The table of a run: which rows exist, which are new, and when they reach the disk.
 
 A question about a file is answered if the table has rows with the file's media_id and the same question text, model_id
-and settings_id; the segmentation is part of settings_id. All rows of one file for one question are added together, so
-that one row implies the others.
+and settings_id; the segmentation is part of settings_id. The rows of a long video may be added one after another, so a
+question may be answered for some segments only: see `segments`.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Literal
 
 from vidqa.common.disk_space import free_disk_bytes
 from vidqa.common.display import human_bytes
-from vidqa.records import AnswerRow, MediaItem, Status
+from vidqa.records import AnsweredSegments, AnswerRow, MediaItem, Status
 from vidqa.tables import formats
 from vidqa.tables.journal import change_log
-from vidqa.tables.journal.change_log import FileChange
+from vidqa.tables.journal.change_log import FileChange, RowChange
 from vidqa.tables.journal.row_index import IndexedFile, RowIndex
-from vidqa.tables.journal.row_keys import QuestionKey, RowState, file_path
+from vidqa.tables.journal.row_keys import QuestionKey, RowEntry, RowState, file_path
+from vidqa.tables.journal.segment_rows import SegmentRows
 from vidqa.tables.journal.storage import TableStorage
 from vidqa.tables.schema import frame_to_rows, rows_to_frame
 
@@ -59,8 +62,9 @@ class Table:
         self._storage = TableStorage(path)
         self.path = self._storage.destination.path
         self._cached_index: RowIndex | None = RowIndex()
-        self._unsaved: list[AnswerRow | FileChange] = []
+        self._unsaved: list[RowChange | FileChange] = []
         self._added: set[tuple[str | None, str, QuestionKey]] = set()
+        self._starts: dict[tuple[str | None, str, QuestionKey], set[float | None]] = {}  # if there are several segments
         self._loaded = False
 
     def load(self) -> Table:
@@ -71,7 +75,7 @@ class Table:
         Raises:
             TableError: the file is not a vidqa table (it is left as it is), or its folder is not writable.
         """
-        self._added, self._unsaved = set(), []
+        self._added, self._starts, self._unsaved = set(), {}, []
         self._cached_index, self._loaded = self._storage.open(), True
         return self
 
@@ -144,30 +148,66 @@ class Table:
         """
         return self._index.has_failed(media_id, file_path(root, path), QuestionKey(*question))
 
-    def add(self, rows: Iterable[AnswerRow]) -> None:
-        """Add rows. All rows of a file for a question must be added in one call.
+    def states(self, media_id: str, item: MediaItem, question: tuple[str, str, str]) -> Counter[RowState]:
+        """Count the rows of a file that answer a question, by their states.
 
-        They replace existing rows with the same file, media_id, question, model and settings, so a retry replaces
-        failed rows. They also replace rows that were added when the file could not be read.
+        Args:
+            media_id: digest of the file's content.
+            item: the file.
+            question: (question, model_id, settings_id).
+        """
+        return self._index.states(media_id, QuestionKey(*question), file_path(item.root, item.rel))
+
+    def segments(self, media_id: str, item: MediaItem, question: tuple[str, str, str]) -> SegmentRows | None:
+        """Return which segments of a file answer a question; None if all do and none has failed, or there is no row.
+
+        Args:
+            media_id: digest of the file's content.
+            item: the file.
+            question: (question, model_id, settings_id).
+        """
+        return self._index.segments(media_id, file_path(item.root, item.rel), QuestionKey(*question))
+
+    def add(self, rows: Iterable[AnswerRow], answered: Mapping[str, AnsweredSegments] | None = None) -> None:
+        """Add rows. If a file has several segments, its rows for a question may be added in several calls.
+
+        The first of them replace existing rows with the same file, media_id, question, model and settings, so a retry
+        replaces failed rows. They also replace rows that were added when the file could not be read.
+
+        Args:
+            rows: to add.
+            answered: by text of a question, segments whose existing rows are kept. Failed rows of other segments are
+                replaced.
 
         Raises:
-            ValueError: rows for the same file and question have already been added since `load`, so some would be lost
-                or duplicated.
+            ValueError: a row for the same file, question and segment has already been added since `load`.
         """
         groups: dict[tuple[str | None, str, QuestionKey], list[AnswerRow]] = {}
         for row in rows:
             question = QuestionKey(row.question, row.model_id, row.settings_id)
             groups.setdefault((row.media_id, file_path(row.root, row.path), question), []).append(row)
-        twice = groups.keys() & self._added
-        if twice:
-            raise ValueError(
-                f"rows of one file and question must be added together, got more for {min(map(str, twice))}"
-            )
-        for (media_id, _, question), group in groups.items():
-            answers = [(question, RowState.of(row.status, row.error_kind, row.media_note)) for row in group]
-            change_log.add_rows(self._index, media_id, group[0].root, group[0].path, answers)
-            self._unsaved += group
+        for key in groups.keys() & self._added:
+            if key not in self._starts or not self._starts[key].isdisjoint(row.start_s for row in groups[key]):
+                raise ValueError(f"a row of a file, question and segment is added twice: {key}")
+        for key, group in groups.items():
+            first, kept = group[0], (answered or {}).get(group[0].question)
+            op: Literal["row", "add"] = "add" if key in self._added or self._keep(*key, first, kept) else "row"
+            if kept is not None or (first.n_segments or 0) > 1:
+                self._starts.setdefault(key, set()).update(row.start_s for row in group)
+            change_log.add_rows(self._index, key[0], first.root, first.path, [RowEntry.of(row) for row in group], op)
+            self._unsaved += (RowChange(row, op) for row in group)
         self._added.update(groups)  # `|= groups.keys()` would copy the whole set for every file
+
+    def _keep(
+        self, media_id: str | None, path: str, question: QuestionKey, row: AnswerRow, kept: AnsweredSegments | None
+    ) -> bool:
+        """Return whether existing rows of a file for a question stay, and drop the failed ones that do not."""
+        existing = self._index.segments(media_id, path, question)
+        if kept is None or existing is None or row.n_segments not in (None, kept.n_segments):
+            return False
+        if existing.rest_failed or existing.failed - kept.starts_s:
+            self._apply(FileChange("drop", media_id, row.root, row.path, question, only_failed=True))
+        return True
 
     def update_paths(
         self,
@@ -175,6 +215,7 @@ class Table:
         *,
         questions: Collection[tuple[str, str, str]] | None = None,
         exists: Callable[[str], bool] = os.path.lexists,
+        copy_incomplete: bool = True,
     ) -> PathChanges:
         """Assign the rows of each media_id to the files that the scan found with it.
 
@@ -186,6 +227,7 @@ class Table:
                 all are passed at once.
             questions: (question, model_id, settings_id) whose rows may be copied; None for all.
             exists: returns whether a path exists.
+            copy_incomplete: whether a file without rows gets copies if only some segments are answered.
         """
         by_content: dict[str, dict[str, MediaItem]] = {}
         for media_id, item in files:
@@ -202,7 +244,11 @@ class Table:
                 n_renamed += 1
             if len(indexed.keys() | present.keys()) > 1:
                 for path, item in present.items():
-                    n_copied += self._copy_missing(media_id, indexed, path, item, questions)
+                    missing = self._missing(media_id, indexed, path, questions, copy_incomplete)
+                    for question, source in missing.items():
+                        names = (source.root, source.path)
+                        self._apply(FileChange("copy", media_id, *names, question, item.root, item.rel))
+                    n_copied += bool(missing)
         return PathChanges(n_renamed, n_copied)
 
     def copy_rows(
@@ -257,7 +303,7 @@ class Table:
         wanted = {number for number, _, _ in rows}
         values: dict[int, AnswerRow] = {}
         start = 0
-        unsaved = rows_to_frame(entry for entry in self._unsaved if isinstance(entry, AnswerRow))
+        unsaved = rows_to_frame(entry.row for entry in self._unsaved if isinstance(entry, RowChange))
         for batch in chain(self._storage.stored(), [unsaved]) if wanted else ():
             here = sorted(i for i in wanted if start <= i < start + batch.height)
             values |= zip(here, frame_to_rows(batch[[i - start for i in here]]), strict=True)
@@ -312,29 +358,31 @@ class Table:
         self._unsaved.append(change)
         return change_log.apply(self._index, change)
 
-    def _copy_missing(
+    def _missing(
         self,
         media_id: str,
-        indexed: dict[str, IndexedFile],
+        indexed: Mapping[str, IndexedFile],
         path: str,
-        item: MediaItem,
         questions: Collection[tuple[str, str, str]] | None,
-    ) -> bool:
-        """Copy answers that the file at `path` lacks from its duplicates.
+        copy_incomplete: bool,
+    ) -> dict[QuestionKey, IndexedFile]:
+        """Return the questions that are not completely answered for a file, and the duplicate to copy each from."""
 
-        Returns:
-            True if there were any.
-        """
-        existing = indexed[path].questions if path in indexed else {}
-        sources: dict[QuestionKey, IndexedFile] = {}
-        for other_path, other in indexed.items():
-            if other_path != path:
-                missing = [q for q in other.questions if q not in existing and (questions is None or q in questions)]
-                sources = dict.fromkeys(missing, other) | sources
-        for question, source in sources.items():
-            names = (source.root, source.path)
-            self._apply(FileChange("copy", media_id, *names, question, item.root, item.rel))
-        return bool(sources)
+        def is_complete(path: str, question: QuestionKey) -> bool:
+            rows = self._index.segments(media_id, path, question)
+            return rows is None or rows.is_complete
+
+        own = indexed[path].questions if path in indexed else {}
+        found: dict[QuestionKey, IndexedFile] = {}
+        for complete in (True, False) if copy_incomplete else (True,):
+            for other_path, other in indexed.items():
+                for question in other.questions:
+                    if other_path == path or not (questions is None or question in questions):
+                        continue
+                    is_missing = question not in own or (complete and not is_complete(path, question))
+                    if is_missing and is_complete(other_path, question) == complete:
+                        found.setdefault(question, other)
+        return found
 
 
 def new_table(rows: Iterable[AnswerRow], path: str | os.PathLike[str]) -> None:

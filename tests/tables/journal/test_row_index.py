@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 
 from vidqa.records import AnswerRow
 from vidqa.tables.journal.row_index import RowIndex
-from vidqa.tables.journal.row_keys import KEY_COLUMNS, STATUSES, QuestionKey, RowState, file_path
+from vidqa.tables.journal.row_keys import KEY_COLUMNS, STATUSES, QuestionKey, RowEntry, RowState, file_path
 from vidqa.tables.schema import rows_to_frame
 
 Make = Callable[..., AnswerRow]
@@ -46,12 +47,15 @@ def test_rows_in_any_order_are_found(row: Make, seed: int) -> None:
         assert index.rows(media_id) == mine
         assert {(file.root, file.path) for file in index.files(media_id).values()} == {(r, p) for _, r, p in mine}
         for question in "QRS":
-            states = {
-                RowState(r.status, r.error_kind == "partial" if r.status == "failed" else r.media_note is not None)
+            states = [
+                (r.path, RowState(r.status, (r.error_kind == "partial") if r.error_kind else r.media_note is not None))
                 for r in rows
                 if r.media_id == media_id and r.question == question
-            }
-            assert index.states(media_id, QuestionKey(question, "m1", "s1")) == states
+            ]
+            key = QuestionKey(question, "m1", "s1")
+            assert index.states(media_id, key) == Counter(state for _, state in states)
+            of_one = Counter(state for path, state in states if path == "1.mp4")
+            assert index.states(media_id, key, "/videos/1.mp4") == of_one
     for status in STATUSES:
         assert index.counts().get(status, 0) == sum(r.status == status for r in rows)
 
@@ -61,7 +65,7 @@ def test_names_of_any_kind_are_returned(row: Make) -> None:
     rows = [row(media_id=f"{i:032x}", path=name, root="/r/" + name) for i, name in enumerate(names)]
     index = RowIndex(batches(rows, 3))
     for row_ in rows:
-        index.append(row_.media_id, row_.root, row_.path, [(QUESTION, RowState("failed"))])
+        index.append(row_.media_id, row_.root, row_.path, [RowEntry(QUESTION, RowState("failed"), None, None)])
     for i, row_ in enumerate(rows):
         assert row_.media_id is not None
         assert index.rows(row_.media_id) == [(i, row_.root, row_.path), (i + len(rows), row_.root, row_.path)]
@@ -105,7 +109,7 @@ def test_changes_are_reported_by_row_number(row: Make) -> None:
     assert index.copy(a, "/videos/a.mp4", QuestionKey("Why?", "m1", "s1"), "/videos", "c.mp4") == ["ok", "ok"]
     index.move(a, "/videos/a.mp4", "/videos", "new.mp4")
     index.drop(a, "/videos/new.mp4", QUESTION)
-    index.append(b, "/videos", "b2.mp4", [(QUESTION, RowState("ok")), (QUESTION, RowState("ok"))])
+    index.append(b, "/videos", "b2.mp4", [RowEntry(QUESTION, RowState("ok"), 0.0, None)] * 2)
     assert index.dropped().tolist() == [True, True, False, False, False, False, False]
     assert index.renamed().rows.tolist() == [2, 4] and index.renamed().names == [("/videos", "new.mp4")] * 2
     assert index.copies().rows.tolist() == [2, 4] and index.copies().names == [("/videos", "c.mp4")] * 2
@@ -125,7 +129,7 @@ def test_the_index_is_small(tmp_path: Path) -> None:
         "        media_id = (pl.col('i').hash().cast(pl.String) + '0' * 32).str.slice(0, 32)\n"
         "        path = pl.format('folder/clip{}.mp4', 1_000_000 + pl.col('i'))\n"
         "        rest = dict(root='/archive', question='What?', model_id='m', settings_id='s', status='ok',\n"
-        "                    error_kind=None, media_note=None)\n"
+        "                    error_kind=None, media_note=None, start_s=0.0, n_segments=1)\n"
         "        rest = {name: pl.lit(value) for name, value in rest.items()}\n"
         "        yield i.select(media_id=media_id, path=path, **rest)\n"
         "def peak():\n"

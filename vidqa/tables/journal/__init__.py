@@ -1,7 +1,7 @@
 """Crash-safe changes of a table: part files next to it, merged into it when the run ends.
 
 row_keys.py    the keys that identify a row
-row_index.py   which rows exist (SQLite, in memory)
+row_index.py   which rows exist (SQLite, in memory); segment_rows.py: of which segments, if some are missing
 change_log.py  changes as data frames, and replaying them on an index
 parts.py       the part files, and atomic publication of new table files
 merge.py       applies an index to stored rows

@@ -2,7 +2,8 @@
 
 An entry is an added row, or a file whose rows were renamed, copied or dropped. The frame has the columns of a table and
 three more: `op`, and for `move` and `copy` the new `to_root` and `to_path`. Each part of the log is thus an ordinary
-Parquet file, and any reader can extract its rows: the entries whose `op` is `row`.
+Parquet file, and any reader can extract its rows: the entries whose `op` is `row` or `add`. A `row` replaces the rows
+that the file has for the question; `add` adds further segments to them.
 Scope: frames and the index; parts.py stores the log.
 """
 
@@ -19,15 +20,25 @@ from vidqa.common.path_text import escape_path, unescape_path
 from vidqa.errors import TableError
 from vidqa.records import AnswerRow, Status
 from vidqa.tables.journal.row_index import RowIndex
-from vidqa.tables.journal.row_keys import STATE_COLUMNS, QuestionKey, RowState, file_path
+from vidqa.tables.journal.row_keys import FILE_COLUMNS, KEY_COLUMNS, QuestionKey, RowEntry, file_path
 from vidqa.tables.schema import SCHEMA, rows_to_frame
 
-_OPS = ("row", "move", "copy", "drop")
+_ROW_OPS = ("row", "add")
+_OPS = (*_ROW_OPS, "move", "copy", "drop")
 _EXTRA = {"op": pl.String(), "to_root": pl.String(), "to_path": pl.String()}
 LOG_SCHEMA: dict[str, pl.DataType] = SCHEMA | _EXTRA
 #: Columns that part files of earlier versions do not have.
-_ADDED_LATER = ("n_repeated_frames", "media_note")
-_KEYS = ["op", "media_id", "root", "path", *QuestionKey._fields, *STATE_COLUMNS, "to_root", "to_path"]
+_ADDED_LATER = ("n_segments", "n_repeated_frames", "media_note")
+_KEYS = ["op", *KEY_COLUMNS, "to_root", "to_path"]
+_N_FILE_KEYS = 1 + len(FILE_COLUMNS)
+
+
+@dataclass(frozen=True)
+class RowChange:
+    """An added row; `op` as in the log."""
+
+    row: AnswerRow
+    op: Literal["row", "add"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +53,7 @@ class FileChange:
         question: restricts `copy` and `drop` to the rows that answer it; None for all rows.
         to_root: new root, for `move` and `copy`.
         to_path: new path, for `move` and `copy`.
+        only_failed: restricts `drop` to failed rows.
     """
 
     op: Literal["move", "copy", "drop"]
@@ -51,15 +63,16 @@ class FileChange:
     question: QuestionKey | None = None
     to_root: str | None = None
     to_path: str | None = None
+    only_failed: bool = False
 
 
-def to_frame(entries: Iterable[AnswerRow | FileChange]) -> pl.DataFrame:
+def to_frame(entries: Iterable[RowChange | FileChange]) -> pl.DataFrame:
     """Return a frame of log entries in order, with the columns `LOG_SCHEMA`."""
     frames = []
-    for is_row, some in groupby(entries, lambda entry: isinstance(entry, AnswerRow)):
-        if is_row:
-            rows = rows_to_frame(cast(Iterable[AnswerRow], some))
-            extra = [pl.lit("row" if name == "op" else None, dtype).alias(name) for name, dtype in _EXTRA.items()]
+    for op, some in groupby(entries, lambda entry: entry.op if isinstance(entry, RowChange) else None):
+        if op is not None:
+            rows = rows_to_frame(change.row for change in cast(Iterable[RowChange], some))
+            extra = [pl.lit(op if name == "op" else None, dtype).alias(name) for name, dtype in _EXTRA.items()]
             frames.append(rows.with_columns(extra))
         else:
             frames.append(_changes_frame(cast(Iterable[FileChange], some)))
@@ -68,7 +81,7 @@ def to_frame(entries: Iterable[AnswerRow | FileChange]) -> pl.DataFrame:
 
 def added_rows(log: pl.DataFrame) -> pl.DataFrame:
     """Return the added rows of a log, with the columns of a table."""
-    return log.filter(pl.col("op") == "row").select(*SCHEMA)
+    return log.filter(pl.col("op").is_in(_ROW_OPS)).select(*SCHEMA)
 
 
 def check(frame: pl.DataFrame, source: str) -> pl.DataFrame:
@@ -92,36 +105,40 @@ def check(frame: pl.DataFrame, source: str) -> pl.DataFrame:
 
 def replay(log: pl.DataFrame, index: RowIndex) -> None:
     """Apply the entries of a log to an index."""
-    for (op, media_id, root, path, *_), some in groupby(log.select(_KEYS).iter_rows(), lambda entry: entry[:4]):
+    for (op, media_id, root, path, *_), some in groupby(
+        log.select(_KEYS).iter_rows(), lambda entry: entry[:_N_FILE_KEYS]
+    ):
         root, path = unescape_path(root), unescape_path(path)
-        if op == "row":
-            answers = [(QuestionKey(*entry[4:7]), RowState.of(*entry[7:10])) for entry in some]
-            add_rows(index, media_id, root, path, answers)
+        if op in _ROW_OPS:
+            rows = [RowEntry.from_columns(entry[_N_FILE_KEYS:]) for entry in some]
+            add_rows(index, media_id, root, path, rows, op)
             continue
         for entry in some:
             question = None if entry[4] is None else QuestionKey(*entry[4:7])
-            target = [unescape_path(name) if name is not None else None for name in entry[10:12]]
-            apply(index, FileChange(op, media_id, root, path, question, *target))
+            to_root, to_path = (unescape_path(name) if name is not None else None for name in entry[-2:])
+            only_failed = op == "drop" and entry[7] == "failed"
+            apply(index, FileChange(op, media_id, root, path, question, to_root, to_path, only_failed))
 
 
 def add_rows(
-    index: RowIndex, media_id: str | None, root: str, path: str, answers: Sequence[tuple[QuestionKey, RowState]]
+    index: RowIndex, media_id: str | None, root: str, path: str, rows: Sequence[RowEntry], op: Literal["row", "add"]
 ) -> None:
     """Add the rows of one file to an index.
 
-    They replace the file's rows for the same questions, including those added when the file could not be read.
+    With `row`, they replace the file's rows for the same questions, including those added when the file could not be
+    read.
     """
-    for question in dict.fromkeys(question for question, _ in answers):
+    for question in dict.fromkeys(row.question for row in rows) if op == "row" else ():
         index.drop(None, file_path(root, path), question)
         index.drop(media_id, file_path(root, path), question)
-    index.append(media_id, root, path, answers)
+    index.append(media_id, root, path, rows)
 
 
 def apply(index: RowIndex, change: FileChange) -> list[Status]:
     """Apply a file change to an index. Returns the statuses of the rows that a `copy` created."""
     path = file_path(change.root, change.path)
     if change.op == "drop":
-        index.drop(change.media_id, path, change.question)
+        index.drop(change.media_id, path, change.question, only_failed=change.only_failed)
         return []
     assert change.media_id is not None and change.to_root is not None and change.to_path is not None
     if change.op == "move":
@@ -138,9 +155,11 @@ def _changes_frame(changes: Iterable[FileChange]) -> pl.DataFrame:
             None if name is None else escape_path(name)
             for name in (change.root, change.path, change.to_root, change.to_path)
         ]
-        values = (change.op, change.media_id, *names[:2], *question, *(None for _ in STATE_COLUMNS), *names[2:])
-        for name, value in zip(_KEYS, values, strict=True):
-            columns[name].append(value)
+        values = {"op": change.op, "media_id": change.media_id, "root": names[0], "path": names[1]}
+        values |= dict(zip(QuestionKey._fields, question, strict=True))
+        values |= {"to_root": names[2], "to_path": names[3], "status": "failed" if change.only_failed else None}
+        for name in _KEYS:
+            columns[name].append(values.get(name))
     frame = pl.DataFrame(columns, schema={name: LOG_SCHEMA[name] for name in _KEYS})
     return frame.with_columns(
         pl.lit(None, dtype).alias(name) for name, dtype in LOG_SCHEMA.items() if name not in _KEYS

@@ -14,7 +14,7 @@ from __future__ import annotations
 import sqlite3
 import struct
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise, repeat
 from typing import NamedTuple
 
@@ -23,7 +23,8 @@ import polars as pl
 
 from vidqa.common.path_text import escape_path, unescape_path
 from vidqa.records import Status
-from vidqa.tables.journal.row_keys import FILE_COLUMNS, STATUSES, QuestionKey, RowState, file_path
+from vidqa.tables.journal.row_keys import FILE_COLUMNS, STATUSES, QuestionKey, RowEntry, RowState, file_path
+from vidqa.tables.journal.segment_rows import SegmentIndex, SegmentRows
 
 # `content` is the media_id, or `_UNREAD` and the path for a file that could not be read. Names are escaped, because
 # SQLite cannot store lone surrogates. `is_changed` marks records that have renamed or copied rows.
@@ -108,6 +109,7 @@ class RowIndex:
         self._questions: dict[QuestionKey, int] = {}
         self._question_keys: list[QuestionKey] = []
         self._counts: Counter[Status] = Counter()
+        self._segments = SegmentIndex()
         self._dropped: list[_Run] = []
         self.n_stored = 0
         for batch in batches:
@@ -122,16 +124,17 @@ class RowIndex:
         """Return the number of rows per status, without statuses that do not occur."""
         return {status: self._counts[status] for status in STATUSES if self._counts[status]}
 
-    def states(self, media_id: str, question: QuestionKey) -> set[RowState]:
-        """Return the states of all rows that answer a question about a media_id."""
+    def states(self, media_id: str, question: QuestionKey, path: str | None = None) -> Counter[RowState]:
+        """Count the rows that answer a question about a media_id, or about the file at `path` only, by their states."""
         number = self._questions.get(question)
-        found = self._db.execute("SELECT runs FROM files WHERE content = ?", (media_id,))
-        codes = {code for (runs,) in found for _, code, _ in _RUN_STRUCT.iter_unpack(runs)}
-        return {
-            RowState(STATUSES[code % _NOTED], bool(code % _ORIGIN // _NOTED))
-            for code in codes
-            if code // _QUESTION == number
-        }
+        found: Counter[RowState] = Counter()
+        for run in (run for file in self._files(media_id, path) for run in file.runs if run.question == number):
+            found[RowState(run.status, run.is_noted)] += run.n_rows
+        return found
+
+    def segments(self, media_id: str | None, path: str, question: QuestionKey) -> SegmentRows | None:
+        """Return which segments of the file at `path` answer a question, if some do not or have failed."""
+        return self._segments.get(media_id, path, question)
 
     def has_failed(self, media_id: str | None, path: str, question: QuestionKey) -> bool:
         """Return whether the file at `path` has a failed row for a question."""
@@ -176,12 +179,10 @@ class RowIndex:
         runs.sort(key=lambda found: (found[0].origin == _COPY, found[0].first_row))
         return [(run.first_row + i, root, path) for run, root, path in runs for i in range(run.n_rows)]
 
-    def append(
-        self, media_id: str | None, root: str, path: str, answers: Iterable[tuple[QuestionKey, RowState]]
-    ) -> None:
+    def append(self, media_id: str | None, root: str, path: str, rows: Sequence[RowEntry]) -> None:
         """Add the next stored rows, which are all about one file."""
         runs: list[_Run] = []
-        for question, state in answers:
+        for question, state, _, _ in rows:
             code = self._question_number(question) * _QUESTION + STATUSES.index(state.status) + state.is_noted * _NOTED
             if runs and runs[-1].code == code:
                 runs[-1] = runs[-1]._replace(n_rows=runs[-1].n_rows + 1)
@@ -189,12 +190,20 @@ class RowIndex:
                 runs.append(_Run(self.n_stored, code, 1))
             self.n_stored += 1
         self._add(_content(media_id, root, path), root, path, runs)
+        self._segments.add(media_id, file_path(root, path), rows)
 
-    def drop(self, media_id: str | None, path: str, question: QuestionKey | None = None) -> None:
-        """Remove the rows of the file at `path`, or only those that answer `question`."""
+    def drop(
+        self, media_id: str | None, path: str, question: QuestionKey | None = None, *, only_failed: bool = False
+    ) -> None:
+        """Remove the rows of the file at `path`, or only those that answer `question`, or only failed ones."""
         number = None if question is None else self._questions.get(question, -1)
+        self._segments.drop(media_id, path, question, only_failed=only_failed)
         for file in self._files(media_id, path):
-            dropped = [run for run in file.runs if number is None or run.question == number]
+            dropped = [
+                run
+                for run in file.runs
+                if (number is None or run.question == number) and (run.status == "failed" or not only_failed)
+            ]
             if dropped:
                 self._remove(file)
                 self._dropped += [run for run in dropped if run.origin != _COPY]
@@ -206,6 +215,7 @@ class RowIndex:
             self._remove(file)
             runs = [run if run.origin == _COPY else run.with_origin(_RENAMED) for run in file.runs]
             self._add(media_id, root, path, runs)
+        self._segments.move(media_id, old_path, file_path(root, path))
 
     def copy(self, media_id: str, source: str, question: QuestionKey | None, root: str, path: str) -> list[Status]:
         """Copy rows to another file with the same content, replacing the rows that it has for `question`.
@@ -227,6 +237,7 @@ class RowIndex:
             self.drop(None, file_path(root, path), question)
             self.drop(media_id, file_path(root, path), question)
             self._add(media_id, root, path, copies)
+            self._segments.copy(media_id, source, question, file_path(root, path))
         return [run.status for run in copies for _ in range(run.n_rows)]
 
     def dropped(self) -> np.ndarray:
@@ -247,6 +258,7 @@ class RowIndex:
     def _add_batch(self, batch: pl.DataFrame) -> None:
         """Add the next rows of the written table."""
         codes = self._codes(batch)
+        self._segments.add_batch(batch)
         counts = np.bincount(codes % _NOTED, minlength=len(STATUSES)).tolist()
         self._counts.update(dict(zip(STATUSES, counts, strict=True)))
         is_new = batch.select(pl.any_horizontal(pl.col(c).ne_missing(pl.col(c).shift(1)) for c in FILE_COLUMNS))
