@@ -258,3 +258,18 @@ def test_undecodable_name(vidqa, clips, tmp_path, make_clip):
         assert vidqa("describe", clips, "--out", table).code == 0
         assert len(rows_of(table)) == 4
         assert "nothing to do" in vidqa("describe", clips, "--out", table).err
+
+
+@pytest.mark.slow
+def test_csv_for_spreadsheets_is_continued_without_the_option(vidqa, clips, tmp_path, make_clip):
+    make_clip(clips / "=1+1.mp4", seed=40)
+    table = tmp_path / "t.csv"
+    assert vidqa("describe", clips, "--out", table, "--spreadsheet").code == 0
+    before = table.read_bytes()
+    assert b',"\'=1+1.mp4",' in before and b',"=1+1.mp4",' not in before
+    assert "nothing to do" in vidqa("describe", clips, "--out", table).err
+    assert table.read_bytes() == before
+    make_clip(clips / "-2.mp4", seed=41)
+    assert vidqa("describe", clips, "--out", table).code == 0
+    assert b',"\'-2.mp4",' in table.read_bytes()
+    assert {row["path"] for row in rows_of(table)} >= {"=1+1.mp4", "-2.mp4"}

@@ -73,7 +73,10 @@ def test_every_option_has_a_variable(tmp_path: Path) -> None:
         "older_than": "3d", "top": "5", "log": "a.log", "metrics": "a.prom", "dtype": "float16", "compat": "original",
         "quantize": "4bit", "encode": "on-the-fly", "resume": "never", "seconds": "2", "n_questions": "4",
         **dict.fromkeys(
-            ("as_json", "check_data", "delete", "dry_run", "log_json", "prune_missing", "quiet", "strict", "verbose"),
+            (
+                "as_json", "check_data", "delete", "dry_run", "log_json", "prune_missing", "quiet", "spreadsheet",
+                "strict", "verbose",
+            ),
             "true",
         ),
     }  # fmt: skip

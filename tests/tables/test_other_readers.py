@@ -1,7 +1,8 @@
-"""Files that readers of other programs and older versions open: what their bytes contain."""
+"""Files that other programs open: Arrow without string views, CSV without formulas."""
 
 from __future__ import annotations
 
+import csv
 import struct
 from collections.abc import Callable
 from dataclasses import make_dataclass
@@ -16,7 +17,7 @@ import pytest
 from vidqa.records import AnswerRow
 from vidqa.tables import search_results
 from vidqa.tables.formats import read_table
-from vidqa.tables.schema import SCHEMA, rows_to_frame
+from vidqa.tables.schema import SCHEMA, frame_to_rows, rows_to_frame
 from vidqa.tables.table import Table, new_table
 
 Make = Callable[..., AnswerRow]
@@ -104,3 +105,67 @@ def test_a_table_with_string_views_and_compression_can_be_continued(tmp_path: Pa
     table.add([row(media_id="b" * 32, path="b.mp4")])
     table.commit()
     assert read_table(path).height == 2 and set(types_of(path.read_bytes()).values()) <= set(ARROW_TYPES)
+
+
+FORMULAS = [
+    "=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "\uff1d1", "'=1", "''=1", "'@", "=", "'", "''", "'text",
+    "it's", "a=1", " =1", "", "\ufeff=1", '="a"&"b"', "-",
+]  # fmt: skip
+
+
+def csv_cells(path: Path) -> list[dict[str, str]]:
+    """Read a CSV file as another program does."""
+    with path.open(newline="", encoding="utf-8-sig") as f:
+        return list(csv.DictReader(f))
+
+
+def formula_rows(row: Make) -> list[AnswerRow]:
+    rows = [
+        row(question=text or "q", answer=text, path=f"{text}x.mp4", root=text or "/", model=text) for text in FORMULAS
+    ]
+    return [*rows, row(status="failed", error_kind="timeout", error="-too slow", answer=None, confidence=-0.5)]
+
+
+def test_csv_for_spreadsheets_has_no_formulas_and_reads_back_equal(tmp_path: Path, row: Make) -> None:
+    path, rows = tmp_path / "t.csv", formula_rows(row)
+    table = Table(path, for_spreadsheets=True).load()
+    table.add(rows)
+    table.commit()
+    assert frame_to_rows(read_table(path)) == rows
+    assert path.read_bytes().startswith(b"\xef\xbb\xbf")
+    for cells in csv_cells(path):
+        for name in ("path", "root", "question", "answer", "model", "error"):
+            assert cells[name][:1] not in tuple("=+-@\t\r\n\uff1d"), cells[name]
+    assert csv_cells(path)[-1]["confidence"] == "-0.5", "a number is no formula"
+    assert [cells["answer"] for cells in csv_cells(path)][8:10] == ["''=1", "'''=1"]
+
+
+def test_a_plain_csv_is_written_as_it_is(tmp_path: Path, row: Make) -> None:
+    new_table(formula_rows(row), tmp_path / "t.csv")
+    assert [cells["answer"] for cells in csv_cells(tmp_path / "t.csv")][:-1] == FORMULAS
+    assert frame_to_rows(read_table(tmp_path / "t.csv")) == formula_rows(row)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_table_for_spreadsheets_stays_one(tmp_path: Path, row: Make, first: bool) -> None:
+    """Also in runs without the option; a plain table becomes one when rows are written."""
+    path = tmp_path / "t.csv"
+    for number, option in enumerate((first, not first)):
+        table = Table(path, for_spreadsheets=option).load()
+        assert table.status(f"{0:032x}", "=1", "m1", "s1") == ("ok" if number else None)
+        table.add([row(media_id=f"{number:032x}", path=f"={number}.mp4", question="=1")])
+        table.commit()
+    before = path.read_bytes()
+    assert Table(path).load().commit() is False and path.read_bytes() == before
+    assert [cells["path"] for cells in csv_cells(path)] == ["'=0.mp4", "'=1.mp4"]
+    assert read_table(path)["path"].to_list() == ["=0.mp4", "=1.mp4"]
+
+
+def test_search_results_for_spreadsheets(tmp_path: Path) -> None:
+    values = dict.fromkeys(search_results.SCHEMA) | {"path": "=a.mp4", "root": "/", "text": "@x", "score": -0.5}
+    hit = make_dataclass("Hit", search_results.SCHEMA)(**values)
+    path = tmp_path / "hits.csv"
+    search_results.write_results([hit], path, for_spreadsheets=True)
+    (cells,) = csv_cells(path)
+    assert (cells["path"], cells["text"], cells["score"]) == ("'=a.mp4", "'@x", "-0.5")
+    search_results.check_target(path)

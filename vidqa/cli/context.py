@@ -78,6 +78,7 @@ class CliContext:
             timeout_s=120.0 if timeout_s is None else float(timeout_s),
             retry=flags.get("retry"),
             prune_missing=bool(flags.get("prune_missing")),
+            spreadsheet=bool(flags.get("spreadsheet")),
             strict=bool(flags.get("strict")),
         )
 

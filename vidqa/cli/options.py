@@ -118,6 +118,13 @@ output_options = combine(
     click.option("-v", "--verbose", is_flag=True, help="Print more details, such as each failed or ignored file."),
 )
 
+spreadsheet_option = click.option(
+    "--spreadsheet",
+    is_flag=True,
+    help="Write CSV for spreadsheets: with a byte order mark, and with an apostrophe in front of text that would be a "
+    "formula (=, +, -, @). vidqa removes it when it reads the table.",
+)
+
 strict_option = click.option(
     "--strict",
     is_flag=True,

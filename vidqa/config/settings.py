@@ -94,13 +94,13 @@ _PRECISION = {"dtype": DTYPE, "quantize": QUANTIZE}
 OPTIONS: dict[str, dict[str, OptionType]] = {
     "describe": {
         **{"out": PATH, "questions": SETS, "max_new_tokens": COUNT, "retry": RETRY, "dry_run": FLAG},
-        **{"prune_missing": FLAG, "strict": FLAG, "log": PATH, "log_json": FLAG, "metrics": PATH},
+        **{"prune_missing": FLAG, "spreadsheet": FLAG, "strict": FLAG, "log": PATH, "log_json": FLAG, "metrics": PATH},
         **_PRECISION,
         **_WORK,
     },
-    "ask": {"out": PATH, "strict": FLAG, "max_new_tokens": COUNT, **_PRECISION, **_WORK},
+    "ask": {"out": PATH, "spreadsheet": FLAG, "strict": FLAG, "max_new_tokens": COUNT, **_PRECISION, **_WORK},
     "chat": {"max_new_tokens": COUNT, **_PRECISION, **_READ},
-    "search": {"out": PATH, "top": COUNT, **_WORK},
+    "search": {"out": PATH, "spreadsheet": FLAG, "top": COUNT, **_WORK},
     "encode": {"strict": FLAG, **_WORK},
     "train": {"out": PATH, "encode": ENCODE, "resume": RESUME, "check_data": FLAG, "device": TEXT, **_CACHE},
     "cache stats": _CACHE,

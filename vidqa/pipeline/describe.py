@@ -66,7 +66,7 @@ def describe(
     run = RunContext.create(model, options, reporter)
     question_list = gather_questions(questions)
     _warn_about_types(question_list, reporter)
-    table = open_table(out)
+    table = open_table(out, for_spreadsheets=run.options.spreadsheet)
     searched = as_path_list(paths)
     run.summary.table = str(out)
     with FileLock(table.path) as lock:
@@ -121,17 +121,18 @@ def _log_answered(run: RunContext, answered: Answered) -> None:
         run.reporter.message(f"failed: {display_path(item.rel)}: {text}", level=2)
 
 
-def open_table(out: str | Path) -> Table:
+def open_table(out: str | Path, *, for_spreadsheets: bool = False) -> Table:
     """Return the table at `out`, which is not loaded yet.
 
     Args:
         out: path of the table, which need not exist.
+        for_spreadsheets: escape formulas in CSV.
 
     Raises:
         UsageError: the suffix is unknown, or the folder does not exist.
     """
     try:
-        table = Table(out)
+        table = Table(out, for_spreadsheets=for_spreadsheets)
     except TableError as error:  # the name is wrong, not the file
         raise UsageError(error.what, hint=error.hint) from error
     if not table.path.parent.is_dir():

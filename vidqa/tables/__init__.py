@@ -5,6 +5,7 @@ In: `AnswerRow`. Out: a Parquet, CSV, JSONL or Arrow file, or a folder of Parque
 table.py            the table of a run: which questions are answered; add rows, checkpoint, commit
 schema.py           columns and types; rows to data frames and back
 formats.py          data frames to files and back, in batches
+spreadsheet_csv.py  strings that a spreadsheet would run as formulas
 destination.py      the files that `--out` refers to
 journal/            crash-safe changes: row index, part files, merge
 search_results.py   tables of `vidqa search`

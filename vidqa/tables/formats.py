@@ -21,6 +21,7 @@ from vidqa.common import atomic_io
 from vidqa.common.disk_space import os_errors, write_remedy
 from vidqa.common.path_text import escape_surrogates
 from vidqa.errors import TableError
+from vidqa.tables import spreadsheet_csv
 from vidqa.tables.schema import REQUIRED, SCHEMA, align, check_values
 
 Format = Literal["parquet", "csv", "jsonl", "arrow"]
@@ -124,12 +125,15 @@ def write(frame: pl.DataFrame, path: str | os.PathLike[str]) -> None:
         raise write_error(path, error) from error
 
 
-def write_batches(frames: Iterable[pl.DataFrame], path: str | os.PathLike[str]) -> None:
+def write_batches(
+    frames: Iterable[pl.DataFrame], path: str | os.PathLike[str], *, for_spreadsheets: bool = False
+) -> None:
     """Write batches as one table, atomically, without holding more than a few of them in memory.
 
     Args:
         frames: batches with all columns of `SCHEMA`.
         path: the suffix selects the format.
+        for_spreadsheets: escape formulas in CSV; see spreadsheet_csv.py. Other formats need no escapes.
 
     Raises:
         OSError: the file cannot be written; the old file is unchanged.
@@ -138,7 +142,10 @@ def write_batches(frames: Iterable[pl.DataFrame], path: str | os.PathLike[str]) 
     form = format_of(path)
     try:
         with atomic_io.atomic_write(path) as f, os_errors(f, pl.exceptions.PolarsError):
-            _WRITERS[form](frames, f)
+            if form == "csv" and for_spreadsheets:
+                _sink_csv(frames, f, for_spreadsheets=True)
+            else:
+                _WRITERS[form](frames, f)
     except pl.exceptions.PolarsError as error:
         raise OSError(str(error)) from error
 
@@ -203,8 +210,9 @@ def _typed_reader(scan: Callable[..., pl.LazyFrame]) -> Callable[..., Iterator[t
 
 def _read_csv(path: str, columns: Sequence[str] | None) -> Iterator[tuple[pl.DataFrame, bool]]:
     lazy, n = pl.scan_csv(_source(path), infer_schema=False, glob=False), 0
+    is_escaped = spreadsheet_csv.is_for_spreadsheets(path)
     for n, frame in enumerate(lazy.collect_batches(chunk_size=BATCH_ROWS, maintain_order=True), 1):  # noqa: B007
-        yield frame, True
+        yield spreadsheet_csv.unescape_formulas(frame) if is_escaped else frame, True
     if not n:
         yield pl.DataFrame(schema=lazy.collect_schema()), True
 
@@ -223,10 +231,14 @@ def _for_csv(frame: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _sink_csv(frames: Iterable[pl.DataFrame], f: BinaryIO) -> None:
+def _sink_csv(frames: Iterable[pl.DataFrame], f: BinaryIO, *, for_spreadsheets: bool = False) -> None:
+    frames = map(_for_csv, frames)
+    if for_spreadsheets:
+        frames = map(spreadsheet_csv.escape_formulas, frames)
     schema = SCHEMA | {"frame_times_s": pl.String(), "created_at": pl.String()}
     # Strings are quoted, because other readers take an unquoted carriage return for the end of the line.
-    _lazy(map(_for_csv, frames), schema).sink_csv(f, quote_style="non_numeric", maintain_order=True)
+    lazy = _lazy(frames, schema)
+    lazy.sink_csv(f, include_bom=for_spreadsheets, quote_style="non_numeric", maintain_order=True)
 
 
 _READERS: dict[Format, Callable[..., Iterator[tuple[pl.DataFrame, bool]]]] = {

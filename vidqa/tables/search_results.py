@@ -19,6 +19,7 @@ from vidqa.common.disk_space import os_errors
 from vidqa.common.path_text import escape_path, escape_surrogates
 from vidqa.errors import TableError
 from vidqa.tables.formats import ARROW_OPTIONS, Format, format_of, write_error
+from vidqa.tables.spreadsheet_csv import escape_formulas
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -64,12 +65,15 @@ def check_target(path: str | os.PathLike[str]) -> None:
         raise TableError(what, hint="use another --out; this file is left as it is")
 
 
-def write_results(results: Sequence[DataclassInstance], path: str | os.PathLike[str]) -> None:
+def write_results(
+    results: Sequence[DataclassInstance], path: str | os.PathLike[str], *, for_spreadsheets: bool = False
+) -> None:
     """Write search results atomically, replacing older ones.
 
     Args:
         results: records with the fields of `SCHEMA`, in this order.
         path: the suffix selects Parquet, CSV, JSONL or Arrow.
+        for_spreadsheets: escape formulas in CSV.
 
     Raises:
         TableError: the disk is full, or the folder is not writable.
@@ -81,12 +85,12 @@ def write_results(results: Sequence[DataclassInstance], path: str | os.PathLike[
     frame = pl.DataFrame(rows, schema=SCHEMA, strict=True)
     try:
         with atomic_io.atomic_write(path) as f, os_errors(f, pl.exceptions.PolarsError):
-            _write(frame, f, form)
+            _write(frame, f, form, for_spreadsheets)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise write_error(path, error) from error
 
 
-def _write(frame: pl.DataFrame, f: BinaryIO, form: Format) -> None:
+def _write(frame: pl.DataFrame, f: BinaryIO, form: Format, for_spreadsheets: bool) -> None:
     if form == "parquet":
         frame.write_parquet(f, compression="zstd")
     elif form == "arrow":
@@ -95,7 +99,8 @@ def _write(frame: pl.DataFrame, f: BinaryIO, form: Format) -> None:
         frame.write_ndjson(f)
     else:
         text: Any = frame.with_columns(pl.col("created_at").dt.strftime("%Y-%m-%dT%H:%M:%S%.6f+00:00"))
-        text.write_csv(f, quote_style="non_numeric")
+        text = escape_formulas(text) if for_spreadsheets else text
+        text.write_csv(f, include_bom=for_spreadsheets, quote_style="non_numeric")
 
 
 def _columns(path: Path, form: Format) -> list[str]:

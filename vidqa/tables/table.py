@@ -53,13 +53,14 @@ class Table:
     Args:
         path: location of the table, which need not exist yet; the suffix selects Parquet, CSV, JSONL or Arrow. A name
             with a trailing slash, or an existing folder, is a dataset of Parquet files. Symbolic links are followed.
+        for_spreadsheets: escape formulas in CSV; an existing file with escapes keeps them.
 
     Raises:
         TableError: unknown suffix.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._storage = TableStorage(path)
+    def __init__(self, path: str | os.PathLike[str], *, for_spreadsheets: bool = False) -> None:
+        self._storage = TableStorage(path, for_spreadsheets=for_spreadsheets)
         self.path = self._storage.destination.path
         self._cached_index: RowIndex | None = RowIndex()
         self._unsaved: list[RowChange | FileChange] = []

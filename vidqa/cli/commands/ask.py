@@ -16,6 +16,7 @@ from vidqa.cli.options import (
     output_options,
     precision_options,
     run_options,
+    spreadsheet_option,
     strict_option,
 )
 from vidqa.cli.output import as_json, rows_as_json_lines, rows_as_table
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     type=click.Path(),
     help="Write a table (.parquet, .csv, .jsonl or .arrow) instead of printing the answers.",
 )
+@spreadsheet_option
 @click.option(
     "--with",
     "more_media",

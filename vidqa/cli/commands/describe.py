@@ -14,6 +14,7 @@ from vidqa.cli.options import (
     output_options,
     precision_options,
     run_options,
+    spreadsheet_option,
     strict_option,
 )
 from vidqa.errors import EXIT_OK, EXIT_PARTIAL
@@ -29,6 +30,7 @@ from vidqa.errors import EXIT_OK, EXIT_PARTIAL
     help="Table to write: .parquet, .csv, .jsonl or .arrow. DIR/ writes a dataset of Parquet files, for very large "
     "tables.",
 )
+@spreadsheet_option
 @click.option(
     "--questions",
     multiple=True,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vidqa.cli.options import HELP, cache_option, model_options, output_options, run_options
+from vidqa.cli.options import HELP, cache_option, model_options, output_options, run_options, spreadsheet_option
 from vidqa.cli.output import as_json
 from vidqa.common.display import display_path, plural
 from vidqa.errors import EXIT_OK, EXIT_PARTIAL, TableError, UsageError
@@ -34,6 +34,7 @@ DEFAULT_TOP = 10
     type=click.Path(),
     help="Write a table (.parquet, .csv, .jsonl or .arrow) instead of printing the hits.",
 )
+@spreadsheet_option
 @run_options("each window is ranked separately")
 @model_options
 @cache_option
@@ -61,7 +62,7 @@ def command(text: str, paths: tuple[str, ...], top: int | None, out: str | None,
     if out is not None:
         from vidqa.tables.search_results import write_results
 
-        write_results(found.hits, out)
+        write_results(found.hits, out, for_spreadsheets=context.options.spreadsheet)
         context.reporter.message(f"wrote {plural(len(found.hits), 'hit')} to {display_path(out)}")
     elif context.as_json:
         click.echo("".join(as_json(hit) + "\n" for hit in found.hits), nl=False)

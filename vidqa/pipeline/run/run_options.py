@@ -42,6 +42,7 @@ class RunOptions:
     memory_bytes: int = 4 << 30  # per decoder process
     retry: Literal["failed", "all"] | None = None  # which failed rows to try again; `failed` skips quarantined ones
     prune_missing: bool = False  # drop the rows of removed files, and those about earlier content that had a problem
+    spreadsheet: bool = False  # write strings in CSV that a spreadsheet would run as formulas as text
     strict: bool = False  # files with notes fail with the error kind `partial`
 
     def __post_init__(self) -> None:

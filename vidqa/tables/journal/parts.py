@@ -98,14 +98,19 @@ class JournalFolder:
             raise TableError(f"{source}: damaged part file: {formats.first_line(error)}", hint=hint) from error
         return change_log.check(frame, source)
 
-    def new_file(self, name: str, batches: Iterable[pl.DataFrame]) -> None:
+    def new_file(self, name: str, batches: Iterable[pl.DataFrame], *, for_spreadsheets: bool = False) -> None:
         """Write a new file of the table, for `publish`.
+
+        Args:
+            name: of the file.
+            batches: its rows.
+            for_spreadsheets: as for `formats.write_batches`.
 
         Raises:
             OSError: the disk is full, or the folder is not writable.
         """
         self.folder.mkdir(exist_ok=True)
-        formats.write_batches(batches, self.folder / (_NEW + name))
+        formats.write_batches(batches, self.folder / (_NEW + name), for_spreadsheets=for_spreadsheets)
 
     def publish(self, names: Iterable[str], parts: Iterable[str]) -> None:
         """Replace files of the table by new ones and delete the parts that they contain.

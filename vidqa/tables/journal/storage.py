@@ -23,6 +23,7 @@ from vidqa.tables.journal.parts import FileState, JournalFolder, file_state
 from vidqa.tables.journal.row_index import RowIndex
 from vidqa.tables.journal.row_keys import KEY_COLUMNS
 from vidqa.tables.schema import SCHEMA
+from vidqa.tables.spreadsheet_csv import is_for_spreadsheets
 
 
 class TableStorage:
@@ -30,14 +31,16 @@ class TableStorage:
 
     Args:
         path: a file whose suffix selects the format, or the folder of a dataset; see `Destination`.
+        for_spreadsheets: escape formulas when a CSV file is written. An existing file with escapes keeps them.
 
     Raises:
         TableError: unknown suffix.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, for_spreadsheets: bool = False) -> None:
         self.destination = Destination.of(path)
         self._journal = JournalFolder(self.destination.path, self.destination.folder)
+        self._for_spreadsheets = for_spreadsheets
         self._files: list[tuple[str, int]] = []  # files of the table and their numbers of rows
         self._pending: list[str] = []  # parts of the journal that are not yet merged
         self._state: dict[str, FileState | None] = {}
@@ -120,7 +123,9 @@ class TableStorage:
 
     def _write_file(self, merge: Merge) -> Iterator[str]:
         name = self.destination.path.name
-        self._journal.new_file(name, rebatch(chain(merge.kept(self.stored(), 0), self._copies(merge)), BATCH_ROWS))
+        rows = rebatch(chain(merge.kept(self.stored(), 0), self._copies(merge)), BATCH_ROWS)
+        escaped = self._for_spreadsheets or is_for_spreadsheets(self.destination.path)
+        self._journal.new_file(name, rows, for_spreadsheets=escaped)
         yield name
 
     def _write_dataset(self, merge: Merge) -> Iterator[str]:
