@@ -46,7 +46,13 @@ def plan(paths: Sequence[Path], mode: Mode = "fixed", towers: Sequence[Path] = (
     parts = CheckpointParts(classify_all(paths, ignored.append), classify_all(towers, ignored.append), tuple(ignored))
     layout: Any = find_layout(parts, LAYOUTS)  # type: ignore[arg-type]  # modules stand for the protocol
     conversion: ConversionPlan = layout.make_plan(parts, mode)
-    return replace(conversion, ignored=(*conversion.ignored, *ignored))
+    llm, generation = conversion.llm, conversion.generation
+    return replace(
+        conversion,
+        ignored=(*conversion.ignored, *ignored),
+        notes=(*conversion.notes, *llm.notes),
+        generation=replace(generation, stop=tuple(dict.fromkeys((*generation.stop, *llm.stop)))),
+    )
 
 
 def convert(

@@ -59,14 +59,27 @@ class ConnectorPlan:
 class LlmPlan:
     """A causal LLM of transformers: its configuration, its tensors under its own keys, and the folder of its tokenizer.
 
-    `new_tokens` are added to the tokenizer as special tokens, in this order, unless it has them already.
+    Attributes:
+        config: its configuration.
+        tensors: its weights.
+        tokenizer: folder of its tokenizer.
+        context: context length in tokens.
+        new_tokens: added to the tokenizer as special tokens, in this order, unless it has them already.
+        generation: content of its `generation_config.json`; empty for none.
+        stop: strings that end an answer.
+        notes: settings of the checkpoint that are not taken over, for the report.
+        config_file: where its configuration comes from, for messages.
     """
 
     config: Any  # transformers.PretrainedConfig
     tensors: Mapping[str, LazyTensor]
     tokenizer: Path
-    context: int  # context length in tokens
+    context: int
     new_tokens: tuple[str, ...] = ()
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    stop: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    config_file: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +123,7 @@ def check_plan(plan: ConversionPlan) -> None:
             ("image tower", VisionTower(plan.image.config), plan.image.tensors),
             ("video tower", VisionTower(plan.video.config), plan.video.tensors),
             ("connector", build_connector(c.type, c.in_size, c.out_size, c.compressor), plan.connector.tensors),
-            ("language model", _empty_llm(plan.llm.config), plan.llm.tensors),
+            ("language model", _empty_llm(plan.llm), plan.llm.tensors),
         ]
         if plan.text:
             modules.append(("text tower", TextTower(plan.text.config), plan.text.tensors))
@@ -145,10 +158,13 @@ def _tied(module: nn.Module) -> set[str]:
     )
 
 
-def _empty_llm(config: Any) -> nn.Module:
+def _empty_llm(plan: LlmPlan) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     try:
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except (ValueError, KeyError, TypeError) as e:
-        raise BundleError(f"the language model cannot be built from its configuration: {e}") from e
+        return AutoModelForCausalLM.from_config(plan.config, trust_remote_code=False)
+    except Exception as e:  # the modules of transformers may raise anything on a configuration that makes no sense
+        why = " ".join(f"{type(e).__name__}: {e}".split())
+        raise BundleError(
+            f"{plan.config_file}: the language model cannot be built from its configuration: {why}"
+        ) from e

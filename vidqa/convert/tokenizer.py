@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from vidqa.common.foreign_files import read_magic
+from vidqa.common.foreign_files import JsonSettings, read_magic, read_settings
 from vidqa.convert.plan import LlmPlan
 from vidqa.errors import BundleError
 
@@ -31,6 +31,8 @@ _FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
+#: Small files of settings; the others are vocabularies.
+_SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.json")
 
 
 def save_tokenizer(plan: LlmPlan, folder: Path) -> None:
@@ -61,7 +63,7 @@ def _read(source: Path, model_type: str) -> Any:
         # Copied next to a config.json with the LLM's own type: LLaVA's would select another tokenizer class.
         for name in _FILES:
             if (source / name).is_file():
-                read_magic(source / name)
+                read_settings(source / name) if name in _SETTINGS_FILES else read_magic(source / name)
                 shutil.copyfile(source / name, Path(path) / name)
         (Path(path) / "config.json").write_text(json.dumps({"model_type": model_type}), encoding="utf-8")
         complete = (source / "tokenizer.json").is_file()
@@ -69,11 +71,10 @@ def _read(source: Path, model_type: str) -> Any:
         try:
             tokenizer = kind.from_pretrained(path, local_files_only=True, trust_remote_code=False)
             return tokenizer if complete or model_type != "llama" else _with_slow_rules(tokenizer, source)
-        except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError) as e:
-            raise BundleError(
-                f"cannot read the tokenizer in {source}: {e}",
-                hint='reading a tokenizer.model requires sentencepiece: pip install "vidqa[convert]"',
-            ) from e
+        except Exception as e:  # the parsers of transformers and tokenizers may raise anything on a malformed file
+            hint = 'reading a tokenizer.model requires sentencepiece: pip install "vidqa[convert]"'
+            why = " ".join(str(e).split())[:500] or type(e).__name__
+            raise BundleError(f"cannot read the tokenizer in {source}: {why}", hint=None if complete else hint) from e
 
 
 def _with_slow_rules(tokenizer: Any, source: Path) -> Any:
@@ -94,7 +95,7 @@ def _with_slow_rules(tokenizer: Any, source: Path) -> Any:
     rules["added_tokens"] = [t if t["content"] in own else t | added for t in rules["added_tokens"]]
     backend = Tokenizer.from_str(json.dumps(rules))
     file = source / "tokenizer_config.json"
-    settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    settings = read_settings(file) if file.is_file() else JsonSettings({}, file)
     bos = tokenizer.bos_token if settings.get("add_bos_token", True) else None
     backend.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A" if bos else "$A", special_tokens=[(bos, tokenizer.bos_token_id)] if bos else []

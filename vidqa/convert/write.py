@@ -18,6 +18,7 @@ from vidqa.common.atomic_io import remove_leftovers
 from vidqa.common.disk_space import free_disk_bytes
 from vidqa.common.display import human_bytes
 from vidqa.convert.checks import read_finite
+from vidqa.convert.formats.generation import GENERATION_CONFIG
 from vidqa.convert.lazy_tensors import LazyTensor, total_bytes
 from vidqa.convert.output_options import OutputOptions
 from vidqa.convert.plan import ConversionPlan, LlmPlan, TextPlan, TowerPlan, check_plan
@@ -139,6 +140,9 @@ def write_llm(
     stored = dtype or next(iter(plan.tensors.values())).dtype
     plan.config.dtype = stored
     plan.config.save_pretrained(folder)
+    if plan.generation:
+        text = json.dumps(dict(plan.generation), indent=2) + "\n"
+        (folder / GENERATION_CONFIG).write_text(text, encoding="utf-8")
     save_tokenizer(plan, folder)
 
 

@@ -16,7 +16,7 @@ import torch
 
 from vidqa.encoders.onnx_errors import VERIFY_HINT
 from vidqa.errors import BundleError, DeviceError
-from vidqa.model.llama.loader import FastTokenizer, load_llama
+from vidqa.model.llama.loader import FastTokenizer, load_llama, valid_end_tokens
 from vidqa.model.lora import ADAPTER_FOLDER, apply_adapter
 
 Quantization = Literal["8bit", "4bit"]
@@ -72,6 +72,9 @@ def load_llm(
     problems = [f"{key}: missing" for key in sorted(info["missing_keys"])]
     problems += [f"{key}: unknown key" for key in sorted(info["unexpected_keys"])]
     problems += [f"{key}: shape {list(a)}, must be {list(b)}" for key, a, b in sorted(info["mismatched_keys"])]
+    ends = getattr(getattr(llm, "generation_config", None), "eos_token_id", None)
+    if not valid_end_tokens(ends):
+        problems.append(f"eos_token_id: must be a token id or a list of them, got {ends!r:.80}")
     if problems:
         raise BundleError("\n".join(f"{folder}: {p}" for p in problems))
     if quantize == "4bit":

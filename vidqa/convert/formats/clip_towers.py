@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from pathlib import Path
+from typing import Literal
 
+from vidqa.common.foreign_files import JsonSettings
+from vidqa.convert.formats.known_keys import TOWER, check_known
 from vidqa.convert.lazy_tensors import LazyTensor, StateDict
 from vidqa.convert.plan import TextPlan
 from vidqa.convert.sources import WeightSource
@@ -21,13 +24,26 @@ from vidqa.model.towers.vit import HiddenAct, VisionConfig
 _HEAD_DIM = 64
 #: Activation if a configuration does not name one: the default of CLIP's configuration class.
 _CLASS_ACT = "quick_gelu"
+#: Settings of a tower that are read here.
+_SETTINGS = frozenset(
+    {
+        "hidden_act",
+        "hidden_size",
+        "image_size",
+        "intermediate_size",
+        "layer_norm_eps",
+        "num_attention_heads",
+        "num_hidden_layers",
+        "patch_size",
+    }
+)
 #: Keys of a tower repository that are not part of a tower: the scale of the contrastive loss.
 LANGUAGEBIND_IGNORED_KEYS = (r"logit_scale",)
 #: Why one tower must not replace the other although the shapes match.
 OTHER_FEATURES = "the shapes match, but the projector was trained on different features"
 
 
-def vision_config(tensors: Mapping[str, LazyTensor], config: Mapping[str, Any] | None, act: HiddenAct) -> VisionConfig:
+def vision_config(tensors: Mapping[str, LazyTensor], config: JsonSettings | None, act: HiddenAct) -> VisionConfig:
     """Derive the configuration of a vision tower.
 
     Args:
@@ -47,8 +63,9 @@ def vision_config(tensors: Mapping[str, LazyTensor], config: Mapping[str, Any] |
         raise BundleError(f"a tower with patches {list(patch)} and {positions[0]} positions is not CLIP-like")
     time = tensors.get(f"{root}encoder.layers.0.temporal_embedding")
     projection = tensors.get("visual_projection.weight")
-    c = config or {}
+    c = _known(config, "num_channels")
     found = {
+        "num_channels": 3,
         "image_size": side * patch[2],
         "patch_size": patch[2],
         "hidden_size": patch[0],
@@ -64,13 +81,13 @@ def vision_config(tensors: Mapping[str, LazyTensor], config: Mapping[str, Any] |
         n_layers=found["num_hidden_layers"],
         n_heads=_heads(found["hidden_size"], c),
         projection_dim=projection.shape[0] if projection is not None else 0,
-        hidden_act=_act(c, act),
-        layer_norm_eps=float(c.get("layer_norm_eps", 1e-5)),
+        hidden_act=_act(config, act),
+        layer_norm_eps=c.number("layer_norm_eps", 1e-5),
         temporal_length=time.shape[1] if time is not None and len(time.shape) == 3 else 0,
     )
 
 
-def text_plan(state: StateDict, config: Mapping[str, Any] | None, act: HiddenAct) -> TextPlan | None:
+def text_plan(state: StateDict, config: JsonSettings | None, act: HiddenAct) -> TextPlan | None:
     """Plan the text tower of a source; None if it has none.
 
     Args:
@@ -86,7 +103,7 @@ def text_plan(state: StateDict, config: Mapping[str, Any] | None, act: HiddenAct
     if not tensors:
         return None
     tokens = _shape(tensors, "text_model.embeddings.token_embedding.weight", 2)
-    c = config or {}
+    c = _known(config, "max_position_embeddings")
     found = {
         "vocab_size": tokens[0],
         "hidden_size": tokens[1],
@@ -103,8 +120,8 @@ def text_plan(state: StateDict, config: Mapping[str, Any] | None, act: HiddenAct
         n_heads=_heads(found["hidden_size"], c),
         max_positions=found["max_position_embeddings"],
         projection_dim=_shape(tensors, "text_projection.weight", 2)[0],
-        hidden_act=_act(c, act),
-        layer_norm_eps=float(c.get("layer_norm_eps", 1e-5)),
+        hidden_act=_act(config, act),
+        layer_norm_eps=c.number("layer_norm_eps", 1e-5),
     )
     folder = state.source.folder
     has_tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json"))
@@ -147,16 +164,23 @@ def _n_layers(tensors: Mapping[str, LazyTensor], root: str) -> int:
     return 1 + max(int(n) for k in tensors if k.startswith(start) and (n := k[len(start) :].split(".")[0]).isdecimal())
 
 
-def _agree(part: str, found: Mapping[str, int], config: Mapping[str, Any]) -> None:
+def _known(config: JsonSettings | None, own: str) -> JsonSettings:
+    """Return the configuration of a tower, or an empty one, after checking that it has no unknown settings."""
+    if config is not None:
+        check_known(config, {*TOWER, *_SETTINGS, own})
+    return config if config is not None else JsonSettings({}, Path())
+
+
+def _agree(part: str, found: Mapping[str, int], config: JsonSettings) -> None:
     """Check that the configuration does not contradict the tensors."""
     for key, value in found.items():
-        if key in config and config[key] != value:
-            raise BundleError(f"{part}: config.json has {key} = {config[key]}, but the weights have {value}")
+        if config.whole(key, value) != value:
+            raise config.error(key, f"config.json has {key} = {config[key]}, but the weights have {value} ({part})")
 
 
-def _heads(width: int, config: Mapping[str, Any]) -> int:
-    n = config.get("num_attention_heads") or width // _HEAD_DIM
-    if not isinstance(n, int) or n < 1 or width % n:
+def _heads(width: int, config: JsonSettings) -> int:
+    n = config.whole("num_attention_heads", width // _HEAD_DIM) if config else width // _HEAD_DIM
+    if n < 1 or width % n:
         raise BundleError(
             f"a tower of width {width} with {n} heads: the number of heads cannot be derived from the weights",
             hint='add "num_attention_heads" to "vision_config" in its config.json',
@@ -164,8 +188,6 @@ def _heads(width: int, config: Mapping[str, Any]) -> int:
     return n
 
 
-def _act(config: Mapping[str, Any], act: HiddenAct) -> HiddenAct:
-    named = config.get("hidden_act", _CLASS_ACT) if config else act
-    if named not in ("gelu", "quick_gelu"):
-        raise BundleError(f"a tower with the activation {named!r}; supported: gelu, quick_gelu")
-    return named
+def _act(config: JsonSettings | None, act: HiddenAct) -> HiddenAct:
+    found = config.text("hidden_act", _CLASS_ACT, ("gelu", "quick_gelu")) if config else act
+    return "gelu" if found == "gelu" else "quick_gelu"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from vidqa.common.foreign_files import JsonSettings
+from vidqa.convert.formats.generation import read_generation
+from vidqa.convert.formats.llm_config import llm_config
 from vidqa.convert.lazy_tensors import LazyTensor
 from vidqa.convert.plan import LlmPlan
 from vidqa.errors import BundleError
@@ -14,50 +17,58 @@ from vidqa.errors import BundleError
 LLAMA_NAMES = frozenset({"llama", "llava", "llava_llama", "videochatgpt", "valley", "VideoChatGPT"})
 #: A folder with one of these files has a tokenizer.
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_BLOCK = re.compile(r"model\.layers\.(\d+)\.")
 
 
 def llm_plan(
-    config: Mapping[str, Any], tensors: Mapping[str, LazyTensor], tokenizer: Path, new_tokens: tuple[str, ...] = ()
+    config: JsonSettings, tensors: Mapping[str, LazyTensor], folder: Path, new_tokens: tuple[str, ...] = ()
 ) -> LlmPlan:
     """Plan an LLM.
 
     Args:
-        config: the content of its `config.json`; keys that do not belong to the model type (LLaVA's) are ignored.
+        config: the content of its `config.json`, which may have LLaVA's keys too.
         tensors: tensors under the LLM's own keys.
-        tokenizer: the folder of the tokenizer.
+        folder: the folder of the tokenizer and of `generation_config.json`.
         new_tokens: as in `LlmPlan`.
 
     Raises:
-        BundleError: the model type is missing or unknown, or the folder has no tokenizer.
+        BundleError: the model type is missing or unknown, a setting is not valid or does not match the weights, or the
+            folder has no tokenizer.
     """
     from transformers import CONFIG_MAPPING
 
-    named = config.get("model_type")
+    named = config.text("model_type", "")
     kind = "llama" if named in LLAMA_NAMES else named
-    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
-        raise BundleError(f"the language model has the model type {named!r}, which transformers does not support")
+    if kind not in CONFIG_MAPPING:
+        raise config.error("model_type", f"the language model is {named!r:.80}, which transformers does not support")
     if config.get("quantization_config"):
-        raise BundleError("the language model is quantized; use the checkpoint it was quantized from")
-    cls = CONFIG_MAPPING[kind]
-    keys = {*cls().to_dict(), "rope_theta", "rope_scaling"}
-    unwanted = {
-        "architectures",
-        "transformers_version",
-        "model_type",
-        "dtype",
-        "torch_dtype",
-        "auto_map",
-        "_name_or_path",
-    }
-    try:
-        llm_config = cls(**{k: v for k, v in config.items() if k in keys and k not in unwanted})
-    except (TypeError, ValueError) as e:
-        raise BundleError(f"the configuration of the language model is not valid for {kind}: {e}") from e
-    context = getattr(llm_config, "max_position_embeddings", None)
+        what = "the language model is quantized; use the checkpoint it was quantized from"
+        raise config.error("quantization_config", what)
+    _check_blocks(config, tensors)
+    built = llm_config(config, kind)
+    context = getattr(built, "max_position_embeddings", None)
     if not isinstance(context, int):
-        raise BundleError(
-            f"the configuration of the language model ({kind}) has no context length (max_position_embeddings)"
-        )
-    if not any((tokenizer / name).is_file() for name in _TOKENIZER_FILES):
-        raise BundleError(f"{tokenizer}: the folder has no tokenizer ({', '.join(_TOKENIZER_FILES)})")
-    return LlmPlan(llm_config, tensors, tokenizer, context, new_tokens)
+        raise config.error("max_position_embeddings", f"missing: the context length of the language model ({kind})")
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise BundleError(f"{folder}: the folder has no tokenizer ({', '.join(_TOKENIZER_FILES)})")
+    generation = read_generation(folder, config, built.vocab_size)
+    code = (f"{config.file}: auto_map names code, which is not run",) if config.get("auto_map") else ()
+    return LlmPlan(
+        built,
+        tensors,
+        folder,
+        context,
+        new_tokens,
+        generation=generation.tokens,
+        stop=generation.stop,
+        notes=(*generation.notes, *code),
+        config_file=config.file,
+    )
+
+
+def _check_blocks(config: JsonSettings, tensors: Mapping[str, LazyTensor]) -> None:
+    """Compare the number of blocks with the weights, before a model of any size is built."""
+    found = {int(m[1]) for key in tensors if (m := _BLOCK.match(key))}
+    n_blocks = config.whole("num_hidden_layers", 0) if "num_hidden_layers" in config else None
+    if found and n_blocks is not None and n_blocks != max(found) + 1:
+        raise config.error("num_hidden_layers", f"{n_blocks}, but the weights have {max(found) + 1} blocks")

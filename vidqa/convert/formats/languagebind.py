@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from vidqa.common.foreign_files import JsonSettings
 from vidqa.convert.detect import CheckpointParts
 from vidqa.convert.formats.clip_towers import (
     LANGUAGEBIND_IGNORED_KEYS,
@@ -41,7 +41,7 @@ class TowerPlans:
     notes: tuple[str, ...]
 
 
-def find_towers(parts: CheckpointParts, state: StateDict, settings: Mapping[str, Any]) -> TowerPlans:
+def find_towers(parts: CheckpointParts, state: StateDict, settings: JsonSettings) -> TowerPlans:
     """Plan the LanguageBind towers: those passed as separate parts, otherwise those inside a complete model.
 
     Args:
@@ -70,8 +70,8 @@ def find_towers(parts: CheckpointParts, state: StateDict, settings: Mapping[str,
         if source is None:
             inside.append(kind)
             tensors = add_prefix(own[kind], "vision_model.")
-            hints = settings.get("vision_config")
-            hints = hints.get(f"{kind}_tower", hints) if isinstance(hints, dict) else None
+            hints = settings.section("vision_config")
+            hints = (hints.section(f"{kind}_tower") or hints) if hints else None
             plans[kind] = tower_plan(kind, tensors, hints, settings)
             continue
         if own[kind]:
@@ -81,19 +81,19 @@ def find_towers(parts: CheckpointParts, state: StateDict, settings: Mapping[str,
         tower = StateDict(source, (*IGNORED_KEYS, *LANGUAGEBIND_IGNORED_KEYS))
         tensors = add_prefix(tower.pop_prefix("vision_model."), "vision_model.")
         tensors |= add_prefix(tower.pop_prefix("visual_projection."), "visual_projection.")
-        found = text_plan(tower, source.config.get("text_config"), "gelu")
+        found = text_plan(tower, source.config.section("text_config"), "gelu")
         if found and found.tokenizer is None:
             ignored.append(f"text tower of {source.path}: it has no tokenizer, so it cannot be used for search")
         elif found:
             text = text or found  # both repositories contain the same one
-        plans[kind] = tower_plan(kind, tensors, source.config.get("vision_config"), settings)
+        plans[kind] = tower_plan(kind, tensors, source.config.section("vision_config"), settings)
         unexpected_keys += tower.unexpected_keys()
     return TowerPlans(
         plans["image"], plans["video"], text, tuple(unexpected_keys), tuple(ignored), tuple(inside), notes
     )
 
 
-def _check_publisher(source: WeightSource, settings: Mapping[str, Any]) -> tuple[str, ...]:
+def _check_publisher(source: WeightSource, settings: JsonSettings) -> tuple[str, ...]:
     """Check that an image tower is LanguageBind's. Returns a note if that cannot be derived.
 
     The keys of the video tower are unique to LanguageBind, so it needs no check.
@@ -111,15 +111,13 @@ def _check_publisher(source: WeightSource, settings: Mapping[str, Any]) -> tuple
 
 
 def tower_plan(
-    kind: str, tensors: Mapping[str, LazyTensor], hints: Mapping[str, Any] | None, settings: Mapping[str, Any]
+    kind: str, tensors: Mapping[str, LazyTensor], hints: JsonSettings | None, settings: JsonSettings
 ) -> TowerPlan:
     """Plan one LanguageBind tower with the settings that Video-LLaVA uses."""
     config = vision_config(tensors, hints, "gelu")
-    layer = settings.get("mm_vision_select_layer", -2)
-    if not isinstance(layer, int) or not -config.n_layers - 1 <= layer <= config.n_layers:
-        raise BundleError(f"mm_vision_select_layer is {layer!r}; the tower has {config.n_layers} blocks")
+    layer = settings.whole("mm_vision_select_layer", -2, -config.n_layers - 1, config.n_layers)
     if kind == "image":
-        feature = settings.get("mm_vision_select_feature", "patch")
+        feature = settings.text("mm_vision_select_feature", "patch", ("patch", "cls_patch"))
         pad = settings.get("image_aspect_ratio") == "pad"
         return TowerPlan(
             config, tensors, layer, feature == "cls_patch", PreprocessSpec("original", config.image_size, pad=pad)

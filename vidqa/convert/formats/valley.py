@@ -7,8 +7,8 @@ valley/model/valley_model.py and apply_delta.py.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from vidqa.common.foreign_files import JsonSettings
 from vidqa.convert.detect import CheckpointParts
 from vidqa.convert.formats.clip_towers import vision_config
 from vidqa.convert.formats.language_model import llm_plan
@@ -148,15 +148,11 @@ def _apply_delta(tensors: dict[str, LazyTensor], base: WeightSource) -> tuple[di
     return out, [*problems, *state.unexpected_keys()]
 
 
-def _tower(state: StateDict, config: dict[str, Any]) -> TowerPlan:
+def _tower(state: StateDict, config: JsonSettings) -> TowerPlan:
     tensors = add_prefix(state.pop_prefix("model.vision_tower.vision_model."), "vision_model.")
-    hints = config.get("vision_config")
-    shape = vision_config(tensors, hints if isinstance(hints, dict) else None, "quick_gelu")
-    layer = config.get(
-        "mm_vision_select_layer", -1
-    )  # the default of the published code; its own training scripts set -2
-    if not isinstance(layer, int) or not -shape.n_layers - 1 <= layer <= shape.n_layers:
-        raise BundleError(f"mm_vision_select_layer is {layer!r}; the tower has {shape.n_layers} blocks")
+    shape = vision_config(tensors, config.section("vision_config"), "quick_gelu")
+    # The default of the published code; its own training scripts set -2.
+    layer = config.whole("mm_vision_select_layer", -1, -shape.n_layers - 1, shape.n_layers)
     return TowerPlan(shape, tensors, layer, True, PreprocessSpec("valley", shape.image_size))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from vidqa.common.foreign_files import JsonSettings
 from vidqa.convert.detect import CheckpointParts
 from vidqa.convert.formats.clip_towers import (
     LANGUAGEBIND_IGNORED_KEYS,
@@ -132,8 +133,8 @@ def clip_tower(source: WeightSource) -> tuple[TowerPlan, TextPlan | None, list[s
     state = StateDict(source, (*IGNORED_KEYS, *LANGUAGEBIND_IGNORED_KEYS))
     tensors = add_prefix(state.pop_prefix("vision_model."), "vision_model.")
     tensors |= add_prefix(state.pop_prefix("visual_projection."), "visual_projection.")
-    config = vision_config(tensors, source.config.get("vision_config"), "quick_gelu")
-    text = text_plan(state, source.config.get("text_config"), "quick_gelu")
+    config = vision_config(tensors, source.config.section("vision_config"), "quick_gelu")
+    text = text_plan(state, source.config.section("text_config"), "quick_gelu")
     preprocess = PreprocessSpec("video_chatgpt", config.image_size)
     return TowerPlan(config, tensors, -2, False, preprocess), text, state.unexpected_keys()
 
@@ -151,7 +152,8 @@ def _llm(base: WeightSource, tensors: dict[str, LazyTensor], embedding: Mapping[
     tensors[_EMBEDDING] = embedding["weight"]
     if rows > old:
         tensors[_HEAD] = ResizedEmbedding(tensors[_HEAD], rows - old)
-    plan = llm_plan({**base.config, "vocab_size": rows}, tensors, base.folder, NEW_TOKENS)
+    config = JsonSettings({**base.config, "vocab_size": rows}, base.config.file)
+    plan = llm_plan(config, tensors, base.folder, NEW_TOKENS)
     first = rows - len(NEW_TOKENS)
     check_token_ids(plan, {token: first + i for i, token in enumerate(NEW_TOKENS)})
     return plan

@@ -10,23 +10,48 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
 
+from vidqa.common.foreign_files import JsonSettings
 from vidqa.convert.detect import CheckpointParts
 from vidqa.convert.formats.clip_towers import vision_config
+from vidqa.convert.formats.known_keys import GENERAL, GENERATION, check_known
 from vidqa.convert.formats.language_model import llm_plan
 from vidqa.convert.formats.languagebind import TowerPlans, find_towers
+from vidqa.convert.formats.llm_config import REQUIRED
 from vidqa.convert.formats.video_llava_original import AS_DEMOS, FIXED, FOLLOWS, ONE_PROMPT, PADDED
 from vidqa.convert.lazy_tensors import LazyTensor, StateDict, add_prefix
 from vidqa.convert.plan import ConnectorPlan, ConversionPlan, LlmPlan, Mode, TowerPlan
 from vidqa.encoders.preprocess import PreprocessSpec
-from vidqa.errors import BundleError
 from vidqa.model.bundle.spec import CompatSpec, ConnectorSpec, PromptSpec
 from vidqa.records import SamplingSpec
 
 NAME = "video_llava_hf"
 #: The port accepts any number of frames; its own examples use this many.
 _N_FRAMES = 8
+#: Settings of the whole model. The token counts and ids are those of its processor, which is not used.
+_KNOWN = (
+    GENERAL
+    | GENERATION
+    | {
+        "ignore_index",
+        "image_seq_length",
+        "image_token_id",
+        "image_token_index",
+        "multimodal_projector_bias",  # follows from the weights
+        "pad_token_id",
+        "projector_hidden_act",
+        "text_config",
+        "tie_word_embeddings",
+        "video_seq_length",
+        "video_token_id",
+        "video_token_index",
+        "vision_config",
+        "vision_feature_layer",
+        "vision_feature_select_strategy",
+        "vocab_size",
+    }
+)
 _PROJECTOR = {"linear_1": "0", "linear_2": "2"}
 _HF_FOLLOWS = (
     "towers: two plain CLIP towers applied frame by frame, without temporal attention (the port has none)",
@@ -61,7 +86,8 @@ def make_plan(parts: CheckpointParts, mode: Mode) -> ConversionPlan:
     projector = _projector(state, config)
     llm = _llm(state, config)
     passed = _languagebind_towers(parts, state, mode)
-    vision = config.get("vision_config") or {}
+    check_known(config, _KNOWN)
+    vision = config.section("vision_config") or JsonSettings({}, config.file, "vision_config.")
     image = passed.image if passed else _image(own["image"], vision, config)
     video = passed.video if passed else _video(own["video"], vision, config)
     width = image.config.hidden_size
@@ -88,9 +114,8 @@ def _tower_tensors(state: StateDict, kind: str) -> dict[str, LazyTensor]:
     return add_prefix(state.pop_prefix(*names), "vision_model.")
 
 
-def _projector(state: StateDict, config: Mapping[str, Any]) -> dict[str, LazyTensor]:
-    if config.get("projector_hidden_act", "gelu") != "gelu":
-        raise BundleError(f"projector_hidden_act is {config['projector_hidden_act']!r}; only gelu is supported")
+def _projector(state: StateDict, config: JsonSettings) -> dict[str, LazyTensor]:
+    config.text("projector_hidden_act", "gelu", ("gelu",))
     found = {}
     for key, tensor in state.pop_prefix("model.multi_modal_projector.", "multi_modal_projector.").items():
         layer, _, suffix = key.partition(".")
@@ -98,16 +123,19 @@ def _projector(state: StateDict, config: Mapping[str, Any]) -> dict[str, LazyTen
     return found
 
 
-def _llm(state: StateDict, config: Mapping[str, Any]) -> LlmPlan:
+def _llm(state: StateDict, config: JsonSettings) -> LlmPlan:
     """Plan the LLM; transformers has used three sets of keys for it."""
     inner = state.pop_prefix("language_model.model.", "model.language_model.model.", "model.language_model.")
     head = state.pop_prefix("language_model.lm_head.", "model.language_model.lm_head.", "lm_head.")
-    text = config.get("text_config")
-    if not isinstance(text, dict):
-        raise BundleError(f"{state.source.folder / 'config.json'}: text_config is missing")
-    tensors = add_prefix(inner, "model.") | add_prefix(head, "lm_head.")
+    text = config.section("text_config")
+    if text is None:
+        raise config.error("text_config", "missing")
+    from transformers import LlamaConfig
+
     # The port's checkpoints may omit settings that equal transformers' defaults for LLaMA.
-    return llm_plan({"model_type": "llama", **text}, tensors, state.source.folder)
+    defaults = {"model_type": "llama"} | {key: getattr(LlamaConfig(), key) for key in REQUIRED}
+    tensors = add_prefix(inner, "model.") | add_prefix(head, "lm_head.")
+    return llm_plan(JsonSettings(defaults | text, text.file, text.where), tensors, state.source.folder)
 
 
 def _languagebind_towers(parts: CheckpointParts, state: StateDict, mode: Mode) -> TowerPlans | None:
@@ -115,28 +143,25 @@ def _languagebind_towers(parts: CheckpointParts, state: StateDict, mode: Mode) -
     if not parts.tower("vision") and not parts.tower("vision_temporal"):
         return None
     # The LLM was trained on padded images, which the port's configuration does not record.
-    return find_towers(parts, state, {"image_aspect_ratio": "pad"} if mode == "fixed" else {})
+    return find_towers(parts, state, JsonSettings({"image_aspect_ratio": "pad"} if mode == "fixed" else {}, Path()))
 
 
-def _image(tensors: Mapping[str, LazyTensor], vision: Mapping[str, Any], config: Mapping[str, Any]) -> TowerPlan:
-    strategy = config.get("vision_feature_select_strategy", "default")
-    if strategy not in ("default", "full"):
-        raise BundleError(f"vision_feature_select_strategy is {strategy!r}; supported: default, full")
+def _image(tensors: Mapping[str, LazyTensor], vision: JsonSettings, config: JsonSettings) -> TowerPlan:
+    strategy = config.text("vision_feature_select_strategy", "default", ("default", "full"))
     shape = vision_config(tensors, vision, "quick_gelu")
     prepare = PreprocessSpec("hf", shape.image_size)
-    return TowerPlan(shape, tensors, _layer(config), strategy == "full", prepare)
+    return TowerPlan(shape, tensors, _layer(config, shape.n_layers), strategy == "full", prepare)
 
 
-def _video(tensors: Mapping[str, LazyTensor], vision: Mapping[str, Any], config: Mapping[str, Any]) -> TowerPlan:
+def _video(tensors: Mapping[str, LazyTensor], vision: JsonSettings, config: JsonSettings) -> TowerPlan:
     plan = _image(tensors, vision, config)
     return replace(plan, keep_cls=True, n_frames=_N_FRAMES, sampling=SamplingSpec("arange", _N_FRAMES))
 
 
-def _layer(config: Mapping[str, Any]) -> int:
-    layer = config.get("vision_feature_layer", -2)
-    if not isinstance(layer, int):
-        raise BundleError(f"vision_feature_layer is {layer!r}; concatenated layers are not supported")
-    return layer
+def _layer(config: JsonSettings, n_layers: int) -> int:
+    if isinstance(config.get("vision_feature_layer"), list):
+        raise config.error("vision_feature_layer", "concatenated layers are not supported")
+    return config.whole("vision_feature_layer", -2, -n_layers - 1, n_layers)
 
 
 def _compat(mode: Mode, has_languagebind_towers: bool, act: str) -> CompatSpec:

@@ -12,9 +12,11 @@ The configuration of a complete model does not describe its towers. If head_dim 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
 
+from vidqa.common.foreign_files import JsonSettings, is_unset
 from vidqa.convert.detect import CheckpointParts
+from vidqa.convert.formats.known_keys import VISION_PART, check_known
 from vidqa.convert.formats.language_model import llm_plan
 from vidqa.convert.formats.languagebind import TowerPlans, find_towers
 from vidqa.convert.lazy_tensors import LazyTensor, StateDict, add_prefix
@@ -39,6 +41,13 @@ FIXED = (
     "answers are greedy unless a temperature is set; the published programs sample at 0.1 or 0.2",
     "prompts are answered in batches; the published code answers one at a time",
 )
+#: Settings of images and projector with their supported values, besides none.
+_SUPPORTED = {
+    "image_aspect_ratio": ("pad", "square"),
+    "mm_patch_merge_type": ("flat",),
+    "mm_projector_type": ("linear", "mlp2x_gelu", "identity"),
+    "mm_resampler_type": ("identity",),
+}
 #: What `--compat original` reproduces in addition to `FOLLOWS`.
 AS_DEMOS = (
     "system prompt of the published demos and evaluation, which differs from that of training",
@@ -68,7 +77,7 @@ def make_plan(parts: CheckpointParts, mode: Mode) -> ConversionPlan:
     state = StateDict(base)
     config = _settings(parts)
     if mode == "original":  # the demos do not pad images, although training did
-        config = {k: v for k, v in config.items() if k != "image_aspect_ratio"}
+        config = JsonSettings({k: v for k, v in config.items() if k != "image_aspect_ratio"}, config.file)
     towers = find_towers(parts, state, config)
     projector, extra, replaced = _projector(parts, state)
     tensors = (
@@ -121,19 +130,19 @@ def projector_plan(tensors: Mapping[str, LazyTensor], width: int, out_size: int)
     )
 
 
-def _settings(parts: CheckpointParts) -> dict[str, Any]:
+def _settings(parts: CheckpointParts) -> JsonSettings:
     """Return the configuration with the `mm_` keys. That of an adapter or projector has priority over the base's."""
-    for kind in ("lora", "projector", "llava"):
-        source = parts.get(kind)
-        if source and any(key.startswith("mm_") for key in source.config):
-            found = source.config
-            break
-    else:
-        return {}
-    if found.get("mm_use_im_start_end") or found.get("mm_use_im_patch_token"):
-        raise BundleError(
-            "mm_use_im_start_end (special tokens around each image) is not supported; no released model uses it"
-        )
+    sources = [source for kind in ("lora", "projector", "llava") if (source := parts.get(kind))]
+    found = next((s.config for s in sources if any(key.startswith("mm_") for key in s.config)), None)
+    if found is None:
+        return JsonSettings({}, Path())
+    for key in ("mm_use_im_start_end", "mm_use_im_patch_token", "mm_use_x_start_end", "mm_use_x_patch_token"):
+        if not is_unset(found.get(key)):
+            raise found.error(key, "special tokens around each image are not supported; no released model uses them")
+    for key, supported in _SUPPORTED.items():
+        if not is_unset(found.get(key)):
+            found.text(key, "", supported)
+    check_known(JsonSettings({k: v for k, v in found.items() if k.startswith("mm_")}, found.file), VISION_PART)
     return found
 
 

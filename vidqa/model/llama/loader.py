@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from tokenizers import AddedToken, Tokenizer
 from torch import Tensor
 
+from vidqa.common.foreign_files import LARGEST_SIZE, as_whole
 from vidqa.model.llama.model import Llama, LlamaConfig, SequenceEnds
 from vidqa.model.llama.weights import load_published
 from vidqa.model.lora import ADAPTER_FOLDER
@@ -33,6 +34,7 @@ _STANDARD: dict[str, Any] = {
     "layer_types": None,
     "quantization_config": None,
 }
+_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 #: Tokenizer settings that make no difference here.
 _IRRELEVANT = {"backend", "is_local", "local_files_only", "model_max_length", "padding_side", "tokenizer_class"}
@@ -57,14 +59,20 @@ def load_llama(folder: Path, dtype: torch.dtype | None, device: torch.device | N
     named = config.get("dtype") or config.get("torch_dtype")
     dtype = dtype or {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}.get(str(named))
     generation = _read_json(folder / "generation_config.json") or config
+    ends = generation.get("eos_token_id")
     weights = _read_weights(folder)
-    if dtype is None or weights is None:
+    if dtype is None or weights is None or not valid_end_tokens(ends):
         return None
-    llm = Llama(sizes, SequenceEnds(generation.get("eos_token_id")), device="meta")
+    llm = Llama(sizes, SequenceEnds(ends), device="meta")
     if not load_published(llm, weights, dtype, device):
         return None
     llm.pack()
     return llm.eval()
+
+
+def valid_end_tokens(value: object) -> bool:
+    """Return whether `eos_token_id` is a token id, a list of them, or None."""
+    return value is None or all(type(token) is int for token in (value if isinstance(value, list) else [value]))
 
 
 class FastTokenizer:
@@ -129,21 +137,25 @@ def _sizes(config: dict[str, Any]) -> LlamaConfig | None:
     if rope.get("rope_type") != "default" or "rope_theta" not in rope:
         return None
     try:
-        heads = int(config["num_attention_heads"])
+        sizes = {key: _size(config[key]) for key in _SIZES}
+        heads = sizes["num_attention_heads"]
         return LlamaConfig(
-            vocab_size=int(config["vocab_size"]),
-            hidden_size=int(config["hidden_size"]),
-            intermediate_size=int(config["intermediate_size"]),
-            num_hidden_layers=int(config["num_hidden_layers"]),
-            num_attention_heads=heads,
-            num_key_value_heads=int(config.get("num_key_value_heads") or heads),
-            head_dim=int(config.get("head_dim") or config["hidden_size"] // heads),
+            **sizes,
+            num_key_value_heads=_size(config.get("num_key_value_heads") or heads),
+            head_dim=_size(config.get("head_dim") or sizes["hidden_size"] // heads),
             rms_norm_eps=float(config["rms_norm_eps"]),
             rope_theta=float(rope["rope_theta"]),
             tie_word_embeddings=bool(config["tie_word_embeddings"]),
         )
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
+
+
+def _size(value: object) -> int:
+    size = as_whole(value)
+    if size is None or not 1 <= size <= LARGEST_SIZE:
+        raise ValueError(f"not a size: {value!r:.80}")
+    return size
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor] | None:
@@ -160,6 +172,6 @@ def _read_weights(folder: Path) -> dict[str, Tensor] | None:
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
         found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
