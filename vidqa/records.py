@@ -178,9 +178,8 @@ class Features:
     @property
     def is_finite(self) -> bool:
         """Whether there is neither NaN nor infinity in tokens and embedding."""
-        exponents = (
-            self.tokens.view(np.uint16) & 0x7C00
-        )  # all ones for NaN and infinity; np.isfinite takes 5 times longer
+        # The exponent of NaN and infinity is all ones. np.isfinite of float16 takes five times longer.
+        exponents = self.tokens.view(np.uint16) & 0x7C00
         return bool((exponents != 0x7C00).all() and np.isfinite(self.embedding).all())
 
 

@@ -147,7 +147,7 @@ def stats(root: str | os.PathLike[str]) -> CacheStats:
 
 
 def verify(root: str | os.PathLike[str], *, delete: bool = False) -> VerifyReport:
-    """Read every entry and verify its checksum, its format, and that its path matches its key.
+    """Read every entry and verify its checksum, its format, its key, and that its values are finite.
 
     Args:
         root: the cache folder.
