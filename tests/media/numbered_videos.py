@@ -71,7 +71,7 @@ def write_video(
         n: number of frames.
         fps: frames per second, if `pts` is not given.
         pts: pts of each frame in milliseconds.
-        frame: function that returns the frame for a number.
+        frame: function that returns the frame for a number, in RGB or RGBA.
         pix_fmt: pixel format.
         muxer: name of the container format.
         **settings: encoder options (`g` GOP size, `bf` B-frames); `aspect` is the pixel aspect ratio W/H.
@@ -86,7 +86,8 @@ def write_video(
         if pts is not None:
             stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
         for i in range(n):
-            video_frame = av.VideoFrame.from_ndarray(frame(i), format="rgb24")
+            pixels = frame(i)
+            video_frame = av.VideoFrame.from_ndarray(pixels, format="rgba" if pixels.shape[2] == 4 else "rgb24")
             if pts is not None:
                 video_frame.pts, video_frame.time_base = pts[i], Fraction(1, 1000)
             container.mux(stream.encode(video_frame))
@@ -166,3 +167,15 @@ def shift_edit_list(path: Path, skipped: int, ticks_per_frame: int) -> None:
     assert (version, entries) == (0, 1)
     (start,) = struct.unpack_from(">i", data, at + 12)
     patch_box(path, b"elst", 12, struct.pack(">i", start + skipped * ticks_per_frame))
+
+
+def on_transparent_red(number: int) -> np.ndarray:
+    """Return a numbered frame as uint8 RGBA [64, 96, 4]: its black lower part is transparent, and red underneath."""
+    frame = np.dstack([make_frame(number), np.full((HEIGHT, WIDTH), 255, np.uint8)])
+    frame[48:] = (200, 0, 0, 0)
+    return frame
+
+
+def assert_white_below(pixels: np.ndarray) -> None:
+    """Check that the transparent part of `on_transparent_red` is shown in white."""
+    assert pixels[52:].min() > 245 and pixels[18:46].max() < 235

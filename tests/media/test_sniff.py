@@ -53,6 +53,11 @@ def test_signatures_of_real_containers(
         (b"OggS" + bytes(24) + b"\x01vorbis", "audio"),
         (b"\0\0\0\x18ftypM4A ", "audio"),
         (b"\0\0\0\x18ftypavif", "image"),
+        (b"II+\0\x08\0\0\0", "image"),
+        (b"MM\0+\0\x08\0\0", "image"),
+        (b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: 9\r\n\r\n\xff\xd8\xff\xe0", "video"),
+        (b"\r\n--frame\r\nX-Time: 1\r\nContent-type: image/jpeg\r\n\r\n\xff\xd8\xff\xe0", "video"),
+        (b"--frame\r\nContent-Type: text/plain\r\n\r\nhello", "text"),
         (b"RIFF\0\0\0\0WAVEfmt ", "audio"),
         (b"BM" + b"\x01\x02" * 20, "unknown"),
         (bytes(4096), "other"),
@@ -61,3 +66,18 @@ def test_signatures_of_real_containers(
 )
 def test_signatures(head: bytes, family: str) -> None:
     assert sniff(head).family == family
+
+
+@pytest.mark.parametrize(
+    ("major", "compatible", "container"),
+    [
+        (b"avif", b"avifmif1miaf", "avif"),
+        (b"avis", b"avifavismsf1", "avif"),
+        (b"mif1", b"mif1avif", "avif"),
+        (b"mif1", b"mif1heic", "heif"),
+        (b"heic", b"mif1heic", "heif"),
+    ],
+)
+def test_avif_and_heic(major: bytes, compatible: bytes, container: str) -> None:
+    head = (16 + len(compatible)).to_bytes(4) + b"ftyp" + major + bytes(4) + compatible + b"\0\0\0\x08avif"
+    assert sniff(head).container == container

@@ -3,7 +3,7 @@
 In: paths, folders, globs. Out: `MediaItem`s (scan), `MediaFacts` (probe), frames of each segment (decode).
 
 scan.py, globs.py, ignored_names.py   find media files
-files.py, sniff.py                    recognize them by content
+files.py, sniff.py, image_formats/    recognize them by content
 container.py, frame_index/, probe.py  open a video; its facts and the pts of its frames
 segments.py, frame_sampling.py        choose the frames to decode
 decode.py, backends/, pixels.py       decode them

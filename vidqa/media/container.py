@@ -20,6 +20,7 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.sidedata.sidedata import Type as SideType
 from av.stream import Discard, Disposition
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
@@ -27,6 +28,7 @@ from vidqa.common.display import display_path
 from vidqa.errors import MediaError
 from vidqa.media.files import identify, native_path
 from vidqa.media.frame_index.frame_index import FrameIndex
+from vidqa.media.image_formats.heif import image_notes, read_heif
 from vidqa.media.sniff import Signature
 from vidqa.media.workers.heartbeat import beat
 from vidqa.records import MediaFacts
@@ -37,9 +39,13 @@ MAX_PIXELS = 1 << 27
 #: Demuxers that read one local file only: no playlists, scripts, image patterns, devices or network.
 _DEMUXERS = (
     "mov,matroska,avi,asf,asf_o,flv,live_flv,mpegts,mpeg,mpegvideo,m4v,h264,hevc,vvc,obu,av1,ivf,ogg,rm,rv10,mxf,dv,nut,wtv,gxf,"
-    "yuv4mpegpipe,nsv,smk,bink,roq,flic,film_cpk,4xm,dirac,dnxhd,vc1,vc1test,cavsvideo,avs2,avs3,mjpeg,amv,swf,h261,h263,"
+    "yuv4mpegpipe,nsv,smk,bink,roq,flic,film_cpk,4xm,dirac,dnxhd,vc1,vc1test,cavsvideo,avs2,avs3,mjpeg,mpjpeg,amv,swf,h261,h263,"
     "mp3,aac,ac3,eac3,flac,wav,w64,aiff,amr,caf,ape,wv,dts,truehd,tta,au,mmf,voc"
 )
+#: Formats that FFmpeg does not always recognize: streams of JPEG images.
+_JPEG_STREAMS = ("mjpeg", "mpjpeg")
+#: Decoders that keep the alpha channel, by codec.
+_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 #: Number of consecutive EAGAIN results from a demuxer that are ignored.
 _MAX_EMPTY_READS = 1000
 _OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _DEMUXERS}
@@ -54,6 +60,7 @@ class OpenVideo:
     path: str
     container: InputContainer
     stream: VideoStream
+    codec: VideoCodecContext  # decoder of the stream; not always `stream.codec_context`
     signature: Signature
 
     @property
@@ -79,9 +86,12 @@ def open_video(path: str, signature: Signature | None = None) -> Iterator[OpenVi
         MediaError: the file cannot be opened or has no usable video stream.
     """
     signature = signature or identify(path)
+    if signature.container == "heif":
+        _check_heif(path)
+    name_of_format = signature.container if signature.container in _JPEG_STREAMS else None
     with native_path(path) as name:
         try:
-            container = av.open(f"file:{name}", options=_OPTIONS, **_ANY_METADATA)
+            container = av.open(f"file:{name}", format=name_of_format, options=_OPTIONS, **_ANY_METADATA)
         except av.error.FFmpegError as e:
             raise container_error(path, signature, e) from e
     with container:
@@ -92,11 +102,38 @@ def open_video(path: str, signature: Signature | None = None) -> Iterator[OpenVi
         for other in container.streams:
             if other is not stream:
                 other.discard = Discard.all  # do not read its packets
+        codec = _alpha_decoder(path, stream) or codec
         codec.options = {"max_pixels": str(MAX_PIXELS)}
         # Several files are decoded in parallel, so one thread each uses all cores; frame threads would also prevent
         # the decoder from skipping non-reference frames.
         codec.thread_count = 1
-        yield OpenVideo(path, container, stream, signature)
+        yield OpenVideo(path, container, stream, codec, signature)
+
+
+def _check_heif(path: str) -> None:
+    """Refuse images of which FFmpeg would show parts that are meant to be hidden."""
+    heif = read_heif(path)
+    if heif.crop or heif.has_alpha:
+        what = "a clean aperture" if heif.crop else "transparency"
+        what = f"{display_path(path)}: HEIC images with {what} cannot be displayed correctly"
+        raise MediaError("unsupported", what, hint="convert it to JPEG or PNG")
+
+
+def _alpha_decoder(path: str, stream: VideoStream) -> VideoCodecContext | None:
+    """Return a decoder that keeps the alpha channel of VP8 or VP9; None for other streams.
+
+    FFmpeg's own decoders drop it and show the colors of transparent areas.
+    """
+    name = _ALPHA_DECODERS.get(stream.codec_context.codec.canonical_name)
+    if name is None or "1" not in (stream.metadata.get(key) for key in ("alpha_mode", "ALPHA_MODE")):
+        return None
+    try:
+        codec = av.Codec(name, "r").create("video")
+    except av.codec.codec.UnknownCodecError as e:
+        what = f"{display_path(path)}: this installation of FFmpeg cannot decode transparent video ({name} is missing)"
+        raise MediaError("unsupported", what) from e
+    codec.width, codec.height = stream.codec_context.width, stream.codec_context.height
+    return codec
 
 
 def select_video_stream(path: str, container: InputContainer) -> VideoStream:
@@ -169,7 +206,7 @@ def decode_first_frame(video: OpenVideo, on_packet: Callable[[Packet], None] | N
             if packet.has_sidedata("encryption_info"):
                 raise MediaError("encrypted", f"{display_path(video.path)}: the video stream is encrypted")
             try:
-                for frame in packet.decode():
+                for frame in video.codec.decode(packet):
                     return frame
             except av.error.InvalidDataError as e:  # a damaged start; a later keyframe may be intact
                 n_failed, cause = n_failed + 1, e
@@ -213,6 +250,7 @@ def facts_from_header(video: OpenVideo, frame: VideoFrame) -> MediaFacts:
         fps=None if is_image or not rate else float(rate),
         rotation_deg=rotation_deg,
         pixel_aspect=aspect,
+        notes=image_notes(video.path) if is_image and video.signature.container == "heif" else (),
         n_frames_from_header=stream.frames or None,
         stream_index=stream.index,
     )
@@ -263,7 +301,10 @@ def orientation(frame: VideoFrame) -> tuple[int, bool]:
         The clockwise rotation in degrees (0, 90, 180 or 270), and whether the frame has to be mirrored horizontally
         before the rotation (front cameras).
     """
-    side_data: Mapping[Any, Any] = frame.side_data  # PyAV 18 annotates it with other keys than it has
+    try:
+        side_data: Mapping[Any, Any] = frame.side_data  # PyAV 18 annotates it with other keys than it has
+    except ValueError:  # a kind of side data that PyAV does not know, such as EXIF; it then gives the rotation only
+        return round(-frame.rotation / 90) * 90 % 360, False
     side = side_data.get(SideType.DISPLAYMATRIX)
     if side is None:
         return 0, False

@@ -46,7 +46,7 @@ def open_reader(path: str, backend: Backend = "auto", *, index_source: IndexSour
     Args:
         path: path of the file.
         backend: `auto` opens videos with PyAV; tests and benchmarks may name a backend. Images are always read by
-            Pillow.
+            Pillow, except HEIC, which only FFmpeg can read.
         index_source: first source to try for the frame index, see `PyavReader`. decord never uses `container`.
 
     Raises:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 from vidqa.common.display import display_path
 from vidqa.errors import MediaError
+from vidqa.media.image_formats.jpeg import JPEG_SEQUENCE_BYTES, is_jpeg_sequence
 from vidqa.media.sniff import SNIFF_BYTES, Signature, sniff
 
 #: Files, folders and globs as callers pass them.
@@ -35,11 +36,12 @@ def as_path_list(paths: Paths) -> list[str]:
     return [os.fspath(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
 
 
-def read_head(path: str) -> bytes:
-    """Read the first `SNIFF_BYTES` bytes of a regular file. Pipes and devices are not opened, so this never blocks.
+def read_head(path: str, n_bytes: int = SNIFF_BYTES) -> bytes:
+    """Read the first bytes of a regular file. Pipes and devices are not opened, so this never blocks.
 
     Args:
         path: path of the file.
+        n_bytes: maximum number of bytes.
 
     Raises:
         MediaError: missing, permission, not_media (not a regular file), unreadable.
@@ -51,11 +53,10 @@ def read_head(path: str) -> bytes:
     except (OSError, ValueError) as e:
         raise file_error(path, e) from e
     try:
-        return os.read(fd, SNIFF_BYTES)
+        with open(fd, "rb") as f:
+            return f.read(n_bytes)
     except OSError as e:
         raise file_error(path, e) from e
-    finally:
-        os.close(fd)
 
 
 def identify(path: str) -> Signature:
@@ -68,6 +69,8 @@ def identify(path: str) -> Signature:
         MediaError: as `read_head`; empty_file, not_local or not_media if the first bytes are conclusive.
     """
     signature = sniff(read_head(path))
+    if signature.container == "jpeg" and is_jpeg_sequence(read_head(path, JPEG_SEQUENCE_BYTES)):
+        return Signature("video", "mjpeg")
     name, container = display_path(path), signature.container
     if signature.family == "empty":
         raise MediaError("empty_file", f"{name}: the file is empty")

@@ -32,6 +32,8 @@ _PREFIXES: tuple[tuple[bytes, Family, str], ...] = (
     (b"GIF89a", "image", "gif"),
     (b"II*\0", "image", "tiff"),
     (b"MM\0*", "image", "tiff"),
+    (b"II+\0", "image", "tiff"),  # BigTIFF
+    (b"MM\0+", "image", "tiff"),
     (b"\0\0\0\x0cjP  \r\n\x87\n", "image", "jp2"),
     (b"\xff\x4f\xff\x51", "image", "jp2"),
     (b"FLV\x01", "video", "flv"),
@@ -94,9 +96,14 @@ _PLAYLIST = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _SUBTITLES = re.compile(rb"WEBVTT|\[Script Info\]|\d+\s*\r?\n\d+:\d\d:\d\d[,.]\d+ *-->|\{\d+\}\{\d+\}")
+#: JPEG images as an HTTP stream of an IP camera.
+_MULTIPART_JPEG = re.compile(
+    rb"\s*--[^\r\n]+\r?\n(?:[\w-]+:[^\r\n]*\r?\n)*Content-Type:\s*image/jpe?g\b[^\xff]*\xff\xd8\xff", re.IGNORECASE
+)
 
 _AUDIO_BRANDS = {b"M4A ", b"M4B ", b"M4P ", b"F4A ", b"F4B "}
 _IMAGE_BRANDS = {b"heic", b"heix", b"mif1", b"avif", b"hevc", b"hevx", b"msf1", b"avis", b"heim", b"heis"}
+_AVIF_BRANDS = {b"avif", b"avis"}
 _BOXES = {b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot", b"styp", b"moof", b"sidx"}
 
 
@@ -131,7 +138,11 @@ def _boxes(head: bytes) -> Signature | None:
         brand = head[8:12]
         if brand in _AUDIO_BRANDS:
             return Signature("audio", "isobmff")
-        return Signature("image", "heif") if brand in _IMAGE_BRANDS else Signature("video", "isobmff")
+        if brand not in _IMAGE_BRANDS:
+            return Signature("video", "isobmff")
+        end = min(int.from_bytes(head[:4]), len(head))
+        brands = {brand, *(head[i : i + 4] for i in range(16, end, 4))}
+        return Signature("image", "avif" if brands & _AVIF_BRANDS else "heif")
     return Signature("video", "isobmff") if kind in _BOXES else None
 
 
@@ -151,7 +162,9 @@ def _riff_ogg_ebml(head: bytes) -> Signature | None:
 
 
 def _streams(head: bytes) -> Signature | None:
-    """Recognize MPEG transport streams (a sync byte every 188, 192 or 204 bytes) and raw H.264 / HEVC streams."""
+    """Recognize MPEG transport streams (a sync byte every 188, 192 or 204 bytes), raw H.264 / HEVC, multipart JPEG."""
+    if _MULTIPART_JPEG.match(head):
+        return Signature("video", "mpjpeg")
     for step, first in ((188, 0), (192, 4), (204, 0)):
         sync_bytes = head[first : first + 8 * step : step]
         if len(sync_bytes) >= 3 and set(sync_bytes) == {0x47}:

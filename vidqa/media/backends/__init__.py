@@ -4,7 +4,7 @@ In: path and frame numbers. Out: uint8 RGB frames [H, W, 3], upright, square pix
 
 pyav.py         video, with FFmpeg; gop_reader.py for streams whose pts do not identify frames
 decord.py       video, fallback if PyAV fails to decode
-image.py        images and animations, with Pillow
+image.py        images and animations, with Pillow; image_pixels.py converts them to RGB
 """
 
 from __future__ import annotations

@@ -124,4 +124,6 @@ def _unsupported_reason(source: PyavReader) -> str | None:
         return "decord returns wrong frames after seeking to an open GOP"
     if len(source.video.container.streams.video) != 1:
         return "decord cannot select one of several video streams"
+    if source.has_alpha:
+        return "decord ignores transparency"
     return "decord does not mirror frames" if source.mirrored else None

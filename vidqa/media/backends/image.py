@@ -1,36 +1,57 @@
-"""Images and animations (JPEG, PNG, GIF, WebP, TIFF, BMP ...) -> frames, with Pillow.
+"""Images and animations (JPEG, PNG, GIF, WebP, AVIF, TIFF, BMP ...) -> frames, with Pillow.
 
-Pillow is used instead of FFmpeg because it reads animated WebP, handles all eight EXIF orientations and reports
-truncated images. Transparent areas become white. 16-bit grayscale images are reduced to their upper 8 bits.
+Pillow is used instead of FFmpeg because it reads animated WebP, handles all eight EXIF orientations, keeps transparency
+and reports truncated images. HEIC is read by `PyavReader`, because Pillow cannot.
+
+Of a damaged image, the rows that can be decoded are shown and the rest stays blank; `MediaFacts.notes` describes it.
 """
 
 from __future__ import annotations
 
-import os
 import struct
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageSequence, UnidentifiedImageError, features
 
 from vidqa.common.display import display_path
 from vidqa.errors import MediaError
+from vidqa.media.backends.image_pixels import Geometry, rows_with_content, to_display_rgb, transparent_value
 from vidqa.media.container import MAX_PIXELS, too_large_error
 from vidqa.media.files import file_error
+from vidqa.media.image_formats import png
+from vidqa.media.image_formats.heif import image_notes, read_heif
 from vidqa.media.workers.heartbeat import beat
 from vidqa.records import MediaFacts
 
-_CODECS = {"JPEG": "mjpeg", "MPO": "mjpeg"}
+#: Names that FFmpeg uses for the codecs of these formats.
+_CODECS = {"JPEG": "mjpeg", "MPO": "mjpeg", "AVIF": "av1"}
+#: Formats whose further frames are other images, not an animation.
+_NOT_ANIMATED = ("JPEG", "MPO", "TIFF")
 #: Delays up to this are taken for encoder errors; browsers and FFmpeg show such frames for a tenth of a second.
 _MIN_DELAY_MS, _DEFAULT_DELAY_MS = 10, 100.0
-_ORIENTATION_TAG = 0x0112
-#: EXIF orientation -> clockwise rotation in degrees (2, 4, 5 and 7 are also mirrored).
-_ROTATIONS = {3: 180, 4: 180, 5: 270, 6: 90, 7: 90, 8: 270}
+#: Bits of the TIFF tag NewSubfileType: a reduced version of another page, and a transparency mask.
+_SUBFILE_TAG, _REDUCED, _MASK = 254, 1, 4
+#: MPO tag of the list of images.
+_MP_ENTRIES = 0xB002
+#: Held while Pillow is told to accept truncated images, which is a setting of the process.
+_TOLERANT = threading.Lock()
 
 
 class ImageReader:
-    """Reads frames of one image or animation by index. Same interface as `PyavReader`."""
+    """Reads frames of one image or animation by index. Same interface as `PyavReader`.
+
+    Args:
+        path: path of the file.
+
+    Raises:
+        MediaError: nothing can be decoded; `kind` is the reason.
+    """
 
     backend = "pillow"
 
@@ -38,7 +59,9 @@ class ImageReader:
         self.path = path
         self._image = _open(path)
         try:
-            self.facts, starts_ms = _facts(path, self._image, count=True)
+            self._geometry = _geometry(path, self._image)
+            self._rows: np.ndarray | None = None  # int64 [H]: the row to show, if interlacing leaves rows blank
+            self.facts, starts_ms = self._read_facts()
         except BaseException:
             self.close()
             raise
@@ -66,25 +89,73 @@ class ImageReader:
                     self._image.close()
                     self._image = _open(self.path)
                 self._image.seek(int(i))
-                pixels = _to_display_rgb(self._image)
+                pixels = to_display_rgb(self._image, self._geometry)
+                pixels = pixels if self._rows is None else pixels[self._rows]
             except _DECODE_ERRORS as e:
                 raise _damage_error(self.path, e) from e
             if pixels.shape[:2] != (self.facts.height, self.facts.width):
                 raise MediaError("unreadable", f"{display_path(self.path)}: frame {i} differs in size from the first")
             yield pixels
 
+    def _read_facts(self) -> tuple[MediaFacts, list[float]]:
+        """Decode the image, or every frame of an animation; return the facts and the start of each frame in ms."""
+        header = _facts(self.path, self._image, self._geometry)
+        starts_ms, end_ms, note = list[float](), 0.0, None
+        if header.kind == "video":
+            starts_ms, end_ms, is_complete = _frame_starts(self._image)
+            if not is_complete:
+                note = f"truncated: {len(starts_ms)} of {header.n_frames_from_header} frames readable"
+        if not starts_ms:
+            starts_ms, note = [0.0], self._load()
+        notes = header.notes if note is None else (*header.notes, note)
+        facts = replace(header, n_frames_from_content=len(starts_ms), notes=notes)
+        if len(starts_ms) == 1:
+            return replace(facts, kind="image", codec=_codec(self._image, n_frames=1)), starts_ms
+        rate = (len(starts_ms) - 1) * 1000 / starts_ms[-1]
+        return replace(facts, duration_s=end_ms / 1000, fps=rate), starts_ms
+
+    def _load(self) -> str | None:
+        """Decode the image. If it is damaged, decode as much as possible, and return a note."""
+        error: Exception | None = None
+        try:
+            self._image.load()
+            if self._image.format != "PNG" or (what := png.damage(self.path)) is None:
+                return None
+        except _DECODE_ERRORS as e:
+            error, what = e, "truncated" if "truncated" in str(e).lower() else "damaged"
+        self._image.close()
+        self._image = _open(self.path)
+        is_interlaced_gif = self._image.format == "GIF" and _is_interlaced(self._image)
+        with _TOLERANT:
+            before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, True
+            try:
+                self._image.load()
+            except _DECODE_ERRORS as e:
+                raise _damage_error(self.path, error or e) from e
+            finally:
+                ImageFile.LOAD_TRUNCATED_IMAGES = before
+        has_content = rows_with_content(self._image)
+        # The passes of an interlaced PNG leave gaps in every row.
+        if not has_content.any() or self._image.info.get("interlace"):
+            raise _damage_error(self.path, error or EOFError(f"{what} image data"))
+        if is_interlaced_gif:
+            self._rows = np.maximum.accumulate(np.where(has_content, np.arange(len(has_content)), 0))
+        if has_content.all():  # for example a progressive JPEG, which loses details only
+            return f"{what}: a part of the image data is missing"
+        return f"{what}: {max(1, int(100 * has_content.mean()))}% of the rows readable"
+
 
 def probe_image(path: str) -> MediaFacts:
-    """Return the facts of an image file without counting the frames of an animation.
+    """Return the facts of an image file without decoding it or counting the frames of an animation.
 
     Args:
         path: path of the file.
 
     Raises:
-        MediaError: the image cannot be decoded.
+        MediaError: the header of the image cannot be read.
     """
     with _open(path) as image:
-        return _facts(path, image, count=False)[0]
+        return _facts(path, image, _geometry(path, image))
 
 
 #: Exceptions that Pillow raises for damaged images.
@@ -97,6 +168,8 @@ _DECODE_ERRORS = (
     KeyError,
     TypeError,
     OverflowError,
+    RuntimeError,  # AVIF
+    struct.error,
     Image.DecompressionBombError,
 )
 
@@ -104,14 +177,15 @@ _DECODE_ERRORS = (
 def _open(path: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `MAX_PIXELS` is checked below
-            image = Image.open(path)
+            warnings.simplefilter("ignore")  # about large images (`MAX_PIXELS` is checked below) and damaged metadata
+            image: Any = Image.open(path)
     except Image.DecompressionBombError as e:
         raise MediaError("too_large", f"{display_path(path)}: {e}") from e
     except UnidentifiedImageError as e:
-        raise MediaError(
-            "unreadable", f"{display_path(path)}: the image header is damaged or of an unknown format"
-        ) from e
+        what = f"{display_path(path)}: the image header is damaged or of an unknown format"
+        if not features.check("avif"):
+            raise MediaError("unsupported", f"{what}; this installation of Pillow has no AVIF support") from e
+        raise MediaError("unreadable", what) from e
     except (FileNotFoundError, PermissionError) as e:
         raise file_error(path, e) from e
     except _DECODE_ERRORS as e:
@@ -119,66 +193,83 @@ def _open(path: str) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         image.close()
         raise too_large_error(path, image.width, image.height)
-    if image.format == "PNG" and not _png_is_complete(path):
-        image.close()
-        raise MediaError("unreadable", f"{display_path(path)}: the image is truncated")
-    return image
+    if image.format == "TIFF":  # Pillow maps files with a name into memory, with the wrong width if they are rotated
+        image.filename = ""
+    if "transparency" in image.info:
+        image.info["transparency"] = transparent_value(image, png.depth(path) if image.format == "PNG" else 8)
+    opened: Image.Image = image
+    return opened
 
 
-def _png_is_complete(path: str) -> bool:
-    """Return whether all chunks are present; Pillow silently leaves missing rows blank."""
-    with open(path, "rb") as f:
-        size = f.seek(0, os.SEEK_END)
-        at = 8  # after the PNG signature
-        while at + 12 <= size:
-            f.seek(at)
-            length, kind = struct.unpack(">I4s", f.read(8))
-            at += 12 + length
-            if kind == b"IEND":
-                return at <= size
-    return False
+def _geometry(path: str, image: Image.Image) -> Geometry:
+    return Geometry.of(image, read_heif(path).crop if image.format == "AVIF" else None)
 
 
-def _facts(path: str, image: Image.Image, *, count: bool) -> tuple[MediaFacts, list[float]]:
-    """Return the facts and, if counted, the start of each frame in milliseconds."""
-    codec = _CODECS.get(image.format or "", (image.format or "unknown").lower())
+def _is_interlaced(gif: Any) -> bool:
+    return bool(gif.tile[0].args[1])
+
+
+def _codec(image: Image.Image, n_frames: int) -> str:
+    name = image.format or "unknown"
+    return "apng" if name == "PNG" and n_frames > 1 else _CODECS.get(name, name.lower())
+
+
+def _facts(path: str, image: Image.Image, geometry: Geometry) -> MediaFacts:
+    """Return the facts that the header of an image states."""
     try:
-        n_claimed = int(getattr(image, "n_frames", 1)) if image.format not in ("MPO", "TIFF", "JPEG") else 1
-        rotation_deg = _ROTATIONS.get(image.getexif().get(_ORIENTATION_TAG, 1), 0)
-        starts_ms, end_ms = _frame_starts(image) if n_claimed > 1 and count else ([0.0], 0.0)
+        n_frames = 1 if image.format in _NOT_ANIMATED else int(getattr(image, "n_frames", 1))
     except _DECODE_ERRORS as e:
         raise _damage_error(path, e) from e
-    width, height = (image.height, image.width) if rotation_deg in (90, 270) else image.size
-    n_counted = len(starts_ms) if count else None
-    if n_claimed == 1 or n_counted == 1:
-        return MediaFacts(
-            kind="image",
-            codec=codec,
-            width=width,
-            height=height,
-            duration_s=None,
-            fps=None,
-            rotation_deg=rotation_deg,
-            n_frames_from_header=1,
-            n_frames_from_content=n_counted,
-        ), [0.0]
-    rate = (len(starts_ms) - 1) * 1000 / starts_ms[-1] if count else None
-    facts = MediaFacts(
-        kind="video",
-        codec="apng" if codec == "png" else codec,
+    width, height = geometry.display_size(image)
+    return MediaFacts(
+        kind="image" if n_frames == 1 else "video",
+        codec=_codec(image, n_frames),
         width=width,
         height=height,
-        duration_s=end_ms / 1000 if count else None,
-        fps=rate,
-        rotation_deg=rotation_deg,
-        n_frames_from_header=n_claimed,
-        n_frames_from_content=n_counted,
+        duration_s=None,
+        fps=None,
+        rotation_deg=geometry.rotation_deg,
+        n_frames_from_header=n_frames,
+        notes=_notes(path, image.format) if n_frames == 1 else (),
     )
-    return facts, starts_ms
 
 
-def _frame_starts(image: Image.Image) -> tuple[list[float], float]:
-    """Return the start of every frame and the end of the last, in milliseconds. A damaged frame ends the animation."""
+def _notes(path: str, image_format: str | None) -> tuple[str, ...]:
+    """Return a note if a file has further pages, views or images, which are not shown."""
+    if image_format == "AVIF":
+        return image_notes(path)
+    if image_format not in ("TIFF", "MPO"):
+        return ()
+    with _open(path) as image:  # counting moves from page to page
+        n, what = (_count_pages(image), "pages") if image_format == "TIFF" else (_count_views(image), "views")
+    return (f"1 of {n} {what}",) if n > 1 else ()
+
+
+def _count_pages(image: Any) -> int:
+    """Count the pages of a TIFF, without reduced versions and masks. A damaged directory ends the count."""
+    n = 0
+    with suppress(*_DECODE_ERRORS):
+        for i in range(image.n_frames):
+            image.seek(i)
+            n += not image.tag_v2.get(_SUBFILE_TAG, 0) & (_REDUCED | _MASK)
+    return n
+
+
+def _count_views(image: Any) -> int:
+    """Count the views of a stereo or panorama JPEG, without previews and gain maps. A damaged image ends the count."""
+    if b"hdrgm:Version" in image.info.get("xmp", b""):  # the second image is a gain map
+        return 1
+    size, n = image.size, 0
+    with suppress(*_DECODE_ERRORS):
+        for i, entry in enumerate(image.mpinfo[_MP_ENTRIES]):
+            image.seek(i)
+            is_view = not entry["Attribute"]["MPType"].startswith("Large Thumbnail")
+            n += is_view and image.size == size
+    return n
+
+
+def _frame_starts(image: Image.Image) -> tuple[list[float], float, bool]:
+    """Return the start of every readable frame and the end of the last, in ms, and whether all frames are readable."""
     starts, now = [], 0.0
     try:
         for frame in ImageSequence.Iterator(image):
@@ -187,24 +278,9 @@ def _frame_starts(image: Image.Image) -> tuple[list[float], float]:
             delay = float(frame.info.get("duration") or 0.0)
             starts.append(now)
             now += delay if delay > _MIN_DELAY_MS else _DEFAULT_DELAY_MS
-    except _DECODE_ERRORS:
-        if not starts:
-            raise
-    return starts, now
-
-
-def _to_display_rgb(image: Image.Image) -> np.ndarray:
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        gray = np.asarray(image, np.float64)
-        top = 65535.0 if image.mode != "F" else max(1.0, float(gray.max()))
-        image = Image.fromarray((gray.clip(0, top) * (255 / top)).astype(np.uint8))
-    else:
-        image = ImageOps.exif_transpose(image)
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        background = Image.new("RGBA", rgba.size, "white")
-        return np.array(Image.alpha_composite(background, rgba).convert("RGB"))
-    return np.array(image.convert("RGB"))
+    except _DECODE_ERRORS:  # a damaged frame ends the animation
+        return starts, now, False
+    return starts, now, True
 
 
 def _damage_error(path: str, error: BaseException) -> MediaError:

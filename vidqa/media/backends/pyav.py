@@ -38,7 +38,7 @@ from vidqa.media.container import (
 from vidqa.media.frame_index.frame_index import FrameIndex, IndexMismatchError, IndexSource, index_from_decoding
 from vidqa.media.frame_index.from_container import index_from_container
 from vidqa.media.frame_index.from_packets import PacketIndexBuilder
-from vidqa.media.pixels import to_display_rgb
+from vidqa.media.pixels import has_alpha, to_display_rgb
 from vidqa.media.sniff import Signature
 
 #: Containers that store one frame per packet, with its pts.
@@ -85,6 +85,7 @@ class PyavReader:
             frame = decode_first_frame(self.video, builder.add)
             self._header = facts_from_header(self.video, frame)
             self._rotation_deg, self.mirrored = orientation(frame)
+            self.has_alpha = has_alpha(frame)
             index = self._index_from_container(frame.pts) if index_source == "container" else None
             if not index and index_source != "decoding":
                 index = self._index_from_packets(builder)
@@ -143,7 +144,7 @@ class PyavReader:
 
     def _from_start(self) -> tuple[Iterator[Packet], VideoCodecContext]:
         self._restart()
-        return self._packets, self.video.stream.codec_context
+        return self._packets, self.video.codec
 
     def _index_builder(self) -> PacketIndexBuilder:
         stream = self.video.stream
@@ -206,7 +207,7 @@ class PyavReader:
         Args:
             wanted: pts of requested frames; other non-reference frames may be skipped.
         """
-        codec = self.video.stream.codec_context
+        codec = self.video.codec
         while self._ahead:
             yield self._ahead.pop(0)
         for packet in self._packets:
@@ -217,7 +218,7 @@ class PyavReader:
             if packet.is_keyframe and packet.pts is not None:
                 self._last_key = packet.pts
             try:
-                self._ahead.extend(packet.decode())
+                self._ahead.extend(codec.decode(packet))
             except av.error.InvalidDataError:
                 continue
             while self._ahead:
@@ -272,6 +273,7 @@ class PyavReader:
             self.video.container.seek(int(targets[key]), stream=self.video.stream, backward=True, any_frame=False)
         except av.error.FFmpegError:
             return False
+        self.video.codec.flush_buffers()  # PyAV resets only the stream's own decoder
         self._packets = read_packets(self.video)
         self._ahead, self._position, self._last_key, self._after_seek = [], None, None, True
         return True
@@ -284,7 +286,7 @@ class PyavReader:
             self._restart()
         for packet in self._packets:
             if packet.is_keyframe and packet.pts == pts:
-                self.video.stream.codec_context.flush_buffers()
+                self.video.codec.flush_buffers()
                 self._packets = chain((packet,), self._packets)
                 self._ahead, self._position = [], None
                 return True
