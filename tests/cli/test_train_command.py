@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from vidqa.model.bundle.bundle import BUNDLE_FILE, load_bundle, save_bundle
 from vidqa.train.data.rejects import Rejected, write_rejects
+from vidqa.train.outputs.plots import NO_MATPLOTLIB
 from vidqa.train.stage.metrics import MetricsFile
 
 pytestmark = pytest.mark.slow
@@ -471,7 +472,7 @@ def test_held_out_losses_are_printed_at_once(vidqa, recipe, tmp_path):
 def test_without_matplotlib_plots_are_skipped_with_a_note(vidqa, recipe, tmp_path, monkeypatch):
     for module in ("pipeline.check_data", "pipeline.train", "train.outputs.report"):
         monkeypatch.setattr(f"vidqa.{module}.has_matplotlib", lambda: False)
-    note = "not plotted, because the package matplotlib is not installed: pip install 'vidqa[train]'"
+    note = NO_MATPLOTLIB
     path = recipe(stages='[[stage]]\nkind = "connector"\nsteps = 1')
     checked = vidqa("train", path, "--check-data", "--out", tmp_path / "o")
     assert checked.code == 0 and f"histogram: {note}" in checked.out, checked.err

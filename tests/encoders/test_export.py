@@ -167,6 +167,6 @@ def test_an_inaccurate_fused_graph_is_replaced_by_the_unfused_one(image, tmp_pat
 
 def test_missing_export_packages_are_named(video, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(VidqaError, match="needs the package") as caught:
+    with pytest.raises(VidqaError, match="requires the package onnx, which is not installed") as caught:
         export_tower(video.tower, tmp_path / "x.onnx", 4)
-    assert "vidqa[export]" in str(caught.value)
+    assert "pip install -e '.[export]'" in str(caught.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,20 +10,25 @@ import torch
 from published_files import write_llm
 
 import vidqa
-from vidqa.errors import DeviceError
-from vidqa.model import llm as module
+from vidqa.common.extras import install_hint
+from vidqa.errors import UsageError
 from vidqa.model.llm import dtype_from_name, load_llm
 from vidqa.pipeline.run.loaded_model import Precision, load_model
 from vidqa.pipeline.run.run_options import RunOptions
 
 
-@pytest.mark.parametrize(("quantize", "device_map"), [("8bit", None), ("4bit", None), (None, "map")])
+@pytest.mark.parametrize(
+    ("quantize", "device_map", "extra"),
+    [("8bit", None, "quantize"), ("4bit", torch.device("cpu"), "quantize"), (None, "map", "map")],
+)
 def test_a_missing_package_is_named(
-    quantize: str | None, device_map: str | None, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+    quantize: str | None, device_map: object, extra: str, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
-    with pytest.raises(DeviceError, match="is not installed"):
+    for name in ("accelerate", "bitsandbytes"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UsageError, match="is not installed") as caught:
         load_llm(tiny_bundle / "llm", None, quantize=quantize, device_map=device_map)
+    assert caught.value.hint == install_hint(extra)
 
 
 def test_device_map_over_all_devices(tiny_bundle: Path) -> None:

@@ -3,6 +3,7 @@
 atomic_io.py      files and folders that appear under their name only when they are complete
 file_lock.py      one process at a time may write a table or a model
 devices.py        CPU threads, CUDA devices, free memory, out-of-memory errors
+extras.py         packages that only some features need, and how to install them
 disk_space.py     free bytes of a disk, disk-full errors
 lazy_exports.py   exports of a package, imported on first use
 lossy_stream.py   messages that may be lost

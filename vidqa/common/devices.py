@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+from vidqa.common.extras import install_hint
 from vidqa.errors import DeviceError
 
 #: Serializes CUDA graph capture with calls of onnxruntime, which synchronizes the whole device when a session opens
@@ -28,8 +29,8 @@ CUDA_EXCLUSIVE = threading.RLock()
 #: them, holding `CUDA_EXCLUSIVE`, before it reports that a device is full.
 RELEASE_MEMORY: list[Callable[[], None]] = []
 _CUDA_HINT = (
-    "--device cpu, or install a driver and the CUDA and cuDNN wheels that onnxruntime-gpu requires: "
-    'pip install "onnxruntime-gpu[cuda,cudnn]"'
+    "--device cpu, or install a driver, and the CUDA and cuDNN wheels that onnxruntime-gpu requires; "
+    f"{install_hint('cuda')}"
 )
 #: Messages of torch's allocators, onnxruntime's arenas, the CUDA runtime and driver, cuBLAS, cuDNN, Triton and the C++
 #: library when memory runs out. onnxruntime and Triton have no exception class for it.
@@ -78,7 +79,9 @@ def parse_device(device: str) -> tuple[str, int | None]:
     """
     match = re.fullmatch(r"(auto|cpu|cuda)(?::(\d{1,3}))?", device)
     if match is None or (match[2] and match[1] != "cuda"):
-        raise DeviceError(f"unknown device {device!r}", hint="auto, cpu, cuda or cuda:N")
+        raise DeviceError(
+            f"unknown device {device!r}", hint="auto, cpu, cuda or cuda:N; commands that answer also accept map"
+        )
     return match[1], int(match[2]) if match[2] else None
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from vidqa.common.extras import EXPORT_MODULES, require
 from vidqa.convert.detect import CheckpointParts, classify_all, find_layout
 from vidqa.convert.formats import valley, video_chatgpt, video_llava_hf, video_llava_original
 from vidqa.convert.output_options import OutputOptions
@@ -76,10 +77,11 @@ def convert(
 
     Raises:
         BundleError: as in `plan` and `write_bundle`.
-        UsageError: the output folder exists, or contains one of the parts.
+        UsageError: the output folder exists, or contains one of the parts, or the extra `convert` is not installed.
         LockedError: another process is writing the same bundle.
     """
     start = time.perf_counter()
+    require("converting models", "convert", *EXPORT_MODULES)
     output.check((*paths, *towers))
     conversion_plan = plan(paths, mode, towers)
     bundle = write_bundle(conversion_plan, output, origins, step)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vidqa.common.extras import require
 from vidqa.errors import VidqaError
 
 _COMMIT = re.compile("[0-9a-f]{40}")
@@ -53,15 +54,13 @@ def fetch(
         report: receives progress messages.
 
     Raises:
-        VidqaError: huggingface_hub is not installed, or the download failed.
+        UsageError: huggingface_hub is not installed.
+        VidqaError: the download failed.
     """
-    try:
-        import huggingface_hub as hub
-        from huggingface_hub import constants, errors
-    except ImportError as e:
-        raise VidqaError(
-            "downloading models requires the package huggingface_hub", hint='pip install "vidqa[convert]"'
-        ) from e
+    require("downloading models", "convert", "huggingface_hub")
+    import huggingface_hub as hub
+    from huggingface_hub import constants, errors
+
     report(f"downloading {repo}" + (f" at {revision}" if revision else ""))
     offline = constants.HF_HUB_OFFLINE
     patterns: dict[str, Any] = {"allow_patterns": list(include), "ignore_patterns": list(exclude)}

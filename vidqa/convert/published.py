@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vidqa.common.extras import CONVERT_MODULES, require
 from vidqa.convert.hub import Snapshot, fetch
 from vidqa.errors import UsageError
 from vidqa.model.bundle.registry import models_folder
@@ -115,7 +116,8 @@ def pull(
         step: as in `vidqa.convert.convert.convert`.
 
     Raises:
-        UsageError: the model is unknown, a revision is for another repository, or the bundle's folder exists.
+        UsageError: the model is unknown, a revision is for another repository, the bundle's folder exists, or the
+            extra `convert` is not installed.
         VidqaError: the download failed.
         BundleError: as in `convert`.
     """
@@ -130,6 +132,7 @@ def pull(
     repos = {repo.id for repo in (*model.repos, *model.towers)}
     if other := sorted(set(revisions or {}) - repos):
         raise UsageError(f"{other[0]} is not a repository of {name}", hint=f"choose from {', '.join(sorted(repos))}")
+    require("downloading and converting models", "convert", *CONVERT_MODULES)
     output = output or OutputOptions(models_folder() / name, name)
     check_output_folder(output.folder, output.replace_old)
     remove_leftovers(output.folder.absolute())  # the download may need their disk space

@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from vidqa.common.extras import require
 from vidqa.common.foreign_files import JsonSettings, read_magic, read_settings
 from vidqa.convert.plan import LlmPlan
 from vidqa.errors import BundleError
@@ -68,13 +69,14 @@ def _read(source: Path, model_type: str) -> Any:
         (Path(path) / "config.json").write_text(json.dumps({"model_type": model_type}), encoding="utf-8")
         complete = (source / "tokenizer.json").is_file()
         kind = PreTrainedTokenizerFast if complete else AutoTokenizer  # AutoTokenizer would rebuild the file's rules
+        if not complete and (source / "tokenizer.model").is_file():
+            require("reading a tokenizer.model", "convert", "sentencepiece", "google.protobuf")
         try:
             tokenizer = kind.from_pretrained(path, local_files_only=True, trust_remote_code=False)
             return tokenizer if complete or model_type != "llama" else _with_slow_rules(tokenizer, source)
         except Exception as e:  # the parsers of transformers and tokenizers may raise anything on a malformed file
-            hint = 'reading a tokenizer.model requires sentencepiece: pip install "vidqa[convert]"'
             why = " ".join(str(e).split())[:500] or type(e).__name__
-            raise BundleError(f"cannot read the tokenizer in {source}: {why}", hint=None if complete else hint) from e
+            raise BundleError(f"cannot read the tokenizer in {source}: {why}") from e
 
 
 def _with_slow_rules(tokenizer: Any, source: Path) -> Any:

@@ -8,16 +8,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from vidqa.common.extras import require
 from vidqa.encoders.onnx_errors import VERIFY_HINT
-from vidqa.errors import BundleError, DeviceError
+from vidqa.errors import BundleError
+from vidqa.model.bundle.bundle import ADAPTER_FOLDER
 from vidqa.model.llama.loader import FastTokenizer, load_llama, valid_end_tokens
-from vidqa.model.lora import ADAPTER_FOLDER, apply_adapter
+from vidqa.model.lora import apply_adapter
 
 Quantization = Literal["8bit", "4bit"]
 
@@ -49,7 +50,7 @@ def load_llm(
 
     Raises:
         BundleError: a file cannot be read, or a weight is missing, unknown or of another shape; all are named.
-        DeviceError: a package that `quantize` or `device_map` needs is not installed.
+        UsageError: a package that `quantize` or `device_map` needs is not installed.
     """
     if inference_only and quantize is None and device_map is None:
         llama = load_llama(folder, dtype, device)
@@ -95,10 +96,10 @@ def _loading_arguments(
     """Return the arguments of `from_pretrained` for precision and placement."""
     how: dict[str, Any] = {"dtype": dtype or "auto"}
     if device_map is not None:
-        _need("accelerate", "loading a language model layer by layer", "train")
+        require("loading a language model layer by layer", "quantize" if quantize else "map", "accelerate")
         how["device_map"] = "auto" if device_map == "map" else {"": device_map}
     if quantize:
-        _need("bitsandbytes", f"{quantize} weights", "quantize")
+        require(f"loading {quantize} weights", "quantize", "bitsandbytes")
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it logs every cast
         from transformers import BitsAndBytesConfig
 
@@ -123,11 +124,6 @@ def _keep_odd_widths_unpacked(llm: Any) -> None:
             module.in_features % 64 or module.out_features % 32
         ):
             module.support_avx512bf16_for_cpu = False
-
-
-def _need(package: str, what: str, extra: str) -> None:
-    if find_spec(package) is None:
-        raise DeviceError(f"{what}: the package {package} is not installed", hint=f'pip install "vidqa[{extra}]"')
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -15,10 +15,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from vidqa.common.extras import require
 from vidqa.errors import BundleError, VidqaError
 from vidqa.model.lora_settings import ADAPTER_CONFIG, read_lora_settings
 
-ADAPTER_FOLDER = "adapter"
 _WEIGHTS = "adapter_model.safetensors"
 #: Prefix that peft adds to the weight names of an LLM.
 _PREFIX = "base_model.model."
@@ -35,7 +35,8 @@ def attach_lora(llm: Any, r: int, alpha: float, dropout: float, targets: Sequenc
         targets: last components of the layer names; None is every linear layer except the head.
 
     Raises:
-        VidqaError: peft is not installed, or no layer has such a name.
+        UsageError: peft is not installed.
+        VidqaError: no layer has such a name.
     """
     names = sorted(targets) if targets else linear_layers(llm)
     try:
@@ -154,8 +155,7 @@ def apply_adapter(llm: Any, folder: Path) -> Any:
 
 
 def _peft() -> Any:
-    try:
-        import peft
-    except ImportError as error:
-        raise VidqaError("LoRA needs the package peft", hint="pip install 'vidqa[train]'") from error
+    require("LoRA", "train", "peft")
+    import peft
+
     return peft

@@ -73,6 +73,7 @@ def ask_with_summary(
         VidqaError: as for `ask`.
     """
     run = RunContext.create(model, options, reporter)
+    run.model.require_packages()
     question_list = as_questions(questions)
     items = find_media(run, as_path_list(media)).items
     pending = partial(every_file, questions=question_list)

@@ -106,6 +106,7 @@ def bench(
         VidqaError: there is no media.
     """
     options, meter = options or BenchOptions(), ThroughputMeter()
+    model.require_packages()
     with TemporaryDirectory(prefix="vidqa-bench-") as folder:
         files, n_problems = _files(paths, Path(folder))
         reporter.message(f"measuring decode for {human_duration(options.seconds)}")

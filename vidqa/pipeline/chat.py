@@ -78,6 +78,7 @@ def ask_together(
     """
     question_list = as_questions(questions)
     run = RunContext.create(model, options, reporter)
+    run.model.require_packages()
     features = features_of(run, media)
     requests = [Request(features, ((q.text, None),), run.options.max_new_tokens) for q in question_list]
     answers = generate(
@@ -130,6 +131,7 @@ def chat(
         VidqaError: the model or the cache cannot be used.
     """
     run = RunContext.create(model, options, reporter)
+    run.model.require_packages()
     features = features_of(run, as_path_list(media))
     session = ChatSession(run.model.llava, features, generation_settings(run.model, run.options))
     session.warm()

@@ -64,6 +64,7 @@ def describe(
     """
     start = time.perf_counter()
     run = RunContext.create(model, options, reporter)
+    run.model.require_packages()
     question_list = gather_questions(questions)
     _warn_about_types(question_list, reporter)
     table = open_table(out, for_spreadsheets=run.options.spreadsheet)

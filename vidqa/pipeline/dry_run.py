@@ -129,6 +129,7 @@ def plan_run(
         VidqaError: as for `describe`.
     """
     run = RunContext.create(model, options, reporter)
+    run.model.require_packages()
     table = open_table(out).load()
     found = find_media(run, paths)
     pending = PendingAnswers(table, questions, run, RetryPolicy(table.path).load())

@@ -152,11 +152,13 @@ def convert(parts: tuple[Path, ...], out: Path, towers: tuple[Path, ...], **flag
       vidqa models convert valley-13b-v1-delta llama-13b --out valley
     """
     from vidqa.cli.context import CliContext
+    from vidqa.common.extras import EXPORT_MODULES, require
     from vidqa.convert.convert import convert as convert_parts
     from vidqa.convert.convert import plan
     from vidqa.convert.lazy_tensors import total_bytes
     from vidqa.convert.output_options import OutputOptions
 
+    require("converting models", "convert", *EXPORT_MODULES)
     context = CliContext(flags)
     mode: Mode = flags["compat"] or "fixed"
     target = OutputOptions(

@@ -58,7 +58,9 @@ def command(recipe: str, **flags: Any) -> int:
     first. See docs/training.md.
     """
     from vidqa.cli.context import CliContext
+    from vidqa.common.extras import require
 
+    require("training", "train", "pydantic", "accelerate")  # before they are imported
     context = CliContext(flags)
     if flags.get("check_data"):
         return _check(recipe, context, flags)

@@ -34,6 +34,8 @@ from vidqa.model.bundle.spec import BundleSpec, EncoderSpec, TextEncoderSpec
 from vidqa.model.bundle.spec_json import read_spec, to_json
 from vidqa.model.bundle.validate import check_parts, external_data_files, list_files, part_digests, resolve_part
 
+#: Subfolder of the LLM with a LoRA adapter that is not merged.
+ADAPTER_FOLDER = "adapter"
 _Graph = TypeVar("_Graph", bound=EncoderSpec | TextEncoderSpec)
 
 __all__ = ["BUNDLE_FILE", "DEMO", "Bundle", "built_in_bundles", "check_output_folder", "load_bundle", "save_bundle"]

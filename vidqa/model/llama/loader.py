@@ -20,9 +20,9 @@ from tokenizers import AddedToken, Tokenizer
 from torch import Tensor
 
 from vidqa.common.foreign_files import LARGEST_SIZE, as_whole
+from vidqa.model.bundle.bundle import ADAPTER_FOLDER
 from vidqa.model.llama.model import Llama, LlamaConfig, SequenceEnds
 from vidqa.model.llama.weights import load_published
-from vidqa.model.lora import ADAPTER_FOLDER
 
 #: Config values of a standard Llama, apart from sizes; any other value disqualifies.
 _STANDARD: dict[str, Any] = {

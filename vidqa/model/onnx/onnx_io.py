@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vidqa.errors import VidqaError
+from vidqa.common.extras import install_hint, missing_package
+from vidqa.errors import UsageError
 
 _OPSET = 18
 #: Smaller tensors are shapes and the like, which optimizers read.
@@ -150,12 +151,12 @@ def import_extra(name: str) -> Any:
     """Import a package that only the export needs.
 
     Raises:
-        VidqaError: it is not installed.
+        UsageError: it is not installed.
     """
     try:
         return importlib.import_module(name)
     except ImportError as e:
-        raise VidqaError(f"writing ONNX needs the package {e.name}", hint='pip install "vidqa[export]"') from e
+        raise UsageError(missing_package("writing ONNX", str(e.name)), hint=install_hint("export")) from e
 
 
 @contextmanager

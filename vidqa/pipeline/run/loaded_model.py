@@ -7,9 +7,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from vidqa import __version__
+from vidqa.common.extras import require
 from vidqa.encoders.onnx_session import resolve_device
 from vidqa.errors import DeviceError
-from vidqa.model.bundle.bundle import Bundle, load_bundle
+from vidqa.model.bundle.bundle import ADAPTER_FOLDER, Bundle, load_bundle
 from vidqa.pipeline.monitor.reporter import QUIET, Reporter
 from vidqa.pipeline.monitor.throughput_history import HistoryKey
 from vidqa.pipeline.run.run_options import Identity
@@ -60,6 +61,19 @@ class LoadedModel:
         self.precision = precision or Precision()
         self._requested_device = device
         self.reporter = reporter
+
+    def require_packages(self) -> None:
+        """Check that the packages that the LLM needs are installed, before a run decodes and encodes files for it.
+
+        Raises:
+            UsageError: one is missing; the message has the extra that installs it.
+        """
+        if quantize := self.precision.quantize:
+            require(f"--quantize {quantize}", "quantize", "bitsandbytes", "accelerate")
+        if self._requested_device == "map":
+            require("--device map", "map", "accelerate")
+        if (self.bundle.llm_folder / ADAPTER_FOLDER).is_dir():
+            require(f"the LoRA adapter of {self.bundle.spec.name}", "train", "peft")
 
     @cached_property
     def encoder(self) -> Encoder:

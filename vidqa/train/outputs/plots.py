@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,8 +11,9 @@ import numpy as np
 
 from vidqa.common.atomic_io import atomic_write
 from vidqa.common.display import plural
+from vidqa.common.extras import install_hint, is_installed
 
-NO_MATPLOTLIB = "not plotted, because the package matplotlib is not installed: pip install 'vidqa[train]'"
+NO_MATPLOTLIB = f"not plotted, because the package matplotlib is not installed; {install_hint('train')}"
 
 _SIZE, _DPI = (9.6, 4.8), 100  # inches; 960 x 480 pixels
 _OK, _OVER = "tab:blue", "tab:red"
@@ -28,7 +28,7 @@ _SMOOTHING, _FIFTH = 0.05, 5
 
 def has_matplotlib() -> bool:
     """Return True if matplotlib is installed."""
-    return importlib.util.find_spec("matplotlib") is not None
+    return is_installed("matplotlib")
 
 
 def save_figure(path: Path, figure: Any) -> Path:

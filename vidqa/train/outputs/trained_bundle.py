@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vidqa.errors import UsageError
-from vidqa.model.bundle.bundle import BUNDLE_FILE, Bundle, load_bundle, save_bundle
+from vidqa.model.bundle.bundle import ADAPTER_FOLDER, BUNDLE_FILE, Bundle, load_bundle, save_bundle
 from vidqa.model.bundle.spec import PromptSpec
 from vidqa.model.bundle.validate import part_digests
-from vidqa.model.lora import ADAPTER_FOLDER, attach_lora, merge_lora, write_adapter
+from vidqa.model.lora import attach_lora, merge_lora, write_adapter
 from vidqa.model.video_llava import VideoLlava, load_model, save_parts
 from vidqa.train.recipe.definition import Lora, Recipe
 from vidqa.train.stage import checkpoints

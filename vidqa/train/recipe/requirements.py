@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 from pathlib import Path
 
+from vidqa.common.extras import install_hint, is_installed, missing_package
 from vidqa.errors import UsageError, VidqaError
 from vidqa.model.bundle.bundle import Bundle
 from vidqa.train.outputs.hf_export import exportable
@@ -22,20 +22,22 @@ def check_packages(recipe: Recipe) -> None:
     """
     with_lora = any("lora" in stage.parts for stage in recipe.stage)
     quantized = any(stage.lora and stage.lora.quantize != "none" for stage in recipe.stage)
-    required_by = {
-        "accelerate": "training",
-        "peft": "stage.lora" if with_lora else "",
-        "bitsandbytes": "stage.lora.quantize" if quantized else "",
-        "deepspeed": "hardware.deepspeed" if recipe.hardware.deepspeed else "",
-        "tensorboard": "logging.tensorboard" if recipe.logging.tensorboard else "",
-        "wandb": "logging.wandb" if recipe.logging.wandb else "",
-    }
-    missing = [(name, why) for name, why in required_by.items() if why and importlib.util.find_spec(name) is None]
+    export = bool(recipe.output.transformers)
+    required = [  # (is it required, by which key, package, extra that contains it)
+        (True, "training", "accelerate", "train"),
+        (with_lora, "stage.lora", "peft", "train"),
+        (quantized, "stage.lora.quantize", "bitsandbytes", "quantize"),
+        (export, "output.transformers", "onnx", "export"),
+        (bool(recipe.logging.tensorboard), "logging.tensorboard", "tensorboard", "tensorboard"),
+        (bool(recipe.logging.wandb), "logging.wandb", "wandb", None),
+        (bool(recipe.hardware.deepspeed), "hardware.deepspeed", "deepspeed", None),
+    ]
+    missing = [one for one in required if one[0] and not is_installed(one[2])]
     if missing:
-        others = " ".join(name for name, _ in missing if name not in ("accelerate", "peft"))
+        extras = dict.fromkeys(extra for *_, extra in missing if extra)
         raise UsageError(
-            "\n".join(f"{why} requires the package {name}, which is not installed" for name, why in missing),
-            hint=f"pip install 'vidqa[train]' {others}".strip(),
+            "\n".join(missing_package(key, package) for _, key, package, _ in missing),
+            hint=install_hint(*extras, others=[package for _, _, package, extra in missing if extra is None]),
         )
 
 

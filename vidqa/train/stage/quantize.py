@@ -8,9 +8,8 @@ from __future__ import annotations
 import torch
 
 from vidqa.errors import UsageError
-from vidqa.model.bundle.bundle import Bundle
+from vidqa.model.bundle.bundle import ADAPTER_FOLDER, Bundle
 from vidqa.model.llm import Quantization, load_llm
-from vidqa.model.lora import ADAPTER_FOLDER
 from vidqa.model.video_llava import VideoLlava
 
 
