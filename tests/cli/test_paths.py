@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from vidqa import VidqaError, ask, describe, search
-from vidqa.pipeline.run import scanning
+from vidqa.errors import MediaError
+from vidqa.pipeline.run import hashing, scanning
 from vidqa.pipeline.run.run_options import RunOptions
 from vidqa.tables.formats import read_table
 from vidqa.tables.table import Table, new_table
@@ -160,3 +161,53 @@ def test_an_unmounted_archive_keeps_its_rows(vidqa, clip, tmp_path, make_clip, s
         assert vidqa("describe", *paths, "--out", tmp_path / "copy.csv", "--prune-missing").code in (1, 3)
         assert "b.mp4" in read_table(tmp_path / "copy.csv")["path"].to_list(), paths
     assert table.read_bytes() == content
+
+
+def test_a_file_has_one_identity_however_it_is_reached(vidqa, clips, tmp_path, monkeypatch):
+    """Rows keep their root; neither the link nor the folder itself finds anything to do afterwards."""
+    (tmp_path / "link").symlink_to("clips")
+    (tmp_path / "file.mp4").symlink_to("clips/a.mp4")
+    monkeypatch.chdir(tmp_path)
+    ways = ("clips", "link", "clips/../link/", "./clips/.", str(tmp_path / "link"), "link/*", "file.mp4", "link/a.mp4")
+    for first in ("link", "clips"):
+        table = tmp_path / f"{first}.csv"
+        assert vidqa("describe", first, "--out", table).code == 0
+        assert set(read_table(table)["root"]) == {str(tmp_path / first)}
+        content = table.read_bytes()
+        for way in ways:
+            done = vidqa("describe", way, "--out", table, "--json")
+            summary = json.loads(done.out)
+            assert summary["rows"] == {} and summary["copied"] == summary["renamed"] == 0, (first, way)
+            assert table.read_bytes() == content, (first, way)
+    other = "clips" if first == "link" else "link"
+    assert vidqa("describe", other, "--out", table, "--questions", "scene").code == 0
+    assert set(read_table(table)["root"]) == {str(tmp_path / first)}, "new rows about a file have its name as well"
+    (tmp_path / "clips" / "a.mp4").unlink()
+    assert vidqa("describe", other, "--out", table, "--prune-missing").code == 0
+    assert set(read_table(table)["path"]) == {"b.mp4", os.path.join("deeper", "c.mp4")}
+
+
+def test_a_copy_still_has_rows_of_its_own(vidqa, clip, tmp_path):
+    (tmp_path / "copy").mkdir()
+    shutil.copy(clip, tmp_path / "copy")
+    os.link(clip, tmp_path / "hard_link.mp4")
+    table = tmp_path / "t.csv"
+    for path in (clip.parent, tmp_path / "copy", tmp_path / "hard_link.mp4"):
+        assert vidqa("describe", path, "--out", table).code == 0
+    assert read_table(table)["path"].to_list() == ["a.mp4", "a.mp4", "hard_link.mp4"]
+
+
+def test_a_file_that_becomes_readable_replaces_its_failed_row(vidqa, clip, tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to("ok")
+    identify, table = hashing.identify, tmp_path / "t.csv"
+
+    def unreadable(index, item):
+        raise MediaError("permission", "Permission denied")
+
+    monkeypatch.setattr(hashing, "identify", unreadable)
+    for folder in (tmp_path / "link", clip.parent):
+        assert vidqa("describe", folder, "--out", table).code == 3
+        assert read_table(table)["error_kind"].to_list() == ["permission"]
+    monkeypatch.setattr(hashing, "identify", identify)
+    assert vidqa("describe", clip.parent, "--out", table).code == 0
+    assert read_table(table)["status"].to_list() == ["ok"]

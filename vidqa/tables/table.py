@@ -11,12 +11,13 @@ import errno
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Literal
 
 from vidqa.common.disk_space import free_disk_bytes
 from vidqa.common.display import human_bytes
+from vidqa.common.file_identity import is_same_file
 from vidqa.records import AnsweredSegments, AnswerRow, MediaItem, Status
 from vidqa.tables import formats
 from vidqa.tables.journal import change_log
@@ -38,10 +39,11 @@ _SEVERITY: dict[str, int] = {"ok": 0, "empty": 1, "truncated": 2, "skipped": 3, 
 
 @dataclass(frozen=True)
 class PathChanges:
-    """Result of `Table.update_paths`, in files."""
+    """Result of `Table.update_paths`: numbers of files, and files that have rows under another name."""
 
     n_renamed: int
     n_copied: int
+    known: dict[str, MediaItem] = field(default_factory=dict)  # path of the file -> it, with the names of its rows
 
 
 class Table:
@@ -66,6 +68,7 @@ class Table:
         self._unsaved: list[RowChange | FileChange] = []
         self._added: set[tuple[str | None, str, QuestionKey]] = set()
         self._starts: dict[tuple[str | None, str, QuestionKey], set[float | None]] = {}  # if there are several segments
+        self._unread: dict[str, tuple[str, str]] | None = None
         self._loaded = False
 
     def load(self) -> Table:
@@ -76,7 +79,7 @@ class Table:
         Raises:
             TableError: the file is not a vidqa table (it is left as it is), or its folder is not writable.
         """
-        self._added, self._starts, self._unsaved = set(), {}, []
+        self._added, self._starts, self._unsaved, self._unread = set(), {}, [], None
         self._cached_index, self._loaded = self._storage.open(), True
         return self
 
@@ -221,7 +224,8 @@ class Table:
         """Assign the rows of each media_id to the files that the scan found with it.
 
         A file without rows takes over the rows of a duplicate that no longer exists: the file was renamed. If all its
-        duplicates still exist, it gets copies of their rows. Rows of missing files stay.
+        duplicates still exist, it gets copies of their rows. Rows of missing files stay. Rows of the same file under
+        another name, through a symbolic link for example, are its own; they keep that name.
 
         Args:
             files: (media_id, file) as found by the scan. They may be passed one by one, but renames are matched best if
@@ -234,8 +238,14 @@ class Table:
         for media_id, item in files:
             by_content.setdefault(media_id, {})[file_path(item.root, item.rel)] = item
         n_renamed = n_copied = 0
+        known: dict[str, MediaItem] = {}
         for media_id, present in by_content.items():
             indexed = self._index.files(media_id)
+            for path in [path for path in present if path not in indexed]:
+                old_path = next((old for old in indexed if old not in present and is_same_file(old, path)), None)
+                if old_path is not None:
+                    old = indexed[old_path]
+                    present[old_path] = known[path] = replace(present.pop(path), root=old.root, rel=old.path)
             new = [path for path in present if path not in indexed]
             gone = [path for path in indexed if path not in present and not exists(path)] if new else []
             for old_path, path in zip(gone, new, strict=False):
@@ -250,7 +260,18 @@ class Table:
                         names = (source.root, source.path)
                         self._apply(FileChange("copy", media_id, *names, question, item.root, item.rel))
                     n_copied += bool(missing)
-        return PathChanges(n_renamed, n_copied)
+        return PathChanges(n_renamed, n_copied, known)
+
+    def unread_name(self, path: str) -> tuple[str, str] | None:
+        """Return root and path of the rows that a file got when it could not be read; None if it has none.
+
+        Args:
+            path: absolute path of the file; the rows may have another one that leads to the same file.
+        """
+        if self._unread is None:
+            files = self._index.files(None).items()
+            self._unread = {os.path.realpath(name): (file.root, file.path) for name, file in files}
+        return self._unread.get(os.path.realpath(path)) if self._unread else None
 
     def copy_rows(
         self, media_id: str, source: MediaItem, target: MediaItem, questions: Iterable[tuple[str, str, str]]

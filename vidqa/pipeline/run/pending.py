@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vidqa.errors import ItemError
@@ -108,7 +109,7 @@ class PendingAnswers:
         """
         for item, content in hashed:
             if isinstance(content, ItemError):
-                yield _unreadable(item, content, self.questions)
+                yield _unreadable(self._known(item), content, self.questions)
             elif (work := self.select(item, content)) is None:
                 self._reporter.advance()
             else:
@@ -123,8 +124,10 @@ class PendingAnswers:
             item: the file.
             media_id: digest of its content.
         """
+        item = self._known(item)
         with self.lock:
             changes = self.table.update_paths([(media_id, item)], questions=self.cells.values())
+            item = next(iter(changes.known.values()), item)
             self._summary.renamed += changes.n_renamed
             self._summary.copied += changes.n_copied if media_id not in self.selected else 0
             if media_id in self.selected:
@@ -135,6 +138,12 @@ class PendingAnswers:
                 return None
             self.selected[media_id] = WorkItem(item, media_id, pending)
             return self.selected[media_id]
+
+    def _known(self, item: MediaItem) -> MediaItem:
+        """Return a file with the root and path of its rows, if it has some from a run that could not read it."""
+        with self.lock:
+            names = self.table.unread_name(item.path)
+        return item if names is None else replace(item, root=names[0], rel=names[1])
 
     def _is_pending(self, item: MediaItem, media_id: str, question: Question) -> bool:
         """Return whether a question is to be asked; if not, count its existing row."""

@@ -142,8 +142,8 @@ class RowIndex:
         runs = (run for file in self._files(media_id, path) for run in file.runs)
         return any(run.question == number and run.status == "failed" for run in runs)
 
-    def files(self, media_id: str) -> dict[str, IndexedFile]:
-        """Return the files with a media_id that have rows, by path."""
+    def files(self, media_id: str | None) -> dict[str, IndexedFile]:
+        """Return the files with a media_id that have rows, by path; for None, the files that could not be read."""
         found: dict[str, IndexedFile] = {}
         for file in self._files(media_id):
             indexed = found.setdefault(file_path(file.root, file.path), IndexedFile(file.root, file.path, {}))
