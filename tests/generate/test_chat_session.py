@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -179,6 +182,78 @@ class TestStream:
         assert (session.last.finish_reason, session.last.n_answer_tokens) == ("interrupted", step)
         assert len(session.turns) == (1 if step else 0), "a question without an answer is not added"
         ask_all(session, "And then?")
+
+
+class TestThreads:
+    def test_each_thread_waits_for_the_answer_of_another(self, model: VideoLlava, clips: dict[str, Features]) -> None:
+        """The turns are in some order, and each answer is that of the chat until then."""
+        session = ChatSession(model, [clips["video"]], SHORT)
+        session.warm()
+        with ThreadPoolExecutor(4) as pool:
+            turns = {turn.question: turn for turn in pool.map(session.ask, ("Q1?", "Q2?", "Q3?", "Q4?"))}
+        assert len(session.turns) == 4
+        for i, (question, _) in enumerate(session.turns):
+            assert_equals_full_prompt(session, turns[question], session.turns[:i])
+
+    def test_chats_and_engines_may_share_a_model(self, model: VideoLlava, clips: dict[str, Features]) -> None:
+        names = ("video", "other", "image", "long")
+        expected = {name: ChatSession(model, [clips[name]], SHORT).ask("Why?").text for name in names}
+        got: dict[tuple[str, str], str] = {}
+
+        def chat(name: str) -> None:
+            got["chat", name] = ChatSession(model, [clips[name]], SHORT).ask("Why?").text
+
+        def ask(name: str) -> None:
+            (answer,) = generate(model, [Request((clips[name],), (("Why?", None),))], SHORT)
+            got["ask", name] = answer.text if isinstance(answer, Answer) else answer.what
+
+        run_threads(*(partial(way, name) for name in names for way in (chat, ask)))
+        assert got == {(way, name): text for name, text in expected.items() for way in ("chat", "ask")}
+
+    def test_another_thread_waits_for_the_end_of_a_stream(self, model: VideoLlava, clips: dict[str, Features]) -> None:
+        session = ChatSession(model, [clips["video"]], SHORT)
+        stream = session.stream("What happens?")
+        first = next(stream)
+        turns: list[ChatTurn] = []
+        other = threading.Thread(target=lambda: turns.append(session.ask("And then?")))
+        other.start()
+        rest = list(stream)
+        other.join(60)
+        assert [question for question, _ in session.turns] == ["What happens?", "And then?"]
+        assert first + "".join(rest) == session.turns[0][1]
+        assert_equals_full_prompt(session, turns[0], session.turns[:1])
+
+    def test_the_same_thread_cannot_wait_for_itself(self, model: VideoLlava, clips: dict[str, Features]) -> None:
+        session = ChatSession(model, [clips["video"]], SHORT)
+        never_started = session.stream("And then?")
+        stream = session.stream("What happens?")
+        next(stream)
+        for call in (lambda: session.ask("Why?"), lambda: session.stream("Why?"), session.reset, session.warm):
+            with pytest.raises(UsageError, match="still being streamed"):
+                call()
+        stream.close()
+        session.reset()
+        del never_started
+        ask_all(session, "Why?")
+
+    def test_a_stream_may_move_between_threads(self, model: VideoLlava, clips: dict[str, Features]) -> None:
+        """As web servers read them."""
+        expected = ChatSession(model, [clips["video"]], SHORT).ask("What happens?").text
+        session = ChatSession(model, [clips["video"]], SHORT)
+        stream, pieces = session.stream("What happens?"), [""]
+        while pieces[-1] is not None:
+            run_threads(lambda: pieces.append(next(stream, None)))
+        assert "".join(pieces[:-1]) == expected
+        ask_all(session, "And then?")
+
+
+def run_threads(*calls: Callable[[], object]) -> None:
+    threads = [threading.Thread(target=call) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert not any(thread.is_alive() for thread in threads)
 
 
 class TestErrors:

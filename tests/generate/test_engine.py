@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import AddedToken
 
 from vidqa.errors import ItemError, PromptTooLongError, UsageError
 from vidqa.generate import scheduler
+from vidqa.generate.chat_session import ChatSession
 from vidqa.generate.engine import Engine, GenerationSettings, Request, generate
 from vidqa.generate.kv_cache import capacity
 from vidqa.generate.kv_cache.buffers import CacheCapacity
@@ -215,6 +217,27 @@ class TestStoppingCriteria:
         (answer,) = generate(model, [request], GenerationSettings(max_new_tokens=12, stop=(name,)))
         assert (answer.finish_reason, answer.n_answer_tokens) == ("eos", 2)
 
+    @pytest.mark.parametrize("special", [True, False])
+    @pytest.mark.parametrize("around", [("", ""), ("{}", ""), ("", "{}"), ("{}", "{}")])
+    def test_stop_string_with_an_added_token(
+        self, around: tuple[str, str], special: bool, model: VideoLlava, clips: dict[str, Features]
+    ) -> None:
+        """The decoder removes tokens that are flagged in its file, also if the tokenizer does not list them."""
+        request = ask("What happens?", clips["video"])
+        ids = tokens_of(model, request)
+        before, name, after = (model.tokenizer.decode(i) for i in ids[2:5])
+        whole = model.tokenizer.decode(ids)
+        model.tokenizer.backend_tokenizer.add_tokens([AddedToken(name, special=special, normalized=False)])
+        assert name not in model.tokenizer.all_special_tokens and ids[3] in model.tokenizer.added_tokens_decoder
+        stop = around[0].format(before) + name + around[1].format(after)
+        (answer,) = generate(model, [request], GenerationSettings(max_new_tokens=12, stop=(stop,)))
+        n = 3 if around == ("", "") else 4 + bool(around[1])
+        reason = "eos" if around == ("", "") else "stop"
+        assert (answer.finish_reason, answer.n_answer_tokens) == (reason, n)
+        assert answer.text == whole[: whole.index(stop)].strip()
+        session = ChatSession(model, [clips["video"]], GenerationSettings(max_new_tokens=12, stop=(stop,)))
+        assert session.ask("What happens?").text == answer.text
+
 
 def test_a_prompt_that_does_not_fit_fails_alone(model: VideoLlava, clips: dict[str, Features]) -> None:
     fits = ask("Why?", clips["video"])
@@ -361,11 +384,32 @@ class TestSampling:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"max_new_tokens": 0}, {"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_p": 2}]
+    ("name", "values"),
+    [
+        ("max_new_tokens", (0, -1, 1.5, True, "3", None, float("nan"))),
+        ("temperature", (-1.0, float("nan"), float("inf"), True, "1", None, 10**400)),
+        ("top_p", (0, 0.0, -0.1, 2, float("nan"), True, "1", None)),
+        ("seed", (1 << 127, -(1 << 127) - 1, 1.0, True, "1", None)),
+        ("stop", ("###", [1], None, 3)),
+    ],
 )
-def test_invalid_settings_are_named(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match=next(iter(wrong))):
-        GenerationSettings(**wrong)
+def test_invalid_settings_are_named(name: str, values: Sequence[Any]) -> None:
+    for value in values:
+        with pytest.raises(UsageError, match=f"^{name} must be"):
+            GenerationSettings(**{name: value})
+
+
+def test_extreme_settings(model: VideoLlava, clips: dict[str, Features]) -> None:
+    request = ask("What happens?", clips["video"])
+    greedy = generate(model, [request], SHORT)
+    for temperature in (1e-308, np.float32(1e-30), 1e-9):
+        cold = GenerationSettings(max_new_tokens=np.int64(12), temperature=temperature, seed=(1 << 127) - 1)
+        assert generate(model, [request], cold) == greedy
+    for settings in ({"temperature": 1e308}, {"temperature": 1, "top_p": 1e-308}, {"seed": -(1 << 127)}):
+        (answer,) = generate(model, [request], GenerationSettings(max_new_tokens=2, **settings))
+        assert isinstance(answer, Answer) and answer.n_answer_tokens == 2
+    (error,) = generate(model, [request], GenerationSettings(max_new_tokens=10**30))
+    assert isinstance(error, PromptTooLongError)
 
 
 def test_no_requests(model: VideoLlava) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
@@ -59,6 +61,8 @@ def test_streams_repeat_and_differ() -> None:
 
 class Letters:
     """A tokenizer with one token per character."""
+
+    added_tokens_decoder: ClassVar = {}
 
     def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
         return "".join(map(chr, ids))

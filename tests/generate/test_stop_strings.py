@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import pytest
 
@@ -12,6 +13,8 @@ from vidqa.prompts.chat_formats import FORMATS
 
 class Letters:
     """A tokenizer whose ids are code points."""
+
+    added_tokens_decoder: ClassVar = {}
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
         return "".join(map(chr, ids))

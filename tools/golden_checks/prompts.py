@@ -141,6 +141,8 @@ def _valley(report: Report, meta: dict[str, Any]) -> None:
         report.exact(f"valley {name}", (len(text), _sha(text)), (expected["n_chars"], expected["sha256"]))
 
     class Plain:
+        added_tokens_decoder: ClassVar = {}
+
         def decode(self, ids: Sequence[str], skip_special_tokens: bool) -> str:
             return "".join(ids)
 

@@ -9,7 +9,9 @@ Scope: one model and one chat. Files and terminals are handled by pipeline and c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -19,8 +21,8 @@ from torch import Tensor
 from vidqa.common.devices import is_out_of_memory
 from vidqa.errors import ItemError, PromptTooLongError, UsageError
 from vidqa.generate.kv_cache.chat_cache import ChatKVCache, common_prefix_length
-from vidqa.generate.requests import GenerationSettings
-from vidqa.generate.sampling import RandomStream, content_of, pick_greedy, pick_sampled
+from vidqa.generate.requests import GenerationSettings, not_finite_error
+from vidqa.generate.sampling import NOT_FINITE, RandomStream, content_of, pick_greedy, pick_sampled
 from vidqa.generate.stop_strings import Stopper, eos_ids
 from vidqa.model.video_llava import VideoLlava
 from vidqa.prompts.build import build_prompt
@@ -51,6 +53,8 @@ class ChatTurn:
 class ChatSession:
     """Several questions about the same images and videos, each with all earlier turns.
 
+    Threads may share a session: each waits until the answer of another one is complete.
+
     Args:
         model: the model, in evaluation mode.
         features: features of the chat's media, in order; may be empty.
@@ -70,7 +74,9 @@ class ChatSession:
         self.last: ChatTurn | None = None  # set when `stream` ends
         self._features = tuple(features)
         self._shapes = [model.media_shape(f) for f in features]
-        with torch.inference_mode():
+        self._turn = threading.Lock()  # held while an answer is generated
+        self._streaming_thread: int | None = None  # that last asked for a piece of the answer
+        with model.lock, torch.inference_mode():
             self._visual = model.visual_tokens(self._features)
         stops = (*model.chat.stop, *self.settings.stop)
         self._stops = tuple(s for s in stops if s)
@@ -80,46 +86,70 @@ class ChatSession:
 
     def warm(self) -> None:
         """Prefill the common prefix of all first questions, if the chat format puts the media in it."""
-        one, other = self._prompt("a", ()), self._prompt("b", ())
-        n = common_prefix_length(one, other)
-        if n and one.slots[:n].sum() == one.n_slots:
-            self._kv_cache.prefill(Prompt(one.ids[:n], one.slots[:n]), self._visual)
+        with self._own_turn(), self.model.lock:
+            one, other = self._prompt("a", ()), self._prompt("b", ())
+            n = common_prefix_length(one, other)
+            if n and one.slots[:n].sum() == one.n_slots:
+                self._kv_cache.prefill(Prompt(one.ids[:n], one.slots[:n]), self._visual)
 
     def ask(self, question: str) -> ChatTurn:
         """Ask a question and wait for the whole answer.
 
         Raises:
             PromptTooLongError: chat and answer do not fit into the context; the chat is unchanged.
-            UsageError: the question is empty, or contains a string that the chat format reserves.
-            ItemError: (`out_of_memory`) the chat does not fit into the memory of the device.
+            TypeError: the question is not a string.
+            UsageError: the question is empty or not valid Unicode, or this thread has not finished a stream.
+            ItemError: (`out_of_memory`) the chat does not fit into the memory of the device; (`not_finite`) the LLM
+                returned NaN or infinity. The chat is unchanged.
         """
-        for _ in self.stream(question):
-            pass
-        assert self.last is not None
-        return self.last
+        stream = self.stream(question)
+        while True:
+            try:
+                next(stream)
+            except StopIteration as end:
+                turn: ChatTurn = end.value
+                return turn
 
-    def stream(self, question: str) -> Generator[str]:
+    def stream(self, question: str) -> Generator[str, None, ChatTurn]:
         r"""Ask a question and yield the answer in pieces.
 
         The pieces together are the text of the answer, unless it contains a broken character (\ufffd). If the iterator
         is closed or interrupted by Ctrl-C, the text generated until then is the answer of the turn. A question without
-        any answer is not added to the chat. `last` holds the turn afterwards.
+        any answer is not added to the chat. `last` holds the turn afterwards. From the first piece on, other threads
+        wait until the iterator ends or is closed.
 
         Raises:
+            TypeError: see `ask`; raised at once.
             PromptTooLongError: see `ask`; raised at once.
             UsageError: see `ask`; raised at once.
-            ItemError: (`out_of_memory`) raised during iteration.
+            ItemError: see `ask`; raised during iteration.
         """
-        self.last = None
-        prompt = self._fitting_prompt(question)
-        return self._stream(question, _Output(prompt, len(prompt.ids) - self._kv_cache.reusable_length(prompt)))
+        if not isinstance(question, str):
+            raise TypeError(f"question must be a str, not {type(question).__name__}")
+        with self._own_turn():
+            self.last = None
+            self._fitting_prompt(question)
+        return self._stream(question)
 
     def reset(self) -> None:
         """Drop all turns. Media stay in the KV cache if the chat format puts them before the first question."""
-        self.turns.clear()
+        with self._own_turn():
+            self.turns.clear()
+
+    @contextmanager
+    def _own_turn(self) -> Iterator[None]:
+        """Wait for the answer that another thread is generating, and keep others from starting one."""
+        if self._streaming_thread == threading.get_ident():  # waiting would never end
+            raise UsageError("an answer of this chat is still being streamed", hint="read it to its end, or close it")
+        with self._turn:
+            try:
+                yield
+            finally:
+                self._streaming_thread = None
 
     def _prompt(self, question: str, turns: Sequence[Turn]) -> Prompt:
-        return build_prompt(self.model.tokenizer, self.model.chat, [*turns, (question, None)], self._shapes)
+        with self.model.lock:  # some tokenizers cannot be used by two threads at once
+            return build_prompt(self.model.tokenizer, self.model.chat, [*turns, (question, None)], self._shapes)
 
     def _fitting_prompt(self, question: str) -> Prompt:
         if not question.strip():
@@ -134,42 +164,59 @@ class ChatSession:
             raise PromptTooLongError(what, hint="start again (/reset), or allow shorter answers (--max-new-tokens)")
         return prompt
 
-    def _stream(self, question: str, output: _Output) -> Generator[str]:
+    def _stream(self, question: str) -> Generator[str, None, ChatTurn]:
         """Yield the pieces and leave KV cache and turns consistent, however the iteration ends."""
-        try:
-            yield from self._decode(output)
-        except (GeneratorExit, KeyboardInterrupt):
-            output.finish_reason = output.finish_reason or "interrupted"
-            raise
-        except RuntimeError as e:
-            if not is_out_of_memory(e):
+        with self._own_turn():
+            prompt = self._fitting_prompt(question)  # again: another thread may have added turns
+            output = _Output(prompt, len(prompt.ids) - self._kv_cache.reusable_length(prompt))
+            try:
+                for piece in self._decode(output):
+                    self._streaming_thread = threading.get_ident()
+                    yield piece
+            except (GeneratorExit, KeyboardInterrupt):
+                output.finish_reason = output.finish_reason or "interrupted"
                 raise
-            what = f"not enough memory for a chat of {len(output.prompt.ids)} tokens"
-            raise ItemError("out_of_memory", what, hint="start again (/reset), or use a smaller model") from e
-        finally:
-            self._kv_cache.truncate()
-            if output.finish_reason:
-                self._add_turn(question, output)
+            except RuntimeError as e:
+                if not is_out_of_memory(e):
+                    raise
+                what = f"not enough memory for a chat of {len(output.prompt.ids)} tokens"
+                raise ItemError("out_of_memory", what, hint="start again (/reset), or use a smaller model") from e
+            finally:
+                self._kv_cache.truncate()
+                if output.finish_reason:
+                    self._add_turn(question, output)
+            assert self.last is not None
+            return self.last
 
-    def _decode(self, output: _Output) -> Generator[str]:
+    def _decode(self, output: _Output) -> Iterator[str]:
+        """Yield the pieces of an answer; the model is free for other threads whenever a piece is yielded."""
         pick = self._token_picker(output.prompt)
-        logits = self._kv_cache.prefill(output.prompt, self._visual)
+        with self.model.lock:
+            logits = self._kv_cache.prefill(output.prompt, self._visual)
         while output.finish_reason is None:
-            token = int(pick(logits))
-            if token in self._eos_ids:
-                output.finish_reason = "eos"
-                break
+            with self.model.lock:
+                token = int(pick(logits))
+                piece = self._append(output, token)
+            if piece:
+                yield piece
+            if output.finish_reason is None:
+                with self.model.lock:
+                    logits = self._kv_cache.decode_step(token)
+
+    def _append(self, output: _Output, token: int) -> str:
+        """Add a token to an answer, and return the text to yield next."""
+        if token == NOT_FINITE:
+            self._kv_cache.clear()
+            raise not_finite_error(len(output.ids))
+        if token in self._eos_ids:
+            output.finish_reason = "eos"
+        else:
             output.ids.append(token)
             if self._stopper.has_stop_string(output.ids):
                 output.finish_reason = "stop"
             elif len(output.ids) >= self.settings.max_new_tokens:
                 output.finish_reason = "length"
-            elif piece := self._new_text(output):
-                yield piece
-            if output.finish_reason is None:
-                logits = self._kv_cache.decode_step(token)
-        if piece := self._new_text(output, is_final=True):
-            yield piece
+        return self._new_text(output, is_final=output.finish_reason is not None)
 
     def _new_text(self, output: _Output, is_final: bool = False) -> str:
         """Return the text to yield next; holds back a possible start of a stop string and incomplete characters."""

@@ -33,7 +33,7 @@ def generate(
 ) -> list[Answer | ItemError]:
     """Answer all requests.
 
-    In float32 every token of an answer is the same, whatever batch the request is part of.
+    In float32 every token of an answer is the same, whatever batch the request is part of, even if other requests fail.
 
     Args:
         model: the model, in evaluation mode.
@@ -44,7 +44,8 @@ def generate(
 
     Returns:
         An answer for each request, in order, or the error of that request: `prompt_too_long` names the number of
-        excess tokens, `out_of_memory` means that the request does not fit even alone.
+        excess tokens, `out_of_memory` means that the request does not fit even alone, and `not_finite` that the LLM
+        returned NaN or infinity.
 
     Raises:
         UsageError: a question contains a string that the chat format reserves.
@@ -67,7 +68,8 @@ class Engine:
     """Answers requests, which may be submitted while others are running.
 
     Args:
-        model: the model, in evaluation mode; nothing else may use it during `step`. Use the engine from one thread.
+        model: the model, in evaluation mode. Other engines and chats wait for `step` before they use it. Use the engine
+            from one thread.
         settings: decoding settings of all requests.
         batch_size: as for `generate`.
         static_shapes: run decode steps in a few fixed shapes, which a CUDA device replays as CUDA graphs; None does so
@@ -121,7 +123,8 @@ class Engine:
         Raises:
             UsageError: a question contains a string that the chat format reserves.
         """
-        planned = plan_request(self._model, tag, request, self._settings)
+        with self._model.lock:
+            planned = plan_request(self._model, tag, request, self._settings)
         if isinstance(planned, ItemError):
             self._finished.append((tag, planned))
         else:
@@ -133,21 +136,25 @@ class Engine:
         Returns:
             (tag, answer or error) of the requests that finished; may be empty.
         """
-        if self._scheduler.busy:
-            try:
-                self._finished += [
-                    (planned.tag, to_answer(planned, output, self._stopper))
-                    for planned, output in self._scheduler.step()
-                ]
-                fits = True
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                fits = False
-            # Outside the handler: the error's traceback would keep the tensors alive.
-            if not fits and (dropped := self._scheduler.back_off()) is not None:
-                n = len(dropped.prompt.ids)
-                error_ = ItemError("out_of_memory", f"not enough memory for a prompt of {n} tokens, even on its own")
-                self._finished.append((dropped.tag, error_))
+        with self._model.lock:
+            self._step()
         finished, self._finished = self._finished, []
         return finished
+
+    def _step(self) -> None:
+        if not self._scheduler.busy:
+            return
+        try:
+            self._finished += [
+                (planned.tag, to_answer(planned, output, self._stopper)) for planned, output in self._scheduler.step()
+            ]
+            fits = True
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            fits = False
+        # Outside the handler: the error's traceback would keep the tensors alive.
+        if not fits and (dropped := self._scheduler.back_off()) is not None:
+            n = len(dropped.prompt.ids)
+            error_ = ItemError("out_of_memory", f"not enough memory for a prompt of {n} tokens, even on its own")
+            self._finished.append((dropped.tag, error_))

@@ -174,7 +174,7 @@ def decode(
             batch.keep(running)
             picked = picked[torch.tensor(running, device=picked.device)]
             in_batch = [in_batch[row] for row in running]
-        batch.decode_step(picked)
+        batch.decode_step(picked.clamp(min=0))  # a row whose output was not finite may still be in the batch
 
 
 class _StaticBatch:

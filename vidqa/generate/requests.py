@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Integral
 from typing import Literal
 
 from vidqa.errors import ItemError, PromptTooLongError, UsageError
-from vidqa.generate.sampling import RandomStream, content_of
+from vidqa.generate.sampling import NOT_FINITE, SEED_LIMIT, RandomStream, content_of
 from vidqa.generate.stop_strings import Stopper
+from vidqa.model.bundle.spec import decoding_problems
 from vidqa.model.video_llava import VideoLlava
 from vidqa.prompts.build import build_prompt
 from vidqa.prompts.chat_formats import Turn
@@ -28,6 +30,9 @@ class GenerationSettings:
 
     `temperature` 0 is greedy decoding. Above 0, tokens are sampled from the nucleus: the most likely tokens that hold
     `top_p` of the probability. The random numbers depend on `seed` and the request only, not on the rest of the batch.
+
+    Raises:
+        UsageError: lists all invalid values.
     """
 
     max_new_tokens: int = 128
@@ -37,15 +42,16 @@ class GenerationSettings:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        problems = []
-        if self.max_new_tokens < 1:
-            problems.append(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
-        if not 0 <= self.temperature < float("inf"):
-            problems.append(f"temperature must be 0 or more, got {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            problems.append(f"top_p must be above 0 and at most 1, got {self.top_p}")
+        problems = decoding_problems(self.max_new_tokens, self.temperature, self.top_p, self.stop)
+        is_whole = isinstance(self.seed, Integral) and not isinstance(self.seed, bool)
+        if not is_whole or not -SEED_LIMIT <= self.seed < SEED_LIMIT:
+            problems.append(f"seed must be a whole number from -2^127 to 2^127 - 1, got {self.seed!r:.80}")
         if problems:
             raise UsageError("\n".join(problems))
+        # Numbers of numpy behave differently, for example where they overflow.
+        values = {"max_new_tokens": int(self.max_new_tokens), "seed": int(self.seed), "stop": tuple(self.stop)}
+        for name, value in {**values, "temperature": float(self.temperature), "top_p": float(self.top_p)}.items():
+            object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True)
@@ -61,10 +67,14 @@ class Continuation:
     """Token ids generated for one sequence; the end-of-sequence token is not among them."""
 
     ids: list[int] = field(default_factory=list)
-    finish_reason: FinishReason | None = None  # None while the sequence is running
+    #: None while the sequence is running.
+    finish_reason: FinishReason | Literal["not_finite"] | None = None
 
     def append(self, token: int, criteria: StoppingCriteria, max_new_tokens: int) -> None:
-        """Append one token and set the finish reason if it was the last."""
+        """Append one token, or `NOT_FINITE`, and set the finish reason if it was the last."""
+        if token == NOT_FINITE:
+            self.finish_reason = "not_finite"
+            return
         if token in criteria.eos_ids:
             self.finish_reason = "eos"
             return
@@ -170,8 +180,20 @@ def plan_request(
     )
 
 
-def to_answer(planned: PlannedRequest, output: Continuation, stopper: Stopper) -> Answer:
-    """Decode the generated ids into an `Answer` with status and token counts."""
+def not_finite_error(n_tokens: int) -> ItemError:
+    """Return the error of an answer whose next token could not be chosen.
+
+    Args:
+        n_tokens: number of tokens before it.
+    """
+    what = f"the language model returned NaN or infinity after {n_tokens} tokens of the answer"
+    return ItemError("not_finite", what, hint="--dtype float32, or bfloat16 on a GPU")
+
+
+def to_answer(planned: PlannedRequest, output: Continuation, stopper: Stopper) -> Answer | ItemError:
+    """Decode the generated ids into an `Answer` with status and token counts, or return the error `not_finite`."""
+    if output.finish_reason == "not_finite":
+        return not_finite_error(len(output.ids))
     text = stopper.text(output.ids)
     reason = output.finish_reason or "length"
     return Answer(

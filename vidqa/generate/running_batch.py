@@ -52,6 +52,7 @@ class RunningBatch:
         stats: updated with the work done.
         pool: created by the first prefill.
         logits: float32 [n, N] of the sequences' next tokens.
+        has_non_finite: whether K and V of some sequence had NaN or infinity.
     """
 
     model: VideoLlava
@@ -60,6 +61,7 @@ class RunningBatch:
     stats: EngineStats = field(default_factory=EngineStats)
     pool: KVPool | None = None
     logits: Tensor | None = None
+    has_non_finite: bool = False
     _graphs: StepGraphs | None = None
     _decoding_since: float | None = None  # start of the decode time that is not in `stats` yet
 
@@ -178,7 +180,7 @@ class RunningBatch:
         assert self.pool is not None
         if self.logits is not None:
             self.logits = self.logits[to_device(slots, self.logits.device)]
-        return self.pool.keep(slots, prefixes)
+        return self.pool.keep(slots, prefixes, clear=self.has_non_finite)
 
     @property
     def kv_bytes_per_position(self) -> int:

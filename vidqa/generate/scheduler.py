@@ -110,7 +110,7 @@ class Scheduler:
         if batch.static_shapes:
             # The device runs the next step while the host processes these tokens. For a finished sequence that step is
             # wasted.
-            batch.decode_step(picked, count=False)
+            batch.decode_step(picked.clamp(min=0), count=False)
         for sequence, token in zip(self._running, tokens(), strict=True):
             sequence.output.append(token, self._criteria, sequence.planned.max_new_tokens)
         running = [sequence.output.finish_reason is None for sequence in self._running]
@@ -160,6 +160,7 @@ class Scheduler:
 
     def _evict_all_but(self, slots: Sequence[int], batch: RunningBatch) -> None:
         """Evict all other sequences; prefixes stay in the KV cache while requests wait for them."""
+        batch.has_non_finite |= any(sequence.output.finish_reason == "not_finite" for sequence in self._running)
         self._running = [self._running[slot] for slot in slots]
         needed = {group.prefix for group in self._groups.values() if group.waiting and group.prefix is not None}
         moved = batch.keep(slots, needed)

@@ -20,13 +20,16 @@ class Stopper:
         self._tokenizer = tokenizer
         self._answer_prefixes = tuple(answer_prefixes)
         self._stops = tuple(dict.fromkeys(s for s in stops if s))
+        # The decoder removes special tokens, so a stop string that contains one is looked for before that.
+        self._special = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
+        self._special_stops = tuple(s for s in self._stops if any(token in s for token in self._special))
         # A stop string of n characters is within the last n tokens if every token has at least one character. Some have
         # none (parts of a character in byte fallback), hence the factor and the margin.
         self._window = 4 * max((len(s) for s in self._stops), default=0) + 4
 
     def text(self, ids: Sequence[int]) -> str:
         """Decode an answer, cut at the first stop string and stripped of surrounding whitespace."""
-        text = self._without_prefixes(self._decode(ids))
+        text = self._without_prefixes(self._decode(ids) if not self._special_stops else self._until_special_stop(ids))
         cuts = [at for s in self._stops if (at := text.find(s)) >= 0]
         return (text[: min(cuts)] if cuts else text).strip()
 
@@ -34,7 +37,10 @@ class Stopper:
         """Return True if the newest token completes a stop string."""
         if not self._stops:
             return False
-        tail = self._decode(ids[-self._window :])
+        newest = ids[-self._window :]
+        if self._special_stops and any(s in self._decode(newest, False) for s in self._special_stops):
+            return True
+        tail = self._decode(newest)
         if self._answer_prefixes and any(s in tail for s in self._stops):
             tail = self._without_prefixes(self._decode(ids))
         return any(s in tail for s in self._stops)
@@ -48,8 +54,19 @@ class Stopper:
             text = text[len(prefix) :]
         return text
 
-    def _decode(self, ids: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+    def _until_special_stop(self, ids: Sequence[int]) -> str:
+        """Decode an answer, cut at the first stop string with special tokens."""
+        text = self._decode(ids, False)
+        cuts = [at for s in self._special_stops if (at := text.find(s)) >= 0]
+        if not cuts:
+            return self._decode(ids)
+        text = text[: min(cuts)]
+        for token in self._special:
+            text = text.replace(token, "")
+        return text
+
+    def _decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
 
 def eos_ids(llm: Any, tokenizer: Any, stops: Sequence[str]) -> frozenset[int]:
@@ -58,11 +75,10 @@ def eos_ids(llm: Any, tokenizer: Any, stops: Sequence[str]) -> frozenset[int]:
     Args:
         llm: a causal LLM; its generation config may list end-of-sequence ids.
         tokenizer: the LLM's tokenizer, with its own end-of-sequence id.
-        stops: stop strings; those that consist of one special token are matched by id.
+        stops: stop strings; those that are one added token, flagged as special or not, are matched by id.
     """
     config = getattr(llm, "generation_config", None)
     named = getattr(config, "eos_token_id", None)
     ids = {*(named if isinstance(named, (list, tuple)) else [named]), tokenizer.eos_token_id}
-    special = set(tokenizer.all_special_tokens)
-    ids |= {tokenizer.convert_tokens_to_ids(s) for s in stops if s in special}
+    ids |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.content in stops}
     return frozenset(i for i in ids if i is not None)

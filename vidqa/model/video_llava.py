@@ -9,6 +9,7 @@ layers below `vidqa.model`.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -47,6 +48,8 @@ class VideoLlava(nn.Module):
         self.tokenizer = tokenizer
         self.chat = chat
         self.context = context
+        #: Held by whoever runs the model: generation replaces its attention function for a moment.
+        self.lock = threading.RLock()
 
     @property
     def device(self) -> torch.device:

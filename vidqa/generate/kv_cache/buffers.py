@@ -81,6 +81,11 @@ class KVBuffers:
         for buffer in self._prefix_blocks:
             buffer[:, self._rows(buffer, new), :n] = buffer[:, self._rows(buffer, old), :n]
 
+    def clear_suffix(self, slot: int) -> None:
+        """Write zeros into one slot's suffix."""
+        for buffer in self._suffix_blocks:
+            buffer[:, slot] = 0
+
     def clear_prefix(self, prefix: int, start: int, end: int) -> None:
         """Write zeros into the positions from `start` to `end` of a prefix."""
         for buffer in self._prefix_blocks:

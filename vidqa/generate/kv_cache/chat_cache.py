@@ -64,6 +64,11 @@ class ChatKVCache:
             embeds = self._model.embed_prompt(Prompt(ids[-1:], longer.slots[-1:]))
         return self._run(longer, embeds)
 
+    def clear(self) -> None:
+        """Drop the sequence and its K and V."""
+        self._cache = new_cache(self._model.llm)
+        self._tokens = Prompt(np.empty(0, np.int64), np.empty(0, np.bool_))
+
     def truncate(self) -> None:
         """Drop K and V past the sequence: those of a replaced prompt, or of an interrupted step."""
         n = len(self._tokens.ids)

@@ -91,16 +91,20 @@ class KVPool:
             n = self.prefix_lengths[prefix]
             self._buffers.store_prefix(layer_idx, prefix, key[row, :, :n], value[row, :, :n])
 
-    def keep(self, slots: Sequence[int], prefixes: Collection[int] = ()) -> dict[int, int]:
+    def keep(self, slots: Sequence[int], prefixes: Collection[int] = (), clear: bool = False) -> dict[int, int]:
         """Evict all other sequences, and the prefixes without a sequence.
 
         Args:
             slots: slots of the sequences to keep, in their new order (see `packed`).
             prefixes: prefixes to keep even without a sequence.
+            clear: write zeros over what is evicted, because it has NaN or infinity: other sequences read it with weight
+                0, but 0 times NaN is NaN.
 
         Returns:
             Old index -> new index of each prefix that is kept.
         """
+        for slot in set(range(len(self.prefix_of))).difference(slots) if clear else ():
+            self._buffers.clear_suffix(slot)
         for new, old in enumerate(slots):
             if old != new:
                 self._buffers.move_suffix(old, new, self.next_columns[old])
@@ -111,6 +115,8 @@ class KVPool:
         self.next_columns = [self.next_columns[old] for old in slots]
         n_prefixes = len(self.prefix_lengths)
         order = packed([prefix in self.prefix_of or prefix in prefixes for prefix in range(n_prefixes)])
+        for prefix in set(range(n_prefixes)).difference(order) if clear else ():
+            self._buffers.clear_prefix(prefix, 0, self.prefix_lengths[prefix])
         for new, old in enumerate(order):
             if old != new:
                 self._buffers.move_prefix(old, new, self.prefix_lengths[old])

@@ -7,7 +7,9 @@ Scope: settings only. The parts are not opened and torch is not imported.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any, Literal
 
 from vidqa.encoders.preprocess import PreprocessSpec
@@ -185,6 +187,41 @@ class PromptSpec:
         get_format(self.format, self.system)
 
 
+def decoding_problems(max_new_tokens: Any, temperature: Any, top_p: Any, stop: Any) -> list[str]:
+    """Check decoding settings.
+
+    Args:
+        max_new_tokens: a whole number of at least 1.
+        temperature: a finite number of at least 0.
+        top_p: a number above 0 and at most 1.
+        stop: a list or tuple of strings.
+
+    Returns:
+        One sentence per problem.
+    """
+    problems = []
+    if not _is_number(max_new_tokens, Integral) or max_new_tokens < 1:
+        problems.append(f"max_new_tokens must be a whole number of at least 1, got {max_new_tokens!r:.80}")
+    if not _is_number(temperature, Real) or not 0 <= _as_float(temperature) < math.inf:
+        problems.append(f"temperature must be a number of 0 or more, got {temperature!r:.80}")
+    if not _is_number(top_p, Real) or not 0 < top_p <= 1:
+        problems.append(f"top_p must be a number above 0 and at most 1, got {top_p!r:.80}")
+    if not isinstance(stop, list | tuple) or not all(isinstance(text, str) for text in stop):
+        problems.append(f"stop must be a list of strings, got {stop!r:.80}")
+    return problems
+
+
+def _as_float(value: Real) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return math.inf
+
+
+def _is_number(value: Any, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
 @dataclass(frozen=True)
 class GenerationSpec:
     """The model's default decoding settings."""
@@ -195,9 +232,8 @@ class GenerationSpec:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _at_least_one(self, "max_new_tokens")
-        if not (self.temperature >= 0 and 0 < self.top_p <= 1):
-            raise ValueError(f"need temperature >= 0 and 0 < top_p <= 1, got {self.temperature=} {self.top_p=}")
+        if problems := decoding_problems(self.max_new_tokens, self.temperature, self.top_p, self.stop):
+            raise ValueError("; ".join(problems))
 
 
 @dataclass(frozen=True)
