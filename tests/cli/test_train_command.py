@@ -64,7 +64,7 @@ TWO_STAGES = '[[stage]]\nkind = "connector"\nsteps = 3\n[[stage]]\nkind = "instr
 
 def losses(out):
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [(line["stage"], line["step"], line["loss"], line["lr"]) for line in lines]
+    return [(line["stage"], line["step"], line["loss"], line["lr"]) for line in lines if line["step"]]
 
 
 def test_two_stages_train_a_model_that_answers(vidqa, recipe, tmp_path, clips, tiny_bundle):
@@ -86,6 +86,7 @@ def test_two_stages_train_a_model_that_answers(vidqa, recipe, tmp_path, clips, t
 
     samples = pl.read_parquet(out / "samples.parquet")
     assert samples.group_by("stage", "step").len().sort("stage", "step").rows() == [
+        (1, 0, 2),
         (1, 2, 2),
         (1, 3, 2),
         (2, 2, 2),
@@ -121,7 +122,7 @@ def test_held_out_loss_and_result_use_the_chat_format_of_the_stage(vidqa, recipe
         done = vidqa("train", recipe(stages=asked, more=more), "--out", out)
         assert done.code == 0, done.err
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-        held_out[prompt] = [line["eval_loss"] for line in lines]
+        held_out[prompt] = [line["eval_loss"] for line in lines if line["step"]]
         assert json.loads((out / "bundle.json").read_text())["prompt"]["format"] == prompt
     first, second = zip(*held_out.values(), strict=True)
     assert first[0] == first[1]  # both were trained on plain captions
@@ -466,7 +467,10 @@ def test_held_out_losses_are_printed_at_once(vidqa, recipe, tmp_path):
     done = vidqa("train", recipe(more=f"{more}\n[logging]\nlogging_steps = 50"), "--out", tmp_path / "o")
     assert done.code == 0, done.err
     printed = [line for line in done.err.splitlines() if "held-out loss" in line and line.startswith("connector: ")]
-    assert [line.split(",")[0] for line in printed] == ["connector: step 2/3", "connector: step 3/3"]
+    assert [line.split(",")[0] for line in printed[1:]] == ["connector: step 2/3", "connector: step 3/3"]
+    first = json.loads((tmp_path / "o/metrics.jsonl").read_text().splitlines()[0])
+    assert (first["step"], first["loss"]) == (0, None)
+    assert printed[0] == f"connector: held-out loss before training {first['eval_loss']:.4f}"
 
 
 def test_without_matplotlib_plots_are_skipped_with_a_note(vidqa, recipe, tmp_path, monkeypatch):
@@ -516,7 +520,7 @@ def test_the_check_reports_the_disk_space_that_training_requires(vidqa, recipe, 
     assert 0 < connector < both and held_out is None
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=1 << 40, free=both - 1))
     checked = vidqa("train", path, "--check-data", "--out", tmp_path / "o")
-    assert checked.code == 0 and checked.out.count("free on the disk of the run: NOT ENOUGH") == 1, checked.out
+    assert checked.code == 1 and checked.out.count("free on the disk of the run: NOT ENOUGH") == 1, checked.out
     stopped = vidqa("train", path, "--out", tmp_path / "run")
     assert stopped.code == 1 and "not enough disk space for 2 checkpoints and the model" in stopped.err, stopped.err
 
@@ -530,6 +534,39 @@ def test_an_impossible_export_is_rejected_before_anything_is_written(vidqa, reci
     where = "--set output.transformers=true: " if as_option else f"{path}:14: "
     assert rejected.code == 2 and f"{where}`output.transformers`: video.onnx: this encoder has temporal" in rejected.err
     assert "try: transformers = false" in rejected.err and not (tmp_path / "o").exists()
+    checked = vidqa("train", path, *options, "--set", "model.base=demo", "--out", tmp_path / "o", "--check-data")
+    assert (checked.code, checked.err) == (2, rejected.err) and not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ("stage.1.train=['temporal']", "stage connector: this model has no weights for temporal"),
+        ("hardware.precision=fp16", 'hardware.precision = "fp16" requires a GPU'),
+    ],
+)
+def test_the_check_refuses_what_training_refuses(vidqa, recipe, tmp_path, settings, words):
+    for check in ([], ["--check-data"]):
+        refused = vidqa("train", recipe(), "--set", settings, "--out", tmp_path / "o", *check)
+        assert refused.code == 2 and words in refused.err, refused.err
+        assert not (tmp_path / "o").exists()
+
+
+def test_a_run_needs_a_folder_of_its_own(vidqa, recipe, tmp_path, clips):
+    before = sorted(clips.rglob("*"))
+    for check in ([], ["--check-data"], ["--resume", "never"]):
+        refused = vidqa("train", recipe(), "--out", clips, *check)
+        assert refused.code == 2 and "clips contains other files (a.mp4, b.mp4, deeper); a training run" in refused.err
+    assert sorted(clips.rglob("*")) == before
+
+
+def test_the_batch_size_alone_is_enough(vidqa, recipe, tmp_path):
+    done = vidqa("train", recipe(), "--set", "stage.1.batch_size=3", "--out", tmp_path / "refused")
+    assert done.code == 2 and "not a multiple of `per_device_batch_size` 2" in done.err
+    path = recipe(stages='[[stage]]\nkind = "connector"\nbatch_size = 3\nsteps=1')
+    path.write_text(path.read_text().replace("batch_size = 2\nper_device_batch_size = 2\n", ""))
+    done = vidqa("train", path, "--out", tmp_path / "o")
+    assert done.code == 0 and "| 1 x 3 |" in (tmp_path / "o/report.md").read_text(), done.err
 
 
 REWRITES = (

@@ -85,10 +85,14 @@ class Connector(nn.Module):
         if bad := [x.shape[-1] for x in media if x.shape[-1] != self.in_size]:
             raise ValueError(f"the connector takes tokens of width {self.in_size}, got {bad[0]}")
         compressor = self.compressor
+        if not media:
+            return []
         if compressor is None or compressor.before_projector:
-            flat = [(x.flatten(0, 1) if compressor is None else compressor(x)) for x in media]
+            with torch.autocast(media[0].device.type, enabled=False):  # which cannot join float16 tensors on a CPU
+                flat = [(x.flatten(0, 1) if compressor is None else compressor(x)) for x in media]
+                joined = torch.cat(flat).to(dtype)
             # One matmul for all media; the split undoes the concatenation.
-            return list(self(torch.cat(flat).to(dtype)).split([len(x) for x in flat])) if flat else []
+            return list(self(joined).split([len(x) for x in flat]))
         return [compressor(self(x.to(dtype))) for x in media]
 
 

@@ -30,10 +30,11 @@ from vidqa.train.data.rejects import write_rejects
 from vidqa.train.data.tokenize import RecordTokenizer
 from vidqa.train.data.unseen_pairs import IgnoredTokens, UnseenPairs
 from vidqa.train.outputs.plots import NO_MATPLOTLIB, has_matplotlib, save_figure, token_histogram
+from vidqa.train.outputs.run_dir import require_own_folder
 from vidqa.train.recipe.definition import Recipe, Stage
-from vidqa.train.recipe.load import read_recipe
-from vidqa.train.recipe.requirements import disk_bytes
-from vidqa.train.stage.stage import chat_format_of, check_chat_formats, plan_stage
+from vidqa.train.recipe.load import read_recipe, where_set
+from vidqa.train.recipe.requirements import check_base, check_machine, disk_bytes
+from vidqa.train.stage.stage import chat_format_of, plan_stage
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,11 @@ class StageCheck:
     plan: BatchPlan | None  # of the stage; None for the held-out file
     disk: DiskSpace
 
+    @property
+    def passes(self) -> bool:
+        """Whether training can use the data, and the disk of the run has space for the stage."""
+        return self.data.passes and (self.disk.checkpoints is None or self.disk.checkpoints <= self.disk.disk_free)
+
     def as_text(self) -> str:
         """The report for people."""
         lines = [f"{self.name}:", *(f"  {line}" for line in self.data.lines())]
@@ -90,7 +96,7 @@ class StageCheck:
             "name": self.name,
             "records": self.data.n_records,
             "rejected": {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)},
-            "passes": self.data.passes,
+            "passes": self.passes,
             "unseen_pairs_said": dict(sorted(self.data.pairs.mentions.items())),
             "longest": int(self.data.tokens.max(initial=0)),
             "fingerprint": self.data.fingerprint,
@@ -108,6 +114,7 @@ def check(
     recipe: str | Path,
     out: str | Path | None = None,
     *,
+    device: str = "auto",
     options: RunOptions | None = None,
     overrides: Sequence[str] = (),
     reporter: Reporter = QUIET,
@@ -117,6 +124,7 @@ def check(
     Args:
         recipe: a TOML file.
         out: tables and histograms go to its subfolder `check`; None: a folder with the name of the recipe.
+        device: as for `train`.
         options: cache folder, time limit for decoding.
         overrides: as for `train`.
         reporter: receives progress.
@@ -125,15 +133,18 @@ def check(
         One result per stage, and one for the held-out file.
 
     Raises:
-        UsageError: the recipe, or a file that it names, is invalid.
+        UsageError: the recipe, or a file that it names, is invalid, or training would refuse to start.
         BundleError: the base cannot be read.
         TrainError: a stage cannot be trained with its chat format.
     """
     settings, options = read_recipe(recipe, overrides), options or RunOptions()
+    check_machine(settings, device)
+    target = Path(out or Path(recipe).stem)
+    require_own_folder(target)
     bundle = load_bundle(settings.model.base)
-    check_chat_formats(settings, bundle)
+    check_base(settings, bundle, where_set(recipe, overrides, "output", "transformers"))
     tokenizer = load_tokenizer(bundle.llm_folder)
-    folder = Path(out or Path(recipe).stem) / "check"
+    folder = target / "check"
     jobs: list[tuple[str, list[Source], Stage, bool]] = [
         (name, sources_of_stage(settings, stage), stage, True)
         for name, stage in zip(settings.stage_names(), settings.stage, strict=True)

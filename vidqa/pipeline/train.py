@@ -26,15 +26,15 @@ from vidqa.train.data.sample import MediaRef
 from vidqa.train.distributed import init_process_group, is_first, local_device, wait_for_all
 from vidqa.train.outputs.plots import NO_MATPLOTLIB, has_matplotlib
 from vidqa.train.outputs.report import RunReport, write_results
-from vidqa.train.outputs.run_dir import StageFacts, has_progress, open_run, run_identity
+from vidqa.train.outputs.run_dir import StageFacts, has_progress, open_run, require_own_folder, run_identity
 from vidqa.train.outputs.trained_bundle import InitialModel
 from vidqa.train.recipe.definition import Evaluation, Recipe, Stage
 from vidqa.train.recipe.load import read_recipe, settings_as_written, where_set
-from vidqa.train.recipe.requirements import check_deepspeed, check_device, check_exports, check_packages, check_space
+from vidqa.train.recipe.requirements import check_base, check_machine, check_space
 from vidqa.train.stage.callbacks import Interrupted
 from vidqa.train.stage.checkpoints import disk_full_as_train_error
 from vidqa.train.stage.metrics import MetricsFile
-from vidqa.train.stage.stage import StageRunner, check_chat_formats
+from vidqa.train.stage.stage import StageRunner
 
 Encode = Literal["cache", "on-the-fly"]
 
@@ -51,15 +51,16 @@ class TrainSummary:
     n_samples: int
     n_rejected: int
     seconds: float  # of training only
-    final_loss: float
+    final_loss: float | None
     eval_loss: float | None
 
     def as_text(self) -> str:
         """The summary for people."""
+        loss = "no loss" if self.final_loss is None else f"loss {self.final_loss:.4f}"
         held_out = "" if self.eval_loss is None else f", held-out loss {self.eval_loss:.4f}"
         return (
             f"{self.n_steps} steps over {self.n_samples} samples in {self.seconds:.0f} s, {self.n_rejected} rejected, "
-            f"loss {self.final_loss:.4f}{held_out}\nmodel written to {self.out}; use it with --model {self.out}"
+            f"{loss}{held_out}\nmodel written to {self.out}; use it with --model {self.out}"
         )
 
 
@@ -98,10 +99,9 @@ def train(
         VidqaError: the base or the cache cannot be used.
     """
     settings = read_recipe(recipe, overrides)
-    check_packages(settings)
-    check_deepspeed(settings)
-    check_device(settings, local_device(device))
+    check_machine(settings, device)
     target = Path(out or Path(recipe).stem)
+    require_own_folder(target)
     init_process_group(device)
     reporter = reporter if is_first() else Reporter(level=0, style="none", stop=reporter.stop)
     with FileLock(target) if is_first() else nullcontext():
@@ -137,8 +137,7 @@ class _Run:
         self.overrides = tuple(overrides)
         self.settings = settings_as_written(recipe, file, overrides)  # now, because the file may change during the run
         bundle = load_bundle(recipe.model.base)
-        check_exports(recipe, bundle, where_set(file, overrides, "output", "transformers"))
-        check_chat_formats(recipe, bundle)
+        check_base(recipe, bundle, where_set(file, overrides, "output", "transformers"))
         self.loaded = LoadedModel(bundle, device, reporter=reporter)
         self.initial = InitialModel(bundle, recipe.model.connector == "reinitialize", recipe.seed)
         self.device = local_device(device)

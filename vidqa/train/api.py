@@ -151,4 +151,5 @@ def train_stage(
         report=report,
     )
     result = trainer.run()
+    assert result.mean_loss is not None  # a sample without targets raises an error here
     return {"train_loss": result.mean_loss, "train_runtime": result.seconds, "steps": float(result.n_steps)}

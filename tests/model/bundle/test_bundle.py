@@ -472,3 +472,15 @@ def test_loading_a_bundle_imports_no_torch(folder: Path) -> None:
     )
     out = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_a_model_made_from_the_demo_does_not_inherit_its_notice(tmp_path: Path) -> None:
+    demo = load_bundle("demo")
+    assert demo.notice and "demo" in demo.notice
+    copy, other = tmp_path / "copy", tmp_path / "other"
+    for folder in (copy, other):
+        shutil.copytree(demo.folder, folder)
+    edit(other, lambda data: data["prompt"].update(system="Answer briefly."))
+    assert load_bundle(copy).notice == demo.notice and load_bundle(other).notice is None
+    edit(other, lambda data: data.update(notice="Only for tests."))
+    assert load_bundle(other).notice == "Only for tests."

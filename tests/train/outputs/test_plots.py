@@ -10,7 +10,11 @@ BLUE, RED = (31 / 255, 119 / 255, 180 / 255, 1.0), (214 / 255, 39 / 255, 40 / 25
 
 
 def lines(*stages):
-    return [{"stage": n, "name": f"s{n}", "loss": loss} for n, losses in enumerate(stages, start=1) for loss in losses]
+    return [
+        {"stage": n, "name": f"s{n}", "step": step, "loss": loss}
+        for n, losses in enumerate(stages, start=1)
+        for step, loss in enumerate(losses, start=1)
+    ]
 
 
 def bars(figure):
@@ -24,28 +28,32 @@ def legend(figure):
     return [text.get_text() for text in found.get_texts()] if found else []
 
 
-def test_the_running_mean_of_a_short_stage_follows_it_and_restarts_with_the_next():
+def test_the_running_mean_of_a_short_stage_follows_it():
     falling = [4.0 * 0.7**n for n in range(12)]
-    means = running_mean(lines(falling, [9.0, 9.0]))
-    assert means[0] == falling[0] and means[12:] == [9.0, 9.0]
+    means = running_mean(falling)
+    assert means[0] == falling[0] and running_mean([9.0, 9.0]) == [9.0, 9.0]
     assert falling[11] < means[11] < falling[6]  # it lags a few of the twelve steps
 
 
 def test_the_running_mean_of_a_long_stage_hides_single_steps():
-    means = running_mean(lines([1.0 + n % 2 for n in range(400)]))
+    means = running_mean([1.0 + n % 2 for n in range(400)])
     assert means[200:] == pytest.approx([1.5] * 200, abs=0.03)
 
 
 def test_loss_curves_have_axes_a_legend_and_the_start_of_each_stage(tmp_path):
-    metrics = lines([3.0, 2.0, 1.0], [0.5, 0.4])
-    metrics[2]["eval_loss"], metrics[4]["eval_loss"] = 1.5, 0.6
+    before = {"stage": 1, "name": "s1", "step": 0, "loss": None, "eval_loss": 2.5}
+    metrics = [before, *lines([3.0, 2.0, 1.0], [None, 0.5, 0.4])]
+    metrics[3]["eval_loss"], metrics[6]["eval_loss"] = 1.5, 0.6
     figure = loss_curves(metrics)
     (axes,) = figure.axes
     assert axes.get_xlabel() == "step, over all stages" and axes.get_ylabel() == "loss per token"
-    assert legend(figure) == ["loss", "loss, running mean", "held-out loss"]
+    assert legend(figure) == ["loss of each step", "running mean of the loss", "held-out loss"]
     assert [text.get_text() for text in axes.texts] == ["1 s1", "2 s2"] and axes.get_xlim()[0] == 0
     steps, losses = axes.lines[0].get_data()
     assert list(steps) == [1, 2, 3] and list(losses) == [3.0, 2.0, 1.0]
+    first, second = ([line for line in axes.lines if line.get_linestyle() == "--"][n].get_data() for n in (0, 1))
+    assert [list(first[0]), list(second[0])] == [[0, 3], [6]]  # the first point is the model before training
+    assert list(axes.lines[4].get_xdata()) == [5, 6]  # the fourth step has no loss, because its samples were rejected
     assert Image.open(save_figure(tmp_path / "curves.png", figure)).size == (960, 480)
 
 

@@ -83,7 +83,6 @@ def test_a_former_key_is_rejected_with_its_new_name(tmp_path, table, old, new):
 
 
 def test_a_former_key_has_no_follow_up_errors(tmp_path):
-    """`batch_size` 8 is not a multiple of the default of `per_device_batch_size`."""
     path = write(tmp_path, GOOD.replace('"instruct"', '"instruct"\nbatch_size = 8\nper_device = 4'))
     with pytest.raises(UsageError) as error:
         read_recipe(path)
@@ -180,6 +179,11 @@ def test_inconsistencies_are_reported(tmp_path, change, line, words):
     problems = [one for one in str(error.value).splitlines() if words in one]
     assert problems, error.value
     assert problems[0].startswith(f"{path}:{line}: "), problems
+
+
+def test_the_default_per_device_batch_size_fits_any_batch_size(tmp_path):
+    path = write(tmp_path, GOOD.replace('"instruct"', '"instruct"\nbatch_size = 4'))
+    assert read_recipe(path).stage[-1].batch_size == 4
 
 
 def test_the_shipped_recipes_are_valid(monkeypatch):

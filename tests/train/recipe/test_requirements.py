@@ -6,7 +6,7 @@ import pytest
 
 from vidqa.errors import UsageError
 from vidqa.train.recipe.definition import Recipe
-from vidqa.train.recipe.requirements import check_deepspeed
+from vidqa.train.recipe.requirements import check_deepspeed, check_machine
 
 
 def recipe(path):
@@ -37,3 +37,11 @@ def test_other_configurations_pass(tmp_path, zero):
     path = tmp_path / "zero.json"
     path.write_text(json.dumps({"zero_optimization": zero}))
     check_deepspeed(recipe(path))
+
+
+def test_fp16_on_a_cpu_is_refused_instead_of_training_in_float32(tmp_path):
+    words = {"model": {"base": "demo"}, "data": [{"file": "d.json"}], "stage": [{"kind": "connector"}]}
+    for precision in ("auto", "fp32", "bf16"):
+        check_machine(Recipe.model_validate(words | {"hardware": {"precision": precision}}), "cpu")
+    with pytest.raises(UsageError, match='"fp16" requires a GPU'):
+        check_machine(Recipe.model_validate(words | {"hardware": {"precision": "fp16"}}), "cpu")

@@ -99,7 +99,14 @@ def _check(recipe: str, context: CliContext, flags: dict[str, Any]) -> int:
     from vidqa.pipeline.check_data import check
 
     overrides = flags.get("overrides") or ()
-    found = check(recipe, flags.get("out"), options=context.options, overrides=overrides, reporter=context.reporter)
+    found = check(
+        recipe,
+        flags.get("out"),
+        device=flags.get("device") or "auto",
+        options=context.options,
+        overrides=overrides,
+        reporter=context.reporter,
+    )
     for one in found:
         click.echo(as_json(one.as_dict()) if context.as_json else one.as_text())
-    return EXIT_OK if all(one.data.passes for one in found) else EXIT_FAILED
+    return EXIT_OK if all(one.passes for one in found) else EXIT_FAILED

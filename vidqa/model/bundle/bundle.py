@@ -105,6 +105,16 @@ class Bundle:
             }
         )
 
+    @property
+    def notice(self) -> str | None:
+        """The notice for users of this model. A model made from the demo model does not inherit that of the demo."""
+        notice = self.spec.notice
+        if notice and self.folder != DEMO and "demo" in built_in_bundles():
+            demo = load_bundle(DEMO)
+            if notice == demo.spec.notice and self.model_id != demo.model_id:
+                return None
+        return notice
+
     def verify(self) -> list[str]:
         """Read all parts and compare their digests.
 

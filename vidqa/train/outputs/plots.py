@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,51 +45,50 @@ def loss_curves(lines: Sequence[Mapping[str, Any]]) -> Any:
 
     Returns:
         A matplotlib Figure: the loss of each step, its running mean, held-out losses, and where each stage starts.
+        Steps without a loss, because all of their samples were rejected, are left out.
     """
     figure, axes = _new_figure()
-    means = running_mean(lines)
+    before = 0  # steps of the previous stages
     for stage in dict.fromkeys(line["stage"] for line in lines):
-        numbers = [n for n, line in enumerate(lines) if line["stage"] == stage]
-        steps = [n + 1 for n in numbers]
-        evaluated = [n for n in numbers if "eval_loss" in lines[n]]
-        label = {"loss": "loss", "mean": "loss, running mean", "held-out": "held-out loss"} if numbers[0] == 0 else {}
-        losses = [float(lines[n]["loss"]) for n in numbers]
-        axes.plot(steps, losses, color=_OK, alpha=0.35, linewidth=1, label=label.get("loss"))
-        axes.plot(steps, [means[n] for n in numbers], color=_OK, linewidth=2, label=label.get("mean"))
+        own = [line for line in lines if line["stage"] == stage]
+        with_loss = [line for line in own if line["loss"] is not None]
+        evaluated = [line for line in own if "eval_loss" in line]
+        losses = [float(line["loss"]) for line in with_loss]
+        steps = [before + line["step"] for line in with_loss]
+        axes.plot(steps, losses, color=_OK, alpha=0.35, linewidth=1, label="loss of each step")
+        axes.plot(steps, running_mean(losses), color=_OK, linewidth=2, label="running mean of the loss")
         if evaluated:
-            held_out = [float(lines[n]["eval_loss"]) for n in evaluated]
-            points = [n + 1 for n in evaluated]
-            axes.plot(points, held_out, color=_OVER, marker="o", linestyle="--", label=label.get("held-out"))
-        axes.axvline(numbers[0], color="0.4", linewidth=1)
+            points = [before + line["step"] for line in evaluated]
+            held_out = [float(line["eval_loss"]) for line in evaluated]
+            axes.plot(points, held_out, color=_OVER, marker="o", linestyle="--", label="held-out loss")
+        axes.axvline(before, color="0.4", linewidth=1)
         axes.annotate(
-            f"{stage} {lines[numbers[0]]['name']}",
-            (numbers[0], 1),
+            f"{stage} {own[0]['name']}",
+            (before, 1),
             xycoords=("data", "axes fraction"),
             xytext=(4, -4),
             textcoords="offset points",
             va="top",
         )
+        before += own[-1]["step"]
     axes.set(xlabel="step, over all stages", ylabel="loss per token", ylim=(0, None))
-    axes.set_xlim(0, max(1, 1.01 * len(lines)))
+    axes.set_xlim(0, max(1, 1.01 * before))
     if lines:
         _legend_above(axes)
     return figure
 
 
-def running_mean(lines: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Compute the exponential running mean of the losses of each stage.
+def running_mean(losses: Sequence[float]) -> list[float]:
+    """Compute the exponential running mean of the losses of one stage.
 
     Args:
-        lines: lines of metrics.jsonl.
+        losses: one number for each step.
     """
     means: list[float] = []
-    n_before = 0
-    n_steps = Counter(line["stage"] for line in lines)
-    for n, line in enumerate(lines):
-        n_before = 0 if n == 0 or line["stage"] != lines[n - 1]["stage"] else n_before + 1
-        mean = means[-1] if n_before else 0.0
-        weight = max(_SMOOTHING, _FIFTH / n_steps[line["stage"]], 1 / (n_before + 1))
-        means.append(mean + min(1.0, weight) * (float(line["loss"]) - mean))
+    for n, loss in enumerate(losses):
+        mean = means[-1] if means else 0.0
+        weight = max(_SMOOTHING, _FIFTH / len(losses), 1 / (n + 1))
+        means.append(mean + min(1.0, weight) * (loss - mean))
     return means
 
 
@@ -170,4 +168,15 @@ def _new_figure() -> tuple[Any, Any]:
 
 
 def _legend_above(axes: Any) -> None:
-    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False, borderaxespad=0.2)
+    """Add a legend above the axes, with one entry for all lines that have the same label."""
+    handles, labels = axes.get_legend_handles_labels()
+    unique = dict(zip(reversed(labels), reversed(handles), strict=True))  # the first line of each label
+    axes.legend(
+        [unique[label] for label in dict.fromkeys(labels)],
+        list(dict.fromkeys(labels)),
+        loc="lower right",
+        bbox_to_anchor=(1, 1),
+        ncols=3,
+        frameon=False,
+        borderaxespad=0.2,
+    )

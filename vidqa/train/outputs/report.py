@@ -146,7 +146,7 @@ def _stage_row(stage: StageFacts) -> dict[str, str]:
         "time": f"{stage.seconds:.1f} s",
         "tokens/s": f"{rate:.0f}",
         "peak memory": human_bytes(stage.peak_bytes),
-        "final loss": f"{stage.final_loss:.4f}",
+        "final loss": "none" if stage.final_loss is None else f"{stage.final_loss:.4f}",
         "held-out loss": "" if stage.eval_loss is None else f"{stage.eval_loss:.4f}",
     }
 

@@ -38,6 +38,8 @@ _NOT_IDENTITY: dict[str, Any] = {
     "data": {"__all__": {"file", "media"}},  # likewise
     "stage": {"__all__": {"per_device_batch_size"}},
 }
+#: What a folder may contain before a run: the results of `--check-data`, and a work folder that a kill left empty.
+_BEFORE_A_RUN = ("check", "work")
 _MAX_CHANGES = 6  # shown in an error message
 
 
@@ -54,7 +56,7 @@ class StageFacts:
     peak_bytes: int  # peak memory of the GPU or of the process
     per_device: int  # batch size per device
     processes: int
-    final_loss: float
+    final_loss: float | None  # of the last step that has a loss; None if all samples were rejected
     eval_loss: float | None
     rejects: Mapping[str, int]
 
@@ -121,6 +123,23 @@ def _override_changes(before: Sequence[str], now: Sequence[str]) -> list[str]:
         return " ".join(f"--set {shlex.quote(printable(one))}" for one in overrides) or "no --set"
 
     return [f"it was started with {options(before)}; this is {options(now)}"]
+
+
+def require_own_folder(out: Path) -> None:
+    """Check that a run may write to a folder: it is new or empty, or it has a run already.
+
+    Raises:
+        UsageError: `out` is a file, or contains other files.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is not a folder", hint="another --out")
+    if not out.is_dir() or (out / "work" / _RUN).exists():
+        return
+    if others := sorted(path.name for path in out.iterdir() if path.name not in _BEFORE_A_RUN):
+        some = ", ".join(map(printable, others[:3])) + (" ..." if len(others) > 3 else "")
+        raise UsageError(
+            f"{out} contains other files ({some}); a training run needs a folder of its own", hint="another --out"
+        )
 
 
 def has_progress(work: Path) -> bool:

@@ -61,7 +61,8 @@ def _stage_problems(stage: Stage, titles: list[str], hardware: Hardware) -> Iter
         yield "unseen_pairs", "a `language` stage trains on text only, where no pair is ignored"
     if stage.connector_learning_rate and not {"connector", "projector", "temporal"} & parts:
         yield "connector_learning_rate", "`connector_learning_rate` is set, but the connector is not trained"
-    if isinstance(per_device, int) and stage.batch_size and stage.batch_size % per_device:
+    is_set = "per_device_batch_size" in stage.model_fields_set  # the default is lowered until it fits
+    if is_set and isinstance(per_device, int) and stage.batch_size and stage.batch_size % per_device:
         problem = f"`batch_size` {stage.batch_size} is not a multiple of `per_device_batch_size` {per_device}"
         yield "per_device_batch_size", problem
     if stage.embedding_tokens and (hardware.fsdp or hardware.deepspeed):

@@ -153,7 +153,7 @@ class Stage(ConfigModel):
 
 
 class Evaluation(ConfigModel):
-    """`[eval]`: a held-out file, evaluated every `eval_steps` steps and at the end of each stage."""
+    """`[eval]`: a held-out file, evaluated before training, every `eval_steps` steps, and after each stage."""
 
     file: str = Field(min_length=1)
     media: str | None = None

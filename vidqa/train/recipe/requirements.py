@@ -6,12 +6,40 @@ import json
 import math
 from pathlib import Path
 
+import torch
+
 from vidqa.common.extras import install_hint, is_installed, missing_package
 from vidqa.errors import UsageError, VidqaError
-from vidqa.model.bundle.bundle import Bundle
+from vidqa.model.bundle.bundle import ADAPTER_FOLDER, Bundle
+from vidqa.model.connector import build_connector
+from vidqa.model.llm import load_tokenizer
+from vidqa.model.lora import attach_lora
+from vidqa.model.video_llava import VideoLlava
+from vidqa.prompts.chat_formats import get_format
+from vidqa.train.distributed import local_device, split_batch
 from vidqa.train.outputs.hf_export import exportable
 from vidqa.train.recipe.definition import Recipe, Stage
 from vidqa.train.stage.checkpoints import folder_bytes, require_disk_space
+from vidqa.train.stage.stage import check_chat_formats
+from vidqa.train.stage.trainable import set_trainable
+
+
+def check_machine(recipe: Recipe, device: str) -> None:
+    """Check everything that does not depend on the base: packages, DeepSpeed, device, number of processes.
+
+    Args:
+        recipe: recipe of the run.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        UsageError: the machine does not meet the needs of the recipe.
+        DeviceError: the device was requested by name and is not available.
+    """
+    check_packages(recipe)
+    check_deepspeed(recipe)
+    check_device(recipe, local_device(device))
+    for stage in recipe.stage:
+        split_batch(stage, 1)
 
 
 def check_packages(recipe: Recipe) -> None:
@@ -79,6 +107,8 @@ def check_device(recipe: Recipe, device: str) -> None:
         for key, value in (("fsdp", hardware.fsdp), ("deepspeed", hardware.deepspeed))
         if value
     ]
+    if hardware.precision == "fp16":  # accelerate would train in float32 without a word
+        problems.append('hardware.precision = "fp16" requires a GPU; a CPU trains in "fp32" or "bf16"')
     problems += [
         f"stage {stage.title}: lora.quantize requires a GPU"
         for stage in recipe.stage
@@ -115,21 +145,44 @@ def disk_bytes(recipe: Recipe, stage: Stage, base: Bundle) -> int:
     return 12 * n_trainable * (recipe.output.save_total_limit + 1) + folder_bytes(base.folder)
 
 
-def check_exports(recipe: Recipe, base: Bundle, where: str) -> None:
-    """Check that the model can be exported to every requested format, before days of training rather than after.
+def check_base(recipe: Recipe, base: Bundle, where: str) -> None:
+    """Check that the base can be trained and exported as the recipe asks, before days of training rather than after.
 
     Args:
         recipe: recipe of the run.
-        base: the base model.
+        base: the base model. Its weights are not read, except to export it.
         where: file and line, or the override, that sets `output.transformers`.
 
     Raises:
-        UsageError: an export is not possible; the message has the reason.
+        UsageError: the base lacks a part that a stage trains, has an adapter already, or cannot be exported.
+        TrainError: a stage cannot be trained with its chat format.
+        VidqaError: no layer has a name that LoRA names.
     """
-    if not recipe.output.transformers:
-        return
-    try:
-        exportable(base)
-    except VidqaError as error:
-        hint = "transformers = false; the model for --model and export/mm_projector.bin are written in any case"
-        raise UsageError(f"{where}: `output.transformers`: {error.what}", hint=error.hint or hint) from error
+    with_lora = any(stage.lora for stage in recipe.stage)
+    if with_lora and not recipe.output.merge_lora and (base.llm_folder / ADAPTER_FOLDER).is_dir():
+        raise UsageError(f"{base.folder} already has an adapter", hint="output.merge_lora = true")
+    if recipe.output.transformers:
+        try:
+            exportable(base)
+        except VidqaError as error:
+            hint = "transformers = false; the model for --model and export/mm_projector.bin are written in any case"
+            raise UsageError(f"{where}: `output.transformers`: {error.what}", hint=error.hint or hint) from error
+    check_chat_formats(recipe, base)
+    model = _without_weights(base)
+    for stage in recipe.stage:
+        if stage.lora:  # in the last stage only
+            attach_lora(model.llm, stage.lora.r, stage.lora.alpha, stage.lora.dropout, stage.lora.targets)
+        set_trainable(model, stage)
+
+
+def _without_weights(base: Bundle) -> VideoLlava:
+    """Create the modules of a model on torch's meta device, which takes no memory."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    c, prompt = base.spec.connector, base.spec.prompt
+    config = AutoConfig.from_pretrained(base.llm_folder, local_files_only=True, trust_remote_code=False)
+    with torch.device("meta"):
+        llm = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        connector = build_connector(c.type, c.in_size, c.out_size, c.compressor)
+    chat = get_format(prompt.format, prompt.system)
+    return VideoLlava(connector, llm, load_tokenizer(base.llm_folder), chat, base.spec.llm.context)

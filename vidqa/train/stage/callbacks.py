@@ -121,7 +121,13 @@ class StageCallback(TrainerCallback):
         self._rejected += batch.rejected
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Start the clock."""
+        """Evaluate the model that the run starts from, and start the clock."""
+        if self.evaluate and state.global_step == 0 and self.number == 1:
+            line = {"stage": self.number, "name": self.title, "step": 0, "loss": None} | self.evaluate(0)
+            self.metrics.add(line)
+            self.metrics.flush()
+            if "eval_loss" in line:
+                self.listener.message(f"{self.title}: held-out loss before training {line['eval_loss']:.4f}")
         self.totals.restart_clock()
         self._start, self._first_step = time.perf_counter(), state.global_step
 
@@ -175,7 +181,7 @@ class StageCallback(TrainerCallback):
         self.metrics.add(line)
         self.listener.advance()
         stops_here = self.is_stopping and not is_last
-        if is_last or stops_here or step % self.logging_steps == 0 or "eval_loss" in line:
+        if is_last or stops_here or step % self.logging_steps == 0 or "eval_rejected" in line:
             self.metrics.flush()
             self._log_line(line)
         if stops_here or (step % self.save_steps == 0 and not is_last):
@@ -194,10 +200,13 @@ class StageCallback(TrainerCallback):
         padding = 1 - n / max(1, self.totals.n_positions - self._logged.n_positions)
         self._logged = StageTotals(**self.totals.as_dict())
         rate = n / max(seconds, 1e-9)
-        text = f"{self.title}: step {line['step']}/{self.n_steps}, loss {line['loss']:.4f}, lr {line['lr']:.2e}"
+        loss = "no loss, as all samples were rejected" if line["loss"] is None else f"loss {line['loss']:.4f}"
+        text = f"{self.title}: step {line['step']}/{self.n_steps}, {loss}, lr {line['lr']:.2e}"
         text += f", {rate:.0f} tokens/s, {padding:.0%} padding"
         if "eval_loss" in line:
             text += f", held-out loss {line['eval_loss']:.4f}"
+        elif "eval_rejected" in line:
+            text += ", no held-out loss, as all samples were rejected"
         if remaining := self.n_steps - line["step"]:  # includes the time of evaluations and checkpoints
             step_seconds = (time.perf_counter() - self._start) / (line["step"] - self._first_step)
             text += f", {duration_text(remaining * step_seconds)} left"

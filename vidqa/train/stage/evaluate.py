@@ -68,7 +68,8 @@ class Evaluator:
             step: number of the step, for the table.
 
         Returns:
-            `eval_loss` (mean per target token) and `eval_rejected` (number of rejected samples).
+            `eval_loss` (mean per target token; absent if all samples were rejected) and `eval_rejected` (number of
+            rejected samples).
         """
         was_training = wrapped.training
         wrapped.eval()
@@ -97,7 +98,7 @@ class Evaluator:
         if world > 1:
             distributed.all_reduce(totals)
         loss, n_targets, rejected = totals.tolist()
-        return {"eval_loss": loss / max(1.0, n_targets), "eval_rejected": rejected}
+        return ({"eval_loss": loss / n_targets} if n_targets else {}) | {"eval_rejected": rejected}
 
     def _generate_samples(self, model: VideoLlava, step: int) -> None:
         chosen: list[Sample] = []

@@ -78,9 +78,9 @@ class StepTotals:
         return cls(values[0], *(round(v) for v in values[1:]))
 
     @property
-    def mean_loss(self) -> float:
-        """Loss per target token; 0 without targets."""
-        return self.loss / self.n_targets if self.n_targets else 0.0
+    def mean_loss(self) -> float | None:
+        """Loss per target token; None without targets, that is, if all samples of the step were rejected."""
+        return self.loss / self.n_targets if self.n_targets else None
 
     @property
     def padding(self) -> float:
@@ -102,7 +102,8 @@ class StageTotals:
     n_samples: int = 0
     n_rejected: int = 0
     n_steps: int = 0
-    loss: float = 0.0  # sum of the mean losses of the steps
+    n_steps_without_loss: int = 0  # part of n_steps
+    loss: float = 0.0  # sum of the mean losses of the other steps
     seconds: float = 0.0
     since: float = field(default_factory=time.perf_counter)  # end of the previous step
 
@@ -120,8 +121,15 @@ class StageTotals:
         self.n_samples += step.n_samples
         self.n_rejected += step.n_rejected
         self.n_steps += 1
-        self.loss += step.mean_loss
+        self.n_steps_without_loss += step.mean_loss is None
+        self.loss += step.mean_loss or 0.0
         return seconds
+
+    @property
+    def mean_loss(self) -> float | None:
+        """Mean of the losses of the steps; None if no step has one."""
+        n = self.n_steps - self.n_steps_without_loss
+        return self.loss / n if n else None
 
     def restart_clock(self) -> None:
         """Exclude the time since the previous step, for example that of an evaluation."""

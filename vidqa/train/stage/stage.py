@@ -162,7 +162,7 @@ class StageRunner:
     def _facts(self, number: int, result: StageResult, rejects: RejectLog) -> StageFacts:
         lines = read_metrics(self.metrics.path) if is_first() else []
         lines = [line for line in lines if line["stage"] == number]
-        eval_losses = [line["eval_loss"] for line in lines if "eval_loss" in line]
+        eval_losses = [line["eval_loss"] for line in lines if line.get("eval_loss") is not None]
         return StageFacts(
             name=self.recipe.stage[number - 1].title,
             n_steps=result.n_steps,
@@ -173,7 +173,7 @@ class StageRunner:
             peak_bytes=result.peak_bytes,
             per_device=result.per_device,
             processes=processes(),
-            final_loss=float(lines[-1]["loss"]) if lines else 0.0,
+            final_loss=next((float(line["loss"]) for line in reversed(lines) if line["loss"] is not None), None),
             eval_loss=float(eval_losses[-1]) if eval_losses else None,
             rejects=rejects.counts(),
         )

@@ -59,7 +59,7 @@ class StageResult:
     n_steps: int
     n_samples: int
     n_tokens: int  # positions that are not padding
-    mean_loss: float  # over the steps
+    mean_loss: float | None  # over the steps; None if all samples were rejected
     seconds: float  # including those before a resume
     peak_bytes: int  # memory of the GPU if there is one, otherwise of this process
     per_device: int  # batch size per device
@@ -205,7 +205,7 @@ class StageTrainer(Trainer):
             n_steps,
             totals.n_samples,
             totals.n_filled,
-            totals.loss / max(1, totals.n_steps),
+            totals.mean_loss,
             totals.seconds,
             peak_memory_bytes(),
             int(self.args.per_device_train_batch_size),
@@ -220,7 +220,7 @@ class StageTrainer(Trainer):
             except (OSError, ValueError, TypeError) as error:
                 raise TrainError(f"{checkpoint / _TOTALS} cannot be read: {error}") from error
             callback.last_checkpoint = str(checkpoint)
-        callback.metrics.truncate(callback.number, step)
+        callback.metrics.truncate(callback.number, step if checkpoint else -1)  # step 0 is the evaluation before it
         if callback.rejects is not None:
             callback.rejects.restore(checkpoint / _REJECTS if checkpoint else None)
         if checkpoint is not None:
