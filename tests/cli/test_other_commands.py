@@ -132,9 +132,27 @@ def test_doctor(vidqa):
     done = vidqa("doctor")
     names = [line.split()[1] for line in done.out.splitlines()]
     assert done.code == 0, done.out
-    expected = ["python", "torch", "transformers", "onnxruntime", "av", "decord", "polars", "cuda"]
-    assert names == [*expected, "GPU", "bitsandbytes", "7B", "cache", "model"]
+    packages = ["python", "torch", "transformers", "onnxruntime", "av", "decord", "polars"]
+    assert names == [*packages, "decode", "encode", "answer", "cuda", "GPU", "bitsandbytes", "7B", "cache", "model"]
     assert "FFmpeg" in done.out and "GB free" in done.out and "CPUExecutionProvider" in done.out
+
+
+@pytest.mark.parametrize(
+    ("check", "target", "replacement"),
+    [
+        ("decode", "vidqa.media.synthetic.write_test_video", lambda path, seconds: path.write_bytes(b"no video")),
+        ("encode", "vidqa.encoders.onnx_session.OnnxSession.run", lambda *_: 1 / 0),
+        ("answer", "vidqa.generate.engine.Engine.step", lambda *_: 1 / 0),
+    ],
+)
+def test_doctor_reports_which_stage_does_not_work(check, target, replacement, vidqa, monkeypatch):
+    monkeypatch.setattr(target, replacement)
+    done = vidqa("doctor")
+    assert done.code == 1
+    assert [line.split()[1] for line in done.out.splitlines() if line.startswith("FAIL")] == [check]
+    found = vidqa("doctor", "--json")
+    assert found.code == 1
+    assert [one["name"] for one in json.loads(found.out) if one["needed"] and not one["ok"]] == [check]
 
 
 def test_doctor_opens_a_session_on_every_device(monkeypatch):
@@ -173,7 +191,8 @@ def test_doctor_works_without_packages(environment):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=280)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
-    assert len(done.stdout.splitlines()) == 13
+    assert len(done.stdout.splitlines()) == 16
+    assert all(f"FAIL  {name}" in done.stdout for name in ("decode", "encode", "answer"))
     assert "FAIL  torch" in done.stdout and "skip  decord" in done.stdout
 
 

@@ -1,6 +1,7 @@
 """`doctor`: what is installed and works. A missing or broken package is a finding, never an error of the command.
 
-Packages are therefore imported by name at run time.
+Everything that needs an installed package is therefore imported when its check runs. That a package can be imported
+does not prove that vidqa can use it, so `decode`, `encode` and `answer` do a small piece of the work of a run.
 """
 
 from __future__ import annotations
@@ -52,8 +53,11 @@ def examine(cache_dir: Path, model: str) -> list[Check]:
         ("transformers", True, lambda: _imported("transformers")),
         ("onnxruntime", True, _onnxruntime),
         ("av", True, _av),
-        ("decord", False, lambda: _imported("decord")),
+        ("decord", False, lambda: f"{_imported('decord')}, {_decode('decord')}"),
         ("polars", True, lambda: _imported("polars")),
+        ("decode", True, lambda: _decode("pyav")),
+        ("encode", True, _encode),
+        ("answer", True, _answer),
         ("cuda", False, _cuda),
         ("GPU kernels", False, _gpu_kernels),
         ("bitsandbytes", False, lambda: _imported("bitsandbytes")),
@@ -72,8 +76,12 @@ def _check(name: str, needed: bool, run: Callable[[], str]) -> Check:
     except (_NotUsable, VidqaError) as error:
         return Check(name, False, str(error).splitlines()[0], needed)
     except Exception as error:  # noqa: BLE001 - importing a broken package may raise anything; that is the finding
-        first = (str(error).splitlines() or [""])[0]
-        return Check(name, False, f"{type(error).__name__}: {first}", needed)
+        return Check(name, False, _first_line(error), needed)
+
+
+def _first_line(error: BaseException) -> str:
+    text = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    return f"{text} ({_first_line(error.__cause__)})" if error.__cause__ else text
 
 
 def _python() -> str:
@@ -103,6 +111,54 @@ def _av() -> str:
     ffmpeg = getattr(av, "ffmpeg_version_info", None)
     libraries = ", ".join(f"{name} {'.'.join(map(str, number))}" for name, number in av.library_versions.items())
     return f"{found}, FFmpeg {ffmpeg or libraries}"
+
+
+def _decode(backend: str) -> str:
+    """Decode a generated clip in a decoder process."""
+    from vidqa.media.synthetic import write_test_video
+    from vidqa.media.workers.decode_pool import DecodeJob, DecodePool
+
+    with tempfile.TemporaryDirectory(prefix="vidqa-doctor-") as folder, DecodePool(1, backend=backend) as pool:
+        clip = Path(folder) / "clip.mp4"
+        write_test_video(clip, seconds=1)
+        ((_, found),) = pool.run([DecodeJob(str(clip))])
+    if isinstance(found, VidqaError):
+        raise found
+    return f"decoded a generated clip ({found.facts.codec}, {found.facts.width} x {found.facts.height})"
+
+
+def _encode() -> str:
+    """Encode black frames with the demo model."""
+    import numpy as np
+
+    from vidqa.pipeline.run.loaded_model import load_model
+    from vidqa.records import EncoderInput
+
+    model = load_model("demo")
+    spec = model.bundle.spec.encoders.video
+    size = spec.preprocess.image_size
+    frames = np.zeros((spec.n_frames, 3, size, size), np.float32)
+    model.encoder.encode([EncoderInput(frames, np.arange(spec.n_frames) / 1.0, np.zeros(spec.n_frames, bool), "video")])
+    return f"encoded {spec.n_frames} frames with {model.encoder.provider}"
+
+
+def _answer() -> str:
+    """Generate one token with the demo model."""
+    import numpy as np
+
+    from vidqa.generate.engine import GenerationSettings, Request, generate
+    from vidqa.pipeline.run.loaded_model import load_model
+    from vidqa.records import Features
+
+    model = load_model("demo")
+    spec = model.bundle.spec.encoders.video
+    tokens = np.zeros((spec.n_frames, spec.n_patches + spec.keep_cls, spec.hidden_size), np.float16)
+    features = Features(tokens, np.zeros(spec.embedding_size, np.float32), spec.keep_cls, "video")
+    request = Request((features,), (("What happens?", None),))
+    (answer,) = generate(model.llava, [request], GenerationSettings(max_new_tokens=1))
+    if isinstance(answer, VidqaError):
+        raise answer
+    return f"generated a token on {model.llava.device}"
 
 
 def _cuda() -> str:

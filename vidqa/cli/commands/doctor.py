@@ -19,6 +19,8 @@ from vidqa.errors import EXIT_FAILED, EXIT_OK
 def command(**flags: Any) -> int:
     """Check which packages, devices and decoders work, and whether cache and model are usable.
 
+    The checks `decode`, `encode` and `answer` decode a generated clip, and encode frames and generate a token with the
+    demo model.
     Optional checks that do not pass are marked `skip`, required ones `FAIL`. The exit code is 1 if a run would not
     work.
 
