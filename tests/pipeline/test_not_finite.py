@@ -17,6 +17,7 @@ from vidqa.cache import entry, maintenance
 from vidqa.model.bundle.bundle import load_bundle, save_bundle
 from vidqa.pipeline.run.loaded_model import LoadedModel, load_model
 from vidqa.pipeline.run.run_options import RunOptions
+from vidqa.pipeline.search import _normalized
 from vidqa.records import Features
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,3 +90,9 @@ def test_search_encodes_an_entry_that_is_not_finite_again(
     after = vidqa.search("a ring", image, model=demo, options=options)
     assert after.n_encoded == 1 and [h.score for h in after.hits] == [h.score for h in before.hits]
     assert maintenance.verify(tmp_path / "cache").damaged == ()
+
+
+def test_scores_of_very_large_and_very_small_embeddings() -> None:
+    rows = np.array([[3e38, 3e38], [1e-38, 1e-38], [0.0, 0.0], [-1.0, 0.0]], np.float32)
+    scores = _normalized(rows) @ np.array([1.0, 0.0], np.float32)
+    assert scores.tolist() == pytest.approx([0.5**0.5, 0.5**0.5, 0.0, -1.0])

@@ -23,9 +23,10 @@ from vidqa.common.display import display_path
 from vidqa.errors import MediaError
 from vidqa.media.backends.image_pixels import Geometry, rows_with_content, to_display_rgb, transparent_value
 from vidqa.media.container import MAX_PIXELS, too_large_error
-from vidqa.media.files import file_error
+from vidqa.media.files import file_error, read_head
 from vidqa.media.image_formats import png
 from vidqa.media.image_formats.heif import image_notes, read_heif
+from vidqa.media.sniff import sniff
 from vidqa.media.workers.heartbeat import beat
 from vidqa.records import MediaFacts
 
@@ -182,9 +183,9 @@ def _open(path: str) -> Image.Image:
     except Image.DecompressionBombError as e:
         raise MediaError("too_large", f"{display_path(path)}: {e}") from e
     except UnidentifiedImageError as e:
+        if sniff(read_head(path)).container == "avif" and not features.check("avif"):
+            raise MediaError("unsupported", f"{display_path(path)}: this build of Pillow cannot read AVIF") from e
         what = f"{display_path(path)}: the image header is damaged or of an unknown format"
-        if not features.check("avif"):
-            raise MediaError("unsupported", f"{what}; this installation of Pillow has no AVIF support") from e
         raise MediaError("unreadable", what) from e
     except (FileNotFoundError, PermissionError) as e:
         raise file_error(path, e) from e
