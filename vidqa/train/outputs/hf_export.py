@@ -1,4 +1,4 @@
-"""Export of a bundle without temporal attention as a folder for transformers' VideoLlava.
+"""Export of a bundle without temporal attention as a folder for transformers' VideoLlava, with its processor.
 
 The weights of the towers are read from the ONNX graphs, and the outputs of the exported towers are compared with those
 of the graphs.
@@ -6,6 +6,7 @@ of the graphs.
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vidqa.encoders.onnx_session import OnnxSession
+from vidqa.encoders.preprocess import PreprocessSpec
 from vidqa.errors import VidqaError
 from vidqa.model.bundle.bundle import Bundle
 from vidqa.model.bundle.spec import EncoderSpec
@@ -24,6 +26,8 @@ from vidqa.model.video_llava import VideoLlava, load_model
 _TOLERANCE = 2e-2  # relative; the graphs return float16
 _PROJECTOR = {"0.": "linear_1.", "2.": "linear_2."}
 _TAGS = ("<image>", "<video>")
+#: What VideoLlava does with images and videos before it resizes and crops them.
+_STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
 
 
 def exportable(bundle: Bundle) -> tuple[GraphWeights, GraphWeights]:
@@ -45,6 +49,9 @@ def exportable(bundle: Bundle) -> tuple[GraphWeights, GraphWeights]:
 def export_transformers(bundle: Bundle, folder: Path) -> None:
     """Write a complete folder under a temporary name and rename it; an existing folder is replaced.
 
+    The processor resizes and crops as transformers' VideoLlava does, which equals the preprocessing of bundles in mode
+    `hf`. It expects the frames of a video, already sampled.
+
     Raises:
         VidqaError: see `exportable`, or an exported tower differs from that of the bundle.
     """
@@ -62,8 +69,10 @@ def export_transformers(bundle: Bundle, folder: Path) -> None:
     _add_media_tokens(exported, model.tokenizer)
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
+    exported.generation_config.eos_token_id = _end_tokens(model)
     exported.save_pretrained(part)
     model.tokenizer.save_pretrained(part)
+    _write_processor(bundle, exported.config.vision_config.patch_size, part)
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
 
@@ -123,6 +132,54 @@ def _compare(exported: Any, kind: str, graph: Path, spec: EncoderSpec) -> None:
     error = float((returned - expected).abs().max() / expected.abs().max())
     if returned.shape != expected.shape or not error < _TOLERANCE:
         raise VidqaError(f"the {kind} tower for transformers differs from {graph.name} by {error:.3g} (relative)")
+
+
+def _end_tokens(model: VideoLlava) -> list[int]:
+    """Return the ids that end an answer: those of the LLM's generation settings and that of its tokenizer."""
+    named = getattr(model.llm.generation_config, "eos_token_id", None)
+    ids = [*(named if isinstance(named, list) else [named]), model.tokenizer.eos_token_id]
+    return [token for token in dict.fromkeys(ids) if token is not None]
+
+
+def _write_processor(bundle: Bundle, patch_size: int, folder: Path) -> None:
+    """Write the settings that `AutoProcessor` reads.
+
+    They are written directly, because transformers creates a video processor only where torchvision is installed.
+    """
+    encoders = bundle.spec.encoders
+    files: dict[str, dict[str, Any]] = {
+        "preprocessor_config.json": {
+            "image_processor_type": "VideoLlavaImageProcessor",
+            **_preprocessing(encoders.image.preprocess),
+        },
+        "video_preprocessor_config.json": {
+            "video_processor_type": "VideoLlavaVideoProcessor",
+            "do_sample_frames": False,
+            **_preprocessing(encoders.video.preprocess),
+        },
+        "processor_config.json": {
+            "image_token": _TAGS[0],
+            "video_token": _TAGS[1],
+            "patch_size": patch_size,
+            "num_additional_image_tokens": 1,  # the class token, which `default` drops for images
+            "vision_feature_select_strategy": "default",
+        },
+    }
+    for name, settings in files.items():
+        text = json.dumps({"processor_class": "VideoLlavaProcessor", **settings}, indent=2) + "\n"
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def _preprocessing(spec: PreprocessSpec) -> dict[str, Any]:
+    size = spec.image_size
+    return dict.fromkeys(_STEPS, True) | {
+        "size": {"shortest_edge": size},
+        "crop_size": {"height": size, "width": size},
+        "resample": 3,  # bicubic
+        "rescale_factor": 1 / 255,
+        "image_mean": list(spec.mean),
+        "image_std": list(spec.std),
+    }
 
 
 def _add_media_tokens(exported: Any, tokenizer: Any) -> None:
