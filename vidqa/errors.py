@@ -40,8 +40,11 @@ ERROR_KINDS: dict[str, str] = {
 #: `truncated: 5.2 of 20.0 s readable`, `clock jumps by 26 h` or `1 of 3 pages`.
 NOTE_KINDS: dict[str, str] = {
     "truncated": "the file ends before the end that its header states",
+    "damaged": "a part cannot be decoded",
     "clock": "the timestamps jump",
     "pages": "only the first of several pages was read",
+    "images": "only the primary one of several images was read",
+    "views": "only the first of several views was read",
     "other": "any other problem",
 }
 

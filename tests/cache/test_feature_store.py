@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -19,7 +20,7 @@ import pytest
 import safetensors
 
 from vidqa.cache import entry
-from vidqa.cache.feature_store import FeatureStore
+from vidqa.cache.feature_store import FeatureStore, cache_error
 from vidqa.cache.key import CacheKey
 from vidqa.errors import CacheError
 from vidqa.records import EncodedSegment, Features, MediaFacts
@@ -237,8 +238,7 @@ def test_three_processes_share_a_cache(tmp_path: Path) -> None:
     assert not list(cache.rglob("*.part"))
 
 
-def test_a_full_disk_is_reported_with_the_folder_and_a_hint(tmp_path: Path, segment: Make) -> None:
-    """A file size limit makes the write fail as on a full disk."""
+def test_a_file_size_limit_is_reported_with_the_folder_and_a_hint(tmp_path: Path, segment: Make) -> None:
     store = FeatureStore(tmp_path)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
@@ -247,9 +247,16 @@ def test_a_full_disk_is_reported_with_the_folder_and_a_hint(tmp_path: Path, segm
             store.put(KEY, segment())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert str(tmp_path) in caught.value.what and "is full" in caught.value.what
-    assert "--max-size" in str(caught.value) and "--cache-dir" in str(caught.value)
+    assert str(tmp_path) in caught.value.what and "File too large" in caught.value.what
+    assert "ulimit -f" in str(caught.value) and "--cache-dir" in str(caught.value)
     assert not store.has(KEY) and not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_reported_with_the_folder_and_a_hint(tmp_path: Path, number: int) -> None:
+    error = cache_error(tmp_path, OSError(number, os.strerror(number)))
+    assert f"{tmp_path} is full: {os.strerror(number)}" in error.what
+    assert "--max-size" in str(error) and "--cache-dir" in str(error)
 
 
 READ_ONLY = """

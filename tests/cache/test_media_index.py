@@ -279,3 +279,20 @@ def test_lookups_use_the_primary_key_and_read_no_file(tmp_path: Path) -> None:
     items = [MediaItem(f"/archive/{i:06d}.mp4", "/archive", f"{i:06d}.mp4", i, i) for i in range(5_000)]
     assert [index.media_id(it) for it in items] == [f"{i:032x}" for i in range(5_000)]
     assert index.n_hashed == 0
+
+
+@pytest.mark.parametrize("limit", [100, 10_000, 60_000])
+def test_a_file_size_limit_is_reported_as_such(tmp_path: Path, limit: int) -> None:
+    """Not as damage, which would suggest to remove the index."""
+    resource = pytest.importorskip("resource")
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    MediaIndex(tmp_path / "cache").close()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
+    try:
+        with pytest.raises(CacheError, match=r"cannot write to the cache folder .*: File too large") as caught:
+            index = MediaIndex(tmp_path / "cache")
+            for number in range(1000):
+                index.store_facts(f"{number}", MediaFacts("video", "h264", 1, 1, 1.0, 1.0))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert "ulimit -f" in (caught.value.hint or "") and "remove" not in (caught.value.hint or "")

@@ -14,6 +14,7 @@ import pytest
 from vidqa.cache.feature_store import FeatureStore
 from vidqa.cache.key import CacheKey
 from vidqa.cache.media_index import MediaIndex
+from vidqa.errors import NOTE_KINDS
 from vidqa.pipeline.run.loaded_model import load_model
 from vidqa.records import MediaItem
 from vidqa.tables.formats import read_table
@@ -59,8 +60,8 @@ def test_files_with_problems_are_counted_and_named(vidqa, clips, noted, tmp_path
     assert (summary["noted_files"], summary["notes"], summary["existing_noted"]) == (2, {"clock": 2, "truncated": 1}, 0)
     values = [line.rpartition(" ")[::2] for line in metrics.read_text().splitlines() if "vidqa_noted_files{" in line]
     assert {label.split('kind="')[1].split('"')[0]: value for label, value in values} == {
-        "truncated": "1", "clock": "2", "pages": "0", "other": "0",
-    }  # fmt: skip
+        kind: {"truncated": "1", "clock": "2"}.get(kind, "0") for kind in NOTE_KINDS
+    }
     events = [line.split("\t") for line in log.read_text().splitlines()]
     assert [event[5] for event in events if event[1] == "cache" and event[4].endswith("a.mp4")] == [
         f"{TRUNCATED}; {JUMP}"

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import pytest
 
-from vidqa.common.disk_space import free_disk_bytes, is_disk_full, os_errors, write_remedy
+from vidqa.common.disk_space import free_disk_bytes, is_disk_full, os_errors, write_failure, write_remedy
 
 
 def test_free_bytes_of_a_folder_that_does_not_exist_yet(tmp_path: Path) -> None:
@@ -77,3 +77,9 @@ def test_other_errors_of_the_library_are_raised_as_they_are(tmp_path: Path) -> N
 def test_a_file_system_that_reports_no_size_is_not_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(total=0, used=0, free=0))
     assert free_disk_bytes(tmp_path) > 1 << 60
+
+
+def test_writing_is_tried_for_libraries_that_report_no_reason(tmp_path: Path) -> None:
+    assert write_failure(tmp_path, 10_000) is None and not list(tmp_path.iterdir())
+    failure = write_failure(tmp_path / "missing", 1)
+    assert isinstance(failure, FileNotFoundError)

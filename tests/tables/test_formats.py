@@ -26,7 +26,7 @@ FORMS = [".parquet", ".csv", ".jsonl", ".arrow"]
 TEXTS = [
     "", " lead and trail ", 'quo"te', "it's, a comma", "line\nline", "cr\r", "\r\n", "tab\t", "null", "NaN", "[1]",
     "\u044f\u0437\u044b\u043a \u4e2d\u6587 \U0001f4fc", "\u2028 \u0085", "nul\0", "\\x41 \\n \\", "#hash",
-    "-1", "{}", "=1+1",
+    "-1", "{}", "=1+1", "\0", "a\0b\"c,\n", "\ufeff", "\x1a\x7f", "\U0010ffff",
 ]  # fmt: skip
 NAMES = [
     os.fsdecode(b"caf\xe9.mp4"),
@@ -42,7 +42,7 @@ NAMES = [
 def test_round_trip(tmp_path: Path, row: Make, suffix: str) -> None:
     rows = [row()]
     rows += [row(answer=t, question=t, value=t, model=t or "m") for t in TEXTS]
-    rows += [row(path=n, root="/videos/" + n) for n in NAMES]
+    rows += [row(path=n, root="/videos/" + n) for n in NAMES] + [row(answer="long " * 600_000)]
     rows += [row(frame_times_s=()), row(frame_times_s=(5e-324, 1e300, 123456789.12345679)), row(confidence=1e-17)]
     rows += [row(n_prompt_tokens=2**53 + 1), row(created_at=datetime(1999, 12, 31, 23, 59, 59, tzinfo=UTC))]
     nothing = dict.fromkeys(c for c in ROW_COLUMNS if c not in KEPT)

@@ -26,7 +26,7 @@ import numpy as np
 from vidqa.cache import entry
 from vidqa.cache.key import CacheKey
 from vidqa.common.atomic_io import atomic_write
-from vidqa.common.disk_space import is_disk_full
+from vidqa.common.disk_space import is_disk_full, write_remedy
 from vidqa.errors import CacheError
 from vidqa.records import EncodedSegment
 
@@ -196,6 +196,9 @@ def cache_errors(root: Path) -> Iterator[None]:
 def cache_error(root: Path, error: OSError) -> CacheError:
     """Return the CacheError for an OSError in the cache folder `root`."""
     reason = error.strerror or str(error)
+    if error.errno == errno.EFBIG:
+        hint = f"{write_remedy(error, root)}, or use --cache-dir (VIDQA_CACHE)"
+        return CacheError(f"cannot write to the cache folder {root}: {reason}", hint=hint)
     if is_disk_full(error):
         hint = "free disk space, run `vidqa cache prune --max-size 10GB`, or use --cache-dir (VIDQA_CACHE)"
         return CacheError(f"the disk of the cache folder {root} is full: {reason}", hint=hint)

@@ -24,7 +24,7 @@ from typing import Any
 
 from vidqa.cache.entry import facts_from_dict, facts_to_dict
 from vidqa.cache.feature_store import cache_error, cache_errors, create_cache_folder
-from vidqa.common.disk_space import free_disk_bytes
+from vidqa.common.disk_space import write_failure
 from vidqa.errors import CacheError, MediaError
 from vidqa.records import MediaFacts, MediaItem
 
@@ -208,9 +208,12 @@ class MediaIndex:
             yield
         except sqlite3.Error as error:
             text = str(error)
-            # SQLite reports a full disk as such only from write(); from memory-mapped files it is an I/O error.
-            if "full" in text or ("I/O" in text and _is_full(self.root)):
+            if "full" in text:
                 raise cache_error(self.root, OSError(errno.ENOSPC, text)) from error
+            # SQLite reports a full disk as such only from write(). From memory-mapped files it is an I/O error, as is a
+            # limit on file sizes.
+            if "I/O" in text and (failure := write_failure(self.root, _WAL_BYTES)) is not None:
+                raise cache_error(self.root, failure) from error
             if "readonly" in text or "unable to open" in text:
                 raise cache_error(self.root, OSError(errno.EACCES, text)) from error
             hint = f"if no other vidqa is running, remove {self.root / INDEX_NAME}*; it is then created again"
@@ -230,13 +233,6 @@ def _facts(text: object) -> MediaFacts | None:
         return facts_from_dict(json.loads(str(text)))
     except (ValueError, TypeError, ZeroDivisionError):
         return None  # damaged, or written by another version: probe again
-
-
-def _is_full(folder: Path) -> bool:
-    try:
-        return free_disk_bytes(folder) < _WAL_BYTES
-    except OSError:
-        return False
 
 
 def _open(path: Path) -> sqlite3.Connection:

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,7 +69,26 @@ def os_errors(f: BinaryIO, kind: type[Exception]) -> Iterator[None]:
         if match := _OS_ERROR.search(str(error)):
             number = int(match[1])
             raise OSError(number, os.strerror(number)) from error
-        for _ in range(256):  # 1 MB; a disk that is almost full accepts a part of a write before it fails
-            os.write(f.fileno(), bytes(4096))
-        os.fsync(f.fileno())
+        _fill(f.fileno(), 1 << 20)
         raise
+
+
+def write_failure(folder: str | os.PathLike[str], n_bytes: int) -> OSError | None:
+    """Return the error of writing a temporary file, for libraries that do not report it; None if it works.
+
+    Args:
+        folder: an existing folder.
+        n_bytes: size of the file.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder) as f:
+            _fill(f.fileno(), n_bytes)
+    except OSError as error:
+        return error
+    return None
+
+
+def _fill(descriptor: int, n_bytes: int) -> None:
+    for _ in range(0, n_bytes, 4096):  # a disk that is almost full accepts a part of a large write
+        os.write(descriptor, bytes(4096))
+    os.fsync(descriptor)

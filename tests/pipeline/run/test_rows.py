@@ -55,6 +55,14 @@ def test_a_question_that_fails_keeps_the_facts_of_its_segment() -> None:
     assert (row.start_s, row.n_repeated_frames, row.width, row.n_prompt_tokens) == (2.0, 1, 640, None)
 
 
+def test_facts_that_are_not_finite_are_null() -> None:
+    facts = replace(SEGMENT.facts, duration_s=float("inf"), fps=float("nan"))
+    row = answered_row(
+        WORK, QUESTION, replace(SEGMENT, facts=facts), Answer("red", "ok", "eos", 20, 31, 3), IDENTITY, "s"
+    )
+    assert (row.duration_s, row.fps, row.width) == (None, None, 640)
+
+
 def test_the_notes_of_a_file_are_joined() -> None:
     def note(*notes: str) -> str | None:
         segment = replace(SEGMENT, facts=replace(SEGMENT.facts, notes=notes))

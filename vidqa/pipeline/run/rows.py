@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
 from typing import Any
 
@@ -86,7 +87,10 @@ def _common(work: WorkItem, question: Question, identity: Identity, settings: st
 
 
 def _facts(facts: MediaFacts) -> dict[str, Any]:
-    values = {name: getattr(facts, name) for name in ("duration_s", "width", "height", "fps", "codec")}
+    values: dict[str, Any] = {"width": facts.width, "height": facts.height, "codec": facts.codec}
+    for name in ("duration_s", "fps"):
+        value = getattr(facts, name)  # a damaged header may state infinity, which JSON cannot hold
+        values[name] = value if value is not None and math.isfinite(value) else None
     return values | {"media_note": "; ".join(facts.notes) or None}
 
 
