@@ -206,6 +206,21 @@ def test_broken_files_cost_their_row_and_exit_3(vidqa, clips, tmp_path):
     assert len(rows_of(table)) == 6
 
 
+def test_a_question_that_gets_another_id_keeps_its_rows(vidqa, clips, tmp_path, make_clip):
+    table, questions = tmp_path / "t.parquet", tmp_path / "q.toml"
+    ids = {"What?": "a", "Why?": "b"}
+    for new_ids in (ids, ids, {"What?": "c", "Why?": "b"}, {"What?": "b", "Why?": "c"}):
+        questions.write_text("".join(f'[[question]]\nid = "{i}"\ntext = "{text}"\n' for text, i in new_ids.items()))
+        before = table.read_bytes() if table.exists() else b""
+        summary = json.loads(vidqa("describe", clips, "--out", table, "--questions", questions, "--json").out)
+        assert {(row["question"], row["question_id"]) for row in rows_of(table)} == set(new_ids.items())
+        assert len(rows_of(table)) == 6 and summary["rows"] == ({"ok": 6} if not before else {})
+        changed = sum(ids[text] != new_ids[text] for text in ids)
+        assert summary["renamed_questions"] == changed
+        assert bool(before) == (changed > 0) or table.read_bytes() == before
+        ids = new_ids
+
+
 def test_prompt_that_does_not_fit_is_a_row(vidqa, clips, tmp_path):
     questions = tmp_path / "q.toml"
     questions.write_text(f'[[question]]\nid = "long"\ntext = "{"why " * 800}"\n')

@@ -57,6 +57,53 @@ def test_a_run_without_changes_does_not_touch_the_file(path: Path, row: Make) ->
     assert (path.stat().st_mtime_ns, path.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
 
 
+def test_question_ids_are_updated(path: Path, row: Make) -> None:
+    """Two questions swap their ids; rows of another model keep theirs, and so do rows of another question."""
+    other, b = "Why?", (B, "b.mp4")
+    old = [
+        row(question_id="one"),
+        row(question=other, question_id="two"),
+        row(question_id="one", model_id="m2"),
+        row(question="How?", question_id="three"),
+        row(media_id=b[0], path=b[1], question_id="one"),
+    ]
+    new_table(old, path)
+    table = Table(path).load()
+    table.add([row(media_id="c" * 32, path="c.mp4", question_id="two")])
+    assert table.update_question_ids({ASKED: "two", (other, "m1", "s1"): "one", ("New?", "m1", "s1"): "four"}) == 2
+    assert [r.question_id for r in table.rows_for(A)] == ["two", "one", "one", "three"]
+    table.checkpoint()
+    killed = Table(path).load()  # without a commit
+    assert killed.recover() == 1
+    assert [(r.question, r.model_id, r.question_id) for r in rows_of(path)] == [
+        ("Describe the video.", "m1", "two"),
+        ("Why?", "m1", "one"),
+        ("Describe the video.", "m2", "one"),
+        ("How?", "m1", "three"),
+        ("Describe the video.", "m1", "two"),
+        ("Describe the video.", "m1", "two"),
+    ]
+    content = path.read_bytes()
+    again = Table(path).load()
+    assert again.update_question_ids({ASKED: "two", (other, "m1", "s1"): "one"}) == 0
+    assert not again.commit() and path.read_bytes() == content
+
+
+def test_a_dataset_rewrites_only_the_files_with_renamed_questions(tmp_path: Path, row: Make) -> None:
+    out = f"{tmp_path}/set/"
+    for number, question in enumerate(("Who?", "Describe the video.", "Why?")):
+        table = Table(out).load()
+        table.add([row(media_id=str(number) * 32, path=f"{number}.mp4", question=question)])
+        table.commit()
+    before = {p.name: p.read_bytes() for p in (tmp_path / "set").iterdir()}
+    table = Table(out).load()
+    assert table.update_question_ids({ASKED: "new"}) == 1
+    table.commit()
+    after = {p.name: p.read_bytes() for p in (tmp_path / "set").iterdir()}
+    assert [name for name in sorted(before) if before[name] != after[name]] == ["part-000002.parquet"]
+    assert [r.question_id for r in rows_of(tmp_path / "set")] == ["caption", "new", "caption"]
+
+
 def test_adding_a_row_does_not_copy_earlier_ones(tmp_path: Path, row: Make) -> None:
     """The set of added keys is extended in place; copying it for every file would make a first run quadratic."""
     table = Table(tmp_path / "t.parquet").load()

@@ -78,6 +78,8 @@ def describe(
         found = find_media(run, searched)
         _warn_about_space(table, len(found.items) * len(question_list), reporter)
         pending = PendingAnswers(table, question_list, run, RetryPolicy(table.path).load())
+        ids = {pending.cells[question.text]: question.id for question in question_list}
+        run.summary.renamed_questions = table.update_question_ids(ids)
         bookkeeper = RunBookkeeper(pending, run)
         with reporter.stop.deferred():
             try:

@@ -21,7 +21,7 @@ from vidqa.common.file_identity import is_same_file
 from vidqa.records import AnsweredSegments, AnswerRow, MediaItem, Status
 from vidqa.tables import formats
 from vidqa.tables.journal import change_log
-from vidqa.tables.journal.change_log import FileChange, RowChange
+from vidqa.tables.journal.change_log import FileChange, QuestionChange, RowChange
 from vidqa.tables.journal.row_index import IndexedFile, RowIndex
 from vidqa.tables.journal.row_keys import QuestionKey, RowEntry, RowState, file_path
 from vidqa.tables.journal.segment_rows import SegmentRows
@@ -65,7 +65,7 @@ class Table:
         self._storage = TableStorage(path, for_spreadsheets=for_spreadsheets)
         self.path = self._storage.destination.path
         self._cached_index: RowIndex | None = RowIndex()
-        self._unsaved: list[RowChange | FileChange] = []
+        self._unsaved: list[RowChange | FileChange | QuestionChange] = []
         self._added: set[tuple[str | None, str, QuestionKey]] = set()
         self._starts: dict[tuple[str | None, str, QuestionKey], set[float | None]] = {}  # if there are several segments
         self._unread: dict[str, tuple[str, str]] | None = None
@@ -262,6 +262,20 @@ class Table:
                     n_copied += bool(missing)
         return PathChanges(n_renamed, n_copied, known)
 
+    def update_question_ids(self, ids: Mapping[tuple[str, str, str], str]) -> int:
+        """Give the rows of each question its current id: questions are the same if their texts are.
+
+        Args:
+            ids: (question, model_id, settings_id) -> id.
+
+        Returns:
+            The number of questions whose rows had another id.
+        """
+        changes = [QuestionChange(QuestionKey(*question), question_id) for question, question_id in ids.items()]
+        changes = [change for change in changes if self._index.question_ids.rename(change.question, change.question_id)]
+        self._unsaved += changes
+        return len(changes)
+
     def unread_name(self, path: str) -> tuple[str, str] | None:
         """Return root and path of the rows that a file got when it could not be read; None if it has none.
 
@@ -328,7 +342,8 @@ class Table:
         unsaved = rows_to_frame(entry.row for entry in self._unsaved if isinstance(entry, RowChange))
         for batch in chain(self._storage.stored(), [unsaved]) if wanted else ():
             here = sorted(i for i in wanted if start <= i < start + batch.height)
-            values |= zip(here, frame_to_rows(batch[[i - start for i in here]]), strict=True)
+            rows_here = self._index.question_ids.apply(batch[[i - start for i in here]])
+            values |= zip(here, frame_to_rows(rows_here), strict=True)
             start += batch.height
             if len(values) == len(wanted):
                 break

@@ -65,23 +65,24 @@ def first_run(out: str, row: Make) -> None:
 
 
 def second_run(out: Path, row: Make) -> None:
-    """Two parts: a renamed file, a copied file, a retried failure, a new file, and a file that no longer exists."""
+    """Two parts: a new question id, a renamed file, a copied file, a retried failure, a new file, and a removed one."""
     table = Table(out).load()
     table.recover()
+    table.update_question_ids({ASKED: "what"})
     found = [(A, item("new.mp4")), (B, item("b.mp4")), (C, item("c.mp4")), (C, item("c copy.mp4"))]
     table.update_paths(found, exists=lambda path: path != "/videos/a.mp4")
     if table.status(B, *ASKED) == "failed":
-        table.add([row(media_id=B, path="b.mp4")])
+        table.add([row(media_id=B, path="b.mp4", question_id="what")])
     table.checkpoint()
     if table.status(D, *ASKED) is None:
-        table.add([row(media_id=D, path="d.mp4", start_s=float(s)) for s in range(3)])
+        table.add([row(media_id=D, path="d.mp4", start_s=float(s), question_id="what") for s in range(3)])
     table.checkpoint()
     table.commit()
 
 
 def contents(out: Path) -> list[tuple[object, ...]]:
     rows = frame_to_rows(read_table(out)) if out.exists() else []
-    return sorted((r.media_id, r.path, r.start_s, r.status) for r in rows)
+    return sorted((r.media_id, r.path, r.start_s, r.status, r.question_id) for r in rows)
 
 
 @pytest.mark.slow

@@ -129,7 +129,7 @@ def test_the_index_is_small(tmp_path: Path) -> None:
         "        media_id = (pl.col('i').hash().cast(pl.String) + '0' * 32).str.slice(0, 32)\n"
         "        path = pl.format('folder/clip{}.mp4', 1_000_000 + pl.col('i'))\n"
         "        rest = dict(root='/archive', question='What?', model_id='m', settings_id='s', status='ok',\n"
-        "                    error_kind=None, media_note=None, start_s=0.0, n_segments=1)\n"
+        "                    error_kind=None, media_note=None, start_s=0.0, n_segments=1, question_id='what')\n"
         "        rest = {name: pl.lit(value) for name, value in rest.items()}\n"
         "        yield i.select(media_id=media_id, path=path, **rest)\n"
         "def peak():\n"

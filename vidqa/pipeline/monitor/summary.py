@@ -39,6 +39,7 @@ class Summary:
     path_problems: dict[str, str] = field(default_factory=dict)  # path without media, or unreadable -> reason
     failed_again: int = 0  # new failed rows whose file and question had failed in an earlier run
     renamed: int = 0  # files whose rows only needed a new path
+    renamed_questions: int = 0  # questions whose rows only needed a new id
     copied: int = 0  # files that got copies of the rows that a duplicate had before this run
     quarantined: dict[str, int] = field(
         default_factory=dict
@@ -118,6 +119,7 @@ class Summary:
             "ignored": dict(self.ignored),
             "path_problems": [{"path": path, "reason": reason} for path, reason in self.path_problems.items()],
             "renamed": self.renamed,
+            "renamed_questions": self.renamed_questions,
             "copied": self.copied,
             "quarantined": list(self.quarantined),
             "pruned": self.pruned,
@@ -168,6 +170,8 @@ class Summary:
             lines.append(f"existing rows: {counts(self.existing)}{noted}{retry}")
         if self.renamed:
             lines.append(f"updated paths: {plural(self.renamed, 'file')} renamed since the last run")
+        if self.renamed_questions:
+            lines.append(f"updated ids: {plural(self.renamed_questions, 'question')} renamed since the last run")
         if self.copied:
             lines.append(f"copied rows: {plural(self.copied, 'file')} with the same content as another file")
         if self.pruned:

@@ -2,6 +2,7 @@
 
 row_keys.py    the keys that identify a row
 row_index.py   which rows exist (SQLite, in memory); segment_rows.py: of which segments, if some are missing
+question_ids.py  which ids the questions have, and which of them change
 change_log.py  changes as data frames, and replaying them on an index
 parts.py       the part files, and atomic publication of new table files
 merge.py       applies an index to stored rows

@@ -1,9 +1,9 @@
 """The changes of a run as data frames (the change log), and replaying them on a row index.
 
-An entry is an added row, or a file whose rows were renamed, copied or dropped. The frame has the columns of a table and
-three more: `op`, and for `move` and `copy` the new `to_root` and `to_path`. Each part of the log is thus an ordinary
-Parquet file, and any reader can extract its rows: the entries whose `op` is `row` or `add`. A `row` replaces the rows
-that the file has for the question; `add` adds further segments to them.
+An entry is an added row, a file whose rows were renamed, copied or dropped, or a question with a new id. The frame has
+the columns of a table and three more: `op`, and for `move` and `copy` the new `to_root` and `to_path`. Each part of the
+log is thus an ordinary Parquet file, and any reader can extract its rows: the entries whose `op` is `row` or `add`. A
+`row` replaces the rows that the file has for the question; `add` adds further segments to them.
 Scope: frames and the index; parts.py stores the log.
 """
 
@@ -24,7 +24,7 @@ from vidqa.tables.journal.row_keys import FILE_COLUMNS, KEY_COLUMNS, QuestionKey
 from vidqa.tables.schema import SCHEMA, rows_to_frame
 
 _ROW_OPS = ("row", "add")
-_OPS = (*_ROW_OPS, "move", "copy", "drop")
+_OPS = (*_ROW_OPS, "move", "copy", "drop", "question")
 _EXTRA = {"op": pl.String(), "to_root": pl.String(), "to_path": pl.String()}
 LOG_SCHEMA: dict[str, pl.DataType] = SCHEMA | _EXTRA
 #: Columns that part files of earlier versions do not have.
@@ -66,7 +66,15 @@ class FileChange:
     only_failed: bool = False
 
 
-def to_frame(entries: Iterable[RowChange | FileChange]) -> pl.DataFrame:
+@dataclass(frozen=True)
+class QuestionChange:
+    """A new id for all rows that answer a question."""
+
+    question: QuestionKey
+    question_id: str
+
+
+def to_frame(entries: Iterable[RowChange | FileChange | QuestionChange]) -> pl.DataFrame:
     """Return a frame of log entries in order, with the columns `LOG_SCHEMA`."""
     frames = []
     for op, some in groupby(entries, lambda entry: entry.op if isinstance(entry, RowChange) else None):
@@ -75,7 +83,7 @@ def to_frame(entries: Iterable[RowChange | FileChange]) -> pl.DataFrame:
             extra = [pl.lit(op if name == "op" else None, dtype).alias(name) for name, dtype in _EXTRA.items()]
             frames.append(rows.with_columns(extra))
         else:
-            frames.append(_changes_frame(cast(Iterable[FileChange], some)))
+            frames.append(_changes_frame(cast(Iterable[FileChange | QuestionChange], some)))
     return pl.concat(frames) if frames else pl.DataFrame(schema=LOG_SCHEMA)
 
 
@@ -108,6 +116,10 @@ def replay(log: pl.DataFrame, index: RowIndex) -> None:
     for (op, media_id, root, path, *_), some in groupby(
         log.select(_KEYS).iter_rows(), lambda entry: entry[:_N_FILE_KEYS]
     ):
+        if op == "question":
+            for entry in some:
+                index.question_ids.rename(QuestionKey(*entry[4:7]), entry[-3])
+            continue
         root, path = unescape_path(root), unescape_path(path)
         if op in _ROW_OPS:
             rows = [RowEntry.from_columns(entry[_N_FILE_KEYS:]) for entry in some]
@@ -147,17 +159,18 @@ def apply(index: RowIndex, change: FileChange) -> list[Status]:
     return index.copy(change.media_id, path, change.question, change.to_root, change.to_path)
 
 
-def _changes_frame(changes: Iterable[FileChange]) -> pl.DataFrame:
+def _changes_frame(changes: Iterable[FileChange | QuestionChange]) -> pl.DataFrame:
     columns: dict[str, list[Any]] = {name: [] for name in _KEYS}
     for change in changes:
-        question = change.question or (None, None, None)
-        names = [
-            None if name is None else escape_path(name)
-            for name in (change.root, change.path, change.to_root, change.to_path)
-        ]
-        values = {"op": change.op, "media_id": change.media_id, "root": names[0], "path": names[1]}
-        values |= dict(zip(QuestionKey._fields, question, strict=True))
-        values |= {"to_root": names[2], "to_path": names[3], "status": "failed" if change.only_failed else None}
+        values: dict[str, str | None] = dict(
+            zip(QuestionKey._fields, change.question or (None, None, None), strict=True)
+        )
+        if isinstance(change, QuestionChange):
+            values |= {"op": "question", "question_id": change.question_id}
+        else:
+            values |= {"op": change.op, "media_id": change.media_id, "status": "failed" if change.only_failed else None}
+            names = {name: getattr(change, name) for name in ("root", "path", "to_root", "to_path")}
+            values |= {name: None if value is None else escape_path(value) for name, value in names.items()}
         for name in _KEYS:
             columns[name].append(values.get(name))
     frame = pl.DataFrame(columns, schema={name: LOG_SCHEMA[name] for name in _KEYS})

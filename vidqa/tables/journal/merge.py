@@ -22,11 +22,12 @@ class Merge:
         self._dropped = index.dropped()
         self._renamed, self._new_names = index.renamed()
         self._copied, self._copy_names = index.copies()
+        self._question_ids = index.question_ids
 
     def changes(self, start: int, stop: int) -> bool:
-        """Return whether any of the stored rows `start` to `stop` - 1 is dropped or renamed."""
+        """Return whether any of the stored rows `start` to `stop` - 1 is dropped or gets a new name or id."""
         a, b = np.searchsorted(self._renamed, (start, stop))
-        return bool(b > a or self._dropped[start:stop].any())
+        return bool(b > a or self._dropped[start:stop].any() or self._question_ids.changes(start, stop))
 
     @property
     def has_copies(self) -> bool:
@@ -34,7 +35,7 @@ class Merge:
         return len(self._copied) > 0
 
     def kept(self, batches: Iterable[pl.DataFrame], start: int) -> Iterator[pl.DataFrame]:
-        """Yield the rows that are not dropped, under their current names.
+        """Yield the rows that are not dropped, under their current names and question ids.
 
         Args:
             batches: stored rows in order.
@@ -48,6 +49,7 @@ class Merge:
             a, b = np.searchsorted(self._renamed, (start, stop))
             if b > a:
                 batch = _renamed(batch, self._renamed[a:b] - start, self._new_names[a:b])
+            batch = self._question_ids.apply(batch)
             dropped = self._dropped[start:stop]
             yield batch.filter(pl.Series(~dropped)) if dropped.any() else batch
             start = stop
@@ -66,7 +68,8 @@ class Merge:
             stop = start + batch.height
             a, b = np.searchsorted(self._copied, (start, stop))
             if b > a:
-                yield _renamed(batch[self._copied[a:b] - start], np.arange(b - a), self._copy_names[a:b])
+                copies = self._question_ids.apply(batch[self._copied[a:b] - start])
+                yield _renamed(copies, np.arange(b - a), self._copy_names[a:b])
             start = stop
 
 

@@ -23,6 +23,7 @@ import polars as pl
 
 from vidqa.common.path_text import escape_path, unescape_path
 from vidqa.records import Status
+from vidqa.tables.journal.question_ids import QuestionIds
 from vidqa.tables.journal.row_keys import FILE_COLUMNS, STATUSES, QuestionKey, RowEntry, RowState, file_path
 from vidqa.tables.journal.segment_rows import SegmentIndex, SegmentRows
 
@@ -110,6 +111,7 @@ class RowIndex:
         self._question_keys: list[QuestionKey] = []
         self._counts: Counter[Status] = Counter()
         self._segments = SegmentIndex()
+        self.question_ids = QuestionIds()
         self._dropped: list[_Run] = []
         self.n_stored = 0
         for batch in batches:
@@ -259,6 +261,7 @@ class RowIndex:
         """Add the next rows of the written table."""
         codes = self._codes(batch)
         self._segments.add_batch(batch)
+        self.question_ids.add_batch(batch, self.n_stored)
         counts = np.bincount(codes % _NOTED, minlength=len(STATUSES)).tolist()
         self._counts.update(dict(zip(STATUSES, counts, strict=True)))
         is_new = batch.select(pl.any_horizontal(pl.col(c).ne_missing(pl.col(c).shift(1)) for c in FILE_COLUMNS))

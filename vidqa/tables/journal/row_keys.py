@@ -38,7 +38,7 @@ STATE_COLUMNS = ("status", "error_kind", "media_note")
 #: Columns that identify the segment of a row.
 SEGMENT_COLUMNS = ("start_s", "n_segments")
 #: Columns that a `RowIndex` is built from.
-KEY_COLUMNS = (*FILE_COLUMNS, *QuestionKey._fields, *STATE_COLUMNS, *SEGMENT_COLUMNS)
+KEY_COLUMNS = (*FILE_COLUMNS, *QuestionKey._fields, *STATE_COLUMNS, *SEGMENT_COLUMNS, "question_id")
 
 
 class RowEntry(NamedTuple):
