@@ -21,6 +21,7 @@ from vidqa.records import (
     FrameBatch,
     MediaItem,
     Prompt,
+    Question,
     Segment,
 )
 
@@ -113,3 +114,32 @@ def test_item_errors_cross_process_borders_whole() -> None:
 def test_errors_say_what_and_what_to_try() -> None:
     assert str(UsageError("bad", hint="good")) == "bad\n  try: good" and str(VidqaError("bad")) == "bad"
     assert (UsageError("").exit_code, LockedError("").exit_code, VidqaError("").exit_code) == (2, 4, 1)
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        (("a b", "Why?"), ValueError, "id must be a word"),
+        (("", "Why?"), ValueError, "id must be a word"),
+        (("a" * 65, "Why?"), ValueError, "id must be a word"),
+        (("a\n", "Why?"), ValueError, "id must be a word"),
+        (("a", ""), ValueError, "text is empty"),
+        (("a", " \n"), ValueError, "text is empty"),
+        (("a", "\udcff"), ValueError, "text is not valid Unicode at character 1"),
+        (("a", "b\0"), ValueError, "text contains a NUL"),
+        (("a", "Why?", "nonsense"), ValueError, "type must be one of text, yes_no, choice, number"),
+        (("a", "Why?", "choice"), ValueError, "choices are needed"),
+        (("a", "Why?", "text", ("x", "y")), ValueError, "choices are needed"),
+        (("a", "Why?", "choice", ("x", "X ")), ValueError, "two different"),
+        (("a", "Why?", "choice", ("x", " ")), ValueError, "two different"),
+        (("a", "Why?", "text", (), 0), ValueError, "max_new_tokens must be at least 1"),
+        (("a", "Why?", "text", (), 1.5), TypeError, "max_new_tokens must be an int or None, not float"),
+        (("a", "Why?", "text", (), True), TypeError, "max_new_tokens"),
+        (("a", "Why?", "choice", "xy"), TypeError, "choices must be a tuple of strings"),
+        (("a", None), TypeError, "text must be a str, not None"),
+        ((3, "Why?"), TypeError, "id must be a str, not int"),
+    ],
+)
+def test_invalid_questions_are_refused_at_once(values: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        Question(*values)

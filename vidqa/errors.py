@@ -27,7 +27,7 @@ ERROR_KINDS: dict[str, str] = {
     "unsupported": "no installed decoder supports this codec or format",
     "not_local": "a playlist or script that would open other files or URLs; refused",
     "permission": "this user is not allowed to read the file",
-    "too_large": "a frame is larger than the limit",
+    "too_large": "a frame is larger than the limit, or the video has too many segments",
     "timeout": "the decoder made no progress within the time limit",
     "crashed": "the decoder process died",
     "out_of_memory": "decoding or answering ran out of memory",

@@ -12,13 +12,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from fractions import Fraction
-from typing import Literal, NamedTuple
+from numbers import Integral
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
 from vidqa.errors import ItemError
 
 MediaKind = Literal["image", "video"]
+QuestionType = Literal["text", "yes_no", "choice", "number"]
+MAX_ID_LENGTH = 64
 Status = Literal["ok", "truncated", "empty", "failed", "skipped"]
 
 
@@ -219,13 +222,70 @@ class MediaShape(NamedTuple):
 
 @dataclass(frozen=True)
 class Question:
-    """One question of a question set."""
+    """One question of a question set.
 
-    id: str
+    Raises:
+        TypeError: a value has the wrong type.
+        ValueError: `id` is not a word, `text` is empty or not valid Unicode, `max_new_tokens` is below 1, or `choices`
+            do not fit the type.
+    """
+
+    id: str  # a word of at most 64 characters
     text: str
-    type: Literal["text", "yes_no", "choice", "number"] = "text"
-    choices: tuple[str, ...] = ()
+    type: QuestionType = "text"
+    choices: tuple[str, ...] = ()  # at least two, for the type `choice` only
     max_new_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("id", "text"):
+            if not isinstance(value := getattr(self, name), str):
+                raise TypeError(f"{name} must be a str, not {type_name(value)}")
+        if not isinstance(self.choices, tuple | list) or not all(isinstance(choice, str) for choice in self.choices):
+            raise TypeError(f"choices must be a tuple of strings, not {self.choices!r:.80}")
+        new = self.max_new_tokens
+        if new is not None and (not isinstance(new, Integral) or isinstance(new, bool)):
+            raise TypeError(f"max_new_tokens must be an int or None, not {type_name(new)}")
+        object.__setattr__(self, "choices", tuple(self.choices))
+        object.__setattr__(self, "max_new_tokens", None if new is None else int(new))
+        if problem := self._problem():
+            raise ValueError(f"question {self.id!r:.80}: {problem}")
+
+    def _problem(self) -> str | None:
+        if not self.id.isprintable() or not 0 < len(self.id) <= MAX_ID_LENGTH or " " in self.id:
+            return f"id must be a word of at most {MAX_ID_LENGTH} characters without spaces"
+        if problem := text_problem(self.text):
+            return f"text {problem}"
+        if self.type not in get_args(QuestionType):
+            return f"type must be one of {', '.join(get_args(QuestionType))}, not {self.type!r:.80}"
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            return f"max_new_tokens must be at least 1, got {self.max_new_tokens}"
+        if (self.type == "choice") != bool(self.choices):
+            return "choices are needed with the type `choice`, and valid with no other"
+        distinct = {choice.strip().casefold() for choice in self.choices}
+        if self.choices and (len(distinct) < 2 or len(distinct) < len(self.choices) or "" in distinct):
+            return f"choices must be at least two different strings, not {self.choices!r:.80}"
+        return None
+
+
+def text_problem(text: str) -> str | None:
+    """Return why a text cannot be a question, as a phrase that follows its name; None if it can."""
+    return "is empty" if not text.strip() else character_problem(text)
+
+
+def character_problem(text: str) -> str | None:
+    """Return which character of a text cannot be part of a prompt, as a phrase; None if all can."""
+    if "\0" in text:
+        return "contains a NUL character"
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # a lone surrogate, which is how Python passes on bytes that are not UTF-8
+        return f"is not valid Unicode at character {error.start + 1}"
+    return None
+
+
+def type_name(value: object) -> str:
+    """Return the name of the type of an argument, for error messages."""
+    return "None" if value is None else type(value).__name__
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from vidqa.tables.formats import read_table
 
 
@@ -116,3 +118,27 @@ def test_image(vidqa, tmp_path):
     done = vidqa("ask", tmp_path / "p.png", "What is it?", "--json")
     row = json.loads(done.out)
     assert (row["answer"], row["n_visual_tokens"], row["duration_s"]) == ("red", 4, None)
+
+
+@pytest.mark.parametrize("command", ["ask", "search"])
+def test_text_that_is_not_utf8_is_a_usage_error(command, vidqa, clips):
+    """Python passes on such bytes as lone surrogates."""
+    for text in ("Is it \udcff?", " ", ""):
+        arguments = [clips / "a.mp4", text] if command == "ask" else [text, clips / "a.mp4", "--model", "demo"]
+        done = vidqa(command, *arguments)
+        assert done.code == 2 and not done.out and "Traceback" not in done.err, done.err
+        assert "not valid Unicode" in done.err if text.strip() else "empty" in done.err
+
+
+@pytest.mark.parametrize("command", ["ask", "search", "describe", "encode"])
+@pytest.mark.parametrize("value", ["1e-9", "0.001", "1e300", "nan", "inf", "-5", "0", "soon"])
+def test_a_segment_length_that_makes_no_sense_is_a_usage_error(command, value, vidqa, clips, tmp_path):
+    arguments = {
+        "ask": ["ask", clips / "a.mp4", "What?"],
+        "search": ["search", "a dog", clips],
+        "describe": ["describe", clips, "--out", tmp_path / "t.csv"],
+        "encode": ["encode", clips],
+    }[command]
+    done = vidqa(*arguments, "--segment", value)
+    assert done.code == 2 and "seconds" in done.err and "Traceback" not in done.err
+    assert not (tmp_path / "t.csv").exists()

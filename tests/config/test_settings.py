@@ -236,7 +236,7 @@ def test_settings_id_stays_with_what_does_not() -> None:
     assert settings_id(None, dict(reversed(GENERATION.items())), Question("other", "How?")) == one
     assert settings_id(None, GENERATION | {"seed": 7, "top_p": 0.5}, Question("q", "Why?")) == one  # greedy
     assert settings_id(None, GENERATION | {"max_new_tokens": 9}, Question("q", "Why?", max_new_tokens=128)) == one
-    assert settings_id(10, GENERATION, Question("q", "")) == settings_id(10.0, GENERATION, Question("q", ""))
+    assert settings_id(10, GENERATION, Question("q", "?")) == settings_id(10.0, GENERATION, Question("q", "?"))
 
 
 JUNK = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from vidqa.errors import MediaError
 from vidqa.media.decode import select_frames
 from vidqa.media.segments import plan_segments
 from vidqa.records import WHOLE, MediaFacts, SamplingSpec, Segment
@@ -60,3 +61,11 @@ def test_short_segments_mark_repeated_frames() -> None:
     indices, repeated = select_frames(pts_s, Segment(0.5, 0.8), SamplingSpec(n_frames=4), 10.0)
     assert indices.tolist() == [5, 5, 6, 7]
     assert repeated.tolist() == [False, True, False, False]
+
+
+def test_the_number_of_segments_is_limited() -> None:
+    assert len(plan_segments(facts(1000.0), 0.01)) == 99_991
+    for duration_s, length_s in ((1000.2, 0.01), (10.0, 1e-9), (1e300, 10.0)):
+        with pytest.raises(MediaError, match="more than 100,000 segments") as caught:
+            plan_segments(facts(duration_s), length_s)
+        assert caught.value.kind == "too_large"

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import re
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 
 import vidqa
 from vidqa.errors import ItemError
+from vidqa.pipeline.dry_run import plan_run
+from vidqa.pipeline.encode import encode
 from vidqa.pipeline.run.run_options import RunOptions, settings_of
 
 
@@ -92,6 +97,15 @@ def test_options_report_all_problems_at_once(tmp_path):
         "cache_dir": None, "segment_s": "30", "timeout_s": None, "max_new_tokens": 5.0, "batch_size": "2",
         "n_workers": 1.5, "memory_bytes": "4GB", "retry": True,
     }  # fmt: skip
+    for name in ("segment_s", "timeout_s", "max_new_tokens", "batch_size", "n_workers", "memory_bytes"):
+        with pytest.raises(vidqa.VidqaError, match="got True"):
+            RunOptions(**{name: True})
+    for value in (1e-9, 1e300, float("nan"), float("inf"), -1, 0, 10**400):
+        with pytest.raises(vidqa.VidqaError, match=r"segment length must be 0.01 to 1,000,000 seconds, got"):
+            RunOptions(segment_s=value)
+    for value in (float("nan"), float("inf"), -1, 0, 10**400):
+        with pytest.raises(vidqa.VidqaError, match=r"timeout must be a positive number of seconds, got"):
+            RunOptions(timeout_s=value)
     with pytest.raises(vidqa.VidqaError) as caught:
         RunOptions(**wrong)
     for line, (name, value) in zip(sorted(str(caught.value).splitlines()), sorted(wrong.items()), strict=True):
@@ -130,22 +144,98 @@ def test_paths_in_every_form(tiny_bundle, clips, tmp_path):
 
 def test_question_values_are_validated_like_files(tiny_bundle, clips, tmp_path):
     how = {"model": vidqa.load_model(str(tiny_bundle)), "options": RunOptions(tmp_path / "cache")}
-    for question, message in (
-        (vidqa.Question("", "What?"), "`id` must be a word"),
-        (vidqa.Question("a", " "), "question 'a': `text` is empty"),
-        (vidqa.Question("a", "What?", max_new_tokens=0), "`max_new_tokens` must be a whole number"),
-        (vidqa.Question("a", "What?", type="choice"), "`choices` is missing"),
-        (vidqa.Question("a", "What?", choices=("x", "y")), "`choices` is only valid with type"),
-    ):
-        with pytest.raises(vidqa.VidqaError, match=re.escape(message)):
-            vidqa.describe(clips, tmp_path / "t.csv", questions=question, **how)
-    assert not (tmp_path / "t.csv").exists()
     (tmp_path / "mine.toml").write_text('[[question]]\nid = "a"\ntext = " What? "\n')
     vidqa.describe(clips, tmp_path / "t.csv", questions=tmp_path / "mine.toml", **how)
     again = vidqa.describe(clips, tmp_path / "t.csv", questions=vidqa.Question("a", " What? "), **how)
     assert again.nothing_done  # the same question in both forms
     with pytest.raises(vidqa.VidqaError, match="a question must be a str, not list"):
         vidqa.ask(clips, ["What?", "Why?"], **how)
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda how: vidqa.ask(None, "What?", **how), "media"),
+        (lambda how: vidqa.ask(3, "What?", **how), "media"),
+        (lambda how: vidqa.ask(b"a.mp4", "What?", **how), "media"),
+        (lambda how: vidqa.ask(["a.mp4", None], "What?", **how), "media"),
+        (lambda how: vidqa.ask("a.mp4", "What?", **how | {"options": {}}), "options"),
+        (lambda how: vidqa.ask("a.mp4", "What?", **how | {"model": 3}), "model"),
+        (lambda how: vidqa.ask("a.mp4", "What?", **how | {"model": None}), "model"),
+        (lambda how: vidqa.ask("a.mp4", "What?", reporter=print, **how), "reporter"),
+        (lambda how: vidqa.chat(None, **how), "media"),
+        (lambda how: vidqa.chat("a.mp4", **how | {"options": "x"}), "options"),
+        (lambda how: vidqa.search(None, "a.mp4", **how), "text"),
+        (lambda how: vidqa.search("a dog", None, **how | {"model": "demo"}), "paths"),
+        (lambda how: vidqa.search("a dog", "a.mp4", top=1.5, **how), "top"),
+        (lambda how: vidqa.search("a dog", "a.mp4", top=True, **how), "top"),
+        (lambda how: vidqa.describe(None, "t.csv", **how), "paths"),
+        (lambda how: vidqa.describe("a.mp4", None, **how), "out"),
+        (lambda how: vidqa.describe("a.mp4", "t.csv", questions=5, **how), "questions"),
+        (lambda how: vidqa.describe("a.mp4", "t.csv", questions=["caption", 5], **how), "questions"),
+        (lambda how: vidqa.describe("a.mp4", "t.csv", **how | {"options": []}), "options"),
+        (lambda how: encode(None, **how), "paths"),
+        (lambda how: encode("a.mp4", **how | {"options": {}}), "options"),
+    ],
+)
+def test_wrong_types_are_named(call, name, tiny_bundle, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TypeError, match=rf"^{name} must be "):
+        call({"model": vidqa.load_model(str(tiny_bundle)), "options": RunOptions(tmp_path / "cache")})
+    assert not (tmp_path / "t.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"), [("Is it \udcff?", "not valid Unicode at character 7"), ("a\0b", "NUL"), (" ", "empty")]
+)
+def test_text_that_cannot_be_in_a_prompt_is_an_error(text, problem, tiny_bundle, clips, tmp_path):
+    how = {"model": vidqa.load_model(str(tiny_bundle)), "options": RunOptions(tmp_path / "cache")}
+    session = vidqa.chat(clips / "a.mp4", **how)
+    with pytest.raises(vidqa.VidqaError, match=problem):
+        vidqa.ask(clips / "a.mp4", text, **how)
+    with pytest.raises(vidqa.VidqaError, match=problem):
+        session.ask(text)
+    with pytest.raises(vidqa.VidqaError, match=problem):
+        vidqa.search(text, clips / "a.mp4", **how | {"model": "demo"})
+    with pytest.raises(TypeError, match="question must be a str, not NoneType"):
+        session.ask(None)
+    assert session.ask("Is it red?").text == "red"
+
+
+@pytest.mark.slow
+def test_threads_may_share_a_model(tiny_bundle, clips, tmp_path):
+    model, options = vidqa.load_model(str(tiny_bundle)), RunOptions(tmp_path / "cache", n_workers=1)
+    assert model.llava and model.encoder
+    calls = [
+        *(lambda q=q: [row.answer for row in vidqa.ask(clips, q, model=model, options=options)] for q in ("A?", "B?")),
+        lambda: [vidqa.chat(clips / "a.mp4", model=model, options=options).ask("C?").text] * 3,
+        lambda: vidqa.describe(clips, tmp_path / "t.csv", model=model, options=options).rows["ok"] * ["red"],
+    ]
+    with ThreadPoolExecutor(len(calls)) as pool:
+        futures = [pool.submit(call) for call in calls]
+        assert [future.result() for future in futures] == [["red"] * 3] * len(calls)
+
+
+@pytest.mark.slow
+def test_a_video_has_a_limited_number_of_segments(tiny_bundle, tmp_path):
+    """Also a damaged one, whose header promises years."""
+    with av.open(str(tmp_path / "long.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width = stream.height = 32
+        for seconds in (0, 1, 2500):
+            frame = av.VideoFrame(32, 32, "yuv420p")
+            frame.pts, frame.time_base = seconds * 10, Fraction(1, 10)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    how = {"model": vidqa.load_model(str(tiny_bundle)), "options": RunOptions(tmp_path / "cache", segment_s=0.01)}
+    whole = RunOptions(tmp_path / "cache")
+    for prepare in (lambda: None, lambda: encode(tmp_path / "long.mp4", model=how["model"], options=whole)):
+        prepare()  # with and without facts in the cache
+        (row,) = vidqa.ask(tmp_path / "long.mp4", "What?", **how)
+        assert row.error_kind == "too_large" and "more than 100,000 segments of 0.01 s" in row.error
+    assert plan_run([str(tmp_path)], tmp_path / "t.csv", questions=[vidqa.Question("q", "Why?")], **how).new_rows == 1
+    demo = how | {"model": vidqa.load_model("demo")}
+    assert [error.kind for _, error in vidqa.search("a dog", tmp_path / "long.mp4", **demo).failed] == ["too_large"]
 
 
 def test_out_of_memory_of_one_file_fails_only_its_row(tiny_bundle, clips, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from vidqa.common.display import display_path
 from vidqa.errors import MediaError
 from vidqa.media.image_formats.jpeg import JPEG_SEQUENCE_BYTES, is_jpeg_sequence
 from vidqa.media.sniff import SNIFF_BYTES, Signature, sniff
+from vidqa.records import type_name
 
 #: Files, folders and globs as callers pass them.
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
@@ -31,9 +32,23 @@ AUDIO_SUFFIXES = frozenset(f".{name}" for name in _AUDIO.split())
 _AMBIGUOUS = frozenset({"isobmff", "matroska", "asf", "rm"})
 
 
-def as_path_list(paths: Paths) -> list[str]:
-    """Return one path, or several in any accepted form, as a list of strings."""
-    return [os.fspath(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
+def as_path_list(paths: Paths, name: str = "paths") -> list[str]:
+    """Return one path, or several in any accepted form, as a list of strings.
+
+    Args:
+        paths: the paths.
+        name: of the argument, for the error.
+
+    Raises:
+        TypeError: something is not a path.
+    """
+    several = [paths] if isinstance(paths, str | bytes | os.PathLike) or not isinstance(paths, Iterable) else paths
+    found = []
+    for path in several:
+        if not isinstance(path, str | os.PathLike) or not isinstance(text := os.fspath(path), str):
+            raise TypeError(f"{name} must be a path or several (str or Path), not {type_name(path)}")
+        found.append(text)
+    return found
 
 
 def read_head(path: str, n_bytes: int = SNIFF_BYTES) -> bytes:

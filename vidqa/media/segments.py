@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from vidqa.errors import MediaError
 from vidqa.records import WHOLE, MediaFacts, Segment
 
 #: Frame times are sums of fractions; a frame this close to a boundary belongs to the segment that starts there.
 BOUNDARY_TOLERANCE_S = 1e-6
+#: A month in windows of 25 s. A wrong duration in a header could ask for any number.
+MAX_SEGMENTS = 100_000
 
 
 def plan_segments(facts: MediaFacts, segments: float | tuple[Segment, ...] | None) -> tuple[Segment, ...]:
@@ -25,6 +28,7 @@ def plan_segments(facts: MediaFacts, segments: float | tuple[Segment, ...] | Non
 
     Raises:
         ValueError: the length is not above 0.
+        MediaError: `too_large`: the video has more than `MAX_SEGMENTS` segments.
     """
     if isinstance(segments, tuple):
         return (WHOLE,) if facts.kind == "image" else segments
@@ -33,5 +37,8 @@ def plan_segments(facts: MediaFacts, segments: float | tuple[Segment, ...] | Non
     if segments is None or facts.kind == "image":
         return (WHOLE,)
     last_frame_s = max(0.0, (facts.duration_s or 0.0) - (1.0 / facts.fps if facts.fps else 0.0))
+    if last_frame_s / segments >= MAX_SEGMENTS:
+        what = f"the video has {last_frame_s:.0f} s: more than {MAX_SEGMENTS:,} segments of {segments:g} s"
+        raise MediaError("too_large", what, hint="longer segments (--segment)")
     n_segments = int((last_frame_s + BOUNDARY_TOLERANCE_S) / segments) + 1
     return tuple(Segment(round(i * segments, 6), round((i + 1) * segments, 6)) for i in range(n_segments))

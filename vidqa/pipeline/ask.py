@@ -19,6 +19,7 @@ from vidqa.pipeline.run.pending import every_file
 from vidqa.pipeline.run.run_context import RunContext
 from vidqa.pipeline.run.run_options import RunOptions
 from vidqa.pipeline.run.scanning import find_media
+from vidqa.prompts.plain_text import check_text
 from vidqa.records import AnswerRow, Question
 
 
@@ -44,7 +45,8 @@ def ask(
         `answer` is None.
 
     Raises:
-        UsageError: there is no question.
+        TypeError: an argument has the wrong type.
+        UsageError: there is no question, or an invalid one.
         VidqaError: there is no media, or the model or the cache cannot be used.
     """
     return ask_with_summary(media, *questions, model=model, options=options, reporter=reporter)[0]
@@ -75,7 +77,7 @@ def ask_with_summary(
     run = RunContext.create(model, options, reporter)
     run.model.require_packages()
     question_list = as_questions(questions)
-    items = find_media(run, as_path_list(media)).items
+    items = find_media(run, as_path_list(media, "media")).items
     pending = partial(every_file, questions=question_list)
     rows: list[AnswerRow] = []
     with reporter.progress(len(items), "file"), closing(encode_files(run, items, pending, note_level=1)) as encoded:
@@ -133,11 +135,13 @@ def as_questions(texts: Sequence[str]) -> tuple[Question, ...]:
         texts: of the questions.
 
     Raises:
-        UsageError: there is no question, an empty one, or one that is not a string.
+        UsageError: there is no question, an empty one, or one that is not a string or not valid Unicode.
     """
     if wrong := [text for text in texts if not isinstance(text, str)]:
         hint = 'one argument each: ask("clip.mp4", "What happens?", "Who is there?"); describe accepts Question values'
         raise UsageError(f"a question must be a str, not {type(wrong[0]).__name__}", hint=hint)
     if not texts or not all(text.strip() for text in texts):
         raise UsageError("a question is missing or empty", hint='vidqa ask clip.mp4 "What happens?"')
+    for text in texts:
+        check_text(text)
     return tuple(Question(f"q{number}", text) for number, text in enumerate(dict.fromkeys(texts), start=1))

@@ -79,7 +79,7 @@ def ask_together(
     question_list = as_questions(questions)
     run = RunContext.create(model, options, reporter)
     run.model.require_packages()
-    features = features_of(run, media)
+    features = features_of(run, as_path_list(media, "media"))
     requests = [Request(features, ((q.text, None),), run.options.max_new_tokens) for q in question_list]
     answers = generate(
         run.model.llava, requests, generation_settings(run.model, run.options), batch_size=run.options.batch_size
@@ -132,7 +132,7 @@ def chat(
     """
     run = RunContext.create(model, options, reporter)
     run.model.require_packages()
-    features = features_of(run, as_path_list(media))
+    features = features_of(run, as_path_list(media, "media"))
     session = ChatSession(run.model.llava, features, generation_settings(run.model, run.options))
     session.warm()
     return session

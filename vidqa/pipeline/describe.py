@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ from vidqa.pipeline.run.run_context import RunContext
 from vidqa.pipeline.run.run_options import RunOptions
 from vidqa.pipeline.run.scanning import find_media
 from vidqa.prompts.questions import QuestionSources, gather_questions
-from vidqa.records import MediaItem, Question
+from vidqa.records import MediaItem, Question, type_name
 from vidqa.tables.table import Table
 
 
@@ -132,8 +133,11 @@ def open_table(out: str | Path, *, for_spreadsheets: bool = False) -> Table:
         for_spreadsheets: escape formulas in CSV.
 
     Raises:
+        TypeError: `out` is not a path.
         UsageError: the suffix is unknown, or the folder does not exist.
     """
+    if not isinstance(out, str | os.PathLike):
+        raise TypeError(f"out must be a path, not {type_name(out)}")
     try:
         table = Table(out, for_spreadsheets=for_spreadsheets)
     except TableError as error:  # the name is wrong, not the file

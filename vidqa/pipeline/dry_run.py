@@ -30,7 +30,7 @@ from vidqa.pipeline.run.retry_policy import RetryPolicy
 from vidqa.pipeline.run.run_context import RunContext
 from vidqa.pipeline.run.run_options import RunOptions
 from vidqa.pipeline.run.scanning import find_media
-from vidqa.records import MediaFacts, MediaItem, Question, WorkItem
+from vidqa.records import MediaFacts, MediaItem, Question, Segment, WorkItem
 
 
 @dataclass
@@ -203,7 +203,12 @@ class _Counter:
     def _add(self, work: WorkItem, facts: MediaFacts | MediaError) -> None:
         """Count a file with pending work."""
         plan, run, media_id = self._plan, self._run, str(work.media_id)
-        segments = () if isinstance(facts, MediaError) else plan_segments(facts, run.options.segment_s)
+        segments: tuple[Segment, ...] = ()
+        if not isinstance(facts, MediaError):
+            try:
+                segments = plan_segments(facts, run.options.segment_s)
+            except MediaError as error:
+                facts = error
         n_rows = len(work.questions) * max(1, len(segments))  # a failed file has one row per question
         self._rows[media_id] = n_rows
         plan.files_to_do += 1

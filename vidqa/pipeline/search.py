@@ -10,6 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from numbers import Integral
 
 import numpy as np
 
@@ -28,7 +29,8 @@ from vidqa.pipeline.run.pending import every_file
 from vidqa.pipeline.run.run_context import RunContext
 from vidqa.pipeline.run.run_options import RunOptions
 from vidqa.pipeline.run.scanning import find_media
-from vidqa.records import EncodedItem, MediaItem, MediaKind
+from vidqa.prompts.plain_text import check_text
+from vidqa.records import EncodedItem, MediaItem, MediaKind, type_name
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,15 @@ def search(
         The hits, best first; equal scores in order of paths and time.
 
     Raises:
-        UsageError: the model has no text encoder, or the text is empty or too long for it.
+        TypeError: an argument has the wrong type.
+        UsageError: the model has no text encoder, or the text is empty, too long for it or not valid Unicode.
         VidqaError: there is no media, or the model or the cache cannot be used.
     """
+    if not isinstance(text, str):
+        raise TypeError(f"text must be a str, not {type_name(text)}")
+    check_text(text)
+    if top is not None and (not isinstance(top, Integral) or isinstance(top, bool)):
+        raise TypeError(f"top must be an int or None, not {type_name(top)}")
     if top is not None and top < 1:
         raise UsageError(f"top must be at least 1, got {top}")
     run = RunContext.create(model, options, reporter)
@@ -155,7 +163,12 @@ class _Embeddings:
         if facts is None:
             return False
         loaded = []
-        for segment in plan_segments(facts, self._run.options.segment_s):
+        try:
+            segments = plan_segments(facts, self._run.options.segment_s)
+        except ItemError as error:
+            self._fail(item, error)
+            return True
+        for segment in segments:
             pooled = self._store.get_pooled(CacheKey(media_id, segment.key, self._run.model.bundle.encoder_id))
             if pooled is None:
                 return False

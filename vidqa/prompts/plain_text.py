@@ -16,6 +16,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
 from vidqa.errors import UsageError
+from vidqa.records import character_problem
 
 Span = tuple[int, int]
 """Start and end of a part of a text, in characters."""
@@ -72,13 +73,8 @@ def check_text(text: str) -> None:
     Raises:
         UsageError: it contains a NUL character, or is not valid Unicode (a lone surrogate: a byte that is not UTF-8).
     """
-    if "\0" in text:
-        raise UsageError(f"the text {text[:60]!r} contains a NUL character")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        what = f"the text {text[:60]!r} is not valid Unicode at character {error.start + 1}"
-        raise UsageError(what, hint="enter it as UTF-8") from error
+    if problem := character_problem(text):
+        raise UsageError(f"the text {text[:60]!r} {problem}")
 
 
 def plain_text_encoder(tokenizer: Tokenizer) -> PlainTextEncoder:

@@ -14,15 +14,14 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
 from vidqa.config.toml_lines import TomlFile, did_you_mean, dotted, read_toml
 from vidqa.errors import UsageError
-from vidqa.records import Question
+from vidqa.records import MAX_ID_LENGTH, Question, QuestionType, text_problem
 
 _FOLDER = Path(__file__).parent / "sets"
-_TYPES: tuple[str, ...] = get_args(get_type_hints(Question)["type"])
-_MAX_ID_LENGTH = 64
+_TYPES: tuple[str, ...] = get_args(QuestionType)
 #: Questions as callers pass them: names of built-in sets, TOML files, or questions.
 QuestionSources = str | os.PathLike[str] | Question | Iterable[str | os.PathLike[str] | Question]
 
@@ -66,28 +65,19 @@ def gather_questions(sources: QuestionSources) -> tuple[Question, ...]:
         sources: name of a set, a file, a question, or several of them.
 
     Raises:
-        UsageError: no source, no such set, an invalid set or `Question`, or duplicate questions (`merge_questions`).
+        TypeError: a source of another type.
+        UsageError: no source, no such set, an invalid set, or duplicate questions (`merge_questions`).
     """
-    several = [sources] if isinstance(sources, str | os.PathLike | Question) else list(sources)
+    several = [sources] if isinstance(sources, str | os.PathLike | Question) else sources
+    if isinstance(several, Iterable):
+        several = list(several)
+    if not isinstance(several, list) or not all(isinstance(one, str | os.PathLike | Question) for one in several):
+        raise TypeError(f"questions must be names, files or Question values, not {sources!r:.80}")
     if not several:
         raise UsageError("no questions", hint=f"use a built-in set ({', '.join(question_sets())}) or a .toml file")
-    return merge_questions([_checked(one)] if isinstance(one, Question) else load_questions(one) for one in several)
-
-
-def _checked(question: Question) -> Question:
-    """Validate a `Question` that a caller created, by the same rules as a file, and strip its text.
-
-    Raises:
-        UsageError: the question is invalid; lists every problem.
-    """
-    values: dict[str, Any] = {"id": question.id, "text": question.text, "type": question.type}
-    if question.choices:
-        values["choices"] = list(question.choices)
-    if question.max_new_tokens is not None:
-        values["max_new_tokens"] = question.max_new_tokens
-    if problems := [problem for _, problem in _problems(values)]:
-        raise UsageError("\n".join(f"question {question.id!r}: {problem}" for problem in problems))
-    return replace(question, text=question.text.strip(), choices=tuple(question.choices))
+    return merge_questions(
+        [replace(one, text=one.text.strip())] if isinstance(one, Question) else load_questions(one) for one in several
+    )
 
 
 def merge_questions(sets: Iterable[Iterable[Question]]) -> tuple[Question, ...]:
@@ -182,14 +172,14 @@ def _problems(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _check_id(value: Any) -> str | None:
-    valid = isinstance(value, str) and 0 < len(value) <= _MAX_ID_LENGTH and value.isprintable() and " " not in value
-    return None if valid else f"must be a word of at most {_MAX_ID_LENGTH} characters without spaces, not {value!r}"
+    valid = isinstance(value, str) and 0 < len(value) <= MAX_ID_LENGTH and value.isprintable() and " " not in value
+    return None if valid else f"must be a word of at most {MAX_ID_LENGTH} characters without spaces, not {value!r}"
 
 
 def _check_text(value: Any) -> str | None:
     if not isinstance(value, str):
         return f"must be a string, not {value!r}"
-    return None if value.strip() else "is empty"
+    return text_problem(value)
 
 
 def _check_type(value: Any) -> str | None:

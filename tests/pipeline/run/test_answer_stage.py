@@ -99,7 +99,9 @@ def test_the_queue_bounds_how_many_files_are_in_memory(
 
 
 def test_an_error_of_the_thread_is_raised_in_the_main_thread(model: LoadedModel, tmp_path: Path) -> None:
-    reserved = encoded(0, (Question("x", "what is \0 this?"),))
+    question = Question("x", "what is this?")
+    object.__setattr__(question, "text", "what is \0 this?")
+    reserved = encoded(0, (question,))
     with pytest.raises(UsageError, match="NUL character"):
         list(answer_items([reserved, *(encoded(i) for i in range(1, 30))], model, RunOptions(tmp_path), StageClock()))
 

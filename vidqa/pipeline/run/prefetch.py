@@ -160,10 +160,11 @@ class Prefetcher:
         facts = self._index.facts(work.media_id) if work.media_id else None
         if facts is None or work.media_id is None:
             return None
-        keys = [
-            CacheKey(work.media_id, segment.key, self._bundle.encoder_id)
-            for segment in plan_segments(facts, work.segments or self._options.segment_s)
-        ]
+        try:
+            planned = plan_segments(facts, work.segments or self._options.segment_s)
+        except ItemError as error:
+            return EncodedItem(work, error=error)
+        keys = [CacheKey(work.media_id, segment.key, self._bundle.encoder_id) for segment in planned]
         if not work.read_features:
             return EncodedItem(work, (), facts, cached=True) if all(map(self._store.has, keys)) else None
         segments: list[EncodedSegment] = []

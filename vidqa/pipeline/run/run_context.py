@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from vidqa.pipeline.monitor.reporter import Reporter, StageClock
 from vidqa.pipeline.monitor.summary import Summary
 from vidqa.pipeline.run.loaded_model import LoadedModel, load_model
 from vidqa.pipeline.run.run_options import RunOptions
+from vidqa.records import type_name
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,15 @@ class RunContext:
             reporter: receives progress, messages and events.
 
         Raises:
+            TypeError: an argument has the wrong type.
             BundleError: there is no such bundle, or it is damaged.
             DeviceError: the requested device is not available.
         """
-        loaded = model if isinstance(model, LoadedModel) else load_model(model, reporter=reporter)
+        if not isinstance(model, LoadedModel | str | os.PathLike):
+            raise TypeError(f"model must be an open model, or a name or folder, not {type_name(model)}")
+        if options is not None and not isinstance(options, RunOptions):
+            raise TypeError(f"options must be a RunOptions or None, not {type_name(options)}")
+        if not isinstance(reporter, Reporter):
+            raise TypeError(f"reporter must be a Reporter, not {type_name(reporter)}")
+        loaded = model if isinstance(model, LoadedModel) else load_model(os.fspath(model), reporter=reporter)
         return cls(loaded, options or RunOptions(), reporter, Summary(), StageClock(stop=reporter.stop))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from dataclasses import dataclass, field
 from numbers import Integral, Real
@@ -16,6 +17,10 @@ from vidqa.records import Question
 
 #: Larger than any memory allows.
 _MAX_BATCH_SIZE = 1 << 20
+
+
+#: Shortest and longest segment in seconds. Windows that are shorter than a frame would all show the same ones.
+_SEGMENT_S = (0.01, 1_000_000)
 
 
 def _user_cache() -> Path:
@@ -47,20 +52,22 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         problems = []
-        for name, title in (("segment_s", "segment length"), ("timeout_s", "timeout")):
+        limits = (("segment_s", "segment length", *_SEGMENT_S), ("timeout_s", "timeout", 0, sys.float_info.max))
+        for name, title, least, most in limits:
             value = getattr(self, name)
             if name == "segment_s" and value is None:
                 continue
-            seconds = float(value) if isinstance(value, Real) else 0.0
-            if 0 < seconds < float("inf"):
-                object.__setattr__(self, name, seconds)
+            is_number = isinstance(value, Real) and not isinstance(value, bool)
+            if is_number and least <= value <= most and value > 0:
+                object.__setattr__(self, name, float(value))
             else:
-                problems.append(f"{title} must be a positive number of seconds, got {value!r}")
+                what = f"{least} to {most:,} seconds" if least else "a positive number of seconds"
+                problems.append(f"{title} must be {what}, got {value!r}")
         for name in ("max_new_tokens", "batch_size", "n_workers", "memory_bytes"):
             value = getattr(self, name)
             if name != "memory_bytes" and value is None:
                 continue
-            number = int(value) if isinstance(value, Integral) else 0
+            number = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else 0
             if number >= 1:
                 object.__setattr__(self, name, number)
             else:
