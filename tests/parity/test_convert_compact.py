@@ -308,3 +308,18 @@ def rounded_to_half(bundle: Bundle, model: Any, fx: Any) -> None:
     row = valley.row_of(fx, "v1", "video", model, tokens)
     said, _ = greedy(model, [row])
     assert said == fx.tensors["out/v1/video/greedy_tokens"].tolist()
+
+
+@pytest.mark.parametrize("layout", ["video_chatgpt", "valley", "valley_delta"])
+def test_end_tokens_come_along(layout: str, tmp_path: Path) -> None:
+    if layout == "video_chatgpt":
+        parts = write_video_chatgpt(tmp_path / "parts", grown=False)
+        folder = parts[1]
+    else:
+        whole = layout == "valley"
+        parts = [write_valley(tmp_path / "v", "v1")] if whole else write_valley_delta(tmp_path / "d", "v1")
+        folder = parts[0]
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 7, 9], "repetition_penalty": 1.1}))
+    made = plan(parts)
+    assert made.llm.generation["eos_token_id"] == [2, 7, 9]
+    assert any(note.endswith("not taken over: repetition_penalty 1.1") for note in made.notes)
