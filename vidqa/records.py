@@ -64,6 +64,8 @@ class MediaFacts:
     stream_index: int = 0
     #: Problems of a file that can be read all the same, each a phrase that contains one word of `NOTE_KINDS`.
     notes: tuple[str, ...] = ()
+    last_frame_s: float | None = None  # pts of the last frame; None if not counted, or counted by an earlier version
+    pauses: tuple[tuple[float, float], ...] = ()  # pts of a frame shown for long, and of the next; see media/segments
 
 
 @dataclass(frozen=True)

@@ -35,3 +35,22 @@ def test_notes_of_a_file_are_stored_and_entries_without_them_have_the_bytes_of_e
     assert facts_from_dict(facts_to_dict(plain)) == plain
     noted = replace(plain, notes=("truncated: 5.2 of 20.0 s readable",))
     assert facts_from_dict(json.loads(json.dumps(facts_to_dict(noted)))) == noted
+
+
+def test_times_that_plan_segments_are_stored_in_the_index_only() -> None:
+    plain = MediaFacts("video", "h264", 640, 480, 9.5, 25.0)
+    timed = replace(plain, last_frame_s=9.46, pauses=((1.0, 4.25), (5.0, 7.1)))
+    assert facts_from_dict(json.loads(json.dumps(facts_to_dict(timed)))) == timed
+    features = Features(np.zeros((1, 4, 8), np.float16), np.zeros(8, np.float32), False, "video")
+    key = CacheKey("a" * 32, "whole", "b" * 16)
+    entries = [pack(key, EncodedSegment(facts, 0.0, 9.5, (0.0,), (False,), features)) for facts in (plain, timed)]
+    assert entries[0] == entries[1]
+
+
+def test_facts_of_earlier_versions_can_be_read() -> None:
+    old = {
+        "kind": "video", "codec": "h264", "width": 640, "height": 480, "duration_s": 9.5, "fps": 25.0,
+        "rotation_deg": 0, "pixel_aspect": "1", "n_frames_from_header": None,
+        "n_frames_from_content": 237, "stream_index": 0,
+    }  # fmt: skip
+    assert facts_from_dict(old) == MediaFacts("video", "h264", 640, 480, 9.5, 25.0, n_frames_from_content=237)

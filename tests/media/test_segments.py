@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
 from vidqa.errors import MediaError
 from vidqa.media.decode import select_frames
-from vidqa.media.segments import plan_segments
+from vidqa.media.segments import find_pauses, plan_segments
 from vidqa.records import WHOLE, MediaFacts, SamplingSpec, Segment
 
 
@@ -69,3 +72,52 @@ def test_the_number_of_segments_is_limited() -> None:
         with pytest.raises(MediaError, match="more than 100,000 segments") as caught:
             plan_segments(facts(duration_s), length_s)
         assert caught.value.kind == "too_large"
+
+
+def planned(pts_s: list[float], length_s: float) -> list[tuple[float, float | None]]:
+    """Segments of a video with frames at these times, planned from its facts."""
+    times = np.asarray(pts_s)
+    rate = (len(times) - 1) / times[-1]
+    counted = replace(facts(times[-1] + 0.04, rate), last_frame_s=float(times[-1]), pauses=find_pauses(times))
+    return [(s.start_s, s.end_s) for s in plan_segments(counted, length_s)]
+
+
+def test_windows_reach_the_last_frame_of_a_variable_frame_rate() -> None:
+    assert planned([0.0, 14.0, 21.0], 10.0) == [(0.0, 10.0), (10.0, 20.0), (20.0, 30.0)]
+    assert planned([*(i / 25 for i in range(20)), 9.99, 10.01], 10.0) == [(0.0, 10.0), (10.0, 20.0)]
+
+
+def test_windows_without_a_frame_are_joined_to_the_one_before() -> None:
+    assert planned([0.0, 0.5, 30.5], 10.0) == [(0.0, 30.0), (30.0, 40.0)]
+    assert planned([0.0, 0.04, 95_443.0], 60.0) == [(0.0, 95_400.0), (95_400.0, 95_460.0)]
+    assert planned([0.0, 3600.0, 3601.0, 7300.0], 10.0) == [(0.0, 3600.0), (3600.0, 7300.0), (7300.0, 7310.0)]
+
+
+@pytest.mark.parametrize("length_s", [0.3, 1.0, 2.5, 7.0, 60.0])
+def test_windows_tile_the_video_and_show_every_frame_once(length_s: float) -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        steps = np.where(rng.random(60) < 0.1, rng.uniform(1.5, 90.0, 60), rng.uniform(0.01, 0.5, 60))
+        pts_s = np.concatenate(([0.0], np.cumsum(steps)))
+        segments = planned(pts_s.tolist(), length_s)
+        assert segments[0][0] == 0 and all(a[1] == b[0] for a, b in pairwise(segments))
+        every = SamplingSpec("arange", 1000)
+        shown = [np.unique(select_frames(pts_s, Segment(*s), every, 10.0)[0]).tolist() for s in segments]
+        if length_s >= 1:  # shorter windows may be held for a while
+            assert [i for frames in shown for i in frames] == list(range(61))
+        assert {i for frames in shown for i in frames} == set(range(61))
+
+
+def test_a_time_lapse_has_a_bounded_number_of_pauses() -> None:
+    times = np.arange(5000) * 10.0
+    assert find_pauses(times) == ()  # all equally long: none stands out
+    times[2000:] += 3600
+    assert find_pauses(times) == ((19_990.0, 23_600.0),)
+    assert len(find_pauses(np.cumsum(np.random.default_rng(1).uniform(2, 9, 5000)))) == 1000
+
+
+def test_facts_of_earlier_versions_are_split_as_before() -> None:
+    old = replace(facts(25.1, 10.0), n_frames_from_content=251)  # no pts of the last frame, no pauses
+    assert [s.key for s in plan_segments(old, 10.0)] == ["0.000-10.000", "10.000-20.000", "20.000-30.000"]
+    slides = replace(facts(21.001, 2 / 21), n_frames_from_content=3)
+    assert len(plan_segments(slides, 10.0)) == 3  # the rate of counted frames yields the pts of the last one

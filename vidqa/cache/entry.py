@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from fractions import Fraction
 from typing import Any, BinaryIO
 
@@ -33,6 +33,8 @@ _CHECKSUM_MARK = b'{\\"crc32\\":\\"'
 _MAX_HEADER_BYTES = 64 << 20
 _TYPES = {"F16": "<f2", "F32": "<f4"}
 _FACTS_FIELDS = {f.name for f in fields(MediaFacts)}
+# Fields that earlier versions did not have. They are only written if set, so the bytes of other entries stay equal.
+_ADDED_FIELDS: dict[str, Any] = {"notes": (), "last_frame_s": None, "pauses": ()}
 
 
 def entry_bytes(n_frames: int, n_tokens: int, hidden_size: int, embedding_size: int) -> int:
@@ -73,7 +75,9 @@ def pack(key: CacheKey, value: EncodedSegment) -> bytes:
         "end_s": value.end_s,
         "frame_times_s": list(value.frame_times_s),
         "repeated": [bool(r) for r in value.repeated],
-        "facts": facts_to_dict(value.facts),
+        "facts": facts_to_dict(
+            replace(value.facts, last_frame_s=None, pauses=())
+        ),  # only segments are planned with them
     }
     tensors = {
         "tokens": np.ascontiguousarray(value.features.tokens),
@@ -175,8 +179,9 @@ def read_pooled(f: BinaryIO, key: CacheKey) -> PooledEntry:
 def facts_to_dict(facts: MediaFacts) -> dict[str, Any]:
     """Convert facts to JSON-compatible values. `facts_from_dict` restores equal facts."""
     values = {**asdict(facts), "pixel_aspect": str(facts.pixel_aspect)}
-    if not values["notes"]:
-        del values["notes"]  # as in entries of versions before there were notes, so that their bytes stay equal
+    for name, absent in _ADDED_FIELDS.items():
+        if values[name] == absent:
+            del values[name]
     return values
 
 
@@ -189,13 +194,15 @@ def facts_from_dict(values: dict[str, Any]) -> MediaFacts:
     Raises:
         ValueError: a field is missing or unknown (written by another version), or a number is not finite.
     """
-    values = {"notes": (), **values}
+    values = {**_ADDED_FIELDS, **values}
     if set(values) != _FACTS_FIELDS:
         raise ValueError(f"fields of the facts differ: {sorted(set(values) ^ _FACTS_FIELDS)}")
     if not all(math.isfinite(values[name] or 0.0) for name in ("duration_s", "fps", "width", "height")):
         raise ValueError("a number of the facts is not finite")
-    notes = tuple(str(note) for note in values["notes"])
-    return MediaFacts(**{**values, "pixel_aspect": Fraction(values["pixel_aspect"]), "notes": notes})
+    values = {**values, "pixel_aspect": Fraction(values["pixel_aspect"])}
+    values["notes"] = tuple(str(note) for note in values["notes"])
+    values["pauses"] = tuple((float(start_s), float(end_s)) for start_s, end_s in values["pauses"])
+    return MediaFacts(**values)
 
 
 def _tensors(view: memoryview, header: dict[str, Any]) -> dict[str, np.ndarray]:

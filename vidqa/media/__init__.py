@@ -5,6 +5,7 @@ In: paths, folders, globs. Out: `MediaItem`s (scan), `MediaFacts` (probe), frame
 scan.py, globs.py, ignored_names.py   find media files
 files.py, sniff.py, image_formats/    recognize them by content
 container.py, frame_index/, probe.py  open a video; its facts and the pts of its frames
+completeness/                         notes about incomplete and damaged videos
 segments.py, frame_sampling.py        choose the frames to decode
 decode.py, backends/, pixels.py       decode them
 workers/                              decode in separate processes, with time and memory limits

@@ -29,6 +29,7 @@ from vidqa.errors import MediaError
 from vidqa.media.files import identify, native_path
 from vidqa.media.frame_index.frame_index import FrameIndex
 from vidqa.media.image_formats.heif import image_notes, read_heif
+from vidqa.media.segments import find_pauses
 from vidqa.media.sniff import Signature
 from vidqa.media.workers.heartbeat import beat
 from vidqa.records import MediaFacts
@@ -67,6 +68,21 @@ class OpenVideo:
     def time_base(self) -> Fraction:
         """Time base of the stream: seconds per tick."""
         return as_fraction(self.stream.time_base) or Fraction(1, av.time_base)
+
+    @property
+    def demuxer(self) -> str:
+        """FFmpeg's first name of the container, such as `mov` or `matroska`."""
+        return self.container.format.name.split(",")[0]
+
+    @property
+    def file_duration_s(self) -> float | None:
+        """Duration of the longest stream in seconds, stated or estimated; None if unknown."""
+        return self.container.duration / av.time_base if self.container.duration else None
+
+    @property
+    def file_start_s(self) -> float:
+        """Timestamp at which the first stream starts, in seconds."""
+        return (self.container.start_time or 0) / av.time_base
 
     @property
     def average_rate(self) -> Fraction | None:
@@ -256,17 +272,32 @@ def facts_from_header(video: OpenVideo, frame: VideoFrame) -> MediaFacts:
     )
 
 
-def facts_from_index(header: MediaFacts, index: FrameIndex) -> MediaFacts:
+def facts_from_index(video: OpenVideo, header: MediaFacts, index: FrameIndex) -> MediaFacts:
     """Complete the header's facts with frame count, duration and rate from the frame index.
 
     Args:
+        video: the open video.
         header: facts from the header. `n_frames_from_header` keeps its value.
         index: the frame index of the same stream.
     """
     if header.kind == "image":
         return replace(header, n_frames_from_content=len(index))
-    duration = header.duration_s if len(index) == 1 and not index.last_duration else index.duration_s
-    return replace(header, n_frames_from_content=len(index), duration_s=duration, fps=index.rate)
+    pts_s = index.pts_s
+    duration: float | None = index.duration_s
+    if len(index) == 1 and not index.last_duration:
+        duration = header.duration_s
+    elif header.duration_s and video.demuxer == "mov":
+        # An edit list may end in the middle of a frame. Smaller differences are due to rounding.
+        is_cut = pts_s[-1] < header.duration_s < index.duration_s - 0.5 * index.frame_s
+        duration = header.duration_s if is_cut else duration
+    return replace(
+        header,
+        n_frames_from_content=len(index),
+        duration_s=duration,
+        fps=index.rate,
+        last_frame_s=float(pts_s[-1]),
+        pauses=find_pauses(pts_s),
+    )
 
 
 def as_fraction(value: Any) -> Fraction | None:

@@ -141,19 +141,24 @@ def decode_parts(
     started = time.perf_counter()
     sampling = video or SamplingSpec()
     done = set(skip)
+    decoded_s = 0.0  # end of the windows that an earlier attempt has decoded
 
     def attempt(name: Backend, index_source: IndexSource) -> Iterator[DecodedMedia]:
-        nonlocal started
+        nonlocal started, decoded_s
         with open_reader(path, name, index_source=index_source) as reader:
-            planned = plan_segments(reader.facts, segments)
+            facts = _with_pauses_after(reader.facts, decoded_s)
+            planned = plan_segments(facts, segments)
             n_left = sum(segment not in done for segment in planned)
-            part = DecodedMedia(reader.facts, (), reader.backend, time.perf_counter() - started, planned)
+            part = DecodedMedia(facts, (), reader.backend, time.perf_counter() - started, planned)
             if not n_left:  # an earlier attempt decoded all segments of this plan
                 yield part
-            for segment in _decode_segments(reader, segments, image, sampling, transform, done):
+            has_windows = not isinstance(segments, tuple)
+            for segment in _decode_segments(reader, planned, has_windows, image, sampling, transform, done):
                 n_left -= 1
                 seconds = time.perf_counter() - started
                 done.add(segment.segment)
+                if has_windows:
+                    decoded_s = segment.segment.end_s or 0.0
                 yield replace(part, segments=(segment,), seconds=seconds, is_last=not n_left)
                 started = time.perf_counter()
 
@@ -178,9 +183,21 @@ def decode_parts(
         raise MediaError("unreadable", f"{display_path(path)}: decoding does not return the same frames twice") from e
 
 
+def _with_pauses_after(facts: MediaFacts, decoded_s: float) -> MediaFacts:
+    """Return facts whose plan contains all windows up to `decoded_s`, which were decoded before damage was found.
+
+    Otherwise the last of these windows would be joined with those that have no intact frame.
+    """
+    if not 0 < decoded_s < (facts.duration_s or 0.0):
+        return facts
+    pauses = tuple((decoded_s if a < decoded_s < b else a, b) for a, b in facts.pauses)
+    return replace(facts, pauses=pauses, last_frame_s=max(facts.last_frame_s or 0.0, decoded_s))
+
+
 def _decode_segments(
     reader: FrameReader,
-    segments: float | tuple[Segment, ...] | None,
+    planned: Sequence[Segment],
+    has_windows: bool,
     image: SamplingSpec | None,
     video: SamplingSpec,
     transform: Transform | None,
@@ -189,12 +206,14 @@ def _decode_segments(
     facts, pts_s = reader.facts, reader.pts_s
     video_end_s = max(facts.duration_s or 0.0, float(pts_s[-1]))
     sampling = video if facts.kind == "video" else image or SamplingSpec("linspace", 1)
-    for segment in plan_segments(facts, segments):
+    for segment in planned:
         if segment in skip:
             continue
         indices, repeated = select_frames(pts_s, segment, sampling, facts.fps)
         batch = _read_batch(reader, indices, repeated)
         end = video_end_s if segment.end_s is None else min(segment.end_s, video_end_s)
+        if has_windows and segment is planned[-1]:
+            end = video_end_s  # also if the last frame is shown for longer than a window
         yield DecodedSegment(
             segment, segment.start_s, max(end, segment.start_s), transform(batch) if transform else batch
         )

@@ -7,7 +7,7 @@ from vidqa.media.frame_index.from_packets import PacketIndexBuilder
 
 def test_hidden_frames_of_vp8_and_vp9_are_not_indexed() -> None:
     class Packet(bytes):
-        pts, dts, duration, is_keyframe, is_discard, is_corrupt = 0, 0, 1, True, False, False
+        pts, dts, pos, duration, is_keyframe, is_discard, is_corrupt = 0, 0, 0, 1, True, False, False
 
         @property
         def size(self) -> int:

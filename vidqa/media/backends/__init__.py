@@ -2,7 +2,8 @@
 
 In: path and frame numbers. Out: uint8 RGB frames [H, W, 3], upright, square pixels.
 
-pyav.py         video, with FFmpeg; gop_reader.py for streams whose pts do not identify frames
+pyav.py         video, with FFmpeg; gop_reader.py for streams whose pts do not identify frames,
+                lost_references.py for frames after damaged ones
 decord.py       video, fallback if PyAV fails to decode
 image.py        images and animations, with Pillow; image_pixels.py converts them to RGB
 """

@@ -26,6 +26,7 @@ from vidqa.media.container import MAX_PIXELS, too_large_error
 from vidqa.media.files import file_error, read_head
 from vidqa.media.image_formats import png
 from vidqa.media.image_formats.heif import image_notes, read_heif
+from vidqa.media.segments import find_pauses
 from vidqa.media.sniff import sniff
 from vidqa.media.workers.heartbeat import beat
 from vidqa.records import MediaFacts
@@ -113,7 +114,9 @@ class ImageReader:
         if len(starts_ms) == 1:
             return replace(facts, kind="image", codec=_codec(self._image, n_frames=1)), starts_ms
         rate = (len(starts_ms) - 1) * 1000 / starts_ms[-1]
-        return replace(facts, duration_s=end_ms / 1000, fps=rate), starts_ms
+        pauses = find_pauses(np.asarray(starts_ms) / 1000)
+        facts = replace(facts, duration_s=end_ms / 1000, fps=rate, last_frame_s=starts_ms[-1] / 1000, pauses=pauses)
+        return facts, starts_ms
 
     def _load(self) -> str | None:
         """Decode the image. If it is damaged, decode as much as possible, and return a note."""

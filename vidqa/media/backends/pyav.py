@@ -11,8 +11,9 @@ but would differ from what the encoders were trained on. Frames are upright and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import chain
 from typing import Literal
 
@@ -25,6 +26,8 @@ from av.video.frame import VideoFrame
 from vidqa.common.display import display_path
 from vidqa.errors import MediaError
 from vidqa.media.backends.gop_reader import GopReader
+from vidqa.media.backends.lost_references import LostReferences
+from vidqa.media.completeness.video_notes import completeness_notes
 from vidqa.media.container import (
     OpenVideo,
     decode_error,
@@ -35,9 +38,11 @@ from vidqa.media.container import (
     orientation,
     read_packets,
 )
-from vidqa.media.frame_index.frame_index import FrameIndex, IndexMismatchError, IndexSource, index_from_decoding
+from vidqa.media.frame_index.frame_index import FrameIndex, IndexMismatchError, IndexSource
 from vidqa.media.frame_index.from_container import index_from_container
+from vidqa.media.frame_index.from_decoding import index_from_decoding
 from vidqa.media.frame_index.from_packets import PacketIndexBuilder
+from vidqa.media.frame_index.holes import add_holes
 from vidqa.media.pixels import has_alpha, to_display_rgb
 from vidqa.media.sniff import Signature
 
@@ -79,6 +84,7 @@ class PyavReader:
         self._position: int | None = None  # last returned frame: pts in ticks, or its number if `by_order`
         self._gops: GopReader | None = None
         self._last_key: int | None = None  # pts of the last keyframe that was sent to the decoder, in ticks
+        self._references = LostReferences()
         try:
             self.video = self._open()  # replaced when the file is read from its start again
             builder = self._index_builder()
@@ -89,13 +95,20 @@ class PyavReader:
             index = self._index_from_container(frame.pts) if index_source == "container" else None
             if not index and index_source != "decoding":
                 index = self._index_from_packets(builder)
-            self.index = index or self._index_from_decoding()
+            if not index:
+                builder = self._index_builder()
+                index = self._index_from_decoding(builder)
+            self.index = index
             if self.index.gop_starts is not None:
-                self._gops = GopReader(self.index.gop_starts, len(self.index), builder.is_shown, self._from_start)
+                self._gops = GopReader(self.index.gop_starts, builder.n_shown, builder.is_shown, self._from_start)
         except BaseException:
             self.close()
             raise
-        self.facts = facts_from_index(self._header, self.index)
+        self.facts = facts_from_index(self.video, self._header, self.index)
+        if self.facts.kind == "video":
+            readable_s = builder.duration_s() if self.index.by_order else self.index.duration_s
+            notes = completeness_notes(self.video, self.index, readable_s)
+            self.facts = replace(self.facts, notes=(*self.facts.notes, *notes))
         self.pts_s = self.index.pts_s
 
     def __enter__(self) -> PyavReader:
@@ -116,14 +129,14 @@ class PyavReader:
             IndexMismatchError: the decoder does not return a frame that is in the index.
             MediaError: the file cannot be read any further.
         """
-        numbers = {int(i) for i in indices}
-        wanted = {int(self.index.pts[i]) for i in numbers}
+        numbers = np.arange(len(self.index)) if self.index.numbers is None else self.index.numbers
+        wanted = {int((numbers if self.index.by_order else self.index.pts)[i]) for i in indices}
         for i in indices:
             try:
                 if self._gops is not None:
-                    frame = self._gops.frame(int(i), numbers)
+                    frame = self._gops.frame(int(numbers[i]), wanted)
                 elif self.index.by_order:
-                    frame = self._by_order(int(i))
+                    frame = self._by_order(int(numbers[i]))
                 else:
                     frame = self._by_pts(int(self.index.pts[i]), wanted)
             except av.error.FFmpegError as e:
@@ -141,6 +154,7 @@ class PyavReader:
         self.video = self._open()
         self._packets = read_packets(self.video)
         self._ahead, self._position, self._last_key, self._after_seek = [], None, None, False
+        self._references.restart()
 
     def _from_start(self) -> tuple[Iterator[Packet], VideoCodecContext]:
         self._restart()
@@ -153,6 +167,7 @@ class PyavReader:
             time_base=self.video.time_base,
             frame_s=1 / self.video.average_rate if self.video.average_rate else None,
             reliable_container=self.video.container.format.name.startswith(_RELIABLE_CONTAINERS),
+            wraps=self.video.demuxer in ("mpegts", "mpeg"),
         )
 
     def _index_from_container(self, first_pts: int | None) -> FrameIndex | None:
@@ -173,6 +188,7 @@ class PyavReader:
                 builder.add(packet)
         except av.error.FFmpegError:
             pass  # the rest of the file is damaged; keep the frames before it
+        add_holes(builder, self.video)
         index = builder.build()
         if index is None or (index.needs_check and not self._starts_like(index)):
             return builder.build_by_gops(self.video.average_rate)
@@ -188,24 +204,34 @@ class PyavReader:
             return False
         return decoded == [int(p) for p in index.pts[:n]]
 
-    def _index_from_decoding(self) -> FrameIndex:
+    def _index_from_decoding(self, builder: PacketIndexBuilder) -> FrameIndex:
         self._restart()
+        self._references.n_failed = 0
         times: list[int | None] = []
+        intact: list[bool] = []
         try:
-            for frame in self._decoded():
+            for frame in self._decoded(on_packet=builder.add):
+                if not times and not builder.reliable_container:
+                    self._references.n_failed = 0  # a recording that starts in the middle of a GOP is not damaged
                 times.append(frame.pts)
+                intact.append(self._references.is_intact(frame))
         except av.error.FFmpegError as e:
             if not times:
                 raise decode_error(self.path, e) from e
         if not times:
             raise MediaError("unreadable", f"{display_path(self.path)}: decoding does not return the same frames twice")
-        return index_from_decoding(times, self.video.time_base, self.video.average_rate)
+        add_holes(builder, self.video)
+        rate = self.video.average_rate
+        return index_from_decoding(times, intact, builder, rate, damaged=self._references.n_failed > 0)
 
-    def _decoded(self, wanted: set[int] | None = None) -> Iterator[VideoFrame]:
+    def _decoded(
+        self, wanted: set[int] | None = None, on_packet: Callable[[Packet], None] | None = None
+    ) -> Iterator[VideoFrame]:
         """Decode from the current position. Damaged packets are skipped, as players do.
 
         Args:
             wanted: pts of requested frames; other non-reference frames may be skipped.
+            on_packet: called with every packet.
         """
         codec = self.video.codec
         while self._ahead:
@@ -213,13 +239,17 @@ class PyavReader:
         for packet in self._packets:
             if self._after_seek and self.index.contradicts(packet):
                 return
+            if on_packet is not None:
+                on_packet(packet)
             if wanted is not None:
                 codec.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in wanted else "NONREF"
             if packet.is_keyframe and packet.pts is not None:
                 self._last_key = packet.pts
+            self._references.add(packet)
             try:
                 self._ahead.extend(codec.decode(packet))
             except av.error.InvalidDataError:
+                self._references.fail()
                 continue
             while self._ahead:
                 yield self._ahead.pop(0)
@@ -276,6 +306,7 @@ class PyavReader:
         self.video.codec.flush_buffers()  # PyAV resets only the stream's own decoder
         self._packets = read_packets(self.video)
         self._ahead, self._position, self._last_key, self._after_seek = [], None, None, True
+        self._references.restart()
         return True
 
     def _skip_to(self, key: int) -> bool:
@@ -300,7 +331,7 @@ class PyavReader:
                 continue
             self._position = frame.pts
             if frame.pts == pts:
-                return None if frame.is_corrupt else frame
+                return frame if self._references.is_intact(frame) else None
             if frame.pts > pts:
                 return None
         return None

@@ -4,7 +4,9 @@ In: an open container. Out: `FrameIndex` with the pts of all frames, found witho
 
 frame_index.py      the index itself
 from_container.py   from the sample table of MP4 and MOV
-from_packets.py     from the packets of any container
+from_packets.py     from the packets of any container; holes.py finds packets that were never written
+from_decoding.py    from the decoded frames, for streams that nothing else describes
+clock.py            times of streams whose clock jumps
 """
 
 from __future__ import annotations

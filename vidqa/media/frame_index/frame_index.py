@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -42,6 +41,10 @@ class FrameIndex:
     open_gops: bool = False  # True if frames stored after a keyframe are shown before it
     unverified: bool = False  # True if a missing frame means that the index is wrong, not that the file is damaged
     needs_check: bool = False  # True if the first decoded frames have to be compared with the index
+    numbers: np.ndarray | None = None  # int64 [N], number of frame i in the stream; None means i. Only if `by_order`
+    packets: FrameIndex | None = None  # index of the packets, if some of them cannot be decoded: has rate and duration
+    unreadable_s: float = 0.0  # duration of the frames that are damaged and therefore not in the index
+    jump_s: float = 0.0  # largest jump of the clock in seconds, forward or backward
 
     def contradicts(self, packet: Any) -> bool:
         """Return whether a packet has the pts of another packet, judged by its size.
@@ -58,33 +61,30 @@ class FrameIndex:
 
     @property
     def pts_s(self) -> np.ndarray:
-        """Presentation timestamps in seconds from the first frame, float64 [N]."""
-        return (self.pts - self.pts[0]).astype(np.float64) * float(self.time_base)
+        """Presentation timestamps in seconds from the first frame, or from the first packet; float64 [N]."""
+        first = (self.packets or self).pts[0]
+        return (self.pts - first).astype(np.float64) * float(self.time_base)
 
     @property
     def rate(self) -> float | None:
         """Average frame rate in frames per second; None for a single frame."""
+        if self.packets is not None:
+            return self.packets.rate
         span = int(self.pts[-1] - self.pts[0])
         return float((len(self.pts) - 1) / (span * self.time_base)) if span > 0 else None
 
     @property
     def duration_s(self) -> float:
-        """Seconds from the start of the first frame to the end of the last."""
-        shown = (int(self.pts[-1] - self.pts[0]) + self.last_duration) * self.time_base
-        return float(shown) + (1.0 / self.rate if self.rate and not self.last_duration else 0.0)
+        """Seconds from the start of the first frame to the end of the last.
 
+        If the duration of the last frame is unknown, it is that of an ordinary frame.
+        """
+        if self.packets is not None:
+            return self.packets.duration_s
+        last_s = float(self.last_duration * self.time_base) or self.frame_s
+        return float(int(self.pts[-1] - self.pts[0]) * self.time_base) + last_s
 
-def index_from_decoding(pts: list[int | None], time_base: Fraction, rate: Fraction | None) -> FrameIndex:
-    """Build the index of a stream that was decoded completely.
-
-    Args:
-        pts: pts of the decoded frames in ticks, in the order of the decoder; None where the decoder has none.
-        time_base: seconds per tick.
-        rate: frame rate from the header in frames per second, for streams without usable pts; None means 25.
-    """
-    times = [p for p in pts if p is not None]
-    if len(times) == len(pts) and all(a < b for a, b in pairwise(times)):
-        ticks, base = np.asarray(times, np.int64), time_base
-    else:
-        ticks, base = np.arange(len(pts), dtype=np.int64), 1 / (rate or DEFAULT_RATE)
-    return FrameIndex(pts=ticks, keys=ticks[:1], time_base=base, by_order=True)
+    @property
+    def frame_s(self) -> float:
+        """Duration of an ordinary frame in seconds; 0 for a single frame."""
+        return float(np.median(np.diff(self.pts)) * float(self.time_base)) if len(self) > 1 else 0.0
