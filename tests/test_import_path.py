@@ -12,6 +12,8 @@ import pytest
 from vidqa import import_path
 from vidqa.import_path import child_environment, python_command, safe_path
 
+pytestmark = pytest.mark.smoke
+
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

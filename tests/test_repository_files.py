@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,46 @@ def test_ci_runs_the_test_command_on_every_supported_python() -> None:
     assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
     (python,) = [step["with"] for step in job["steps"] if "setup-python" in step.get("uses", "")]
     assert python["cache"] == "pip" and (ROOT / python["cache-dependency-path"]).is_file()
+
+
+#: Stands for the Python of the machine and of virtual environments; logs its arguments.
+STUB = """#!/bin/sh
+echo "$0 $*" >> "{log}"
+case "$*" in
+    *version_info.minor*) echo {minor} ;;
+    *-m\\ venv*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; cp "$0" "$3/bin/pip" ;;
+    *-m\\ pytest*) echo "smoke tests"; exit {smoke} ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("newer", "smoke", "suite", "status"),
+    [(True, 0, 0, 0), (True, 1, 0, 1), (True, 0, 1, 1), (True, 1, 1, 1), (False, 1, 0, 0), (False, 0, 1, 1)],
+)
+def test_ci_fails_with_the_smoke_tests_and_with_the_suite(
+    tmp_path: Path, newer: bool, smoke: int, suite: int, status: int
+) -> None:
+    clone, programs, log = tmp_path / "clone", tmp_path / "bin", tmp_path / "log"
+    for folder in (clone / ".ci", programs):
+        folder.mkdir(parents=True)
+    shutil.copy(ROOT / ".ci" / "run", clone / ".ci" / "run")
+    shutil.copy(ROOT / "pyproject.toml", clone)
+    (clone / "README.md").write_text(f"<!-- test command -->\n```sh\necho suite in .venv && exit {suite}\n```\n")
+    for name, minor in (("python3", 11), *([("python3.13", 13), ("python3.12", 12)] if newer else [])):
+        (programs / name).write_text(STUB.format(log=log, minor=minor, smoke=smoke))
+        (programs / name).chmod(0o755)
+    for name in ("chmod", "cp", "dirname", "grep", "mkdir", "mktemp", "rm", "sed", "sh", "sort"):
+        (programs / name).symlink_to(str(shutil.which(name)))  # no other Python is on PATH
+    environment = {"PATH": str(programs), "PYENV_ROOT": str(tmp_path / "pyenv"), "TMPDIR": str(tmp_path)}
+    done = subprocess.run([clone / ".ci" / "run"], env=environment, capture_output=True, text=True)
+    assert done.returncode == status, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[-1].startswith("suite in ") and lines[-1].endswith("/venv") and ".venv" not in lines[-1]
+    assert ("smoke tests" in lines) == newer and ("no smoke tests: " in done.stdout) != newer
+    assert ("THE SMOKE TESTS FAILED" in done.stdout) == (newer and smoke == 1)
+    assert f"{programs}/python3.12" not in log.read_text()  # the newest is used
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bin", "clone", "log"]  # nothing is left behind
 
 
 def checks(folder: Path, *options: str) -> list[str]:

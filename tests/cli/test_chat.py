@@ -18,6 +18,8 @@ from PIL import Image
 
 from vidqa.cli.commands import chat as chat_module
 
+pytestmark = pytest.mark.smoke
+
 TIMEOUT_S = 280
 
 

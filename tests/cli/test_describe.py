@@ -11,6 +11,8 @@ import pytest
 
 from vidqa.tables.formats import read_table
 
+pytestmark = pytest.mark.smoke
+
 
 def rows_of(table: Path) -> list[dict[str, object]]:
     return sorted(

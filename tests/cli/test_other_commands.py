@@ -128,6 +128,7 @@ def test_undecodable_names_are_escaped_everywhere(start, clips, tiny_bundle, tmp
     assert found["folder"].endswith(r"b\xfd")
 
 
+@pytest.mark.smoke
 def test_doctor(vidqa):
     done = vidqa("doctor")
     names = [line.split()[1] for line in done.out.splitlines()]

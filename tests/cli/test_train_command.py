@@ -67,6 +67,7 @@ def losses(out):
     return [(line["stage"], line["step"], line["loss"], line["lr"]) for line in lines if line["step"]]
 
 
+@pytest.mark.smoke
 def test_two_stages_train_a_model_that_answers(vidqa, recipe, tmp_path, clips, tiny_bundle):
     more = '[eval]\nfile = "data.json"\nmedia = "clips"\neval_steps = 2\nsamples = 2\nmax_new_tokens = 4'
     path, out = recipe(stages=TWO_STAGES, more=more), tmp_path / "finetuned"

@@ -11,6 +11,8 @@ import pytest
 from tests.media.numbered_videos import write_video
 from vidqa.media.container import as_fraction, open_video, pixel_aspect
 
+pytestmark = pytest.mark.smoke
+
 
 def test_a_rational_that_is_not_set_is_none() -> None:
     assert as_fraction(None) is None

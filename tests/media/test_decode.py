@@ -26,6 +26,8 @@ from vidqa.media.frame_index.frame_index import IndexMismatchError
 from vidqa.media.probe import probe
 from vidqa.records import FrameBatch, SamplingSpec
 
+pytestmark = pytest.mark.smoke
+
 CLIPS = Path(__file__).parent / "clips"
 
 

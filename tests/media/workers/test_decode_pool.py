@@ -22,6 +22,8 @@ from vidqa.media.decode import decode
 from vidqa.media.workers.decode_pool import DecodeJob, DecodePool
 from vidqa.records import DecodedMedia, SamplingSpec, Segment
 
+pytestmark = pytest.mark.smoke
+
 GOOD, SEGFAULT, HANG, GREEDY, STRANGE, EXIT, NOISY, BUSY, LEAN = 8, 16, 17, 18, 19, 20, 21, 22, 23
 
 
