@@ -211,3 +211,29 @@ def test_a_file_that_becomes_readable_replaces_its_failed_row(vidqa, clip, tmp_p
     monkeypatch.setattr(hashing, "identify", identify)
     assert vidqa("describe", clip.parent, "--out", table).code == 0
     assert read_table(table)["status"].to_list() == ["ok"]
+
+
+@pytest.mark.parametrize("parent", ["absent/folder", "a.file/folder", "dangling"])
+def test_the_folder_of_an_output_must_exist(vidqa, clip, tmp_path, tiny_bundle, parent):
+    """The same in every command, before it does anything; nothing is created, and nothing is said about rights."""
+    (tmp_path / "a.file").touch()
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "recipe.toml").write_text("")
+    before = sorted(tmp_path.rglob("*"))
+    for suffix, option, command in (
+        (".csv", "--out", ("describe", clip)),
+        (".csv", "--out", ("describe", clip, "--dry-run")),
+        ("/", "--out", ("describe", clip)),
+        (".csv", "--out", ("ask", clip, "What?")),
+        (".csv", "--out", ("search", "a circle", clip, "--model", "demo")),
+        ("", "--out", ("models", "convert", tiny_bundle)),
+        ("", "--out", ("models", "pull", "video-llava-7b")),
+        (".log", "--log", ("describe", clip, "--out", "t.csv")),
+        (".prom", "--metrics", ("describe", clip, "--out", "t.csv")),
+    ):
+        done = vidqa(*command, option, f"{tmp_path}/{parent}/out{suffix}")
+        assert done.code == 2, (command, done.err)
+        assert f"{option} {tmp_path}/{parent}/out{suffix}" in done.err, (command, done.err)
+        assert "does not exist" in done.err or "is not a folder" in done.err
+        assert not any(word in done.err for word in ("ermission", "writable", "Errno"))
+    assert sorted(path for path in tmp_path.rglob("*") if tmp_path / "cache" not in (path, *path.parents)) == before

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self, TextIO
 
 from vidqa.cli.main import EXIT_TERMINATED, Terminated
+from vidqa.common.output_paths import check_output_parent
 from vidqa.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_PARTIAL, UsageError, VidqaError
 from vidqa.pipeline.monitor.event_log import EventLog
 from vidqa.pipeline.monitor.signals import SignalExceptions
@@ -57,8 +58,8 @@ class RunScope:
         self._start = 0.0
         self._stream = self._open_log(log, log_json)
         self._log_json = log_json
-        if metrics is not None and not Path(metrics).absolute().parent.is_dir():
-            raise UsageError(f"--metrics {metrics}: no such folder", hint="use the folder of the textfile collector")
+        if metrics is not None:
+            check_output_parent(metrics, "--metrics")
         if metrics is not None and Path(metrics).is_dir():
             raise UsageError(f"--metrics {metrics}: is a folder", hint=f"--metrics {Path(metrics, 'vidqa.prom')}")
 
@@ -103,10 +104,11 @@ class RunScope:
     def _open_log(self, log: str | None, log_json: bool) -> TextIO | None:
         if log is None:
             return sys.stderr if log_json else None
+        check_output_parent(log, "--log")
         try:
             stream = open(log, "a", encoding="utf-8")  # noqa: SIM115 - closed by the stack
         except OSError as error:
-            hint = "choose a file in an existing, writable folder"
+            hint = "choose a file in a writable folder"
             raise UsageError(f"--log {log}: {error.strerror or error}", hint=hint) from error
         self._stack.callback(_close, stream)
         return stream

@@ -10,6 +10,7 @@ lossy_stream.py   messages that may be lost
 display.py        paths, sizes and durations as text for people
 file_identity.py  whether two paths lead to the same file
 foreign_files.py  files of other programs: placeholders, JSON settings with checked types
+output_paths.py   the folder of an output must exist
 path_text.py      file names of arbitrary bytes as text that a table can hold
 """
 

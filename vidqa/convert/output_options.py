@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from vidqa.common.output_paths import check_output_parent
 from vidqa.errors import UsageError
 from vidqa.model.bundle.bundle import check_output_folder
 
@@ -57,8 +58,10 @@ class OutputOptions:
         """Check that the bundle may be written and would not replace the weights it is made from.
 
         Raises:
-            UsageError: as `check_output_folder`, or one of `parts` is inside the folder to be replaced.
+            UsageError: as `check_output_parent` and `check_output_folder`, or one of `parts` is inside the folder to be
+                replaced.
         """
+        check_output_parent(self.folder)
         check_output_folder(self.folder, self.replace_old)
         for part in parts:
             if self.folder.exists() and (self.folder.resolve() in (part.resolve(), *part.resolve().parents)):

@@ -124,7 +124,6 @@ def pull(
     from vidqa.common.atomic_io import remove_leftovers
     from vidqa.convert.convert import convert
     from vidqa.convert.output_options import OutputOptions
-    from vidqa.model.bundle.bundle import check_output_folder
 
     if name not in PUBLISHED:
         raise UsageError(f"unknown published model {name!r}", hint=f"choose from {', '.join(PUBLISHED)}")
@@ -134,7 +133,9 @@ def pull(
         raise UsageError(f"{other[0]} is not a repository of {name}", hint=f"choose from {', '.join(sorted(repos))}")
     require("downloading and converting models", "convert", *CONVERT_MODULES)
     output = output or OutputOptions(models_folder() / name, name)
-    check_output_folder(output.folder, output.replace_old)
+    if output.folder.parent == models_folder():
+        models_folder().mkdir(parents=True, exist_ok=True)
+    output.check(())
     remove_leftovers(output.folder.absolute())  # the download may need their disk space
     parts, towers = ([_fetch(repo, revisions or {}, report) for repo in group] for group in (model.repos, model.towers))
     origins = tuple(snapshot.origin for snapshot in (*parts, *towers))

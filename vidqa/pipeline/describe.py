@@ -13,6 +13,7 @@ from vidqa.cache.media_index import MediaIndex
 from vidqa.common.disk_space import free_disk_bytes
 from vidqa.common.display import display_path, human_bytes, plural
 from vidqa.common.file_lock import FileLock
+from vidqa.common.output_paths import check_output_parent
 from vidqa.errors import TableError, UsageError
 from vidqa.media.files import Paths, as_path_list
 from vidqa.pipeline.monitor.reporter import QUIET, Reporter
@@ -142,8 +143,7 @@ def open_table(out: str | Path, *, for_spreadsheets: bool = False) -> Table:
         table = Table(out, for_spreadsheets=for_spreadsheets)
     except TableError as error:  # the name is wrong, not the file
         raise UsageError(error.what, hint=error.hint) from error
-    if not table.path.parent.is_dir():
-        raise UsageError(f"{out}: the folder {table.path.parent} does not exist", hint=f"mkdir -p {table.path.parent}")
+    check_output_parent(out)
     return table
 
 

@@ -16,6 +16,7 @@ import polars as pl
 
 from vidqa.common import atomic_io
 from vidqa.common.disk_space import os_errors
+from vidqa.common.output_paths import check_output_parent
 from vidqa.common.path_text import escape_path, escape_surrogates
 from vidqa.errors import TableError
 from vidqa.tables.formats import ARROW_OPTIONS, Format, format_of, write_error
@@ -47,13 +48,12 @@ def check_target(path: str | os.PathLike[str]) -> None:
     """Check before the search starts that its results can be written: to a new file, or over older results.
 
     Raises:
-        TableError: unknown suffix, no such folder, or an existing file that is not a table of search results.
+        UsageError: the folder does not exist.
+        TableError: unknown suffix, or an existing file that is not a table of search results.
     """
     form, path = format_of(path), Path(path)
     name = escape_surrogates(str(path))
-    if not path.parent.is_dir():
-        what = f"{name}: the folder {escape_surrogates(str(path.parent))} does not exist"
-        raise TableError(what, hint=f"mkdir -p {escape_surrogates(str(path.parent))}")
+    check_output_parent(path)
     if not path.exists():
         return
     try:

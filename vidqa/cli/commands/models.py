@@ -48,7 +48,7 @@ def command() -> None:
       vidqa models list
       vidqa models verify demo
       vidqa models pull video-llava-7b
-      vidqa models convert Video-LLaVA-7B --out models/video-llava
+      vidqa models convert Video-LLaVA-7B --out video-llava
     """
 
 
@@ -145,7 +145,7 @@ def convert(parts: tuple[Path, ...], out: Path, towers: tuple[Path, ...], **flag
 
     \b
     Examples:
-      vidqa models convert Video-LLaVA-7B --out models/video-llava
+      vidqa models convert Video-LLaVA-7B --out video-llava
       vidqa models convert vicuna-7b mm_projector.bin LanguageBind_Image LanguageBind_Video_merge --out mine
       vidqa models convert Video-LLaVA-7B-hf --towers LanguageBind_Image --towers LanguageBind_Video_merge --out hf
       vidqa models convert Video-ChatGPT-7B LLaVA-7B-Lightening-v1-1 clip-vit-large-patch14 --out chatgpt

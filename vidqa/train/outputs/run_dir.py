@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vidqa.common.atomic_io import atomic_write, fsync_folder
+from vidqa.common.output_paths import check_output_parent
 from vidqa.config.toml_lines import printable
 from vidqa.errors import UsageError
 from vidqa.train.recipe.definition import Recipe
@@ -129,8 +130,9 @@ def require_own_folder(out: Path) -> None:
     """Check that a run may write to a folder: it is new or empty, or it has a run already.
 
     Raises:
-        UsageError: `out` is a file, or contains other files.
+        UsageError: `out` is a file, contains other files, or is in a folder that does not exist.
     """
+    check_output_parent(out)
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is not a folder", hint="another --out")
     if not out.is_dir() or (out / "work" / _RUN).exists():
