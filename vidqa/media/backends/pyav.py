@@ -129,16 +129,18 @@ class PyavReader:
             IndexMismatchError: the decoder does not return a frame that is in the index.
             MediaError: the file cannot be read any further.
         """
-        numbers = np.arange(len(self.index)) if self.index.numbers is None else self.index.numbers
-        wanted = {int((numbers if self.index.by_order else self.index.pts)[i]) for i in indices}
-        for i in indices:
+        by_order = self.index.by_order
+        table = self.index.numbers if by_order else self.index.pts
+        ids = [int(i if table is None else table[i]) for i in indices]
+        wanted = set(ids)
+        for frame_id in ids:  # number or pts
             try:
                 if self._gops is not None:
-                    frame = self._gops.frame(int(numbers[i]), wanted)
-                elif self.index.by_order:
-                    frame = self._by_order(int(numbers[i]))
+                    frame = self._gops.frame(frame_id, wanted)
+                elif by_order:
+                    frame = self._by_order(frame_id)
                 else:
-                    frame = self._by_pts(int(self.index.pts[i]), wanted)
+                    frame = self._by_pts(frame_id, wanted)
             except av.error.FFmpegError as e:
                 raise decode_error(self.path, e) from e
             yield to_display_rgb(frame, self.facts, self._rotation_deg, self.mirrored)

@@ -42,7 +42,7 @@ class FrameIndex:
     unverified: bool = False  # True if a missing frame means that the index is wrong, not that the file is damaged
     needs_check: bool = False  # True if the first decoded frames have to be compared with the index
     numbers: np.ndarray | None = None  # int64 [N], number of frame i in the stream; None means i. Only if `by_order`
-    packets: FrameIndex | None = None  # index of the packets, if some of them cannot be decoded: has rate and duration
+    packets: FrameIndex | None = None  # index of the packets of a decoded stream: has its rate and duration
     unreadable_s: float = 0.0  # duration of the frames that are damaged and therefore not in the index
     jump_s: float = 0.0  # largest jump of the clock in seconds, forward or backward
 
