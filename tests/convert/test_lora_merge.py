@@ -17,8 +17,8 @@ from vidqa.convert.folders import open_sources
 from vidqa.convert.lazy_tensors import StateDict
 from vidqa.convert.lora_merge import merge_lora
 from vidqa.errors import BundleError
+from vidqa.model.bundle.bundle import ADAPTER_FOLDER
 from vidqa.model.llm import load_llm
-from vidqa.model.lora import ADAPTER_FOLDER
 from vidqa.model.lora_settings import HANDLED, HARMLESS, read_lora_settings
 
 peft = pytest.importorskip("peft")

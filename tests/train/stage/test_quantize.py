@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from vidqa.errors import UsageError
+from vidqa.model.bundle.bundle import ADAPTER_FOLDER
 from vidqa.model.connector import build_connector
-from vidqa.model.lora import ADAPTER_FOLDER, attach_lora
+from vidqa.model.lora import attach_lora
 from vidqa.model.video_llava import VideoLlava
 from vidqa.prompts.chat_formats import get_format
 from vidqa.train.recipe.definition import Lora, Stage
