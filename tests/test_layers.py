@@ -1,6 +1,6 @@
 """Import rules between the parts of vidqa, checked on the syntax tree of every module.
 
-errors records config common <- media encoders cache prompts tables <- model generate train <- pipeline <- cli
+errors records config common <- media encoders cache prompts tables <- model generate training <- pipeline <- cli
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "vidqa"
 SHARED = {"errors", "records", "config", "common", "import_path"}
 STAGES = {"media", "encoders", "cache", "prompts", "tables"}
-HEADS = {"model", "convert", "generate", "train"}
+HEADS = {"model", "conversion", "generate", "training"}
 LAYERS = [SHARED, STAGES, HEADS, {"pipeline"}, {"cli"}]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 
 #: Heavy package -> the modules (or folders) that may import it.
 PLACES: dict[str, tuple[str, ...]] = {
-    "torch": ("vidqa.model", "vidqa.convert", "vidqa.generate", "vidqa.train"),
-    "transformers": ("vidqa.model", "vidqa.convert", "vidqa.generate", "vidqa.train"),
-    "peft": ("vidqa.model", "vidqa.convert", "vidqa.generate", "vidqa.train"),
-    "accelerate": ("vidqa.model", "vidqa.convert", "vidqa.generate", "vidqa.train"),
+    "torch": ("vidqa.model", "vidqa.conversion", "vidqa.generate", "vidqa.training"),
+    "transformers": ("vidqa.model", "vidqa.conversion", "vidqa.generate", "vidqa.training"),
+    "peft": ("vidqa.model", "vidqa.conversion", "vidqa.generate", "vidqa.training"),
+    "accelerate": ("vidqa.model", "vidqa.conversion", "vidqa.generate", "vidqa.training"),
     "onnxruntime": ("vidqa.encoders.onnx_session", "vidqa.model.onnx.export"),
     "onnx": ("vidqa.model.onnx.export",),
     "onnxscript": ("vidqa.model.onnx.export",),
@@ -35,7 +35,7 @@ PLACES: dict[str, tuple[str, ...]] = {
         "vidqa.media.container",
         "vidqa.media.synthetic",
     ),
-    "polars": ("vidqa.tables", "vidqa.train"),  # train: its tables of rejects, samples in Parquet
+    "polars": ("vidqa.tables", "vidqa.training"),  # training: its tables of rejects, samples in Parquet
     "click": ("vidqa.cli",),
 }
 #: Never at the top of an `__init__.py`: every import of the package would load it.

@@ -20,7 +20,7 @@ MOST_MODULES = 15
 #: Numbers of names that a package may export; `vidqa` itself exports the public API.
 EXPORTS = range(1, 6)
 #: Packages of interchangeable modules, which callers look up by name.
-NO_EXPORTS = {"vidqa.cli.commands", "vidqa.convert.formats"}
+NO_EXPORTS = {"vidqa.cli.commands", "vidqa.conversion.formats"}
 
 
 def imported_modules(module: str) -> Iterator[str]:

@@ -65,8 +65,8 @@ def main() -> None:
 
 def convert(model: Path, out: Path, towers: list[Path]) -> list[dict[str, Any]]:
     """Convert; return the seconds and the peak memory of each step."""
-    from vidqa.convert.convert import convert as convert_parts
-    from vidqa.convert.output_options import OutputOptions
+    from vidqa.conversion.convert import convert as convert_parts
+    from vidqa.conversion.output_options import OutputOptions
 
     parts: list[dict[str, Any]] = []
     last = time.perf_counter()

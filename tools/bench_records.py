@@ -66,7 +66,7 @@ def write_list(path: Path, size: int) -> None:
 
 def measure(path: Path) -> dict[str, float]:
     """Measure one file; return seconds and bytes."""
-    from vidqa.train.data.corpus import Corpus, Source
+    from vidqa.training.data.corpus import Corpus, Source
 
     def opened() -> tuple[Corpus, float]:
         began = time.process_time()

@@ -25,7 +25,7 @@ from vidqa import __version__
 from vidqa.common.devices import cpu_threads
 from vidqa.pipeline.run.run_options import RunOptions
 from vidqa.pipeline.train import train
-from vidqa.train.stage.metrics import read_metrics
+from vidqa.training.stage.metrics import read_metrics
 
 RECIPES = Path(__file__).resolve().parent.parent / "examples" / "recipes"
 WAYS = ("cache", "on-the-fly")

@@ -52,7 +52,7 @@ def test_pull(
     def download(*_: object) -> None:
         raise AssertionError("nothing is downloaded")
 
-    monkeypatch.setattr("vidqa.convert.published._fetch", download)
+    monkeypatch.setattr("vidqa.conversion.published._fetch", download)
     without(missing)
     done = vidqa("models", "pull", "video-llava-7b", "--out", tmp_path / "model")
     assert is_refused(done, install_hint("convert"), missing.replace("google.protobuf", "protobuf"))

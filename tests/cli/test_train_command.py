@@ -19,9 +19,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from vidqa.model.bundle.bundle import BUNDLE_FILE, load_bundle, save_bundle
-from vidqa.train.data.rejects import Rejected, write_rejects
-from vidqa.train.outputs.plots import NO_MATPLOTLIB
-from vidqa.train.stage.metrics import MetricsFile
+from vidqa.training.data.rejects import Rejected, write_rejects
+from vidqa.training.outputs.plots import NO_MATPLOTLIB
+from vidqa.training.stage.metrics import MetricsFile
 
 pytestmark = pytest.mark.slow
 

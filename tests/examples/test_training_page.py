@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from vidqa.train.recipe.definition import Recipe, table_keys
-from vidqa.train.recipe.load import read_recipe
+from vidqa.training.recipe.definition import Recipe, table_keys
+from vidqa.training.recipe.load import read_recipe
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
 EXAMPLE, REFERENCE, LORA, SHARDED, PAIRS = re.findall(r"^```toml\n(.*?)^```$", PAGE, re.S | re.M)

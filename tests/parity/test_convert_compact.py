@@ -21,9 +21,9 @@ from onnxruntime import InferenceSession
 from safetensors.torch import load_file, save_file
 
 import vidqa
-from vidqa.convert import write
-from vidqa.convert.convert import convert, plan
-from vidqa.convert.output_options import OutputOptions
+from vidqa.conversion import write
+from vidqa.conversion.convert import convert, plan
+from vidqa.conversion.output_options import OutputOptions
 from vidqa.encoders.encoder import Encoder
 from vidqa.errors import BundleError
 from vidqa.model.bundle.bundle import Bundle, load_bundle

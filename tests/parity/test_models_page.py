@@ -9,8 +9,8 @@ import pytest
 from compact_files import write_valley, write_video_chatgpt
 from published_files import write_hf, write_languagebind, write_original
 
-from vidqa.convert.convert import plan
-from vidqa.convert.plan import ConversionPlan, TowerPlan
+from vidqa.conversion.convert import plan
+from vidqa.conversion.plan import ConversionPlan, TowerPlan
 from vidqa.model.connector import build_connector
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"

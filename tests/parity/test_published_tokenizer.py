@@ -14,9 +14,9 @@ from golden_checks.prompts import dialogue, with_placeholders
 from published_files import GOLDEN, write_json, write_original
 from tokenizers import Tokenizer, models, normalizers
 
-from vidqa.convert.convert import convert
-from vidqa.convert.output_options import OutputOptions
-from vidqa.convert.tokenizer import save_tokenizer
+from vidqa.conversion.convert import convert
+from vidqa.conversion.output_options import OutputOptions
+from vidqa.conversion.tokenizer import save_tokenizer
 from vidqa.model.llama.loader import FastTokenizer
 from vidqa.model.llm import load_tokenizer
 from vidqa.prompts.build import build_labels

@@ -11,8 +11,8 @@ from demo_world.language import Pair
 from demo_world.scene import make_scene
 
 from vidqa.model.towers.vit import VisionConfig, VisionTower
-from vidqa.train.recipe.consistency import inconsistencies
-from vidqa.train.recipe.definition import Recipe
+from vidqa.training.recipe.consistency import inconsistencies
+from vidqa.training.recipe.definition import Recipe
 
 BY_NAME = {arm.name: tomllib.loads(recipe(arm, 1, Sizes())) for arm in ARMS}
 

@@ -64,7 +64,7 @@ def test_no_answer_about_training_media_names_a_held_out_pair(tmp_path):
     from vidqa.model.llm import load_tokenizer
     from vidqa.prompts.build import build_labels
     from vidqa.prompts.chat_formats import FORMATS
-    from vidqa.train.data.unseen_pairs import IgnoredTokens, read_unseen_pairs
+    from vidqa.training.data.unseen_pairs import IgnoredTokens, read_unseen_pairs
 
     write_unseen(tmp_path / "unseen.toml")
     unseen = read_unseen_pairs(tmp_path / "unseen.toml")
@@ -275,8 +275,8 @@ def test_written_clips_match_the_rendered_frames(tmp_path):
 
 
 def test_a_world_folder_is_training_data_in_the_llava_format(tmp_path):
-    from vidqa.train.data.record_formats import read_conversations
-    from vidqa.train.data.sample import by_media
+    from vidqa.training.data.record_formats import read_conversations
+    from vidqa.training.data.sample import by_media
 
     write_world(tmp_path, range(6))
     samples = read_conversations(tmp_path / "conversations.json")

@@ -21,10 +21,10 @@ from vidqa.model.connector import build_connector
 from vidqa.model.video_llava import VideoLlava
 from vidqa.prompts.chat_formats import get_format
 from vidqa.records import Features
-from vidqa.train.api import TrainingSettings, train_stage
-from vidqa.train.data.record_formats import read_conversations
-from vidqa.train.data.sample import Sample, by_media
-from vidqa.train.data.unseen_pairs import UnseenPairs
+from vidqa.training.api import TrainingSettings, train_stage
+from vidqa.training.data.record_formats import read_conversations
+from vidqa.training.data.sample import Sample, by_media
+from vidqa.training.data.unseen_pairs import UnseenPairs
 
 CAPTIONING = {q for asked in (CAPTION_QUESTIONS, DETAIL_QUESTIONS) for still in asked.values() for q in still}
 

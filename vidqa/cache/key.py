@@ -50,7 +50,7 @@ class CacheKey:
 #: Folder of all entries in the cache folder, and the suffix of an entry.
 FEATURES_FOLDER = "features"
 ENTRY_SUFFIX = ".safetensors"
-#: Folder of the record indexes of training data (`vidqa.train.data.record_index`): DIGEST-DIGEST*.npz, .jsonl
+#: Folder of the record indexes of training data (`vidqa.training.data.record_index`): DIGEST-DIGEST*.npz, .jsonl
 RECORDS_FOLDER = "records"
 
 

@@ -21,20 +21,20 @@ from vidqa.pipeline.monitor.reporter import QUIET, Reporter
 from vidqa.pipeline.run.run_options import RunOptions
 from vidqa.pipeline.train import held_out_sources, sources_of_stage
 from vidqa.prompts.chat_formats import get_format
-from vidqa.train.batching.sampler import BatchPlan
-from vidqa.train.data.corpus import Corpus, Source
-from vidqa.train.data.data_check import DataCheck, check_data
-from vidqa.train.data.media_facts import Prober
-from vidqa.train.data.media_shapes import SpecShapes
-from vidqa.train.data.rejects import write_rejects
-from vidqa.train.data.tokenize import RecordTokenizer
-from vidqa.train.data.unseen_pairs import IgnoredTokens, UnseenPairs
-from vidqa.train.outputs.plots import NO_MATPLOTLIB, has_matplotlib, save_figure, token_histogram
-from vidqa.train.outputs.run_dir import require_own_folder
-from vidqa.train.recipe.definition import Recipe, Stage
-from vidqa.train.recipe.load import read_recipe, where_set
-from vidqa.train.recipe.requirements import check_base, check_machine, disk_bytes
-from vidqa.train.stage.stage import chat_format_of, plan_stage
+from vidqa.training.batching.sampler import BatchPlan
+from vidqa.training.data.corpus import Corpus, Source
+from vidqa.training.data.data_check import DataCheck, check_data
+from vidqa.training.data.media_facts import Prober
+from vidqa.training.data.media_shapes import SpecShapes
+from vidqa.training.data.rejects import write_rejects
+from vidqa.training.data.tokenize import RecordTokenizer
+from vidqa.training.data.unseen_pairs import IgnoredTokens, UnseenPairs
+from vidqa.training.outputs.plots import NO_MATPLOTLIB, has_matplotlib, save_figure, token_histogram
+from vidqa.training.outputs.run_dir import require_own_folder
+from vidqa.training.recipe.definition import Recipe, Stage
+from vidqa.training.recipe.load import read_recipe, where_set
+from vidqa.training.recipe.requirements import check_base, check_machine, disk_bytes
+from vidqa.training.stage.stage import chat_format_of, plan_stage
 
 log = logging.getLogger(__name__)
 

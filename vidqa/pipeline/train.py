@@ -21,20 +21,20 @@ from vidqa.pipeline.monitor.reporter import QUIET, Reporter
 from vidqa.pipeline.run.loaded_model import LoadedModel
 from vidqa.pipeline.run.run_options import RunOptions
 from vidqa.pipeline.training_features import CachedFeatures, LiveFeatures, fill_cache
-from vidqa.train.data.corpus import Corpus, Source
-from vidqa.train.data.sample import MediaRef
-from vidqa.train.distributed import init_process_group, is_first, local_device, wait_for_all
-from vidqa.train.outputs.plots import NO_MATPLOTLIB, has_matplotlib
-from vidqa.train.outputs.report import RunReport, write_results
-from vidqa.train.outputs.run_dir import StageFacts, has_progress, open_run, require_own_folder, run_identity
-from vidqa.train.outputs.trained_bundle import InitialModel
-from vidqa.train.recipe.definition import Evaluation, Recipe, Stage
-from vidqa.train.recipe.load import read_recipe, settings_as_written, where_set
-from vidqa.train.recipe.requirements import check_base, check_machine, check_space
-from vidqa.train.stage.callbacks import Interrupted
-from vidqa.train.stage.checkpoints import disk_full_as_train_error
-from vidqa.train.stage.metrics import MetricsFile
-from vidqa.train.stage.stage import StageRunner
+from vidqa.training.data.corpus import Corpus, Source
+from vidqa.training.data.sample import MediaRef
+from vidqa.training.distributed import init_process_group, is_first, local_device, wait_for_all
+from vidqa.training.outputs.plots import NO_MATPLOTLIB, has_matplotlib
+from vidqa.training.outputs.report import RunReport, write_results
+from vidqa.training.outputs.run_dir import StageFacts, has_progress, open_run, require_own_folder, run_identity
+from vidqa.training.outputs.trained_bundle import InitialModel
+from vidqa.training.recipe.definition import Evaluation, Recipe, Stage
+from vidqa.training.recipe.load import read_recipe, settings_as_written, where_set
+from vidqa.training.recipe.requirements import check_base, check_machine, check_space
+from vidqa.training.stage.callbacks import Interrupted
+from vidqa.training.stage.checkpoints import disk_full_as_train_error
+from vidqa.training.stage.metrics import MetricsFile
+from vidqa.training.stage.stage import StageRunner
 
 Encode = Literal["cache", "on-the-fly"]
 

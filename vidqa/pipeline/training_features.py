@@ -33,8 +33,8 @@ from vidqa.records import (
     MediaItem,
     Segment,
 )
-from vidqa.train.data.sample import MediaRef, SampleError
-from vidqa.train.stage.checkpoints import require_disk_space
+from vidqa.training.data.sample import MediaRef, SampleError
+from vidqa.training.stage.checkpoints import require_disk_space
 
 _ENCODE_HINT = "run the same command again: it encodes missing features first"
 

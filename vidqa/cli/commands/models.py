@@ -14,8 +14,8 @@ from vidqa.common.display import human_bytes, human_duration
 from vidqa.errors import EXIT_FAILED, EXIT_OK, UsageError
 
 if TYPE_CHECKING:  # imports torch
-    from vidqa.convert.convert import Conversion
-    from vidqa.convert.plan import Mode
+    from vidqa.conversion.convert import Conversion
+    from vidqa.conversion.plan import Mode
 
 _conversion_options = combine(
     click.option(
@@ -86,7 +86,7 @@ def _variant(variant: str, mode: str) -> str:
 
 
 def _list_published(as_json: bool) -> int:
-    from vidqa.convert.published import PUBLISHED
+    from vidqa.conversion.published import PUBLISHED
 
     if as_json:
         click.echo(to_json([*PUBLISHED.values()]))
@@ -153,10 +153,10 @@ def convert(parts: tuple[Path, ...], out: Path, towers: tuple[Path, ...], **flag
     """
     from vidqa.cli.context import CliContext
     from vidqa.common.extras import EXPORT_MODULES, require
-    from vidqa.convert.convert import convert as convert_parts
-    from vidqa.convert.convert import plan
-    from vidqa.convert.lazy_tensors import total_bytes
-    from vidqa.convert.output_options import OutputOptions
+    from vidqa.conversion.convert import convert as convert_parts
+    from vidqa.conversion.convert import plan
+    from vidqa.conversion.lazy_tensors import total_bytes
+    from vidqa.conversion.output_options import OutputOptions
 
     require("converting models", "convert", *EXPORT_MODULES)
     context = CliContext(flags)
@@ -207,8 +207,8 @@ def pull(name: str, out: Path | None, revision: tuple[str, ...], set_default: bo
       vidqa models pull video-llava-7b --set-default
     """
     from vidqa.cli.context import CliContext
-    from vidqa.convert.output_options import OutputOptions
-    from vidqa.convert.published import pull as pull_model
+    from vidqa.conversion.output_options import OutputOptions
+    from vidqa.conversion.published import pull as pull_model
     from vidqa.model.bundle.registry import models_folder
 
     context = CliContext(flags)
@@ -239,7 +239,7 @@ def pull(name: str, out: Path | None, revision: tuple[str, ...], set_default: bo
 
 def _existing_model(name: str, out: Path | None, flags: Mapping[str, Any]) -> Path | None:
     """Return the folder of a model that was pulled before, unless an option requests a different conversion."""
-    from vidqa.convert.published import PUBLISHED
+    from vidqa.conversion.published import PUBLISHED
     from vidqa.model.bundle.bundle import load_bundle
     from vidqa.model.bundle.registry import models_folder
 

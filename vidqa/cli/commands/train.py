@@ -67,7 +67,7 @@ def command(recipe: str, **flags: Any) -> int:
     from vidqa.cli.output import as_json
     from vidqa.cli.run_scope import exit_code_of, handle_signals
     from vidqa.pipeline.train import train
-    from vidqa.train.distributed import is_first
+    from vidqa.training.distributed import is_first
 
     try:
         with handle_signals(context.reporter, prints=is_first()):

@@ -1,0 +1,98 @@
+"""Convert published weights into a bundle: the entry point for the command line and for `pull`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from vidqa.common.extras import EXPORT_MODULES, require
+from vidqa.conversion.detect import CheckpointParts, classify_all, find_layout
+from vidqa.conversion.formats import valley, video_chatgpt, video_llava_hf, video_llava_original
+from vidqa.conversion.output_options import OutputOptions
+from vidqa.conversion.plan import ConversionPlan, Mode
+from vidqa.conversion.write import Step, write_bundle
+from vidqa.model.bundle.bundle import Bundle
+
+#: Every layout; the first one that matches the parts is used.
+LAYOUTS: tuple[ModuleType, ...] = (video_llava_hf, valley, video_chatgpt, video_llava_original)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A finished conversion."""
+
+    bundle: Bundle
+    plan: ConversionPlan
+    seconds: float
+    peak_bytes: int | None  # peak memory of the process; None if the system does not report it
+
+
+def plan(paths: Sequence[Path], mode: Mode = "fixed", towers: Sequence[Path] = ()) -> ConversionPlan:
+    """Detect the parts and plan the conversion; no tensor is read.
+
+    Args:
+        paths: folders and files of weights, in any order.
+        mode: as in `CompatSpec.mode`.
+        towers: folders of towers that replace those inside a checkpoint.
+
+    Raises:
+        BundleError: a part cannot be read or is of an unknown kind, or the parts do not make a model.
+    """
+    ignored: list[str] = []
+    parts = CheckpointParts(classify_all(paths, ignored.append), classify_all(towers, ignored.append), tuple(ignored))
+    layout: Any = find_layout(parts, LAYOUTS)  # type: ignore[arg-type]  # modules stand for the protocol
+    conversion: ConversionPlan = layout.make_plan(parts, mode)
+    llm, generation = conversion.llm, conversion.generation
+    return replace(
+        conversion,
+        ignored=(*conversion.ignored, *ignored),
+        notes=(*conversion.notes, *llm.notes),
+        generation=replace(generation, stop=tuple(dict.fromkeys((*generation.stop, *llm.stop)))),
+    )
+
+
+def convert(
+    paths: Sequence[Path],
+    output: OutputOptions,
+    *,
+    towers: Sequence[Path] = (),
+    mode: Mode = "fixed",
+    step: Step = lambda what, n: None,
+    origins: tuple[str, ...] = ("local",),
+) -> Conversion:
+    """Convert published weights into a bundle.
+
+    Args:
+        paths: as in `plan`.
+        output: folder, name and dtypes of the bundle.
+        towers: as in `plan`.
+        mode: as in `plan`.
+        step: progress callback, as in `write_bundle`.
+        origins: where the parts come from, for the record in the bundle.
+
+    Raises:
+        BundleError: as in `plan` and `write_bundle`.
+        UsageError: the output folder exists, or contains one of the parts, or the extra `convert` is not installed.
+        LockedError: another process is writing the same bundle.
+    """
+    start = time.perf_counter()
+    require("converting models", "convert", *EXPORT_MODULES)
+    output.check((*paths, *towers))
+    conversion_plan = plan(paths, mode, towers)
+    bundle = write_bundle(conversion_plan, output, origins, step)
+    return Conversion(bundle, conversion_plan, time.perf_counter() - start, peak_bytes())
+
+
+def peak_bytes() -> int | None:
+    """Return the peak memory of this process in bytes, mapped files included, or None if it is not reported."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
