@@ -144,15 +144,11 @@ def test_an_unmounted_archive_keeps_its_rows(vidqa, clip, tmp_path, make_clip, s
     if state == "dangling link":
         disk.rename(tmp_path / "mounted")
         disk.symlink_to(tmp_path / "mounted")
-        link = True
-    else:
-        link = False
     assert vidqa("describe", clip.parent, disk, "--out", table).code == 0
-    shutil.rmtree(tmp_path / "mounted" if link else disk)
-    if state == "empty":
+    shutil.rmtree(disk.resolve())
+    if state in ("empty", "a file that says so"):
         disk.mkdir()
     if state == "a file that says so":
-        disk.mkdir()
         (disk / "NOT_MOUNTED").touch()
     make_clip(tmp_path / "disks" / "c.mp4", seed=2)
     content = table.read_bytes()

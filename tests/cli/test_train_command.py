@@ -555,7 +555,7 @@ def test_the_check_refuses_what_training_refuses(vidqa, recipe, tmp_path, settin
 
 def test_the_folder_above_the_run_must_exist(vidqa, recipe, tmp_path):
     for more in ((), ("--check-data",)):
-        refused = vidqa("train", recipe, "--out", tmp_path / "gone" / "run", *more)
+        refused = vidqa("train", recipe(), "--out", tmp_path / "gone" / "run", *more)
         assert refused.code == 2 and f"the folder {tmp_path / 'gone'} does not exist" in refused.err, refused.err
         assert "writable" not in refused.err and not (tmp_path / "gone").exists()
 
