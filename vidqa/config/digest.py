@@ -11,6 +11,25 @@ if TYPE_CHECKING:  # `records` imports numpy, which `--help` does not need
     from vidqa.records import Question
 
 
+def settings_values(segment_s: float | None, generation: Mapping[str, object], question: Question) -> dict[str, object]:
+    """Return everything that can change an answer, except the model and the question text.
+
+    Args:
+        segment_s: as for `settings_id`.
+        generation: as for `settings_id`.
+        question: as for `settings_id`.
+    """
+    values = {name: value for name, value in generation.items() if value is not None}
+    if not values.get("temperature"):  # greedy decoding ignores these
+        values = {name: value for name, value in values.items() if name not in ("temperature", "top_p", "seed")}
+    if question.max_new_tokens is not None:
+        values["max_new_tokens"] = question.max_new_tokens
+    if question.type != "text":
+        values["type"], values["choices"] = question.type, list(question.choices)
+    values["segment_s"] = None if segment_s is None else float(segment_s)
+    return values
+
+
 def settings_id(segment_s: float | None, generation: Mapping[str, object], question: Question) -> str:
     """Return a digest of everything that can change an answer, except the model and the question text.
 
@@ -26,10 +45,5 @@ def settings_id(segment_s: float | None, generation: Mapping[str, object], quest
     """
     values = {name: value for name, value in generation.items() if value is not None}
     if not values.get("temperature"):  # greedy decoding ignores these
-        values = {name: value for name, value in values.items() if name not in ("temperature", "top_p", "seed")}
-    if question.max_new_tokens is not None:
-        values["max_new_tokens"] = question.max_new_tokens
-    if question.type != "text":
-        values["type"], values["choices"] = question.type, list(question.choices)
-    values["segment_s"] = None if segment_s is None else float(segment_s)
+        values = settings_values(segment_s, generation, question)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

@@ -3,6 +3,7 @@
 describe.py, dry_run.py, encode.py, ask.py, chat.py, search.py   answer questions about files, and find files
 bench.py, doctor.py, models.py                                   inspect the machine and the models
 train.py, check_data.py, training_features.py                    fine-tune a model
+table/                                                           looks after a table
 run/                                                             the stages that these commands share
 monitor/                                                         messages, event log, counts and signals of a run
 memory_estimate.py                                               memory of a 7B model, for doctor

@@ -30,6 +30,7 @@ from vidqa.pipeline.run.retry_policy import RetryPolicy
 from vidqa.pipeline.run.run_context import RunContext
 from vidqa.pipeline.run.run_options import RunOptions
 from vidqa.pipeline.run.scanning import find_media
+from vidqa.pipeline.table.run_provenance import provenance_of_run
 from vidqa.prompts.questions import QuestionSources, gather_questions
 from vidqa.records import MediaItem, Question, type_name
 from vidqa.tables.table import Table
@@ -82,6 +83,7 @@ def describe(
         pending = PendingAnswers(table, question_list, run, RetryPolicy(table.path).load())
         ids = {pending.cells[question.text]: question.id for question in question_list}
         run.summary.renamed_questions = table.update_question_ids(ids)
+        table.set_provenance(provenance_of_run(run.model, run.options, question_list))
         bookkeeper = RunBookkeeper(pending, run)
         with reporter.stop.deferred():
             try:

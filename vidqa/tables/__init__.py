@@ -6,6 +6,7 @@ table.py            the table of a run: which questions are answered; add rows, 
 schema.py           columns and types; rows to data frames and back
 formats.py          data frames to files and back, in batches
 spreadsheet_csv.py  strings that a spreadsheet would run as formulas
+provenance.py       what the digests of a table stand for
 destination.py      the files that `--out` refers to
 journal/            crash-safe changes: row index, part files, merge
 search_results.py   tables of `vidqa search`

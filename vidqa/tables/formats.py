@@ -126,7 +126,11 @@ def write(frame: pl.DataFrame, path: str | os.PathLike[str]) -> None:
 
 
 def write_batches(
-    frames: Iterable[pl.DataFrame], path: str | os.PathLike[str], *, for_spreadsheets: bool = False
+    frames: Iterable[pl.DataFrame],
+    path: str | os.PathLike[str],
+    *,
+    for_spreadsheets: bool = False,
+    metadata: dict[str, str] | None = None,
 ) -> None:
     """Write batches as one table, atomically, without holding more than a few of them in memory.
 
@@ -134,6 +138,7 @@ def write_batches(
         frames: batches with all columns of `SCHEMA`.
         path: the suffix selects the format.
         for_spreadsheets: escape formulas in CSV; see spreadsheet_csv.py. Other formats need no escapes.
+        metadata: of a Parquet file; other formats ignore it.
 
     Raises:
         OSError: the file cannot be written; the old file is unchanged.
@@ -144,6 +149,8 @@ def write_batches(
         with atomic_io.atomic_write(path) as f, os_errors(f, pl.exceptions.PolarsError):
             if form == "csv" and for_spreadsheets:
                 _sink_csv(frames, f, for_spreadsheets=True)
+            elif form == "parquet":
+                _sink_parquet(frames, f, metadata or {})
             else:
                 _WRITERS[form](frames, f)
     except pl.exceptions.PolarsError as error:
@@ -241,6 +248,11 @@ def _sink_csv(frames: Iterable[pl.DataFrame], f: BinaryIO, *, for_spreadsheets: 
     lazy.sink_csv(f, include_bom=for_spreadsheets, quote_style="non_numeric", maintain_order=True)
 
 
+def _sink_parquet(frames: Iterable[pl.DataFrame], f: BinaryIO, metadata: dict[str, str]) -> None:
+    lazy = _lazy(frames, SCHEMA)
+    lazy.sink_parquet(f, compression="zstd", row_group_size=BATCH_ROWS, maintain_order=True, metadata=metadata)
+
+
 _READERS: dict[Format, Callable[..., Iterator[tuple[pl.DataFrame, bool]]]] = {
     "parquet": _typed_reader(pl.scan_parquet),
     "csv": _read_csv,
@@ -248,9 +260,6 @@ _READERS: dict[Format, Callable[..., Iterator[tuple[pl.DataFrame, bool]]]] = {
     "arrow": _typed_reader(pl.scan_ipc),
 }
 _WRITERS: dict[Format, Callable[[Iterable[pl.DataFrame], BinaryIO], Any]] = {
-    "parquet": lambda frames, f: _lazy(frames, SCHEMA).sink_parquet(
-        f, compression="zstd", row_group_size=BATCH_ROWS, maintain_order=True
-    ),
     "csv": _sink_csv,
     "jsonl": lambda frames, f: _lazy(frames, SCHEMA).sink_ndjson(f, maintain_order=True),
     "arrow": lambda frames, f: _lazy(frames, SCHEMA).sink_ipc(

@@ -26,6 +26,7 @@ from vidqa.tables.journal.row_index import IndexedFile, RowIndex
 from vidqa.tables.journal.row_keys import QuestionKey, RowEntry, RowState, file_path
 from vidqa.tables.journal.segment_rows import SegmentRows
 from vidqa.tables.journal.storage import TableStorage
+from vidqa.tables.provenance import Provenance
 from vidqa.tables.schema import frame_to_rows, rows_to_frame
 
 #: Bytes per row of a table that does not exist yet.
@@ -82,6 +83,14 @@ class Table:
         self._added, self._starts, self._unsaved, self._unread = set(), {}, [], None
         self._cached_index, self._loaded = self._storage.open(), True
         return self
+
+    def set_provenance(self, provenance: Provenance) -> None:
+        """State what the ids of the rows stand for that are added from now on. It is stored with them.
+
+        Args:
+            provenance: settings, models and questions of the rows.
+        """
+        self._storage.added_provenance = provenance
 
     def __len__(self) -> int:
         """Return the number of rows, including those not yet committed."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vidqa.common.path_text import escape_path
+
 BUNDLE_FILE = "bundle.json"
 DEMO = Path(__file__).resolve().parents[2] / "demo"
 
@@ -35,3 +37,20 @@ def find_bundle(given: str) -> Path:
         return built_in_bundles()[given].resolve()
     pulled = models_folder() / given if Path(given).name == given and not Path(given).is_dir() else None
     return (pulled if pulled and (pulled / BUNDLE_FILE).is_file() else Path(given)).resolve()
+
+
+def model_argument(folder: Path) -> str:
+    """Return what to pass as `--model` for a bundle: the name of a built-in or pulled model, else its folder.
+
+    The user's home is written as `~`, so that the text neither names the user nor depends on the machine.
+
+    Args:
+        folder: of the bundle, absolute, with symbolic links resolved.
+    """
+    for name, known in (built_in_bundles() | pulled_models()).items():
+        if known.resolve() == folder and find_bundle(name) == folder:
+            return name
+    for home in (Path.home(), Path.home().resolve()):
+        if folder.is_relative_to(home):
+            return escape_path(str(Path("~", folder.relative_to(home))))
+    return escape_path(str(folder))

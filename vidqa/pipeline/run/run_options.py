@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from vidqa.cache.key import default_cache_dir
-from vidqa.config import settings_id
+from vidqa.config.digest import settings_id, settings_values
 from vidqa.errors import UsageError
 from vidqa.records import Question
 
@@ -102,4 +102,18 @@ def settings_of(options: RunOptions, question: Question) -> str:
         options: of the run.
         question: may have its own limit of tokens.
     """
-    return settings_id(options.segment_s, {"max_new_tokens": options.max_new_tokens}, question)
+    return settings_id(options.segment_s, _generation(options), question)
+
+
+def settings_values_of(options: RunOptions, question: Question) -> dict[str, object]:
+    """Return the settings that `settings_of` is a digest of.
+
+    Args:
+        options: of the run.
+        question: as for `settings_of`.
+    """
+    return settings_values(options.segment_s, _generation(options), question)
+
+
+def _generation(options: RunOptions) -> dict[str, object]:
+    return {"max_new_tokens": options.max_new_tokens}

@@ -17,6 +17,8 @@ import re
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from pathlib import Path
 
 import polars as pl
@@ -27,6 +29,7 @@ from vidqa.common.path_text import escape_surrogates
 from vidqa.errors import TableError
 from vidqa.tables import formats
 from vidqa.tables.journal import change_log
+from vidqa.tables.provenance import Provenance, read_provenance
 
 FileState = tuple[int, int, int]  # inode, bytes, modification time in ns
 
@@ -65,8 +68,12 @@ class JournalFolder:
         merged = set() if (publication := self.publication()) is None else set(publication.parts)
         return [name for name in self._part_names() if name not in merged]
 
-    def append(self, log: pl.DataFrame) -> str:
+    def append(self, log: pl.DataFrame, provenance: Provenance) -> str:
         """Write the next part of the log and sync it to disk. Returns its name.
+
+        Args:
+            log: the entries.
+            provenance: of the rows among them.
 
         Raises:
             TableError: the disk is full, or the folder is not writable.
@@ -78,7 +85,7 @@ class JournalFolder:
                 self.folder.mkdir()
                 atomic_io.fsync_folder(self.folder.parent)
             with atomic_io.atomic_write(self.folder / name) as f, os_errors(f, pl.exceptions.PolarsError):
-                log.write_parquet(f, compression="zstd")
+                log.write_parquet(f, compression="zstd", metadata=provenance.metadata())
         except (OSError, pl.exceptions.PolarsError) as error:
             raise formats.write_error(self.folder / name, error, "rows finished earlier are safe") from error
         return name
@@ -98,19 +105,23 @@ class JournalFolder:
             raise TableError(f"{source}: damaged part file: {formats.first_line(error)}", hint=hint) from error
         return change_log.check(frame, source)
 
-    def new_file(self, name: str, batches: Iterable[pl.DataFrame], *, for_spreadsheets: bool = False) -> None:
+    def new_file(
+        self, name: str, batches: Iterable[pl.DataFrame], provenance: Provenance, *, for_spreadsheets: bool = False
+    ) -> None:
         """Write a new file of the table, for `publish`.
 
         Args:
             name: of the file.
             batches: its rows.
+            provenance: of the table.
             for_spreadsheets: as for `formats.write_batches`.
 
         Raises:
             OSError: the disk is full, or the folder is not writable.
         """
         self.folder.mkdir(exist_ok=True)
-        formats.write_batches(batches, self.folder / (_NEW + name), for_spreadsheets=for_spreadsheets)
+        metadata, path = provenance.metadata(), self.folder / (_NEW + name)
+        formats.write_batches(batches, path, for_spreadsheets=for_spreadsheets, metadata=metadata)
 
     def publish(self, names: Iterable[str], parts: Iterable[str]) -> None:
         """Replace files of the table by new ones and delete the parts that they contain.
@@ -152,6 +163,10 @@ class JournalFolder:
         with suppress(OSError):  # the folder still contains parts, or files that are not ours
             self.folder.rmdir()
             atomic_io.fsync_folder(self.folder.parent)
+
+    def provenance(self, names: Iterable[str]) -> Provenance:
+        """Return the provenance of the rows in some parts of the log."""
+        return reduce(or_, (read_provenance(self.folder / name) for name in names), Provenance())
 
     def current(self, name: str) -> Path:
         """Return the path of a table file's current content, which may be in an unfinished publication."""

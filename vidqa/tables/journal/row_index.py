@@ -110,6 +110,7 @@ class RowIndex:
         self._questions: dict[QuestionKey, int] = {}
         self._question_keys: list[QuestionKey] = []
         self._counts: Counter[Status] = Counter()
+        self._question_counts: Counter[int] = Counter()
         self._segments = SegmentIndex()
         self.question_ids = QuestionIds()
         self._dropped: list[_Run] = []
@@ -125,6 +126,10 @@ class RowIndex:
     def counts(self) -> dict[str, int]:
         """Return the number of rows per status, without statuses that do not occur."""
         return {status: self._counts[status] for status in STATUSES if self._counts[status]}
+
+    def questions(self) -> list[QuestionKey]:
+        """Return the questions that have rows."""
+        return [key for number, key in enumerate(self._question_keys) if self._question_counts[number] > 0]
 
     def states(self, media_id: str, question: QuestionKey, path: str | None = None) -> Counter[RowState]:
         """Count the rows that answer a question about a media_id, or about the file at `path` only, by their states."""
@@ -264,6 +269,7 @@ class RowIndex:
         self.question_ids.add_batch(batch, self.n_stored)
         counts = np.bincount(codes % _NOTED, minlength=len(STATUSES)).tolist()
         self._counts.update(dict(zip(STATUSES, counts, strict=True)))
+        self._question_counts.update(dict(enumerate(np.bincount(codes // _QUESTION).tolist())))
         is_new = batch.select(pl.any_horizontal(pl.col(c).ne_missing(pl.col(c).shift(1)) for c in FILE_COLUMNS))
         starts_file = is_new.to_series().to_numpy().copy()
         starts_file[0] = True
@@ -347,6 +353,7 @@ class RowIndex:
     def _count(self, runs: Iterable[_Run], sign: int) -> None:
         for run in runs:
             self._counts[run.status] += sign * run.n_rows
+            self._question_counts[run.question] += sign * run.n_rows
 
     def _question_number(self, question: QuestionKey) -> int:
         if question not in self._questions:

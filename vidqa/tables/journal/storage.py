@@ -7,8 +7,10 @@ records which rows are dropped, renamed or copied; this module writes the result
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import reduce
 from itertools import chain, islice
+from operator import or_
 
 import polars as pl
 
@@ -22,6 +24,7 @@ from vidqa.tables.journal.merge import Merge, rebatch
 from vidqa.tables.journal.parts import FileState, JournalFolder, file_state
 from vidqa.tables.journal.row_index import RowIndex
 from vidqa.tables.journal.row_keys import KEY_COLUMNS
+from vidqa.tables.provenance import Provenance, read_provenance, write_sidecar
 from vidqa.tables.schema import SCHEMA
 from vidqa.tables.spreadsheet_csv import is_for_spreadsheets
 
@@ -44,6 +47,8 @@ class TableStorage:
         self._files: list[tuple[str, int]] = []  # files of the table and their numbers of rows
         self._pending: list[str] = []  # parts of the journal that are not yet merged
         self._state: dict[str, FileState | None] = {}
+        #: Provenance of the rows that `append` writes.
+        self.added_provenance = Provenance()
 
     def open(self) -> RowIndex:
         """Index the rows of the table and of the journal that an interrupted run left. Writes nothing.
@@ -70,6 +75,31 @@ class TableStorage:
             yield from formats.batches(self._journal.current(name))
         yield from self._added()
 
+    def rows(self, columns: Sequence[str] | None = None) -> Iterator[pl.DataFrame]:
+        """Yield all rows as the next merge would write them. Writes nothing, and needs no permission to write.
+
+        Args:
+            columns: columns to yield; None for all.
+
+        Raises:
+            TableError: the file is not a vidqa table, or a part of the journal is damaged.
+        """
+        if not self.has_journal:
+            for name in self.destination.names():
+                yield from formats.batches(self.destination.folder / name, columns)
+            return
+        self._pending = self._journal.names()
+        merge = Merge(self.read_index())
+        for batch in chain(merge.kept(self.stored(), 0), self._copies(merge)):
+            yield batch.select(columns or list(SCHEMA))
+
+    def provenance(self) -> Provenance:
+        """Return the provenance of all rows, those of the journal included. Empty for tables of earlier versions."""
+        files = (
+            read_provenance(self._journal.current(name), self.destination.path) for name in self.destination.names()
+        )
+        return reduce(or_, files, Provenance()) | self._journal.provenance(self._journal.names())
+
     @property
     def has_journal(self) -> bool:
         """Whether a running or interrupted run has a journal next to the table."""
@@ -85,7 +115,7 @@ class TableStorage:
         Raises:
             TableError: the disk is full, or the folder is not writable.
         """
-        self._pending.append(self._journal.append(log))
+        self._pending.append(self._journal.append(log, self.added_provenance))
 
     def merge(self, index: RowIndex, *, write_empty: bool) -> bool:
         """Write the table that an index of all stored rows describes, and remove the journal.
@@ -112,7 +142,11 @@ class TableStorage:
             self._journal.finish()  # a publication that a crash interrupted
             if must_write:
                 write = self._write_dataset if self.destination.is_dataset else self._write_file
-                self._journal.publish(list(write(Merge(index))), self._pending)
+                all_provenance = self.provenance()
+                provenance = all_provenance.restricted(index.questions())
+                self._write_sidecar(all_provenance)  # before the new table, and without what is dropped after it
+                self._journal.publish(list(write(Merge(index), provenance)), self._pending)
+                self._write_sidecar(provenance)
         except OSError as error:
             kept = f"finished rows are safe in {escape_surrogates(str(self._journal.folder))}; the next run merges them"
             raise formats.write_error(self.destination.path, error, kept) from error
@@ -121,19 +155,24 @@ class TableStorage:
             self._pending = []
         return must_write
 
-    def _write_file(self, merge: Merge) -> Iterator[str]:
+    def _write_sidecar(self, provenance: Provenance) -> None:
+        if not self.destination.is_dataset and formats.format_of(self.destination.path) != "parquet":
+            write_sidecar(self.destination.path, provenance)
+
+    def _write_file(self, merge: Merge, provenance: Provenance) -> Iterator[str]:
         name = self.destination.path.name
         rows = rebatch(chain(merge.kept(self.stored(), 0), self._copies(merge)), BATCH_ROWS)
         escaped = self._for_spreadsheets or is_for_spreadsheets(self.destination.path)
-        self._journal.new_file(name, rows, for_spreadsheets=escaped)
+        self._journal.new_file(name, rows, provenance, for_spreadsheets=escaped)
         yield name
 
-    def _write_dataset(self, merge: Merge) -> Iterator[str]:
+    def _write_dataset(self, merge: Merge, provenance: Provenance) -> Iterator[str]:
         """Rewrite the files with dropped or renamed rows, then write added and copied rows to new files."""
         start = 0
         for name, n_rows in self._files:
             if merge.changes(start, start + n_rows):
-                self._journal.new_file(name, merge.kept(formats.batches(self._journal.current(name)), start))
+                rows = merge.kept(formats.batches(self._journal.current(name)), start)
+                self._journal.new_file(name, rows, provenance)
                 yield name
             start += n_rows
         added = chain(merge.kept(self._added(), start), self._copies(merge))
@@ -144,7 +183,8 @@ class TableStorage:
         for name in self.destination.new_names():
             if first is None:
                 return
-            self._journal.new_file(name, chain([first], islice(batches, FILE_ROWS // BATCH_ROWS - 1)))
+            rows = chain([first], islice(batches, FILE_ROWS // BATCH_ROWS - 1))
+            self._journal.new_file(name, rows, provenance)
             yield name
             first = next(batches, None)
 
