@@ -158,7 +158,14 @@ def test_no_placeholders_and_no_prints() -> None:
 
 
 def test_public_names() -> None:
+    """Lazy exports, `__all__` and what a type checker sees are the same, and no package hides an export."""
     import vidqa
 
-    assert len(vidqa.__all__) <= 12
-    assert all(getattr(vidqa, name) is not None for name in vidqa.__all__)
+    (typed,) = (n for n in TREES["vidqa"].body if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test))
+    seen = {
+        (alias.name, node.module) for node in typed.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert seen == {(name, f"vidqa.{module}") for name, module in vidqa._EXPORTS.items()}
+    assert set(vidqa.__all__) == {"__version__", *vidqa._EXPORTS}
+    assert not set(vidqa.__all__) & {path.stem for path in PACKAGE.iterdir()}
+    assert all(getattr(vidqa, name).__doc__ for name in vidqa._EXPORTS)

@@ -233,10 +233,10 @@ class Question:
     """
 
     id: str  # a word of at most 64 characters
-    text: str
-    type: QuestionType = "text"
+    text: str  # as the model receives it
+    type: QuestionType = "text"  # form of the answer; every type is asked as free text in this version
     choices: tuple[str, ...] = ()  # at least two, for the type `choice` only
-    max_new_tokens: int | None = None
+    max_new_tokens: int | None = None  # None: the limit of the run
 
     def __post_init__(self) -> None:
         for name in ("id", "text"):
@@ -373,37 +373,37 @@ class Answer:
 class AnswerRow:
     """One row of the table: the answer to one question about one segment. Fields are in the order of the columns."""
 
-    media_id: str | None
-    path: str
-    root: str
-    start_s: float | None
-    end_s: float | None
+    media_id: str | None  # digest of the content; None if the file could not be read
+    path: str  # relative to root
+    root: str  # absolute
+    start_s: float | None  # of the segment; None if the file could not be decoded
+    end_s: float | None  # as start_s
     n_segments: int | None  # of the file; None if it could not be decoded, and in older tables
-    frame_times_s: tuple[float, ...] | None
+    frame_times_s: tuple[float, ...] | None  # pts of the frames that the model saw
     n_repeated_frames: int | None  # of the sampled frames; None if no frame was decoded, and in older tables
-    question_id: str
-    question: str
-    answer: str | None
-    value: str | None
-    confidence: float | None
+    question_id: str  # id of the question in its set
+    question: str  # text of the question
+    answer: str | None  # None if there is none: see status
+    value: str | None  # the answer of a typed question; empty in this version
+    confidence: float | None  # of value; empty in this version
     media_note: str | None  # problems of a file that can be read all the same, joined by `; `
-    status: Status
-    error_kind: str | None
-    error: str | None
-    n_visual_tokens: int | None
-    n_prompt_tokens: int | None
-    n_answer_tokens: int | None
-    finish_reason: str | None
-    duration_s: float | None
-    width: int | None
-    height: int | None
-    fps: float | None
-    codec: str | None
-    model: str
-    model_id: str
-    encoder_id: str
-    settings_id: str
-    vidqa_version: str
+    status: Status  # ok, truncated, empty, failed or skipped
+    error_kind: str | None  # why the row failed, as one word
+    error: str | None  # why the row failed, as a sentence
+    n_visual_tokens: int | None  # of the prompt
+    n_prompt_tokens: int | None  # including visual tokens
+    n_answer_tokens: int | None  # of the answer
+    finish_reason: str | None  # eos, stop or length
+    duration_s: float | None  # of the file; None for images
+    width: int | None  # in pixels, upright
+    height: int | None  # in pixels, upright
+    fps: float | None  # average frames per second
+    codec: str | None  # of the video stream or image
+    model: str  # name of the model
+    model_id: str  # digest of everything in the model that changes answers
+    encoder_id: str  # digest of everything in the model that changes features
+    settings_id: str  # digest of the settings that change the answer
+    vidqa_version: str  # that computed the row
     created_at: datetime  # UTC
 
     def __post_init__(self) -> None:
@@ -411,6 +411,12 @@ class AnswerRow:
             raise ValueError(f"failed rows, and no others, have an error kind, got {self.status=} {self.error_kind=}")
         if self.status in ("failed", "skipped") and self.answer is not None:
             raise ValueError(f"a row with status {self.status!r} must not have an answer, got {self.answer!r}")
+
+    def __repr__(self) -> str:
+        """Return what a person looks for first; `dataclasses.asdict` has all fields."""
+        names = ["path", "start_s", "end_s", "question", "answer", "status", "media_note", "error_kind", "error"]
+        shown = [name for name in names if getattr(self, name) is not None or name == "answer"]
+        return f"AnswerRow({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
 
 
 ROW_COLUMNS: tuple[str, ...] = tuple(f.name for f in fields(AnswerRow))

@@ -475,7 +475,7 @@ def test_held_out_losses_are_printed_at_once(vidqa, recipe, tmp_path):
 
 
 def test_without_matplotlib_plots_are_skipped_with_a_note(vidqa, recipe, tmp_path, monkeypatch):
-    for module in ("pipeline.check_data", "pipeline.train", "train.outputs.report"):
+    for module in ("pipeline.check_data", "pipeline.train", "training.outputs.report"):
         monkeypatch.setattr(f"vidqa.{module}.has_matplotlib", lambda: False)
     note = NO_MATPLOTLIB
     path = recipe(stages='[[stage]]\nkind = "connector"\nsteps = 1')

@@ -6,6 +6,7 @@ import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
+from types import FunctionType
 
 import av
 import numpy as np
@@ -72,6 +73,32 @@ def test_public_names_and_docstring():
     assert "paths -> media -> FrameBatch -> encoders -> Features -> cache" in vidqa.__doc__
     with pytest.raises(AttributeError, match="no attribute 'describ'"):
         _ = vidqa.describ
+
+
+def test_functions_are_not_replaced_by_modules():
+    """An import of `vidqa.x.y` sets the attribute `x` of the package."""
+    import vidqa.conversion.convert
+    import vidqa.pipeline.convert_model
+    import vidqa.pipeline.train
+    import vidqa.training.api
+
+    for name in ("train", "convert", "chat", "search", "encode", "describe"):
+        assert isinstance(getattr(vidqa, name), FunctionType)
+
+
+def test_representations_show_what_a_person_looks_for(tiny_bundle, clips, tmp_path):
+    how = {"model": vidqa.load_model(str(tiny_bundle)), "options": RunOptions(tmp_path / "cache")}
+    assert re.fullmatch(r"<LoadedModel tiny on \S+, model_id \S+, loaded: nothing>", repr(how["model"]))
+    (row,) = vidqa.ask(clips / "a.mp4", "What?", **how)
+    assert re.fullmatch(
+        r"AnswerRow\(path='a.mp4', start_s=0.0, end_s=\d.\d+, question='What\?', answer='red', status='ok'\)", repr(row)
+    )
+    assert repr(how["model"]).endswith("loaded: encoder, llava>")
+    summary = vidqa.describe(clips, tmp_path / "t.csv", **how)
+    assert re.fullmatch(r"<Summary: t.csv: 3 new rows, 0 failed; 3 files in .+>", repr(summary))
+    session = vidqa.chat(clips / "a.mp4", **how)
+    session.ask("What?")
+    assert repr(session) == "<ChatSession: 1 media item, 1 turn>"
 
 
 def test_settings_id_depends_only_on_what_changes_answers(tmp_path):
@@ -205,7 +232,6 @@ def test_text_that_cannot_be_in_a_prompt_is_an_error(text, problem, tiny_bundle,
 @pytest.mark.slow
 def test_threads_may_share_a_model(tiny_bundle, clips, tmp_path):
     model, options = vidqa.load_model(str(tiny_bundle)), RunOptions(tmp_path / "cache", n_workers=1)
-    assert model.llava and model.encoder
     calls = [
         *(lambda q=q: [row.answer for row in vidqa.ask(clips, q, model=model, options=options)] for q in ("A?", "B?")),
         lambda: [vidqa.chat(clips / "a.mp4", model=model, options=options).ask("C?").text] * 3,

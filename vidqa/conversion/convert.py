@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,9 +26,9 @@ LAYOUTS: tuple[ModuleType, ...] = (video_llava_hf, valley, video_chatgpt, video_
 class Conversion:
     """A finished conversion."""
 
-    bundle: Bundle
-    plan: ConversionPlan
-    seconds: float
+    bundle: Bundle  # the new model; `bundle.folder` is its folder
+    plan: ConversionPlan = field(repr=False)  # what each part was recognized as
+    seconds: float  # that the conversion took
     peak_bytes: int | None  # peak memory of the process; None if the system does not report it
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from vidqa.common.devices import is_out_of_memory
+from vidqa.common.display import plural
 from vidqa.errors import ItemError, PromptTooLongError, UsageError
 from vidqa.generate.kv_cache.chat_cache import ChatKVCache, common_prefix_length
 from vidqa.generate.requests import GenerationSettings, not_finite_error
@@ -34,12 +35,12 @@ from vidqa.records import Features, Prompt
 class ChatTurn:
     """One question of a chat and the model's answer."""
 
-    question: str
-    text: str
-    finish_reason: Literal["eos", "stop", "length", "interrupted"]
-    n_visual_tokens: int
+    question: str  # as it was asked
+    text: str  # of the answer
+    finish_reason: Literal["eos", "stop", "length", "interrupted"]  # why the answer ends
+    n_visual_tokens: int  # of the prompt
     n_prompt_tokens: int  # prompt of the whole chat, including visual tokens
-    n_answer_tokens: int
+    n_answer_tokens: int  # of the answer
     n_computed_tokens: int  # prompt tokens that were prefilled; the rest was in the KV cache
 
     @property
@@ -83,6 +84,11 @@ class ChatSession:
         self._stopper = Stopper(model.tokenizer, stops, model.chat.answer_prefixes)
         self._eos_ids = eos_ids(model.llm, model.tokenizer, stops)
         self._kv_cache = ChatKVCache(model)
+
+    def __repr__(self) -> str:
+        """Return the number of images and videos, and of turns."""
+        media, n_turns = plural(len(self._features), "media item"), plural(len(self.turns), "turn")
+        return f"<ChatSession: {media}, {n_turns}>"
 
     def warm(self) -> None:
         """Prefill the common prefix of all first questions, if the chat format puts the media in it."""

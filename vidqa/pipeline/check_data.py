@@ -23,7 +23,7 @@ from vidqa.pipeline.train import held_out_sources, sources_of_stage
 from vidqa.prompts.chat_formats import get_format
 from vidqa.training.batching.sampler import BatchPlan
 from vidqa.training.data.corpus import Corpus, Source
-from vidqa.training.data.data_check import DataCheck, check_data
+from vidqa.training.data.data_check import DataCheck, check_corpus
 from vidqa.training.data.media_facts import Prober
 from vidqa.training.data.media_shapes import SpecShapes
 from vidqa.training.data.rejects import write_rejects
@@ -67,12 +67,20 @@ class DiskSpace:
 class StageCheck:
     """Result for the data of one stage, or for the held-out file."""
 
-    name: str
-    data: DataCheck
+    name: str  # of the stage, or `held-out`
+    data: DataCheck  # counts, token lengths and rejected records
     rejects: Path  # table of the rejected records
     histogram: Path | None  # of sample lengths; None without matplotlib
     plan: BatchPlan | None  # of the stage; None for the held-out file
-    disk: DiskSpace
+    disk: DiskSpace  # space that the stage needs, and free space
+
+    def __repr__(self) -> str:
+        """Return the name and the result; `as_dict` has the numbers."""
+        result = "passes" if self.passes else "does not pass"
+        return (
+            f"<StageCheck {self.name}: {plural(self.data.n_records, 'record')}, {len(self.data.rejected):,} rejected, "
+            f"{result}>"
+        )
 
     @property
     def passes(self) -> bool:
@@ -110,7 +118,7 @@ class StageCheck:
         }
 
 
-def check(
+def check_data(
     recipe: str | Path,
     out: str | Path | None = None,
     *,
@@ -156,7 +164,7 @@ def check(
         prober = Prober(options.n_workers, options.timeout_s, _media_index(options.cache_dir, stack))
         for name, files, stage, is_training in jobs:
             corpus = Corpus(files, settings.seed, cache_dir=options.cache_dir, progress=reporter.shows_bar)
-            data = check_data(
+            data = check_corpus(
                 corpus,
                 _record_tokenizer(tokenizer, bundle, stage, stage.unseen_pairs if is_training else None),
                 prober=prober,

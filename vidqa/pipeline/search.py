@@ -34,32 +34,37 @@ from vidqa.records import EncodedItem, MediaItem, MediaKind, type_name
 
 
 @dataclass(frozen=True)
-class Hit:
+class SearchHit:
     """A file, or one segment of it, with its rank. The fields are in the order of a table's columns."""
 
     rank: int  # from 1
     score: float  # cosine similarity of text and segment, -1 to 1
-    text: str
-    path: str
-    root: str
-    start_s: float
-    end_s: float
-    duration_s: float | None
-    kind: MediaKind
-    media_id: str
-    model: str
-    encoder_id: str
-    vidqa_version: str
+    text: str  # that was searched for
+    path: str  # relative to root
+    root: str  # absolute
+    start_s: float  # of the segment
+    end_s: float  # of the segment
+    duration_s: float | None  # of the file; None for images
+    kind: MediaKind  # image or video
+    media_id: str  # digest of the content
+    model: str  # name of the model
+    encoder_id: str  # digest of everything in the model that changes features
+    vidqa_version: str  # that computed the score
     created_at: datetime  # UTC
+
+    def __repr__(self) -> str:
+        """Return what a person looks for first; `dataclasses.asdict` has all fields."""
+        names = ("rank", "score", "path", "start_s", "end_s")
+        return f"SearchHit({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
 
 @dataclass(frozen=True)
 class SearchResult:
     """Hits of a search, and the files that could not be searched."""
 
-    hits: tuple[Hit, ...]
+    hits: tuple[SearchHit, ...]  # best first
     failed: tuple[tuple[str, ItemError], ...]  # path and error of each file that could not be ranked
-    n_files: int
+    n_files: int  # media files that were found
     n_encoded: int  # files that were not cached
     path_problems: Mapping[str, str]  # path that does not exist, cannot be read or contains no media -> reason
 
@@ -120,7 +125,7 @@ def search(
     for rank, i in enumerate(sorted(range(len(scores)), key=sort_key)[:top], start=1):
         item, media_id, pooled = embeddings.segments[i]
         hits.append(
-            Hit(
+            SearchHit(
                 rank=rank,
                 score=float(scores[i]),
                 text=text,

@@ -45,14 +45,14 @@ _RESULTS = (BUNDLE_FILE, "metrics.jsonl", "rejects.parquet", "samples.parquet", 
 class TrainSummary:
     """Result of a run."""
 
-    out: str
-    model_id: str
-    n_steps: int
-    n_samples: int
-    n_rejected: int
+    out: str  # folder of the model
+    model_id: str  # of the new model
+    n_steps: int  # of all stages
+    n_samples: int  # of all stages
+    n_rejected: int  # records that could not be used
     seconds: float  # of training only
-    final_loss: float | None
-    eval_loss: float | None
+    final_loss: float | None  # of the last stage; None if no step had targets
+    eval_loss: float | None  # on the held-out data; None without any
 
     def as_text(self) -> str:
         """The summary for people."""

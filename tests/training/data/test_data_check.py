@@ -13,7 +13,7 @@ from vidqa.media.workers.decode_pool import DecodePool
 from vidqa.prompts.chat_formats import FORMATS
 from vidqa.records import MediaShape
 from vidqa.training.data.corpus import Corpus, Source
-from vidqa.training.data.data_check import check_data
+from vidqa.training.data.data_check import check_corpus
 from vidqa.training.data.media_facts import Prober
 from vidqa.training.data.media_shapes import SpecShapes
 from vidqa.training.data.rejects import Rejected, RejectLog
@@ -78,7 +78,7 @@ def test_every_kind_of_problem_is_found_before_training(corpus):
                 opened.append(path)
                 yield path, found
 
-    checked = check_data(corpus, RecordTokenizer(Words(), FORMATS["v1"], shape_of, 200), prober=Counting(n_workers=1))
+    checked = check_corpus(corpus, RecordTokenizer(Words(), FORMATS["v1"], shape_of, 200), prober=Counting(n_workers=1))
     expected = {i: kind for i, (_, kind) in enumerate(RECORDS) if kind}
     assert {r.record: r.kind for r in checked.rejected} == expected
     assert [r.id for r in checked.rejected if r.kind == "media_missing"] == ["g"]
@@ -119,7 +119,7 @@ def test_readable_media_are_opened_again_only_when_they_change(corpus, tmp_path,
     def check():
         opened.clear()
         with closing(MediaIndex(tmp_path / "cache")) as index:
-            checked = check_data(
+            checked = check_corpus(
                 corpus, RecordTokenizer(Words(), FORMATS["v1"], shape_of, 200), prober=Prober(1, index=index)
             )
         return sorted(opened), [(r.record, r.kind) for r in checked.rejected], checked.video_s
@@ -134,7 +134,7 @@ def test_readable_media_are_opened_again_only_when_they_change(corpus, tmp_path,
 def test_good_data_passes(corpus, tmp_path):
     path = tmp_path / "b.json"
     path.write_text(json.dumps([record("What?")] * 3))
-    checked = check_data(
+    checked = check_corpus(
         Corpus([Source(str(path))], cache_dir=tmp_path / "cache"), RecordTokenizer(Words(), FORMATS["v1"], shape_of)
     )
     assert checked.passes
@@ -148,7 +148,7 @@ def test_a_file_in_two_sources_has_each_reject_once_as_in_training(corpus, tmp_p
         cache_dir=tmp_path / "cache",
     )
     tokenizer = RecordTokenizer(Words(), FORMATS["v1"], shape_of, 200)
-    once, both = check_data(corpus, tokenizer), check_data(twice, tokenizer)
+    once, both = check_corpus(corpus, tokenizer), check_corpus(twice, tokenizer)
     assert both.rejected == once.rejected and both.n_records == once.n_records == twice.n_records == len(RECORDS)
     assert both.lines()[-1] == once.lines()[-1]
     log = RejectLog(tmp_path / "r.parquet", twice.n_records, 1.0)

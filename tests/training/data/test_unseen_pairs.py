@@ -20,7 +20,7 @@ from vidqa.training.batching.dataset import TrainingBatch, TrainingDataset, mode
 from vidqa.training.batching.packing import collate
 from vidqa.training.batching.sampler import BatchPlan
 from vidqa.training.data.corpus import Corpus, Source
-from vidqa.training.data.data_check import check_data
+from vidqa.training.data.data_check import check_corpus
 from vidqa.training.data.tokenize import RecordTokenizer
 from vidqa.training.data.unseen_pairs import IgnoredTokens, PairCounts, UnseenPairs
 from vidqa.training.outputs.run_dir import open_run, run_identity
@@ -280,12 +280,12 @@ def test_a_data_check_counts_ignored_tokens_and_mentions_of_unseen_pairs(tokeniz
         return MediaShape(ref.kind, 1, 2)
 
     found = IgnoredTokens(COLOURS, tokenizer)
-    checked = check_data(corpus, RecordTokenizer(tokenizer, FORMATS["vicuna_v1"], shape_of, ignored=found))
+    checked = check_corpus(corpus, RecordTokenizer(tokenizer, FORMATS["vicuna_v1"], shape_of, ignored=found))
     assert checked.pairs == PairCounts(3, Counter({"red star": 1}))
     lines = checked.lines()
     assert "unseen pairs: 3 answer tokens whose loss ignores other tokens" in lines
     assert (
         "  red star: mentioned by 1 answers about media, so it may not be unseen; their loss ignores nothing" in lines
     )
-    plain = check_data(corpus, RecordTokenizer(tokenizer, FORMATS["vicuna_v1"], shape_of))
+    plain = check_corpus(corpus, RecordTokenizer(tokenizer, FORMATS["vicuna_v1"], shape_of))
     assert not any("unseen" in line for line in plain.lines())

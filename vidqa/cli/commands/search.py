@@ -13,7 +13,7 @@ from vidqa.common.display import display_path, plural
 from vidqa.errors import EXIT_OK, EXIT_PARTIAL, TableError, UsageError
 
 if TYPE_CHECKING:  # imports numpy
-    from vidqa.pipeline.search import Hit, SearchResult
+    from vidqa.pipeline.search import SearchHit, SearchResult
 
 #: Number of hits on the screen; a table gets all.
 DEFAULT_TOP = 10
@@ -72,7 +72,7 @@ def command(text: str, paths: tuple[str, ...], top: int | None, out: str | None,
     return EXIT_PARTIAL if found.failed or found.path_problems else EXIT_OK
 
 
-def hits_as_table(hits: Sequence[Hit]) -> str:
+def hits_as_table(hits: Sequence[SearchHit]) -> str:
     """Return aligned columns: rank, score, segment (if files were split), file.
 
     Args:

@@ -96,10 +96,10 @@ def command(recipe: str, **flags: Any) -> int:
 def _check(recipe: str, context: CliContext, flags: dict[str, Any]) -> int:
     """Print the result of the data check; the exit code is 1 if training would fail."""
     from vidqa.cli.output import as_json
-    from vidqa.pipeline.check_data import check
+    from vidqa.pipeline.check_data import check_data
 
     overrides = flags.get("overrides") or ()
-    found = check(
+    found = check_data(
         recipe,
         flags.get("out"),
         device=flags.get("device") or "auto",

@@ -47,11 +47,15 @@ class Summary:
     pruned: int = 0  # removed files, and replaced ones that had a problem, whose rows were dropped
     segments: int = 0  # decoded and encoded by this run
     video_s: float = 0.0  # duration of the processed videos
-    wall_s: float = 0.0
+    wall_s: float = 0.0  # seconds that the run took
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))  # by stage, see StageClock
     start_s: float = 0.0  # part of the seconds of `decode`, see StageClock
     bottleneck: str | None = None  # the stage that took most time
-    meter: ThroughputMeter = field(default_factory=ThroughputMeter)
+    meter: ThroughputMeter = field(default_factory=ThroughputMeter)  # work and busy time of each stage
+
+    def __repr__(self) -> str:
+        """Return the line of `as_line`; `as_dict` has everything."""
+        return f"<Summary: {self.as_line().removeprefix('vidqa: ')}>"
 
     @property
     def n_failed(self) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from vidqa import __version__
 from vidqa.common.extras import require
@@ -21,12 +23,27 @@ if TYPE_CHECKING:  # these import heavy packages
     from vidqa.model.video_llava import VideoLlava
 
 
+T = TypeVar("T")
+
+
+class _LoadedOnce(cached_property[T]):
+    """A cached property that one thread computes while others wait: loading twice would need the memory twice."""
+
+    def __init__(self, load: Callable[[Any], T]) -> None:
+        super().__init__(load)
+        self._loading = threading.RLock()
+
+    def __get__(self, instance: object, owner: type[Any] | None = None) -> T:  # type: ignore[override]
+        with self._loading:
+            return super().__get__(instance, owner)
+
+
 @dataclass(frozen=True)
 class Precision:
     """Numeric precision of the LLM. `dtype` None: float32 on the CPU, the saved dtype on a GPU."""
 
-    dtype: Literal["float32", "float16", "bfloat16"] | None = None
-    quantize: Literal["8bit", "4bit"] | None = None
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None  # of the LLM; None for the default
+    quantize: Literal["8bit", "4bit"] | None = None  # 8-bit or 4-bit weights
 
     @property
     def suffixes(self) -> list[str]:
@@ -62,6 +79,12 @@ class LoadedModel:
         self._requested_device = device
         self.reporter = reporter
 
+    def __repr__(self) -> str:
+        """Return name, device and model_id, and which parts are loaded."""
+        loaded = [part for part in ("encoder", "llava", "text_encoder") if part in vars(self)]
+        identity, parts = self.identity, ", ".join(loaded) or "nothing"
+        return f"<LoadedModel {identity.model} on {self.device}, model_id {identity.model_id}, loaded: {parts}>"
+
     def require_packages(self) -> None:
         """Check that the packages that the LLM needs are installed, before a run decodes and encodes files for it.
 
@@ -75,7 +98,7 @@ class LoadedModel:
         if (self.bundle.llm_folder / ADAPTER_FOLDER).is_dir():
             require(f"the LoRA adapter of {self.bundle.spec.name}", "train", "peft")
 
-    @cached_property
+    @_LoadedOnce
     def encoder(self) -> Encoder:
         """Image and video encoder, loaded on first use."""
         from vidqa.encoders.encoder import Encoder
@@ -84,7 +107,7 @@ class LoadedModel:
         self.reporter.message_once(f"encoder: {encoder.provider}")
         return encoder
 
-    @cached_property
+    @_LoadedOnce
     def llava(self) -> VideoLlava:
         """Connector, LLM and tokenizer, loaded on first use.
 
@@ -115,7 +138,7 @@ class LoadedModel:
             self.reporter.message_once(f"note: {self.bundle.notice}")
         return llava
 
-    @cached_property
+    @_LoadedOnce
     def text_encoder(self) -> TextEncoder:
         """Text tower and its tokenizer, loaded on first use.
 

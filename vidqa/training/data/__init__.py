@@ -14,11 +14,11 @@ from vidqa.common.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from vidqa.training.data.corpus import Corpus, Source
-    from vidqa.training.data.data_check import check_data
+    from vidqa.training.data.data_check import check_corpus
     from vidqa.training.data.sample import Sample
 
-__all__ = ["Corpus", "Sample", "Source", "check_data"]
+__all__ = ["Corpus", "Sample", "Source", "check_corpus"]
 
 __getattr__ = lazy_exports(
-    __name__, {"Corpus": "corpus", "Sample": "sample", "Source": "corpus", "check_data": "data_check"}
+    __name__, {"Corpus": "corpus", "Sample": "sample", "Source": "corpus", "check_corpus": "data_check"}
 )

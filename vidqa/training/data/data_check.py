@@ -78,7 +78,7 @@ class DataCheck:
         return lines
 
 
-def check_data(
+def check_corpus(
     corpus: Corpus,
     tokenizer: RecordTokenizer,
     *,
