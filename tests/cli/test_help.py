@@ -74,13 +74,13 @@ def commands() -> Iterator[tuple[str, click.Command]]:
 
 def test_commands_of_groups_have_an_example() -> None:
     found = dict(commands())
-    assert len(found) == 15
+    assert len(found) == 18
     assert [name for name, one in found.items() if f"vidqa {name}" not in (one.help or "")] == []
 
 
 def test_options_without_a_setting() -> None:
     """All other options have a variable and a key in vidqa.toml; docs/configuration.md names the exceptions."""
-    only_flags = {"ask": {"more_media"}, "train": {"overrides"}, "models list": {"published"}}
+    only_flags = {"ask": {"more_media"}, "train": {"overrides"}, "models list": {"published"}, "models rm": {"yes"}}
     only_flags["models convert"] = {"out", "name", "towers", "dtype", "encoders", "replace"}
     only_flags["models pull"] = {"out", "revision", "dtype", "encoders", "set_default", "replace"}
     for name, command in commands():

@@ -124,7 +124,8 @@ def test_held_out_loss_and_result_use_the_chat_format_of_the_stage(vidqa, recipe
         assert done.code == 0, done.err
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         held_out[prompt] = [line["eval_loss"] for line in lines if line["step"]]
-        assert json.loads((out / "bundle.json").read_text())["prompt"]["format"] == prompt
+        written = json.loads((out / "bundle.json").read_text())
+        assert written["prompt"]["format"] == prompt and written["source"]["base"].startswith("tiny@")
     first, second = zip(*held_out.values(), strict=True)
     assert first[0] == first[1]  # both were trained on plain captions
     assert second[0] != second[1]

@@ -27,12 +27,14 @@ from published_files import (
 )
 from torch import Tensor
 
+from vidqa.conversion import convert as convert_module
 from vidqa.conversion import write
-from vidqa.conversion.convert import convert, plan
+from vidqa.conversion.convert import convert, plan, stated_licence
 from vidqa.conversion.output_options import OutputOptions
 from vidqa.conversion.plan import ConversionPlan, check_plan
 from vidqa.conversion.write import write_llm as write_llm_folder
 from vidqa.errors import BundleError, UsageError
+from vidqa.model.bundle.spec import SourceSpec
 from vidqa.model.llm import load_llm
 
 
@@ -303,6 +305,40 @@ class TestRefused:
         (original / "tokenizer.json").unlink()
         with pytest.raises(BundleError, match="the folder has no tokenizer"):
             plan([original])
+
+
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        ("---\nlanguage: en\nlicense: apache-2.0\n---\n# Model\n", "apache-2.0"),
+        ("---\r\nlicense: other\r\nlicense_name: 'llama2'\r\n---\r\ntext", "llama2"),
+        ("---\nlicense: other\n---", "other"),
+        ("# Model\nlicense: mit\n", ""),
+        ("---\ntags:\n- video\n---\nlicense: mit\n", ""),
+        (None, ""),
+    ],
+)
+def test_the_licence_is_that_of_the_model_card(card: str | None, licence: str, tmp_path: Path) -> None:
+    if card is not None:
+        (tmp_path / "README.md").write_bytes(card.encode())
+    (tmp_path / "weights.bin").touch()
+    assert stated_licence(tmp_path) == stated_licence(tmp_path / "weights.bin") == licence
+
+
+def test_a_conversion_records_where_its_parts_come_from(
+    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = []
+    monkeypatch.setattr(
+        "vidqa.conversion.convert.write_bundle", lambda _plan, _out, source, _step: sources.append(source)
+    )
+    (original / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    convert([original], OutputOptions(tmp_path / "a"))
+    convert([original], OutputOptions(tmp_path / "a"), origins=("owner/name@1",))
+    assert [(source.origins, source.licences) for source in sources] == [
+        (("local:checkpoint",), ("apache-2.0",)),
+        (("owner/name@1",), ("apache-2.0",)),
+    ]
 
 
 def test_the_llm_is_written_in_shards_and_read_again(original: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from demo_model.plan import Plan
 from demo_model.tuning import new_model
+from vidqa import __version__
 from vidqa.encoders.preprocess import PreprocessSpec
 from vidqa.model.bundle.bundle import load_bundle, save_bundle
 from vidqa.model.bundle.spec import (
@@ -28,6 +30,7 @@ from vidqa.model.bundle.spec import (
     GenerationSpec,
     LlmSpec,
     PromptSpec,
+    SourceSpec,
     TextEncoderSpec,
     VideoEncoderSpec,
 )
@@ -98,7 +101,8 @@ def step_bundle(plan: Plan, work: Path) -> None:
                 metadata = old.metadata()
             save_file(mean, folder / file, metadata=metadata)
 
-    save_bundle(work / "bundle", tuned.spec, fill)
+    source = SourceSpec("demo world", ("tools/make_demo.py",), __version__, ("Apache-2.0",))
+    save_bundle(work / "bundle", replace(tuned.spec, source=source), fill)
 
 
 SCORED_SEED, SCORED_CLIPS = 1, 1000

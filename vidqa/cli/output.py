@@ -55,9 +55,18 @@ def rows_as_table(rows: Sequence[AnswerRow]) -> str:
             cells.append(row.question)
         cells.append(row.answer or (f"[{row.error_kind}] {row.error}" if row.error_kind else f"[{row.status}]"))
         lines.append([cell.replace("\n", " ") for cell in cells])
+    return aligned(lines)
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Return lines of cells as text with aligned columns.
+
+    Args:
+        lines: cells without line breaks, the same number in every line.
+    """
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]) - 1)] if lines else []
     return "".join(
-        "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[-1]]) + "\n"
+        "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[-1]]).rstrip() + "\n"
         for line in lines
     )
 

@@ -1,4 +1,4 @@
-"""Set the default model: change one line of the user's vidqa.toml and leave all other lines as they are."""
+"""The default model, and how to set it: change one line of the user's vidqa.toml and leave all others as they are."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import tomllib
 from pathlib import Path
 
 from vidqa.common.atomic_io import atomic_write
-from vidqa.config.settings import FILE_NAME
+from vidqa.config.settings import FILE_NAME, Setting, find_settings
 from vidqa.errors import UsageError
 
 _MODEL = re.compile(r"\s*(model|\"model\"|'model')\s*=")
@@ -25,11 +25,20 @@ def user_settings_file() -> Path:
     return user_config_path("vidqa", appauthor=False) / FILE_NAME
 
 
-def set_default_model(folder: Path) -> tuple[Path, str | None]:
-    """Write `model = "<folder>"` at the top of the user's settings; all other lines stay as they are.
+def default_model() -> Setting:
+    """Return the model that `vidqa describe` uses without `--model`: a name or a folder.
+
+    Raises:
+        UsageError: the settings are invalid.
+    """
+    return find_settings()["describe"].get("model", Setting("demo", "default"))
+
+
+def set_default_model(model: Path | str) -> tuple[Path, str | None]:
+    """Write `model = "<model>"` at the top of the user's settings; all other lines stay as they are.
 
     Args:
-        folder: the bundle.
+        model: folder of a bundle, or the name of an included model.
 
     Returns:
         The settings file, and what currently overrides it: another settings file, a variable, or None.
@@ -44,7 +53,8 @@ def set_default_model(folder: Path) -> tuple[Path, str | None]:
         lines = content.decode().replace("\r\n", "\n").removesuffix("\n").split("\n") if content else []
     except UnicodeDecodeError as e:
         raise UsageError(f"{path} is not valid TOML ({e}), so it was not changed") from e
-    line = f"model = {json.dumps(str(folder.absolute()), ensure_ascii=False)}"  # a JSON string is a valid TOML string
+    value = model if isinstance(model, str) else str(model.absolute())
+    line = f"model = {json.dumps(value, ensure_ascii=False)}"  # a JSON string is a valid TOML string
     end = next((i for i, text in enumerate(lines) if _TABLE.match(text)), len(lines))
     at = next((i for i in range(end) if _MODEL.match(lines[i])), None)
     if at is None:
@@ -59,7 +69,7 @@ def set_default_model(folder: Path) -> tuple[Path, str | None]:
         raise UsageError(
             f"{path} is not valid TOML ({e}), so it was not changed", hint=f"add this line by hand: {line}"
         ) from e
-    if before | {"model": str(folder.absolute())} != after:
+    if before | {"model": value} != after:
         raise UsageError(
             f"{path}: cannot find the line that sets `model`, so it was not changed", hint=f"set it by hand: {line}"
         )

@@ -31,6 +31,14 @@ OTHER_VARIABLES = ("VIDQA_CONFIG", "VIDQA_REQUIRE_GPU")
 
 
 @dataclass(frozen=True)
+class Setting:
+    """The value of an option, and what sets it: `FILE:LINE`, or `variable NAME`."""
+
+    value: Any
+    source: str
+
+
+@dataclass(frozen=True)
 class OptionType:
     """The type of an option's value."""
 
@@ -117,7 +125,10 @@ OPTIONS: dict[str, dict[str, OptionType]] = {
     },
     "doctor": {"model": TEXT, **_CACHE},
     "models list": _OUTPUT,
+    "models show": _OUTPUT,
     "models verify": _OUTPUT,
+    "models set-default": _OUTPUT,
+    "models rm": _OUTPUT,
     "models convert": {"compat": COMPAT, **_OUTPUT},
     "models pull": {"compat": COMPAT, **_OUTPUT},
 }
@@ -139,23 +150,38 @@ def load_settings(toml_path: Path | None = None, environ: Mapping[str, str] | No
     Raises:
         UsageError: lists all problems in the file and the variables, each with its location.
     """
-    environ = os.environ if environ is None else environ
-    problems: list[str] = []
-    path = toml_path or _find_file(environ)
-    flat: dict[str, dict[str, Any]] = {command: {} for command in OPTIONS}
-    if path is not None:
-        _from_file(read_toml(path), flat, problems)
-    _from_variables(environ, flat, problems)
-    if problems:
-        raise UsageError("\n".join(problems))
     nested: dict[str, Any] = {}
-    for command, values in flat.items():
+    for command, settings in find_settings(toml_path, environ).items():
         group = nested
         for word in command.split()[:-1]:
             group = group.setdefault(word, {})
-        if values:
-            group[command.split()[-1]] = values
+        if settings:
+            group[command.split()[-1]] = {parameter: setting.value for parameter, setting in settings.items()}
     return nested
+
+
+def find_settings(
+    toml_path: Path | None = None, environ: Mapping[str, str] | None = None
+) -> dict[str, dict[str, Setting]]:
+    """Return what the file and the variables set, and where: command -> parameter -> setting.
+
+    Args:
+        toml_path: as in `load_settings`.
+        environ: as in `load_settings`.
+
+    Raises:
+        UsageError: as in `load_settings`.
+    """
+    environ = os.environ if environ is None else environ
+    problems: list[str] = []
+    path = toml_path or settings_file(environ)
+    found: dict[str, dict[str, Setting]] = {command: {} for command in OPTIONS}
+    if path is not None:
+        _from_file(read_toml(path), found, problems)
+    _from_variables(environ, found, problems)
+    if problems:
+        raise UsageError("\n".join(problems))
+    return found
 
 
 def option_name(parameter: str) -> str:
@@ -168,7 +194,13 @@ def variable_name(parameter: str) -> str:
     return "VIDQA_CACHE" if parameter == "cache_dir" else "VIDQA_" + option_name(parameter).replace("-", "_").upper()
 
 
-def _find_file(environ: Mapping[str, str]) -> Path | None:
+def settings_file(environ: Mapping[str, str] | None = None) -> Path | None:
+    """Return the settings file that is read, or None if there is none.
+
+    Args:
+        environ: as in `load_settings`.
+    """
+    environ = os.environ if environ is None else environ
     if environ.get("VIDQA_CONFIG"):
         return Path(environ["VIDQA_CONFIG"])
     from platformdirs import user_config_path  # imported late: not needed when vidqa.toml is in the current folder
@@ -178,7 +210,7 @@ def _find_file(environ: Mapping[str, str]) -> Path | None:
     return here if here.is_file() else there if there.is_file() else None
 
 
-def _from_file(file: TomlFile, flat: dict[str, dict[str, Any]], problems: list[str]) -> None:
+def _from_file(file: TomlFile, found: dict[str, dict[str, Setting]], problems: list[str]) -> None:
     """Fill in the values of the file: the top level first, so that the tables of commands override it."""
     for key_path, table in _tables(file.values, (), problems, file):
         commands = [c for c in OPTIONS if c.split()[: len(key_path)] == list(key_path)]
@@ -194,9 +226,10 @@ def _from_file(file: TomlFile, flat: dict[str, dict[str, Any]], problems: list[s
                     f"{file.where(*key_path, key)}: `{key}` must be {_TYPES[parameter].description}, not {value!r}"
                 )
             else:
+                setting = Setting(_relative_to_file(file.path, parameter, value), file.where(*key_path, key))
                 for command in commands:
                     if parameter in OPTIONS[command]:
-                        flat[command][parameter] = _relative_to_file(file.path, parameter, value)
+                        found[command][parameter] = setting
 
 
 def _tables(
@@ -216,7 +249,7 @@ def _tables(
             problems.append(f"{file.where(*key_path, name)}: `{name}` is a command and must be a table: [{name}]")
 
 
-def _from_variables(environ: Mapping[str, str], flat: dict[str, dict[str, Any]], problems: list[str]) -> None:
+def _from_variables(environ: Mapping[str, str], found: dict[str, dict[str, Setting]], problems: list[str]) -> None:
     variables = {variable_name(p): p for p in _TYPES}
     for variable in sorted(v for v in environ if v.startswith("VIDQA_") and v not in OTHER_VARIABLES):
         parameter, text = variables.get(variable), environ[variable]
@@ -236,7 +269,7 @@ def _from_variables(environ: Mapping[str, str], flat: dict[str, dict[str, Any]],
             continue
         for command, options in OPTIONS.items():
             if parameter in options:
-                flat[command][parameter] = value
+                found[command][parameter] = Setting(value, f"variable {variable}")
 
 
 def _relative_to_file(file: Path, parameter: str, value: Any) -> Any:

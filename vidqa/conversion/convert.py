@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -10,6 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from vidqa import __version__
+from vidqa.common.display import display_path
 from vidqa.common.extras import EXPORT_MODULES, require
 from vidqa.conversion.detect import CheckpointParts, classify_all, find_layout
 from vidqa.conversion.formats import valley, video_chatgpt, video_llava_hf, video_llava_original
@@ -17,9 +20,12 @@ from vidqa.conversion.output_options import OutputOptions
 from vidqa.conversion.plan import ConversionPlan, Mode
 from vidqa.conversion.write import Step, write_bundle
 from vidqa.model.bundle.bundle import Bundle
+from vidqa.model.bundle.spec import SourceSpec
 
 #: Every layout; the first one that matches the parts is used.
 LAYOUTS: tuple[ModuleType, ...] = (video_llava_hf, valley, video_chatgpt, video_llava_original)
+#: Limits for the model card: it is read as text that anybody may have written.
+_CARD_CHARS, _LICENCE_CHARS = 65_536, 100
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ def convert(
     towers: Sequence[Path] = (),
     mode: Mode = "fixed",
     step: Step = lambda what, n: None,
-    origins: tuple[str, ...] = ("local",),
+    origins: tuple[str, ...] | None = None,
 ) -> Conversion:
     """Convert published weights into a bundle.
 
@@ -73,7 +79,7 @@ def convert(
         towers: as in `plan`.
         mode: as in `plan`.
         step: progress callback, as in `write_bundle`.
-        origins: where the parts come from, for the record in the bundle.
+        origins: where `paths` and `towers` come from, for the record in the bundle; None: local folders and files.
 
     Raises:
         BundleError: as in `plan` and `write_bundle`.
@@ -84,8 +90,33 @@ def convert(
     require("converting models", "convert", *EXPORT_MODULES)
     output.check((*paths, *towers))
     conversion_plan = plan(paths, mode, towers)
-    bundle = write_bundle(conversion_plan, output, origins, step)
+    parts = [Path(path).resolve() for path in (*paths, *towers)]
+    origins = tuple(f"local:{display_path(part.name)}" for part in parts) if origins is None else origins
+    licences = tuple(stated_licence(part) for part in parts)
+    source = SourceSpec(conversion_plan.layout, origins, __version__, licences if any(licences) else ())
+    bundle = write_bundle(conversion_plan, output, source, step)
     return Conversion(bundle, conversion_plan, time.perf_counter() - start, peak_bytes())
+
+
+def stated_licence(part: Path) -> str:
+    """Return the licence that the model card of a published part states, or an empty string.
+
+    Args:
+        part: folder, or a file in it. The card is its `README.md`, whose first lines are YAML as the hub defines it.
+    """
+    card = (part if part.is_dir() else part.parent) / "README.md"
+    try:
+        text = card.read_text(encoding="utf-8", errors="replace")[:_CARD_CHARS]
+    except OSError:
+        return ""
+    header = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text.replace("\r\n", "\n"), re.DOTALL)
+    values = (
+        dict(re.findall(r"^(license|license_name):[ \t]*(\S.*?)[ \t]*$", header[1], re.MULTILINE)) if header else {}
+    )
+    name = values.get("license", "")
+    if name == "other":  # a licence of its own, such as that of LLaMA
+        name = values.get("license_name", name)
+    return display_path(name.strip("\"'")[:_LICENCE_CHARS])
 
 
 def peak_bytes() -> int | None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vidqa.common.extras import require
+from vidqa.common.extras import is_installed, require
 from vidqa.errors import VidqaError
 
 _COMMIT = re.compile("[0-9a-f]{40}")
@@ -92,6 +92,21 @@ def fetch(
     if not _COMMIT.fullmatch(folder.name):
         raise VidqaError(f"{repo}: cannot derive the revision from the cache folder {folder}")
     return Snapshot(folder, f"{repo}@{folder.name}")
+
+
+def cached_bytes(repo: str) -> int:
+    """Return the size of a downloaded repository in the hub's cache; 0 if it is not there.
+
+    Args:
+        repo: `owner/name`.
+    """
+    if not is_installed("huggingface_hub"):
+        return 0
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    blobs = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model") / "blobs"
+    return sum(path.stat().st_size for path in blobs.iterdir() if path.is_file()) if blobs.is_dir() else 0
 
 
 def _download_large_files(

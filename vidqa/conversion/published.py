@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidqa.common.extras import CONVERT_MODULES, require
+from vidqa.config.toml_lines import did_you_mean
 from vidqa.conversion.hub import Snapshot, fetch
 from vidqa.errors import UsageError
 from vidqa.model.bundle.registry import models_folder
@@ -18,8 +19,8 @@ from vidqa.model.bundle.registry import models_folder
 if TYPE_CHECKING:
     from vidqa.conversion.output_options import OutputOptions
 
-#: Files to download. Code, images and weights for other frameworks are not needed.
-_INCLUDE = ("*.json", "*.safetensors", "*.bin", "*.model", "merges.txt", "*.jinja")
+#: Files to download; README.md states the licence. Code, images and weights for other frameworks are not needed.
+_INCLUDE = ("*.json", "*.safetensors", "*.bin", "*.model", "merges.txt", "*.jinja", "README.md")
 _EXCLUDE = ("training_args.bin", "optimizer*", "*/*", "*.onnx", "flax*", "tf_*", "rust_*")
 
 
@@ -126,7 +127,8 @@ def pull(
     from vidqa.conversion.output_options import OutputOptions
 
     if name not in PUBLISHED:
-        raise UsageError(f"unknown published model {name!r}", hint=f"choose from {', '.join(PUBLISHED)}")
+        suggestion = did_you_mean(name, PUBLISHED)
+        raise UsageError(f"unknown published model {name!r}{suggestion}", hint=f"choose from {', '.join(PUBLISHED)}")
     model = PUBLISHED[name]
     repos = {repo.id for repo in (*model.repos, *model.towers)}
     if other := sorted(set(revisions or {}) - repos):

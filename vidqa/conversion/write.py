@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from vidqa import __version__
 from vidqa.common.atomic_io import remove_leftovers
 from vidqa.common.disk_space import free_disk_bytes
 from vidqa.common.display import human_bytes
@@ -48,14 +47,14 @@ Step = Callable[[str, int], None]
 
 
 def write_bundle(
-    conversion: ConversionPlan, output: OutputOptions, origins: tuple[str, ...], step: Step = lambda what, n: None
+    conversion: ConversionPlan, output: OutputOptions, source: SourceSpec, step: Step = lambda what, n: None
 ) -> Bundle:
     """Write a bundle atomically.
 
     Args:
         conversion: the plan; it is checked here.
         output: folder, name and dtypes of the bundle.
-        origins: where its parts come from, for `SourceSpec`.
+        source: where its parts come from.
         step: progress callback.
 
     Raises:
@@ -86,7 +85,7 @@ def write_bundle(
             _write_text(conversion.text, folder)
             step("text encoder", total_bytes(conversion.text.tensors.values()))
 
-    return save_bundle(output.folder, _spec(conversion, output.title, origins), fill, output.replace_old)
+    return save_bundle(output.folder, _spec(conversion, output.title, source), fill, output.replace_old)
 
 
 def _check_free_space(conversion: ConversionPlan, out: Path, dtype: torch.dtype | None) -> None:
@@ -189,7 +188,7 @@ def _save_text_tokenizer(plan: TextPlan, file: Path) -> None:
     save_clip_tokenizer(plan.tokenizer, file, plan.config.vocab_size)
 
 
-def _spec(conversion: ConversionPlan, name: str, origins: tuple[str, ...]) -> BundleSpec:
+def _spec(conversion: ConversionPlan, name: str, source: SourceSpec) -> BundleSpec:
     """Return the bundle's spec; digests are filled in once the files exist."""
     video = conversion.video
     if video.sampling is None:
@@ -208,7 +207,7 @@ def _spec(conversion: ConversionPlan, name: str, origins: tuple[str, ...]) -> Bu
         notice=conversion.notice,
         architecture=conversion.architecture,
         compat=conversion.compat,
-        source=SourceSpec(conversion.layout, origins, __version__),
+        source=source,
     )
 
 

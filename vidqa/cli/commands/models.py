@@ -1,16 +1,18 @@
-"""`vidqa models`: list and verify bundles, and convert published weights into bundles."""
+"""`vidqa models`: list, show, verify and remove bundles, and convert published weights into bundles."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from vidqa.cli.options import HELP, combine, output_options
+from vidqa.cli.output import aligned
 from vidqa.cli.output import as_json as to_json
-from vidqa.common.display import human_bytes, human_duration
+from vidqa.common.display import display_path, human_bytes, human_duration
 from vidqa.errors import EXIT_FAILED, EXIT_OK, UsageError
 
 if TYPE_CHECKING:  # imports torch
@@ -39,16 +41,16 @@ _conversion_options = combine(
 )
 
 
-@click.group("models", context_settings=HELP, short_help="List, verify, convert and download models.")
+@click.group("models", context_settings=HELP, short_help="List, download, convert, inspect and remove models.")
 def command() -> None:
     """Manage model bundles.
 
     \b
     Examples:
       vidqa models list
-      vidqa models verify demo
-      vidqa models pull video-llava-7b
-      vidqa models convert Video-LLaVA-7B --out video-llava
+      vidqa models show demo
+      vidqa models pull video-llava-7b --set-default
+      vidqa models rm video-llava-7b
     """
 
 
@@ -59,9 +61,12 @@ def command() -> None:
 def list_models(folders: tuple[str, ...], published: bool, as_json: bool, **_flags: Any) -> int:
     """List the included models, the downloaded ones, and those in FOLDERS (default: the current folder).
 
+    VARIANT is the published model, if it was converted from one; BASE is what it was made from; DATE is when it was
+    written; DEFAULT marks the model that is used without --model.
+
     \b
     Examples:
-      vidqa models list /models
+      vidqa models list
       vidqa models list --published
     """
     from vidqa.pipeline.models import find_models
@@ -72,12 +77,36 @@ def list_models(folders: tuple[str, ...], published: bool, as_json: bool, **_fla
     if as_json:
         click.echo(to_json(found))
         return EXIT_OK
-    if not found:
-        click.echo("no models found", err=True)
-    for model in found:
-        note = f"NOT USABLE: {model.problem}" if model.problem else _variant(model.variant, model.compat)
-        click.echo(f"{model.name}  {model.folder}{'  ' if note else ''}{note}")
+    heading = ("NAME", "VARIANT", "BASE", "SIZE", "DATE", "DEFAULT", "FOLDER")
+    cells = [
+        (
+            display_path(model.name),
+            display_path(
+                f"NOT USABLE: {model.problem}" if model.problem else _variant(model.variant, model.compat) or "-"
+            ),
+            display_path(model.base) or "-",
+            human_bytes(model.n_bytes),
+            model.date,
+            "yes" if model.default else "-",
+            display_path(str(model.folder)),
+        )
+        for model in found
+    ]
+    click.echo(aligned([heading, *cells]), nl=False)
+    if not any(model.default for model in found):
+        _report_missing_default()
     return EXIT_OK
+
+
+def _report_missing_default() -> None:
+    """Warn if the default model does not exist. It may also be in a folder that is not listed."""
+    from vidqa.config.default_model import default_model
+    from vidqa.pipeline.models import default_folder
+
+    folder = default_folder()
+    if not folder.is_dir():
+        where = default_model().source
+        click.echo(f"warning: {where}: the default model {display_path(str(folder))} does not exist", err=True)
 
 
 def _variant(variant: str, mode: str) -> str:
@@ -95,6 +124,69 @@ def _list_published(as_json: bool) -> int:
         repos = " + ".join(repo.id for repo in (*model.repos, *model.towers))
         click.echo(f"{model.name}  {model.description} ({repos})")
     return EXIT_OK
+
+
+@command.command("show", context_settings=HELP)
+@click.argument("model", metavar="NAME|DIR")
+@output_options
+def show(model: str, as_json: bool, **_flags: Any) -> int:
+    """Print everything about a model.
+
+    This is its architecture, the frames and visual tokens per segment, context length, prompt, differences from the
+    published code (compat), provenance and licence.
+
+    \b
+    Examples:
+      vidqa models show demo
+      vidqa models show demo --json
+    """
+    from vidqa.pipeline.models import model_card
+
+    card = model_card(model)
+    click.echo(to_json(card) if as_json else aligned([*_card_lines(card)]), nl=as_json)
+    return EXIT_OK
+
+
+def _card_lines(card: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the label, or an empty string, and the text of each line of a model card."""
+    llm, connector = (card["architecture"][key] for key in ("language_model", "connector"))
+    frames, prompt, compat, source = (card[key] for key in ("frames", "prompt", "compat", "provenance"))
+    yield "name", display_path(card["name"])
+    yield "folder", display_path(str(card["folder"]))
+    yield "size", human_bytes(card["n_bytes"])
+    yield "date", card["date"]
+    yield "default", "yes" if card["default"] else "no"
+    yield "model id", card["model_id"]
+    yield "encoder id", card["encoder_id"]
+    yield "architecture", card["architecture"]["type"]
+    described = [f"{llm['n_layers']} layers", f"hidden size {llm['hidden_size']}", str(llm["dtype"] or "unknown dtype")]
+    yield "", display_path(f"language model: {llm['type']}, {', '.join(described)}")
+    compressor = f", compressor {connector['compressor']['type']}" if connector.get("compressor") else ""
+    yield "", f"connector: {connector['type']}, {connector['in_size']} to {connector['out_size']}{compressor}"
+    yield "", f"search: {'yes' if card['architecture']['text_encoder'] else 'no, it has no text encoder'}"
+    rate = f" at {frames['rate']:g} per second" if frames["rate"] else ""
+    yield "frames", f"up to {frames['n_frames']} per segment ({frames['rule']}{rate}), {frames['image_size']} pixels"
+    yield "tokens", f"{card['tokens']['video']} visual tokens per video segment, {card['tokens']['image']} per image"
+    yield "context", f"{card['context']} tokens"
+    system = "the format's own" if prompt["system"] is None else repr(prompt["system"]) if prompt["system"] else "none"
+    yield "prompt", f"{prompt['format']}, system prompt: {system}"
+    yield "generation", ", ".join(f"{key} {value!r}" for key, value in card["generation"].items() if value)
+    yield "compat", compat["mode"] if compat else "not converted from a published model"
+    if compat:
+        yield "variant", display_path(compat["variant"])
+        yield from (("follows", display_path(text)) for text in compat["follows"])
+        yield from (("differs", display_path(text)) for text in compat["fixed"])
+    if source:
+        yield "provenance", display_path(f"layout: {source['layout']}, written by vidqa {source['vidqa_version']}")
+        yield from (("", display_path(origin)) for origin in source["origins"])
+        if source.get("base"):
+            yield "", display_path(f"fine-tuned from {source['base']}")
+    else:
+        yield "provenance", "not recorded"
+    for i, licence in enumerate(card["licence"] or ["not recorded; see the publisher of the model"]):
+        yield ("" if i else "licence"), display_path(licence)
+    if card["notice"]:
+        yield "notice", display_path(card["notice"])
 
 
 @command.command("verify", context_settings=HELP)
@@ -119,6 +211,68 @@ def verify(model: str, as_json: bool, **_flags: Any) -> int:
             click.echo(problem)
         click.echo(f"{bundle.spec.name} ({bundle.folder}): {'NOT ok' if problems else 'ok'}")
     return EXIT_FAILED if problems else EXIT_OK
+
+
+@command.command("set-default", context_settings=HELP)
+@click.argument("model", metavar="NAME|DIR")
+@output_options
+def set_default(model: str, **flags: Any) -> int:
+    """Make a model the default, in the user's vidqa.toml.
+
+    \b
+    Example:
+      vidqa models set-default demo
+    """
+    from vidqa.cli.context import CliContext
+    from vidqa.model.bundle.bundle import built_in_bundles, load_bundle
+
+    context = CliContext(flags)
+    bundle = load_bundle(model)
+    value = model if model in built_in_bundles() else bundle.folder
+    file = _make_default(value, context.reporter.message)
+    if context.as_json:
+        click.echo(to_json({"model": bundle.spec.name, "folder": bundle.folder, "file": file}))
+    return EXIT_OK
+
+
+@command.command("rm", context_settings=HELP)
+@click.argument("model", metavar="NAME|DIR")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask. Required if stdin is not a terminal.")
+@output_options
+def remove(model: str, yes: bool, **flags: Any) -> int:
+    """Remove a downloaded or converted model, after asking.
+
+    Prints how much disk space that frees. Cached features, tables and downloads in the cache of the Hugging Face Hub
+    stay. Included models cannot be removed.
+
+    \b
+    Examples:
+      vidqa models rm video-llava-7b
+      vidqa models rm video-llava-7b --yes
+    """
+    from vidqa.cli.context import CliContext
+    from vidqa.pipeline.models import plan_removal, remove_model
+
+    context = CliContext(flags)
+    message = context.reporter.message
+    planned = plan_removal(model)
+    what, size = display_path(f"{planned.name} ({planned.folder})"), human_bytes(planned.n_bytes)
+    if planned.default:
+        message(f"warning: {planned.name} is the default model; afterwards use vidqa models set-default NAME")
+    for repo, n_bytes in planned.downloads:
+        message(f"{repo}: the download of {human_bytes(n_bytes)} stays in the cache of the hub; see `hf cache`")
+    if not yes:
+        if sys.stdin is None or not sys.stdin.isatty():
+            problem = "cannot ask for confirmation, because stdin is not a terminal"
+            raise UsageError(f"removing {what} would free {size}; {problem}", hint="--yes")
+        if not click.confirm(f"Remove {what} and free {size}?", err=True):
+            message("nothing was removed")
+            return EXIT_FAILED
+    remove_model(planned)
+    if context.as_json:
+        click.echo(to_json({"model": planned.name, "folder": planned.folder, "n_bytes": planned.n_bytes}))
+    message(f"removed {what}: freed {size}")
+    return EXIT_OK
 
 
 @command.command("convert", context_settings=HELP)
@@ -254,13 +408,15 @@ def _existing_model(name: str, out: Path | None, flags: Mapping[str, Any]) -> Pa
     return folder
 
 
-def _make_default(folder: Path, message: Any) -> None:
+def _make_default(model: Path | str, message: Any) -> Path:
+    """Set the default model and return the settings file."""
     from vidqa.config.default_model import set_default_model
 
-    path, overridden_by = set_default_model(folder)
-    message(f"{path}: the default model is now {folder}")
+    path, overridden_by = set_default_model(model)
+    message(f"{path}: the default model is now {model}")
     if overridden_by:
         message(f"warning: {overridden_by} overrides it with another model")
+    return path
 
 
 def _print_conversion(made: Conversion, as_json: bool, message: Any) -> None:

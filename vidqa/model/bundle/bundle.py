@@ -27,6 +27,7 @@ from typing import TypeVar
 from vidqa.common.atomic_io import fsync_folder, remove_leftovers, sha256_of_file, temporary_folder
 from vidqa.common.disk_space import is_disk_full, write_remedy
 from vidqa.common.display import display_path
+from vidqa.config.toml_lines import did_you_mean
 from vidqa.encoders.preprocess import PREPROCESSING_REVISION
 from vidqa.errors import BundleError, UsageError, VidqaError
 from vidqa.model.bundle.registry import BUNDLE_FILE, DEMO, built_in_bundles, find_bundle, pulled_models
@@ -38,7 +39,16 @@ from vidqa.model.bundle.validate import check_parts, external_data_files, list_f
 ADAPTER_FOLDER = "adapter"
 _Graph = TypeVar("_Graph", bound=EncoderSpec | TextEncoderSpec)
 
-__all__ = ["BUNDLE_FILE", "DEMO", "Bundle", "built_in_bundles", "check_output_folder", "load_bundle", "save_bundle"]
+__all__ = [
+    "BUNDLE_FILE",
+    "DEMO",
+    "Bundle",
+    "built_in_bundles",
+    "check_output_folder",
+    "load_bundle",
+    "move_aside",
+    "save_bundle",
+]
 
 
 @dataclass(frozen=True)
@@ -151,9 +161,10 @@ def load_bundle(name_or_dir: str | os.PathLike[str]) -> Bundle:
     except (OSError, ValueError) as e:  # too long, or not a valid name on this system
         raise BundleError(f"no model at {given!r:.200}: {e}") from e
     if not is_there:
-        names = ", ".join([*built_in_bundles(), *pulled_models()]) or "none"
+        names = [*built_in_bundles(), *pulled_models()]
         raise BundleError(
-            f"no model at {given}: {file} does not exist", hint=f"pass a folder, or the name of a model: {names}"
+            f"no model at {given}: {file} does not exist{did_you_mean(given, names)}",
+            hint=f"pass a folder, or the name of a model: {', '.join(names) or 'none'}",
         )
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
@@ -167,12 +178,20 @@ def load_bundle(name_or_dir: str | os.PathLike[str]) -> Bundle:
     return Bundle(folder, spec)
 
 
-def check_output_folder(folder: str | os.PathLike[str], replace_old: bool = False) -> None:
+def check_output_folder(
+    folder: str | os.PathLike[str],
+    replace_old: bool = False,
+    *,
+    purpose: str = "replaced",
+    hint: str = "another --out",
+) -> None:
     """Check that a bundle may be written to a folder: it does not exist, or it is a bundle that may be replaced.
 
     Args:
         folder: folder of the new bundle.
         replace_old: allow replacing an existing bundle.
+        purpose: what would be done with it, for messages.
+        hint: what to try if that is not possible.
 
     Raises:
         UsageError: the path exists, or replacing it would remove files that do not belong to a bundle.
@@ -184,10 +203,10 @@ def check_output_folder(folder: str | os.PathLike[str], replace_old: bool = Fals
         raise UsageError(f"{target} exists already", hint="--replace, or another --out")
     names = {path.name for path in target.iterdir()} if target.is_dir() else None
     if names is None or (names and BUNDLE_FILE not in names):
-        raise UsageError(f"{target} is not a model, so it is not replaced", hint="another --out")
+        raise UsageError(f"{target} is not a model, so it is not {purpose}", hint=hint)
     if others := sorted(names - _part_names(target)) if names else []:
         some = ", ".join(others[:3]) + (" ..." if len(others) > 3 else "")
-        raise UsageError(f"{target} contains other files ({some}), so it is not replaced", hint="another --out")
+        raise UsageError(f"{target} contains other files ({some}), so it is not {purpose}", hint=hint)
 
 
 def _part_names(folder: Path) -> set[str]:
@@ -274,12 +293,23 @@ def _finalize_files(folder: Path) -> None:
         fsync_folder(path)  # opens for reading only, so it also works for read-only files
 
 
+def move_aside(folder: Path) -> Path:
+    """Rename a bundle to a hidden name next to it, to be removed; return the folder to remove.
+
+    If the process is killed before it removes it, the next one that writes the same bundle does.
+    """
+    hidden = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".old", dir=folder.parent))
+    try:
+        folder.rename(hidden / "old")
+    except OSError:
+        hidden.rmdir()
+        raise
+    return hidden
+
+
 def _swap(part: Path, target: Path) -> None:
     """Rename `part` to `target`; an old folder there is moved aside first and removed last."""
-    old = None
-    if target.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent)) / "old"
-        target.rename(old)
+    old = move_aside(target) / "old" if target.exists() else None
     try:
         part.rename(target)
     except OSError:

@@ -252,11 +252,21 @@ class CompatSpec:
 
 @dataclass(frozen=True)
 class SourceSpec:
-    """Source of a converted model: the layout of its files, and their origins (`repository@revision`, `local`)."""
+    """Where a model comes from.
+
+    Attributes:
+        layout: layout of the files that it was converted from.
+        origins: its parts: `repository@revision`, or `local:NAME` for a folder or file.
+        vidqa_version: version that wrote the bundle.
+        licences: the licence that each origin states, in the same order; empty strings where none is stated.
+        base: `NAME@MODEL_ID` of the model that it was fine-tuned from.
+    """
 
     layout: str
     origins: tuple[str, ...]
     vidqa_version: str
+    licences: tuple[str, ...] = field(default=(), metadata=OPTIONAL)
+    base: str | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)

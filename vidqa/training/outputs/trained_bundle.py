@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from vidqa import __version__
 from vidqa.errors import UsageError
 from vidqa.model.bundle.bundle import ADAPTER_FOLDER, BUNDLE_FILE, Bundle, load_bundle, save_bundle
-from vidqa.model.bundle.spec import PromptSpec
+from vidqa.model.bundle.spec import PromptSpec, SourceSpec
 from vidqa.model.bundle.validate import part_digests
 from vidqa.model.lora import attach_lora, merge_lora, write_adapter
 from vidqa.model.video_llava import VideoLlava, load_model, save_parts
@@ -102,8 +103,9 @@ def write_bundle(
             write_adapter(adapter, lora.r, lora.alpha, lora.dropout, lora.targets, llm / ADAPTER_FOLDER)
 
     out.mkdir(parents=True, exist_ok=True)
+    spec = replace(base.spec, name=name, prompt=_prompt(recipe, base), source=_source(base))
     with checkpoints.removed_if_disk_full(staging, "the bundle"):
-        save_bundle(staging, replace(base.spec, name=name, prompt=_prompt(recipe, base)), fill, replace_old=True)
+        save_bundle(staging, spec, fill, replace_old=True)
     (out / BUNDLE_FILE).unlink(missing_ok=True)
     for part in sorted(staging.iterdir(), key=lambda p: p.name == BUNDLE_FILE):  # bundle.json comes last
         old = out / part.name
@@ -140,6 +142,12 @@ def _prompt(recipe: Recipe, base: Bundle) -> PromptSpec:
     """
     last = next((stage for stage in reversed(recipe.stage) if stage.kind != "connector"), None)
     return PromptSpec(last.prompt) if last and last.prompt else base.spec.prompt
+
+
+def _source(base: Bundle) -> SourceSpec:
+    """Return the source of a model that was fine-tuned from `base`: the origins and licences of its base remain."""
+    source = base.spec.source or SourceSpec(base.spec.architecture, (), __version__)
+    return replace(source, base=f"{base.spec.name}@{base.model_id}", vidqa_version=__version__)
 
 
 def _copy_unchanged(base: Bundle, folder: Path) -> None:
