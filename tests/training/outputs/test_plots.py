@@ -1,5 +1,6 @@
 """Plots: the running mean of losses, and the bins and bars of the histogram of sample lengths."""
 
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
@@ -55,6 +56,17 @@ def test_loss_curves_have_axes_a_legend_and_the_start_of_each_stage(tmp_path):
     assert [list(first[0]), list(second[0])] == [[0, 3], [6]]  # the first point is the model before training
     assert list(axes.lines[4].get_xdata()) == [5, 6]  # the fourth step has no loss, because its samples were rejected
     assert Image.open(save_figure(tmp_path / "curves.png", figure)).size == (960, 480)
+
+
+def test_plots_do_not_depend_on_the_settings_of_matplotlib(tmp_path):
+    """It also reads a matplotlibrc in the working folder, which may require LaTeX."""
+    tokens = np.arange(1, 40)
+    plain = [save_figure(tmp_path / "a.png", token_histogram(tokens, 20)).read_bytes()]
+    plain.append(save_figure(tmp_path / "a.png", loss_curves([])).read_bytes())
+    with matplotlib.rc_context({"text.usetex": True, "axes.facecolor": "red", "savefig.facecolor": "red"}):
+        other = [save_figure(tmp_path / "b.png", token_histogram(tokens, 20)).read_bytes()]
+        other.append(save_figure(tmp_path / "b.png", loss_curves([])).read_bytes())
+    assert other == plain
 
 
 def test_loss_curves_without_steps_can_be_saved(tmp_path):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,16 @@ def has_matplotlib() -> bool:
     return is_installed("matplotlib")
 
 
+@contextmanager
+def _default_style() -> Iterator[None]:
+    """Use matplotlib's own settings, because it also reads a `matplotlibrc` in the working folder."""
+    import matplotlib
+
+    with matplotlib.rc_context(matplotlib.rcParamsDefault):
+        yield
+
+
+@_default_style()
 def save_figure(path: Path, figure: Any) -> Path:
     """Write a figure as a PNG file, atomically."""
     with atomic_write(path) as f:
@@ -37,6 +48,7 @@ def save_figure(path: Path, figure: Any) -> Path:
     return path
 
 
+@_default_style()
 def loss_curves(lines: Sequence[Mapping[str, Any]]) -> Any:
     """Plot the losses of all stages over the steps.
 
@@ -92,6 +104,7 @@ def running_mean(losses: Sequence[float]) -> list[float]:
     return means
 
 
+@_default_style()
 def token_histogram(tokens: np.ndarray, limit: int | None) -> Any:
     """Plot how many samples have how many tokens.
 
