@@ -322,17 +322,30 @@ class WorkItem:
         known = self.answered.get(question.text)
         return known is not None and known.n_segments == n_segments and segment_start_s in known.starts_s
 
+    def needs(self, segment_start_s: float, n_segments: int) -> bool:
+        """Return whether the features of a segment are needed: not if all questions about it are answered.
+
+        Args:
+            segment_start_s: start of the segment.
+            n_segments: number of segments that the file has now.
+        """
+        questions = self.questions
+        return not questions or not all(self.is_answered(q, segment_start_s, n_segments) for q in questions)
+
 
 @dataclass(frozen=True)
 class EncodedItem:
-    """A file on its way from the encoder to the LLM: its segments in order of time, or the error that stopped it."""
+    """A file, or a part of it, on its way from the encoder to the LLM: segments in order of time, or an error."""
 
     work: WorkItem
     segments: tuple[EncodedSegment, ...] = ()
     facts: MediaFacts | None = None  # None if the file could not be read
     error: ItemError | None = None
+    failed: tuple[Segment, ...] = ()  # the segments that `error` is about; empty if it is about the file
     cached: bool = False  # True if no frame had to be decoded
     decode_s: float = 0.0  # time that a decoder process spent on it
+    n_segments: int | None = None  # of the file; None if the file could not be read
+    is_last: bool = True  # False: more parts of the file follow
 
 
 @dataclass(frozen=True)

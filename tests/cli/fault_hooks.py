@@ -29,6 +29,13 @@ def faulty_preprocess(frames: FrameBatch, **settings: object) -> EncoderInput:
     return preprocess(frames, **settings)  # type: ignore[arg-type]
 
 
+def hang_after_two_seconds(frames: FrameBatch, **settings: object) -> EncoderInput:
+    """Like `preprocess`, but frames from the third second on hang the process."""
+    if frames.pts_s[0] > 1.9:
+        time.sleep(600)
+    return preprocess(frames, **settings)  # type: ignore[arg-type]
+
+
 def faulty_probe(path: str) -> MediaFacts:
     """Like `probe`, but one file crashes the process as a bad file crashes a demuxer."""
     if "segfault" in path:

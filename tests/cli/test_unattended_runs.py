@@ -120,7 +120,7 @@ def test_rows_of_removed_files_are_kept_without_prune_missing(vidqa, clips, tmp_
 def test_a_signal_during_a_batch_waits_for_it(
     vidqa, make_clip, tmp_path, monkeypatch, default_sigint, signum, code, stage
 ):
-    """Answers are in the table and features in the cache: nothing is computed twice."""
+    """Answers are in the table and features in the cache: nothing that was computed is lost."""
     for i in range(6):
         make_clip(tmp_path / "clips" / f"{i}.mp4", seed=i)
     enter, table = StageClock.stage, tmp_path / "t.parquet"
@@ -139,7 +139,9 @@ def test_a_signal_during_a_batch_waits_for_it(
     assert done.code == code, done.err
     assert "stopping after the current batch" in done.err
     found = list(statuses(table).values())
-    assert set(found) == {"ok"}, "submitted files are finished; how many those are depends on the timing"
+    assert set(found) <= {"ok"}, "how many answers were running depends on the timing"
+    if stage == "encode":
+        assert list((tmp_path / "cache").rglob("*.safetensors"))
     last = (tmp_path / "a.log").read_text().splitlines()[-1].split("\t")
     assert last[1:3] == ["run", {130: "interrupted", 143: "terminated"}[code]]
     assert f'vidqa_run_exit_code{{table="{table}"}} {code}\n' in (tmp_path / "v.prom").read_text()

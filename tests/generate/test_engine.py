@@ -12,6 +12,7 @@ import torch
 from tokenizers import AddedToken
 
 from vidqa.errors import ItemError, PromptTooLongError, UsageError
+from vidqa.generate import engine as engine_module
 from vidqa.generate import scheduler
 from vidqa.generate.chat_session import ChatSession
 from vidqa.generate.engine import Engine, GenerationSettings, Request, generate
@@ -433,3 +434,28 @@ def test_failed_requests_count_as_waiting(model: VideoLlava) -> None:
         (i, "prompt_too_long") for i in range(3)
     ]
     assert engine.accepts_more and not engine.busy
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_dropping_the_queue_finishes_the_running_batch_only(
+    shared: bool, model: VideoLlava, clips: dict[str, Features], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not shared:
+        monkeypatch.setattr(engine_module, "supports_shared_prefix", lambda *_: False)
+    requests = [ask(f"Is it {i}?", clips["video" if i % 2 else "other"], n=4) for i in range(20)]
+    alone, engine = generate(model, requests[:3], SHORT), Engine(model, SHORT, batch_size=3)
+    for number, request in enumerate(requests):
+        engine.submit(number, request)
+    finished = dict(engine.step())
+    engine.drop_waiting()
+    while engine.busy:
+        finished |= dict(engine.step())
+    assert len(finished) == 3 and {finished[tag].text for tag in finished} <= {  # type: ignore[union-attr, index]
+        one.text for one in generate(model, requests, SHORT) if isinstance(one, Answer)
+    }
+    for number, request in enumerate(requests[:3]):  # the engine can be used again
+        engine.submit(number, request)
+    again: dict[object, Answer | ItemError] = {}
+    while engine.busy:
+        again |= dict(engine.step())
+    assert [again[number] for number in range(3)] == alone

@@ -7,6 +7,7 @@ import io
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
@@ -157,6 +158,11 @@ def entry() -> NoReturn:
         sys.stdout.flush()
     except OSError:  # already reported, and Python would report it again
         _discard_stdout()
+    if code in (EXIT_INTERRUPTED, EXIT_TERMINATED):
+        from vidqa.pipeline.monitor.signals import WORK_THREADS
+
+        if any(thread.name in WORK_THREADS for thread in threading.enumerate()):
+            os._exit(code)  # they compute for too long, and must not outlive the libraries that they use
     sys.exit(code)
 
 

@@ -130,6 +130,10 @@ class Engine:
         else:
             self._scheduler.submit(planned)
 
+    def drop_waiting(self) -> None:
+        """Drop the requests that wait for a slot; those in the running batch continue."""
+        self._scheduler.drop_waiting()
+
     def step(self) -> list[Finished]:
         """Run one step of the scheduler, about one token per running sequence.
 

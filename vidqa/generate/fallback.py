@@ -79,6 +79,10 @@ class FallbackEngine:
         """Append a request to the queue."""
         self._waiting.append(planned)
 
+    def drop_waiting(self) -> None:
+        """Empty the queue."""
+        self._waiting.clear()
+
     def step(self) -> list[tuple[PlannedRequest, Continuation]]:
         """Answer the next batch.
 

@@ -86,6 +86,13 @@ class Scheduler:
         self._groups.setdefault(planned.prefix_key, _PrefixGroup()).waiting.append(planned)
         self.n_waiting += 1
 
+    def drop_waiting(self) -> None:
+        """Empty the queue."""
+        for group in self._groups.values():
+            group.waiting.clear()
+        self.n_waiting = 0
+        self._drop_empty_groups()
+
     @torch.inference_mode()
     def step(self) -> list[tuple[PlannedRequest, Continuation]]:
         """Refill free slots from the queue, then run one decode step for every active slot.

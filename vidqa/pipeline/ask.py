@@ -80,12 +80,18 @@ def ask_with_summary(
     items = find_media(run, as_path_list(media, "media")).items
     pending = partial(every_file, questions=question_list)
     rows: list[AnswerRow] = []
-    with reporter.progress(len(items), "file"), closing(encode_files(run, items, pending, note_level=1)) as encoded:
-        for answered in answer_items(encoded, run.model, run.options, run.clock):
+    encoded = encode_files(run, items, pending, note_level=1)
+    with (
+        reporter.progress(len(items), "file"),
+        closing(answer_items(encoded, run.model, run.options, run.clock)) as finished,
+    ):
+        for answered in finished:
             rows += answered.rows
-            reporter.advance()
+            has_failed = any(row.status == "failed" for row in answered.rows)
+            path = answered.work.item.path
+            reporter.advance_file(path, answered.share, is_last=answered.is_last, failed=has_failed)
     position = {(item.root, item.rel): number for number, item in enumerate(items)}
-    rows.sort(key=lambda row: position[row.root, row.path])  # stable: keeps the order of questions and segments
+    rows.sort(key=lambda row: (position[row.root, row.path], row.start_s or 0.0))
     return list(_in_order_of_questions(rows, questions)), run.summary
 
 

@@ -166,8 +166,9 @@ def features_of(run: RunContext, media: Sequence[str | Path]) -> tuple[Features,
                 path = one.work.item.path
                 what = f"{display_path(path)}: {message_without_path(one.error, path)}"
                 raise ItemError(one.error.kind, what, hint=one.error.hint)
-            features[one.work.item.path] = one.segments[0].features
-            run.reporter.advance()
+            for segment in one.segments:  # there is one
+                features[one.work.item.path] = segment.features
+            run.reporter.advance(int(one.is_last))
     return tuple(features[item.path] for item in items)
 
 

@@ -106,24 +106,29 @@ def _process(run: RunContext, items: Sequence[MediaItem], pending: PendingAnswer
     """Take every file through all stages."""
     with (
         run.reporter.progress(len(items), "file"),
-        # After an error the prefetcher must stop before the bookkeeper is closed: `closing` does not leave it to the
+        # After an error all threads must stop before the bookkeeper is closed: `closing` does not leave it to the
         # garbage collector.
-        closing(encode_files(run, items, pending)) as encoded,
+        closing(answer_items(encode_files(run, items, pending), run.model, run.options, run.clock)) as rows,
     ):
-        for answered in answer_items(encoded, run.model, run.options, run.clock):
+        statuses: dict[MediaItem, Counter[str]] = {}  # of the new rows of each file in progress
+        for answered in rows:
             bookkeeper.record(answered)
-            _log_answered(run, answered)
-            run.reporter.advance()
+            item = answered.work.item
+            statuses.setdefault(item, Counter()).update(row.status for row in answered.rows)
+            _log_answered(run, answered, statuses[item])
+            has_failed = statuses[item]["failed"] > 0
+            run.reporter.advance_file(item.path, answered.share, is_last=answered.is_last, failed=has_failed)
+            if answered.is_last:
+                del statuses[item]
 
 
-def _log_answered(run: RunContext, answered: Answered) -> None:
-    """Log the rows of a file that reached the LLM, and print at level 2 which of its questions failed."""
-    if answered.seconds is None:
-        return
-    item, statuses = answered.work.item, Counter(row.status for row in answered.rows)
-    outcome = "failed" if statuses["failed"] else "ok"
-    note = ", ".join(f"{number} {status}" for status, number in statuses.items())
-    run.reporter.event("answer", outcome, media=item.path, seconds=answered.seconds, note=note)
+def _log_answered(run: RunContext, answered: Answered, statuses: Counter[str]) -> None:
+    """Log a file when the LLM has answered its questions, and print at level 2 which of them failed."""
+    item = answered.work.item
+    if answered.seconds is not None:
+        outcome = "failed" if statuses["failed"] else "ok"
+        note = ", ".join(f"{number} {status}" for status, number in statuses.items())
+        run.reporter.event("answer", outcome, media=item.path, seconds=answered.seconds, note=note)
     for text in dict.fromkeys(f"{row.error_kind}: {row.error}" for row in answered.rows if row.status == "failed"):
         run.reporter.message(f"failed: {display_path(item.rel)}: {text}", level=2)
 

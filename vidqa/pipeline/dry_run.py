@@ -210,13 +210,15 @@ class _Counter:
             except MediaError as error:
                 facts = error
         n_rows = len(work.questions) * max(1, len(segments))  # a failed file has one row per question
+        n_existing = sum(work.is_answered(q, s.start_s, len(segments)) for q in work.questions for s in segments)
         self._rows[media_id] = n_rows
         plan.files_to_do += 1
-        plan.new_rows += n_rows * (1 + self._duplicates[media_id])
+        plan.new_rows += n_rows * (1 + self._duplicates[media_id]) - n_existing
         if isinstance(facts, MediaError):
             plan.files_unreadable += 1
             return
-        keys = [CacheKey(media_id, segment.key, run.model.bundle.encoder_id) for segment in segments]
+        needed = [segment for segment in segments if work.needs(segment.start_s, len(segments))]
+        keys = [CacheKey(media_id, segment.key, run.model.bundle.encoder_id) for segment in needed]
         n_missing = sum(not self._store.has(key) for key in keys)
         encoders = run.model.bundle.spec.encoders
         encoder = encoders.image if facts.kind == "image" else encoders.video

@@ -49,10 +49,16 @@ def encode(
         reporter.progress(len(items), "file"),
         closing(encode_files(run, items, pending, failure_level=1)) as encoded,
     ):
-        for one in encoded:
-            reporter.advance()
-            if one.error is not None:
-                run.summary.record_error(one.work.item.rel, one.error.kind)
+        failed: set[str] = set()  # paths of files in progress
+        for part in encoded:
+            path = part.work.item.path
+            if part.error is not None and path not in failed:
+                failed.add(path)
+                run.summary.record_error(part.work.item.rel, part.error.kind)
+            share = len(part.segments) / (part.n_segments or 1)
+            reporter.advance_file(path, share, is_last=part.is_last, failed=path in failed)
+            if part.is_last:
+                failed.discard(path)
     run.summary.clips_done -= run.summary.clips_cached  # cached files needed no work
     run.summary.close(run.clock, time.perf_counter() - start)
     record_rates(run.options.cache_dir, run.model.history_key, run.summary)

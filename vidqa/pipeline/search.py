@@ -30,7 +30,7 @@ from vidqa.pipeline.run.run_context import RunContext
 from vidqa.pipeline.run.run_options import RunOptions
 from vidqa.pipeline.run.scanning import find_media
 from vidqa.prompts.plain_text import check_text
-from vidqa.records import EncodedItem, MediaItem, MediaKind, type_name
+from vidqa.records import EncodedItem, MediaItem, MediaKind, Segment, type_name
 
 
 @dataclass(frozen=True)
@@ -153,6 +153,8 @@ class _Embeddings:
         self._store, self._index = FeatureStore(run.options.cache_dir), MediaIndex(run.options.cache_dir)
         self.segments: list[tuple[MediaItem, str, PooledEntry]] = []  # with the media_id
         self.failed: list[tuple[str, ItemError]] = []
+        self._failed_items: set[MediaItem] = set()
+        self._encoded: dict[MediaItem, dict[float, PooledEntry]] = {}  # new ones of files in progress, by start
 
     def close(self) -> None:
         self._index.close()
@@ -163,6 +165,7 @@ class _Embeddings:
             media_id = self._index.media_id(item)
         except ItemError as error:
             self._fail(item, error)
+            self._run.reporter.advance(failed=1)
             return True
         facts = self._index.facts(media_id)
         if facts is None:
@@ -172,10 +175,10 @@ class _Embeddings:
             segments = plan_segments(facts, self._run.options.segment_s)
         except ItemError as error:
             self._fail(item, error)
+            self._run.reporter.advance(failed=1)
             return True
         for segment in segments:
-            pooled = self._store.get_pooled(CacheKey(media_id, segment.key, self._run.model.bundle.encoder_id))
-            if pooled is None:
+            if (pooled := self._pooled(media_id, segment)) is None:
                 return False
             loaded.append((item, media_id, pooled))
         self.segments += loaded
@@ -194,21 +197,34 @@ class _Embeddings:
             for one in encoded:
                 self._add(one)
 
-    def _add(self, one: EncodedItem) -> None:
-        item, media_id = one.work.item, one.work.media_id
-        if one.error is not None or media_id is None:
-            self._fail(item, one.error or ItemError("unreadable", "the content could not be read"))
-        elif one.segments:
-            self.segments += [
-                (item, media_id, PooledEntry(s.features.embedding, s.start_s, s.end_s, s.facts)) for s in one.segments
-            ]
-            self._run.reporter.advance()
-        elif not self.load(item):  # a duplicate was encoded first, and its entry has been removed since
-            self._fail(item, ItemError("unreadable", "its features were removed from the cache: search again"))
+    def _add(self, part: EncodedItem) -> None:
+        """Take the embeddings of a part of a file, and those of its cached segments with the last part."""
+        item, media_id = part.work.item, part.work.media_id
+        new = self._encoded.setdefault(item, {})
+        new |= {s.start_s: PooledEntry(s.features.embedding, s.start_s, s.end_s, s.facts) for s in part.segments}
+        if part.error is not None:
+            self._fail(item, part.error)
+        if part.is_last:
+            del self._encoded[item]
+            if media_id is not None:
+                cached = () if part.facts is None else plan_segments(part.facts, self._run.options.segment_s)
+                for segment in cached:
+                    if segment.start_s not in new and (pooled := self._pooled(media_id, segment)) is not None:
+                        new[segment.start_s] = pooled
+                self.segments += ((item, media_id, new[start_s]) for start_s in sorted(new))
+            if not new and part.error is None:  # a duplicate was encoded first, and its entry has been removed since
+                self._fail(item, ItemError("unreadable", "its features were removed from the cache: search again"))
+        share = len(part.segments) / (part.n_segments or 1)
+        self._run.reporter.advance_file(item.path, share, is_last=part.is_last, failed=item in self._failed_items)
+
+    def _pooled(self, media_id: str, segment: Segment) -> PooledEntry | None:
+        return self._store.get_pooled(CacheKey(media_id, segment.key, self._run.model.bundle.encoder_id))
 
     def _fail(self, item: MediaItem, error: ItemError) -> None:
+        if item in self._failed_items:
+            return
+        self._failed_items.add(item)
         self.failed.append((item.rel, ItemError(error.kind, message_without_path(error, item.path), hint=error.hint)))
-        self._run.reporter.advance()
 
 
 def _normalized(rows: np.ndarray) -> np.ndarray:

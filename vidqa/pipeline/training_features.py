@@ -102,7 +102,9 @@ def fill_cache(refs: Iterable[MediaRef], model: LoadedModel, options: RunOptions
     with reporter.progress(len(items), "file"), closing(encode_files(run, items, pending)) as encoded:
         for one in encoded:
             _record(one, features)
-            reporter.advance()
+            share = len(one.segments) / (one.n_segments or 1)
+            has_failed = one.work.item.path in features.failed
+            reporter.advance_file(one.work.item.path, share, is_last=one.is_last, failed=has_failed)
     return features
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from vidqa.cache.key import CacheKey
 from vidqa.encoders.encoder import Encoder
 from vidqa.errors import CacheError, ItemError
 from vidqa.pipeline.monitor.reporter import StageClock
+from vidqa.pipeline.run import encode_stage
 from vidqa.pipeline.run.encode_stage import encode_items
 from vidqa.pipeline.run.loaded_model import LoadedModel
 from vidqa.pipeline.run.prefetch import DecodedItem
@@ -44,7 +47,7 @@ def store(tmp_path: Path) -> FeatureStore:
 
 
 def encode(
-    items: Iterable[EncodedItem | DecodedItem],
+    items: Iterable[EncodedItem | DecodedItem | None],
     model: LoadedModel,
     store: FeatureStore,
     clock: StageClock | None = None,
@@ -160,3 +163,87 @@ def test_throughput_and_startup_time_are_measured(tiny_model: LoadedModel, store
     assert (meter.decode.n, meter.decode.busy_s, meter.encode.n) == (16, 0.25, 2), "0.5 s in two parallel processes"
     assert meter.encode_operations > 0 and meter.encode.busy_s > 0
     assert 0.05 < clock.start_s < clock.seconds["decode"] - 0.4, "the wait, minus the decoding of the file itself"
+
+
+def parts(name: str, n: int) -> list[DecodedItem]:
+    """Return a file of `n` segments in parts."""
+    whole = decoded(name, n_segments=n)
+    planned = tuple(segment.segment for segment in whole.media.segments)
+    media = [
+        replace(whole.media, segments=(segment,), planned=planned, is_last=segment.segment == planned[-1])
+        for segment in whole.media.segments
+    ]
+    return [replace(whole, media=one) for one in media]
+
+
+def test_parts_are_passed_on_before_the_file_is_complete(tiny_model: LoadedModel, store: FeatureStore) -> None:
+    taken = []
+
+    def arrivals() -> Iterator[DecodedItem]:
+        for part in parts("a.mp4", 5):
+            taken.append(part)
+            yield part
+
+    stage = encode_items(arrivals(), tiny_model, store, StageClock(), 2)
+    first = next(stage)
+    assert len(taken) == 2 and [s.start_s for s in first.segments] == [0.0]
+    rest = list(stage)
+    assert [s.start_s for part in rest for s in part.segments] == [1.0, 2.0, 3.0, 4.0]
+    assert [part.is_last for part in (first, *rest)] == [False] * 4 + [True]
+    assert {part.n_segments for part in (first, *rest)} == {5}
+
+
+def test_an_error_does_not_overtake_the_segments_before_it(tiny_model: LoadedModel, store: FeatureStore) -> None:
+    first, other = parts("a.mp4", 3)[0], decoded("b.mp4")
+    error = EncodedItem(first.work, error=ItemError("timeout", "hangs"), failed=first.media.planned[1:], n_segments=3)
+    cached = EncodedItem(other.work, cached=True)
+    encoded = encode([first, cached, error], tiny_model, store)
+    assert [one.work.item.rel for one in encoded] == ["b.mp4", "a.mp4", "a.mp4"]
+    assert encoded[1].segments and encoded[2] is error
+
+
+def test_waiting_segments_are_encoded_while_nothing_arrives(
+    tiny_model: LoadedModel, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One slow file does not hold back the answers about the others."""
+    monkeypatch.setattr(encode_stage, "MAX_WAIT_S", 0.0)
+    go = threading.Event()
+
+    def arrivals() -> Iterator[DecodedItem | None]:
+        yield decoded("a.mp4")
+        yield None
+        assert go.is_set()
+        yield decoded("slow.mp4")
+
+    stage = encode_items(arrivals(), tiny_model, store, StageClock())
+    assert next(stage).work.item.rel == "a.mp4"
+    go.set()
+    assert next(stage).work.item.rel == "slow.mp4"
+
+
+def test_a_failed_segment_fails_alone(
+    tiny_model: LoadedModel, store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items, encode_batch = parts("a.mp4", 3), Encoder.encode
+    bad = items[1].media.segments[0].frames
+
+    def fails(self: Encoder, inputs: list[EncoderInput]) -> object:
+        if any(one is bad for one in inputs):
+            raise ItemError("not_finite", "NaN")
+        return encode_batch(self, inputs)
+
+    monkeypatch.setattr(Encoder, "encode", fails)
+    encoded = encode(items, tiny_model, store)
+    assert [one.error.kind if one.error else None for one in encoded] == [None, "not_finite", None]
+    assert encoded[1].failed == (Segment(1.0, 2.0),) and encoded[1].n_segments == 3 and encoded[2].is_last
+
+
+def test_nothing_is_encoded_after_a_cancellation(tiny_model: LoadedModel, store: FeatureStore) -> None:
+    clock = StageClock()
+
+    def arrivals() -> Iterator[DecodedItem]:
+        yield decoded("a.mp4")
+        clock.cancelled.set()
+        yield decoded("b.mp4")
+
+    assert encode(arrivals(), tiny_model, store, clock, 4) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -38,6 +39,7 @@ class Reporter:
     log: EventLog | None = None
     _printed: set[str] = field(default_factory=set)
     _display: ProgressDisplay | None = None
+    _shares: dict[str, float] = field(default_factory=dict)  # by path of a file in progress
 
     @property
     def shows_bar(self) -> bool:
@@ -127,6 +129,21 @@ class Reporter:
         if self._display is not None:
             self._display.advance(n, failed)
 
+    def advance_file(self, path: str, share: float, *, is_last: bool, failed: bool = False) -> None:
+        """Advance the progress display by a part of a file.
+
+        Args:
+            path: of the file.
+            share: of the file, at most 1.
+            is_last: whether the file is finished.
+            failed: whether the finished file has failed.
+        """
+        before = self._shares.pop(path, 0.0)
+        now = 1.0 if is_last else min(1.0, before + share)
+        if not is_last:
+            self._shares[path] = now
+        self.advance(now - before, failed=int(is_last and failed))
+
 
 QUIET = Reporter(level=0, style="none")
 
@@ -141,12 +158,14 @@ class StageClock:
     Args:
         seconds: by stage.
         stop: made interruptible in stages that may be left at once.
+        cancelled: set when nothing new is to be started; the stages then end as soon as they can.
         meter: throughput of the stages, whether the run waited for them or not.
         start_s: part of `decode` until the first frames could arrive, which a run pays only once.
     """
 
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     stop: StopSignal = field(default_factory=StopSignal)
+    cancelled: threading.Event = field(default_factory=threading.Event)
     meter: ThroughputMeter = field(default_factory=ThroughputMeter)
     start_s: float = 0.0
 

@@ -16,6 +16,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+#: Names of the threads that compute. A run that is interrupted does not wait for a long computation.
+WORK_THREADS = ("vidqa-encode", "vidqa-answer")
+
 #: Signal -> the exception that it raises in the main thread.
 SignalExceptions = Mapping[int, type[BaseException]]
 

@@ -1,6 +1,6 @@
 """Fifth stage of a run: decoded frames -> features of every segment, encoded in batches and written to the cache.
 
-Files whose features were cached, and failed files, pass through.
+Files arrive in parts, and each part is passed on as soon as it is encoded. Cached parts and errors pass through.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import cast
 
 from vidqa.cache.feature_store import FeatureStore
 from vidqa.cache.key import CacheKey
+from vidqa.common.display import display_path
 from vidqa.errors import ItemError, MediaError
 from vidqa.pipeline.monitor.reporter import StageClock
 from vidqa.pipeline.run.loaded_model import LoadedModel
@@ -28,23 +29,24 @@ _WRITERS, _MAX_UNWRITTEN = 2, 16
 
 
 def encode_items(
-    prefetched: Iterable[EncodedItem | DecodedItem],
+    prefetched: Iterable[EncodedItem | DecodedItem | None],
     model: LoadedModel,
     store: FeatureStore,
     clock: StageClock,
     batch_size: int | None = None,
 ) -> Iterator[EncodedItem]:
-    """Encode decoded files in batches that may span several files; pass all others through.
+    """Encode decoded parts of files in batches that may span several files; pass all others through.
 
     Args:
-        prefetched: files from the prefetcher.
+        prefetched: from the prefetcher; None while nothing arrives.
         model: its encoder is loaded when the first decoded file arrives.
         store: receives every new segment.
         clock: receives the seconds spent in `decode` (waiting for frames) and `encode`, and the throughput of both.
+            When it is cancelled, nothing more is encoded.
         batch_size: segments per batch; None for the default.
 
     Yields:
-        One `EncodedItem` per file, in the order in which the files become ready.
+        The parts of each file in order; parts of several files alternate.
 
     Raises:
         CacheError: the cache cannot be written.
@@ -54,40 +56,53 @@ def encode_items(
 
 
 def _encode(
-    prefetched: Iterable[EncodedItem | DecodedItem],
+    prefetched: Iterable[EncodedItem | DecodedItem | None],
     model: LoadedModel,
     writer: _CacheWriter,
     clock: StageClock,
     batch_size: int,
 ) -> Iterator[EncodedItem]:
     waiting: list[DecodedItem] = []
-    n_waiting, since, started = 0, time.monotonic(), False
+    since, started, more = 0.0, False, True
     arrivals = iter(prefetched)
-    while True:
+    while more:
+        arrival: EncodedItem | DecodedItem | None = None
         with clock.stage("decode"):
-            arrival = next(arrivals, None)
-        if isinstance(arrival, DecodedItem) and not started:  # the time for starting processes and skipping files
-            started, clock.start_s = True, max(0.0, clock.seconds["decode"] - arrival.media.seconds)
+            try:
+                arrival = next(arrivals)
+            except StopIteration:
+                more = False
+        if clock.cancelled.is_set():
+            return
+        if isinstance(arrival, DecodedItem):
+            if not started:  # the time for starting processes and skipping files
+                started, clock.start_s = True, max(0.0, clock.seconds["decode"] - arrival.media.seconds)
+            since = since if waiting else time.monotonic()
+            waiting.append(arrival)
+        # An error of a file must not overtake its segments.
+        must_flush = isinstance(arrival, EncodedItem) and any(one.work.item == arrival.work.item for one in waiting)
+        n_waiting = sum(len(one.media.segments) for one in waiting)
+        is_due = n_waiting >= batch_size or not more or must_flush or time.monotonic() - since > MAX_WAIT_S
+        if waiting and is_due:
+            yield from _encode_timed(waiting, model, writer, clock)
+            waiting = []
         if isinstance(arrival, EncodedItem):
             yield arrival
-            continue
-        if arrival is not None:
-            waiting.append(arrival)
-            n_waiting += len(arrival.media.segments)
-        if n_waiting >= batch_size or arrival is None or time.monotonic() - since > MAX_WAIT_S:
-            if waiting:
-                with clock.stage("load"):
-                    encoder = model.encoder
-                    for kind in {decoded.media.facts.kind for decoded in waiting}:
-                        encoder.session(kind)
-            start = time.perf_counter()
-            with clock.stage("encode"):
-                done = _encode_batch(waiting, model, writer)
-            _measure(waiting, model, clock, time.perf_counter() - start)
-            yield from done
-            waiting, n_waiting, since = [], 0, time.monotonic()
-        if arrival is None:
-            return
+
+
+def _encode_timed(
+    batch: Sequence[DecodedItem], model: LoadedModel, writer: _CacheWriter, clock: StageClock
+) -> list[EncodedItem]:
+    """Encode a batch and measure the time."""
+    with clock.stage("load"):
+        encoder = model.encoder
+        for kind in {decoded.media.facts.kind for decoded in batch}:
+            encoder.session(kind)
+    start = time.perf_counter()
+    with clock.stage("encode"):
+        done = _encode_batch(batch, model, writer)
+    _measure(batch, model, clock, time.perf_counter() - start)
+    return done
 
 
 class _CacheWriter:
@@ -134,31 +149,47 @@ def _measure(batch: Sequence[DecodedItem], model: LoadedModel, clock: StageClock
 
 
 def _encode_batch(batch: Sequence[DecodedItem], model: LoadedModel, writer: _CacheWriter) -> list[EncodedItem]:
-    """Encode and store the segments of several files."""
+    """Encode and store the segments of several parts of files."""
     # The decoder processes have already preprocessed the frames (the `transform` of the prefetcher's pool).
     inputs = [cast(EncoderInput, segment.frames) for decoded in batch for segment in decoded.media.segments]
     try:
         features = iter(model.encoder.encode(inputs) if inputs else [])
     except ItemError as error:
         if len(batch) == 1:
-            return [EncodedItem(batch[0].work, error=error)]
-        # Encode one file at a time, so that only the file that causes the error fails.
+            return [_encoded(batch[0], (), error)]
+        # Encode one part at a time, so that only the one that causes the error fails.
         return [one for decoded in batch for one in _encode_batch([decoded], model, writer)]
-    return [_encoded(decoded, features, model, writer) for decoded in batch]
+    return [_stored(decoded, features, model, writer) for decoded in batch]
 
 
-def _encoded(
+def _stored(
     decoded: DecodedItem, features: Iterator[Features], model: LoadedModel, writer: _CacheWriter
 ) -> EncodedItem:
-    """Take the features of one file from those of its batch, and store them."""
+    """Take the features of one part from those of its batch, and store them."""
     work, media = decoded.work, decoded.media
+    if not media.planned and not media.segments:
+        error = MediaError("unreadable", f"{display_path(work.item.path)}: no segment contains a frame")
+        return EncodedItem(work, error=error)
     segments = tuple(_with_facts(decoded, segment, next(features)) for segment in media.segments)
-    if not segments:
-        return EncodedItem(work, error=MediaError("unreadable", f"{work.item.rel}: no segment contains a frame"))
     if work.media_id is not None:
         for before, after in zip(media.segments, segments, strict=True):
             writer.put(CacheKey(work.media_id, before.segment.key, model.bundle.encoder_id), after)
-    return EncodedItem(work, segments, media.facts, decode_s=media.seconds)
+    return _encoded(decoded, segments)
+
+
+def _encoded(decoded: DecodedItem, segments: tuple[EncodedSegment, ...], error: ItemError | None = None) -> EncodedItem:
+    media, n_segments = decoded.media, len(decoded.media.planned or decoded.media.segments)
+    failed = tuple(segment.segment for segment in media.segments) if error is not None and n_segments > 1 else ()
+    return EncodedItem(
+        decoded.work,
+        segments,
+        media.facts,
+        error,
+        failed,
+        decode_s=media.seconds,
+        n_segments=n_segments,
+        is_last=media.is_last,
+    )
 
 
 def _with_facts(decoded: DecodedItem, segment: DecodedSegment, features: Features) -> EncodedSegment:

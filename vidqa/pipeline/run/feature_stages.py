@@ -7,18 +7,18 @@ more.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from vidqa.cache.feature_store import FeatureStore
 from vidqa.cache.media_index import MediaIndex
 from vidqa.common.display import display_path, message_without_path
-from vidqa.errors import MediaError
+from vidqa.errors import ItemError, MediaError
 from vidqa.pipeline.run.encode_stage import encode_items
 from vidqa.pipeline.run.hashing import hash_files
 from vidqa.pipeline.run.pending import PendingStage
 from vidqa.pipeline.run.prefetch import Prefetcher
 from vidqa.pipeline.run.run_context import RunContext
-from vidqa.records import EncodedItem, MediaItem
+from vidqa.records import EncodedItem, MediaFacts, MediaItem
 
 
 def encode_files(
@@ -26,7 +26,8 @@ def encode_files(
 ) -> Generator[EncodedItem]:
     """Yield files with their features, or with the error that stopped them, as they become ready.
 
-    Close the generator to stop the stages; an interrupted run must do so before it writes its last rows.
+    A file arrives in parts of one or several segments; `is_last` marks the last one. Close the generator to stop the
+    stages, or cancel the clock of the run from another thread.
 
     Args:
         run: its counts, clock and event log are updated.
@@ -36,43 +37,91 @@ def encode_files(
         note_level: verbosity from which each file with notes is printed. Commands that print a summary keep it at 2.
     """
     store, index = FeatureStore(run.options.cache_dir), MediaIndex(run.options.cache_dir)
+    log = _FileLog(run, failure_level, note_level)
+    refused: set[MediaItem] = set()  # files with notes in a strict run, of which more parts follow
     try:
         work = pending(hash_files(index, items))
-        with Prefetcher(work, run.model.bundle, store, index, run.options) as prefetched:
-            for encoded in encode_items(prefetched, run.model, store, run.clock, run.options.batch_size):
-                checked = _without_notes(encoded) if run.options.strict else encoded
-                _record(run, checked, failure_level, note_level)
+        with Prefetcher(work, run.model.bundle, store, index, run.options, run.clock.cancelled) as prefetched:
+            for part in encode_items(prefetched, run.model, store, run.clock, run.options.batch_size):
+                checked = _without_notes(part, refused) if run.options.strict else part
+                log.add(checked)
                 yield checked
     finally:
         index.close()
 
 
-def _without_notes(encoded: EncodedItem) -> EncodedItem:
-    """Return the file as a failed one if it has notes. Its features stay in the cache."""
-    if encoded.error is not None or encoded.facts is None or not encoded.facts.notes:
-        return encoded
-    what = f"{display_path(encoded.work.item.path)}: {'; '.join(encoded.facts.notes)}"
-    error = MediaError("partial", what, hint="repair or replace the file, or run without --strict")
-    return replace(encoded, segments=(), error=error, cached=False)
+def _without_notes(part: EncodedItem, refused: set[MediaItem]) -> EncodedItem:
+    """Return a part of a file as failed if the file has notes. Its features stay in the cache.
+
+    Args:
+        part: of a file. The first part has the error of the file, and the others are empty.
+        refused: files with notes; updated.
+    """
+    item = part.work.item
+    if item in refused:
+        part = replace(part, segments=(), error=None, failed=(), cached=False)
+    elif part.error is None and part.facts is not None and part.facts.notes:
+        refused.add(item)
+        what = f"{display_path(item.path)}: {'; '.join(part.facts.notes)}"
+        error = MediaError("partial", what, hint="repair or replace the file, or run without --strict")
+        part = replace(part, segments=(), error=error, cached=False)
+    if part.is_last:
+        refused.discard(item)
+    return part
 
 
-def _record(run: RunContext, encoded: EncodedItem, failure_level: int, note_level: int) -> None:
-    """Count and log a file that has left the encode stage."""
-    summary, path = run.summary, encoded.work.item.path
-    summary.clips_done += 1
-    summary.clips_cached += encoded.cached
-    if encoded.error is not None:
-        summary.clips_failed += 1
-        text = f"{encoded.error.kind}: {message_without_path(encoded.error, path)}"
-        run.reporter.message(f"failed: {display_path(encoded.work.item.rel)}: {text}", level=failure_level)
-        run.reporter.event("read" if encoded.work.media_id is None else "decode", "failed", media=path, note=text)
-        return
-    if encoded.segments:
-        summary.video_s += encoded.segments[0].facts.duration_s or 0.0
-    summary.segments += 0 if encoded.cached else len(encoded.segments)
-    notes = encoded.facts.notes if encoded.facts is not None else ()
-    if notes:
-        summary.record_notes(encoded.work.item.rel, notes)
-        run.reporter.message(f"problem: {display_path(encoded.work.item.rel)}: {'; '.join(notes)}", level=note_level)
-    stage, seconds = ("cache", None) if encoded.cached else ("decode", encoded.decode_s)
-    run.reporter.event(stage, "ok", media=path, seconds=seconds, note="; ".join(notes))
+@dataclass
+class _FileSoFar:
+    """What is known of a file of which more parts follow."""
+
+    errors: list[ItemError] = field(default_factory=list)
+    facts: MediaFacts | None = None
+    decode_s: float = 0.0
+    n_segments: int = 0  # with features
+
+
+class _FileLog:
+    """Counts and logs the files that leave the encode stage, each when its last part does."""
+
+    def __init__(self, run: RunContext, failure_level: int, note_level: int) -> None:
+        self._run, self._failure_level, self._note_level = run, failure_level, note_level
+        self._files: dict[MediaItem, _FileSoFar] = {}
+
+    def add(self, part: EncodedItem) -> None:
+        """Count one part of a file."""
+        file = self._files.setdefault(part.work.item, _FileSoFar())
+        file.decode_s += part.decode_s
+        file.facts = part.facts or file.facts
+        file.n_segments += len(part.segments)
+        self._run.summary.segments += 0 if part.cached else len(part.segments)
+        if part.error is not None:
+            file.errors.append(part.error)
+            self._log_error(part, part.error)
+        if part.is_last:
+            self._finish(part, self._files.pop(part.work.item))
+
+    def _log_error(self, part: EncodedItem, error: ItemError) -> None:
+        item = part.work.item
+        text = f"{error.kind}: {message_without_path(error, item.path)}"
+        if part.failed:
+            text += f" ({len(part.failed)} of {part.n_segments} segments)"
+        self._run.reporter.message(f"failed: {display_path(item.rel)}: {text}", level=self._failure_level)
+        stage = "read" if part.work.media_id is None else "decode"
+        self._run.reporter.event(stage, "failed", media=item.path, note=text)
+
+    def _finish(self, last: EncodedItem, file: _FileSoFar) -> None:
+        run, item = self._run, last.work.item
+        run.summary.clips_done += 1
+        run.summary.clips_cached += last.cached
+        run.summary.clips_failed += bool(file.errors)
+        if file.errors and not file.n_segments:
+            return
+        notes = file.facts.notes if file.facts is not None else ()
+        if file.n_segments:
+            run.summary.video_s += (file.facts.duration_s if file.facts is not None else None) or 0.0
+        if notes:
+            run.summary.record_notes(item.rel, notes)
+            run.reporter.message(f"problem: {display_path(item.rel)}: {'; '.join(notes)}", level=self._note_level)
+        if not file.errors:
+            stage, seconds = ("cache", None) if last.cached else ("decode", file.decode_s)
+            run.reporter.event(stage, "ok", media=item.path, seconds=seconds, note="; ".join(notes))

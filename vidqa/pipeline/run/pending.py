@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 from vidqa.errors import ItemError
 from vidqa.pipeline.monitor.reporter import Reporter
-from vidqa.pipeline.run.retry_policy import RetryPolicy
+from vidqa.pipeline.run.retry_policy import Key, RetryPolicy
 from vidqa.pipeline.run.run_context import RunContext
 from vidqa.pipeline.run.run_options import settings_of
-from vidqa.records import EncodedItem, MediaItem, Question, Segment, WorkItem
+from vidqa.records import AnsweredSegments, EncodedItem, MediaItem, Question, Segment, WorkItem
 
 if TYPE_CHECKING:  # imports polars, which `ask` does not need
     from vidqa.tables.table import Table
@@ -96,7 +96,7 @@ class PendingAnswers:
         #: Question text -> what identifies its rows, together with the media_id.
         self.cells = {q.text: (q.text, model_id, settings_of(run.options, q)) for q in questions}
         self._retry, self._strict = run.options.retry, run.options.strict
-        self._summary, self._reporter = run.summary, run.reporter
+        self._summary, self._reporter, self._cancelled = run.summary, run.reporter, run.clock.cancelled
 
     def __call__(self, hashed: Iterable[HashedFile]) -> Iterator[WorkItem | EncodedItem]:
         """Yield the files that have pending questions.
@@ -108,6 +108,8 @@ class PendingAnswers:
             TableError: there is pending work, but the disk has no space for its rows.
         """
         for item, content in hashed:
+            if self._cancelled.is_set():
+                return
             if isinstance(content, ItemError):
                 yield _unreadable(self._known(item), content, self.questions)
             elif (work := self.select(item, content)) is None:
@@ -126,17 +128,21 @@ class PendingAnswers:
         """
         item = self._known(item)
         with self.lock:
-            changes = self.table.update_paths([(media_id, item)], questions=self.cells.values())
+            is_duplicate = media_id in self.selected
+            changes = self.table.update_paths(
+                [(media_id, item)], questions=self.cells.values(), copy_incomplete=not is_duplicate
+            )
             item = next(iter(changes.known.values()), item)
             self._summary.renamed += changes.n_renamed
-            self._summary.copied += changes.n_copied if media_id not in self.selected else 0
-            if media_id in self.selected:
+            self._summary.copied += 0 if is_duplicate else changes.n_copied
+            if is_duplicate:
                 self.duplicates.append((media_id, item))
                 return None
-            pending = tuple(question for question in self.questions if self._is_pending(item, media_id, question))
+            answered: dict[str, AnsweredSegments] = {}
+            pending = tuple(q for q in self.questions if self._is_pending(item, media_id, q, answered))
             if not pending:
                 return None
-            self.selected[media_id] = WorkItem(item, media_id, pending)
+            self.selected[media_id] = WorkItem(item, media_id, pending, answered=answered)
             return self.selected[media_id]
 
     def _known(self, item: MediaItem) -> MediaItem:
@@ -145,21 +151,36 @@ class PendingAnswers:
             names = self.table.unread_name(item.path)
         return item if names is None else replace(item, root=names[0], rel=names[1])
 
-    def _is_pending(self, item: MediaItem, media_id: str, question: Question) -> bool:
-        """Return whether a question is to be asked; if not, count its existing row."""
+    def _is_pending(
+        self, item: MediaItem, media_id: str, question: Question, answered: dict[str, AnsweredSegments]
+    ) -> bool:
+        """Return whether a question is to be asked. Rows that stay are counted, and their segments noted in `answered`.
+
+        Some segments may be answered already: an earlier run was interrupted, or only some of them failed.
+        """
         cell = self.cells[question.text]
-        state = self.table.state(media_id, *cell)
+        state, segments = self.table.state(media_id, *cell), self.table.segments(media_id, item, cell)
         if state is None or (state.is_noted and (state.status == "failed") != self._strict):  # --strict was switched
             return True
-        status, key = state.status, (media_id, *cell)
-        if status == "failed":
-            if self._retry == "all" or (self._retry == "failed" and not self.retries.skip(key)):
-                return True
-            if self.retries.is_quarantined(key) and item.path not in self._summary.quarantined:
-                self._summary.quarantined[item.path] = self.retries.n_failed(key)
-                self._reporter.event("quarantine", "skipped", media=item.path)
-        self._summary.existing[status] += 1
-        self._summary.existing_noted += state.is_noted and status != "failed"
+        is_retried = state.status == "failed" and self._is_retried(item, (media_id, *cell))
+        is_pending = is_retried or (segments is not None and not segments.is_complete)
+        if is_pending and segments is not None:
+            starts_s = segments.answered if is_retried else segments.answered | segments.failed
+            answered[question.text] = AnsweredSegments(segments.n_segments, frozenset(starts_s))
+        if not is_pending or segments is not None:
+            for (status, is_noted), n_rows in self.table.states(media_id, item, cell).items():
+                if status != "failed" or not is_retried:
+                    self._summary.existing[status] += n_rows
+                    self._summary.existing_noted += n_rows if is_noted and status != "failed" else 0
+        return is_pending
+
+    def _is_retried(self, item: MediaItem, key: Key) -> bool:
+        """Return whether the options ask for another try of a failed row; if not, report its quarantine."""
+        if self._retry == "all" or (self._retry == "failed" and not self.retries.skip(key)):
+            return True
+        if self.retries.is_quarantined(key) and item.path not in self._summary.quarantined:
+            self._summary.quarantined[item.path] = self.retries.n_failed(key)
+            self._reporter.event("quarantine", "skipped", media=item.path)
         return False
 
 

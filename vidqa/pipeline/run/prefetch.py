@@ -10,7 +10,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from types import TracebackType
@@ -27,19 +27,36 @@ from vidqa.media.workers.decode_pool import DecodeJob, DecodePool
 from vidqa.model.bundle.bundle import Bundle
 from vidqa.pipeline.run.hashing import confirm
 from vidqa.pipeline.run.run_options import RunOptions
-from vidqa.records import DecodedMedia, EncodedItem, EncodedSegment, WorkItem
+from vidqa.records import DecodedMedia, EncodedItem, EncodedSegment, MediaFacts, Segment, WorkItem
 
-#: Capacity of the queue in files. Each holds at most its own features or preprocessed frames.
+#: Capacity of the queue in parts of files, each of which has the features or preprocessed frames of a few segments.
 _AHEAD = 8
+_POLL_S = 0.2
+
+
+#: Cached segments per part of a file.
+_CACHED_PER_PART = 4
+#: Wait for a result after which the iteration yields None.
+_IDLE_S = 1.0
 
 
 @dataclass(frozen=True)
 class DecodedItem:
-    """A file whose frames are ready for the encoder."""
+    """A part of a file whose frames are ready for the encoder."""
 
     work: WorkItem
     media: DecodedMedia
     n_parallel: int = 1  # number of decoder processes
+
+
+@dataclass
+class _DecodingFile:
+    """A file in a decoder process."""
+
+    work: WorkItem
+    planned: tuple[Segment, ...] = ()  # all segments of the file, once they are known
+    done: set[Segment] = field(default_factory=set)  # decoded, cached, or answered by an earlier run
+    facts: MediaFacts | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +73,7 @@ class _Stopped(Exception):
 class Prefetcher:
     """Iterable of `EncodedItem` (cached or failed) and `DecodedItem`, in the order in which they become ready.
 
+    Files arrive in parts, and parts of several files alternate. While nothing arrives, None is yielded every second.
     Use it as a context manager; leaving the block stops the thread.
 
     Args:
@@ -64,6 +82,7 @@ class Prefetcher:
         store: the feature cache.
         index: facts of files that were decoded before; facts of new files are added.
         options: of the run.
+        cancelled: ends the iteration when it is set; None if nothing does.
     """
 
     def __init__(
@@ -73,12 +92,13 @@ class Prefetcher:
         store: FeatureStore,
         index: MediaIndex,
         options: RunOptions,
+        cancelled: threading.Event | None = None,
     ) -> None:
         self._work, self._bundle, self._store = work, bundle, store
         self._index, self._options = index, options
         self._queue: queue.Queue[EncodedItem | DecodedItem | _End] = queue.Queue(_AHEAD)
-        self._stop = threading.Event()
-        self._decoding: dict[int, WorkItem] = {}
+        self._stop, self._cancelled = threading.Event(), cancelled or threading.Event()
+        self._decoding: dict[int, _DecodingFile] = {}  # by tag of the job
         self._pool: DecodePool | None = None
         self._thread = threading.Thread(target=self._run, name="vidqa-prefetch", daemon=True)
 
@@ -92,16 +112,22 @@ class Prefetcher:
         if self._thread.is_alive() and self._pool is not None:  # it waits for a slow file: abandon that
             self._pool.close()
 
-    def __iter__(self) -> Iterator[EncodedItem | DecodedItem]:
-        while True:
+    def __iter__(self) -> Iterator[EncodedItem | DecodedItem | None]:
+        waited_s = 0.0
+        while not self._is_stopped():
             try:
-                entry = self._queue.get(timeout=0.2)
+                entry = self._queue.get(timeout=_POLL_S)
             except queue.Empty:  # a short timeout, so that Ctrl-C is handled on every system
+                waited_s += _POLL_S
+                if waited_s >= _IDLE_S:
+                    waited_s = 0.0
+                    yield None
                 continue
             if isinstance(entry, _End):
                 if entry.error is not None:
                     raise entry.error
                 return
+            waited_s = 0.0
             yield entry
 
     def _run(self) -> None:
@@ -124,21 +150,34 @@ class Prefetcher:
             return
         encoders = self._bundle.spec.encoders
         transform = partial(preprocess, image=encoders.image.preprocess, video=encoders.video.preprocess)
-        n_workers = self._options.n_workers or cpu_threads()
+        n_workers = self._options.n_workers or max(2, cpu_threads())  # one slow file does not stop the others
         with DecodePool(
             n_workers=n_workers,
             timeout_s=self._options.timeout_s,
             memory_bytes=self._options.memory_bytes,
             transform=transform,
         ) as self._pool:
-            for job, outcome in self._pool.run(chain([first], jobs)):
-                work, result = confirm(self._decoding.pop(cast(int, job.tag)), outcome)
-                if isinstance(result, ItemError):
-                    self._put(EncodedItem(work, error=result))
-                    continue
-                if work.media_id is not None:
-                    self._index.store_facts(work.media_id, result.facts)
-                self._put(DecodedItem(work, result, n_workers))
+            for job, outcome in self._pool.stream(chain([first], jobs)):
+                self._take(cast(int, job.tag), outcome, n_workers)
+
+    def _take(self, tag: int, outcome: DecodedMedia | ItemError, n_workers: int) -> None:
+        """Pass a decoded part on, or an error as that of all segments that are not decoded."""
+        file = self._decoding.get(tag)
+        if file is None:  # the file has changed while it was decoded: its other parts are dropped
+            return
+        work, result = confirm(file.work, outcome)
+        if work.media_id != file.work.media_id or isinstance(result, ItemError) or result.is_last:
+            del self._decoding[tag]
+        if isinstance(result, ItemError):
+            left = tuple(s for s in file.planned if s not in file.done) if work.media_id == file.work.media_id else ()
+            facts, n_segments = (file.facts, len(file.planned)) if left else (None, None)
+            self._put(EncodedItem(work, (), facts, result, left, n_segments=n_segments))
+            return
+        if work.media_id is not None and result.facts != file.facts:
+            self._index.store_facts(work.media_id, result.facts)
+        file.planned, file.facts = result.planned, result.facts
+        file.done.update(segment.segment for segment in result.segments)
+        self._put(DecodedItem(work, result, n_workers))
 
     def _decode_jobs(self) -> Iterator[DecodeJob]:
         """Yield a job for each file that has to be decoded; put cached files straight into the queue."""
@@ -147,38 +186,51 @@ class Prefetcher:
             if isinstance(work, EncodedItem):
                 self._put(work)
                 continue
-            if (cached := self._cached(work)) is not None:
-                self._put(cached)
+            skip = self._skip_cached(work)
+            if skip is None:
                 continue
-            self._decoding[number] = work
-            yield DecodeJob(
-                path=work.item.path, segments=work.segments or self._options.segment_s, sampling=sampling, tag=number
-            )
+            self._decoding[number] = _DecodingFile(work, done=set(skip))
+            segments = work.segments or self._options.segment_s
+            yield DecodeJob(work.item.path, segments, sampling, skip, tag=number)
 
-    def _cached(self, work: WorkItem) -> EncodedItem | None:
-        """Return a file with its cached segments, omitted if they need not be read; None if one is missing."""
+    def _skip_cached(self, work: WorkItem) -> frozenset[Segment] | None:
+        """Put the cached segments of a file into the queue. Segments that are answered already are skipped.
+
+        Returns:
+            The segments that need not be decoded; None if that is all of them.
+        """
         facts = self._index.facts(work.media_id) if work.media_id else None
         if facts is None or work.media_id is None:
-            return None
+            return frozenset()
         try:
             planned = plan_segments(facts, work.segments or self._options.segment_s)
         except ItemError as error:
-            return EncodedItem(work, error=error)
-        keys = [CacheKey(work.media_id, segment.key, self._bundle.encoder_id) for segment in planned]
-        if not work.read_features:
-            return EncodedItem(work, (), facts, cached=True) if all(map(self._store.has, keys)) else None
-        segments: list[EncodedSegment] = []
-        for key in keys:
-            entry = self._store.get(key)
-            if entry is None:
-                return None
-            segments.append(entry)
-        return EncodedItem(work, tuple(segments), facts, cached=True)
+            self._put(EncodedItem(work, error=error))
+            return None
+        n = len(planned)
+        wanted = [segment for segment in planned if work.needs(segment.start_s, n)]
+        keys = {segment: CacheKey(work.media_id, segment.key, self._bundle.encoder_id) for segment in wanted}
+        missing = {segment for segment, key in keys.items() if not self._store.has(key)}
+        part: list[EncodedSegment] = []
+        for segment in wanted if work.read_features else ():
+            if segment in missing or (entry := self._store.get(keys[segment])) is None:
+                missing.add(segment)
+                continue
+            if len(part) == _CACHED_PER_PART:
+                self._put(EncodedItem(work, tuple(part), facts, cached=True, n_segments=n, is_last=False))
+                part = []
+            part.append(entry)
+        if part or not missing:
+            self._put(EncodedItem(work, tuple(part), facts, cached=True, n_segments=n, is_last=not missing))
+        return frozenset(segment for segment in planned if segment not in missing) if missing else None
+
+    def _is_stopped(self) -> bool:
+        return self._stop.is_set() or self._cancelled.is_set()
 
     def _put(self, value: EncodedItem | DecodedItem | _End) -> None:
-        while not self._stop.is_set():
+        while not self._is_stopped():
             try:
-                self._queue.put(value, timeout=0.2)
+                self._queue.put(value, timeout=_POLL_S)
                 return
             except queue.Full:
                 continue

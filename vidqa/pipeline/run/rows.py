@@ -9,7 +9,7 @@ from typing import Any
 from vidqa.common.display import message_without_path
 from vidqa.errors import ItemError
 from vidqa.pipeline.run.run_options import Identity
-from vidqa.records import Answer, AnswerRow, EncodedSegment, MediaFacts, Question, WorkItem
+from vidqa.records import Answer, AnswerRow, EncodedSegment, MediaFacts, Question, Segment, WorkItem
 
 
 def answered_row(
@@ -19,6 +19,7 @@ def answered_row(
     answer: Answer | ItemError,
     identity: Identity,
     settings: str,
+    n_segments: int = 1,
 ) -> AnswerRow:
     """Return the row for one question about one segment.
 
@@ -29,9 +30,11 @@ def answered_row(
         answer: of the model, or the reason why there is none.
         identity: what produced the answer.
         settings: the `settings_id`.
+        n_segments: of the file.
     """
     values = _common(work, question, identity, settings) | _facts(segment.facts)
-    values |= {"start_s": segment.start_s, "end_s": segment.end_s, "frame_times_s": segment.frame_times_s}
+    values |= {"start_s": segment.start_s, "end_s": segment.end_s, "n_segments": n_segments}
+    values["frame_times_s"] = segment.frame_times_s
     values["n_repeated_frames"] = sum(segment.repeated)
     if isinstance(answer, ItemError):
         return AnswerRow(**values | _failure(answer, work))
@@ -53,18 +56,26 @@ def failed_row(
     identity: Identity,
     settings: str,
     facts: MediaFacts | None = None,
+    segment: Segment | None = None,
+    n_segments: int | None = None,
 ) -> AnswerRow:
-    """Return the row for one question about a file that has no segments because it failed.
+    """Return the row for one question about a segment, or a whole file, that could not be decoded or encoded.
 
     Args:
         work: the file.
         question: of the file.
-        error: why the file failed.
+        error: why it failed.
         identity: what would have produced the answer.
         settings: the `settings_id`.
         facts: of the file, if it could be read.
+        segment: None for the whole file.
+        n_segments: of the file, if `segment` is not None.
     """
     values = _common(work, question, identity, settings) | (_facts(facts) if facts is not None else {})
+    if segment is not None:
+        duration_s = facts.duration_s if facts is not None else None
+        end_s = min((end for end in (segment.end_s, duration_s) if end is not None), default=segment.start_s)
+        values |= {"start_s": segment.start_s, "end_s": max(segment.start_s, end_s), "n_segments": n_segments}
     return AnswerRow(**values | _failure(error, work))
 
 
