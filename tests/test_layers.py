@@ -31,6 +31,7 @@ PLACES: dict[str, tuple[str, ...]] = {
         "vidqa.media.backends.gop_reader",
         "vidqa.media.backends.pyav",
         "vidqa.media.frame_index",
+        "vidqa.media.color_matrix",
         "vidqa.media.pixels",
         "vidqa.media.container",
         "vidqa.media.synthetic",

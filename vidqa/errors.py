@@ -45,6 +45,7 @@ NOTE_KINDS: dict[str, str] = {
     "pages": "only the first of several pages was read",
     "images": "only the primary one of several images was read",
     "views": "only the first of several views was read",
+    "colors": "the colors are approximate",
     "other": "any other problem",
 }
 

@@ -27,14 +27,12 @@ from published_files import (
 )
 from torch import Tensor
 
-from vidqa.conversion import convert as convert_module
 from vidqa.conversion import write
 from vidqa.conversion.convert import convert, plan, stated_licence
 from vidqa.conversion.output_options import OutputOptions
 from vidqa.conversion.plan import ConversionPlan, check_plan
 from vidqa.conversion.write import write_llm as write_llm_folder
 from vidqa.errors import BundleError, UsageError
-from vidqa.model.bundle.spec import SourceSpec
 from vidqa.model.llm import load_llm
 
 

@@ -241,6 +241,27 @@ def test_globs_follow_the_rules_for_folders(tmp_path: Path) -> None:
     assert {i.root for i in everything.items} == {str(tmp_path)} and not any(i.named for i in everything.items)
 
 
+def test_names_with_wildcard_characters(tmp_path: Path) -> None:
+    """A folder that exists is meant, also as the start of a glob; otherwise `[1]` matches `1`."""
+    for name in ("Show [1]/a.png", "Show 1/b.png", "st*r/[x]/c.png", "star/x/d.png", "deep/Show [1]/e.png"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(PNG)
+
+    def found(pattern: str) -> list[tuple[str, str]]:
+        return [(os.path.relpath(i.root, tmp_path), i.rel) for i in scan([f"{tmp_path}/{pattern}"]).items]
+
+    assert found("Show [1]/*.png") == [("Show [1]", "a.png")]
+    assert found("Show [1]/**/[a].png") == [("Show [1]", "a.png")]
+    assert found("st*r/[x]/*") == [("st*r/[x]", "c.png")]
+    assert found("Show [12]/*.png") == [(".", os.path.join("Show 1", "b.png"))]
+    assert found("*/Show [1]/*.png") == []
+    gone = f"{tmp_path}/Show [1]/gone.png"
+    assert problems([gone]) == {gone: "no such file or folder"}
+    no_match = f"{tmp_path}/Show [1]/*.mp4"
+    assert problems([no_match]) == {no_match: "no file matches"}
+
+
 def test_pipes_are_never_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.mp4")
     assert scan([str(tmp_path)]).counts() == {"not a regular file": 1}

@@ -7,7 +7,8 @@ files.py, sniff.py, image_formats/    recognize them by content
 container.py, frame_index/, probe.py  open a video; its facts and the pts of its frames
 completeness/                         notes about incomplete and damaged videos
 segments.py, frame_sampling.py        choose the frames to decode
-decode.py, backends/, pixels.py       decode them
+decode.py, backends/                  decode them
+pixels.py, color_matrix.py            frames as they are displayed
 workers/                              decode in separate processes, with time and memory limits
 """
 

@@ -26,6 +26,7 @@ from av.video.stream import VideoStream
 
 from vidqa.common.display import display_path
 from vidqa.errors import MediaError
+from vidqa.media.color_matrix import color_notes
 from vidqa.media.files import identify, native_path
 from vidqa.media.frame_index.frame_index import FrameIndex
 from vidqa.media.image_formats.heif import image_notes, read_heif
@@ -266,7 +267,8 @@ def facts_from_header(video: OpenVideo, frame: VideoFrame) -> MediaFacts:
         fps=None if is_image or not rate else float(rate),
         rotation_deg=rotation_deg,
         pixel_aspect=aspect,
-        notes=image_notes(video.path) if is_image and video.signature.container == "heif" else (),
+        notes=(image_notes(video.path) if is_image and video.signature.container == "heif" else ())
+        + color_notes(frame),
         n_frames_from_header=stream.frames or None,
         stream_index=stream.index,
     )

@@ -7,6 +7,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation
 from PIL import Image
 
+from vidqa.media.color_matrix import make_convertible
 from vidqa.media.container import display_size
 from vidqa.records import MediaFacts
 
@@ -30,6 +31,7 @@ def to_display_rgb(frame: VideoFrame, facts: MediaFacts, rotation_deg: int, mirr
     upright = (height, width) if rotation_deg in (90, 270) else (width, height)
     if upright != (facts.width, facts.height):
         width, height = (facts.height, facts.width) if rotation_deg in (90, 270) else (facts.width, facts.height)
+    make_convertible(frame)
     layout = "rgba" if has_alpha(frame) else "rgb24"
     pixels = frame.to_ndarray(format=layout, width=width, height=height, interpolation=Interpolation.BILINEAR)
     if layout == "rgba":

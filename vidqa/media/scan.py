@@ -7,7 +7,6 @@ or hang FFmpeg.
 
 from __future__ import annotations
 
-import glob
 import os
 import stat
 from bisect import bisect_left
@@ -20,7 +19,7 @@ from vidqa.common.display import message_without_path
 from vidqa.common.file_identity import absolute_path
 from vidqa.errors import MediaError, UsageError
 from vidqa.media.files import file_error, ignore_reason
-from vidqa.media.globs import glob_root, is_glob, unreadable_folders
+from vidqa.media.globs import glob_root, is_glob, matches, unreadable_folders
 from vidqa.media.ignored_names import INCOMPLETE, ignored_name, is_being_downloaded
 from vidqa.records import MediaItem
 
@@ -62,7 +61,7 @@ def scan(paths: Sequence[str]) -> ScanResult:
     """Find media files.
 
     A file that is named explicitly always becomes an item if it exists. Folders are searched recursively. A path is
-    treated as a glob only if no file has that name; its matches follow the rules for folders.
+    treated as a glob only if nothing has that name; its matches follow the rules for folders.
 
     Args:
         paths: files, folders and globs, relative to the working directory or absolute.
@@ -175,8 +174,8 @@ class _Scan:
             self.walk(absolute_path(path), absolute_path(path))
             return
         root = absolute_path(glob_root(path))
-        matches = sorted(glob.glob(path, recursive=True), key=os.fsencode)
-        for match in map(absolute_path, matches):
+        found = sorted(matches(path), key=os.fsencode)
+        for match in map(absolute_path, found):
             name, is_folder = os.path.basename(match), os.path.isdir(match)
             reason = ignored_name(name, is_folder=is_folder)
             if reason and not name.startswith("."):  # only a glob that asks for hidden files matches them
@@ -189,7 +188,7 @@ class _Scan:
                 self.add_found(match, root)
         for folder, error in unreadable_folders(path):
             self.report(folder, error)
-        if not matches and not self.searches[-1].n_problems:
+        if not found and not self.searches[-1].n_problems:
             self.problems[path] = "no file matches"
 
     def report_searches_without_media(self) -> None:

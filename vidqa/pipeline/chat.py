@@ -5,7 +5,6 @@ No table is written, because each row of a table is about one file.
 
 from __future__ import annotations
 
-import glob
 import os
 from collections.abc import Sequence
 from contextlib import closing
@@ -18,6 +17,7 @@ from vidqa.errors import ItemError, UsageError
 from vidqa.generate.chat_session import ChatSession
 from vidqa.generate.engine import Request, generate
 from vidqa.media.files import Paths, as_path_list
+from vidqa.media.globs import is_glob
 from vidqa.media.scan import named_item
 from vidqa.model.bundle.bundle import Bundle
 from vidqa.pipeline.ask import as_questions
@@ -173,7 +173,7 @@ def features_of(run: RunContext, media: Sequence[str | Path]) -> tuple[Features,
 
 
 def _item(path: str) -> MediaItem:
-    if os.path.isdir(path) or (not os.path.lexists(path) and glob.has_magic(path)):
+    if os.path.isdir(path) or is_glob(path):
         hint = "vidqa ask accepts folders and patterns"
         raise UsageError(f"{display_path(path)}: name each file; a folder or a pattern has no order", hint=hint)
     try:

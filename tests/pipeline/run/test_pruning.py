@@ -64,6 +64,8 @@ def test_an_existing_name_with_glob_characters_is_a_name(archive):
     (archive / "20[24]" / "a.mp4").write_text("video")
     is_removed = removed_files([str(archive / "20[24]")])
     assert is_removed(str(archive / "20[24]" / "x.mp4")) and not is_removed(str(archive / "202" / "x.mp4"))
+    is_removed = removed_files([str(archive / "20[24]" / "*.mp4")])
+    assert is_removed(str(archive / "20[24]" / "x.mp4")) and not is_removed(str(archive / "202" / "x.mp4"))
 
 
 def test_a_dangling_link_exists(archive):

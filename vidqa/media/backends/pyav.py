@@ -4,9 +4,9 @@ The frame index comes from the first source that works: the container's sample t
 (`from_packets`), the packets of each GOP by number (`gop_reader`), or decoding the whole stream.
 
 Sparse frames are reached by seeking to the keyframe before each one and decoding from there, skipping non-reference
-frames. Colors are converted with the stream's own range, but always with the BT.601 matrix. decord does the same, and
-the published encoders were trained on frames from decord; applying the BT.709 tag of HD videos would be more accurate,
-but would differ from what the encoders were trained on. Frames are upright and have square pixels.
+frames. Colors are converted with the range and the matrix that the stream is tagged with, and with BT.601 if it has no
+tag. decord does the same, and the published encoders were trained on frames from decord. HDR video is not tone-mapped.
+Frames are upright and have square pixels.
 """
 
 from __future__ import annotations
@@ -141,9 +141,10 @@ class PyavReader:
                     frame = self._by_order(frame_id)
                 else:
                     frame = self._by_pts(frame_id, wanted)
+                pixels = to_display_rgb(frame, self.facts, self._rotation_deg, self.mirrored)
             except av.error.FFmpegError as e:
                 raise decode_error(self.path, e) from e
-            yield to_display_rgb(frame, self.facts, self._rotation_deg, self.mirrored)
+            yield pixels
 
     def _open(self) -> OpenVideo:
         self._exit.close()
