@@ -8,8 +8,10 @@ from pathlib import Path
 import av
 import pytest
 
-from tests.media.numbered_videos import write_video
+from tests.media.numbered_videos import make_frame, read_numbers, write_video
+from vidqa.errors import MediaError
 from vidqa.media.container import as_fraction, open_video, pixel_aspect
+from vidqa.media.decode import open_reader
 
 pytestmark = pytest.mark.smoke
 
@@ -50,3 +52,62 @@ def test_tags_that_are_not_utf8_do_not_matter(tmp_path: Path, suffix: str) -> No
     path.write_bytes(data.replace(b"A TITLE OF LETTERS", "НАЗВАНИЕ И СЛОВАРЬ".encode("cp1251")))
     with open_video(str(path)) as video:
         assert video.stream.frames in (0, 1)
+
+
+def write_streams(path: Path, streams: list[tuple[str, int]]) -> Path:
+    """Write a file with several video streams: codec and number of frames. Stream 1 shows 100, 101, ..."""
+    with av.open(str(path), "w") as container:
+        added = []
+        for codec, _ in streams:
+            added.append(container.add_stream(codec, rate=10))
+            added[-1].width, added[-1].height = 96, 64
+            added[-1].pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        for n, (stream, (_, n_frames)) in enumerate(zip(added, streams, strict=True)):
+            for i in range(n_frames):
+                frame = av.VideoFrame.from_ndarray(make_frame(100 * n + i), format="rgb24")
+                frame.pts, frame.time_base = i, Fraction(1, 10)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi", "mov"])
+@pytest.mark.parametrize(
+    ("streams", "shown"),
+    [
+        ([("mjpeg", 1), ("libx264", 10)], 1),  # a cover image that is not marked as one
+        ([("mjpeg", 10), ("libx264", 10)], 1),  # thumbnails
+        ([("libx264", 10), ("mjpeg", 10)], 0),
+        ([("mjpeg", 10), ("mjpeg", 10)], 0),  # a camera that records both its lenses
+        ([("mjpeg", 10)], 0),
+    ],
+)
+def test_a_stream_of_images_is_used_only_without_another(
+    streams: list[tuple[str, int]], shown: int, suffix: str, tmp_path: Path
+) -> None:
+    path = write_streams(tmp_path / f"a.{suffix}", streams)
+    with open_reader(str(path)) as reader:
+        assert reader.facts.stream_index == shown
+        assert read_numbers(list(reader.frames([0, 9]))) == [100 * shown, 100 * shown + 9]
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "avi", "ts"])
+def test_a_stream_without_frames_is_not_used(suffix: str, tmp_path: Path) -> None:
+    """A recorder may announce a stream, or a program of a television channel, that it never writes."""
+    path = write_streams(tmp_path / f"a.{suffix}", [("libx264", 0), ("libx264", 10)])
+    with open_reader(str(path)) as reader:
+        assert reader.facts.stream_index == 1
+        assert read_numbers(list(reader.frames([0, 9]))) == [100, 109]
+
+
+def test_a_file_with_nothing_but_a_cover_image(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuvj420p"
+        stream.disposition = av.stream.Disposition.attached_pic
+        container.mux(stream.encode(av.VideoFrame(96, 64, "yuv420p").reformat(format="yuvj420p")))
+        container.mux(stream.encode())
+    with pytest.raises(MediaError, match="no video stream, only cover image") as caught, open_video(str(path)):
+        pass
+    assert caught.value.kind == "no_video"

@@ -48,6 +48,8 @@ _DEMUXERS = (
 _JPEG_STREAMS = ("mjpeg", "mpjpeg")
 #: Decoders that keep the alpha channel, by codec.
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+#: Codecs of cover images and thumbnails. Cameras use some of them for video as well.
+_IMAGE_CODECS = ("mjpeg", "png", "bmp", "gif", "tiff", "webp", "jpeg2000")
 #: Number of consecutive EAGAIN results from a demuxer that are ignored.
 _MAX_EMPTY_READS = 1000
 _OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _DEMUXERS}
@@ -156,6 +158,9 @@ def _alpha_decoder(path: str, stream: VideoStream) -> VideoCodecContext | None:
 def select_video_stream(path: str, container: InputContainer) -> VideoStream:
     """Return the stream that a player shows: the default video stream, ignoring cover images and thumbnails.
 
+    Containers other than MP4 and Matroska attachments do not mark them, so a stream of images is used only if there is
+    no other. A stream without frames comes last: one that was announced but never recorded.
+
     Args:
         path: path of the file, for error messages.
         container: the open container.
@@ -171,12 +176,22 @@ def select_video_stream(path: str, container: InputContainer) -> VideoStream:
     if not shown:
         if not container.streams:
             raise MediaError("unreadable", f"{display_path(path)}: the container has no streams")
-        kinds = ", ".join(sorted({s.type or "unknown" for s in container.streams}))
+        kinds = ", ".join(
+            sorted({"cover image" if s.type == "video" else s.type or "unknown" for s in container.streams})
+        )
         raise MediaError("no_video", f"{display_path(path)}: no video stream, only {kinds}")
-    stream = min(shown, key=lambda s: (s.frames == 1, not s.disposition & Disposition.default, s.index))
+    stream = min(shown, key=_preference)
     if stream.codec_context is None:
         raise MediaError("unsupported", f"{display_path(path)}: no decoder for stream {stream.index}")
     return stream
+
+
+def _preference(stream: VideoStream) -> tuple[bool | int, ...]:
+    """Return a sort key for streams that may be shown, best first."""
+    codec = stream.codec_context
+    is_empty = codec is not None and codec.pix_fmt is None  # FFmpeg found no frame while opening the file
+    are_images = codec is not None and codec.codec.canonical_name in _IMAGE_CODECS
+    return is_empty, stream.frames == 1, are_images, not stream.disposition & Disposition.default, stream.index
 
 
 def read_packets(video: OpenVideo) -> Iterator[Packet]:
