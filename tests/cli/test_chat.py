@@ -6,7 +6,7 @@ import io
 import json
 import os
 import select
-import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -151,17 +151,26 @@ def test_mistakes_at_a_terminal_do_not_change_the_exit_code(typing, clips):
     assert "unknown command /rest" in done.err and "Ctrl-D to quit" in done.err
 
 
+#: Makes the terminal on stdin the controlling one, whose Ctrl-C becomes a signal, and starts vidqa. Where tests run in
+#: the background, the signal is ignored, and a new process inherits that.
+IN_TERMINAL = """
+import os, signal, sys
+os.close(os.open(os.ttyname(0), os.O_RDWR))
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.executable, [sys.executable, "-m", "vidqa", *sys.argv[1:]])
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX terminals")
 def test_a_real_terminal(environment, clips):
     """Prompt, answer, Ctrl-C at the prompt, history, Ctrl-D."""
-    import pty
-
-    pid, terminal = pty.fork()
-    if pid == 0:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored, and inherited so, where tests run in the background
-        command = [sys.executable, "-m", "vidqa", "chat", str(clips / "a.mp4")]
-        os.execvpe(sys.executable, command, os.environ | environment | {"TERM": "dumb"})
+    terminal, other_end = os.openpty()
+    command = [sys.executable, "-c", IN_TERMINAL, "chat", str(clips / "a.mp4")]
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), other_end)
+    variables = os.environ | environment | {"TERM": "dumb"}
+    chat = subprocess.Popen(command, env=variables, start_new_session=True, **streams)
+    os.close(other_end)
     screen = b""
 
     def until(text: bytes, again: bytes = b"") -> None:
@@ -185,7 +194,7 @@ def test_a_real_terminal(environment, clips):
     os.write(terminal, b"\x10\n")  # Ctrl-P: the line before
     until(b"red\r\n> ")
     os.write(terminal, b"\x04")  # Ctrl-D
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert chat.wait(TIMEOUT_S) == 0
     assert screen.count(b"What?") == 2
 
 
