@@ -68,7 +68,8 @@ def test_top_table_and_variable_in_this_order(tmp_path: Path) -> None:
 
 def test_every_option_has_a_variable(tmp_path: Path) -> None:
     right = {
-        "out": "t.csv", "questions": "caption", "max_new_tokens": "3", "retry": "failed", "segment": "whole",
+        "out": "t.csv", "questions": "caption", "ask": "Why?", "max_new_tokens": "3", "retry": "failed",
+        "segment": "whole",
         "batch_size": "4", "timeout": "1.5", "model": "demo", "device": "cpu", "cache_dir": "c", "max_size": "1GB",
         "older_than": "3d", "top": "5", "log": "a.log", "metrics": "a.prom", "dtype": "float16", "compat": "original",
         "quantize": "4bit", "encode": "on-the-fly", "resume": "never", "seconds": "2", "n_questions": "4",
@@ -156,6 +157,21 @@ def test_a_command_that_is_no_table(tmp_path: Path) -> None:
     path = written(tmp_path / "vidqa.toml", "\ndescribe = 5\n")
     with pytest.raises(UsageError, match=r":2: `describe` is a command and must be a table: \[describe\]"):
         load_settings(path, {})
+
+
+def test_questions_by_their_text(tmp_path: Path) -> None:
+    """The table `[ask]` has the options of the command `ask`, and the list `ask` is the option of `describe`."""
+    path = written(tmp_path / "vidqa.toml", 'ask = ["Is it a car, or a bus?"]\n[describe]\nout = "t.csv"\n')
+    assert load_settings(path, {})["describe"]["ask"] == ["Is it a car, or a bus?"]
+    written(path, '[describe]\nask = ["Who?", "Why?"]\n[ask]\ntimeout = 5\n')
+    settings = load_settings(path, {})
+    assert settings["describe"]["ask"] == ["Who?", "Why?"] and settings["ask"] == {"timeout": 5}
+    variable = {"VIDQA_ASK": "Is it a car, or a bus?\nWhy?\n"}
+    assert load_settings(path, variable)["describe"]["ask"] == ["Is it a car, or a bus?", "Why?"]
+    for wrong in ('ask = "Why?"', 'ask = [""]', "ask = 5"):
+        written(path, f"[describe]\n{wrong}\n")
+        with pytest.raises(UsageError, match="`ask` must be a list of questions"):
+            load_settings(path, {})
 
 
 @pytest.mark.parametrize(

@@ -56,11 +56,24 @@ def test_questions_in_every_form(tiny_bundle, clips, tmp_path):
     assert sorted(asked) == ["Describe the video.", "What?", "Why?"]
     for wrong, message in (
         ([], "no questions"),
-        ("What happens?", "no question set 'What happens?'"),
+        ("captoin", "no question set 'captoin'; did you mean `caption`?"),
+        (["What happens?", ""], "a question is missing or empty"),
         ([vidqa.Question("q", "Why?"), vidqa.Question("q", "How?")], "question id `q`"),
     ):
         with pytest.raises(vidqa.VidqaError, match=re.escape(message)):
             vidqa.describe(clips / "a.mp4", tmp_path / "wrong.csv", questions=wrong, **how)
+
+
+def test_questions_by_their_text(tiny_bundle, clips, tmp_path):
+    how = {"model": vidqa.load_model(str(tiny_bundle)), "options": vidqa.RunOptions(tmp_path / "cache")}
+    mixed = ["What happens?", vidqa.Question("who", "Who is there?"), " What happens? ", "Who is there?"]
+    assert vidqa.describe(clips / "a.mp4", tmp_path / "t.csv", questions=mixed, **how).rows["ok"] == 2
+    table = vidqa.read_table(tmp_path / "t.csv")
+    ids = dict(zip(table["question"], table["question_id"], strict=True))
+    assert ids["Who is there?"] == "who" and ids["What happens?"].startswith("what-happens-")
+    assert vidqa.describe(clips / "a.mp4", tmp_path / "t.csv", questions="What happens?", **how).nothing_done
+    (row,) = vidqa.ask(clips / "a.mp4", "What happens?", **how)
+    assert row.question_id == ids["What happens?"]  # however it was asked
 
 
 def test_options_use_the_cache_of_the_user(tmp_path, monkeypatch):

@@ -9,7 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vidqa.errors import UsageError
-from vidqa.prompts.questions import load_questions, merge_questions, question_sets
+from vidqa.prompts.questions import (
+    gather_questions,
+    load_questions,
+    merge_questions,
+    question_from_text,
+    question_sets,
+)
 from vidqa.records import Question
 
 
@@ -199,3 +205,54 @@ def test_invalid_files_raise_usage_error_only(tmp_path_factory: pytest.TempPathF
     except UsageError as error:
         assert all(line.startswith(f"{path}:") for line in error.what.split("\n") if "fuzz.toml" in line)
         assert "fuzz.toml" in error.what
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("What happens?", "what-happens"),
+        ("  What\n happens? ", "what-happens"),
+        ("What's on the table_cloth?", "whats-on-the-table-cloth"),
+        ("Is anybody there, or was anybody there before the door opened?", "is-anybody-there-or-was-anybody-there"),
+        ("視頻裡發生了什麼?", "視頻裡發生了什麼"),
+        ("x" * 100, "x" * 40),
+        ("???", "question"),
+    ],
+)
+def test_ids_of_questions_by_their_text(text: str, words: str) -> None:
+    question = question_from_text(text)
+    assert question.text == text.strip() and question.type == "text"
+    assert question.id.rpartition("-")[0] == words and len(question.id.rpartition("-")[2]) == 6
+
+
+def test_the_id_of_a_text_never_changes() -> None:
+    """Tables have it."""
+    assert question_from_text("What happens?").id == "what-happens-cc1e2a"
+    assert len({question_from_text(text).id for text in ("What happens?", "What happens", "what happens?")}) == 3
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")).filter(str.strip))
+@settings(max_examples=100, deadline=None)
+def test_any_text_has_a_valid_id(text: str) -> None:
+    assert question_from_text(text) == question_from_text(text)
+
+
+@pytest.mark.parametrize("text", ["", "  ", "a\0b", "Is it \udcff?"])
+def test_texts_that_are_no_question(text: str) -> None:
+    with pytest.raises(UsageError):
+        question_from_text(text)
+
+
+def test_texts_names_files_and_questions_may_be_mixed(tmp_path: Path) -> None:
+    path = write_set(tmp_path, '[[question]]\nid = "who"\ntext = "Who is there?"\nmax_new_tokens = 5\n')
+    given = ["Who is there?", "Why?", str(path), "Why?", Question("how", "How?"), "caption"]
+    found = gather_questions(given, ["caption", "How?"])
+    assert [question.text for question in found] == ["Who is there?", "How?", "Describe the video.", "Why?", "caption"]
+    assert [question.id for question in found][:3] == ["who", "how", "caption"]
+    assert found[0].max_new_tokens == 5
+    assert gather_questions("Why?") == (question_from_text("Why?"),)
+    for name in ("captoin", "none.toml", "folder/none"):
+        with pytest.raises(UsageError, match=r"no question set|none"):
+            gather_questions(name)
+    with pytest.raises(UsageError, match="question id `how` is in two sets"):
+        gather_questions([Question("how", "How?"), Question("how", "How many?")])

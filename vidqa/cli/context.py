@@ -58,10 +58,12 @@ class CliContext:
 
     @cached_property
     def questions(self) -> tuple[Question, ...]:
-        """All questions of the requested sets."""
-        from vidqa.prompts.questions import gather_questions
+        """All questions of the requested sets, and those given by their text."""
+        from vidqa.prompts.questions import gather_questions, load_questions
 
-        return gather_questions(self._flags.get("questions") or "caption")
+        texts = self._flags.get("ask") or ()
+        sets = self._flags.get("questions") or (() if texts else ("caption",))
+        return gather_questions([question for name in sets for question in load_questions(name)], texts)
 
     @cached_property
     def options(self) -> RunOptions:

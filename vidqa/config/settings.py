@@ -10,7 +10,8 @@ An option on the command line overrides the variable, and the variable overrides
     max-size = "500GB"
 
 Variables are named after the options (`--batch-size`: VIDQA_BATCH_SIZE), except that `--cache-dir` is VIDQA_CACHE.
-Lists in a variable are separated by commas. Relative paths in a file are relative to the folder of that file.
+Lists in a variable are separated by commas; VIDQA_ASK has one question per line. Relative paths in a file are relative
+to the folder of that file.
 """
 
 from __future__ import annotations
@@ -86,6 +87,7 @@ BATCH = OptionType(
     'a whole number of at least 1 or "auto"', lambda v: v == "auto" or _is_count(v), _or_word("auto", int)
 )
 SETS = OptionType("a list of names or files", _is_texts, lambda text: [part.strip() for part in text.split(",")])
+TEXTS = OptionType("a list of questions", _is_texts, lambda text: [line for line in text.splitlines() if line.strip()])
 ENCODE = OptionType('"cache" or "on-the-fly"', lambda v: v in ("cache", "on-the-fly"))
 RESUME = OptionType('"auto" or "never"', lambda v: v in ("auto", "never"))
 RETRY = OptionType('"failed" or "all"', lambda v: v in ("failed", "all"))
@@ -101,7 +103,7 @@ _PRECISION = {"dtype": DTYPE, "quantize": QUANTIZE}
 #: Command -> its options by parameter name. Options that are not listed here can only be set on the command line.
 OPTIONS: dict[str, dict[str, OptionType]] = {
     "describe": {
-        **{"out": PATH, "questions": SETS, "max_new_tokens": COUNT, "retry": RETRY, "dry_run": FLAG},
+        **{"out": PATH, "questions": SETS, "ask": TEXTS, "max_new_tokens": COUNT, "retry": RETRY, "dry_run": FLAG},
         **{"prune_missing": FLAG, "spreadsheet": FLAG, "strict": FLAG, "log": PATH, "log_json": FLAG, "metrics": PATH},
         **_PRECISION,
         **_WORK,
@@ -241,8 +243,10 @@ def _tables(
         for c in OPTIONS
         if len(c.split()) > len(key_path) and c.split()[: len(key_path)] == [*key_path]
     }
-    yield key_path, {k: v for k, v in values.items() if k not in inner}
-    for name in inner & values.keys():
+    # A few names are commands and options. In a file, a table belongs to the command and any other value to the option.
+    tables = {n for n in inner & values.keys() if isinstance(values[n], dict) or n not in _TYPES}
+    yield key_path, {k: v for k, v in values.items() if k not in tables}
+    for name in tables:
         if isinstance(values[name], dict):
             yield from _tables(values[name], (*key_path, name), problems, file)
         else:

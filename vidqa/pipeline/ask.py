@@ -19,7 +19,7 @@ from vidqa.pipeline.run.pending import every_file
 from vidqa.pipeline.run.run_context import RunContext
 from vidqa.pipeline.run.run_options import RunOptions
 from vidqa.pipeline.run.scanning import find_media
-from vidqa.prompts.plain_text import check_text
+from vidqa.prompts.questions import question_from_text
 from vidqa.records import AnswerRow, Question
 
 
@@ -102,7 +102,7 @@ def _in_order_of_questions(rows: Iterable[AnswerRow], texts: Sequence[str]) -> I
         for row in file_rows:
             by_question.setdefault(row.question, []).append(row)
         for text in texts:
-            yield from by_question.get(text, ())
+            yield from by_question.get(text.strip(), ())
 
 
 def ask_to_table(
@@ -135,7 +135,7 @@ def ask_to_table(
 
 
 def as_questions(texts: Sequence[str]) -> tuple[Question, ...]:
-    """Return questions with the ids q1, q2, ...; duplicates become one question.
+    """Return the questions, each once.
 
     Args:
         texts: of the questions.
@@ -146,8 +146,4 @@ def as_questions(texts: Sequence[str]) -> tuple[Question, ...]:
     if wrong := [text for text in texts if not isinstance(text, str)]:
         hint = 'one argument each: ask("clip.mp4", "What happens?", "Who is there?"); describe accepts Question values'
         raise UsageError(f"a question must be a str, not {type(wrong[0]).__name__}", hint=hint)
-    if not texts or not all(text.strip() for text in texts):
-        raise UsageError("a question is missing or empty", hint='vidqa ask clip.mp4 "What happens?"')
-    for text in texts:
-        check_text(text)
-    return tuple(Question(f"q{number}", text) for number, text in enumerate(dict.fromkeys(texts), start=1))
+    return tuple(dict.fromkeys(question_from_text(text) for text in texts or ("",)))

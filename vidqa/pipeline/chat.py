@@ -100,7 +100,7 @@ def ask_together(
                 n_prompt_tokens=a.n_prompt_tokens,
                 n_answer_tokens=a.n_answer_tokens,
             )
-    return [replies[text] for text in questions]
+    return [replies[text.strip()] for text in questions]
 
 
 def chat(

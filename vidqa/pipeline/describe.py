@@ -52,7 +52,9 @@ def describe(
     Args:
         paths: one or several files, folders or globs.
         out: the table. The suffix selects Parquet, CSV, JSONL or Arrow; a trailing slash selects a Parquet dataset.
-        questions: one or several of: the name of a question set, a TOML file, a `Question`.
+        questions: one or several of: the text of a question, the name of a question set, a TOML file, a `Question`. A
+            string of more than letters, digits, `-`, `_` and `.` is the text of a question, unless it ends in .toml or
+            is a path without spaces.
         model: name or folder of a bundle, or an open model.
         options: of the run; None for the defaults.
         reporter: receives progress, messages and events.

@@ -1,8 +1,8 @@
 """Questions and chat formats -> token ids.
 
-In: a question set, or turns with the shapes of their media. Out: `Prompt` (ids and slots), labels for training.
+In: questions, or turns with the shapes of their media. Out: `Prompt` (ids and slots), labels for training.
 
-questions.py       question sets from TOML; the built-in ones are in sets/
+questions.py       questions from TOML or by their text; the built-in sets are in sets/
 chat_formats.py    the chat formats of the published models, as data
 build.py           turns -> token ids, slots for visual tokens, labels
 """

@@ -1,4 +1,4 @@
-"""Question sets: the name of a built-in set or a TOML file -> questions.
+"""Questions: the name of a built-in set, a TOML file or the text of a question -> `Question` values.
 
 [[question]]
 id = "people"                    # column question_id; unique in a run
@@ -10,7 +10,10 @@ type = "number"                  # text (default), yes_no, choice, number; curre
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +21,16 @@ from typing import Any, get_args
 
 from vidqa.config.toml_lines import TomlFile, did_you_mean, dotted, read_toml
 from vidqa.errors import UsageError
+from vidqa.prompts.plain_text import check_text
 from vidqa.records import MAX_ID_LENGTH, Question, QuestionType, text_problem
 
 _FOLDER = Path(__file__).parent / "sets"
 _TYPES: tuple[str, ...] = get_args(QuestionType)
-#: Questions as callers pass them: names of built-in sets, TOML files, or questions.
+#: Length of the words in the id of a question that is given as text.
+_ID_WORDS_LENGTH = 40
+#: What the name of a set looks like. Any other string is a TOML file or the text of a question.
+_SET_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+#: Questions as callers pass them: names of built-in sets, TOML files, texts, or questions.
 QuestionSources = str | os.PathLike[str] | Question | Iterable[str | os.PathLike[str] | Question]
 
 
@@ -49,7 +57,8 @@ def load_questions(name_or_file: str | os.PathLike[str]) -> tuple[Question, ...]
         path = _FOLDER / f"{name}.toml"
         if name not in question_sets():
             what = f"no question set {name!r}{did_you_mean(name, question_sets())}"
-            raise UsageError(what, hint=f"use a built-in set ({', '.join(question_sets())}) or a .toml file")
+            sets = ", ".join(question_sets())
+            raise UsageError(what, hint=f'use a built-in set ({sets}), a .toml file, or --ask "TEXT" for a question')
     file = read_toml(path)
     problems: list[str] = []
     questions = _questions(file, problems)
@@ -58,26 +67,74 @@ def load_questions(name_or_file: str | os.PathLike[str]) -> tuple[Question, ...]
     return questions
 
 
-def gather_questions(sources: QuestionSources) -> tuple[Question, ...]:
-    """Return the questions of one or several sources.
+def question_from_text(text: str) -> Question:
+    """Return a question that is given by its text only.
 
     Args:
-        sources: name of a set, a file, a question, or several of them.
+        text: of the question.
+
+    Returns:
+        The question. Its id depends on nothing but the text: its first words, and a digest, because other texts may
+        have the same words. `What happens?` is `what-happens-` and six hexadecimal digits.
+
+    Raises:
+        UsageError: the text is empty, contains a NUL character or is not valid Unicode.
+    """
+    text = text.strip()
+    if not text:
+        raise UsageError("a question is missing or empty", hint='for example "What happens?"')
+    check_text(text)
+    plain = re.sub("['\u2019]", "", unicodedata.normalize("NFC", text).lower())
+    words = "question"
+    for i, word in enumerate(re.findall(r"[^\W_]+", plain)):
+        longer = f"{words}-{word}" if i else word[:_ID_WORDS_LENGTH]
+        if len(longer) > _ID_WORDS_LENGTH:
+            break
+        words = longer
+    return Question(f"{words}-{hashlib.sha256(text.encode()).hexdigest()[:6]}", text)
+
+
+def gather_questions(sources: QuestionSources, texts: Iterable[str] = ()) -> tuple[Question, ...]:
+    """Return the questions of one or several sources.
+
+    A question that is given by its text is asked once, however often it is given. If a set has it too, the id and the
+    limits are those of the set.
+
+    Args:
+        sources: name of a set, a file, the text of a question, a question, or several of them. A string of more than
+            letters, digits, `-`, `_` and `.` is the text of a question, unless it ends in .toml or is a path without
+            spaces.
+        texts: more questions by their text, whatever they look like.
 
     Raises:
         TypeError: a source of another type.
-        UsageError: no source, no such set, an invalid set, or duplicate questions (`merge_questions`).
+        UsageError: no question, no such set, an invalid set or text, or duplicate questions (`merge_questions`).
     """
     several = [sources] if isinstance(sources, str | os.PathLike | Question) else sources
     if isinstance(several, Iterable):
         several = list(several)
     if not isinstance(several, list) or not all(isinstance(one, str | os.PathLike | Question) for one in several):
-        raise TypeError(f"questions must be names, files or Question values, not {sources!r:.80}")
-    if not several:
+        raise TypeError(f"questions must be names, files, texts or Question values, not {sources!r:.80}")
+    found: list[tuple[Question, bool]] = []  # with whether it is given by its text
+    for one in several:
+        if isinstance(one, Question):
+            found.append((replace(one, text=one.text.strip()), False))
+        elif isinstance(one, str) and _is_text(one):
+            found.append((question_from_text(one), True))
+        else:
+            found += [(question, False) for question in load_questions(one)]
+    found += [(question_from_text(text), True) for text in texts]
+    if not found:
         raise UsageError("no questions", hint=f"use a built-in set ({', '.join(question_sets())}) or a .toml file")
-    return merge_questions(
-        [replace(one, text=one.text.strip())] if isinstance(one, Question) else load_questions(one) for one in several
-    )
+    in_sets = {question.text for question, is_text in found if not is_text}
+    by_text = dict.fromkeys(question for question, is_text in found if is_text and question.text not in in_sets)
+    return merge_questions([[question for question, is_text in found if not is_text], by_text])
+
+
+def _is_text(source: str) -> bool:
+    """Return whether a string is the text of a question, rather than the name of a set or a file."""
+    is_path = source.lower().endswith(".toml") or (re.search(r"[/\\]", source) and not re.search(r"\s", source))
+    return not is_path and not _SET_NAME.fullmatch(source)
 
 
 def merge_questions(sets: Iterable[Iterable[Question]]) -> tuple[Question, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from vidqa.cli.options import (
     HELP,
@@ -36,6 +37,13 @@ from vidqa.errors import EXIT_OK, EXIT_PARTIAL
     multiple=True,
     metavar="NAME|FILE",
     help="Question set (caption, detail, scene or demo) or TOML file. May be repeated. [default: caption]",
+)
+@click.option(
+    "--ask",
+    multiple=True,
+    metavar="TEXT",
+    help='Ask this question, instead of the default or together with --questions: --ask "What happens?" --ask "Is '
+    'anybody there?". May be repeated.',
 )
 @max_new_tokens_option
 @click.option(
@@ -75,13 +83,14 @@ def command(paths: tuple[str, ...], out: str, dry_run: bool, **flags: Any) -> in
     Examples:
       vidqa describe examples/clips --out captions.parquet
       vidqa describe /archive --out answers.csv --questions my_questions.toml --segment 30
+      vidqa describe /archive --out answers.csv --ask "What happens?" --ask "Is anybody there?"
       vidqa describe /archive --out answers.csv --dry-run
       vidqa describe /archive --out answers.csv --retry failed -q --log nightly.log --metrics vidqa.prom
     """
     from vidqa.cli.context import CliContext
     from vidqa.pipeline.describe import describe
 
-    context = CliContext(flags)
+    context = CliContext(_with_questions(flags))
     if dry_run:
         return _dry_run(paths, out, context)
     with context.run_scope(out) as scope:
@@ -96,6 +105,13 @@ def command(paths: tuple[str, ...], out: str, dry_run: bool, **flags: Any) -> in
         code = scope.finish(summary)
     context.print_summary(summary)
     return code
+
+
+def _with_questions(flags: dict[str, Any]) -> dict[str, Any]:
+    """Drop the defaults of --questions and --ask, from variables and vidqa.toml, if the command line has either."""
+    names, context = ("questions", "ask"), click.get_current_context()
+    given = [name for name in names if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    return flags | {name: () for name in names if given and name not in given}
 
 
 def _dry_run(paths: tuple[str, ...], out: str, context: Any) -> int:
