@@ -5,7 +5,9 @@ moved, duplicated or removed, MP4 boxes that are spliced or have wrong sizes, tw
 an uninformative suffix, so that the scan must inspect its content. Mutants go through scan, probe and decode in
 batches, each in a subprocess that stands for the main process of a run. If that process crashes or hangs, the tool
 keeps the mutants and fails. Every file must end as decoded, as an error with a kind and a message, or as excluded with
-a reason.
+a reason. Half of them are decoded in windows, which must follow each other without gaps.
+
+With `--originals DIR` the files of a folder are damaged too.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -35,6 +39,7 @@ from vidqa.media.workers.decode_pool import DecodeJob, DecodePool
 from vidqa.records import SamplingSpec
 
 BATCH = 250
+WINDOW_S = 0.3
 #: Name -> container, codec and pixel format of a clip.
 CLIPS = {
     "a.mp4": ("mp4", "libx264", "yuv420p"),
@@ -68,11 +73,43 @@ def make_originals(folder: Path) -> list[Path]:
                 container.mux(stream.encode())
         except (av.FFmpegError, ValueError):
             (folder / name).unlink(missing_ok=True)
+    write_odd_clips(folder, frames)
     images = [Image.fromarray(frame) for frame in frames]
+    images[0].save(folder / "pages.tiff", "TIFF", save_all=True, append_images=images[1:3])
+    images[0].save(folder / "rotated.tiff", "TIFF", tiffinfo={274: 6}, compression="tiff_lzw")
+    rgba = [image.convert("RGBA") for image in images]
+    for image in rgba:
+        image.putalpha(128)
+    rgba[0].save(folder / "alpha.avif", "AVIF")
+    rgba[0].save(folder / "moving.png", "PNG", save_all=True, append_images=rgba[1:4], duration=[100, 2000, 100, 100])
     for name, form in IMAGES.items():
         more = {"save_all": True, "append_images": images[1:4]} if form in ("GIF", "WEBP") else {}
         images[0].save(folder / name, form, **more)
     return sorted(folder.iterdir())
+
+
+def write_odd_clips(folder: Path, frames: list[np.ndarray]) -> None:
+    """Write clips with unusual times or layouts: a variable rate, a jumping clock, fragments, JPEG images in a row."""
+    steady = [n * 100 for n in range(len(frames))]
+    for name, times_ms, options in (
+        ("late.mp4", [*steady[:-2], 30_500, 30_540], {}),
+        ("slides.mkv", [0, 14_000, 21_000], {}),
+        ("jump.mkv", [*steady[:-1], 95_443_000], {}),
+        ("fragments.mp4", steady, {"movflags": "frag_keyframe+empty_moov"}),
+        ("faststart.mp4", steady, {"movflags": "faststart"}),
+    ):
+        with av.open(str(folder / name), "w", options=options) as container:
+            stream = container.add_stream("libx264", rate=1000, options={"g": "4", "bf": "0"})
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+            stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
+            for pixels, time_ms in zip(frames, times_ms, strict=False):
+                frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+                frame.pts, frame.time_base = time_ms, Fraction(1, 1000)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+    with (folder / "camera.mjpeg").open("wb") as f:
+        for pixels in frames:
+            Image.fromarray(pixels).save(f, "JPEG")
 
 
 def flip(data: bytearray, others: list[bytes], chance: random.Random) -> bytearray:
@@ -186,7 +223,8 @@ def through(folder: Path, timeout_s: float) -> Counter[str]:
         raise RuntimeError(f"{len(files)} files, {len(found.items)} found and {len(found.ignored)} excluded")
     ends = Counter(f"excluded: {out.reason}" for out in found.ignored)
     rule = SamplingSpec()
-    jobs = (DecodeJob(path=item.path, segments=None, sampling=rule) for item in found.items)
+    lengths_s = (None, WINDOW_S)
+    jobs = (DecodeJob(item.path, lengths_s[n % 2], rule) for n, item in enumerate(found.items))
     finished = set()
     with DecodePool(n_workers=os.cpu_count() or 1, timeout_s=timeout_s, memory_bytes=2 << 30) as pool:
         for _ in pool.map_unordered(probe, [item.path for item in found.items]):
@@ -196,12 +234,17 @@ def through(folder: Path, timeout_s: float) -> Counter[str]:
             ends[f"failed: {result.kind}" if isinstance(result, MediaError) else "decoded"] += 1
             if isinstance(result, MediaError) and not result.what:
                 raise RuntimeError(f"{job.path}: an error without a sentence")
+            if not isinstance(result, MediaError):
+                ends["with notes"] += bool(result.facts.notes)
+                bounds = [(one.start_s, one.end_s) for one in result.segments]
+                if bounds[0][0] != 0 or any(a[1] != b[0] for a, b in pairwise(bounds)):
+                    raise RuntimeError(f"{job.path}: the windows leave gaps or overlap: {bounds[:9]}")
     if finished != {item.path for item in found.items}:
         raise RuntimeError(f"{len(found.items)} files, {len(finished)} results")
     return ends
 
 
-def fuzz(count: int, seed: int, timeout_s: float, keep: Path) -> tuple[Counter[str], list[str]]:
+def fuzz(count: int, seed: int, timeout_s: float, keep: Path, more: Path | None) -> tuple[Counter[str], list[str]]:
     """Run all mutants in batches, each in a separate process.
 
     Returns:
@@ -211,6 +254,7 @@ def fuzz(count: int, seed: int, timeout_s: float, keep: Path) -> tuple[Counter[s
     broken = []
     with tempfile.TemporaryDirectory(prefix="vidqa-fuzz-") as home:
         originals = make_originals(Path(home) / "intact")
+        originals += sorted(path for path in more.iterdir() if path.is_file()) if more else []
         for first in range(0, count, BATCH):
             folder = Path(home) / f"batch{first}"
             mutants(originals, seed, first, min(BATCH, count - first), folder)
@@ -239,19 +283,20 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="random seed [0]")
     parser.add_argument("--timeout", type=float, default=20.0, help="seconds per file [20]")
     parser.add_argument("--keep", type=Path, default=Path("fuzz_found"), help="folder for failing batches [fuzz_found]")
+    parser.add_argument("--originals", type=Path, metavar="DIR", help="also damage the files of this folder")
     parser.add_argument("--through", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.through:
         print(json.dumps(through(args.through, args.timeout)))
         return
     start = time.monotonic()
-    ends, broken = fuzz(args.count, args.seed, args.timeout, args.keep)
+    ends, broken = fuzz(args.count, args.seed, args.timeout, args.keep, args.originals)
     for end, number in ends.most_common():
         print(f"{number:>7} {end}")
     print("\n".join(broken))
     wall_s = round(time.monotonic() - start, 1)
     print(json.dumps({"fuzz": "media", "count": args.count, "seed": args.seed, "wall_s": wall_s, "ends": ends}))
-    if broken or sum(ends.values()) != args.count:
+    if broken or ends.total() - ends["with notes"] != args.count:
         sys.exit(1)
 
 

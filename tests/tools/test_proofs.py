@@ -35,5 +35,5 @@ def test_killed_runs_lose_no_rows(tiny_bundle: Path, tmp_path: Path) -> None:
 def test_damaged_media_are_all_accounted_for(tmp_path: Path) -> None:
     found = run_proof("fuzz_media.py", "--count", 60 * FACTOR, "--seed", 1, cwd=tmp_path)
     ends = found["ends"]
-    assert isinstance(ends, dict) and sum(ends.values()) == 60 * FACTOR
+    assert isinstance(ends, dict) and sum(ends.values()) - ends["with notes"] == 60 * FACTOR
     assert ends["decoded"] > 0 and any(end.startswith("failed") for end in ends)
