@@ -10,7 +10,7 @@ import pytest
 
 from tests.media.numbered_videos import make_frame, read_numbers, write_video
 from vidqa.errors import MediaError
-from vidqa.media.container import as_fraction, open_video, pixel_aspect
+from vidqa.media.container import as_fraction, open_video, pixel_aspect, read_packets
 from vidqa.media.decode import open_reader
 
 pytestmark = pytest.mark.smoke
@@ -111,3 +111,29 @@ def test_a_file_with_nothing_but_a_cover_image(tmp_path: Path) -> None:
     with pytest.raises(MediaError, match="no video stream, only cover image") as caught, open_video(str(path)):
         pass
     assert caught.value.kind == "no_video"
+
+
+def test_streams_that_begin_in_the_middle_do_not_matter(tmp_path: Path) -> None:
+    """As in a recording of television, where the next programme has sound."""
+    first = write_video(tmp_path / "a.ts", n=200)
+    second = tmp_path / "b.ts"
+    with av.open(str(first)) as source, av.open(str(second), "w", format="mpegts") as container:
+        video = container.add_stream_from_template(source.streams.video[0])
+        audio = container.add_stream("mp2", rate=48000)
+        packets = [packet for packet in source.demux(video=0) if packet.size]
+        for packet in packets:
+            packet.stream = video
+            packet.pts, packet.dts = packet.pts + 1_800_000, packet.dts + 1_800_000
+            container.mux(packet)
+        for n in range(100):
+            frame = av.AudioFrame("s16", "stereo", 1152)
+            frame.sample_rate, frame.pts, frame.time_base = 48000, n * 1152, Fraction(1, 48000)
+            container.mux(audio.encode(frame))
+        container.mux(audio.encode())
+    joined = tmp_path / "joined.ts"
+    null_packets = (b"\x47\x1f\xff\x10" + bytes(184)) * 40_000  # more than FFmpeg reads of the start and the end
+    joined.write_bytes(first.read_bytes() + null_packets + second.read_bytes() + null_packets + first.read_bytes())
+    with open_video(str(joined)) as opened:
+        n_packets = sum(packet.size > 0 for packet in read_packets(opened))
+        assert len(opened.container.streams) == 1  # as found at the start
+        assert n_packets == 600

@@ -7,11 +7,14 @@ import os
 import struct
 import weakref
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numbered_videos import make_frame, read_numbers, write_video
 
 from vidqa.errors import MediaError
@@ -24,7 +27,8 @@ from vidqa.media.container import OpenVideo, open_video, read_packets
 from vidqa.media.decode import decode, decode_parts, join_parts, open_reader
 from vidqa.media.frame_index.frame_index import IndexMismatchError
 from vidqa.media.probe import probe
-from vidqa.records import FrameBatch, SamplingSpec
+from vidqa.media.segments import find_pauses, plan_segments
+from vidqa.records import FrameBatch, MediaFacts, SamplingSpec
 
 pytestmark = pytest.mark.smoke
 
@@ -364,3 +368,28 @@ def test_parts_are_yielded_one_by_one_and_a_mismatch_repeats_none(clip: Path, mo
         assert np.array_equal(a.frames.pixels, b.frames.pixels) and a.end_s == b.end_s  # type: ignore[union-attr]
     (nothing,) = decode_parts(str(clip), 1.0, skip=whole.planned)
     assert nothing.segments == () and nothing.is_last and len(nothing.planned) == 4
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    first=st.lists(st.integers(0, 400), min_size=1, max_size=12),
+    second=st.lists(st.integers(0, 400), min_size=1, max_size=12),
+    n_done=st.integers(0, 40),
+    length_s=st.sampled_from([0.3, 1.0, 2.5]),
+)
+def test_a_second_plan_continues_the_first(first: list[int], second: list[int], n_done: int, length_s: float) -> None:
+    """Whatever times of frames are found when a file is read again, its windows follow those that are done."""
+
+    def facts(tenths: list[int]) -> MediaFacts:
+        pts_s = np.array(sorted({0, *tenths})) / 10
+        return MediaFacts(
+            "video", "h264", 64, 48, float(pts_s[-1]) + 0.1, 10.0, last_frame_s=float(pts_s[-1]),
+            pauses=find_pauses(pts_s),
+        )  # fmt: skip
+
+    done = plan_segments(facts(first), length_s)[:n_done]
+    decoded_s = (done[-1].end_s or 0.0) if done else 0.0
+    planned = plan_segments(decode_module._continued(facts(first), facts(second), decoded_s), length_s)
+    assert planned[: len(done)] == done
+    assert planned[0].start_s == 0 and all(a.end_s == b.start_s for a, b in pairwise(planned))
+    assert planned[-1].end_s is not None and planned[-1].end_s > max(0, *second) / 10

@@ -217,6 +217,8 @@ def read_packets(video: OpenVideo) -> Iterator[Packet]:
             n_empty += 1
             if n_empty > _MAX_EMPTY_READS:
                 raise
+        except IndexError:  # at the end PyAV flushes all streams, but does not know those that began after the start
+            return
 
 
 def decode_first_frame(video: OpenVideo, on_packet: Callable[[Packet], None] | None = None) -> VideoFrame:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from itertools import takewhile
 from typing import Literal, Protocol
 
 import numpy as np
@@ -141,24 +142,27 @@ def decode_parts(
     started = time.perf_counter()
     sampling = video or SamplingSpec()
     done = set(skip)
-    decoded_s = 0.0  # end of the windows that an earlier attempt has decoded
+    has_windows = not isinstance(segments, tuple)
+    earlier: MediaFacts | None = None  # facts of the attempt before, whose windows up to `decoded_s` are done
+    decoded_s = 0.0
 
     def attempt(name: Backend, index_source: IndexSource) -> Iterator[DecodedMedia]:
-        nonlocal started, decoded_s
+        nonlocal started, earlier, decoded_s
         with open_reader(path, name, index_source=index_source) as reader:
-            facts = _with_pauses_after(reader.facts, decoded_s)
+            earlier = facts = _continued(earlier, reader.facts, decoded_s) if earlier else reader.facts
             planned = plan_segments(facts, segments)
+            if has_windows:
+                decoded_s = max((s.end_s or 0.0 for s in takewhile(done.__contains__, planned)), default=0.0)
             n_left = sum(segment not in done for segment in planned)
             part = DecodedMedia(facts, (), reader.backend, time.perf_counter() - started, planned)
             if not n_left:  # an earlier attempt decoded all segments of this plan
                 yield part
-            has_windows = not isinstance(segments, tuple)
             for segment in _decode_segments(reader, planned, has_windows, image, sampling, transform, done):
                 n_left -= 1
                 seconds = time.perf_counter() - started
                 done.add(segment.segment)
                 if has_windows:
-                    decoded_s = segment.segment.end_s or 0.0
+                    decoded_s = segment.segment.end_s or 0.0  # the segments are in playing order
                 yield replace(part, segments=(segment,), seconds=seconds, is_last=not n_left)
                 started = time.perf_counter()
 
@@ -183,15 +187,24 @@ def decode_parts(
         raise MediaError("unreadable", f"{display_path(path)}: decoding does not return the same frames twice") from e
 
 
-def _with_pauses_after(facts: MediaFacts, decoded_s: float) -> MediaFacts:
-    """Return facts whose plan contains all windows up to `decoded_s`, which were decoded before damage was found.
+def _continued(earlier: MediaFacts, facts: MediaFacts, decoded_s: float) -> MediaFacts:
+    """Return facts whose plan has the same windows as an earlier plan up to `decoded_s`, and its own windows after it.
 
-    Otherwise the last of these windows would be joined with those that have no intact frame.
+    Damage may be found after some windows were decoded. Without this, a new plan could overlap them or leave a gap.
+
+    Args:
+        earlier: facts of the earlier plan.
+        facts: facts of the file as it is read now.
+        decoded_s: end of the last window that was decoded in the earlier plan, in seconds; 0 if there is none.
     """
-    if not 0 < decoded_s < (facts.duration_s or 0.0):
+    if not decoded_s:
         return facts
-    pauses = tuple((decoded_s if a < decoded_s < b else a, b) for a, b in facts.pauses)
-    return replace(facts, pauses=pauses, last_frame_s=max(facts.last_frame_s or 0.0, decoded_s))
+    before = [(a, min(b, decoded_s)) for a, b in earlier.pauses if a < decoded_s]
+    after = [(max(a, decoded_s), b) for a, b in facts.pauses if b > decoded_s]
+    last_frame_s = facts.duration_s or 0.0 if facts.last_frame_s is None else facts.last_frame_s
+    if last_frame_s < decoded_s:  # nothing is left: the windows end at `decoded_s`
+        after, last_frame_s = [], decoded_s - 2 * BOUNDARY_TOLERANCE_S
+    return replace(facts, pauses=(*before, *after), last_frame_s=last_frame_s)
 
 
 def _decode_segments(

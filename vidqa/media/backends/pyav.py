@@ -106,7 +106,7 @@ class PyavReader:
             raise
         self.facts = facts_from_index(self.video, self._header, self.index)
         if self.facts.kind == "video":
-            readable_s = builder.duration_s() if self.index.by_order else self.index.duration_s
+            readable_s = (builder.duration_s() if self.index.by_order else 0.0) or self.index.duration_s
             notes = completeness_notes(self.video, self.index, readable_s)
             self.facts = replace(self.facts, notes=(*self.facts.notes, *notes))
         self.pts_s = self.index.pts_s

@@ -208,7 +208,7 @@ class PacketIndexBuilder:
             return index.duration_s
         frame_s = float(self.frame_s or 1 / DEFAULT_RATE)
         times = self.clock(self.dts)
-        if len(times) == self.n_shown and (np.diff(times) >= 0).all():
+        if len(times) and len(times) == self.n_shown and (np.diff(times) >= 0).all():
             return float(int(times[-1] - times[0]) * self.time_base) + frame_s
         return self.n_shown * frame_s
 
