@@ -137,3 +137,31 @@ def test_streams_that_begin_in_the_middle_do_not_matter(tmp_path: Path) -> None:
         n_packets = sum(packet.size > 0 for packet in read_packets(opened))
         assert len(opened.container.streams) == 1  # as found at the start
         assert n_packets == 600
+
+
+@pytest.mark.parametrize("rate", [5, 30, Fraction(30000, 1001)])
+@pytest.mark.parametrize(
+    ("suffix", "codec", "options"),
+    [
+        ("h264", "libx264", {}),
+        ("h264", "libx264", {"bf": "0"}),
+        ("h264", "libx264", {"x264-params": "interlaced=1"}),
+        ("hevc", "libx265", {"x265-params": "log-level=none"}),
+        ("m2v", "mpeg2video", {}),
+        ("m4v", "mpeg4", {}),
+    ],
+)
+def test_raw_streams_have_the_rate_that_they_state(
+    suffix: str, codec: str, options: dict[str, str], rate: int | Fraction, tmp_path: Path
+) -> None:
+    path = tmp_path / f"a.{suffix}"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate, options=options)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for i in range(20):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(make_frame(i), format="rgb24")))
+        container.mux(stream.encode())
+    with open_reader(str(path)) as reader:
+        assert reader.facts.fps == pytest.approx(float(rate), rel=0.001)
+        assert reader.facts.duration_s == pytest.approx(float(20 / rate), rel=0.001)
+        assert read_numbers(list(reader.frames([0, 7, 19]))) == [0, 7, 19]

@@ -46,6 +46,8 @@ _DEMUXERS = (
 )
 #: Formats that FFmpeg does not always recognize: streams of JPEG images.
 _JPEG_STREAMS = ("mjpeg", "mpjpeg")
+#: Streams without a container and without timestamps, which state their frame rate themselves, or not at all.
+_RAW_STREAMS = ("h264", "hevc", "vvc")
 #: Decoders that keep the alpha channel, by codec.
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 #: Codecs of cover images and thumbnails. Cameras use some of them for video as well.
@@ -89,8 +91,12 @@ class OpenVideo:
 
     @property
     def average_rate(self) -> Fraction | None:
-        """Average frame rate according to the header, in frames per second; None if unknown."""
-        return as_fraction(self.stream.average_rate)
+        """Average frame rate according to the header, in frames per second; None if unknown.
+
+        FFmpeg takes 25 for raw streams, whose container states none; the rate inside the stream is better.
+        """
+        is_raw = self.demuxer in _RAW_STREAMS
+        return as_fraction(self.stream.guessed_rate if is_raw else self.stream.average_rate)
 
 
 @contextmanager
@@ -182,7 +188,9 @@ def select_video_stream(path: str, container: InputContainer) -> VideoStream:
         raise MediaError("no_video", f"{display_path(path)}: no video stream, only {kinds}")
     stream = min(shown, key=_preference)
     if stream.codec_context is None:
-        raise MediaError("unsupported", f"{display_path(path)}: no decoder for stream {stream.index}")
+        raise MediaError(
+            "unsupported", f"{display_path(path)}: no decoder for stream {stream.index}, or it is encrypted"
+        )
     return stream
 
 
