@@ -1,16 +1,17 @@
-"""Write examples/clips: ten clips and two images of the demo world, each with its true caption.
+"""Write examples/clips: ten clips and two images of the demo world, each with its true caption; and copy three of them.
 
     python tools/make_examples.py --model demo
 
 None of the scenes was in the training data. Clips are chosen for a variety of motions and, with --model, from those
 that the model describes correctly: they show what vidqa does, not how often the demo model is right
-(docs/demo_model.md).
+(docs/demo_model.md). The package itself contains the copies, for `vidqa examples`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -27,6 +28,9 @@ from vidqa.pipeline.run.run_options import RunOptions
 
 FIRST_SEED = 90_000_000
 N_CLIPS, N_IMAGES = 10, 2
+ROOT = Path(__file__).parent.parent
+#: Clips that the package contains.
+PACKAGED = ("clip01.mp4", "clip05.mp4", "clip06.mp4")
 
 
 def choose(is_right: Callable[[Scene], bool]) -> list[Scene]:
@@ -67,7 +71,7 @@ def judge(model: str | None) -> Callable[[Scene], bool]:
 def main() -> None:
     """Write the media and captions.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = Path(__file__).parent.parent / "examples" / "clips"
+    default = ROOT / "examples" / "clips"
     parser.add_argument("--out", type=Path, default=default, help="folder to write (default: examples/clips)")
     parser.add_argument("--model", help="keep only scenes that this model (a name or a folder) describes correctly")
     args = parser.parse_args()
@@ -91,6 +95,9 @@ def main() -> None:
         )
     records.sort(key=lambda r: str(r["file"]))
     (args.out / "captions.json").write_text(json.dumps(records, indent=1) + "\n")
+    if args.out == default:
+        for name in PACKAGED:
+            shutil.copyfile(default / name, ROOT / "vidqa" / "examples" / name)
 
 
 if __name__ == "__main__":

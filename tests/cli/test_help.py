@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -74,7 +75,7 @@ def commands() -> Iterator[tuple[str, click.Command]]:
 
 def test_commands_of_groups_have_an_example() -> None:
     found = dict(commands())
-    assert len(found) == 18
+    assert len(found) == 21
     assert [name for name, one in found.items() if f"vidqa {name}" not in (one.help or "")] == []
 
 
@@ -86,6 +87,23 @@ def test_options_without_a_setting() -> None:
     for name, command in commands():
         options = {p.name for p in command.params if isinstance(p, click.Option)}
         assert options == set(OPTIONS[name]) | only_flags.get(name, set()), name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["descibe"], "describe"),
+        (["models", "shwo"], "show"),
+        (["cache", "stat"], "stats"),
+        (["ask", "a.mp4", "What?", "--modle", "x"], "--model"),
+        (["describe", "clips", "--out", "t.csv", "--questions", "captoin"], "caption"),
+    ],
+)
+def test_misspelled_names_get_a_suggestion(
+    arguments: list[str], meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments) == 2
+    assert re.search(f"[Dd]id you mean ['`]{meant}['`]", capsys.readouterr().err)
 
 
 def test_version() -> None:

@@ -85,7 +85,7 @@ def test_every_option_has_a_variable(tmp_path: Path) -> None:
     for command, options in OPTIONS.items():
         found: Any = settings
         for word in command.split():
-            found = found[word]
+            found = found.get(word, {})
         assert set(found) == set(options)
     assert settings["describe"]["max_new_tokens"] == 3 and settings["describe"]["verbose"] is True
     assert settings["describe"]["cache_dir"] == "c" and settings["ask"]["batch_size"] == 4

@@ -3,6 +3,7 @@
 main.py        finds and runs a command, turns errors into exit codes
 commands/      one module per command, without logic of its own
 options.py     options that several commands share
+name_completion.py  names that a shell completes: models, question sets
 context.py     option values -> model, options and reporter of a run
 run_scope.py   signals, event log and metrics around a long command
 output.py      results as tables or JSON

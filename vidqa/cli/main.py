@@ -35,7 +35,13 @@ COMMANDS: dict[str, str] = {
     "cache": "vidqa.cli.commands.cache",
     "bench": "vidqa.cli.commands.bench",
     "doctor": "vidqa.cli.commands.doctor",
+    "examples": "vidqa.cli.commands.examples",
+    "config": "vidqa.cli.commands.config",
+    "completion": "vidqa.cli.commands.completion",
 }
+
+#: Set by the completion scripts of shells: which words to complete is in other variables.
+COMPLETE_VARIABLE = "_VIDQA_COMPLETE"
 
 
 class Terminated(KeyboardInterrupt):
@@ -79,11 +85,15 @@ class LazyGroup(click.Group):
         Raises:
             UsageError: the settings are invalid. Help is shown all the same.
         """
-        if not {"-h", "--help"} & set(args):
+        has_settings = args[0] != "completion" and not ctx.resilient_parsing  # a shell asks for completions
+        if has_settings and not {"-h", "--help"} & set(args):
             from vidqa.config import load_settings
 
             ctx.default_map = load_settings()
-        return super().resolve_command(ctx, args)
+        try:
+            return super().resolve_command(ctx, args)
+        except click.NoSuchCommand as error:  # click itself does not list commands that are imported on demand
+            raise click.NoSuchCommand(error.command_name, possibilities=COMMANDS, ctx=ctx) from error
 
 
 @click.group(
@@ -98,8 +108,9 @@ def group() -> None:
 
     \b
     Examples:
-      vidqa describe examples/clips --out captions.parquet
-      vidqa ask clip.mp4 "What happens?"
+      vidqa examples clips
+      vidqa describe clips --out captions.parquet
+      vidqa ask clips/clip01.mp4 "What happens?"
 
     Results are printed to stdout, progress and messages to stderr. Most options can also be set in vidqa.toml, or as
     variables such as VIDQA_BATCH_SIZE. The command line overrides variables, and variables override vidqa.toml.
@@ -153,7 +164,8 @@ def entry() -> NoReturn:
     if [argument for argument in sys.argv[1:] if not argument.startswith("-")][:2] != ["models", "pull"]:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    code = run()
+    instruction = os.environ.get(COMPLETE_VARIABLE)
+    code = _complete(instruction) if instruction else run()
     try:
         sys.stdout.flush()
     except OSError:  # already reported, and Python would report it again
@@ -164,6 +176,12 @@ def entry() -> NoReturn:
         if any(thread.name in WORK_THREADS for thread in threading.enumerate()):
             os._exit(code)  # they compute for too long, and must not outlive the libraries that they use
     sys.exit(code)
+
+
+def _complete(instruction: str) -> int:
+    from click.shell_completion import shell_complete
+
+    return shell_complete(group, {}, "vidqa", COMPLETE_VARIABLE, instruction)
 
 
 def _open_streams() -> None:

@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import click
 
+from vidqa.cli.name_completion import devices, model_names
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 #: Context settings of every command: `-h` works, and lines are wide enough for the table of options.
@@ -84,11 +86,13 @@ model_options = combine(
     click.option(
         "--model",
         metavar="NAME|DIR",
+        shell_complete=model_names,
         help="Model to use: an included or downloaded model, or a model folder. [default: demo]",
     ),
     click.option(
         "--device",
         metavar="DEVICE",
+        shell_complete=devices,
         help="auto, cpu, cuda, cuda:N, or map: distribute the language model over all devices. [default: auto]",
     ),
 )
@@ -109,7 +113,10 @@ precision_options = combine(
 )
 
 cache_option = click.option(
-    "--cache-dir", metavar="DIR", help="Folder of the feature cache. [default: the user's cache folder]"
+    "--cache-dir",
+    metavar="DIR",
+    type=click.Path(),
+    help="Folder of the feature cache. [default: the user's cache folder]",
 )
 
 output_options = combine(
@@ -129,7 +136,7 @@ strict_option = click.option(
     "--strict",
     is_flag=True,
     help="Treat files with problems, such as a half-finished upload, as failed instead of describing what could be "
-    "read. Example: vidqa describe /archive --out t.parquet --strict",
+    "read. Example: vidqa describe clips --out t.parquet --strict",
 )
 
 timeout_option = click.option(

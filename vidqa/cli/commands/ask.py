@@ -63,10 +63,10 @@ def command(media: str, questions: tuple[str, ...], out: str | None, more_media:
 
     \b
     Examples:
-      vidqa ask clip.mp4 "What happens?"
-      vidqa ask clip.mp4 "What color is the car?" "How many people are there?"
-      vidqa ask clips/ "Is there a dog?" --json
-      vidqa ask before.png --with after.png --with clip.mp4 "What has changed?"
+      vidqa ask clips/clip01.mp4 "What happens?"
+      vidqa ask clips/clip01.mp4 "What happens?" "How many objects are there?"
+      vidqa ask clips "Is there a star?" --json
+      vidqa ask clips/clip05.mp4 --with clips/clip06.mp4 "What differs between the videos?"
     """
     from vidqa.cli.context import CliContext
     from vidqa.pipeline.ask import ask_to_table, ask_with_summary

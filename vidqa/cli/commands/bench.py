@@ -38,7 +38,7 @@ def command(paths: tuple[str, ...], **flags: Any) -> int:
     \b
     Examples:
       vidqa bench
-      vidqa bench /archive/some_clips --model /models/video-llava-7b --json
+      vidqa bench clips --seconds 1 --json
     """
     from vidqa.cli.context import CliContext
     from vidqa.pipeline.bench import BenchOptions, bench

@@ -50,9 +50,9 @@ def command(media: tuple[str, ...], **flags: Any) -> int:
 
     \b
     Examples:
-      vidqa chat clip.mp4
-      vidqa chat before.png after.png
-      printf 'What happens?\\nAnd then?\\n' | vidqa chat clip.mp4 --json
+      vidqa chat clips/clip01.mp4
+      vidqa chat clips/clip05.mp4 clips/clip06.mp4
+      printf 'What happens?\\nAnd then?\\n' | vidqa chat clips/clip01.mp4 --json
     """
     from vidqa.cli.context import CliContext
     from vidqa.pipeline.chat import chat

@@ -7,6 +7,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from vidqa.cli.name_completion import question_set_names
 from vidqa.cli.options import (
     HELP,
     cache_option,
@@ -36,6 +37,7 @@ from vidqa.errors import EXIT_OK, EXIT_PARTIAL
     "--questions",
     multiple=True,
     metavar="NAME|FILE",
+    shell_complete=question_set_names,
     help="Question set (caption, detail, scene or demo) or TOML file. May be repeated. [default: caption]",
 )
 @click.option(
@@ -81,11 +83,11 @@ def command(paths: tuple[str, ...], out: str, dry_run: bool, **flags: Any) -> in
 
     \b
     Examples:
-      vidqa describe examples/clips --out captions.parquet
-      vidqa describe /archive --out answers.csv --questions my_questions.toml --segment 30
-      vidqa describe /archive --out answers.csv --ask "What happens?" --ask "Is anybody there?"
-      vidqa describe /archive --out answers.csv --dry-run
-      vidqa describe /archive --out answers.csv --retry failed -q --log nightly.log --metrics vidqa.prom
+      vidqa describe clips --out captions.parquet
+      vidqa describe clips --out answers.csv --questions clips/questions.toml --segment 1
+      vidqa describe clips --out answers.csv --ask "What happens?" --ask "Is there a star?"
+      vidqa describe clips --out answers.csv --dry-run
+      vidqa describe clips --out answers.csv --retry failed -q --log nightly.log --metrics vidqa.prom
     """
     from vidqa.cli.context import CliContext
     from vidqa.pipeline.describe import describe

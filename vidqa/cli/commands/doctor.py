@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from vidqa.cli.name_completion import model_names
 from vidqa.cli.options import HELP, cache_option, output_options
 from vidqa.cli.output import as_json
 from vidqa.common.display import display_path
@@ -13,7 +14,7 @@ from vidqa.errors import EXIT_FAILED, EXIT_OK
 
 
 @click.command("doctor", context_settings=HELP, short_help="Check the installation, devices, cache and model.")
-@click.option("--model", metavar="NAME|DIR", help="Model to check. [default: demo]")
+@click.option("--model", metavar="NAME|DIR", shell_complete=model_names, help="Model to check. [default: demo]")
 @cache_option
 @output_options
 def command(**flags: Any) -> int:

@@ -21,7 +21,7 @@ def command(paths: tuple[str, ...], **flags: Any) -> int:
 
     \b
     Example:
-      vidqa encode /archive --segment 30
+      vidqa encode clips --segment 1
     """
     from vidqa.cli.context import CliContext
     from vidqa.pipeline.encode import encode

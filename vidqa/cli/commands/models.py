@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vidqa.cli.name_completion import model_names, published_names
 from vidqa.cli.options import HELP, combine, output_options
 from vidqa.cli.output import aligned
 from vidqa.cli.output import as_json as to_json
@@ -127,7 +128,7 @@ def _list_published(as_json: bool) -> int:
 
 
 @command.command("show", context_settings=HELP)
-@click.argument("model", metavar="NAME|DIR")
+@click.argument("model", metavar="NAME|DIR", shell_complete=model_names)
 @output_options
 def show(model: str, as_json: bool, **_flags: Any) -> int:
     """Print everything about a model.
@@ -190,7 +191,7 @@ def _card_lines(card: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 @command.command("verify", context_settings=HELP)
-@click.argument("model", metavar="NAME|DIR")
+@click.argument("model", metavar="NAME|DIR", shell_complete=model_names)
 @output_options
 def verify(model: str, as_json: bool, **_flags: Any) -> int:
     """Compare every file of a bundle with its digest. The exit code is 1 if one differs.
@@ -214,7 +215,7 @@ def verify(model: str, as_json: bool, **_flags: Any) -> int:
 
 
 @command.command("set-default", context_settings=HELP)
-@click.argument("model", metavar="NAME|DIR")
+@click.argument("model", metavar="NAME|DIR", shell_complete=model_names)
 @output_options
 def set_default(model: str, **flags: Any) -> int:
     """Make a model the default, in the user's vidqa.toml.
@@ -236,7 +237,7 @@ def set_default(model: str, **flags: Any) -> int:
 
 
 @command.command("rm", context_settings=HELP)
-@click.argument("model", metavar="NAME|DIR")
+@click.argument("model", metavar="NAME|DIR", shell_complete=model_names)
 @click.option("-y", "--yes", is_flag=True, help="Do not ask. Required if stdin is not a terminal.")
 @output_options
 def remove(model: str, yes: bool, **flags: Any) -> int:
@@ -332,7 +333,7 @@ def convert(parts: tuple[Path, ...], out: Path, towers: tuple[Path, ...], **flag
 
 
 @command.command("pull", context_settings=HELP)
-@click.argument("name")
+@click.argument("name", shell_complete=published_names)
 @click.option(
     "--out",
     metavar="BUNDLE",

@@ -47,9 +47,9 @@ def command(text: str, paths: tuple[str, ...], top: int | None, out: str | None,
 
     \b
     Examples:
-      vidqa search "a red circle moves left" clips/
-      vidqa search "a person opens a door" archive/ --segment 10 --top 50 --json
-      vidqa search "a dog" archive/ --out dogs.csv
+      vidqa search "a red cross" clips
+      vidqa search "a star moves to the right" clips --segment 1 --top 5 --json
+      vidqa search "a star" clips --out stars.csv
     """
     from vidqa.cli.context import CliContext
     from vidqa.pipeline.search import search

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vidqa.cli.name_completion import devices
 from vidqa.cli.options import HELP, cache_option, output_options
 from vidqa.errors import EXIT_FAILED, EXIT_OK
 
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
 @click.command("train", context_settings=HELP, short_help="Fine-tune a model on conversations about videos and images.")
 @click.argument("recipe", type=click.Path())
 @click.option(
-    "--out", metavar="DIR", help="Folder for the new model and the files of the run. [default: the name of the recipe]"
+    "--out",
+    metavar="DIR",
+    type=click.Path(),
+    help="Folder for the new model and the files of the run. [default: the name of the recipe]",
 )
 @click.option(
     "--encode",
@@ -40,7 +44,7 @@ if TYPE_CHECKING:
     metavar="PATH=VALUE",
     help="Override a setting of the recipe: stage.2.learning_rate=2e-5, data.NAME.weight=2. May be repeated.",
 )
-@click.option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N. [default: auto]")
+@click.option("--device", metavar="DEVICE", shell_complete=devices, help="auto, cpu, cuda or cuda:N. [default: auto]")
 @cache_option
 @output_options
 def command(recipe: str, **flags: Any) -> int:
@@ -48,11 +52,11 @@ def command(recipe: str, **flags: Any) -> int:
 
     \b
     Examples:
-      vidqa train examples/recipes/small.toml --check-data
-      vidqa train examples/recipes/small.toml --out finetuned
-      vidqa ask examples/clips/clip01.mp4 "What happens?" --model finetuned
-      vidqa train recipe.toml --set stage.2.learning_rate=1e-4 --set seed=1 --out lr1e-4-seed1
-      torchrun --nproc-per-node 8 --no-python vidqa train video_llava_stage2.toml --out finetuned
+      vidqa train clips/training/recipe.toml --check-data
+      vidqa train clips/training/recipe.toml --out finetuned
+      vidqa ask clips/clip01.mp4 "What happens?" --model finetuned
+      vidqa train clips/training/recipe.toml --set stage.2.learning_rate=1e-4 --set seed=1 --out lr1e-4-seed1
+      torchrun --nproc-per-node 2 --no-python vidqa train clips/training/recipe.toml --out two-processes
 
     The same command resumes an interrupted run. Ctrl-C and SIGTERM finish the current step and save a checkpoint
     first. See docs/training.md.
