@@ -183,8 +183,9 @@ def _open(path: str) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about large images (`MAX_PIXELS` is checked below) and damaged metadata
             image: Any = Image.open(path)
-    except Image.DecompressionBombError as e:
-        raise MediaError("too_large", f"{display_path(path)}: {e}") from e
+    except Image.DecompressionBombError as e:  # Pillow's own limit, which is higher
+        what = f"{display_path(path)}: the image exceeds the limit of {MAX_PIXELS} pixels"
+        raise MediaError("too_large", what) from e
     except UnidentifiedImageError as e:
         if sniff(read_head(path)).container == "avif" and not features.check("avif"):
             raise MediaError("unsupported", f"{display_path(path)}: this build of Pillow cannot read AVIF") from e
