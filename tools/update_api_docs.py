@@ -30,7 +30,7 @@ _TITLES = {"Args": "Arguments", "Returns": "Returns", "Yields": "Yields", "Raise
 _INTERNAL = {
     *("Summary.record_error", "Summary.record_notes", "Summary.close", "Summary.start_s"),
     *("Reporter.event", "Reporter.progress", "Reporter.advance", "Reporter.shows_bar", "Reporter.message_once"),
-    *("Reporter.stop", "Reporter.log", "Reporter.advance_file"),
+    *("Reporter.stop", "Reporter.log", "Reporter.advance_file", "Reporter.calling", "Reporter.on_progress"),
     *("LoadedModel.require_packages", "LoadedModel.history_key", "Precision.suffixes", "ChatSession.warm"),
 }
 _TYPES = """\

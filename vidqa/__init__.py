@@ -40,6 +40,7 @@ __all__ = [
     "LockedError",
     "MediaError",
     "Precision",
+    "Progress",
     "PromptTooLongError",
     "Question",
     "Reporter",
@@ -88,6 +89,7 @@ if TYPE_CHECKING:  # editors and type checkers do not evaluate __getattr__
     from vidqa.pipeline.convert_model import convert
     from vidqa.pipeline.describe import describe
     from vidqa.pipeline.encode import encode
+    from vidqa.pipeline.monitor.progress_display import Progress
     from vidqa.pipeline.monitor.reporter import Reporter
     from vidqa.pipeline.monitor.summary import Summary
     from vidqa.pipeline.run.loaded_model import LoadedModel, Precision, load_model
@@ -122,6 +124,7 @@ _EXPORTS = {
     "TrainSummary": "pipeline.train",
     "StageCheck": "pipeline.check_data",
     "Conversion": "conversion.convert",
+    "Progress": "pipeline.monitor.progress_display",
     "Reporter": "pipeline.monitor.reporter",
     "VidqaError": "errors",
     "UsageError": "errors",

@@ -69,7 +69,7 @@ def test_top_table_and_variable_in_this_order(tmp_path: Path) -> None:
 def test_every_option_has_a_variable(tmp_path: Path) -> None:
     right = {
         "out": "t.csv", "questions": "caption", "ask": "Why?", "max_new_tokens": "3", "retry": "failed",
-        "segment": "whole",
+        "segment": "whole", "progress": "lines",
         "batch_size": "4", "timeout": "1.5", "model": "demo", "device": "cpu", "cache_dir": "c", "max_size": "1GB",
         "older_than": "3d", "top": "5", "log": "a.log", "metrics": "a.prom", "dtype": "float16", "compat": "original",
         "quantize": "4bit", "encode": "on-the-fly", "resume": "never", "seconds": "2", "n_questions": "4",

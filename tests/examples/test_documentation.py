@@ -45,7 +45,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         ("README.md", 4, 1),
         ("docs/quickstart.md", 6, 1),
-        ("docs/python_api.md", 0, 3),
+        ("docs/python_api.md", 0, 4),
         ("examples/README.md", 2, 0),
         ("docs/demo_model.md", 3, 0),
     ],
@@ -68,6 +68,24 @@ def test_code_blocks_run(page, n_commands, n_scripts, folder, monkeypatch, capsy
                     assert run(shlex.split(command)[1:]) == 0, command
                     commands += 1
     assert commands >= n_commands and scripts >= n_scripts
+
+
+@pytest.mark.slow
+@needs_demo
+def test_the_notebook_runs(folder, capsys):
+    source = (ROOT / "examples" / "archive_notebook.py").read_text(encoding="utf-8")
+    shown: dict[str, object] = {"__name__": "__main__"}
+    for cell in re.split(r"^# %%.*\n", source, flags=re.M):  # one after another, as a notebook runs them
+        exec(compile(cell, "archive_notebook.py", "exec"), shown)
+    out = capsys.readouterr().out
+    for expected in (
+        "answer: 12 of 12 files, 0 failed",
+        "24 new rows",
+        "True <Summary: answers.parquet: 0 new rows, 24",
+    ):
+        assert expected in out, out
+    assert "SearchHit(rank=1" in out and "did you mean `caption`?" in out
+    assert not Path(str(shown["out"])).exists()
 
 
 @pytest.mark.slow

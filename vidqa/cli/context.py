@@ -34,7 +34,8 @@ class CliContext:
     def __init__(self, flags: Mapping[str, Any]) -> None:
         self._flags = flags
         self.as_json = bool(flags.get("as_json"))
-        self.reporter = Reporter(level=0 if flags.get("quiet") else 2 if flags.get("verbose") else 1)
+        level = 0 if flags.get("quiet") else 2 if flags.get("verbose") else 1
+        self.reporter = Reporter(level, style=flags.get("progress") or "auto")
         _route_warnings(self.reporter)
 
     @property

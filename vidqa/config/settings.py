@@ -91,6 +91,7 @@ TEXTS = OptionType("a list of questions", _is_texts, lambda text: [line for line
 ENCODE = OptionType('"cache" or "on-the-fly"', lambda v: v in ("cache", "on-the-fly"))
 RESUME = OptionType('"auto" or "never"', lambda v: v in ("auto", "never"))
 RETRY = OptionType('"failed" or "all"', lambda v: v in ("failed", "all"))
+PROGRESS = OptionType("auto, bar, lines or none", lambda v: v in ("auto", "bar", "lines", "none"))
 COMPAT = OptionType('"fixed" or "original"', lambda v: v in ("fixed", "original"))
 DTYPE = OptionType("float32, float16 or bfloat16", lambda v: v in ("float32", "float16", "bfloat16"))
 QUANTIZE = OptionType('"8bit" or "4bit"', lambda v: v in ("8bit", "4bit"))
@@ -105,14 +106,23 @@ OPTIONS: dict[str, dict[str, OptionType]] = {
     "describe": {
         **{"out": PATH, "questions": SETS, "ask": TEXTS, "max_new_tokens": COUNT, "retry": RETRY, "dry_run": FLAG},
         **{"prune_missing": FLAG, "spreadsheet": FLAG, "strict": FLAG, "log": PATH, "log_json": FLAG, "metrics": PATH},
+        "progress": PROGRESS,
         **_PRECISION,
         **_WORK,
     },
     "ask": {"out": PATH, "spreadsheet": FLAG, "strict": FLAG, "max_new_tokens": COUNT, **_PRECISION, **_WORK},
     "chat": {"max_new_tokens": COUNT, **_PRECISION, **_READ},
-    "search": {"out": PATH, "spreadsheet": FLAG, "top": COUNT, **_WORK},
-    "encode": {"strict": FLAG, **_WORK},
-    "train": {"out": PATH, "encode": ENCODE, "resume": RESUME, "check_data": FLAG, "device": TEXT, **_CACHE},
+    "search": {"out": PATH, "spreadsheet": FLAG, "top": COUNT, "progress": PROGRESS, **_WORK},
+    "encode": {"strict": FLAG, "progress": PROGRESS, **_WORK},
+    "train": {
+        "out": PATH,
+        "encode": ENCODE,
+        "resume": RESUME,
+        "check_data": FLAG,
+        "device": TEXT,
+        "progress": PROGRESS,
+        **_CACHE,
+    },
     "cache stats": _CACHE,
     "cache verify": {"delete": FLAG, **_CACHE},
     "cache prune": {"max_size": TEXT, "older_than": TEXT, "dry_run": FLAG, **_CACHE},

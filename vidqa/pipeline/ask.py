@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import groupby
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vidqa.errors import UsageError
 from vidqa.media.files import Paths, as_path_list
+from vidqa.pipeline.monitor.progress_display import Progress
 from vidqa.pipeline.monitor.reporter import QUIET, Reporter
 from vidqa.pipeline.monitor.summary import Summary
 from vidqa.pipeline.run.answer_stage import answer_items
@@ -29,6 +30,7 @@ def ask(
     model: LoadedModel | str = "demo",
     options: RunOptions | None = None,
     reporter: Reporter = QUIET,
+    progress: Callable[[Progress], object] | None = None,
 ) -> list[AnswerRow]:
     """Ask questions about one or several videos and images.
 
@@ -38,6 +40,7 @@ def ask(
         model: name or folder of a bundle, or an open model, which saves loading it for every call.
         options: of the run; None for the defaults.
         reporter: receives progress and messages.
+        progress: called with the progress while the run works; see `describe`.
 
     Returns:
         One row per file, question and segment, in this order: by file, then by question as given, then by time. A
@@ -49,7 +52,7 @@ def ask(
         UsageError: there is no question, or an invalid one.
         VidqaError: there is no media, or the model or the cache cannot be used.
     """
-    return ask_with_summary(media, *questions, model=model, options=options, reporter=reporter)[0]
+    return ask_with_summary(media, *questions, model=model, options=options, reporter=reporter, progress=progress)[0]
 
 
 def ask_with_summary(
@@ -58,6 +61,7 @@ def ask_with_summary(
     model: LoadedModel | str = "demo",
     options: RunOptions | None = None,
     reporter: Reporter = QUIET,
+    progress: Callable[[Progress], object] | None = None,
 ) -> tuple[list[AnswerRow], Summary]:
     """Ask questions as `ask` does.
 
@@ -67,6 +71,7 @@ def ask_with_summary(
         model: as for `ask`.
         options: as for `ask`.
         reporter: as for `ask`.
+        progress: as for `ask`.
 
     Returns:
         The rows, and counts of the run, among them the paths without media.
@@ -74,7 +79,8 @@ def ask_with_summary(
     Raises:
         VidqaError: as for `ask`.
     """
-    run = RunContext.create(model, options, reporter)
+    run = RunContext.create(model, options, reporter, progress)
+    reporter = run.reporter
     run.model.require_packages()
     question_list = as_questions(questions)
     items = find_media(run, as_path_list(media, "media")).items
@@ -82,7 +88,7 @@ def ask_with_summary(
     rows: list[AnswerRow] = []
     encoded = encode_files(run, items, pending, note_level=1)
     with (
-        reporter.progress(len(items), "file"),
+        reporter.progress(len(items), "file", phase="answer"),
         closing(answer_items(encoded, run.model, run.options, run.clock)) as finished,
     ):
         for answered in finished:
@@ -112,6 +118,7 @@ def ask_to_table(
     model: LoadedModel | str = "demo",
     options: RunOptions | None = None,
     reporter: Reporter = QUIET,
+    progress: Callable[[Progress], object] | None = None,
 ) -> Summary:
     """Ask questions as `ask` does, and write the rows into a table as `describe` does.
 
@@ -122,6 +129,7 @@ def ask_to_table(
         model: as for `ask`.
         options: as for `ask`.
         reporter: as for `ask`.
+        progress: as for `ask`.
 
     Returns:
         Counts of the run.
@@ -131,7 +139,15 @@ def ask_to_table(
     """
     from vidqa.pipeline.describe import describe  # imports polars, which answers on stdout do not need
 
-    return describe(media, out, questions=as_questions(questions), model=model, options=options, reporter=reporter)
+    return describe(
+        media,
+        out,
+        questions=as_questions(questions),
+        model=model,
+        options=options,
+        reporter=reporter,
+        progress=progress,
+    )
 
 
 def as_questions(texts: Sequence[str]) -> tuple[Question, ...]:

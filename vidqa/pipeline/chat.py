@@ -158,7 +158,7 @@ def features_of(run: RunContext, media: Sequence[str | Path]) -> tuple[Features,
     items = [_item(os.fspath(path)) for path in media]
     features: dict[str, Features] = {}
     with (
-        run.reporter.progress(len(items), "file"),
+        run.reporter.progress(len(items), "file", phase="encode"),
         closing(encode_files(run, items, every_file, note_level=1)) as encoded,
     ):
         for one in encoded:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from vidqa.common.file_lock import FileLock
 from vidqa.common.output_paths import check_output_parent
 from vidqa.errors import TableError, UsageError
 from vidqa.media.files import Paths, as_path_list
+from vidqa.pipeline.monitor.progress_display import Progress
 from vidqa.pipeline.monitor.reporter import QUIET, Reporter
 from vidqa.pipeline.monitor.summary import Summary
 from vidqa.pipeline.monitor.throughput_history import record_rates
@@ -44,6 +45,7 @@ def describe(
     model: LoadedModel | str = "demo",
     options: RunOptions | None = None,
     reporter: Reporter = QUIET,
+    progress: Callable[[Progress], object] | None = None,
 ) -> Summary:
     """Ask questions about every video and image, and write one row each into a table.
 
@@ -58,6 +60,9 @@ def describe(
         model: name or folder of a bundle, or an open model.
         options: of the run; None for the defaults.
         reporter: receives progress, messages and events.
+        progress: called in the calling thread with a `Progress`: at the start and end of each phase, and in between
+            when a file or a part of a long one is finished, at most twice a second. If it raises an exception, the run
+            stops, the finished rows are in the table, and the exception is raised here. The same call continues later.
 
     Returns:
         Counts of the run.
@@ -68,7 +73,8 @@ def describe(
         VidqaError: there is no media, or the model, the cache or the table cannot be used.
     """
     start = time.perf_counter()
-    run = RunContext.create(model, options, reporter)
+    run = RunContext.create(model, options, reporter, progress)
+    reporter = run.reporter
     run.model.require_packages()
     question_list = gather_questions(questions)
     _warn_about_types(question_list, reporter)
@@ -107,7 +113,7 @@ def describe(
 def _process(run: RunContext, items: Sequence[MediaItem], pending: PendingAnswers, bookkeeper: RunBookkeeper) -> None:
     """Take every file through all stages."""
     with (
-        run.reporter.progress(len(items), "file"),
+        run.reporter.progress(len(items), "file", phase="answer"),
         # After an error all threads must stop before the bookkeeper is closed: `closing` does not leave it to the
         # garbage collector.
         closing(answer_items(encode_files(run, items, pending), run.model, run.options, run.clock)) as rows,

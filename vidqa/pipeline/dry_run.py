@@ -136,7 +136,7 @@ def plan_run(
     plan = DryRunPlan(str(out), files=len(found.items), ignored=found.counts())
     plan.path_problems = run.summary.path_problems
     cache_dir = run.options.cache_dir
-    with closing(MediaIndex(cache_dir)) as index, reporter.progress(len(found.items), "file"):
+    with closing(MediaIndex(cache_dir)) as index, reporter.progress(len(found.items), "file", phase="read"):
         _Counter(plan, run, pending, index).count(found.items)
         if run.options.prune_missing:
             is_removed, is_replaced = removed_files(paths, found.problems), replaced_files(paths, index)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 
 from vidqa.media.files import Paths, as_path_list
+from vidqa.pipeline.monitor.progress_display import Progress
 from vidqa.pipeline.monitor.reporter import QUIET, Reporter
 from vidqa.pipeline.monitor.summary import Summary
 from vidqa.pipeline.monitor.throughput_history import record_rates
@@ -24,6 +26,7 @@ def encode(
     model: LoadedModel | str = "demo",
     options: RunOptions | None = None,
     reporter: Reporter = QUIET,
+    progress: Callable[[Progress], object] | None = None,
 ) -> Summary:
     """Decode and encode every video and image that the feature cache does not have.
 
@@ -32,6 +35,7 @@ def encode(
         model: name or folder of a bundle, or an open model.
         options: of the run; None for the defaults.
         reporter: receives progress, messages and events.
+        progress: called with the progress while the run works; see `describe`.
 
     Returns:
         Counts of the run.
@@ -41,12 +45,13 @@ def encode(
         VidqaError: there is no media, or the model or the cache cannot be used.
     """
     start = time.perf_counter()
-    run = RunContext.create(model, options, reporter)
+    run = RunContext.create(model, options, reporter, progress)
+    reporter = run.reporter
     items = find_media(run, as_path_list(paths)).items
     pending = partial(each_content_once, reporter=reporter)
     with (
         reporter.stop.deferred(),
-        reporter.progress(len(items), "file"),
+        reporter.progress(len(items), "file", phase="encode"),
         closing(encode_files(run, items, pending, failure_level=1)) as encoded,
     ):
         failed: set[str] = set()  # paths of files in progress

@@ -5,7 +5,7 @@ Embeddings come from the feature cache; files that are not cached are encoded fi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,6 +22,7 @@ from vidqa.common.display import message_without_path, plural
 from vidqa.errors import ItemError, UsageError
 from vidqa.media.files import Paths, as_path_list
 from vidqa.media.segments import plan_segments
+from vidqa.pipeline.monitor.progress_display import Progress
 from vidqa.pipeline.monitor.reporter import QUIET, Reporter
 from vidqa.pipeline.run.feature_stages import encode_files
 from vidqa.pipeline.run.loaded_model import LoadedModel
@@ -77,6 +78,7 @@ def search(
     model: LoadedModel | str = "demo",
     options: RunOptions | None = None,
     reporter: Reporter = QUIET,
+    progress: Callable[[Progress], object] | None = None,
 ) -> SearchResult:
     """Rank videos and images by how well they match a text.
 
@@ -87,6 +89,7 @@ def search(
         model: name or folder of a bundle, or an open model; it must have a text encoder.
         options: of the run; with `segment_s`, segments are ranked instead of files. None for the defaults.
         reporter: receives progress and messages.
+        progress: called with the progress while the run works; see `describe`.
 
     Returns:
         The hits, best first; equal scores in order of paths and time.
@@ -103,11 +106,12 @@ def search(
         raise TypeError(f"top must be an int or None, not {type_name(top)}")
     if top is not None and top < 1:
         raise UsageError(f"top must be at least 1, got {top}")
-    run = RunContext.create(model, options, reporter)
+    run = RunContext.create(model, options, reporter, progress)
+    reporter = run.reporter
     query = _normalized(run.model.text_encoder.encode([text]))[0]
     items = find_media(run, as_path_list(paths)).items
     embeddings = _Embeddings(run)
-    with reporter.progress(len(items), "file"), closing(embeddings):
+    with reporter.progress(len(items), "file", phase="search"), closing(embeddings):
         missing = [item for item in items if not embeddings.load(item)]
         embeddings.encode(missing)
     failed = tuple(embeddings.failed)

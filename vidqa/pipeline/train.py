@@ -7,7 +7,7 @@ all files and messages.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from vidqa.common.display import human_bytes
 from vidqa.common.file_lock import FileLock
 from vidqa.errors import UsageError
 from vidqa.model.bundle.bundle import BUNDLE_FILE, load_bundle
+from vidqa.pipeline.monitor.progress_display import Progress
 from vidqa.pipeline.monitor.reporter import QUIET, Reporter
 from vidqa.pipeline.run.loaded_model import LoadedModel
 from vidqa.pipeline.run.run_options import RunOptions
@@ -74,6 +75,7 @@ def train(
     options: RunOptions | None = None,
     overrides: Sequence[str] = (),
     reporter: Reporter = QUIET,
+    progress: Callable[[Progress], object] | None = None,
 ) -> TrainSummary | None:
     """Train a model.
 
@@ -86,6 +88,8 @@ def train(
         options: cache folder, time limit and batch size for encoding.
         overrides: `PATH=VALUE` settings that replace those of the recipe, such as `stage.2.learning_rate=2e-5`.
         reporter: receives progress and messages.
+        progress: called with the progress in the first process; see `describe`. If it raises an exception, the run ends
+            as after any other error: the same call continues from the last checkpoint.
 
     Returns:
         The summary; None in all processes except the first.
@@ -103,7 +107,7 @@ def train(
     target = Path(out or Path(recipe).stem)
     require_own_folder(target)
     init_process_group(device)
-    reporter = reporter if is_first() else Reporter(level=0, style="none", stop=reporter.stop)
+    reporter = reporter.calling(progress) if is_first() else Reporter(level=0, style="none", stop=reporter.stop)
     with FileLock(target) if is_first() else nullcontext():
         run = _Run(settings, Path(recipe), overrides, target, options or RunOptions(), reporter, device)
         with disk_full_as_train_error(target):
@@ -210,7 +214,7 @@ class _Run:
 
     def _media(self, corpora: Sequence[Corpus]) -> list[MediaRef]:
         """The media of all samples, each once; bad samples are rejected when training reaches them."""
-        with self.reporter.progress(sum(map(len, corpora)), "record"):
+        with self.reporter.progress(sum(map(len, corpora)), "record", phase="read"):
             stats = [corpus.token_stats(self.reporter.advance) for corpus in corpora]
         return list(dict.fromkeys(ref for one in stats for ref in one.media))
 

@@ -99,7 +99,7 @@ def fill_cache(refs: Iterable[MediaRef], model: LoadedModel, options: RunOptions
     by_path = {path: tuple(found) for path, found in segments.items()}
     pending = partial(every_file, segments=by_path, read_features=False)
     run = RunContext.create(model, options, reporter)
-    with reporter.progress(len(items), "file"), closing(encode_files(run, items, pending)) as encoded:
+    with reporter.progress(len(items), "file", phase="encode"), closing(encode_files(run, items, pending)) as encoded:
         for one in encoded:
             _record(one, features)
             share = len(one.segments) / (one.n_segments or 1)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import io
 import sys
+import threading
 import time
 
 import pytest
 
 from vidqa.pipeline.monitor import progress_display
 from vidqa.pipeline.monitor.event_log import EventLog
-from vidqa.pipeline.monitor.progress_display import ProgressBar, ProgressLines
+from vidqa.pipeline.monitor.progress_display import Progress, ProgressBar, ProgressLines
 from vidqa.pipeline.monitor.reporter import Reporter, StageClock
 
 
@@ -107,7 +108,7 @@ def test_no_lines(options, monkeypatch):
 
 def test_a_line_has_rate_and_time_left():
     lines = ProgressLines(9530, "file", 30, print)
-    start = lines._history[0][0]
+    start = lines.counter._history[0][0]
     lines.advance(120, 2)
     assert lines.line(start + 30) == "progress: 150 of 9,530 files (1.6%), 2 failed, 4.0/s, 39 min 5 s left"
     for n in range(1, 15):
@@ -156,3 +157,51 @@ def test_clock_finds_the_bottleneck(monkeypatch):
         raise KeyError
     assert clock.bottleneck() == "encode"
     assert (clock.seconds["encode"], clock.seconds["decode"], clock.seconds["write"]) == (6.0, 1.0, 0.0)
+
+
+def test_a_callback_gets_the_progress(monkeypatch):
+    monkeypatch.setattr(progress_display, "CALL_INTERVAL_S", 0.0)
+    seen: list[Progress] = []
+    reporter = Reporter(level=0).calling(seen.append)
+    with reporter.progress(4, "file", phase="answer"):
+        reporter.advance(failed=1)
+        reporter.advance(0.5)
+        thread = threading.Thread(target=reporter.advance)  # counted, but the callback is for this thread
+        thread.start()
+        thread.join()
+    assert [(p.phase, p.unit, p.total) for p in seen] == [("answer", "file", 4)] * 4
+    assert [(p.done, p.failed) for p in seen] == [(0, 0), (1, 1), (1.5, 1), (2.5, 1)]
+    assert (seen[0].rate, seen[0].seconds_left) == (None, None)
+    assert seen[-1].rate > 0 and seen[-1].seconds_left == pytest.approx(1.5 / seen[-1].rate)
+    with reporter.progress(None, "file", phase="scan"):
+        reporter.advance(7)
+    assert (seen[-1].phase, seen[-1].done, seen[-1].total, seen[-1].seconds_left) == ("scan", 7, None, None)
+
+
+def test_a_callback_is_not_called_too_often():
+    seen: list[Progress] = []
+    reporter = Reporter(level=0).calling(seen.append)
+    with reporter.progress(1000, "file"):
+        for _ in range(1000):
+            reporter.advance()
+    assert (seen[0].done, seen[-1].done) == (0, 1000) and len(seen) < 100
+
+
+def test_an_error_of_a_callback_is_raised_once(monkeypatch):
+    monkeypatch.setattr(progress_display, "CALL_INTERVAL_S", 0.0)
+    calls: list[float] = []
+
+    def call(progress: Progress) -> None:
+        calls.append(progress.done)
+        if progress.done == 1:
+            raise ZeroDivisionError
+
+    reporter = Reporter(level=0).calling(call)
+    with pytest.raises(ZeroDivisionError), reporter.progress(3, "file"):
+        try:
+            reporter.advance()
+        finally:
+            reporter.advance()
+    assert calls == [0, 1] and reporter._calls is None
+    with pytest.raises(TypeError, match="progress must be a function or None, not int"):
+        reporter.calling(5)

@@ -27,7 +27,7 @@ class InterruptAfter(Silent):
     def __init__(self, n_steps):
         self.remaining, self.messages, self.bars = n_steps, [], []
 
-    def progress(self, total, unit, done=0):
+    def progress(self, total, unit, done=0, *, phase):
         self.bars.append((total, unit, done))
         return super().progress(total, unit, done)
 

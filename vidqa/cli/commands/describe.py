@@ -15,6 +15,7 @@ from vidqa.cli.options import (
     model_options,
     output_options,
     precision_options,
+    progress_option,
     run_options,
     spreadsheet_option,
     strict_option,
@@ -74,6 +75,7 @@ from vidqa.errors import EXIT_OK, EXIT_PARTIAL
 @model_options
 @precision_options
 @cache_option
+@progress_option
 @output_options
 def command(paths: tuple[str, ...], out: str, dry_run: bool, **flags: Any) -> int:
     """Answer questions about every video and image in PATHS, and write one row each into TABLE.

@@ -6,7 +6,15 @@ from typing import Any
 
 import click
 
-from vidqa.cli.options import HELP, cache_option, model_options, output_options, run_options, strict_option
+from vidqa.cli.options import (
+    HELP,
+    cache_option,
+    model_options,
+    output_options,
+    progress_option,
+    run_options,
+    strict_option,
+)
 
 
 @click.command("encode", context_settings=HELP, short_help="Fill the feature cache without asking questions.")
@@ -15,6 +23,7 @@ from vidqa.cli.options import HELP, cache_option, model_options, output_options,
 @strict_option
 @model_options
 @cache_option
+@progress_option
 @output_options
 def command(paths: tuple[str, ...], **flags: Any) -> int:
     """Decode and encode every video and image in PATHS, so that later questions start from cached features.

@@ -326,7 +326,7 @@ def convert(parts: tuple[Path, ...], out: Path, towers: tuple[Path, ...], **flag
         context.reporter.advance(n)
         context.reporter.message(f"wrote {what}", level=2)
 
-    with context.reporter.progress(total, "B"):
+    with context.reporter.progress(total, "B", phase="convert"):
         made = convert_parts(parts, target, towers=towers, mode=mode, step=on_written)
     _print_conversion(made, context.as_json, context.reporter.message)
     return EXIT_OK

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vidqa.cli.options import HELP, cache_option, model_options, output_options, run_options, spreadsheet_option
+from vidqa.cli.options import (
+    HELP,
+    cache_option,
+    model_options,
+    output_options,
+    progress_option,
+    run_options,
+    spreadsheet_option,
+)
 from vidqa.cli.output import as_json
 from vidqa.common.display import display_path, plural
 from vidqa.errors import EXIT_OK, EXIT_PARTIAL, TableError, UsageError
@@ -38,6 +46,7 @@ DEFAULT_TOP = 10
 @run_options("each window is ranked separately")
 @model_options
 @cache_option
+@progress_option
 @output_options
 def command(text: str, paths: tuple[str, ...], top: int | None, out: str | None, **flags: Any) -> int:
     """Rank the videos and images in PATHS by how well they match TEXT. The score is a cosine similarity.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vidqa.cli.name_completion import devices
-from vidqa.cli.options import HELP, cache_option, output_options
+from vidqa.cli.options import HELP, cache_option, output_options, progress_option
 from vidqa.errors import EXIT_FAILED, EXIT_OK
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 )
 @click.option("--device", metavar="DEVICE", shell_complete=devices, help="auto, cpu, cuda or cuda:N. [default: auto]")
 @cache_option
+@progress_option
 @output_options
 def command(recipe: str, **flags: Any) -> int:
     """Fine-tune a model. RECIPE is a TOML file with the base model, the data, the stages and the output.

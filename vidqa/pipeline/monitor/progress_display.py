@@ -1,4 +1,4 @@
-"""Two ways to show progress on stderr: a bar for terminals, and a line every so often for log files."""
+"""Progress of a run as a value for programs, as a bar for terminals, and as a line every so often for log files."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from vidqa.common.display import bar_size, human_bytes, human_duration, plural
@@ -14,8 +15,66 @@ from vidqa.common.lossy_stream import lossy
 
 #: Time between two progress lines, in seconds.
 LINE_INTERVAL_S = 30.0
-#: The rate is the mean over this many intervals, so that files without pending work do not distort it for long.
-_RATE_INTERVALS = 10
+#: Shortest time between two calls of a progress callback, in seconds.
+CALL_INTERVAL_S = 0.5
+#: The rate is the mean over this time in seconds, so that files without pending work do not distort it for long.
+_RATE_WINDOW_S = 300.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is. `seconds_left` belongs to the phase, because the length of later phases is not known yet."""
+
+    phase: str  # `scan`, `answer`, `encode`, `search`; in training also `read` and `train`
+    unit: str  # what is counted: `file`, `record` or `step`
+    done: float  # units; a part of a long file is a fraction
+    total: float | None  # None while it is not known
+    failed: int  # files that failed; part of done
+    rate: float | None  # units per second, over the last five minutes; None before anything is done
+    seconds_left: float | None  # None if it cannot be estimated
+
+
+class ProgressCounter:
+    """Counts units in any thread, and derives rate and remaining time.
+
+    Args:
+        phase: name of the phase.
+        unit: name of a unit.
+        total: number of units, or None.
+        done: units that an earlier run has done; they do not count for the rate.
+    """
+
+    def __init__(self, phase: str, unit: str, total: float | None, done: float) -> None:
+        self._phase, self._unit, self._total = phase, unit, total
+        self._lock = threading.Lock()
+        self._done, self._failed = float(done), 0
+        self._history = deque([(time.monotonic(), self._done)])
+
+    def add(self, n: float, failed: int) -> None:
+        """Count units, of which some may have failed."""
+        with self._lock:
+            self._done += n
+            self._failed += failed
+
+    def window_s(self, now: float) -> float:
+        """Return the time over which the last rate was measured."""
+        return now - self._history[0][0]
+
+    def progress(self, now: float) -> Progress:
+        """Return how far the run is.
+
+        Args:
+            now: time in seconds, of any clock that only moves forward.
+        """
+        with self._lock:
+            done, failed = self._done, self._failed
+            self._history.append((now, done))
+            while len(self._history) > 2 and self._history[1][0] <= now - _RATE_WINDOW_S:
+                self._history.popleft()
+            start, before = self._history[0]
+        rate = (done - before) / (now - start) if now > start and done > before else None
+        left = None if rate is None or self._total is None else max(0.0, self._total - done) / rate
+        return Progress(self._phase, self._unit, done, self._total, failed, rate, left)
 
 
 class ProgressDisplay(Protocol):
@@ -87,15 +146,13 @@ class ProgressLines:
 
     def __init__(self, total: int, unit: str, done: int, write: Callable[[str], None]) -> None:
         self._total, self._unit, self._write = total, unit, write
-        self._done, self._failed = float(done), 0
-        self._history = deque([(time.monotonic(), self._done)], maxlen=_RATE_INTERVALS + 1)
+        self.counter = ProgressCounter("", unit, total, done)
         self._closed = threading.Event()
         threading.Thread(target=self._run, name="vidqa-progress", daemon=True).start()
 
     def advance(self, n: float, failed: int) -> None:
         """Count units."""
-        self._done += n
-        self._failed += failed
+        self.counter.add(n, failed)
 
     def hide(self) -> None:
         """Do nothing: lines do not disturb messages."""
@@ -117,21 +174,52 @@ class ProgressLines:
         Args:
             now: time in seconds, of any clock that only moves forward.
         """
-        self._history.append((now, self._done))
-        (start, before), done = self._history[0], self._done
-        rate = (done - before) / (now - start) if now > start else 0.0
+        p = self.counter.progress(now)
         if self._unit == "B":
-            amount, speed = f"{human_bytes(done)} of {human_bytes(self._total)}", f"{human_bytes(rate)}/s"
+            amount, speed = f"{human_bytes(p.done)} of {human_bytes(self._total)}", f"{human_bytes(p.rate or 0)}/s"
         else:
-            amount, speed = f"{int(done + 1e-6):,} of {plural(self._total, self._unit)}", _speed(rate)
-        parts = [f"{amount} ({min(1.0, done / self._total):.1%})"]
-        if self._unit == "file" or self._failed:
-            parts.append(f"{self._failed:,} failed")
-        if rate > 0:
-            parts += [speed, f"{human_duration(max(0.0, self._total - done) / rate)} left"]
+            amount, speed = f"{int(p.done + 1e-6):,} of {plural(self._total, self._unit)}", _speed(p.rate or 0.0)
+        parts = [f"{amount} ({min(1.0, p.done / self._total):.1%})"]
+        if self._unit == "file" or p.failed:
+            parts.append(f"{p.failed:,} failed")
+        if p.seconds_left is not None:
+            parts += [speed, f"{human_duration(p.seconds_left)} left"]
         else:
-            parts.append(f"nothing finished in the last {human_duration(now - start)}")
+            parts.append(f"nothing finished in the last {human_duration(self.counter.window_s(now))}")
         return f"progress: {', '.join(parts)}"
+
+
+class ProgressCalls:
+    """Calls a function of the user with the progress, in the thread that creates this object.
+
+    Units that other threads count are part of the next call. After an error of the function it is not called again.
+
+    Args:
+        counter: of the phase.
+        call: the function of the user; its errors are raised here.
+    """
+
+    def __init__(self, counter: ProgressCounter, call: Callable[[Progress], object]) -> None:
+        self._counter, self._call = counter, call
+        self._thread = threading.get_ident()
+        self._next = 0.0  # time.monotonic() of the next call
+        self._has_failed = False
+
+    def advance(self, n: float, failed: int) -> None:
+        """Count units, and call the function unless that happened a moment ago."""
+        self._counter.add(n, failed)
+        if threading.get_ident() == self._thread and time.monotonic() >= self._next:
+            self.call()
+
+    def call(self) -> None:
+        """Call the function now."""
+        if self._has_failed:
+            return
+        now = time.monotonic()
+        self._has_failed = True
+        self._call(self._counter.progress(now))
+        self._has_failed = False
+        self._next = time.monotonic() + CALL_INTERVAL_S
 
 
 def _speed(per_s: float) -> str:

@@ -5,14 +5,21 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from vidqa.common.lossy_stream import lossy
 from vidqa.pipeline.monitor.event_log import EventLog
-from vidqa.pipeline.monitor.progress_display import ProgressBar, ProgressDisplay, ProgressLines
+from vidqa.pipeline.monitor.progress_display import (
+    Progress,
+    ProgressBar,
+    ProgressCalls,
+    ProgressCounter,
+    ProgressDisplay,
+    ProgressLines,
+)
 from vidqa.pipeline.monitor.signals import StopSignal
 from vidqa.pipeline.monitor.throughput import ThroughputMeter
 
@@ -31,15 +38,33 @@ class Reporter:
             is a terminal, else lines. With level 0 nothing is shown.
         stop: request of the user to end the run.
         log: receives events; None for no log.
+        on_progress: called with the progress, whatever `level` and `style` are; see `describe`.
     """
 
     level: int = 1
     style: Literal["auto", "bar", "lines", "none"] = "auto"
     stop: StopSignal = field(default_factory=StopSignal)
     log: EventLog | None = None
+    on_progress: Callable[[Progress], object] | None = None
     _printed: set[str] = field(default_factory=set)
     _display: ProgressDisplay | None = None
+    _calls: ProgressCalls | None = None
     _shares: dict[str, float] = field(default_factory=dict)  # by path of a file in progress
+
+    def calling(self, on_progress: Callable[[Progress], object] | None) -> Reporter:
+        """Return a reporter that also calls a function with the progress; this one if there is no function.
+
+        Args:
+            on_progress: the function, or None.
+
+        Raises:
+            TypeError: it is neither.
+        """
+        if on_progress is None:
+            return self
+        if not callable(on_progress):
+            raise TypeError(f"progress must be a function or None, not {type(on_progress).__name__}")
+        return replace(self, on_progress=on_progress)
 
     @property
     def shows_bar(self) -> bool:
@@ -98,36 +123,48 @@ class Reporter:
             self.message(f"warning: stopped logging: {getattr(error, 'strerror', None) or error}")
 
     @contextmanager
-    def progress(self, total: int, unit: str, done: int = 0) -> Iterator[None]:
+    def progress(self, total: int | None, unit: str, done: int = 0, *, phase: str = "") -> Iterator[None]:
         """Show progress with rate, failures and remaining time while the block runs.
 
         Args:
-            total: number of units.
+            total: number of units; None if it is not known, so that only `on_progress` is called.
             unit: name of a unit.
             done: units that an earlier run has done.
+            phase: name of the phase, for `on_progress`.
         """
-        if self.style == "none" or self.level == 0 or total == 0:
-            yield
-            return
-        if self.shows_bar:
+        if self.on_progress is not None:
+            self._calls = ProgressCalls(ProgressCounter(phase, unit, total, done), self.on_progress)
+        if not total or self.style == "none" or self.level == 0:
+            pass
+        elif self.shows_bar:
             self._display = ProgressBar(total, unit, done)
         else:
             self._display = ProgressLines(total, unit, done, self.message)
         try:
+            if self._calls is not None:
+                self._calls.call()
             yield
+            if self._calls is not None:
+                self._calls.call()
         finally:
-            self._display.close()
-            self._display = None
+            if self._display is not None:
+                self._display.close()
+            self._display = self._calls = None
 
     def advance(self, n: float = 1, *, failed: int = 0) -> None:
-        """Advance the progress display, if there is one.
+        """Advance the progress display, if there is one. May be called from any thread.
 
         Args:
             n: units; a part of a long file is a fraction.
             failed: how many of them failed.
+
+        Raises:
+            Exception: whatever `on_progress` raises.
         """
         if self._display is not None:
             self._display.advance(n, failed)
+        if self._calls is not None:
+            self._calls.advance(n, failed)
 
     def advance_file(self, path: str, share: float, *, is_last: bool, failed: bool = False) -> None:
         """Advance the progress display by a part of a file.

@@ -160,7 +160,7 @@ class Summary:
         """Return a few lines for people.
 
         Args:
-            verbose: compare the throughput with the hardware's limits.
+            verbose: add the throughput of each stage, compared with the hardware's limits.
         """
         lines = [self._first_line()]
         if self.rows:
@@ -203,7 +203,7 @@ class Summary:
         if self.bottleneck:
             spent = ", ".join(f"{stage} {self.seconds[stage]:.1f}" for stage in STAGES)
             lines.append(f"seconds: {spent}; bottleneck: {self.bottleneck}")
-        if not self.nothing_done and (throughput := self.meter.as_text(self.wall_s, hardware=verbose)):
+        if verbose and not self.nothing_done and (throughput := self.meter.as_text(self.wall_s, hardware=True)):
             lines.append(throughput)
         lines.append(self.as_line())
         return "\n".join(lines)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from vidqa.pipeline.monitor.progress_display import Progress
 from vidqa.pipeline.monitor.reporter import Reporter, StageClock
 from vidqa.pipeline.monitor.summary import Summary
 from vidqa.pipeline.run.loaded_model import LoadedModel, load_model
@@ -23,13 +25,20 @@ class RunContext:
     clock: StageClock
 
     @classmethod
-    def create(cls, model: LoadedModel | str, options: RunOptions | None, reporter: Reporter) -> RunContext:
+    def create(
+        cls,
+        model: LoadedModel | str,
+        options: RunOptions | None,
+        reporter: Reporter,
+        progress: Callable[[Progress], object] | None = None,
+    ) -> RunContext:
         """Return the context of a new run, with empty counts and a stopped clock.
 
         Args:
             model: an open model, or the name or folder of a bundle to open.
             options: None for the defaults.
             reporter: receives progress, messages and events.
+            progress: called with the progress, in addition to what the reporter shows.
 
         Raises:
             TypeError: an argument has the wrong type.
@@ -42,5 +51,6 @@ class RunContext:
             raise TypeError(f"options must be a RunOptions or None, not {type_name(options)}")
         if not isinstance(reporter, Reporter):
             raise TypeError(f"reporter must be a Reporter, not {type_name(reporter)}")
+        reporter = reporter.calling(progress)
         loaded = model if isinstance(model, LoadedModel) else load_model(os.fspath(model), reporter=reporter)
         return cls(loaded, options or RunOptions(), reporter, Summary(), StageClock(stop=reporter.stop))

@@ -32,8 +32,9 @@ def find_media(run: RunContext, paths: Sequence[str]) -> ScanResult:
         VidqaError: there is no media file.
     """
     start = time.perf_counter()
-    with run.clock.stage("read"):
+    with run.clock.stage("read"), run.reporter.progress(None, "file", phase="scan"):
         found = scan(paths)
+        run.reporter.advance(len(found.items))
     for ignored in found.ignored:
         run.reporter.message(f"ignored: {display_path(ignored.path)}: {ignored.reason}", level=2)
         run.reporter.event("scan", "ignored", media=ignored.path, note=ignored.reason)

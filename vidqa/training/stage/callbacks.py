@@ -34,8 +34,8 @@ class Listener(Protocol):
     def message(self, text: str, *, level: int = 1) -> None:
         """Receive a message; level 2 is for verbose output."""
 
-    def progress(self, total: int, unit: str, done: int = 0) -> AbstractContextManager[None]:
-        """Start a progress bar, which ends with the context."""
+    def progress(self, total: int, unit: str, done: int = 0, *, phase: str) -> AbstractContextManager[None]:
+        """Show the progress of a phase, which ends with the context."""
         ...
 
     def advance(self, n: int = 1) -> None:
@@ -48,7 +48,7 @@ class Silent:
     def message(self, text: str, *, level: int = 1) -> None:
         """Ignore a message."""
 
-    def progress(self, total: int, unit: str, done: int = 0) -> AbstractContextManager[None]:
+    def progress(self, total: int, unit: str, done: int = 0, *, phase: str) -> AbstractContextManager[None]:
         """Show no progress bar."""
         return nullcontext()
 

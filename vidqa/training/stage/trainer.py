@@ -179,7 +179,7 @@ class StageTrainer(Trainer):
         self._restore_logs(step, checkpoint)
         self.video_llava.train()
         try:
-            with callback.listener.progress(n_steps, "step", step):
+            with callback.listener.progress(n_steps, "step", step, phase="train"):
                 self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except RuntimeError as error:
             if not is_out_of_memory(error):
