@@ -75,7 +75,7 @@ def commands() -> Iterator[tuple[str, click.Command]]:
 
 def test_commands_of_groups_have_an_example() -> None:
     found = dict(commands())
-    assert len(found) == 21
+    assert len(found) == 27
     assert [name for name, one in found.items() if f"vidqa {name}" not in (one.help or "")] == []
 
 
@@ -84,6 +84,9 @@ def test_options_without_a_setting() -> None:
     only_flags = {"ask": {"more_media"}, "train": {"overrides"}, "models list": {"published"}, "models rm": {"yes"}}
     only_flags["models convert"] = {"out", "name", "towers", "dtype", "encoders", "replace"}
     only_flags["models pull"] = {"out", "revision", "dtype", "encoders", "set_default", "replace"}
+    only_flags["table head"] = {"n_rows", "columns"}
+    only_flags["table prune"] = {"gone", "superseded", "models", "questions", "settings", "yes"}
+    only_flags |= {"table merge": {"out", "replace"}, "table convert": {"out", "current", "replace"}}
     for name, command in commands():
         options = {p.name for p in command.params if isinstance(p, click.Option)}
         assert options == set(OPTIONS[name]) | only_flags.get(name, set()), name

@@ -6,6 +6,7 @@ options.py     options that several commands share
 name_completion.py  names that a shell completes: models, question sets
 context.py     option values -> model, options and reporter of a run
 run_scope.py   signals, event log and metrics around a long command
+table_text.py  text of `vidqa table`
 output.py      results as tables or JSON
 
 Heavy packages are imported inside the commands, so that `vidqa --help` is fast.

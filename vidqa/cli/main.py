@@ -32,6 +32,7 @@ COMMANDS: dict[str, str] = {
     "encode": "vidqa.cli.commands.encode",
     "train": "vidqa.cli.commands.train",
     "models": "vidqa.cli.commands.models",
+    "table": "vidqa.cli.commands.tables",
     "cache": "vidqa.cli.commands.cache",
     "bench": "vidqa.cli.commands.bench",
     "doctor": "vidqa.cli.commands.doctor",

@@ -8,6 +8,7 @@ disk_space.py     free bytes of a disk, disk-full errors
 lazy_exports.py   exports of a package, imported on first use
 lossy_stream.py   messages that may be lost
 display.py        paths, sizes and durations as text for people
+text_layout.py    text in aligned columns of a terminal
 file_identity.py  whether two paths lead to the same file
 foreign_files.py  files of other programs: placeholders, JSON settings with checked types
 output_paths.py   the folder of an output must exist

@@ -9,10 +9,23 @@ from typing import Any, TextIO
 
 from vidqa.errors import ItemError
 
+#: Zero width non-joiner and joiner, which Python does not consider printable.
+_JOINERS = "\u200c\u200d"
+
 
 def display_path(path: str) -> str:
     """Return a path as one printable line; undecodable bytes and line breaks become escapes."""
     return "".join(c if c.isprintable() else _escaped(c) for c in path)
+
+
+def display_text(text: str) -> str:
+    """Return any text as one printable line: white space becomes a space, other control characters become escapes.
+
+    Characters that change the direction of text count as control characters. The joiners that emoji and some scripts
+    need stay.
+    """
+    line = " ".join(text.split())
+    return "".join(c if c.isprintable() or c in _JOINERS else _escaped(c) for c in line)
 
 
 def message_without_path(error: ItemError, path: str) -> str:

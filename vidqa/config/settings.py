@@ -126,6 +126,12 @@ OPTIONS: dict[str, dict[str, OptionType]] = {
     "cache stats": _CACHE,
     "cache verify": {"delete": FLAG, **_CACHE},
     "cache prune": {"max_size": TEXT, "older_than": TEXT, "dry_run": FLAG, **_CACHE},
+    "table head": {"as_json": FLAG},
+    "table info": {"as_json": FLAG},
+    "table show": {"as_json": FLAG},
+    "table prune": _OUTPUT,
+    "table merge": {"spreadsheet": FLAG, **_OUTPUT},
+    "table convert": {"spreadsheet": FLAG, **_OUTPUT},
     "bench": {
         "seconds": SECONDS,
         "n_questions": COUNT,

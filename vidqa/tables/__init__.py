@@ -6,6 +6,10 @@ table.py            the table of a run: which questions are answered; add rows, 
 schema.py           columns and types; rows to data frames and back
 formats.py          data frames to files and back, in batches
 spreadsheet_csv.py  strings that a spreadsheet would run as formulas
+reader.py           read a table of any format, with the rows of an interrupted run
+superseded.py       which rows are about older content or by a replaced model
+statistics.py       counts of a table
+combine.py          merge tables, write them in another format
 provenance.py       what the digests of a table stand for
 destination.py      the files that `--out` refers to
 journal/            crash-safe changes: row index, part files, merge

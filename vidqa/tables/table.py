@@ -328,6 +328,15 @@ class Table:
             self._apply(FileChange("drop", media_id, root, path))
         return len(files)
 
+    def drop(self, answers: Iterable[tuple[str | None, str, str, tuple[str, str, str]]]) -> None:
+        """Drop the rows that answer one question about one file.
+
+        Args:
+            answers: media_id, root, path, and (question, model_id, settings_id).
+        """
+        for media_id, root, path, question in answers:
+            self._apply(FileChange("drop", media_id, root, path, QuestionKey(*question)))
+
     def drop_replaced(self, is_replaced: Callable[[str, str], bool]) -> int:
         """Drop failed and noted rows about earlier content of files. Returns the number of files.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import click
@@ -108,6 +109,10 @@ def command(paths: tuple[str, ...], out: str, dry_run: bool, **flags: Any) -> in
         )
         code = scope.finish(summary)
     context.print_summary(summary)
+    if context.reporter.level > 0 and not context.as_json and sys.stdout.isatty():
+        from vidqa.cli.commands.tables import print_first_rows
+
+        print_first_rows(context, out)
     return code
 
 

@@ -109,6 +109,10 @@ class TableStorage:
         """Return the number of rows in the journal that are not yet merged."""
         return sum(batch.height for batch in self._added())
 
+    def n_in_journal(self) -> int:
+        """Return the number of rows that runs have finished and not merged yet. Does not need `open`."""
+        return sum(change_log.added_rows(self._journal.read(name)).height for name in self._journal.names())
+
     def append(self, log: pl.DataFrame) -> None:
         """Write log entries to the journal and sync them to disk.
 
