@@ -647,6 +647,29 @@ def turns(question, answer="red"):
     return {"conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]}
 
 
+@pytest.mark.slow
+def test_chat_records_are_checked_and_trained(vidqa, tmp_path, clips, tiny_bundle):
+    def chat(part):
+        user = {"role": "user", "content": [part, {"type": "text", "text": "What?"}]}
+        return json.dumps({"messages": [user, {"role": "assistant", "content": "red"}]})
+
+    parts = [{"type": "video", "video": "a.mp4"}, {"type": "video_url", "video_url": {"url": "b.mp4"}}]
+    remote = {"type": "image_url", "image_url": {"url": "https://example.org/a.jpg"}}
+    (tmp_path / "chat.jsonl").write_text("\n".join(chat(part) for part in [*parts, remote]))
+    path = tmp_path / "chat.toml"
+    path.write_text(
+        f'max_reject_rate = 0.5\n[model]\nbase = "{tiny_bundle}"\n[[data]]\nfile = "chat.jsonl"\nmedia = "clips"\n'
+        '[[stage]]\nkind = "connector"\nsteps = 1\nbatch_size = 2\nper_device_batch_size = 2\n'
+    )
+    checked = vidqa("train", path, "--check-data", "--out", tmp_path / "o", "--json")
+    assert checked.code == 0, checked.err
+    found = json.loads(checked.out)
+    assert found["records"] == 3 and found["rejected"] == {"media_remote": 1}
+    (message,) = pl.read_parquet(found["rejects"])["message"]
+    assert "https://example.org/a.jpg: only local files are read" in message
+    assert vidqa("train", path, "--out", tmp_path / "o").code == 0
+
+
 def test_check_and_training_reject_the_same_records_of_every_format(vidqa, tmp_path, clips, tiny_bundle):
     llava, valley, instruct = nasty(clips)
     (tmp_path / "llava.json").write_text(json.dumps([record for record, _ in llava]))

@@ -266,6 +266,6 @@ def test_the_examples_in_the_docs_are_samples():
     text = DOCS.read_text(encoding="utf-8")
     blocks = [b for b in text.split("\n\n") if b.startswith("    {")]
     samples = [sample_of(json.loads(block)) for block in blocks]
-    assert [len(s.turns) for s in samples] == [2, 1, 1]
+    assert [len(s.turns) for s in samples] == [2, 1, 1, 1]
     assert samples[1].media[0].segment.key == "12.000-22.000"
     assert all(f"| `{kind}` |" in text for kind in REJECT_KINDS)

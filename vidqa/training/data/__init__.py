@@ -1,9 +1,9 @@
 """Training data: files of conversations -> samples with their media -> token ids and labels, or rejected records.
 
 Reading order: corpus.py (several files as one set of samples), record_index.py and json_scanner.py (random access to
-records), record_formats.py (record -> sample), sample.py, media_paths.py, tokenize.py (sample -> token ids and labels),
-metadata.py (what packing needs), rejects.py, data_check.py with media_facts.py and media_shapes.py (check before
-training), unseen_pairs.py (tokens that the loss ignores).
+records), record_formats.py and chat_records.py (record -> sample), sample.py, media_paths.py, tokenize.py (sample ->
+token ids and labels), metadata.py (what packing needs), rejects.py, data_check.py with media_facts.py and
+media_shapes.py (check before training), unseen_pairs.py (tokens that the loss ignores).
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@
   the segment in seconds (which its authors cut out).
 - VideoInstruct100K: `q`, `a` and `video_id`; the video is found by its id, with any suffix. It precedes the question;
   in the format `video_chatgpt` it follows every second question, as in the training file of that model.
+- Chat: `messages`, as OpenAI and Hugging Face publish them (chat_records.py).
 
 References: Video-LLaVA 984e65b train.py, Valley 83d794f data_util.py and its issue 20, Video-ChatGPT 659e04b
 convert_instruction_json_to_training_format.py.
@@ -22,12 +23,12 @@ from typing import Any, Literal, Protocol
 from vidqa.common.display import plural
 from vidqa.errors import UsageError
 from vidqa.records import MediaKind
+from vidqa.training.data.chat_records import TAG, local_path, read_messages
 from vidqa.training.data.sample import MediaRef, Sample, SampleError
 
-Format = Literal["auto", "llava", "valley", "videoinstruct", "video_chatgpt"]
-FORMATS: tuple[Format, ...] = ("auto", "llava", "valley", "videoinstruct", "video_chatgpt")
+Format = Literal["auto", "llava", "valley", "videoinstruct", "video_chatgpt", "chat"]
+FORMATS: tuple[Format, ...] = ("auto", "llava", "valley", "videoinstruct", "video_chatgpt", "chat")
 
-_TAG = re.compile("<(image|video)>")
 #: v_id in Valley: the eleven characters of a YouTube id, then start and end of the segment in seconds.
 _SPAN = re.compile(r"(.{11})_(\d{6})_(\d{6})")
 
@@ -73,6 +74,8 @@ def to_sample(record: Any, locator: Locator, *, source: str, number: int, format
         raise SampleError("bad_json", f"a record must be an object, not {type(record).__name__}")
     record = {k: v for k, v in record.items() if v is not None}  # in Parquet, missing keys are null
     layout = format_of(record) if format == "auto" else format
+    if layout == "chat":
+        return _chat_sample(record, locator, source, number)
     media: dict[MediaKind, list[MediaRef]]
     name = str(record.get("id", number))
     if layout in ("videoinstruct", "video_chatgpt"):
@@ -94,10 +97,13 @@ def format_of(record: dict[str, Any]) -> Format:
     """
     if "conversations" in record:
         return "valley" if "video" in record and ("v_id" in record or "source" in record) else "llava"
+    if "messages" in record:
+        return "chat"
     if {"q", "a", "video_id"} <= record.keys():
         return "videoinstruct"
     keys = ", ".join(sorted(map(str, record))[:8]) or "none"
-    raise SampleError("bad_record", f"expected the keys `conversations`, or `q`, `a` and `video_id`; found {keys}")
+    expected = "`conversations`, `messages`, or `q`, `a` and `video_id`"
+    raise SampleError("bad_record", f"expected the keys {expected}; found {keys}")
 
 
 def read_conversations(path: str | Path) -> list[Sample]:
@@ -135,10 +141,25 @@ def _turns(conversation: Any) -> tuple[tuple[str, str], ...]:
         raise SampleError("bad_roles", f"roles must be human and gpt, not {', '.join(sorted(unknown))}")
     if messages and messages[0][0] == "gpt":
         messages = messages[1:]
+    return _pairs(messages, "human, gpt")
+
+
+def _chat_sample(record: dict[str, Any], locator: Locator, source: str, number: int) -> Sample:
+    messages, named = read_messages(record)
+    turns = _pairs([(role, _unicode(text, "content")) for role, text in messages], "user, assistant")
+    media = [
+        MediaRef(_find(locator, _unicode(one.name, one.kind), one.kind), one.kind, one.start_s, one.end_s)
+        for one in named
+    ]
+    return Sample(str(record.get("id", number)), tuple(media), turns, source, number)
+
+
+def _pairs(messages: list[tuple[str, str]], roles: str) -> tuple[tuple[str, str], ...]:
+    """Return (question, answer) of each turn; `roles` is their names in the record, for messages."""
     if not messages:
-        raise SampleError("answerless", "`conversations` contains no question with an answer")
+        raise SampleError("answerless", "the record contains no question with an answer")
     if any(role != ("human", "gpt")[i % 2] for i, (role, _) in enumerate(messages)):
-        raise SampleError("bad_roles", "the turns must alternate human, gpt")
+        raise SampleError("bad_roles", f"the turns must alternate {roles}")
     if len(messages) % 2:
         raise SampleError("answerless", f"question {len(messages) // 2 + 1} has no answer")
     for i, (_, answer) in enumerate(messages[1::2]):
@@ -156,7 +177,7 @@ def _question_and_answer(record: dict[str, Any], *, media_last: bool) -> tuple[t
 
 
 def _llava_media(record: dict[str, Any], locator: Locator, turns: object) -> dict[MediaKind, list[MediaRef]]:
-    images = [MediaRef(locator.file(name, _coco(name)), "image") for name in _names(record, "image")]
+    images = [MediaRef(_find(locator, name, "image"), "image") for name in _names(record, "image")]
     videos = []
     for name in _names(record, "video"):
         # The training file of Video-ChatGPT names feature files; the videos have the same names.
@@ -174,7 +195,7 @@ def _valley_media(record: dict[str, Any], locator: Locator, turns: object) -> di
         path = locator.file(*(f"{folder}/{n}" for n in with_suffix), *with_suffix)
         is_cut = Path(name).stem == record.get("v_id")
         videos.append(MediaRef(path, "video") if is_cut else MediaRef(path, "video", start, end))
-    images = [MediaRef(locator.file(name, _coco(name)), "image") for name in _names(record, "image")]
+    images = [MediaRef(_find(locator, name, "image"), "image") for name in _names(record, "image")]
     return {"image": images, "video": videos}
 
 
@@ -193,7 +214,7 @@ def _in_order_of_tags(
     turns: tuple[tuple[str, str], ...], media: dict[MediaKind, list[MediaRef]]
 ) -> tuple[MediaRef, ...]:
     """Match each tag with the next media item of its kind: videos and images are separate lists in a record."""
-    tags = [tag for question, _ in turns for tag in _TAG.findall(question)]
+    tags = [tag for question, _ in turns for tag in TAG.findall(question)]
     for kind in ("image", "video"):
         if tags.count(kind) != len(media[kind]):
             in_questions = f"{tags.count('image')} <image> and {tags.count('video')} <video> tags"
@@ -208,7 +229,12 @@ def _names(record: dict[str, Any], key: str) -> list[str]:
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not all(isinstance(n, str) and n and "\0" not in n for n in names):
         raise SampleError("bad_record", f"`{key}` must be a path or a list of paths")
-    return [_unicode(n, key) for n in names]
+    return [local_path(_unicode(n, key)) for n in names]
+
+
+def _find(locator: Locator, name: str, kind: MediaKind) -> str:
+    """Return the path of a media file; images of COCO are also found under their original names."""
+    return locator.file(name, _coco(name)) if kind == "image" else locator.file(name)
 
 
 def _coco(name: str) -> str:

@@ -12,10 +12,11 @@ from vidqa.records import WHOLE, MediaKind, Segment
 REJECT_KINDS: dict[str, str] = {
     "bad_json": "the record is not a JSON object",
     "bad_record": "a key is missing or of the wrong type, or the layout is unknown",
-    "bad_roles": "the turns do not alternate between human and gpt",
+    "bad_roles": "the turns do not alternate between questions and answers (human and gpt, or user and assistant)",
     "answerless": "a question has no answer, or an empty one",
     "placeholder_mismatch": "the <image> and <video> tags in the questions do not match the media of the record",
     "bad_span": "the segment of the video ends before it starts, or is outside the video",
+    "media_remote": "an image or video is a URL or inline data instead of a local file",
     "media_missing": "an image or video file does not exist",
     "media_unreadable": "an image or video file cannot be decoded, or is of the other kind",
     "reserved_text": "the text has a character that cannot be in a prompt, or an answer contains the end of answers",
