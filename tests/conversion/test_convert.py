@@ -27,6 +27,7 @@ from published_files import (
 )
 from torch import Tensor
 
+import vidqa
 from vidqa.conversion import write
 from vidqa.conversion.convert import convert, plan, stated_licence
 from vidqa.conversion.output_options import OutputOptions
@@ -351,3 +352,23 @@ def test_the_llm_is_written_in_shards_and_read_again(original: Path, tmp_path: P
         assert torch.equal(value, planned.llm.tensors[key].read().half()), key
     shutil.rmtree(tmp_path / "llm")
     assert GOLDEN.is_dir()
+
+
+@pytest.mark.slow
+def test_the_public_function(original: Path, tmp_path: Path) -> None:
+    made = vidqa.convert(original, tmp_path / "made", name="mine", dtype="float16")
+    assert made.bundle.folder == tmp_path / "made" and "plan" not in repr(made)
+    assert vidqa.load_model(str(tmp_path / "made")).identity.model == "mine"
+    with pytest.raises(vidqa.UsageError, match="made"):
+        vidqa.convert([original], tmp_path / "made")  # it exists
+    assert vidqa.convert([original], tmp_path / "made", replace=True).bundle.spec.name == "made"
+
+
+def test_wrong_arguments_of_the_public_function(original: Path, tmp_path: Path) -> None:
+    for name, arguments in {"parts": (None, "out"), "out": ("in", None), "towers": ("in", "out", 5)}.items():
+        with pytest.raises(TypeError, match=f"^{name} must be a path"):
+            vidqa.convert(*arguments[:2], **({"towers": 5} if len(arguments) > 2 else {}))
+    for wrong in ({"dtype": "int8"}, {"encoders": "int8"}, {"compat": "new"}):
+        with pytest.raises(vidqa.UsageError, match=next(iter(wrong.values()))):
+            vidqa.convert(original, tmp_path / "out", **wrong)
+    assert not (tmp_path / "out").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -122,3 +123,23 @@ def test_a_second_writer_of_a_table_is_refused_in_a_thread_too(how, clips, tmp_p
             assert errors
 
     assert vidqa.describe(clips, tmp_path / "t.csv", progress=progress, **how).rows["ok"] == 3
+
+
+@pytest.mark.slow
+def test_training(how, tiny_bundle, clips, tmp_path):
+    turns = [{"from": "human", "value": "<video>\nWhat?"}, {"from": "gpt", "value": "red"}]
+    records = [{"id": str(n), "video": name, "conversations": turns} for n, name in enumerate(("a.mp4", "b.mp4"))]
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    (tmp_path / "recipe.toml").write_text(
+        f'[model]\nbase = "{tiny_bundle}"\n[[data]]\nfile = "data.json"\nmedia = "clips"\n'
+        '[[stage]]\nkind = "connector"\nbatch_size = 2\nper_device_batch_size = 2\nlearning_rate = 1e-3\nsteps = 2\n'
+    )
+    recipe, seen = tmp_path / "recipe.toml", []
+    (checked,) = vidqa.check_data(recipe, tmp_path / "out", options=how["options"])
+    assert repr(checked) == "<StageCheck 1-connector: 2 records, 0 rejected, passes>"
+    trained = vidqa.train(recipe, tmp_path / "out", options=how["options"], progress=seen.append)
+    assert trained.n_steps == 2 and vidqa.ask(clips, "What?", model=trained.out, options=how["options"])
+    assert list(dict.fromkeys((one.phase, one.unit) for one in seen)) == [
+        ("read", "record"), ("encode", "file"), ("train", "step")
+    ]  # fmt: skip
+    assert (seen[-1].done, seen[-1].total) == (2, 2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -29,3 +31,20 @@ def test_the_error_has_a_hint(loader: str, tiny_bundle: Path, monkeypatch: pytes
     with pytest.raises(DeviceError, match="does not fit into the memory of cpu") as caught:
         _ = model.llava
     assert "--quantize" in str(caught.value) and caught.value.exit_code == 2
+
+
+def test_threads_load_a_shared_model_once(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vidqa.encoders.encoder import Encoder
+
+    load, loaded = Encoder.from_bundle, []
+
+    def slowly(*arguments: object) -> Encoder:
+        loaded.append(arguments)
+        time.sleep(0.2)
+        return load(*arguments)
+
+    monkeypatch.setattr(Encoder, "from_bundle", slowly)
+    model = load_model(str(tiny_bundle))
+    with ThreadPoolExecutor(4) as pool:
+        encoders = set(pool.map(lambda _: model.encoder, range(4)))
+    assert len(encoders) == len(loaded) == 1
