@@ -1,8 +1,8 @@
 """Kill runs at random times and check that no row is lost: `python tools/prove_kills.py --count 100`.
 
-Writes some clips and describes them once without interruption. Then further runs over the same clips are killed with
-SIGKILL, including all their processes, after random times; each run resumes the one before. After every kill the table
-must be missing or valid and the cache undamaged. When a run completes, the table must have the rows of the
+Writes some clips, one of them long, and asks several questions about each window of them without interruption. Then further runs over the same clips are killed with
+SIGKILL, including all their processes, after random times; each run resumes the one before, often in the middle of a
+file. After every kill the table must be missing or valid and the cache undamaged. When a run completes, the table must have the rows of the
 uninterrupted run: none missing, none duplicated. In the second half of each round some clips are renamed, copied and
 added. Runs are forked from a process that has loaded the packages, and may be killed from the moment they hold the
 table's lock.
@@ -34,7 +34,10 @@ from vidqa.tables.formats import read_table
 
 #: Rows per journal part: so few that a short run writes several.
 PART_ROWS = 3
-COMPARED_COLUMNS = ["media_id", "path", "start_s", "question", "status", "answer"]
+COMPARED_COLUMNS = ["media_id", "path", "start_s", "end_s", "n_segments", "question", "status", "answer"]
+#: Length of a window, and number of questions: most kills then hit a file of which some rows are finished.
+WINDOW_S, N_QUESTIONS = 0.6, 2
+N_FRAMES, N_FRAMES_OF_LONG_CLIP = 12, 60
 
 #: Imports what a run needs, then forks one run per line on stdin, a JSON list of arguments.
 SERVER = """
@@ -61,15 +64,15 @@ class Broken(Exception):
     """A guarantee does not hold."""
 
 
-def make_clip(path: Path, seed: int) -> None:
-    """Write a very small clip: twelve frames of a moving pattern."""
+def make_clip(path: Path, seed: int, n_frames: int = N_FRAMES) -> None:
+    """Write a very small clip: frames of a moving pattern, ten per second."""
     image = np.random.default_rng(seed).integers(0, 255, (32, 32, 3), dtype=np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("mpeg4", rate=10)
         stream.width = stream.height = 32
         stream.pix_fmt = "yuv420p"
-        for i in range(12):
+        for i in range(n_frames):
             frame = av.VideoFrame.from_ndarray(np.roll(image, i, axis=1), format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
@@ -131,6 +134,7 @@ class Setup:
         before = lock.read_bytes() if lock.exists() else b""
         arguments = ["describe", str(self.clips), "--out", f"{self.work}/{self.out}", "--model", self.model]
         arguments += ["--cache-dir", str(self.work / "cache"), "--batch-size", "2", "--quiet"]
+        arguments += ["--segment", str(WINDOW_S), "--questions", str(self.clips.parent / "questions.toml")]
         run = Run(self.server, arguments)
         while not run.ended() and (not lock.exists() or lock.read_bytes() in (before, b"")):
             time.sleep(0.005)
@@ -198,7 +202,9 @@ def prove(home: Path, server: subprocess.Popen[bytes], args: argparse.Namespace)
     """
     chance, seen = random.Random(args.seed), Counter[str]()
     for i in range(args.clips):
-        make_clip(home / "first" / f"clip{i:02d}.mp4", i)
+        make_clip(home / "first" / f"clip{i:02d}.mp4", i, N_FRAMES_OF_LONG_CLIP if i == 1 else N_FRAMES)
+    questions = (f'[[question]]\nid = "q{i}"\ntext = "Is there a shape of kind {i}?"\n' for i in range(N_QUESTIONS))
+    (home / "questions.toml").write_text("".join(questions))
     shutil.copytree(home / "first", home / "clips")
     expected, run_s = uninterrupted(Setup(server, home / "clips", home / "expected", args.out, args.model))
     setup = Setup(server, home / "clips", home / "work", args.out, args.model)

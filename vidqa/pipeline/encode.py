@@ -12,7 +12,7 @@ from vidqa.pipeline.monitor.progress_display import Progress
 from vidqa.pipeline.monitor.reporter import QUIET, Reporter
 from vidqa.pipeline.monitor.summary import Summary
 from vidqa.pipeline.monitor.throughput_history import record_rates
-from vidqa.pipeline.run.feature_stages import encode_files
+from vidqa.pipeline.run.feature_stages import encode_files, in_background
 from vidqa.pipeline.run.loaded_model import LoadedModel
 from vidqa.pipeline.run.pending import each_content_once
 from vidqa.pipeline.run.run_context import RunContext
@@ -52,7 +52,7 @@ def encode(
     with (
         reporter.stop.deferred(),
         reporter.progress(len(items), "file", phase="encode"),
-        closing(encode_files(run, items, pending, failure_level=1)) as encoded,
+        closing(in_background(encode_files(run, items, pending, failure_level=1), run.clock)) as encoded,
     ):
         failed: set[str] = set()  # paths of files in progress
         for part in encoded:

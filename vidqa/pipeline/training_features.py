@@ -18,7 +18,7 @@ from vidqa.errors import ItemError, MediaError, TrainError
 from vidqa.media.workers.decode_pool import DecodeJob, DecodePool
 from vidqa.model.bundle.bundle import Bundle
 from vidqa.pipeline.monitor.reporter import Reporter
-from vidqa.pipeline.run.feature_stages import encode_files
+from vidqa.pipeline.run.feature_stages import encode_files, in_background
 from vidqa.pipeline.run.loaded_model import LoadedModel
 from vidqa.pipeline.run.pending import every_file
 from vidqa.pipeline.run.run_context import RunContext
@@ -99,7 +99,8 @@ def fill_cache(refs: Iterable[MediaRef], model: LoadedModel, options: RunOptions
     by_path = {path: tuple(found) for path, found in segments.items()}
     pending = partial(every_file, segments=by_path, read_features=False)
     run = RunContext.create(model, options, reporter)
-    with reporter.progress(len(items), "file", phase="encode"), closing(encode_files(run, items, pending)) as encoded:
+    encoded = in_background(encode_files(run, items, pending), run.clock)
+    with reporter.progress(len(items), "file", phase="encode"), closing(encoded):
         for one in encoded:
             _record(one, features)
             share = len(one.segments) / (one.n_segments or 1)

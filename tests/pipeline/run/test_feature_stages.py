@@ -1,21 +1,27 @@
-"""Files arrive in parts, and are counted and logged once."""
+"""Files arrive in parts, are counted and logged once, and a signal does not wait for a long batch."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
+from run_values import media_item
 
 from vidqa.media.scan import scan
 from vidqa.pipeline.monitor.event_log import EventLog
-from vidqa.pipeline.run.feature_stages import _without_notes, encode_files
+from vidqa.pipeline.monitor.reporter import StageClock
+from vidqa.pipeline.monitor.signals import WORK_THREADS
+from vidqa.pipeline.run import feature_stages
+from vidqa.pipeline.run.feature_stages import _without_notes, encode_files, in_background
 from vidqa.pipeline.run.pending import every_file
 from vidqa.pipeline.run.run_context import RunContext
-from vidqa.records import EncodedItem
+from vidqa.records import EncodedItem, WorkItem
 
 NOTE = "truncated: 1.0 of 9.0 s readable"
 
@@ -68,3 +74,62 @@ def test_cancelling_ends_the_stages(make_run: Callable[..., RunContext], long_an
     next(parts)
     run.clock.cancelled.set()
     assert len(list(parts)) < 16
+
+
+ITEMS = [EncodedItem(WorkItem(media_item(f"{i}.mp4"), f"{i:032d}")) for i in range(5)]
+
+
+def threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name in WORK_THREADS]
+
+
+def test_values_and_errors_are_passed_on() -> None:
+    names: list[str] = []
+
+    def parts(fails: bool) -> Generator[EncodedItem]:
+        for item in ITEMS:
+            names.append(threading.current_thread().name)
+            yield item
+        if fails:
+            raise ZeroDivisionError
+
+    clock = StageClock()
+    assert list(in_background(parts(False), clock)) == ITEMS
+    assert set(names) == {WORK_THREADS[0]} and not threads() and not clock.cancelled.is_set()
+    with pytest.raises(ZeroDivisionError):
+        list(in_background(parts(True), clock))
+
+
+def test_closing_closes_the_stages_in_their_thread() -> None:
+    closed_in: list[str] = []
+
+    def parts() -> Generator[EncodedItem]:
+        try:
+            yield from ITEMS
+        finally:
+            closed_in.append(threading.current_thread().name)
+
+    clock = StageClock()
+    values = in_background(parts(), clock)
+    assert next(values) == ITEMS[0]
+    values.close()
+    assert clock.cancelled.is_set() and closed_in == [WORK_THREADS[0]] and not threads()
+
+
+def test_a_signal_does_not_wait_for_a_long_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feature_stages, "GRACE_S", 0.2)
+    clock, go = StageClock(), threading.Event()
+
+    def parts() -> Generator[EncodedItem]:
+        yield ITEMS[0]
+        clock.stop._pending = KeyboardInterrupt()
+        go.wait(60)
+        yield ITEMS[1]
+
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), clock.stop.deferred():
+        list(in_background(parts(), clock))
+    assert time.monotonic() - start < 50 and threads()
+    go.set()
+    for thread in threads():
+        thread.join(60)

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+#: Time in seconds after a signal in which a computation may finish.
+GRACE_S = 10.0
 #: Names of the threads that compute. A run that is interrupted does not wait for a long computation.
 WORK_THREADS = ("vidqa-encode", "vidqa-answer")
 

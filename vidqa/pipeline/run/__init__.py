@@ -1,5 +1,7 @@
 """The stages of a run: paths in, rows in a table out. Each stage is a generator over the one before it.
 
+Files are split after decoding: each segment continues as soon as it is decoded, encoded and answered.
+
 scanning.py        paths -> media files
 hashing.py         -> the media_id of each file's content
 pending.py         -> the work that is not done yet

@@ -23,7 +23,7 @@ from typing import cast
 from vidqa.errors import ItemError
 from vidqa.generate.engine import Engine, GenerationSettings, Request
 from vidqa.pipeline.monitor.reporter import StageClock
-from vidqa.pipeline.monitor.signals import WORK_THREADS
+from vidqa.pipeline.monitor.signals import GRACE_S, WORK_THREADS
 from vidqa.pipeline.run.hardware_limit import add_engine_stats
 from vidqa.pipeline.run.loaded_model import LoadedModel
 from vidqa.pipeline.run.rows import answered_row, failed_row
@@ -31,11 +31,9 @@ from vidqa.pipeline.run.run_options import RunOptions, settings_of
 from vidqa.records import Answer, AnswerRow, EncodedItem, EncodedSegment, MediaItem, Question, Segment, WorkItem
 
 #: Capacity of the queue in parts of files, in addition to those whose prompts the LLM has taken.
-_AHEAD = 8
+_AHEAD = 16
 #: Longest wait on a queue or event before the stop flags are checked.
 _POLL_S = 0.1
-#: Time in seconds after a signal in which running answers may finish.
-GRACE_S = 10.0
 _ENCODER, _LLM = WORK_THREADS
 
 

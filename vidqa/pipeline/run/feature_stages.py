@@ -1,11 +1,14 @@
 """Files -> features: the stages hashing, pending, prefetch and encoding, connected.
 
 Each stage is a generator over the previous one, so a file passes through all of them before memory is needed for many
-more.
+more. `encode` and `train` run them in a thread, so that a signal ends the command in the middle of a batch; `describe`
+and `ask` have such a thread of their own, see answer_stage.py.
 """
 
 from __future__ import annotations
 
+import queue
+import threading
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field, replace
 
@@ -13,12 +16,16 @@ from vidqa.cache.feature_store import FeatureStore
 from vidqa.cache.media_index import MediaIndex
 from vidqa.common.display import display_path, message_without_path
 from vidqa.errors import ItemError, MediaError
+from vidqa.pipeline.monitor.reporter import StageClock
+from vidqa.pipeline.monitor.signals import GRACE_S, WORK_THREADS
 from vidqa.pipeline.run.encode_stage import encode_items
 from vidqa.pipeline.run.hashing import hash_files
 from vidqa.pipeline.run.pending import PendingStage
 from vidqa.pipeline.run.prefetch import Prefetcher
 from vidqa.pipeline.run.run_context import RunContext
 from vidqa.records import EncodedItem, MediaFacts, MediaItem
+
+_POLL_S = 0.1
 
 
 def encode_files(
@@ -125,3 +132,58 @@ class _FileLog:
         if not file.errors:
             stage, seconds = ("cache", None) if last.cached else ("decode", file.decode_s)
             run.reporter.event(stage, "ok", media=item.path, seconds=seconds, note="; ".join(notes))
+
+
+class _End:
+    """Last entry of the queue of `in_background`."""
+
+
+def in_background(parts: Generator[EncodedItem], clock: StageClock) -> Generator[EncodedItem]:
+    """Yield what another generator yields, which runs in a thread. Close this one to end both.
+
+    Args:
+        parts: of files, from `encode_files`; closed in the thread.
+        clock: of the run; cancelled when the run ends early.
+
+    Raises:
+        KeyboardInterrupt: a signal has arrived that `clock.stop` handles. The batch that is being encoded is finished
+            if that takes no longer than `GRACE_S`.
+    """
+    entries: queue.Queue[EncodedItem | _End | BaseException] = queue.Queue(1)
+
+    def put(entry: EncodedItem | _End | BaseException) -> None:
+        while not clock.cancelled.is_set():
+            try:
+                return entries.put(entry, timeout=_POLL_S)
+            except queue.Full:
+                continue
+
+    def run() -> None:
+        try:
+            for part in parts:
+                put(part)
+        except BaseException as error:  # noqa: BLE001 - raised in the main thread
+            put(error)
+        finally:
+            parts.close()
+        put(_End())
+
+    thread = threading.Thread(target=run, name=WORK_THREADS[0], daemon=True)
+    thread.start()
+    try:
+        while True:
+            with clock.stop.interruptible():
+                try:
+                    entry = entries.get(timeout=_POLL_S)
+                except queue.Empty:
+                    continue
+            if isinstance(entry, _End):
+                thread.join()
+                return
+            if isinstance(entry, BaseException):
+                raise entry
+            yield entry
+    finally:
+        if thread.is_alive():
+            clock.cancelled.set()
+            thread.join(GRACE_S)
