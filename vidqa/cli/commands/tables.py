@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -261,7 +262,9 @@ def print_first_rows(context: CliContext, table: str) -> None:
         rows = first_rows(TableReader(table), 5, DEFAULT_COLUMNS)
     except VidqaError:  # another process has replaced the table: the run itself succeeded
         return
-    if rows:
+    if not rows:
+        return
+    with suppress(OSError):  # the terminal was closed during the run, which has succeeded
         click.echo(f"\n{head_text(rows, None, terminal_width())}\nmore rows: vidqa table head {shell_word(table)}")
 
 
