@@ -31,11 +31,19 @@ _INTERNAL = {
     *("Summary.record_error", "Summary.record_notes", "Summary.close", "Summary.start_s"),
     *("Reporter.event", "Reporter.progress", "Reporter.advance", "Reporter.shows_bar", "Reporter.message_once"),
     *("Reporter.stop", "Reporter.log", "Reporter.advance_file", "Reporter.calling", "Reporter.on_progress"),
-    *("LoadedModel.require_packages", "LoadedModel.history_key", "Precision.suffixes", "ChatSession.warm"),
+    *("FileSelection.patterns", "FileSelection.paths", "FileSelection.window_ns", "FileSelection.durations_s"),
+    *(
+        "Summary.exclude_rest",
+        "LoadedModel.require_packages",
+        "LoadedModel.history_key",
+        "Precision.suffixes",
+        "ChatSession.warm",
+    ),
 }
 _TYPES = """\
 `Paths` is a path (`str` or `Path`) of a file, folder or glob, or several of them. `QuestionSources` is a `str`, a
-`Path` or a `Question`, or several of them; see [above](#choose-questions-and-options).
+`Path` or a `Question`, or several of them; see [above](#choose-questions-and-options). A `Moment` is a text such as
+`1d` or `2026-11-01`, or a `date`, `datetime` or `timedelta`.
 """
 
 

@@ -35,6 +35,7 @@ __all__ = [
     "ChatTurn",
     "Conversion",
     "DeviceError",
+    "FileSelection",
     "ItemError",
     "LoadedModel",
     "LockedError",
@@ -83,6 +84,7 @@ if TYPE_CHECKING:  # editors and type checkers do not evaluate __getattr__
         VidqaError,
     )
     from vidqa.generate.chat_session import ChatSession, ChatTurn
+    from vidqa.media.selection.file_selection import FileSelection
     from vidqa.pipeline.ask import ask
     from vidqa.pipeline.chat import chat
     from vidqa.pipeline.check_data import StageCheck, check_data
@@ -113,6 +115,7 @@ _EXPORTS = {
     "read_table": "tables.formats",
     "Question": "records",
     "RunOptions": "pipeline.run.run_options",
+    "FileSelection": "media.selection.file_selection",
     "Summary": "pipeline.monitor.summary",
     "AnswerRow": "records",
     "SearchResult": "pipeline.search",

@@ -12,7 +12,7 @@ import pytest
 from vidqa.cache import maintenance
 from vidqa.cache.feature_store import FeatureStore
 from vidqa.cache.key import CacheKey, default_cache_dir
-from vidqa.cache.maintenance import parse_age, parse_size
+from vidqa.cache.maintenance import parse_size
 from vidqa.cache.media_index import MediaIndex
 from vidqa.errors import UsageError
 from vidqa.records import EncodedSegment
@@ -164,24 +164,11 @@ def test_parse_size(text: str, n_bytes: int) -> None:
     assert parse_size(text) == n_bytes
 
 
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("30d", 30 * DAY), ("12h", 43200), ("90m", 5400), ("2w", 14 * DAY), ("45s", 45)]
-)
-def test_parse_age(text: str, seconds: float) -> None:
-    assert parse_age(text) == seconds
-
-
 @pytest.mark.parametrize("text", ["", "GB", "ten GB", "-1GB", "10XB", "1e3", "10 G B", "nan", "1,5GB", "9" * 400])
 def test_invalid_sizes(text: str) -> None:
     with pytest.raises(UsageError, match="not a size") as caught:
         parse_size(text)
     assert repr(text) in caught.value.what
-
-
-@pytest.mark.parametrize("text", ["", "30", "d", "30 days", "-1d", "30y"])
-def test_invalid_ages(text: str) -> None:
-    with pytest.raises(UsageError, match="not an age"):
-        parse_age(text)
 
 
 def test_the_default_folder_is_named_vidqa() -> None:

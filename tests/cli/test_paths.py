@@ -93,9 +93,9 @@ def test_a_folder_without_permission_is_a_problem(vidqa, clip, monkeypatch, unpr
     (clip.parent / "locked").mkdir(mode=0)
     scan = scanning.scan
 
-    def scan_unprivileged(paths):
+    def scan_unprivileged(*arguments):
         with unprivileged():
-            return scan(paths)
+            return scan(*arguments)
 
     monkeypatch.setattr(scanning, "scan", scan_unprivileged)
     for paths in ([clip.parent], [f"{clip.parent}/**/*.mp4"]):

@@ -73,10 +73,12 @@ def test_every_option_has_a_variable(tmp_path: Path) -> None:
         "batch_size": "4", "timeout": "1.5", "model": "demo", "device": "cpu", "cache_dir": "c", "max_size": "1GB",
         "older_than": "3d", "top": "5", "log": "a.log", "metrics": "a.prom", "dtype": "float16", "compat": "original",
         "quantize": "4bit", "encode": "on-the-fly", "resume": "never", "seconds": "2", "n_questions": "4",
+        "exclude": "drafts/,*.tmp.mp4", "include": "*.mp4", "newer_than": "1d", "min_duration": "5", "limit": "10",
+        "max_duration": "1h30m", "files_from": "-", "sample": "20", "seed": "0",
         **dict.fromkeys(
             (
-                "as_json", "check_data", "delete", "dry_run", "log_json", "prune_missing", "quiet", "spreadsheet",
-                "strict", "verbose",
+                "as_json", "check_data", "delete", "dry_run", "log_json", "null", "prune_missing", "quiet",
+                "spreadsheet", "strict", "verbose",
             ),
             "true",
         ),
@@ -89,6 +91,7 @@ def test_every_option_has_a_variable(tmp_path: Path) -> None:
         assert set(found) == set(options)
     assert settings["describe"]["max_new_tokens"] == 3 and settings["describe"]["verbose"] is True
     assert settings["describe"]["cache_dir"] == "c" and settings["ask"]["batch_size"] == 4
+    assert settings["describe"]["exclude"] == ["drafts/", "*.tmp.mp4"] and settings["search"]["seed"] == 0
     assert (option_name("as_json"), variable_name("as_json")) == ("json", "VIDQA_JSON")
     assert (variable_name("cache_dir"), variable_name("batch_size")) == ("VIDQA_CACHE", "VIDQA_BATCH_SIZE")
 
@@ -97,7 +100,8 @@ def test_paths_in_a_file_are_relative_to_it_and_names_stay_names(tmp_path: Path)
     path = written(
         tmp_path / "user" / "vidqa.toml",
         'model = "demo"\ncache-dir = "cache"\n[describe]\nout = "/abs/t.csv"\nquestions = ["caption", "my.toml"]\n'
-        '[ask]\nmodel = "models/big"\n[encode]\ncache-dir = "~/c"\n',
+        'files-from = "list.txt"\n'
+        '[ask]\nmodel = "models/big"\n[encode]\ncache-dir = "~/c"\nfiles-from = "-"\n',
     )
     settings = load_settings(path, {})
     assert settings["describe"]["model"] == "demo"
@@ -106,6 +110,8 @@ def test_paths_in_a_file_are_relative_to_it_and_names_stay_names(tmp_path: Path)
     assert settings["describe"]["questions"] == ["caption", str(tmp_path / "user" / "my.toml")]
     assert settings["ask"]["model"] == str(tmp_path / "user" / "models/big")
     assert settings["encode"]["cache_dir"] == str(Path.home() / "c")
+    assert settings["describe"]["files_from"] == str(tmp_path / "user" / "list.txt"), "a list is a path"
+    assert settings["encode"]["files_from"] == "-", "but not stdin"
 
 
 def test_which_file_is_read(tmp_path: Path) -> None:

@@ -26,7 +26,6 @@ _CLOCK_ERROR_S = 86400.0
 
 _SIZE_UNITS = {"": 1, "b": 1, **{u + "b": 1000**i for i, u in enumerate("kmgt", 1)}}
 _SIZE_UNITS |= {u + "ib": 1024**i for i, u in enumerate("kmgt", 1)} | {u: 1000**i for i, u in enumerate("kmgt", 1)}
-_AGE_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
 
 @dataclass(frozen=True)
@@ -100,24 +99,6 @@ def parse_size(text: str) -> int:
             f"not a size: {text!r}", hint="use a number with KB, MB, GB, TB, KiB, MiB, GiB or TiB, such as 10GB"
         )
     return int(number * _SIZE_UNITS[unit.lower()])
-
-
-def parse_age(text: str) -> float:
-    """Parse an age such as `30d`, `12h`, `90m`, `2w` or `45s`.
-
-    Args:
-        text: the age, always with a unit.
-
-    Returns:
-        The number of seconds.
-
-    Raises:
-        UsageError: not an age.
-    """
-    number, unit = _number_and_unit(text)
-    if number is None or unit not in _AGE_UNITS:
-        raise UsageError(f"not an age: {text!r}", hint="use a number with s, m (minutes), h, d or w, such as 30d")
-    return number * _AGE_UNITS[unit]
 
 
 def stats(root: str | os.PathLike[str]) -> CacheStats:

@@ -17,7 +17,7 @@ import sqlite3
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,8 @@ CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, size INTEGER, mtime_ns 
 CREATE TABLE IF NOT EXISTS facts (media_id TEXT PRIMARY KEY, revision INTEGER, facts TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS probed (path BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, read_ns INTEGER,
   revision INTEGER, facts TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS durations (path BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, read_ns INTEGER,
+  duration_s REAL) WITHOUT ROWID;
 """
 
 
@@ -182,6 +184,51 @@ class MediaIndex:
         times = (_as_int64(mtime_ns), _as_int64(read_ns))
         row = (os.fsencode(path), size, *times, FACTS_REVISION, json.dumps(facts_to_dict(facts)))
         self._write("INSERT OR REPLACE INTO probed VALUES (?, ?, ?, ?, ?, ?)", row)
+
+    def duration(self, item: MediaItem) -> tuple[bool, float | None]:
+        """Return whether the index has the duration of an unchanged file, and the seconds.
+
+        Args:
+            item: the file as the scan found it.
+
+        Returns:
+            (True, None) for an image, and for a file whose duration cannot be determined.
+        """
+        mtime_ns = _as_int64(item.mtime_ns)
+        sql = "SELECT duration_s, read_ns FROM durations WHERE path = ? AND size = ? AND mtime_ns = ?"
+        row = self._one(sql, (os.fsencode(item.path), item.size, mtime_ns))
+        if row is not None and abs(row[1] - mtime_ns) > _MTIME_RESOLUTION_NS:
+            return True, row[0]
+        media_id = self.cached_media_id(item)
+        facts = self.facts(media_id) if media_id else None
+        if facts is None or (facts.kind == "video" and facts.duration_s is None):
+            return False, None
+        return True, facts.duration_s if facts.kind == "video" else None
+
+    def store_duration(self, item: MediaItem, read_ns: int, duration_s: float | None) -> None:
+        """Store the duration of a file, whose content need not have been hashed.
+
+        Args:
+            item: the file as the scan found it, before it was read.
+            read_ns: time at which reading started, in ns since 1970.
+            duration_s: seconds; None for an image, or if it cannot be determined.
+
+        Raises:
+            CacheError: the index cannot be written.
+        """
+        row = (os.fsencode(item.path), item.size, _as_int64(item.mtime_ns), _as_int64(read_ns), duration_s)
+        self._write("INSERT OR REPLACE INTO durations VALUES (?, ?, ?, ?, ?)", row)
+
+    def sizes(self, media_ids: Iterable[str]) -> dict[str, int]:
+        """Return the sizes in bytes of contents that were hashed, by media_id. Reads the complete index.
+
+        Args:
+            media_ids: of the contents; those that are not in the index are missing from the result.
+        """
+        wanted = set(media_ids)
+        with self._lock, self._explained():
+            rows = self._db.execute("SELECT media_id, size FROM files")
+            return {media_id: size for media_id, size in rows if media_id in wanted}
 
     def n_files(self) -> int:
         """Return the number of paths in the index."""

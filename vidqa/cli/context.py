@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from vidqa.pipeline.monitor.reporter import Reporter
 
 if TYPE_CHECKING:  # not every command needs these, and `doctor` must work if they cannot be imported
     from vidqa.cli.run_scope import RunScope
+    from vidqa.media.selection.file_selection import FileSelection
     from vidqa.pipeline.monitor.summary import Summary
     from vidqa.pipeline.run.loaded_model import LoadedModel
     from vidqa.pipeline.run.run_options import RunOptions
@@ -83,7 +85,14 @@ class CliContext:
             prune_missing=bool(flags.get("prune_missing")),
             spreadsheet=bool(flags.get("spreadsheet")),
             strict=bool(flags.get("strict")),
+            files=self._file_selection(),
         )
+
+    def _file_selection(self) -> FileSelection:
+        from vidqa.media.selection.file_selection import FileSelection
+
+        given = {field.name: self._flags.get(field.name) for field in fields(FileSelection)}
+        return FileSelection(**{name: value for name, value in given.items() if value is not None})
 
     def run_scope(self, table: str = "cache") -> RunScope:
         """Return the context manager for a long command: signals, event log, metrics.

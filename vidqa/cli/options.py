@@ -162,6 +162,61 @@ max_new_tokens_option = click.option(
 )
 
 
+#: Which of the files found are processed; the fields of `FileSelection`.
+file_options = combine(
+    click.option(
+        "--exclude",
+        multiple=True,
+        metavar="PATTERN",
+        help="Exclude files and folders that match, in the syntax of .gitignore and relative to the searched folder. "
+        "May be repeated; lines of a .vidqaignore in any folder mean the same. Example: --exclude drafts/ --exclude "
+        "'*_raw.mp4'",
+    ),
+    click.option(
+        "--include",
+        multiple=True,
+        metavar="PATTERN",
+        help="Take files that match although they are excluded; without --exclude, take only these. May be repeated. "
+        "Example: --include '*.mp4'",
+    ),
+    click.option(
+        "--newer-than",
+        metavar="AGE|DATE",
+        help="Only files modified in the last AGE (90s, 10min, 2h, 1d, 3w) or since DATE (2026-11-01, or with a time: "
+        "2026-11-01T18:30), in local time.",
+    ),
+    click.option(
+        "--older-than", metavar="AGE|DATE", help="Only files modified before that. Example: --older-than 10min"
+    ),
+    click.option(
+        "--min-duration",
+        metavar="DURATION",
+        help="Only videos of at least DURATION: seconds, or 90s, 10min, 1h30m. Images have no duration and are kept.",
+    ),
+    click.option("--max-duration", metavar="DURATION", help="Only videos of at most DURATION."),
+    click.option(
+        "--files-from",
+        metavar="FILE|-",
+        help="Read more PATHS from FILE or stdin, one per line, relative to the working folder. Example: find /archive "
+        "-name '*.mp4' -print0 | vidqa ... --files-from - -0",
+    ),
+    click.option("-0", "--null", is_flag=True, help="Null bytes separate the paths of --files-from, not line breaks."),
+    click.option(
+        "--limit",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Process at most N files: the first ones that still have something to do. The next run continues there.",
+    ),
+    click.option(
+        "--sample",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Process a random sample of N files: the same in every run, and nearly the same when files are added.",
+    ),
+    click.option("--seed", type=click.IntRange(min=0), metavar="S", help="Choose another --sample. [default: 0]"),
+)
+
+
 def run_options(segment_effect: str) -> Callable[[Command], Command]:
     """Return the options for splitting, batching and decoding files.
 

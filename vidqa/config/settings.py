@@ -88,6 +88,10 @@ BATCH = OptionType(
 )
 SETS = OptionType("a list of names or files", _is_texts, lambda text: [part.strip() for part in text.split(",")])
 TEXTS = OptionType("a list of questions", _is_texts, lambda text: [line for line in text.splitlines() if line.strip()])
+PATTERNS = OptionType("a list of patterns", _is_texts, lambda text: [part.strip() for part in text.split(",")])
+PATH_OR_STDIN = OptionType("a path, or - for stdin", _is_text)
+DURATION = OptionType("a number of seconds or a text such as 1h30m", lambda v: _is_text(v) or _is_seconds(v))
+SEED = OptionType("a whole number of at least 0", lambda v: v is not False and (v == 0 or _is_count(v)), int)
 ENCODE = OptionType('"cache" or "on-the-fly"', lambda v: v in ("cache", "on-the-fly"))
 RESUME = OptionType('"auto" or "never"', lambda v: v in ("auto", "never"))
 RETRY = OptionType('"failed" or "all"', lambda v: v in ("failed", "all"))
@@ -100,6 +104,10 @@ _OUTPUT = {"as_json": FLAG, "quiet": FLAG, "verbose": FLAG}
 _CACHE = {"cache_dir": PATH, **_OUTPUT}
 _READ = {"model": TEXT, "device": TEXT, "timeout": SECONDS, **_CACHE}
 _WORK = {"segment": SEGMENT, "batch_size": BATCH, **_READ}
+_FILES = {
+    **{"exclude": PATTERNS, "include": PATTERNS, "newer_than": TEXT, "older_than": TEXT, "files_from": PATH_OR_STDIN},
+    **{"min_duration": DURATION, "max_duration": DURATION, "null": FLAG, "limit": COUNT, "sample": COUNT, "seed": SEED},
+}
 _PRECISION = {"dtype": DTYPE, "quantize": QUANTIZE}
 #: Command -> its options by parameter name. Options that are not listed here can only be set on the command line.
 OPTIONS: dict[str, dict[str, OptionType]] = {
@@ -109,11 +117,12 @@ OPTIONS: dict[str, dict[str, OptionType]] = {
         "progress": PROGRESS,
         **_PRECISION,
         **_WORK,
+        **_FILES,
     },
     "ask": {"out": PATH, "spreadsheet": FLAG, "strict": FLAG, "max_new_tokens": COUNT, **_PRECISION, **_WORK},
     "chat": {"max_new_tokens": COUNT, **_PRECISION, **_READ},
-    "search": {"out": PATH, "spreadsheet": FLAG, "top": COUNT, "progress": PROGRESS, **_WORK},
-    "encode": {"strict": FLAG, "progress": PROGRESS, **_WORK},
+    "search": {"out": PATH, "spreadsheet": FLAG, "top": COUNT, "progress": PROGRESS, **_WORK, **_FILES},
+    "encode": {"strict": FLAG, "progress": PROGRESS, **_WORK, **_FILES},
     "train": {
         "out": PATH,
         "encode": ENCODE,
@@ -299,7 +308,9 @@ def _relative_to_file(file: Path, parameter: str, value: Any) -> Any:
     """Resolve a relative path against the folder of the settings file; `demo` and `caption` are names, not paths."""
     if isinstance(value, list):
         return [_relative_to_file(file, parameter, one) for one in value]
-    is_path = _TYPES[parameter] is PATH or (
-        parameter in ("model", "questions") and ("/" in value or os.sep in value or value.endswith(".toml"))
+    is_path = (
+        _TYPES[parameter] is PATH
+        or (parameter == "files_from" and value != "-")
+        or (parameter in ("model", "questions") and ("/" in value or os.sep in value or value.endswith(".toml")))
     )
     return str(file.parent / os.path.expanduser(value)) if is_path else value

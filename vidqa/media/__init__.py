@@ -3,6 +3,7 @@
 In: paths, folders, globs. Out: `MediaItem`s (scan), `MediaFacts` (probe), frames of each segment (decode).
 
 scan.py, globs.py, ignored_names.py   find media files
+selection/                            choose some of them by name, age, duration or number
 files.py, sniff.py, image_formats/    recognize them by content
 container.py, frame_index/, probe.py  open a video; its facts and the pts of its frames
 completeness/                         notes about incomplete and damaged videos

@@ -21,6 +21,7 @@ from vidqa.errors import MediaError, UsageError
 from vidqa.media.files import file_error, ignore_reason
 from vidqa.media.globs import glob_root, is_glob, matches, unreadable_folders
 from vidqa.media.ignored_names import INCOMPLETE, ignored_name, is_being_downloaded
+from vidqa.media.selection.path_patterns import Exclusion, PathPatterns
 from vidqa.records import MediaItem
 
 #: For opening ambiguous files: time limit per file, and number of parallel processes.
@@ -45,39 +46,51 @@ class PathProblem:
 
 
 @dataclass(frozen=True)
-class ScanResult:
-    """Result of a scan. Every file that was found is in one of the three lists."""
+class ExcludedPath:
+    """A file that patterns exclude, or a folder that was therefore not entered."""
 
-    items: tuple[MediaItem, ...]  # sorted by the bytes of the path, as the other two
-    ignored: tuple[IgnoredPath, ...]
-    problems: tuple[PathProblem, ...]
+    path: str  # a folder ends in a slash
+    root: str  # the searched folder
+    why: Exclusion
+
+
+@dataclass(frozen=True)
+class ScanResult:
+    """Result of a scan. Every file that was found is in one of the first four lists."""
+
+    items: tuple[MediaItem, ...]  # sorted by the bytes of the path, as the others
+    ignored: tuple[IgnoredPath, ...] = ()
+    problems: tuple[PathProblem, ...] = ()
+    excluded: tuple[ExcludedPath, ...] = ()
+    all_excluded: tuple[PathProblem, ...] = ()  # paths that lead to excluded files only, which is no error
 
     def counts(self) -> dict[str, int]:
         """Return the number of ignored paths by reason, most frequent first."""
         return dict(Counter(ignored.reason for ignored in self.ignored).most_common())
 
 
-def scan(paths: Sequence[str]) -> ScanResult:
+def scan(paths: Sequence[str], patterns: PathPatterns | None = None) -> ScanResult:
     """Find media files.
 
-    A file that is named explicitly always becomes an item if it exists. Folders are searched recursively. A path is
-    treated as a glob only if nothing has that name; its matches follow the rules for folders.
+    A file that is named explicitly always becomes an item if it exists, whatever the patterns. Folders are searched
+    recursively. A path is treated as a glob only if nothing has that name; its matches follow the rules for folders.
 
     Args:
         paths: files, folders and globs, relative to the working directory or absolute.
+        patterns: exclude files and folders; None for those of `.vidqaignore` files alone.
 
     Returns:
-        The items, the ignored paths with their reasons, and the problems: paths among `paths` that do not exist or
-        contain no media, and files and folders that cannot be read. Of several paths to the same file, one becomes an
-        item: an explicitly named path, else a regular entry rather than a link, else the first one found.
+        The items, the ignored and excluded paths with their reasons, and the problems: paths among `paths` that do not
+        exist or contain no media, and files and folders that cannot be read. Of several paths to the same file, one
+        becomes an item: an explicitly named path, else a regular entry rather than a link, else the first one found.
 
     Raises:
-        UsageError: `paths` is empty or contains an empty path.
+        UsageError: `paths` is empty or contains an empty path, or a `.vidqaignore` is invalid.
     """
     if not paths or not all(map(os.fspath, paths)):  # an empty path is usually an unset variable of a script
         what = "a path is missing" if not paths else "one of the paths is empty"
         raise UsageError(what, hint="pass a file or folder")
-    state = _Scan()
+    state = _Scan(patterns or PathPatterns())
     named: list[str] = []
     searched: list[str] = []
     for path in paths:
@@ -125,14 +138,19 @@ class _Search:
     path: str
     n_items: int = 0
     n_problems: int = 0
+    n_excluded: int = 0
     scanned_before: list[str] = field(default_factory=list)  # files and folders that it shares with earlier searches
 
 
 @dataclass
 class _Scan:
+    patterns: PathPatterns
     items: list[MediaItem] = field(default_factory=list)
     ignored: list[IgnoredPath] = field(default_factory=list)
     problems: dict[str, str] = field(default_factory=dict)  # path -> reason
+    excluded: list[ExcludedPath] = field(default_factory=list)
+    all_excluded: list[PathProblem] = field(default_factory=list)
+    named: set[str] = field(default_factory=set)  # absolute paths of files that the caller named
     ambiguous: dict[str, tuple[MediaItem, str, _Search]] = field(default_factory=dict)  # with the reason if not a video
     searches: list[_Search] = field(default_factory=list)
     # By device and inode; the values are the paths under which they were found first.
@@ -147,10 +165,21 @@ class _Scan:
             tuple(self.items),
             tuple(sorted(self.ignored, key=lambda ignored: (os.fsencode(ignored.path), ignored.reason))),
             tuple(sorted(problems, key=lambda problem: os.fsencode(problem.path))),
+            tuple(sorted(self.excluded, key=lambda excluded: os.fsencode(excluded.path))),
+            tuple(self.all_excluded),
         )
 
     def ignore(self, path: str, reason: str) -> None:
         self.ignored.append(IgnoredPath(path, reason))
+
+    def is_excluded(self, path: str, root: str, *, is_folder: bool) -> bool:
+        """Return whether patterns exclude a file or folder, and record it; never a file that the caller named."""
+        why = self.patterns.exclusion(path, root, is_folder=is_folder)
+        if why is None or path in self.named or (is_folder and self.patterns.may_contain_included(path, root)):
+            return False
+        self.excluded.append(ExcludedPath(os.path.join(path, "") if is_folder else path, root, why))
+        self.searches[-1].n_excluded += 1
+        return True
 
     def report(self, path: str, error: OSError | MediaError) -> None:
         """Record a file or folder that cannot be read."""
@@ -165,6 +194,7 @@ class _Scan:
         except MediaError as error:
             self.problems.setdefault(path, message_without_path(error, absolute_path(path)))
             return
+        self.named.add(item.path)
         if self.is_new(found, item.path):
             self.items.append(item)
 
@@ -180,6 +210,8 @@ class _Scan:
             reason = ignored_name(name, is_folder=is_folder)
             if reason and not name.startswith("."):  # only a glob that asks for hidden files matches them
                 self.ignore(match, reason)
+            elif self.is_excluded(match, root, is_folder=is_folder):
+                continue
             elif is_folder:
                 self.walk(match, root)
             elif is_being_downloaded(match, os.path.lexists):
@@ -187,7 +219,8 @@ class _Scan:
             else:
                 self.add_found(match, root)
         for folder, error in unreadable_folders(path):
-            self.report(folder, error)
+            if self.patterns.exclusion(folder, root, is_folder=True) is None:
+                self.report(folder, error)
         if not found and not self.searches[-1].n_problems:
             self.problems[path] = "no file matches"
 
@@ -197,7 +230,11 @@ class _Scan:
         for search in self.searches:
             if search.n_items or search.n_problems or search.path in self.problems:
                 continue
-            if not any(_contains(paths, path) for path in search.scanned_before):
+            if any(_contains(paths, path) for path in search.scanned_before):
+                continue
+            if search.n_excluded:
+                self.all_excluded.append(PathProblem(search.path, "everything is excluded"))
+            else:
                 self.problems[search.path] = "contains no media"
 
     def walk(self, folder: str, root: str) -> None:
@@ -214,6 +251,8 @@ class _Scan:
                 is_folder, is_link = _kind(entry)
                 if reason := ignored_name(entry.name, is_folder=is_folder):
                     self.ignore(entry.path, reason)
+                elif self.is_excluded(entry.path, root, is_folder=is_folder):
+                    continue
                 elif not is_folder and is_being_downloaded(entry.name, names.__contains__):
                     self.ignore(entry.path, INCOMPLETE)
                 elif is_link:

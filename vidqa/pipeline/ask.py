@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 
 from vidqa.errors import UsageError
-from vidqa.media.files import Paths, as_path_list
+from vidqa.media.files import Paths
 from vidqa.pipeline.monitor.progress_display import Progress
 from vidqa.pipeline.monitor.reporter import QUIET, Reporter
 from vidqa.pipeline.monitor.summary import Summary
@@ -19,7 +19,7 @@ from vidqa.pipeline.run.loaded_model import LoadedModel
 from vidqa.pipeline.run.pending import every_file
 from vidqa.pipeline.run.run_context import RunContext
 from vidqa.pipeline.run.run_options import RunOptions
-from vidqa.pipeline.run.scanning import find_media
+from vidqa.pipeline.run.scanning import find_media, first_files
 from vidqa.prompts.questions import question_from_text
 from vidqa.records import AnswerRow, Question
 
@@ -83,7 +83,7 @@ def ask_with_summary(
     reporter = run.reporter
     run.model.require_packages()
     question_list = as_questions(questions)
-    items = find_media(run, as_path_list(media, "media")).items
+    items = first_files(run, find_media(run, run.options.files.paths(media, "media")))
     pending = partial(every_file, questions=question_list)
     rows: list[AnswerRow] = []
     encoded = encode_files(run, items, pending, note_level=1)

@@ -9,13 +9,12 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from vidqa.cache.media_index import MediaIndex
 from vidqa.common.disk_space import free_disk_bytes
 from vidqa.common.display import display_path, human_bytes, plural
 from vidqa.common.file_lock import FileLock
 from vidqa.common.output_paths import check_output_parent
 from vidqa.errors import TableError, UsageError
-from vidqa.media.files import Paths, as_path_list
+from vidqa.media.files import Paths
 from vidqa.pipeline.monitor.progress_display import Progress
 from vidqa.pipeline.monitor.reporter import QUIET, Reporter
 from vidqa.pipeline.monitor.summary import Summary
@@ -26,7 +25,7 @@ from vidqa.pipeline.run.feature_stages import encode_files
 from vidqa.pipeline.run.hardware_limit import measure_hardware
 from vidqa.pipeline.run.loaded_model import LoadedModel
 from vidqa.pipeline.run.pending import PendingAnswers
-from vidqa.pipeline.run.pruning import removed_files, replaced_files
+from vidqa.pipeline.run.pruning import prune_table
 from vidqa.pipeline.run.retry_policy import RetryPolicy
 from vidqa.pipeline.run.run_context import RunContext
 from vidqa.pipeline.run.run_options import RunOptions
@@ -79,7 +78,7 @@ def describe(
     question_list = gather_questions(questions)
     _warn_about_types(question_list, reporter)
     table = open_table(out, for_spreadsheets=run.options.spreadsheet)
-    searched = as_path_list(paths)
+    searched = run.options.files.paths(paths)
     run.summary.table = str(out)
     with FileLock(table.path) as lock:
         if lock.stale_holder is not None:
@@ -87,7 +86,8 @@ def describe(
         with run.clock.stage("read"):
             _recover(table.load(), reporter)
         found = find_media(run, searched)
-        _warn_about_space(table, len(found.items) * len(question_list), reporter)
+        n_files = min(len(found.items), run.options.files.limit or len(found.items))
+        _warn_about_space(table, n_files * len(question_list), reporter)
         pending = PendingAnswers(table, question_list, run, RetryPolicy(table.path).load())
         ids = {pending.cells[question.text]: question.id for question in question_list}
         run.summary.renamed_questions = table.update_question_ids(ids)
@@ -97,8 +97,7 @@ def describe(
             try:
                 _process(run, found.items, pending, bookkeeper)
                 if run.options.prune_missing:
-                    with closing(MediaIndex(run.options.cache_dir)) as index:
-                        bookkeeper.prune(removed_files(searched, found.problems), replaced_files(searched, index))
+                    prune_table(run, bookkeeper, searched, found)
             except KeyboardInterrupt:
                 reporter.message(f"stopping: writing finished rows to {display_path(str(out))}")
                 raise

@@ -20,12 +20,13 @@ from vidqa.media.segments import plan_segments
 from vidqa.media.workers.decode_pool import DecodePool
 from vidqa.pipeline.describe import open_table
 from vidqa.pipeline.monitor.reporter import QUIET, Reporter
+from vidqa.pipeline.monitor.summary import excluded_line
 from vidqa.pipeline.monitor.throughput_history import load_rates
 from vidqa.pipeline.run.bookkeeping import RunBookkeeper
 from vidqa.pipeline.run.hashing import hash_files
 from vidqa.pipeline.run.loaded_model import LoadedModel
 from vidqa.pipeline.run.pending import PendingAnswers
-from vidqa.pipeline.run.pruning import removed_files, replaced_files
+from vidqa.pipeline.run.pruning import prune_table
 from vidqa.pipeline.run.retry_policy import RetryPolicy
 from vidqa.pipeline.run.run_context import RunContext
 from vidqa.pipeline.run.run_options import RunOptions
@@ -51,6 +52,7 @@ class DryRunPlan:
     files_pruned: int = 0  # removed or replaced files whose rows would be dropped
     quarantined: list[str] = field(default_factory=list)
     ignored: dict[str, int] = field(default_factory=dict)
+    excluded: dict[str, int] = field(default_factory=dict)  # number of files and folders by option
     path_problems: dict[str, str] = field(default_factory=dict)  # path without media, or unreadable -> reason
     cache_bytes_needed: int = 0
     cache_bytes_free: int = 0
@@ -88,6 +90,8 @@ class DryRunPlan:
             lines.append(f"quarantined: {plural(len(self.quarantined), 'file')}; --retry all tries again")
         if self.ignored:
             lines.append(f"ignored files: {counts(self.ignored)}")
+        if self.excluded:
+            lines.append(excluded_line(self.excluded))
         if self.path_problems:
             lines.append(f"path problems: {plural(len(self.path_problems), 'path')} without readable media")
         lines.append(
@@ -131,17 +135,17 @@ def plan_run(
     run = RunContext.create(model, options, reporter)
     run.model.require_packages()
     table = open_table(out).load()
-    found = find_media(run, paths)
+    searched = run.options.files.paths(paths)
+    found = find_media(run, searched)
     pending = PendingAnswers(table, questions, run, RetryPolicy(table.path).load())
-    plan = DryRunPlan(str(out), files=len(found.items), ignored=found.counts())
-    plan.path_problems = run.summary.path_problems
+    plan = DryRunPlan(str(out), ignored=run.summary.ignored, path_problems=run.summary.path_problems)
     cache_dir = run.options.cache_dir
     with closing(MediaIndex(cache_dir)) as index, reporter.progress(len(found.items), "file", phase="read"):
         _Counter(plan, run, pending, index).count(found.items)
         if run.options.prune_missing:
-            is_removed, is_replaced = removed_files(paths, found.problems), replaced_files(paths, index)
-            RunBookkeeper(pending, run).prune(is_removed, is_replaced)  # in memory only
+            prune_table(run, RunBookkeeper(pending, run), searched, found)  # in memory only
             plan.files_pruned = run.summary.pruned
+    plan.files, plan.excluded = run.summary.files, dict(run.summary.excluded)
     plan.existing_rows = sum(run.summary.existing.values())
     plan.quarantined = list(run.summary.quarantined)
     plan.table_bytes_needed = table.bytes_needed(plan.new_rows)
@@ -174,7 +178,7 @@ class _Counter:
 
     def _to_probe(self, items: Sequence[MediaItem]) -> Iterator[str]:
         """Yield the paths of files whose facts are not in the index; count all others."""
-        for item, media_id in hash_files(self._index, items):
+        for n_hashed, (item, media_id) in enumerate(hash_files(self._index, items), start=1):
             self._run.reporter.advance()
             if isinstance(media_id, ItemError):
                 self._plan.files_to_do += 1
@@ -190,6 +194,9 @@ class _Counter:
             else:
                 self._rows[media_id], self._probing[item.path] = None, work
                 yield item.path
+            if self._pending.is_full:
+                self._run.summary.exclude_rest(len(items) - n_hashed)
+                return
 
     def _add_complete(self, media_id: str) -> None:
         """Count a file that needs no work: its rows exist, or it is a duplicate and will get copies."""

@@ -7,17 +7,23 @@ from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 
-from vidqa.media.files import Paths, as_path_list
+from vidqa.cache.feature_store import FeatureStore
+from vidqa.cache.key import CacheKey
+from vidqa.cache.media_index import MediaIndex
+from vidqa.errors import ItemError
+from vidqa.media.files import Paths
+from vidqa.media.segments import plan_segments
 from vidqa.pipeline.monitor.progress_display import Progress
 from vidqa.pipeline.monitor.reporter import QUIET, Reporter
 from vidqa.pipeline.monitor.summary import Summary
 from vidqa.pipeline.monitor.throughput_history import record_rates
 from vidqa.pipeline.run.feature_stages import encode_files, in_background
 from vidqa.pipeline.run.loaded_model import LoadedModel
-from vidqa.pipeline.run.pending import each_content_once
+from vidqa.pipeline.run.pending import PendingStage, each_content_once
 from vidqa.pipeline.run.run_context import RunContext
 from vidqa.pipeline.run.run_options import RunOptions
 from vidqa.pipeline.run.scanning import find_media
+from vidqa.records import WorkItem
 
 
 def encode(
@@ -47,12 +53,14 @@ def encode(
     start = time.perf_counter()
     run = RunContext.create(model, options, reporter, progress)
     reporter = run.reporter
-    items = find_media(run, as_path_list(paths)).items
-    pending = partial(each_content_once, reporter=reporter)
+    items = find_media(run, run.options.files.paths(paths)).items
     with (
+        closing(MediaIndex(run.options.cache_dir)) as index,
         reporter.stop.deferred(),
         reporter.progress(len(items), "file", phase="encode"),
-        closing(in_background(encode_files(run, items, pending, failure_level=1), run.clock)) as encoded,
+        closing(
+            in_background(encode_files(run, items, _pending_stage(run, index), failure_level=1), run.clock)
+        ) as encoded,
     ):
         failed: set[str] = set()  # paths of files in progress
         for part in encoded:
@@ -68,3 +76,19 @@ def encode(
     run.summary.close(run.clock, time.perf_counter() - start)
     record_rates(run.options.cache_dir, run.model.history_key, run.summary)
     return run.summary
+
+
+def _pending_stage(run: RunContext, index: MediaIndex) -> PendingStage:
+    store = FeatureStore(run.options.cache_dir)
+
+    def is_cached(work: WorkItem) -> bool:
+        media_id = str(work.media_id)
+        facts = index.facts(media_id)
+        try:
+            segments = plan_segments(facts, run.options.segment_s) if facts is not None else ()
+        except ItemError:
+            return False
+        encoder_id = run.model.bundle.encoder_id
+        return bool(segments) and all(store.has(CacheKey(media_id, segment.key, encoder_id)) for segment in segments)
+
+    return partial(each_content_once, reporter=run.reporter, limit=run.options.files.limit, is_cached=is_cached)

@@ -20,7 +20,7 @@ from vidqa.cache.key import CacheKey
 from vidqa.cache.media_index import MediaIndex
 from vidqa.common.display import message_without_path, plural
 from vidqa.errors import ItemError, UsageError
-from vidqa.media.files import Paths, as_path_list
+from vidqa.media.files import Paths
 from vidqa.media.segments import plan_segments
 from vidqa.pipeline.monitor.progress_display import Progress
 from vidqa.pipeline.monitor.reporter import QUIET, Reporter
@@ -29,7 +29,7 @@ from vidqa.pipeline.run.loaded_model import LoadedModel
 from vidqa.pipeline.run.pending import every_file
 from vidqa.pipeline.run.run_context import RunContext
 from vidqa.pipeline.run.run_options import RunOptions
-from vidqa.pipeline.run.scanning import find_media
+from vidqa.pipeline.run.scanning import find_media, first_files
 from vidqa.prompts.plain_text import check_text
 from vidqa.records import EncodedItem, MediaItem, MediaKind, Segment, type_name
 
@@ -68,6 +68,7 @@ class SearchResult:
     n_files: int  # media files that were found
     n_encoded: int  # files that were not cached
     path_problems: Mapping[str, str]  # path that does not exist, cannot be read or contains no media -> reason
+    excluded: Mapping[str, int]  # number of files and folders by option
 
 
 def search(
@@ -109,14 +110,14 @@ def search(
     run = RunContext.create(model, options, reporter, progress)
     reporter = run.reporter
     query = _normalized(run.model.text_encoder.encode([text]))[0]
-    items = find_media(run, as_path_list(paths)).items
+    items = first_files(run, find_media(run, run.options.files.paths(paths)))
     embeddings = _Embeddings(run)
     with reporter.progress(len(items), "file", phase="search"), closing(embeddings):
         missing = [item for item in items if not embeddings.load(item)]
         embeddings.encode(missing)
     failed = tuple(embeddings.failed)
     if not embeddings.segments:
-        return SearchResult((), failed, len(items), len(missing), run.summary.path_problems)
+        return SearchResult((), failed, len(items), len(missing), run.summary.path_problems, run.summary.excluded)
     scores = _normalized(np.stack([pooled.embedding for _, _, pooled in embeddings.segments])) @ query
     position = {item.path: number for number, item in enumerate(items)}
 
@@ -146,7 +147,7 @@ def search(
                 created_at=now,
             )
         )
-    return SearchResult(tuple(hits), failed, len(items), len(missing), run.summary.path_problems)
+    return SearchResult(tuple(hits), failed, len(items), len(missing), run.summary.path_problems, run.summary.excluded)
 
 
 class _Embeddings:

@@ -317,6 +317,14 @@ class Table:
             copied += self._apply(change)
         return copied
 
+    def removed(self, gone: Callable[[str], bool]) -> set[str]:
+        """Return the media_ids of files that no longer exist.
+
+        Args:
+            gone: returns whether a path no longer exists.
+        """
+        return {media_id for media_id, *names in self._index.all_files() if media_id and gone(file_path(*names))}
+
     def prune(self, gone: Callable[[str], bool]) -> int:
         """Drop the rows of files that no longer exist. Returns the number of files.
 

@@ -99,6 +99,7 @@ def prune(max_size: str | None, older_than: str | None, dry_run: bool, **flags: 
     """
     from vidqa.cache import maintenance
     from vidqa.cli.context import CliContext
+    from vidqa.common.time_text import parse_age
 
     context = CliContext(flags)
     if max_size is None and older_than is None:
@@ -106,7 +107,7 @@ def prune(max_size: str | None, older_than: str | None, dry_run: bool, **flags: 
     report = maintenance.prune(
         context.cache_dir,
         max_size=None if max_size is None else maintenance.parse_size(max_size),
-        older_than_s=None if older_than is None else maintenance.parse_age(older_than),
+        older_than_s=None if older_than is None else parse_age(older_than),
         dry_run=dry_run,
     )
     if context.as_json:

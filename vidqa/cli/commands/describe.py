@@ -12,6 +12,7 @@ from vidqa.cli.name_completion import question_set_names
 from vidqa.cli.options import (
     HELP,
     cache_option,
+    file_options,
     max_new_tokens_option,
     model_options,
     output_options,
@@ -25,7 +26,7 @@ from vidqa.errors import EXIT_OK, EXIT_PARTIAL
 
 
 @click.command("describe", context_settings=HELP, short_help="Answer questions about every file and write a table.")
-@click.argument("paths", nargs=-1, required=True, type=click.Path())
+@click.argument("paths", nargs=-1, type=click.Path())
 @click.option(
     "--out",
     required=True,
@@ -73,6 +74,7 @@ from vidqa.errors import EXIT_OK, EXIT_PARTIAL
 )
 @run_options("one row per window")
 @strict_option
+@file_options
 @model_options
 @precision_options
 @cache_option
@@ -89,7 +91,7 @@ def command(paths: tuple[str, ...], out: str, dry_run: bool, **flags: Any) -> in
       vidqa describe clips --out captions.parquet
       vidqa describe clips --out answers.csv --questions clips/questions.toml --segment 1
       vidqa describe clips --out answers.csv --ask "What happens?" --ask "Is there a star?"
-      vidqa describe clips --out answers.csv --dry-run
+      vidqa describe clips --out answers.csv --exclude 'star*' --newer-than 1d --dry-run
       vidqa describe clips --out answers.csv --retry failed -q --log nightly.log --metrics vidqa.prom
     """
     from vidqa.cli.context import CliContext

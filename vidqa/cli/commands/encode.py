@@ -9,6 +9,7 @@ import click
 from vidqa.cli.options import (
     HELP,
     cache_option,
+    file_options,
     model_options,
     output_options,
     progress_option,
@@ -18,9 +19,10 @@ from vidqa.cli.options import (
 
 
 @click.command("encode", context_settings=HELP, short_help="Fill the feature cache without asking questions.")
-@click.argument("paths", nargs=-1, required=True, type=click.Path())
+@click.argument("paths", nargs=-1, type=click.Path())
 @run_options("one cache entry per window")
 @strict_option
+@file_options
 @model_options
 @cache_option
 @progress_option
@@ -29,8 +31,9 @@ def command(paths: tuple[str, ...], **flags: Any) -> int:
     """Decode and encode every video and image in PATHS, so that later questions start from cached features.
 
     \b
-    Example:
+    Examples:
       vidqa encode clips --segment 1
+      vidqa encode clips --newer-than 1d --limit 1000
     """
     from vidqa.cli.context import CliContext
     from vidqa.pipeline.encode import encode

@@ -10,6 +10,7 @@ import click
 from vidqa.cli.options import (
     HELP,
     cache_option,
+    file_options,
     model_options,
     output_options,
     progress_option,
@@ -29,7 +30,7 @@ DEFAULT_TOP = 10
 
 @click.command("search", context_settings=HELP, short_help="Find the files that match a text best.")
 @click.argument("text")
-@click.argument("paths", nargs=-1, required=True, type=click.Path(), metavar="PATHS...")
+@click.argument("paths", nargs=-1, type=click.Path(), metavar="PATHS...")
 @click.option(
     "--top",
     type=click.IntRange(min=1),
@@ -44,6 +45,7 @@ DEFAULT_TOP = 10
 )
 @spreadsheet_option
 @run_options("each window is ranked separately")
+@file_options
 @model_options
 @cache_option
 @progress_option
@@ -59,8 +61,10 @@ def command(text: str, paths: tuple[str, ...], top: int | None, out: str | None,
       vidqa search "a red cross" clips
       vidqa search "a star moves to the right" clips --segment 1 --top 5 --json
       vidqa search "a star" clips --out stars.csv
+      vidqa search "a star" clips --include '*.mp4' --max-duration 10min
     """
     from vidqa.cli.context import CliContext
+    from vidqa.pipeline.monitor.summary import excluded_line
     from vidqa.pipeline.search import search
 
     context = CliContext(flags)
@@ -78,6 +82,8 @@ def command(text: str, paths: tuple[str, ...], top: int | None, out: str | None,
     else:
         click.echo(hits_as_table(found.hits), nl=False)
     _print_failures(found)
+    if found.excluded:
+        context.reporter.message(excluded_line(found.excluded))
     return EXIT_PARTIAL if found.failed or found.path_problems else EXIT_OK
 
 

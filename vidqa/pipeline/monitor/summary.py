@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vidqa.common.display import counts, display_path, human_duration, plural
@@ -36,6 +36,7 @@ class Summary:
     noted_paths: list[str] = field(default_factory=list)  # the first of them
     existing_noted: int = 0  # part of existing: rows about files with problems, without failed ones
     ignored: dict[str, int] = field(default_factory=dict)  # files that are not media, by reason
+    excluded: Counter[str] = field(default_factory=Counter)  # number of files and folders by option
     path_problems: dict[str, str] = field(default_factory=dict)  # path without media, or unreadable -> reason
     failed_again: int = 0  # new failed rows whose file and question had failed in an earlier run
     renamed: int = 0  # files whose rows only needed a new path
@@ -95,6 +96,16 @@ class Summary:
         if len(self.noted_paths) < _MAX_PATHS:
             self.noted_paths.append(path)
 
+    def exclude_rest(self, n_files: int) -> None:
+        """Count the files after the last one that `--limit` allows.
+
+        Args:
+            n_files: their number, which may be 0.
+        """
+        if n_files:
+            self.files -= n_files
+            self.excluded["--limit"] += n_files
+
     def close(self, clock: StageClock, wall_s: float) -> None:
         """Take over the times at the end of the run.
 
@@ -121,6 +132,7 @@ class Summary:
             "notes": dict(self.notes),
             "existing_noted": self.existing_noted,
             "ignored": dict(self.ignored),
+            "excluded": dict(self.excluded),
             "path_problems": [{"path": path, "reason": reason} for path, reason in self.path_problems.items()],
             "renamed": self.renamed,
             "renamed_questions": self.renamed_questions,
@@ -197,6 +209,8 @@ class Summary:
             lines.append(f"{files} with problems: {counts(self.notes)}{where}; --strict makes them fail")
         if self.ignored:
             lines.append(f"ignored files: {counts(self.ignored)}")
+        if self.excluded:
+            lines.append(excluded_line(self.excluded))
         if self.path_problems:
             number, paths = plural(len(self.path_problems), "path"), _paths(list(self.path_problems))
             lines.append(f"path problems: {number} without readable media: {paths}")
@@ -214,6 +228,8 @@ class Summary:
 
     def _first_line(self) -> str:
         if self.nothing_done:
+            if not self.files:
+                return "nothing to do: no file is left" if self.excluded else "nothing to do: there are no files"
             files = plural(self.files, "file")
             return f"nothing to do: {f'all rows of {files} exist' if self.table else f'{files} already cached'}"
         if self.table:
@@ -222,6 +238,15 @@ class Summary:
             files, cached = f"{plural(self._n_encoded, 'file')} encoded", f", {self.clips_cached:,} already cached"
         cached = cached if self.clips_cached else ""
         return f"{files}{cached}, {human_duration(self.video_s)} of video in {human_duration(self.wall_s)}"
+
+
+def excluded_line(excluded: Mapping[str, int]) -> str:
+    """Return a line such as `excluded files and folders: 12 by --exclude, 3 by --newer-than`.
+
+    Args:
+        excluded: numbers by option.
+    """
+    return f"excluded files and folders: {counts({f'by {option}': n for option, n in excluded.items()})}"
 
 
 def _paths(paths: Sequence[str]) -> str:

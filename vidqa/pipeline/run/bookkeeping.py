@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -87,7 +87,12 @@ class RunBookkeeper:
             if self._uncommitted >= COMMIT_ROWS or self._is_due():
                 self._write(self._table.checkpoint)
 
-    def prune(self, is_gone: Callable[[str], bool], is_replaced: Callable[[str, str], bool]) -> None:
+    def prune(
+        self,
+        is_gone: Callable[[str], bool],
+        is_replaced: Callable[[str, str], bool],
+        find_moved: Callable[[Collection[str]], Iterable[tuple[str, MediaItem]]] | None = None,
+    ) -> None:
         """Drop the rows of removed files, and those that report a problem of content that was replaced.
 
         Call it after all files, when renamed ones have taken over their rows.
@@ -95,8 +100,13 @@ class RunBookkeeper:
         Args:
             is_gone: returns whether the file at a path was removed.
             is_replaced: returns whether the file at a path no longer has the content with a media_id.
+            find_moved: returns the files with the given media_ids among those that the run did not process, which take
+                over the rows; None if it processed all.
         """
         with self._lock:
+            if find_moved is not None and (removed := self._table.removed(is_gone)):
+                moved = self._table.update_paths(find_moved(removed), questions=())
+                self._summary.renamed += moved.n_renamed
             self._summary.pruned = self._table.prune(is_gone) + self._table.drop_replaced(is_replaced)
             self._retries.drop_unless(lambda key: self._table.status(*key) is not None)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from vidqa.cache.feature_store import FeatureStore
@@ -20,16 +20,16 @@ from vidqa.pipeline.monitor.reporter import StageClock
 from vidqa.pipeline.monitor.signals import GRACE_S, WORK_THREADS
 from vidqa.pipeline.run.encode_stage import encode_items
 from vidqa.pipeline.run.hashing import hash_files
-from vidqa.pipeline.run.pending import PendingStage
+from vidqa.pipeline.run.pending import HashedFile, PendingStage
 from vidqa.pipeline.run.prefetch import Prefetcher
 from vidqa.pipeline.run.run_context import RunContext
-from vidqa.records import EncodedItem, MediaFacts, MediaItem
+from vidqa.records import EncodedItem, MediaFacts, MediaItem, WorkItem
 
 _POLL_S = 0.1
 
 
 def encode_files(
-    run: RunContext, items: Iterable[MediaItem], pending: PendingStage, *, failure_level: int = 2, note_level: int = 2
+    run: RunContext, items: Sequence[MediaItem], pending: PendingStage, *, failure_level: int = 2, note_level: int = 2
 ) -> Generator[EncodedItem]:
     """Yield files with their features, or with the error that stopped them, as they become ready.
 
@@ -47,7 +47,7 @@ def encode_files(
     log = _FileLog(run, failure_level, note_level)
     refused: set[MediaItem] = set()  # files with notes in a strict run, of which more parts follow
     try:
-        work = pending(hash_files(index, items))
+        work = _pending_work(run, items, pending, index)
         with Prefetcher(work, run.model.bundle, store, index, run.options, run.clock.cancelled) as prefetched:
             for part in encode_items(prefetched, run.model, store, run.clock, run.options.batch_size):
                 checked = _without_notes(part, refused) if run.options.strict else part
@@ -55,6 +55,24 @@ def encode_files(
                 yield checked
     finally:
         index.close()
+
+
+def _pending_work(
+    run: RunContext, items: Sequence[MediaItem], pending: PendingStage, index: MediaIndex
+) -> Iterator[WorkItem | EncodedItem]:
+    """Yield the pending work. Once a stage has as many files as `--limit` allows, the others are not even hashed."""
+    n_hashed = 0
+
+    def hashed() -> Iterator[HashedFile]:
+        nonlocal n_hashed
+        for file in hash_files(index, items):
+            n_hashed += 1
+            yield file
+
+    yield from pending(hashed())
+    if not run.clock.cancelled.is_set():
+        run.summary.exclude_rest(len(items) - n_hashed)
+        run.reporter.advance(len(items) - n_hashed)
 
 
 def _without_notes(part: EncodedItem, refused: set[MediaItem]) -> EncodedItem:

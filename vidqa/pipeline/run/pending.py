@@ -52,14 +52,23 @@ def every_file(
             yield WorkItem(item, content, questions, segments[item.path] if segments else None, read_features)
 
 
-def each_content_once(hashed: Iterable[HashedFile], reporter: Reporter) -> Iterator[WorkItem | EncodedItem]:
+def each_content_once(
+    hashed: Iterable[HashedFile],
+    reporter: Reporter,
+    *,
+    limit: int | None = None,
+    is_cached: Callable[[WorkItem], bool] = lambda work: False,
+) -> Iterator[WorkItem | EncodedItem]:
     """Yield work for the first file of each content, without questions.
 
     Args:
         hashed: the files.
         reporter: its progress bar is advanced for each duplicate.
+        limit: stop after this many files that are not cached; None for no limit.
+        is_cached: returns whether the features of a file are cached; called only if there is a limit.
     """
     seen: set[str] = set()
+    n_new = 0
     for item, content in hashed:
         if isinstance(content, ItemError):
             yield _unreadable(item, content, ())
@@ -67,7 +76,11 @@ def each_content_once(hashed: Iterable[HashedFile], reporter: Reporter) -> Itera
             reporter.advance()
         else:
             seen.add(content)
-            yield WorkItem(item, content, read_features=False)
+            work = WorkItem(item, content, read_features=False)
+            n_new += limit is not None and not is_cached(work)
+            yield work
+            if n_new == limit:
+                return
 
 
 class PendingAnswers:
@@ -95,11 +108,18 @@ class PendingAnswers:
         model_id = run.model.identity.model_id
         #: Question text -> what identifies its rows, together with the media_id.
         self.cells = {q.text: (q.text, model_id, settings_of(run.options, q)) for q in questions}
-        self._retry, self._strict = run.options.retry, run.options.strict
+        self._retry, self._strict, self._limit = run.options.retry, run.options.strict, run.options.files.limit
         self._summary, self._reporter, self._cancelled = run.summary, run.reporter, run.clock.cancelled
 
+    @property
+    def is_full(self) -> bool:
+        """Whether as many files as `--limit` allows have been selected."""
+        return len(self.selected) == self._limit
+
     def __call__(self, hashed: Iterable[HashedFile]) -> Iterator[WorkItem | EncodedItem]:
-        """Yield the files that have pending questions.
+        """Yield the files that have pending questions, up to the limit.
+
+        Files that cannot be read do not count: they are tried in every run and would block the others.
 
         Args:
             hashed: all files of the run.
@@ -118,6 +138,8 @@ class PendingAnswers:
                 if len(self.selected) == 1:
                     self.table.check_free_space()
                 yield work
+                if self.is_full:
+                    return
 
     def select(self, item: MediaItem, media_id: str) -> WorkItem | None:
         """Return the pending work of one file, or None if the table has all its rows or will copy them at the end.

@@ -13,6 +13,7 @@ from typing import Literal
 from vidqa.cache.key import default_cache_dir
 from vidqa.config.digest import settings_id, settings_values
 from vidqa.errors import UsageError
+from vidqa.media.selection.file_selection import FileSelection
 from vidqa.records import Question
 
 #: Larger than any memory allows.
@@ -49,6 +50,7 @@ class RunOptions:
     prune_missing: bool = False  # drop the rows of removed files, and those about earlier content that had a problem
     spreadsheet: bool = False  # write strings in CSV that a spreadsheet would run as formulas as text
     strict: bool = False  # files with notes fail with the error kind `partial`
+    files: FileSelection = field(default_factory=FileSelection)  # which of the files found are processed
 
     def __post_init__(self) -> None:
         problems = []
@@ -78,6 +80,8 @@ class RunOptions:
             problems.append(f"cache_dir must be a folder, got {self.cache_dir!r}")
         if self.retry not in (None, "failed", "all"):
             problems.append(f"retry must be 'failed' or 'all', got {self.retry!r}")
+        if not isinstance(self.files, FileSelection):
+            problems.append(f"files must be a FileSelection, got {self.files!r}")
         if problems:
             raise UsageError("\n".join(problems))
         object.__setattr__(self, "timeout_s", min(self.timeout_s, threading.TIMEOUT_MAX))  # centuries, or 49 days
