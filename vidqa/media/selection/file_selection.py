@@ -34,7 +34,7 @@ class FileSelection:
     newer_than: Moment | None = None  # modification time: `1d`, `2026-11-01`, a date, datetime or timedelta
     older_than: Moment | None = None  # a file that was modified at that moment is newer, not older
     min_duration: float | str | None = None  # of videos, in seconds or as `1h30m`; images have no duration and are kept
-    max_duration: float | str | None = None
+    max_duration: float | str | None = None  # as `min_duration`
     files_from: str | os.PathLike[str] | None = None  # file with more paths, one per line; `-` for stdin
     null: bool = False  # null bytes separate the paths in `files_from`
     limit: int | None = None  # process at most this many files, the first ones that have something to do
