@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, is_dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vidqa.common.display import display_path
+from vidqa.common.display import display_lines, display_path, display_text
 from vidqa.common.path_text import escape_path, escape_surrogates
 
 if TYPE_CHECKING:  # imports numpy
@@ -54,8 +55,17 @@ def rows_as_table(rows: Sequence[AnswerRow]) -> str:
         if several_questions:
             cells.append(row.question)
         cells.append(row.answer or (f"[{row.error_kind}] {row.error}" if row.error_kind else f"[{row.status}]"))
-        lines.append([cell.replace("\n", " ") for cell in cells])
+        lines.append([display_text(cell) for cell in cells])
     return aligned(lines)
+
+
+def answer_text(answer: str | None) -> str:
+    """Return an answer as it is printed: unchanged for other programs, without control characters on a terminal.
+
+    Args:
+        answer: of the model, which may repeat any text that a video shows.
+    """
+    return display_lines(answer or "") if sys.stdout.isatty() else answer or ""
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:

@@ -28,6 +28,11 @@ def display_text(text: str) -> str:
     return "".join(c if c.isprintable() or c in _JOINERS else _escaped(c) for c in line)
 
 
+def display_lines(text: str) -> str:
+    """Return any text with its line breaks and tabs, but with escapes for all other control characters."""
+    return "".join(c if c.isprintable() or c in _JOINERS or c in "\n\t" else _escaped(c) for c in text)
+
+
 def message_without_path(error: ItemError, path: str) -> str:
     """Return the message of an error without the path at its start, for use where the path is already shown."""
     return error.what.removeprefix(f"{display_path(path)}: ")

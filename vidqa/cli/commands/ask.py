@@ -19,7 +19,7 @@ from vidqa.cli.options import (
     spreadsheet_option,
     strict_option,
 )
-from vidqa.cli.output import as_json, rows_as_json_lines, rows_as_table
+from vidqa.cli.output import answer_text, as_json, rows_as_json_lines, rows_as_table
 from vidqa.common.display import display_path, plural
 from vidqa.errors import EXIT_OK, EXIT_PARTIAL, UsageError
 
@@ -89,7 +89,7 @@ def command(media: str, questions: tuple[str, ...], out: str | None, more_media:
         click.echo(rows_as_json_lines(rows), nl=False)
     elif one_file:
         for row in rows:
-            click.echo(row.answer or "")
+            click.echo(answer_text(row.answer))
     else:
         click.echo(rows_as_table(rows), nl=False)
     failed = [row for row in rows if row.status == "failed"]
@@ -108,7 +108,7 @@ def _ask_together(media: list[str], questions: tuple[str, ...], out: str | None,
         raise UsageError("--with and --out exclude each other: a row of a table is about one file", hint="--json")
     replies = ask_together(media, *questions, model=context.model, options=context.options, reporter=context.reporter)
     for reply in replies:
-        click.echo(as_json(reply) if context.as_json else reply.answer or "")
+        click.echo(as_json(reply) if context.as_json else answer_text(reply.answer))
     failed = [reply for reply in replies if reply.status == "failed"]
     for reply in failed if not context.as_json else ():
         click.echo(f"vidqa: {reply.error_kind}: {reply.error}", err=True)

@@ -18,7 +18,7 @@ from vidqa.cli.options import (
     precision_options,
     timeout_option,
 )
-from vidqa.cli.output import as_json
+from vidqa.cli.output import answer_text, as_json
 from vidqa.errors import EXIT_OK, EXIT_PARTIAL, ItemError, UsageError
 
 if TYPE_CHECKING:  # imports torch
@@ -128,7 +128,7 @@ class Dialogue:
             with closing(self.session.stream(question)) as pieces:
                 for piece in pieces:
                     if streamed:
-                        click.echo(piece, nl=False)
+                        click.echo(answer_text(piece), nl=False)
                         printed += piece
         except KeyboardInterrupt as error:  # at a terminal, Ctrl-C stops only this answer
             if not self.at_terminal or isinstance(error, Terminated):
@@ -140,9 +140,9 @@ class Dialogue:
         if self.context.as_json:
             click.echo(as_json(_as_dict(turn)))
         elif streamed:
-            click.echo("" if printed == turn.text else f"\n{turn.text}")
+            click.echo("" if printed == turn.text else f"\n{answer_text(turn.text)}")
         else:
-            click.echo(turn.text if self.at_terminal else " ".join(turn.text.splitlines()))
+            click.echo(answer_text(turn.text) if self.at_terminal else " ".join(turn.text.splitlines()))
         if turn.finish_reason == "interrupted":
             self.context.reporter.message("(stopped)")
         elif turn.status != "ok":
