@@ -32,7 +32,8 @@ def walk(context: click.Context) -> Iterator[click.Context]:
     for name in context.command.list_commands(context):
         command = context.command.get_command(context, name)
         assert command is not None
-        inner = click.Context(command, info_name=name, parent=context)
+        # click keeps the help option of the first context, which must be that of the command line: `-h` and `--help`.
+        inner = click.Context(command, info_name=name, parent=context, **command.context_settings)
         yield inner
         if isinstance(command, click.Group):
             yield from walk(inner)

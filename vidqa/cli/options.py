@@ -143,7 +143,7 @@ progress_option = click.option(
     "--progress",
     type=click.Choice(["auto", "bar", "lines", "none"]),
     help="Show progress as a bar, as a line every 30 seconds (for log files), or not at all. auto shows a bar on a "
-    "terminal, else lines. Example: vidqa encode /archive --progress lines 2> encode.log. [default: auto]",
+    "terminal, else lines. Example: vidqa encode clips --progress lines 2> encode.log. [default: auto]",
 )
 
 timeout_option = click.option(

@@ -58,7 +58,7 @@ def command(media: tuple[str, ...], **flags: Any) -> int:
     from vidqa.pipeline.chat import chat
 
     if sys.stdin is None:  # a service without standard input
-        raise UsageError("cannot read questions: standard input is closed", hint="vidqa ask clip.mp4 QUESTION")
+        raise UsageError("cannot read questions: standard input is closed", hint="vidqa ask MEDIA QUESTION")
     context = CliContext(flags)
     session = chat(media, model=context.model, options=context.options, reporter=context.reporter)
     return Dialogue(session, context).run()

@@ -31,7 +31,7 @@ def command() -> None:
       vidqa table info captions.parquet
       vidqa table show captions.parquet clip01.mp4
       vidqa table prune captions.parquet --gone --superseded
-      vidqa table merge part1.parquet part2.csv --out all.parquet
+      vidqa table merge captions.parquet answers.csv --out all.parquet
       vidqa table convert captions.parquet captions.csv --spreadsheet
     """
 
@@ -114,7 +114,7 @@ def show(table: str, row: str, question_id: str | None, **flags: Any) -> int:
     Examples:
       vidqa table show captions.parquet 3
       vidqa table show captions.parquet clip01.mp4
-      vidqa table show answers.csv 2024/tour.mp4@30 people
+      vidqa table show answers.csv clip01.mp4@1 what
     """
     from vidqa.cli.table_text import row_as_dict, row_text, terminal_width
     from vidqa.pipeline.table.reproduce import row_origin
@@ -152,7 +152,7 @@ def prune(table: str, gone: bool, superseded: bool, yes: bool, **flags: Any) -> 
     Examples:
       vidqa table prune captions.parquet --gone --superseded
       vidqa table prune captions.parquet --superseded --yes
-      vidqa table prune captions.parquet --model demo --question caption --yes
+      vidqa table prune answers.csv --model demo --question how_many --yes
     """
     from vidqa.cli.context import CliContext
     from vidqa.pipeline.table.table_prune import prune_table
@@ -195,8 +195,8 @@ def merge(tables: tuple[str, ...], out: str, replace: bool, spreadsheet: bool, *
 
     \b
     Examples:
-      vidqa table merge shard1.parquet shard2.parquet --out all.parquet
-      vidqa table merge all.parquet new.csv --out all.parquet
+      vidqa table merge captions.parquet answers.csv --out all.parquet
+      vidqa table merge all.parquet answers.csv --out all.parquet
     """
     from vidqa.cli.context import CliContext
     from vidqa.pipeline.table.table_write import merge_tables
