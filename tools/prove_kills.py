@@ -1,11 +1,11 @@
 """Kill runs at random times and check that no row is lost: `python tools/prove_kills.py --count 100`.
 
-Writes some clips, one of them long, and asks several questions about each window of them without interruption. Then further runs over the same clips are killed with
-SIGKILL, including all their processes, after random times; each run resumes the one before, often in the middle of a
-file. After every kill the table must be missing or valid and the cache undamaged. When a run completes, the table must have the rows of the
-uninterrupted run: none missing, none duplicated. In the second half of each round some clips are renamed, copied and
-added. Runs are forked from a process that has loaded the packages, and may be killed from the moment they hold the
-table's lock.
+Writes some clips, one of them long, and asks several questions about each window of them without interruption. Then
+further runs over the same clips are killed with SIGKILL, including all their processes, after random times; each run
+resumes the one before, often in the middle of a file. After every kill the table must be missing or valid and the cache
+undamaged. When a run completes, the table must have the rows of the uninterrupted run: none missing, none duplicated.
+In the second half of each round some clips are renamed, copied and added. Runs are forked from a process that has
+loaded the packages, and may be killed from the moment they hold the table's lock.
 """
 
 from __future__ import annotations
