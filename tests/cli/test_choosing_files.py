@@ -90,7 +90,10 @@ def test_durations_are_read_once(vidqa, clips, tmp_path, make_clip, monkeypatch)
         age(path, DAY_S)
     table, options = tmp_path / "t.csv", ("--max-duration", "3", "--max-new-tokens", 4)
     first = vidqa("describe", clips, "--out", table, *options)
-    assert "excluded files and folders: 1 by --max-duration" in first.err and "reading the 6 durations" in first.err
+    assert (
+        "excluded files and folders: 1 by --max-duration" in first.err
+        and "reading the durations of 6 new or changed files" in first.err
+    )
     assert paths(table) == ["a.mp4", "b.mp4", "broken.mp4", "d.png", "deeper/c.mp4"]
     for name in ("vidqa.media.selection.file_durations.probe_durations", "vidqa.cache.media_index._read"):
         monkeypatch.setattr(name, lambda *arguments: pytest.fail("an unchanged file was opened"))
@@ -112,6 +115,14 @@ def test_nothing_is_left(vidqa, clips, tmp_path, stdin):
     assert done.code == 0 and json.loads(done.out)["files"] == 0 and "there are no files" in done.err
     (tmp_path / "empty").mkdir()
     assert vidqa("describe", clips, tmp_path / "empty", "--exclude", "*", "--out", table).code == 3
+
+
+def test_commands_that_need_a_file_fail_if_all_are_excluded(vidqa, clips):
+    (clips / ".vidqaignore").write_text("*.mp4\n")
+    for command in (("ask", clips, "What?"), ("bench", clips, "--seconds", 0.1)):
+        done = vidqa(*command)
+        assert done.code == 1 and "excluded" in done.err and "name" in done.err, command
+    assert vidqa("ask", clips / "a.mp4", "What?").out == "red\n"
 
 
 def test_the_limit_counts_files_with_something_to_do(vidqa, clips, tmp_path):

@@ -8,11 +8,11 @@ from functools import partial
 from itertools import groupby
 from pathlib import Path
 
-from vidqa.errors import UsageError
+from vidqa.errors import UsageError, VidqaError
 from vidqa.media.files import Paths
 from vidqa.pipeline.monitor.progress_display import Progress
 from vidqa.pipeline.monitor.reporter import QUIET, Reporter
-from vidqa.pipeline.monitor.summary import Summary
+from vidqa.pipeline.monitor.summary import Summary, excluded_line
 from vidqa.pipeline.run.answer_stage import answer_items
 from vidqa.pipeline.run.feature_stages import encode_files
 from vidqa.pipeline.run.loaded_model import LoadedModel
@@ -50,7 +50,7 @@ def ask(
     Raises:
         TypeError: an argument has the wrong type.
         UsageError: there is no question, or an invalid one.
-        VidqaError: there is no media, or the model or the cache cannot be used.
+        VidqaError: there is no media, or all of it is excluded, or the model or the cache cannot be used.
     """
     return ask_with_summary(media, *questions, model=model, options=options, reporter=reporter, progress=progress)[0]
 
@@ -84,6 +84,8 @@ def ask_with_summary(
     run.model.require_packages()
     question_list = as_questions(questions)
     items = first_files(run, find_media(run, run.options.files.paths(media, "media")))
+    if not items:
+        raise VidqaError(f"no file is left: {excluded_line(run.summary.excluded)}", hint="name the file")
     pending = partial(every_file, questions=question_list)
     rows: list[AnswerRow] = []
     encoded = encode_files(run, items, pending, note_level=1)

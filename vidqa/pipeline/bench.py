@@ -18,8 +18,9 @@ from typing import cast
 from vidqa.common.devices import cpu_threads
 from vidqa.common.display import display_path, human_duration, message_without_path, plural
 from vidqa.encoders.preprocess import preprocess
-from vidqa.errors import ItemError, UsageError
+from vidqa.errors import ItemError, UsageError, VidqaError
 from vidqa.media.scan import scan
+from vidqa.media.selection.path_patterns import IGNORE_FILE
 from vidqa.media.synthetic import write_test_video
 from vidqa.media.workers.decode_pool import DecodeJob, DecodePool
 from vidqa.pipeline.monitor.reporter import QUIET, Reporter
@@ -136,6 +137,8 @@ def _files(paths: Sequence[str], folder: Path) -> tuple[list[str], int]:
         return [str(folder / "clip.mp4")], 0
     found = scan(paths)
     check_found(found)
+    if not found.items:
+        raise VidqaError(f"everything is excluded by a {IGNORE_FILE}", hint="name a file")
     return [item.path for item in found.items][:_MAX_FILES], len(found.problems)
 
 

@@ -129,6 +129,13 @@ def _dry_run(paths: tuple[str, ...], out: str, context: Any) -> int:
     from vidqa.cli.output import as_json
     from vidqa.pipeline.dry_run import plan_run
 
-    plan = plan_run(paths, out, questions=context.questions, model=context.model, options=context.options)
+    plan = plan_run(
+        paths,
+        out,
+        questions=context.questions,
+        model=context.model,
+        options=context.options,
+        reporter=context.reporter,
+    )
     click.echo(as_json(plan.as_dict()) if context.as_json else plan.as_text())
     return EXIT_PARTIAL if plan.path_problems else EXIT_OK

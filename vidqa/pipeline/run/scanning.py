@@ -122,7 +122,7 @@ def _durations(run: RunContext, items: Sequence[MediaItem]) -> Mapping[str, floa
         unknown = [item for item in items if item.path not in found]
         if not unknown:
             return found
-        run.reporter.message(f"reading the {plural(len(unknown), 'duration')} of files that are new or changed")
+        run.reporter.message(f"reading the durations of {plural(len(unknown), 'new or changed file')}")
         n_workers = min(len(unknown), options.n_workers or cpu_threads())
         with (
             run.reporter.progress(len(unknown), "file", phase="scan"),
