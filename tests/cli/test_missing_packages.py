@@ -5,11 +5,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import pytest
-from conftest import Done
 
 from vidqa.common.extras import CONVERT_MODULES, install_hint
+
+
+class Done(Protocol):
+    """Exit code and output of a command, from the fixture `vidqa`."""
+
+    code: int
+    out: str
+    err: str
 
 
 @pytest.fixture

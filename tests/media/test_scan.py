@@ -91,7 +91,7 @@ def test_paths_that_lead_to_no_media_are_problems(tmp_path: Path) -> None:
         str(tmp_path / "a.png/b.png"): "no such file or folder",
         too_long: "File name too long",
         "/dev/null": "not a regular file",
-        "nul\0byte": "embedded null byte",
+        "nul\0byte": "the name contains a NUL character",
     }
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -203,8 +204,15 @@ def write_unseen(path: Path) -> None:
 
 
 def parallel(work: Any, seeds: Iterable[int], n_workers: int = 2) -> Iterator[Any]:
-    """Map over seeds in several processes, in order."""
-    with ProcessPoolExecutor(n_workers) as pool:
+    """Map over seeds in several processes, in order.
+
+    Args:
+        work: a function of an importable module, or a partial of one.
+        seeds: its arguments.
+        n_workers: number of processes.
+    """
+    # spawn: a fork of a process that has threads, such as those of torch, may wait for a lock forever.
+    with ProcessPoolExecutor(n_workers, get_context("spawn")) as pool:
         yield from pool.map(work, seeds, chunksize=64)
 
 

@@ -124,7 +124,8 @@ def ignore_reason(path: str) -> tuple[str, bool]:
 
 def file_error(path: str, error: OSError | ValueError) -> MediaError:
     """Convert an error of the operating system to a MediaError."""
-    reason = getattr(error, "strerror", None) or str(error)
+    # Python's message about a NUL character depends on its version.
+    reason = "the name contains a NUL character" if "\0" in path else getattr(error, "strerror", None) or str(error)
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
         what = "a symbolic link to a file that does not exist" if os.path.islink(path) else "no such file or folder"
         return MediaError("missing", f"{display_path(path)}: {what}")
