@@ -78,7 +78,7 @@ class PathPatterns:
         if is_folder and (path, root) in self._folders:
             return self._folders[path, root]
         above = os.path.dirname(path)
-        parent = None if path == root or above == path else self._parent_exclusion(above, root)
+        parent = None if path == root or above == path else self.exclusion(above, root, is_folder=True)
         found = self._decide(path, root, parent, is_folder=is_folder)
         if is_folder:
             self._folders[path, root] = found
@@ -93,9 +93,6 @@ class PathPatterns:
         """
         names = _relative(folder, root).split("/")
         return any(_leads_to(names, parts) for parts in self._paths_to_include)
-
-    def _parent_exclusion(self, folder: str, root: str) -> Exclusion | None:
-        return None if folder == root else self.exclusion(folder, root, is_folder=True)
 
     def _decide(self, path: str, root: str, parent: Exclusion | None, *, is_folder: bool) -> Exclusion | None:
         if path == root:
