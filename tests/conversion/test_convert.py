@@ -255,7 +255,7 @@ class TestRefused:
         monkeypatch.setattr(write, "export_tower", None)
         monkeypatch.setattr(write, "free_disk_bytes", lambda folder: 200_000)
         with pytest.raises(BundleError, match=r"needs .*, but the disk of .* has only 200\.0 kB free"):
-            convert([original], OutputOptions(tmp_path / "not" / "there" / "yet"))
+            convert([original], OutputOptions(tmp_path / "new"))
 
     def test_a_part_is_not_written_over(self, original: Path, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="is not a model, so it is not replaced"):
