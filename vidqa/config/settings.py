@@ -162,6 +162,8 @@ OPTIONS: dict[str, dict[str, OptionType]] = {
     "models convert": {"compat": COMPAT, **_OUTPUT},
     "models pull": {"compat": COMPAT, **_OUTPUT},
 }
+#: Options that remove data, and that other commands have too: only the table of the command itself sets them.
+_OWN_TABLE_ONLY = {("cache prune", "older_than")}
 _TYPES = {name: option for options in OPTIONS.values() for name, option in options.items()}
 
 
@@ -258,7 +260,8 @@ def _from_file(file: TomlFile, found: dict[str, dict[str, Setting]], problems: l
             else:
                 setting = Setting(_relative_to_file(file.path, parameter, value), file.where(*key_path, key))
                 for command in commands:
-                    if parameter in OPTIONS[command]:
+                    is_own = " ".join(key_path) == command or (command, parameter) not in _OWN_TABLE_ONLY
+                    if parameter in OPTIONS[command] and is_own:
                         found[command][parameter] = setting
 
 
@@ -300,7 +303,7 @@ def _from_variables(environ: Mapping[str, str], found: dict[str, dict[str, Setti
             problems.append(f"variable {variable} must be {option.description}, not {text!r}")
             continue
         for command, options in OPTIONS.items():
-            if parameter in options:
+            if parameter in options and (command, parameter) not in _OWN_TABLE_ONLY:
                 found[command][parameter] = Setting(value, f"variable {variable}")
 
 
