@@ -45,6 +45,8 @@ class MockCuda:
         monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: 0)
         monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: type("Graph", (), {"replay": replay})())
         monkeypatch.setattr(torch.cuda, "graph", graph)
+        for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):  # builds of torch for CPUs have no such functions
+            monkeypatch.setattr(torch._C, name, lambda *_: None, raising=False)
 
 
 def run(graphs: StepGraphs, n: int) -> list[torch.Tensor]:
@@ -101,10 +103,10 @@ def test_the_allocator_is_informed_of_a_failed_capture(monkeypatch: pytest.Monke
         if informed:
             raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
 
-    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
     _FAILED.clear()
-    monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda *which: calls.append(("release", *which)), raising=False)
     MockCuda(monkeypatch, RuntimeError("CUDA error: operation failed due to a previous error during capture"))
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end)
+    monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda *which: calls.append(("release", *which)))
     run(StepGraphs(), _CAPTURE_AFTER)
     assert calls == [("end", 1, 0), ("release", 1, 0)][: 1 if informed else 2]
     assert len(_FAILED) == (0 if informed else 1), "a graph that torch ended itself is freed at once"
