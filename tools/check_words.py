@@ -54,9 +54,11 @@ WORDS: dict[str, str] = {
     r"speaks?|spoke|meant|wishes|wants?": "in plain words: prints, expects, requests",
     r"remembers?|forgets?|forgot": "stores, caches; drops",
 }
-#: Standard phrases that contain one of the words.
+#: Standard phrases, and names in other libraries, that contain one of the words.
 ALLOWED = re.compile(
-    r"assistant gives|known (issue|bug)s?|lay ?out|what (it|this) means|look(ing)? up|line of business", re.IGNORECASE
+    r"assistant gives|known (issue|bug)s?|lay ?out|what (it|this) means|look(ing)? up|line of business|"
+    r"group of pictures|on_train_begin|begin_suppress_tokens|tune_(llm|mm)_\w+",
+    re.IGNORECASE,
 )
 PATTERN = re.compile("|".join(rf"(?P<w{i}>\b(?:{word})\b)" for i, word in enumerate(WORDS)), re.IGNORECASE)
 ADVICE = list(WORDS.values())

@@ -319,8 +319,8 @@ class WorkItem:
             n_segments: number of segments that the file has now. If the rows state another number, the file was split
                 differently, and all of them are answered again.
         """
-        known = self.answered.get(question.text)
-        return known is not None and known.n_segments == n_segments and segment_start_s in known.starts_s
+        rows = self.answered.get(question.text)
+        return rows is not None and rows.n_segments == n_segments and segment_start_s in rows.starts_s
 
     def needs(self, segment_start_s: float, n_segments: int) -> bool:
         """Return whether the features of a segment are needed: not if all questions about it are answered.

@@ -157,7 +157,7 @@ def test_an_unmounted_archive_is_not_gone(vidqa, table, clips):
     shutil.move(clips, clips.with_name("elsewhere"))
     done = vidqa("table", "prune", table, "--gone", "--yes")
     assert (done.code, read_table(table).height) == (0, 3)
-    assert f"{clips} is absent or empty" in done.err
+    assert f"{clips} is missing or empty" in done.err
     clips.mkdir()
     vidqa("table", "prune", table, "--gone", "--yes")
     assert read_table(table).height == 3

@@ -586,7 +586,7 @@ REWRITES = (
 
 @pytest.mark.parametrize(
     ("template", "reason"),
-    [(None, "the tokenizer has no chat template"), (REWRITES, "turn 1 is written differently once the")],
+    [(None, "the tokenizer has no chat template"), (REWRITES, "turn 1 is written differently once another")],
 )
 def test_a_chat_template_that_cannot_be_trained_is_refused_once(vidqa, recipe, tmp_path, tiny_bundle, template, reason):
     bundle = load_bundle(str(tiny_bundle))

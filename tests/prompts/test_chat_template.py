@@ -46,7 +46,7 @@ NOT_FOR_TRAINING = {
     "end of the last turn only": (
         "{% for m in messages %}{{ m.role }}: {{ m.content }}{% if loop.last %}</s>{% endif %}\n{% endfor %}"
         "{% if add_generation_prompt %}assistant:{% endif %}",
-        "turn 1 is written differently once the conversation goes on",
+        "turn 1 is written differently once another turn follows",
     ),
     "thoughts in the last answer": (
         LOOP + "{% if loop.last and m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}" + END,

@@ -179,8 +179,8 @@ def read_pooled(f: BinaryIO, key: CacheKey) -> PooledEntry:
 def facts_to_dict(facts: MediaFacts) -> dict[str, Any]:
     """Convert facts to JSON-compatible values. `facts_from_dict` restores equal facts."""
     values = {**asdict(facts), "pixel_aspect": str(facts.pixel_aspect)}
-    for name, absent in _ADDED_FIELDS.items():
-        if values[name] == absent:
+    for name, default in _ADDED_FIELDS.items():
+        if values[name] == default:
             del values[name]
     return values
 

@@ -268,7 +268,7 @@ class MediaIndex:
 
 
 def _as_int64(time_ns: int) -> int:
-    """Return a time as SQLite can store it. File systems know years beyond 2262, where an int64 of nanoseconds ends.
+    """Return a time as SQLite can store it. File systems allow years after 2262, which overflow int64 nanoseconds.
 
     Such times wrap around rather than being clamped, so that different times stay different.
     """

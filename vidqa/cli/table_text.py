@@ -232,9 +232,9 @@ def _value(value: Any) -> str:
 def _labeled(label: str, text: str, width: int | None, label_width: int = _LABEL_WIDTH) -> list[str]:
     """Return a value after its label; its lines are wrapped and stay separate lines."""
     label = display_text(label).ljust(label_width)
-    room = None if width is None else max(20, width - len(label) - 1)
+    text_width = None if width is None else max(20, width - len(label) - 1)
     parts: Iterable[str] = map(display_text, text.splitlines() or [""])
-    lines = [line for part in parts for line in (wrap_text(part, room) if room else [part])]
+    lines = [line for part in parts for line in (wrap_text(part, text_width) if text_width else [part])]
     return [f"{label if number == 0 else ' ' * len(label)} {line}".rstrip() for number, line in enumerate(lines)]
 
 

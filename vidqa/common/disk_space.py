@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from vidqa.common.display import display_path
 
-#: How Rust libraries (polars, safetensors) report the errno behind an error.
+#: How Rust libraries (polars, safetensors) report the errno of an error.
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 #: Messages of libraries whose exceptions carry no errno, such as torch's file writer.
@@ -49,7 +49,7 @@ def write_remedy(error: BaseException, folder: str | os.PathLike[str]) -> str:
 
 @contextmanager
 def os_errors(f: BinaryIO, kind: type[Exception]) -> Iterator[None]:
-    """Turn the error of a library that cannot write a file into the OSError behind it.
+    """Turn the error of a library that cannot write a file into the OSError that caused it.
 
     Some messages do not contain the reason ("Invalid thrift: transport error"). The operating system is then asked
     again, by writing more bytes.

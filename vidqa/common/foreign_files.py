@@ -23,7 +23,7 @@ LARGEST_SIZE = 1 << 31
 
 
 class JsonSettings(dict[str, Any]):
-    """A JSON object that remembers where it comes from. The getters check types and ranges.
+    """A JSON object that stores where it comes from. The getters check types and ranges.
 
     A key that is missing has its default. A key that is null is an error, because null is not the default.
 

@@ -24,7 +24,7 @@ from vidqa.model.bundle.spec import SourceSpec
 
 #: Every layout; the first one that matches the parts is used.
 LAYOUTS: tuple[ModuleType, ...] = (video_llava_hf, valley, video_chatgpt, video_llava_original)
-#: Limits for the model card: it is read as text that anybody may have written.
+#: Limits for the model card: its text comes from an untrusted source.
 _CARD_CHARS, _LICENCE_CHARS = 65_536, 100
 
 

@@ -171,8 +171,8 @@ def _without_older_projectors(parts: Sequence[CheckpointPart], report: Report) -
         complete = model.has_key(r"(model\.)?(image|video)_tower\.")
         dropped = [p for p in projectors if complete or not p.source.has_key(r"(model\.)?embed_tokens\.weight")]
         owner = "the model"
-    elif "lora" in kinds and len(projectors) > 1 and any(_is_tuned(p) for p in projectors):
-        dropped, owner = [p for p in projectors if not _is_tuned(p)], "the adapter"
+    elif "lora" in kinds and len(projectors) > 1 and any(_has_adapter_keys(p) for p in projectors):
+        dropped, owner = [p for p in projectors if not _has_adapter_keys(p)], "the adapter"
     else:
         return list(parts)
     for part in dropped:
@@ -180,7 +180,7 @@ def _without_older_projectors(parts: Sequence[CheckpointPart], report: Report) -
     return [p for p in parts if p not in dropped]
 
 
-def _is_tuned(part: CheckpointPart) -> bool:
+def _has_adapter_keys(part: CheckpointPart) -> bool:
     """Return whether a projector was saved together with an adapter, from inside peft's model."""
     return part.source.has_key(r"base_model\.model\.")
 

@@ -136,7 +136,7 @@ def open_video(path: str, signature: Signature | None = None) -> Iterator[OpenVi
 
 
 def _check_heif(path: str) -> None:
-    """Refuse images of which FFmpeg would show parts that are meant to be hidden."""
+    """Refuse images of which FFmpeg would show hidden parts."""
     heif = read_heif(path)
     if heif.crop or heif.has_alpha:
         what = "a clean aperture" if heif.crop else "transparency"
@@ -225,7 +225,7 @@ def read_packets(video: OpenVideo) -> Iterator[Packet]:
             n_empty += 1
             if n_empty > _MAX_EMPTY_READS:
                 raise
-        except IndexError:  # at the end PyAV flushes all streams, but does not know those that began after the start
+        except IndexError:  # at the end PyAV flushes all streams, but fails for those that started later
             return
 
 
@@ -361,7 +361,7 @@ def orientation(frame: VideoFrame) -> tuple[int, bool]:
     """
     try:
         side_data: Mapping[Any, Any] = frame.side_data  # PyAV 18 annotates it with other keys than it has
-    except ValueError:  # a kind of side data that PyAV does not know, such as EXIF; it then gives the rotation only
+    except ValueError:  # side data that PyAV does not support, such as EXIF; only the rotation is available then
         return round(-frame.rotation / 90) * 90 % 360, False
     side = side_data.get(SideType.DISPLAYMATRIX)
     if side is None:

@@ -107,7 +107,7 @@ def ignore_reason(path: str) -> tuple[str, bool]:
         out whether it contains video after all.
 
     Raises:
-        MediaError: its first bytes cannot be read, so there is no telling.
+        MediaError: its first bytes cannot be read.
     """
     suffix = os.path.splitext(path)[1].lower()
     if suffix in MEDIA_SUFFIXES:

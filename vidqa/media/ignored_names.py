@@ -1,6 +1,6 @@
 """Names of files and folders that a search ignores: hidden, of the system, temporary, or not complete yet.
 
-Such a file may well begin like a video: half of a download does, and so does an editor's backup copy.
+The first bytes of such a file may be those of a video, as in a partial download or an editor's backup copy.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`adapter_config.json` of peft: which adapters add a plain product of two matrices to a weight, and with which scale.
 
-Only such adapters can be merged without peft's own code for their kind. Every other setting is refused by name: an
-adapter that is merged in the wrong way still gives fluent answers. Source: peft 0.21, LoraConfig; a test compares
+Only such adapters can be merged without peft's own code for their kind. Every other setting is refused by name: with an
+adapter that is merged incorrectly, answers are wrong but still fluent. Source: peft 0.21, LoraConfig; a test compares
 its fields with the tables below.
 """
 
@@ -74,7 +74,7 @@ class LoraSettings:
         rank_pattern: rank by regular expression that the end of a layer's name must match; the first match counts.
         alpha_pattern: alpha in the same way.
         target_modules: ends of layer names, or a regular expression of whole names.
-        exclude_modules: layers to leave out, in the same form; empty for none.
+        exclude_modules: layers to exclude, in the same form; empty for none.
         layers: indices of the blocks; None for all of them.
         layers_pattern: names of the list of blocks; empty for any.
     """
@@ -178,7 +178,7 @@ def read_lora_settings(folder: Path) -> LoraSettings:
 def _check_supported(config: JsonSettings) -> None:
     init = config.get("init_lora_weights", True)
     name = init.lower() if isinstance(init, str) else init
-    if not any(name is known or (isinstance(name, str) and name == known) for known in _PLAIN_INIT):
+    if not any(name is plain or (isinstance(name, str) and name == plain) for plain in _PLAIN_INIT):
         changed = isinstance(name, str) and name.startswith(_CHANGED_BASE)
         why = "the adapter belongs to base weights that peft changed" if changed else "not supported"
         error = config.error("init_lora_weights", f"{init!r:.80}: {why}")

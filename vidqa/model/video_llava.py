@@ -48,7 +48,7 @@ class VideoLlava(nn.Module):
         self.tokenizer = tokenizer
         self.chat = chat
         self.context = context
-        #: Held by whoever runs the model: generation replaces its attention function for a moment.
+        #: Held while the model runs: generation temporarily replaces its attention function.
         self.lock = threading.RLock()
 
     @property

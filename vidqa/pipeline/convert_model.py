@@ -38,7 +38,7 @@ def convert(
         name: of the model; None for the name of `out`.
         dtype: of the language model and the connector; `keep` for that of the checkpoint.
         encoders: data type of the image and video encoder.
-        compat: `fixed` corrects known mistakes of the published code, `original` reproduces them.
+        compat: `fixed` corrects mistakes of the published code, `original` reproduces them.
         replace: replace an existing model in `out`.
 
     Returns:

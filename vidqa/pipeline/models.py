@@ -122,7 +122,7 @@ class Removal:
 
 
 def plan_removal(name: str) -> Removal:
-    """Check that a model can be removed, and say what that would free. A damaged model can be removed, too.
+    """Check that a model can be removed, and return what that would free. A damaged model can be removed, too.
 
     Args:
         name: name of a pulled model, or the folder of a bundle.

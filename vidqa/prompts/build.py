@@ -2,7 +2,7 @@
 
 Scope: tokenizer and chat format are arguments, and the number of visual tokens comes with each media item.
 
-In the intermediate text one NUL character stands for a media item, and the parts that users wrote are known, so a user
+In the intermediate text one NUL character stands for a media item, and the parts that users wrote are marked, so a user
 may write `<image>` or `</s>` in a question without inserting an image or ending the prompt.
 
 Sources: Video-LLaVA 984e65b, videollava/mm_utils.py (tokenizer_image_token), videollava/train/train.py (preprocess_v1).

@@ -1,8 +1,8 @@
 """Conversations through the chat template of a tokenizer.
 
 The template never sees the text of users: it renders a mark for each message, and the text replaces the marks. So text
-cannot change what a template does, and the parts that users wrote are known exactly. A probe of ordinary text finds
-templates that would drop or change messages; they are refused.
+cannot change what a template does, and the exact spans of the users' text are available. Templates that would drop or
+change messages are found with a sample dialogue and refused.
 
 A template that prints today's date gets `TEMPLATE_DATE`, because a prompt must not change from day to day.
 """
@@ -23,7 +23,7 @@ TEMPLATE_DATE = datetime(2024, 7, 26)
 
 _CODES = {f"%{code}": TEMPLATE_DATE.strftime(f"%{code}") for code in "aAbBcdFHIjmMpSUwWxXyY"}
 _CODES |= {f"%-{code}": str(int(_CODES[f"%{code}"])) for code in "dHIjmMS"} | {"%e": "26"}
-#: Replaces the function of transformers that knows the real date. Jinja drops the line break after a block.
+#: Replaces the function of transformers that returns the real date. Jinja drops the line break after a block.
 _CLOCK = (
     "{% macro strftime_now(format) %}{{ format"
     + "".join(f" | replace('{code}', '{text}')" for code, text in _CODES.items())
@@ -119,7 +119,7 @@ class ChatTemplate:
             # Templates end a turn with white space that the model does not generate.
             answered = self._apply(messages[: n + 1], False, self._part_roles).rstrip()
             if not whole.startswith(given) or not whole.startswith(answered):
-                raise UsageError(f"turn {number + 1} is written differently once the conversation goes on")
+                raise UsageError(f"turn {number + 1} is written differently once another turn follows")
             before, _, end = whole[len(given) : len(answered)].partition(f"{MEDIA}{n}{MEDIA}")
             if before.strip():
                 raise UsageError(f"{before.strip()[:60]!r} is between the prompt and the answer")
@@ -196,7 +196,7 @@ def _fill(rendered: str, texts: Sequence[tuple[str, bool]], complete: bool = Tru
         complete: whether all messages must be in the result.
 
     Raises:
-        UsageError: a message is missing, repeated or in another place.
+        UsageError: a message is missing, repeated or in the wrong position.
     """
     out = RenderedText()
     parts = _MARK.split(rendered)

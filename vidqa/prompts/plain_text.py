@@ -102,7 +102,7 @@ class PlainTextEncoder:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = weakref.proxy(tokenizer)
         added = {i: t for i, t in tokenizer.added_tokens_decoder.items() if t.content.strip(_SPACE)}
-        # A single character cannot be broken up. If it is not special either, it is a word that somebody added.
+        # A single character cannot be broken up. If it is not special either, it was added to the vocabulary as a word.
         self._words = tuple(dict.fromkeys(t.content for t in added.values() if len(t.content) > 1))
         unknown = tokenizer.encode(_SEPARATORS[0], add_special_tokens=False)  # the unknown token may be any character
         self._ids = {i for i, t in added.items() if len(t.content) > 1 or t.special}.difference(unknown)

@@ -189,13 +189,13 @@ def _keys(batches: Iterable[pl.DataFrame], number: int, n_passes: int) -> Iterat
     Two digests of 64 bits make it impossible in practice that different rows look the same.
     """
     file = pl.concat_str(pl.col("root").str.strip_chars_end("/"), pl.lit("/"), pl.col("path")).alias("file")
-    place = pl.struct(file, "question", "model_id", "settings_id")
+    cell = pl.struct(file, "question", "model_id", "settings_id")
     row = pl.struct(file, "question", "model_id", "settings_id", "media_id", pl.col("start_s").cast(pl.Float64))
     start = 0
     for batch in batches:
         keys = batch.lazy().select(
             (pl.int_range(pl.len(), dtype=pl.Int64) + start).alias("number"),
-            *(place.hash(seed).alias(f"place{seed}") for seed in (1, 2)),
+            *(cell.hash(seed).alias(f"cell{seed}") for seed in (1, 2)),
             *(row.hash(seed).alias(f"row{seed}") for seed in (1, 2)),
             pl.col("media_id").hash(1).alias("media"),
             pl.col("media_id").is_null().alias("is_unread"),
@@ -204,7 +204,7 @@ def _keys(batches: Iterable[pl.DataFrame], number: int, n_passes: int) -> Iterat
             pl.col("n_segments"),
             pl.col("created_at"),
         )
-        yield keys.filter(pl.col("place1") % n_passes == number).collect()
+        yield keys.filter(pl.col("cell1") % n_passes == number).collect()
         start += batch.height
 
 
@@ -212,13 +212,13 @@ def _best(keys: pl.DataFrame) -> np.ndarray:
     """Return the numbers of the rows that are kept."""
     by_quality = keys.sort("is_answered", "created_at", "number", nulls_last=False)
     best = by_quality.unique(["row1", "row2"], keep="last")
-    place, media = ["place1", "place2"], ["place1", "place2", "media"]
+    cell, media = ["cell1", "cell2"], ["cell1", "cell2", "media"]
     answered = best.filter("is_answered")
     complete = answered.group_by(media).agg(pl.len().alias("n"), pl.col("n_segments").max())
     complete = complete.filter(pl.col("n_segments").is_null() | (pl.col("n") >= pl.col("n_segments")))
     failed = pl.col("is_whole") & ~pl.col("is_answered")
     of_answered_file = best.filter(failed & ~pl.col("is_unread")).join(complete, on=media, how="semi")
-    unread = best.filter(pl.col("is_unread")).join(answered, on=place, how="semi")
+    unread = best.filter(pl.col("is_unread")).join(answered, on=cell, how="semi")
     dropped = pl.concat([of_answered_file["number"], unread["number"]])
     numbers: np.ndarray = best.filter(~pl.col("number").is_in(dropped.implode()))["number"].to_numpy()
     return numbers

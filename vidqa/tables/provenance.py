@@ -62,7 +62,7 @@ class Provenance:
         )
 
     def to_json(self) -> str:
-        """Return ASCII text; equal values give equal text."""
+        """Return ASCII text; equal values have equal text."""
         return json.dumps({"format": _FORMAT, **asdict(self)}, sort_keys=True)
 
     @classmethod

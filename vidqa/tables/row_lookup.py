@@ -168,8 +168,10 @@ def _ids(names: dict[str, set[str]], wanted: Iterable[str], what: str) -> set[st
     for one in wanted:
         matching = {identity for identity, own in names.items() if one in own}
         if not matching:
-            known = sorted({min(own - {identity} or {identity}) for identity, own in names.items()})
-            raise UsageError(f"no rows with the {what} {one!r}", hint=f"the table has {', '.join(known) or 'no rows'}")
+            names_in_table = sorted({min(own - {identity} or {identity}) for identity, own in names.items()})
+            raise UsageError(
+                f"no rows with the {what} {one!r}", hint=f"the table has {', '.join(names_in_table) or 'no rows'}"
+            )
         found |= matching
     return found
 

@@ -1,9 +1,9 @@
 """CSV files for spreadsheets: cells that a spreadsheet would run as formulas are written as text, and can be read back.
 
-A file name or an answer may begin with a character that makes it a formula. In a CSV file for spreadsheets such a cell
-begins with one more apostrophe, and so does a cell that already begins with apostrophes and such a character. The file
-begins with a byte order mark, which spreadsheets need in order to read UTF-8. The mark also tells vidqa that the added
-apostrophes are to be removed again. Numbers are not changed.
+A file name or an answer may start with a character that makes it a formula. In a CSV file for spreadsheets such a cell
+is prefixed with an apostrophe, and so is a cell that already starts with apostrophes and such a character. The file
+starts with a byte order mark, which spreadsheets need in order to read UTF-8. vidqa recognizes such files by the mark,
+and removes the added apostrophes when it reads them. Numbers are not changed.
 """
 
 from __future__ import annotations

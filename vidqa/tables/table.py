@@ -44,7 +44,7 @@ class PathChanges:
 
     n_renamed: int
     n_copied: int
-    known: dict[str, MediaItem] = field(default_factory=dict)  # path of the file -> it, with the names of its rows
+    stored: dict[str, MediaItem] = field(default_factory=dict)  # path of the file -> it, with the names of its rows
 
 
 class Table:
@@ -247,14 +247,14 @@ class Table:
         for media_id, item in files:
             by_content.setdefault(media_id, {})[file_path(item.root, item.rel)] = item
         n_renamed = n_copied = 0
-        known: dict[str, MediaItem] = {}
+        stored: dict[str, MediaItem] = {}
         for media_id, present in by_content.items():
             indexed = self._index.files(media_id)
             for path in [path for path in present if path not in indexed]:
                 old_path = next((old for old in indexed if old not in present and is_same_file(old, path)), None)
                 if old_path is not None:
                     old = indexed[old_path]
-                    present[old_path] = known[path] = replace(present.pop(path), root=old.root, rel=old.path)
+                    present[old_path] = stored[path] = replace(present.pop(path), root=old.root, rel=old.path)
             new = [path for path in present if path not in indexed]
             gone = [path for path in indexed if path not in present and not exists(path)] if new else []
             for old_path, path in zip(gone, new, strict=False):
@@ -269,10 +269,10 @@ class Table:
                         names = (source.root, source.path)
                         self._apply(FileChange("copy", media_id, *names, question, item.root, item.rel))
                     n_copied += bool(missing)
-        return PathChanges(n_renamed, n_copied, known)
+        return PathChanges(n_renamed, n_copied, stored)
 
     def update_question_ids(self, ids: Mapping[tuple[str, str, str], str]) -> int:
-        """Give the rows of each question its current id: questions are the same if their texts are.
+        """Set the id of the rows of each question to its current one: questions are the same if their texts are.
 
         Args:
             ids: (question, model_id, settings_id) -> id.

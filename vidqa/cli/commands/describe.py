@@ -48,7 +48,7 @@ from vidqa.errors import EXIT_OK, EXIT_PARTIAL
     multiple=True,
     metavar="TEXT",
     help='Ask this question, instead of the default or together with --questions: --ask "What happens?" --ask "Is '
-    'anybody there?". May be repeated.',
+    'anyone there?". May be repeated.',
 )
 @max_new_tokens_option
 @click.option(

@@ -1,4 +1,4 @@
-"""`vidqa table`: look at a table, drop rows, merge tables, convert formats. No model is loaded."""
+"""`vidqa table`: inspect a table, drop rows, merge tables, convert formats. No model is loaded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _write_options = combine(
 )
 
 
-@click.group("table", context_settings=HELP, short_help="Look at a table, drop rows, merge tables, convert formats.")
+@click.group("table", context_settings=HELP, short_help="Inspect a table, drop rows, merge tables, convert formats.")
 def command() -> None:
     """Look after tables. TABLE is a .parquet, .csv, .jsonl or .arrow file, or the folder of a dataset.
 
@@ -133,7 +133,7 @@ def show(table: str, row: str, question_id: str | None, **flags: Any) -> int:
 
 @command.command("prune", context_settings=HELP)
 @click.argument("table", type=click.Path())
-@click.option("--gone", is_flag=True, help="Rows of files that no longer exist. Rows of absent or empty folders stay.")
+@click.option("--gone", is_flag=True, help="Rows of files that no longer exist. Rows of missing or empty folders stay.")
 @click.option(
     "--superseded", is_flag=True, help="Rows about older content of a path, and rows by a model that was replaced."
 )
@@ -162,7 +162,7 @@ def prune(table: str, gone: bool, superseded: bool, yes: bool, **flags: Any) -> 
     selection = RowSelection(superseded, flags["models"], flags["questions"], flags["settings"])
     report = prune_table(table, selection, gone=gone, dry_run=not yes, reporter=context.reporter)
     for root in report.unavailable:
-        context.reporter.message(f"note: {display_path(root)} is absent or empty: the rows of its files stay")
+        context.reporter.message(f"note: {display_path(root)} is missing or empty: the rows of its files stay")
     if context.as_json:
         click.echo(as_json(report))
         return EXIT_OK
@@ -268,11 +268,11 @@ def print_first_rows(context: CliContext, table: str) -> None:
         click.echo(f"\n{head_text(rows, None, terminal_width())}\nmore rows: vidqa table head {shell_word(table)}")
 
 
-def _columns(given: tuple[str, ...], known: list[str]) -> list[str]:
+def _columns(given: tuple[str, ...], available: list[str]) -> list[str]:
     from vidqa.config.toml_lines import did_you_mean
 
     names = [name.strip() for text in given for name in text.split(",") if name.strip()]
-    if unknown := [name for name in names if name not in known]:
-        what = f"no column {display_path(unknown[0])!r}{did_you_mean(unknown[0], known)}"
-        raise UsageError(what, hint=f"columns: {', '.join(known)}")
+    if unknown := [name for name in names if name not in available]:
+        what = f"no column {display_path(unknown[0])!r}{did_you_mean(unknown[0], available)}"
+        raise UsageError(what, hint=f"columns: {', '.join(available)}")
     return list(dict.fromkeys(names))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from vidqa.common.foreign_files import JsonSettings
-from vidqa.conversion.formats.known_keys import TOWER, check_known
+from vidqa.conversion.formats.recognized_keys import TOWER, check_keys
 from vidqa.conversion.lazy_tensors import LazyTensor, StateDict
 from vidqa.conversion.plan import TextPlan
 from vidqa.conversion.sources import WeightSource
@@ -63,7 +63,7 @@ def vision_config(tensors: Mapping[str, LazyTensor], config: JsonSettings | None
         raise BundleError(f"a tower with patches {list(patch)} and {positions[0]} positions is not CLIP-like")
     time = tensors.get(f"{root}encoder.layers.0.temporal_embedding")
     projection = tensors.get("visual_projection.weight")
-    c = _known(config, "num_channels")
+    c = _checked(config, "num_channels")
     found = {
         "num_channels": 3,
         "image_size": side * patch[2],
@@ -103,7 +103,7 @@ def text_plan(state: StateDict, config: JsonSettings | None, act: HiddenAct) -> 
     if not tensors:
         return None
     tokens = _shape(tensors, "text_model.embeddings.token_embedding.weight", 2)
-    c = _known(config, "max_position_embeddings")
+    c = _checked(config, "max_position_embeddings")
     found = {
         "vocab_size": tokens[0],
         "hidden_size": tokens[1],
@@ -164,10 +164,10 @@ def _n_layers(tensors: Mapping[str, LazyTensor], root: str) -> int:
     return 1 + max(int(n) for k in tensors if k.startswith(start) and (n := k[len(start) :].split(".")[0]).isdecimal())
 
 
-def _known(config: JsonSettings | None, own: str) -> JsonSettings:
+def _checked(config: JsonSettings | None, own: str) -> JsonSettings:
     """Return the configuration of a tower, or an empty one, after checking that it has no unknown settings."""
     if config is not None:
-        check_known(config, {*TOWER, *_SETTINGS, own})
+        check_keys(config, {*TOWER, *_SETTINGS, own})
     return config if config is not None else JsonSettings({}, Path())
 
 

@@ -123,7 +123,7 @@ def _notes(config: JsonSettings, is_there: bool) -> tuple[str, ...]:
 
 def _changes(config: JsonSettings, is_there: bool) -> Iterator[tuple[str, Any]]:
     """Yield the settings that change answers and are not taken over."""
-    from vidqa.conversion.formats.known_keys import GENERATION
+    from vidqa.conversion.formats.recognized_keys import GENERATION
 
     samples = not is_unset(config.get("do_sample"))
     for key, value in config.items():

@@ -1,8 +1,8 @@
 """`config.json` of a language model -> configuration of transformers, with errors that name file and key.
 
 transformers checks some types, with errors of several kinds, and computes with whatever passes. So types, sizes and
-position encodings are checked here first. Settings that the model type does not have are refused, unless they are known
-to have no effect.
+position encodings are checked here first. Settings that the model type does not have are refused, unless they are
+listed as having no effect.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
 from vidqa.common.foreign_files import LARGEST_SIZE, JsonSettings, as_number, as_whole
-from vidqa.conversion.formats.known_keys import GENERAL, GENERATION, VISION_PART, raise_problems, unknown_keys
+from vidqa.conversion.formats.recognized_keys import GENERAL, GENERATION, VISION_PART, raise_problems, unknown_keys
 from vidqa.errors import BundleError
 
 #: Sizes that a configuration must contain if its model type has them: the defaults are those of other models.
@@ -68,8 +68,8 @@ def llm_config(config: JsonSettings, kind: str) -> Any:
     kinds = _accepted_types(cls)
     renamed: dict[str, str] = getattr(cls, "attribute_map", {})
     ignored = GENERAL | GENERATION | VISION_PART
-    known = {*kinds, *renamed, *_ROPE, "rope_theta"} - ignored
-    own = {key: value for key, value in config.items() if key in known}
+    supported = {*kinds, *renamed, *_ROPE, "rope_theta"} - ignored
+    own = {key: value for key, value in config.items() if key in supported}
     problems = list(unknown_keys(config, {*own, *ignored}))
     values: dict[str, Any] = {}
     for key, value in own.items():

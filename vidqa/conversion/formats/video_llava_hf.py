@@ -15,10 +15,10 @@ from pathlib import Path
 from vidqa.common.foreign_files import JsonSettings
 from vidqa.conversion.detect import CheckpointParts
 from vidqa.conversion.formats.clip_towers import vision_config
-from vidqa.conversion.formats.known_keys import GENERAL, GENERATION, check_known
 from vidqa.conversion.formats.language_model import llm_plan
 from vidqa.conversion.formats.languagebind import TowerPlans, find_towers
 from vidqa.conversion.formats.llm_config import REQUIRED
+from vidqa.conversion.formats.recognized_keys import GENERAL, GENERATION, check_keys
 from vidqa.conversion.formats.video_llava_original import AS_DEMOS, FIXED, FOLLOWS, ONE_PROMPT, PADDED
 from vidqa.conversion.lazy_tensors import LazyTensor, StateDict, add_prefix
 from vidqa.conversion.plan import ConnectorPlan, ConversionPlan, LlmPlan, Mode, TowerPlan
@@ -30,7 +30,7 @@ NAME = "video_llava_hf"
 #: The port accepts any number of frames; its own examples use this many.
 _N_FRAMES = 8
 #: Settings of the whole model. The token counts and ids are those of its processor, which is not used.
-_KNOWN = (
+_RECOGNIZED = (
     GENERAL
     | GENERATION
     | {
@@ -86,7 +86,7 @@ def make_plan(parts: CheckpointParts, mode: Mode) -> ConversionPlan:
     projector = _projector(state, config)
     llm = _llm(state, config)
     passed = _languagebind_towers(parts, state, mode)
-    check_known(config, _KNOWN)
+    check_keys(config, _RECOGNIZED)
     vision = config.section("vision_config") or JsonSettings({}, config.file, "vision_config.")
     image = passed.image if passed else _image(own["image"], vision, config)
     video = passed.video if passed else _video(own["video"], vision, config)

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from vidqa.common.foreign_files import JsonSettings, is_unset
 from vidqa.conversion.detect import CheckpointParts
-from vidqa.conversion.formats.known_keys import VISION_PART, check_known
 from vidqa.conversion.formats.language_model import llm_plan
 from vidqa.conversion.formats.languagebind import TowerPlans, find_towers
+from vidqa.conversion.formats.recognized_keys import VISION_PART, check_keys
 from vidqa.conversion.lazy_tensors import LazyTensor, StateDict, add_prefix
 from vidqa.conversion.lora_merge import merge_lora
 from vidqa.conversion.plan import ConnectorPlan, ConversionPlan, Mode
@@ -142,7 +142,7 @@ def _settings(parts: CheckpointParts) -> JsonSettings:
     for key, supported in _SUPPORTED.items():
         if not is_unset(found.get(key)):
             found.text(key, "", supported)
-    check_known(JsonSettings({k: v for k, v in found.items() if k.startswith("mm_")}, found.file), VISION_PART)
+    check_keys(JsonSettings({k: v for k, v in found.items() if k.startswith("mm_")}, found.file), VISION_PART)
     return found
 
 

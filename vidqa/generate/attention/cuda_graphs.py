@@ -79,7 +79,7 @@ class StepGraphs:
         finally:
             torch.cuda.set_stream(stream)  # torch does not restore the stream if ending a capture fails
         error_norm, norm = (captured.result - eager).norm(dim=-1), eager.norm(dim=-1)
-        comparable = norm.isfinite()  # a sequence whose logits overflow fails, and says nothing about the graph
+        comparable = norm.isfinite()  # a sequence whose logits overflow fails with or without the graph
         error_norm, norm = error_norm[comparable], norm[comparable]
         if not bool((error_norm <= _MAX_RELATIVE_ERROR * norm).all()):
             self._disable(f"its result differs by {float((error_norm / norm).max()):.2g}")

@@ -41,7 +41,7 @@ _MIN_DELAY_MS, _DEFAULT_DELAY_MS = 10, 100.0
 _SUBFILE_TAG, _REDUCED, _MASK = 254, 1, 4
 #: MPO tag of the list of images.
 _MP_ENTRIES = 0xB002
-#: Held while Pillow is told to accept truncated images, which is a setting of the process.
+#: Held while Pillow accepts truncated images, which is a setting of the whole process.
 _TOLERANT = threading.Lock()
 
 

@@ -16,7 +16,7 @@ class LostReferences:
         self.restart()
 
     def restart(self) -> None:
-        """Forget the packets so far: decoding continues elsewhere in the stream."""
+        """Discard the packets so far: decoding continues elsewhere in the stream."""
         self._is_lost = False
         self._shown_from: int | None = None  # pts of the keyframe that ended the last loss
         self._lost: set[int] = set()  # pts

@@ -1,9 +1,9 @@
 """Timestamps in the order of a stream -> ascending times, without the jumps of a broken clock. Pure functions.
 
-A pause is a step forward, and its times are kept, however long it is. A clock that goes backward cannot be right:
+A pause is a step forward, and its times are kept, however long it is. A clock that goes backward is wrong:
 
-    12.0 12.1 12.2 95443.7 12.4 12.5     a few odd timestamps: they are left out
-    12.0 12.1 12.2  0.0  0.1  0.2        a clock that starts again: the rest continues after the time before
+    12.0 12.1 12.2 95443.7 12.4 12.5     a few odd timestamps: they are dropped
+    12.0 12.1 12.2  0.0  0.1  0.2        a clock that restarts: the rest continues from the time before
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from bisect import bisect_right
 
 import numpy as np
 
-#: A step forward of this many seconds is reported as a jump. Nothing is shown for so long on purpose.
+#: A step forward of this many seconds is reported as a jump. No frame is shown for that long on purpose.
 MIN_FORWARD_JUMP_S = 6 * 3600
 #: A step backward of this many seconds is a jump; smaller ones occur in files of inaccurate muxers.
 MIN_BACKWARD_JUMP_S = 1.0
-#: Maximum number of consecutive timestamps, and maximum fraction of all, that are left out as odd ones.
+#: Maximum number of consecutive timestamps, and maximum fraction of all, that are dropped as odd ones.
 _MAX_ODD_RUN, _MAX_ODD_FRACTION = 8, 0.05
 #: More than this fraction of steps backward means that the timestamps are no times at all.
 _MAX_BACKWARD_FRACTION = 0.1

@@ -13,7 +13,7 @@ from vidqa.media.frame_index.frame_index import DEFAULT_RATE, FrameIndex
 from vidqa.media.frame_index.from_packets import PacketIndexBuilder
 
 #: Packets describe a stream if at least this fraction of its decoded frames has the pts of a packet.
-_MIN_KNOWN = 0.9
+_MIN_WITH_PACKET = 0.9
 
 
 def index_from_decoding(
@@ -26,7 +26,7 @@ def index_from_decoding(
 ) -> FrameIndex:
     """Build the index of a stream that was decoded completely.
 
-    Damaged frames are left out, and all others keep the times that the container states.
+    Damaged frames are dropped, and all others keep the times that the container states.
 
     Args:
         pts: pts of the decoded frames in ticks, in the order of the decoder; None where the decoder has none.
@@ -38,12 +38,12 @@ def index_from_decoding(
     rate = rate or DEFAULT_RATE
     numbers = np.flatnonzero(intact) if any(intact) else np.arange(len(pts))
     packets, repaired = builder.build(), None
-    known = [pts[i] for i in numbers.tolist()]
-    if None not in known:
-        times = np.asarray(known, np.int64)
+    decoded_pts = [pts[i] for i in numbers.tolist()]
+    if None not in decoded_pts:
+        times = np.asarray(decoded_pts, np.int64)
         if packets is not None:
             is_stored = np.isin(times, packets.pts)
-            if is_stored.mean() < _MIN_KNOWN:
+            if is_stored.mean() < _MIN_WITH_PACKET:
                 packets = None
             else:
                 numbers, times = numbers[is_stored], times[is_stored]

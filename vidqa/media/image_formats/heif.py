@@ -95,7 +95,7 @@ def _parse(meta: bytes) -> HeifInfo:
 
 
 def _crop(properties: dict[bytes, bytes]) -> tuple[int, int, int, int] | None:
-    """Return the clean aperture in pixels; None if it is absent, invalid, or the whole image."""
+    """Return the clean aperture in pixels; None if it is missing, invalid, or the whole image."""
     if b"clap" not in properties or b"ispe" not in properties:
         return None
     width, height = struct.unpack(">II", properties[b"ispe"][4:12])
@@ -138,7 +138,7 @@ def _references(iref: bytes) -> Iterator[tuple[bytes, int, list[int]]]:
 def _properties(iprp: bytes) -> dict[int, list[tuple[bytes, bytes]]]:
     """Return kind and content of the properties of every item."""
     boxes = list(_boxes(iprp))
-    known = list(_boxes(dict(boxes)[b"ipco"]))
+    properties = list(_boxes(dict(boxes)[b"ipco"]))
     found: dict[int, list[tuple[bytes, bytes]]] = {}
     for kind, content in boxes:
         if kind != b"ipma":
@@ -151,5 +151,5 @@ def _properties(iprp: bytes) -> dict[int, list[tuple[bytes, bytes]]]:
             numbers = [int.from_bytes(content[at + i * n_index : at + (i + 1) * n_index]) for i in range(n)]
             at += n * n_index
             mask = 0x7FFF if n_index == 2 else 0x7F  # without the bit `essential`
-            found.setdefault(item, []).extend(known[i - 1] for m in numbers if (i := m & mask))
+            found.setdefault(item, []).extend(properties[i - 1] for m in numbers if (i := m & mask))
     return found

@@ -1,7 +1,7 @@
-"""JPEG files that contain more than one image: the stream of a camera, or a photo with something behind it.
+"""JPEG files that contain more than one image: the stream of a camera, or a photo followed by other data.
 
-IP cameras write JPEG images one after another (Motion JPEG). Photos may be followed by other images or data too: the
-second view of a stereo camera, a preview, a gain map, the video of a motion photo.
+IP cameras write JPEG images one after another (Motion JPEG). A photo may be followed by the second view of a stereo
+camera, a preview, a gain map, or the video of a motion photo.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NEXT_IMAGE = re.compile(rb"[\x00\xff\r\n]{0,4096}?(?=\xff\xd8\xff)")
 @dataclass(frozen=True)
 class _JpegHeader:
     size: bytes  # height and width as stored
-    has_index: bool  # a Multi-Picture Format index lists the images of the file
+    has_index: bool  # an MPF index lists the images of the file
     data_at: int  # offset of the compressed data
 
 
@@ -31,7 +31,7 @@ def is_jpeg_sequence(data: bytes) -> bool:
     """Return whether a JPEG image is followed by another one of the same size, as in the stream of a camera.
 
     Args:
-        data: the first `JPEG_SEQUENCE_BYTES` bytes of a file, beginning with a JPEG image.
+        data: the first `JPEG_SEQUENCE_BYTES` bytes of a file, starting with a JPEG image.
     """
     first = _header(data, 0)
     if first is None or first.has_index:
@@ -41,7 +41,7 @@ def is_jpeg_sequence(data: bytes) -> bool:
         end = _MARKER.search(data, end.end())
     if end is None:
         return False
-    # Some cameras leave out the end marker.
+    # Some cameras do not write the end marker.
     following = _NEXT_IMAGE.match(data, end.start() if data[end.end()] == _SOI else end.start() + 2)
     second = _header(data, following.end()) if following else None
     return second is not None and second.size == first.size

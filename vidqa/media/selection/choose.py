@@ -101,7 +101,7 @@ def _by_duration(
 
 
 def _in_random_order(items: Sequence[MediaItem], seed: int) -> list[MediaItem]:
-    """Sort files by a hash of their names, so that a file keeps its place when others are added.
+    """Sort files by a hash of their names, so that adding files does not change the order of the others.
 
     The name is relative to the searched root, so the archive may be mounted elsewhere.
     """

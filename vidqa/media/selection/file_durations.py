@@ -12,7 +12,7 @@ from vidqa.media.probe import probe
 from vidqa.media.workers.decode_pool import DecodePool
 from vidqa.records import MediaItem
 
-#: Errors that say nothing about the content: the file is probed again in the next run.
+#: Errors that do not depend on the content: the file is probed again in the next run.
 _TRANSIENT = frozenset({"missing", "permission", "changed"})
 
 

@@ -39,7 +39,7 @@ class FileSelection:
     null: bool = False  # null bytes separate the paths in `files_from`
     limit: int | None = None  # process at most this many files, the first ones that have something to do
     sample: int | None = None  # a random sample of this many files; it changes little while an archive grows
-    seed: int = 0  # another seed gives another sample
+    seed: int = 0  # another seed selects another sample
 
     def __post_init__(self) -> None:
         problems: list[str] = []

@@ -1,7 +1,7 @@
 """Signs of progress of a decoder: the readers call `beat` for every packet and frame that arrives.
 
-Outside a decoder process nothing listens. The time limit of a file counts from the last beat, so a long video is not
-stopped while it advances, and a decoder that hangs is.
+Outside a decoder process `beat` does nothing. The time limit of a file counts from the last beat, so a decoder that
+hangs is stopped, and a long video is not while it advances.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _interval_s = 0.0
 _sent_at = 0.0
 
 
-def listen(send: Callable[[], None], interval_s: float) -> None:
+def set_sender(send: Callable[[], None], interval_s: float) -> None:
     """Set the function that reports progress.
 
     Args:

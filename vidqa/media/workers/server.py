@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from vidqa.common.display import display_path
 from vidqa.errors import MediaError
-from vidqa.media.workers.heartbeat import listen
+from vidqa.media.workers.heartbeat import set_sender
 from vidqa.media.workers.ipc import PipeClosedError, Signal, receive, send
 
 _PARENT_POLL_S = 0.5
@@ -45,7 +45,7 @@ def serve() -> None:
         send(results, RuntimeError(f"a decoder process cannot start: {type(e).__name__}: {e}"))
         return
     _limit_memory(memory_bytes)
-    listen(partial(send, results, Signal.PROGRESS), min(1.0, timeout_s / 4))
+    set_sender(partial(send, results, Signal.PROGRESS), min(1.0, timeout_s / 4))
     send(results, "ready")
     try:
         while True:

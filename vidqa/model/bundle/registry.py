@@ -47,8 +47,8 @@ def model_argument(folder: Path) -> str:
     Args:
         folder: of the bundle, absolute, with symbolic links resolved.
     """
-    for name, known in (built_in_bundles() | pulled_models()).items():
-        if known.resolve() == folder and find_bundle(name) == folder:
+    for name, bundle in (built_in_bundles() | pulled_models()).items():
+        if bundle.resolve() == folder and find_bundle(name) == folder:
             return name
     for home in (Path.home(), Path.home().resolve()):
         if folder.is_relative_to(home):

@@ -23,12 +23,12 @@ _RATE_WINDOW_S = 300.0
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is. `seconds_left` belongs to the phase, because the length of later phases is not known yet."""
+    """Progress of a run. `seconds_left` is that of the phase, as the length of later phases is not determined yet."""
 
     phase: str  # `scan`, `answer`, `encode`, `search`; in training also `read` and `train`
     unit: str  # what is counted: `file`, `record` or `step`
     done: float  # units; a part of a long file is a fraction
-    total: float | None  # None while it is not known
+    total: float | None  # None until it is determined
     failed: int  # files that failed; part of done
     rate: float | None  # units per second, over the last five minutes; None before anything is done
     seconds_left: float | None  # None if it cannot be estimated
@@ -89,7 +89,7 @@ class ProgressDisplay(Protocol):
         """
 
     def hide(self) -> None:
-        """Make room for a message."""
+        """Hide progress while a message is printed."""
 
     def show(self) -> None:
         """Show progress again after a message."""
@@ -126,7 +126,7 @@ class ProgressBar:
         self.bar.clear()
 
     def show(self) -> None:
-        """Draw the bar again."""
+        """Redisplay the bar."""
         self.bar.refresh()
 
     def close(self) -> None:

@@ -127,7 +127,7 @@ class Reporter:
         """Show progress with rate, failures and remaining time while the block runs.
 
         Args:
-            total: number of units; None if it is not known, so that only `on_progress` is called.
+            total: number of units; None if it cannot be determined, so that only `on_progress` is called.
             unit: name of a unit.
             done: units that an earlier run has done.
             phase: name of the phase, for `on_progress`.

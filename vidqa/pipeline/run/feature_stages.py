@@ -97,7 +97,7 @@ def _without_notes(part: EncodedItem, refused: set[MediaItem]) -> EncodedItem:
 
 @dataclass
 class _FileSoFar:
-    """What is known of a file of which more parts follow."""
+    """Results of the parts of a file so far; more parts follow."""
 
     errors: list[ItemError] = field(default_factory=list)
     facts: MediaFacts | None = None

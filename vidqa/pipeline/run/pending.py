@@ -131,7 +131,7 @@ class PendingAnswers:
             if self._cancelled.is_set():
                 return
             if isinstance(content, ItemError):
-                yield _unreadable(self._known(item), content, self.questions)
+                yield _unreadable(self._with_stored_name(item), content, self.questions)
             elif (work := self.select(item, content)) is None:
                 self._reporter.advance()
             else:
@@ -148,13 +148,13 @@ class PendingAnswers:
             item: the file.
             media_id: digest of its content.
         """
-        item = self._known(item)
+        item = self._with_stored_name(item)
         with self.lock:
             is_duplicate = media_id in self.selected
             changes = self.table.update_paths(
                 [(media_id, item)], questions=self.cells.values(), copy_incomplete=not is_duplicate
             )
-            item = next(iter(changes.known.values()), item)
+            item = next(iter(changes.stored.values()), item)
             self._summary.renamed += changes.n_renamed
             self._summary.copied += 0 if is_duplicate else changes.n_copied
             if is_duplicate:
@@ -167,7 +167,7 @@ class PendingAnswers:
             self.selected[media_id] = WorkItem(item, media_id, pending, answered=answered)
             return self.selected[media_id]
 
-    def _known(self, item: MediaItem) -> MediaItem:
+    def _with_stored_name(self, item: MediaItem) -> MediaItem:
         """Return a file with the root and path of its rows, if it has some from a run that could not read it."""
         with self.lock:
             names = self.table.unread_name(item.path)

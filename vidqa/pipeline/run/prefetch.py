@@ -54,7 +54,7 @@ class _DecodingFile:
     """A file in a decoder process."""
 
     work: WorkItem
-    planned: tuple[Segment, ...] = ()  # all segments of the file, once they are known
+    planned: tuple[Segment, ...] = ()  # all segments of the file, once they are determined
     done: set[Segment] = field(default_factory=set)  # decoded, cached, or answered by an earlier run
     facts: MediaFacts | None = None
 

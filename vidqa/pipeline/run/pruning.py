@@ -70,8 +70,8 @@ def removed_files(
         folder, name = os.path.split(path)
         for form in dict.fromkeys((path, os.path.join(real_folder(folder), name))):
             if (root := roots.of(form)) is not None:
-                is_known = unknown.isdisjoint(_folders_above(form))
-                return _does_not_exist(form) and is_known and _is_mounted(form, root)
+                has_media = unknown.isdisjoint(_folders_above(form))
+                return _does_not_exist(form) and has_media and _is_mounted(form, root)
         return False
 
     return is_removed

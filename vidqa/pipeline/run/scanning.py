@@ -94,14 +94,14 @@ def first_files(run: RunContext, found: FoundMedia) -> tuple[MediaItem, ...]:
 
 def _exclude(run: RunContext, path: str, why: Exclusion) -> None:
     run.summary.excluded[why.by] += 1
-    if why.by == "--sample":  # says nothing about a file, and may concern nearly all of them
+    if why.by == "--sample":  # does not depend on the file, and may concern nearly all of them
         return
     run.reporter.message(f"excluded: {display_path(path)}: {display_path(why.rule)}", level=2)
     run.reporter.event("scan", "excluded", media=path, note=why.rule)
 
 
 def _report_named(run: RunContext, items: Sequence[MediaItem], patterns: PathPatterns) -> None:
-    """Say that patterns do not apply to named files, among them those that the shell expanded from a wildcard."""
+    """Report that patterns do not apply to named files, among them those that the shell expanded from a wildcard."""
     here = os.getcwd()
     named = [item for item in items if item.named and item.path.startswith(os.path.join(here, ""))]
     if n := sum(patterns.exclusion(item.path, here) is not None for item in named):

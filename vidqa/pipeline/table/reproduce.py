@@ -109,7 +109,7 @@ def _number(value: Any) -> str:
 
 
 def _shell_path(text: str) -> str:
-    """Quote a path that may begin with `~`, which a shell must expand."""
+    """Quote a path that may start with `~`, which a shell must expand."""
     return f"~/{shell_word(text[2:])}" if text.startswith("~/") and len(text) > 2 else shell_word(text)
 
 

@@ -41,7 +41,7 @@ def find_row(reader: TableReader, address: str, question_id: str | None = None) 
             )
         if question_id not in (None, row["question_id"]):
             what = f"row {address} of {table} answers {row['question_id']!r}, not {question_id!r}"
-            raise UsageError(what, hint="leave out the question id, or use PATH instead of the number")
+            raise UsageError(what, hint="omit the question id, or use PATH instead of the number")
         return row
     found, start_s, end_s = rows_of_file(reader, address), None, None
     if not found and (match := _SEGMENT.fullmatch(address)):

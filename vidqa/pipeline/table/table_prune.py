@@ -33,7 +33,7 @@ class TablePruneReport:
         reasons: `gone` (the file was removed), `content` (older content of a path), `model` (a replaced model),
             `selected` -> rows.
         n_left: rows that remain.
-        unavailable: folders that are absent or empty, so that nothing is known about their files. Their rows stay.
+        unavailable: folders that are missing or empty, as on an unmounted disk. Rows of their files stay.
         examples: some of the files.
         is_done: False for a dry run.
     """
@@ -87,7 +87,7 @@ def prune_table(
         if table is not None and found:
             table.drop(answers for answers, _, _ in found)
             table.commit()
-            _forget_failures(table)
+            _drop_failure_counts(table)
     reasons: Counter[str] = Counter()
     for _, n, reason in found:
         reasons[reason] += n
@@ -96,7 +96,7 @@ def prune_table(
     return TablePruneReport(n_rows, len(files), dict(reasons), n_left, tuple(unavailable), examples, not dry_run)
 
 
-def _forget_failures(table: Table) -> None:
+def _drop_failure_counts(table: Table) -> None:
     """Drop the failure counts of rows that are no longer in the table, as a run does."""
     retries = RetryPolicy(Path(table.path)).load()
     retries.drop_unless(lambda key: table.status(*key) is not None)

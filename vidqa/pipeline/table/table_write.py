@@ -72,7 +72,7 @@ def convert_table(
     Args:
         table: is not changed, unless it is `out`.
         out: the table to write; its suffix selects the format.
-        only_current: leave out superseded rows.
+        only_current: skip superseded rows.
         replace: as for `merge_tables`.
         for_spreadsheets: as for `merge_tables`.
         reporter: as for `merge_tables`.

@@ -29,7 +29,7 @@ class QuestionIds:
             rows.append((first_row, first_row + batch.height))
 
     def rename(self, question: QuestionKey, question_id: str) -> bool:
-        """Give all rows of a question an id. Returns whether any stored row has another one."""
+        """Set the id of all rows of a question. Returns whether any stored row has another one."""
         if self._stored.get(question, {}).keys() <= {question_id}:
             return False
         self._renamed[question] = question_id

@@ -22,7 +22,7 @@ class QuestionKey(NamedTuple):
 
 
 class RowState(NamedTuple):
-    """What a run needs to know about an existing row, in order to decide whether it is done."""
+    """The state of an existing row, from which a run decides whether it is done."""
 
     status: Status
     is_noted: bool = False  # depends on `--strict`: has a media_note, or failed because of it

@@ -63,8 +63,8 @@ class SegmentIndex:
         for row in rows:
             has_failed = row.state.status == "failed"
             if row.n_segments is None:
-                if has_failed and (known := self.get(media_id, path, row.question)) is not None:
-                    known.rest_failed = True
+                if has_failed and (entry := self.get(media_id, path, row.question)) is not None:
+                    entry.rest_failed = True
             elif row.n_segments > 1 and row.start_s is not None:
                 starts = [row.start_s]
                 parts = ([], starts) if has_failed else (starts, [])
@@ -93,9 +93,9 @@ class SegmentIndex:
         if self._files:
             rest = batch.filter(failed, pl.col("n_segments").is_null(), pl.col("media_id").is_not_null())
             for media_id, root, path, *question in rest.select(keys).iter_rows():
-                known = self.get(media_id, file_path(unescape_path(root), unescape_path(path)), QuestionKey(*question))
-                if known is not None:
-                    known.rest_failed = True
+                entry = self.get(media_id, file_path(unescape_path(root), unescape_path(path)), QuestionKey(*question))
+                if entry is not None:
+                    entry.rest_failed = True
 
     def drop(self, media_id: str | None, path: str, question: QuestionKey | None, *, only_failed: bool) -> None:
         """Remove rows of the file at `path`: for one question or all, with any status or only failed ones."""

@@ -50,7 +50,7 @@ class NamedMedia:
 def read_messages(record: dict[str, Any]) -> tuple[list[tuple[str, str]], list[NamedMedia]]:
     """Return (`human` or `gpt`, text) of each message, and the media in the order of the tags in the questions.
 
-    A system message becomes the beginning of the first question, as in chat templates without a system turn.
+    A system message is put in front of the first question, as in chat templates without a system turn.
 
     Raises:
         SampleError: the record cannot be trained on, for the reason in `kind`.

@@ -57,7 +57,7 @@ def loss_curves(lines: Sequence[Mapping[str, Any]]) -> Any:
 
     Returns:
         A matplotlib Figure: the loss of each step, its running mean, held-out losses, and where each stage starts.
-        Steps without a loss, because all of their samples were rejected, are left out.
+        Steps without a loss, because all of their samples were rejected, are skipped.
     """
     figure, axes = _new_figure()
     before = 0  # steps of the previous stages

@@ -68,7 +68,7 @@ class Evaluator:
             step: number of the step, for the table.
 
         Returns:
-            `eval_loss` (mean per target token; absent if all samples were rejected) and `eval_rejected` (number of
+            `eval_loss` (mean per target token; missing if all samples were rejected) and `eval_rejected` (number of
             rejected samples).
         """
         was_training = wrapped.training

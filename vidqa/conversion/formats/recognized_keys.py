@@ -152,20 +152,20 @@ TOWER = (
 )
 
 
-def unknown_keys(config: JsonSettings, known: Collection[str]) -> Iterator[str]:
-    """Yield a message for every setting that is switched on and not known."""
+def unknown_keys(config: JsonSettings, recognized: Collection[str]) -> Iterator[str]:
+    """Yield a message for every setting that is set but not recognized."""
     for key, value in config.items():
-        if key not in known and not is_unset(value):
+        if key not in recognized and not is_unset(value):
             yield f"{config.file}: {config.where}{key}: unknown setting, here {value!r:.80}"
 
 
-def check_known(config: JsonSettings, known: Collection[str]) -> None:
-    """Check that every setting that is switched on is known.
+def check_keys(config: JsonSettings, recognized: Collection[str]) -> None:
+    """Check that every setting that is set is recognized.
 
     Raises:
-        BundleError: names file and keys of all others.
+        BundleError: names the file and all other keys.
     """
-    raise_problems(list(unknown_keys(config, known)))
+    raise_problems(list(unknown_keys(config, recognized)))
 
 
 def raise_problems(problems: Collection[str]) -> None:
