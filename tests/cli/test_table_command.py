@@ -1,4 +1,4 @@
-"""`vidqa table`: first rows, counts, one row and how to make it again, prune, merge and convert."""
+"""`vidqa table`: first rows, counts, one row and how to reproduce it, prune, merge and convert."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_rows_of_earlier_versions_say_what_is_unknown(vidqa, tmp_path):
     done = vidqa("table", "show", tmp_path / "old.parquet", "a.mp4")
     assert done.code == 0
     assert "does not record what settings_id s1" in done.out and "does not record which model" in done.out
-    assert "makes this row again is unknown" in done.out
+    assert "reproduces this row is unknown" in done.out
     assert "unknown" in vidqa("table", "info", tmp_path / "old.parquet").out
 
 

@@ -169,7 +169,7 @@ file_options = combine(
         multiple=True,
         metavar="PATTERN",
         help="Exclude files and folders that match, in the syntax of .gitignore and relative to the searched folder. "
-        "May be repeated; lines of a .vidqaignore in any folder mean the same. Example: --exclude drafts/ --exclude "
+        "May be repeated; lines of a .vidqaignore file have the same effect. Example: --exclude drafts/ --exclude "
         "'*_raw.mp4'",
     ),
     click.option(
@@ -186,7 +186,9 @@ file_options = combine(
         "2026-11-01T18:30), in local time.",
     ),
     click.option(
-        "--older-than", metavar="AGE|DATE", help="Only files modified before that. Example: --older-than 10min"
+        "--older-than",
+        metavar="AGE|DATE",
+        help="Only files modified more than AGE ago, or before DATE. Example: --older-than 10min",
     ),
     click.option(
         "--min-duration",
@@ -213,7 +215,12 @@ file_options = combine(
         metavar="N",
         help="Process a random sample of N files: the same in every run, and nearly the same when files are added.",
     ),
-    click.option("--seed", type=click.IntRange(min=0), metavar="S", help="Choose another --sample. [default: 0]"),
+    click.option(
+        "--seed",
+        type=click.IntRange(min=0),
+        metavar="S",
+        help="Seed of --sample; another seed selects other files. [default: 0]",
+    ),
 )
 
 

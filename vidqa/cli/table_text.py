@@ -73,9 +73,9 @@ def row_text(row: Mapping[str, Any], origin: RowOrigin, width: int | None) -> st
     lines += ["", *(f"unknown: {display_text(text)}" for text in origin.unknown)] if origin.unknown else []
     lines.append("")
     if origin.command is None:
-        lines.append("The command that makes this row again is unknown.")
+        lines.append("The command that reproduces this row is unknown.")
     else:  # on one line, so that it can be copied
-        lines += ["To make this row again:", f"  {origin.command}"]
+        lines += ["To reproduce this row:", f"  {origin.command}"]
     return "\n".join(lines) + "\n"
 
 

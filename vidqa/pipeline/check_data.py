@@ -127,7 +127,7 @@ def check_data(
     overrides: Sequence[str] = (),
     reporter: Reporter = QUIET,
 ) -> list[StageCheck]:
-    """Read every record, find and open every media file, count every token.
+    """Read every record, find and open every media file, and count every token.
 
     Args:
         recipe: a TOML file.

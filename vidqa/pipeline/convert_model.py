@@ -42,7 +42,7 @@ def convert(
         replace: replace an existing model in `out`.
 
     Returns:
-        The new model in `bundle`, and how the parts were understood in `plan`.
+        The new model in `bundle`, and how the parts were interpreted in `plan`.
 
     Raises:
         TypeError: a path has the wrong type.

@@ -1,8 +1,8 @@
 """Merge whole tables, and write a table in another format. Tables are read in batches; memory does not grow with them.
 
 Two rows of different tables are the same if file, content, segment, question text, model and settings are equal. Of the
-same rows one is kept: a row that did not fail rather than a failed one, then the newest one. A failed row of a complete
-file is dropped if another table has answers about it.
+same rows one is kept: a row that did not fail is preferred, then the newest. A failed row for a complete file is
+dropped if another table has answers about that file.
 """
 
 from __future__ import annotations

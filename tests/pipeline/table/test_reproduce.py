@@ -1,4 +1,4 @@
-"""The command that makes a row again: quoting for a shell, typed questions, and tables that state nothing."""
+"""The command that reproduces a row: quoting for a shell, typed questions, and tables that state nothing."""
 
 from __future__ import annotations
 

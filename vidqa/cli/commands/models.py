@@ -133,7 +133,7 @@ def _list_published(as_json: bool) -> int:
 def show(model: str, as_json: bool, **_flags: Any) -> int:
     """Print everything about a model.
 
-    This is its architecture, the frames and visual tokens per segment, context length, prompt, differences from the
+    This includes its architecture, frames and visual tokens per segment, context length, prompt, differences from the
     published code (compat), provenance and licence.
 
     \b
@@ -238,13 +238,13 @@ def set_default(model: str, **flags: Any) -> int:
 
 @command.command("rm", context_settings=HELP)
 @click.argument("model", metavar="NAME|DIR", shell_complete=model_names)
-@click.option("-y", "--yes", is_flag=True, help="Do not ask. Required if stdin is not a terminal.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation. Required if stdin is not a terminal.")
 @output_options
 def remove(model: str, yes: bool, **flags: Any) -> int:
-    """Remove a downloaded or converted model, after asking.
+    """Remove a downloaded or converted model, after confirmation.
 
-    Prints how much disk space that frees. Cached features, tables and downloads in the cache of the Hugging Face Hub
-    stay. Included models cannot be removed.
+    Prints how much disk space this frees. Cached features, tables and downloads in the cache of the Hugging Face Hub
+    are kept. Included models cannot be removed.
 
     \b
     Examples:

@@ -23,7 +23,7 @@ _write_options = combine(
 
 @click.group("table", context_settings=HELP, short_help="Inspect a table, drop rows, merge tables, convert formats.")
 def command() -> None:
-    """Look after tables. TABLE is a .parquet, .csv, .jsonl or .arrow file, or the folder of a dataset.
+    """Inspect and maintain tables. TABLE is a .parquet, .csv, .jsonl or .arrow file, or the folder of a dataset.
 
     \b
     Examples:
@@ -103,12 +103,12 @@ def info(table: str, **flags: Any) -> int:
 @click.argument("question_id", required=False)
 @_json_option
 def show(table: str, row: str, question_id: str | None, **flags: Any) -> int:
-    """Print everything about one row of TABLE, and the command that makes it again.
+    """Print everything about one row of TABLE, and the command that reproduces it.
 
-    That is all its columns, and the settings and model that its ids stand for. ROW is a path, which may be followed by
-    @START or @START-END in seconds, or the row's number from `vidqa table head`. Numbers change when rows are dropped
-    or tables are merged; paths do not. QUESTION_ID selects one of several questions. Write ./7 for a file that is
-    called 7.
+    The output has all columns of the row, and the settings and model that its ids stand for. ROW is a path, which may
+    be followed by @START or @START-END in seconds, or the row's number from `vidqa table head`. Numbers change when
+    rows are dropped or tables are merged; paths do not. QUESTION_ID selects one of several questions. Write ./7 for a
+    file that is called 7.
 
     \b
     Examples:
@@ -190,8 +190,8 @@ def prune(table: str, gone: bool, superseded: bool, yes: bool, **flags: Any) -> 
 def merge(tables: tuple[str, ...], out: str, replace: bool, spreadsheet: bool, **flags: Any) -> int:
     """Merge tables, also of different formats.
 
-    Of rows about the same file, segment, question, model and settings, one that did not fail is kept rather than a
-    failed one, then the newest. The tables stay as they are; one of them may be the table to write.
+    Of several rows about the same file, segment, question, model and settings, one is kept: a row that did not fail is
+    preferred, then the newest. The input tables do not change; one of them may be the table to write.
 
     \b
     Examples:

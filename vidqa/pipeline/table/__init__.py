@@ -2,7 +2,7 @@
 
 run_provenance.py   what a run stores about its settings, model and questions
 row_address.py      a row by its number or file
-reproduce.py        what a row was made with, and the command that makes it again
+reproduce.py        what a row was made with, and the command that reproduces it
 table_prune.py      drops rows
 table_write.py      merges tables, converts formats
 """

@@ -1,4 +1,4 @@
-"""What a row was made with, and the command that makes it again, from the row and the provenance of its table."""
+"""What a row was made with, and the command that reproduces it, from the row and the provenance of its table."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class RowOrigin:
 
 
 def row_origin(row: _Record, provenance: Provenance) -> RowOrigin:
-    """Return what a row was made with, and the command that makes it again.
+    """Return what a row was made with, and the command that reproduces it.
 
     Args:
         row: column -> value; file names with their original bytes.
