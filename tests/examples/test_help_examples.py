@@ -64,6 +64,8 @@ def test_files_in_examples_are_those_of_the_package() -> None:
     for line in lines:
         for word in shlex.split(line):
             assert not re.match(r"[./~]", word), line  # no other folder
+            if "*" in word:
+                continue
             if word.startswith("clips/") or re.search(r"\.(mp4|png|toml)\b", word):
                 name = word.removeprefix("clips/").partition("@")[0]  # `clip01.mp4@1` is a row of a table
                 assert (SOURCE / name).is_file(), line

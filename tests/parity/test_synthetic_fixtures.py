@@ -36,7 +36,8 @@ def test_other_sizes_pass_and_a_wrong_value_fails(name: str, tmp_path: Path) -> 
     WRITERS[name](tmp_path)
     report = check(tmp_path, name)
     assert report.ok, report.misses[:10]
-    assert not [n for n in report.notes if "not compared" in n], report.notes
+    # The originals read `</s>` in a question as the end token, which vidqa does not on purpose.
+    assert not [n for n in report.notes if "not compared" in n and "</s>" not in n], report.notes
     damage(tmp_path, name)
     report = check(tmp_path, name)
     assert not report.ok

@@ -33,6 +33,7 @@ def summary() -> Summary:
     counted.existing.update(ok=9)
     counted.errors.update(timeout=1, crashed=1)
     counted.ignored = {'not "media"': 3}
+    counted.excluded.update({"--exclude": 2})
     counted.quarantined = {"/a/b.mp4": 3}
     return counted
 
@@ -46,7 +47,7 @@ def test_every_metric_is_written_and_parsed():
     assert values["vidqa_rows", "failed", "again"] == 4
     assert values["vidqa_rows", "empty", "new"] == 0
     assert values["vidqa_errors", "timeout"] == 1
-    assert values["vidqa_ignored_files", 'not "media"'] == 3
+    assert values["vidqa_ignored_files", 'not "media"'] == 3 and values["vidqa_excluded_files", "--exclude"] == 2
     assert {key[0] for key in values} == set(METRICS)
     families = list(text_string_to_metric_families(metrics_text(ODD, RunEnd(0, 1, 1), None, None)))
     tables = {sample.labels["table"] for family in families for sample in family.samples}

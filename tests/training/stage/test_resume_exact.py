@@ -29,7 +29,7 @@ class InterruptAfter(Silent):
 
     def progress(self, total, unit, done=0, *, phase):
         self.bars.append((total, unit, done))
-        return super().progress(total, unit, done)
+        return super().progress(total, unit, done, phase=phase)
 
     def message(self, text, *, level=1):
         self.messages.append(text)

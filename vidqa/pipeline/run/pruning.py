@@ -9,6 +9,7 @@ from contextlib import closing
 from fnmatch import fnmatch
 from functools import lru_cache, partial
 from itertools import chain
+from typing import TYPE_CHECKING
 
 from vidqa.cache.media_index import MediaIndex
 from vidqa.common.file_identity import absolute_path
@@ -16,11 +17,13 @@ from vidqa.errors import MediaError
 from vidqa.media.globs import glob_root, is_glob
 from vidqa.media.scan import ExcludedPath, PathProblem
 from vidqa.media.selection.path_patterns import PathPatterns
-from vidqa.pipeline.run.bookkeeping import RunBookkeeper
 from vidqa.pipeline.run.hashing import hash_files
-from vidqa.pipeline.run.run_context import RunContext
-from vidqa.pipeline.run.scanning import FoundMedia
 from vidqa.records import MediaItem
+
+if TYPE_CHECKING:  # `vidqa table prune` needs no model
+    from vidqa.pipeline.run.bookkeeping import RunBookkeeper
+    from vidqa.pipeline.run.run_context import RunContext
+    from vidqa.pipeline.run.scanning import FoundMedia
 
 
 def prune_table(run: RunContext, bookkeeper: RunBookkeeper, searched: Sequence[str], found: FoundMedia) -> None:
