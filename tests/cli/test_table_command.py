@@ -148,7 +148,7 @@ def test_prune_changes_nothing_without_yes(vidqa, table, clips):
     assert table.read_bytes() == before
     report = json.loads(vidqa("table", "prune", table, "--gone", "--yes", "--json").out)
     assert report["n_rows"] == 1 and report["n_left"] == 2 and report["reasons"] == {"gone": 1}
-    assert read_table(table)["path"].to_list() == sorted(["b.mp4", os.path.join("deeper", "c.mp4")])
+    assert sorted(read_table(table)["path"]) == ["b.mp4", os.path.join("deeper", "c.mp4")]
     assert vidqa("describe", clips, "--out", table, "--json").code == 0
     assert read_table(table).height == 2
 

@@ -28,7 +28,7 @@ from vidqa.media.decode import decode, decode_parts, join_parts, open_reader
 from vidqa.media.frame_index.frame_index import IndexMismatchError
 from vidqa.media.probe import probe
 from vidqa.media.segments import find_pauses, plan_segments
-from vidqa.records import FrameBatch, MediaFacts, SamplingSpec
+from vidqa.records import FrameBatch, MediaFacts, SamplingSpec, Segment
 
 pytestmark = pytest.mark.smoke
 
@@ -393,3 +393,10 @@ def test_a_second_plan_continues_the_first(first: list[int], second: list[int], 
     assert planned[: len(done)] == done
     assert planned[0].start_s == 0 and all(a.end_s == b.start_s for a, b in pairwise(planned))
     assert planned[-1].end_s is not None and planned[-1].end_s > max(0, *second) / 10
+
+
+def test_a_segment_that_is_asked_for_twice_is_decoded_once(clip: Path) -> None:
+    segments = (Segment(0.0, 1.0), Segment(1.0, 2.0), Segment(0.0, 1.0))
+    parts = list(decode_parts(str(clip), segments))
+    assert [part.segments[0].start_s for part in parts] == [0.0, 1.0]
+    assert [part.is_last for part in parts] == [False, True]

@@ -150,7 +150,7 @@ def decode_parts(
         nonlocal started, earlier, decoded_s
         with open_reader(path, name, index_source=index_source) as reader:
             earlier = facts = _continued(earlier, reader.facts, decoded_s) if earlier else reader.facts
-            planned = plan_segments(facts, segments)
+            planned = tuple(dict.fromkeys(plan_segments(facts, segments)))  # each once, also if a caller repeats one
             if has_windows:
                 decoded_s = max((s.end_s or 0.0 for s in takewhile(done.__contains__, planned)), default=0.0)
             n_left = sum(segment not in done for segment in planned)

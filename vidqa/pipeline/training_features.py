@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -90,9 +90,11 @@ def fill_cache(refs: Iterable[MediaRef], model: LoadedModel, options: RunOptions
     """
     store = FeatureStore(options.cache_dir)
     features = CachedFeatures(store, model.bundle.encoder_id)
-    segments: dict[str, list[Segment]] = {}
+    segments: dict[
+        str, dict[Segment, None]
+    ] = {}  # an ordered set per file: one segment may occur as image and as video
     for ref in refs:
-        segments.setdefault(ref.path, []).append(_segment(ref))
+        segments.setdefault(ref.path, {})[_segment(ref)] = None
     items = [item for path in segments if (item := _item(path, features)) is not None]
     _check_disk_space(items, segments, model.bundle, store, reporter)
 
@@ -128,7 +130,7 @@ def _item(path: str, features: CachedFeatures) -> MediaItem | None:
 
 def _check_disk_space(
     items: Sequence[MediaItem],
-    segments: dict[str, list[Segment]],
+    segments: Mapping[str, Collection[Segment]],
     bundle: Bundle,
     store: FeatureStore,
     reporter: Reporter,
