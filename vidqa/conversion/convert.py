@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +17,7 @@ from vidqa.common.display import display_path
 from vidqa.common.extras import EXPORT_MODULES, require
 from vidqa.conversion.detect import CheckpointParts, classify_all, find_layout
 from vidqa.conversion.formats import valley, video_chatgpt, video_llava_hf, video_llava_original
+from vidqa.conversion.lazy_tensors import total_bytes
 from vidqa.conversion.output_options import OutputOptions
 from vidqa.conversion.plan import ConversionPlan, Mode
 from vidqa.conversion.write import Step, write_bundle
@@ -69,6 +71,7 @@ def convert(
     towers: Sequence[Path] = (),
     mode: Mode = "fixed",
     step: Step = lambda what, n: None,
+    progress: Callable[[int], AbstractContextManager[None]] = lambda n_bytes: nullcontext(),
     origins: tuple[str, ...] | None = None,
 ) -> Conversion:
     """Convert published weights into a bundle.
@@ -79,6 +82,7 @@ def convert(
         towers: as in `plan`.
         mode: as in `plan`.
         step: progress callback, as in `write_bundle`.
+        progress: called with the bytes of all tensors; the bundle is written inside the context that it returns.
         origins: where `paths` and `towers` come from, for the record in the bundle; None: local folders and files.
 
     Raises:
@@ -94,7 +98,8 @@ def convert(
     origins = tuple(f"local:{display_path(part.name)}" for part in parts) if origins is None else origins
     licences = tuple(stated_licence(part) for part in parts)
     source = SourceSpec(conversion_plan.layout, origins, __version__, licences if any(licences) else ())
-    bundle = write_bundle(conversion_plan, output, source, step)
+    with progress(total_bytes(conversion_plan.tensors())):
+        bundle = write_bundle(conversion_plan, output, source, step)
     return Conversion(bundle, conversion_plan, time.perf_counter() - start, peak_bytes())
 
 

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from vidqa.common.extras import EXPORT_MODULES, require
 from vidqa.errors import UsageError
 from vidqa.media.files import Paths, as_path_list
+from vidqa.pipeline.monitor.reporter import QUIET, Reporter
 from vidqa.records import type_name
 
 if TYPE_CHECKING:  # imports torch
@@ -25,6 +25,7 @@ def convert(
     encoders: Literal["float32", "float16"] = "float32",
     compat: Literal["fixed", "original"] = "fixed",
     replace: bool = False,
+    reporter: Reporter = QUIET,
 ) -> Conversion:
     """Convert published weights into a model folder. Nothing is downloaded.
 
@@ -40,6 +41,7 @@ def convert(
         encoders: data type of the image and video encoder.
         compat: `fixed` corrects mistakes of the published code, `original` reproduces them.
         replace: replace an existing model in `out`.
+        reporter: receives progress and messages.
 
     Returns:
         The new model in `bundle`, and how the parts were interpreted in `plan`.
@@ -55,13 +57,18 @@ def convert(
         raise TypeError(f"out must be a path, not {type_name(out)}")
     if compat not in ("fixed", "original"):
         raise UsageError(f"compat must be 'fixed' or 'original', not {compat!r}")
-    require("converting models", "convert", *EXPORT_MODULES)
     from vidqa.conversion.convert import convert as convert_parts
     from vidqa.conversion.output_options import OutputOptions
+
+    def on_written(what: str, n_bytes: int) -> None:
+        reporter.advance(n_bytes)
+        reporter.message(f"wrote {what}", level=2)
 
     return convert_parts(
         [Path(part) for part in as_path_list(parts, "parts")],
         OutputOptions(Path(out), name, dtype, replace, encoders),
         towers=[Path(tower) for tower in as_path_list(towers, "towers")],
         mode=compat,
+        step=on_written,
+        progress=lambda n_bytes: reporter.progress(n_bytes, "B", phase="convert"),
     )

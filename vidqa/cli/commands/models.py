@@ -18,7 +18,6 @@ from vidqa.errors import EXIT_FAILED, EXIT_OK, UsageError
 
 if TYPE_CHECKING:  # imports torch
     from vidqa.conversion.convert import Conversion
-    from vidqa.conversion.plan import Mode
 
 _conversion_options = combine(
     click.option(
@@ -307,27 +306,20 @@ def convert(parts: tuple[Path, ...], out: Path, towers: tuple[Path, ...], **flag
       vidqa models convert valley-13b-v1-delta llama-13b --out valley
     """
     from vidqa.cli.context import CliContext
-    from vidqa.common.extras import EXPORT_MODULES, require
-    from vidqa.conversion.convert import convert as convert_parts
-    from vidqa.conversion.convert import plan
-    from vidqa.conversion.lazy_tensors import total_bytes
-    from vidqa.conversion.output_options import OutputOptions
+    from vidqa.pipeline.convert_model import convert as convert_parts
 
-    require("converting models", "convert", *EXPORT_MODULES)
     context = CliContext(flags)
-    mode: Mode = flags["compat"] or "fixed"
-    target = OutputOptions(
-        out, flags["name"], flags["dtype"] or "keep", flags["replace"], flags["encoders"] or "float32"
+    made = convert_parts(
+        parts,
+        out,
+        towers=towers,
+        name=flags["name"],
+        dtype=flags["dtype"] or "keep",
+        encoders=flags["encoders"] or "float32",
+        compat=flags["compat"] or "fixed",
+        replace=flags["replace"],
+        reporter=context.reporter,
     )
-    target.check((*parts, *towers))
-    total = total_bytes(plan(parts, mode, towers).tensors())
-
-    def on_written(what: str, n: int) -> None:
-        context.reporter.advance(n)
-        context.reporter.message(f"wrote {what}", level=2)
-
-    with context.reporter.progress(total, "B", phase="convert"):
-        made = convert_parts(parts, target, towers=towers, mode=mode, step=on_written)
     _print_conversion(made, context.as_json, context.reporter.message)
     return EXIT_OK
 
