@@ -102,6 +102,13 @@ def sha256_of_file(path: str | os.PathLike[str]) -> str:
     return h.hexdigest()
 
 
+def current_umask() -> int:
+    """Return the permissions that new files of this process do not get. Not safe while other threads create files."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
 @contextmanager
 def temporary_folder(target: Path) -> Iterator[Path]:
     """Create a locked, hidden folder next to `target` for the caller to fill and rename.

@@ -8,12 +8,13 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from vidqa.common.display import display_path
+from vidqa.errors import VidqaError
 
 #: How Rust libraries (polars, safetensors) report the errno of an error.
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
@@ -45,6 +46,21 @@ def write_remedy(error: BaseException, folder: str | os.PathLike[str]) -> str:
     if (isinstance(error, OSError) and error.errno == errno.EFBIG) or "file too large" in str(error).lower():
         return f"raise the limit on file sizes (`ulimit -f`, or that of the file system of {name})"
     return f"free space in {name}" if is_disk_full(error) else f"make {name} writable"
+
+
+@contextmanager
+def disk_full_as(new_error: Callable[[Exception], VidqaError]) -> Iterator[None]:
+    """Turn a full disk inside the block into an error of vidqa. Errors of vidqa pass unchanged.
+
+    Args:
+        new_error: returns the error to raise for that of a library; each reports a full disk in a type of its own.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, VidqaError) or not is_disk_full(error):
+            raise
+        raise new_error(error) from error
 
 
 @contextmanager

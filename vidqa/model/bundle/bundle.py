@@ -17,19 +17,18 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar
 
-from vidqa.common.atomic_io import fsync_folder, remove_leftovers, sha256_of_file, temporary_folder
-from vidqa.common.disk_space import is_disk_full, write_remedy
+from vidqa.common.atomic_io import current_umask, fsync_folder, remove_leftovers, sha256_of_file, temporary_folder
+from vidqa.common.disk_space import disk_full_as, write_remedy
 from vidqa.common.display import display_path
 from vidqa.config.toml_lines import did_you_mean
 from vidqa.encoders.preprocess import PREPROCESSING_REVISION
-from vidqa.errors import BundleError, UsageError, VidqaError
+from vidqa.errors import BundleError, UsageError
 from vidqa.model.bundle.registry import BUNDLE_FILE, DEMO, built_in_bundles, find_bundle, pulled_models
 from vidqa.model.bundle.spec import BundleSpec, EncoderSpec, TextEncoderSpec
 from vidqa.model.bundle.spec_json import read_spec, to_json
@@ -242,7 +241,7 @@ def save_bundle(
     check_output_folder(target, replace_old)
     remove_leftovers(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with temporary_folder(target) as part, _disk_full_as_bundle_error(target):
+    with temporary_folder(target) as part, disk_full_as(partial(_disk_full_error, target)):
         fill(part)
         full = _with_digests(part, spec)
         text = json.dumps(to_json(full), indent=2, ensure_ascii=False) + "\n"
@@ -254,15 +253,9 @@ def save_bundle(
     return load_bundle(target)
 
 
-@contextmanager
-def _disk_full_as_bundle_error(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # each library reports a full disk in a type of its own
-        if isinstance(error, VidqaError) or not is_disk_full(error):
-            raise
-        what = f"{display_path(str(target))}: the model cannot be written: {getattr(error, 'strerror', None) or error}"
-        raise BundleError(what, hint=f"{write_remedy(error, target.parent)}, or use another --out") from error
+def _disk_full_error(target: Path, error: Exception) -> BundleError:
+    what = f"{display_path(str(target))}: the model cannot be written: {getattr(error, 'strerror', None) or error}"
+    return BundleError(what, hint=f"{write_remedy(error, target.parent)}, or use another --out")
 
 
 def _with_digests(folder: Path, spec: BundleSpec) -> BundleSpec:
@@ -285,8 +278,7 @@ def _with_digests(folder: Path, spec: BundleSpec) -> BundleSpec:
 
 def _finalize_files(folder: Path) -> None:
     """Flush all files to disk and set the default permissions of new files."""
-    umask = os.umask(0)
-    os.umask(umask)
+    umask = current_umask()
     for path in [*folder.rglob("*"), folder]:
         if path == folder or path.is_file():  # safetensors writes files that only the owner can read
             os.chmod(path, (0o666 if path.is_file() else 0o777) & ~umask)

@@ -10,13 +10,13 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from vidqa.common.atomic_io import fsync_folder
-from vidqa.common.disk_space import free_disk_bytes, is_disk_full
+from vidqa.common.disk_space import disk_full_as, free_disk_bytes
 from vidqa.common.display import human_bytes
-from vidqa.errors import TrainError, VidqaError
+from vidqa.errors import TrainError
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 _PART = ".part"
@@ -93,29 +93,30 @@ def removed_if_disk_full(folder: Path, what: str) -> Iterator[None]:
         folder: the folder that the block writes.
         what: noun for what is written, for the message.
     """
+
+    def new_error(error: Exception) -> TrainError:
+        return TrainError(f"disk full while writing {what} in {folder.parent}: {error}", hint=_RESUME_HINT)
+
     try:
-        yield
-    except Exception as error:  # each library reports a full disk in a type of its own
+        with disk_full_as(new_error):
+            yield
+    except Exception:
         shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, VidqaError) or not is_disk_full(error):
-            raise
-        raise TrainError(f"disk full while writing {what} in {folder.parent}: {error}", hint=_RESUME_HINT) from error
+        raise
 
 
-@contextmanager
-def disk_full_as_train_error(folder: Path) -> Iterator[None]:
+def disk_full_as_train_error(folder: Path) -> AbstractContextManager[None]:
     """Turn a full disk inside the block into a TrainError, whichever file of the run caused it.
 
     Args:
         folder: folder of the run.
     """
-    try:
-        yield
-    except Exception as error:  # each library reports a full disk in a type of its own
-        if isinstance(error, VidqaError) or not is_disk_full(error):
-            raise
+
+    def new_error(error: Exception) -> TrainError:
         what = f"disk full while writing the run in {folder}: {getattr(error, 'strerror', None) or error}"
-        raise TrainError(what, hint=_RESUME_HINT) from error
+        return TrainError(what, hint=_RESUME_HINT)
+
+    return disk_full_as(new_error)
 
 
 def folder_bytes(folder: Path) -> int:
