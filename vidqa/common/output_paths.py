@@ -14,7 +14,7 @@ def check_output_parent(path: str | os.PathLike[str], option: str = "--out") -> 
 
     Args:
         path: the file or folder to be written; symbolic links are followed.
-        option: that names it, for the message.
+        option: that names it, for the message; empty if it is an argument.
 
     Raises:
         UsageError: the folder above `path` does not exist, or is a file.
@@ -23,6 +23,7 @@ def check_output_parent(path: str | os.PathLike[str], option: str = "--out") -> 
     if parent.is_dir():
         return
     output, folder = display_path(os.fspath(path)), display_path(str(parent))
+    output = f"{option} {output}" if option else output
     if parent.exists():
-        raise UsageError(f"{option} {output}: {folder} is not a folder")
-    raise UsageError(f"{option} {output}: the folder {folder} does not exist", hint=f"mkdir -p {folder}")
+        raise UsageError(f"{output}: {folder} is not a folder")
+    raise UsageError(f"{output}: the folder {folder} does not exist", hint=f"mkdir -p {folder}")

@@ -17,6 +17,7 @@ import polars as pl
 
 from vidqa.common import atomic_io
 from vidqa.common.display import display_path
+from vidqa.common.output_paths import check_output_parent
 from vidqa.errors import TableError, UsageError
 from vidqa.tables import formats
 from vidqa.tables.destination import FILE_ROWS, Destination
@@ -24,7 +25,7 @@ from vidqa.tables.formats import BATCH_ROWS
 from vidqa.tables.journal.merge import rebatch
 from vidqa.tables.provenance import Provenance, read_provenance, write_sidecar
 from vidqa.tables.reader import TableReader
-from vidqa.tables.schema import SCHEMA
+from vidqa.tables.schema import FILE_PATH, SCHEMA
 
 #: Rows that are compared at a time. More rows need several passes over the tables.
 PASS_ROWS = 1_000_000
@@ -99,9 +100,7 @@ def check_target(out: str | os.PathLike[str], *, replace: bool, inputs: Sequence
     except TableError as error:
         raise UsageError(error.what, hint=error.hint) from error
     name = display_path(os.fspath(out))
-    if not target.path.parent.is_dir():
-        folder = display_path(str(target.path.parent))
-        raise UsageError(f"{name}: the folder {folder} does not exist", hint=f"mkdir -p {folder}")
+    check_output_parent(out, "")
     is_input = any(reader.path == target.path for reader in inputs)
     if target.is_dataset and target.path.exists() and (not target.path.is_dir() or any(target.path.iterdir())):
         raise UsageError(f"{name} exists already", hint="a dataset is written into a new folder: use another --out")
@@ -164,7 +163,7 @@ def counted(batches: Iterable[pl.DataFrame], count: Callable[[int], None]) -> It
 def _write_dataset(batches: Iterable[pl.DataFrame], target: Destination, metadata: dict[str, str]) -> None:
     rows = (batch for batch in rebatch(batches, BATCH_ROWS) if batch.height)
     with atomic_io.temporary_folder(target.path) as folder:
-        os.chmod(folder, 0o777 & ~_umask())
+        os.chmod(folder, 0o777 & ~atomic_io.current_umask())
         first = next(rows, pl.DataFrame(schema=SCHEMA))
         for name in target.new_names():
             file = chain([first], islice(rows, FILE_ROWS // BATCH_ROWS - 1))
@@ -177,18 +176,12 @@ def _write_dataset(batches: Iterable[pl.DataFrame], target: Destination, metadat
         atomic_io.fsync_folder(target.path.parent)
 
 
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
-
-
 def _keys(batches: Iterable[pl.DataFrame], number: int, n_passes: int) -> Iterator[pl.DataFrame]:
     """Yield the digests of one pass: all rows that could be about the same question and file are in the same pass.
 
     Two digests of 64 bits make it impossible in practice that different rows look the same.
     """
-    file = pl.concat_str(pl.col("root").str.strip_chars_end("/"), pl.lit("/"), pl.col("path")).alias("file")
+    file = FILE_PATH.alias("file")
     cell = pl.struct(file, "question", "model_id", "settings_id")
     row = pl.struct(file, "question", "model_id", "settings_id", "media_id", pl.col("start_s").cast(pl.Float64))
     start = 0

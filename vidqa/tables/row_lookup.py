@@ -13,12 +13,11 @@ import polars as pl
 from vidqa.common.path_text import escape_path, unescape_path
 from vidqa.errors import UsageError
 from vidqa.tables.reader import TableReader
-from vidqa.tables.schema import SCHEMA
+from vidqa.tables.schema import FILE_PATH, SCHEMA
 from vidqa.tables.superseded import READ_COLUMNS, SET_COLUMNS, answer_sets, with_current
 
 #: Columns that `first_rows` can add to those of the table.
 NUMBER, CURRENT = "row", "current"
-_FILE = pl.concat_str(pl.col("root").str.strip_chars_end("/"), pl.lit("/"), pl.col("path"))
 
 
 @dataclass(frozen=True)
@@ -82,8 +81,8 @@ def numbered_row(reader: TableReader, number: int) -> dict[str, Any] | None:
     for batch in reader.batches():
         if number <= start + batch.height:
             row = batch[number - start - 1]
-            file = str(row.select(_FILE).item())
-            return next(found for found in _rows_about(reader, _FILE.eq(file)) if found[NUMBER] == number)
+            file = str(row.select(FILE_PATH).item())
+            return next(found for found in _rows_about(reader, FILE_PATH.eq(file)) if found[NUMBER] == number)
         start += batch.height
     return None
 
@@ -100,7 +99,7 @@ def rows_of_file(reader: TableReader, path: str) -> list[dict[str, Any]]:
     """
     names = [escape_path(path), path]  # as a name, or as it is written in the table
     full = escape_path(os.path.abspath(path))
-    return _rows_about(reader, pl.col("path").is_in(names) | _FILE.eq(full))
+    return _rows_about(reader, pl.col("path").is_in(names) | FILE_PATH.eq(full))
 
 
 def selected_sets(

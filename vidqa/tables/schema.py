@@ -26,6 +26,9 @@ SCHEMA: dict[str, pl.DataType] = {name: _TYPES.get(name, pl.String()) for name i
 #: Columns that every table has. Tables of earlier versions may lack others, which are then null.
 REQUIRED = ("media_id", "path", "root", "question_id", "question", "status", "model_id", "settings_id")
 
+#: The path of the file of a row, as `journal.row_keys.file_path` joins root and path.
+FILE_PATH = pl.concat_str(pl.col("root").str.strip_chars_end("/"), pl.lit("/"), pl.col("path"))
+
 _NEVER_NULL = tuple(c for c in REQUIRED if c != "media_id")
 _STATUSES = get_args(Status)
 _NAMES = ("path", "root")

@@ -17,6 +17,8 @@ from collections.abc import Iterable, Iterator
 
 import polars as pl
 
+from vidqa.tables.schema import FILE_PATH
+
 #: Columns that all rows of an answer set have in common.
 SET_COLUMNS = ["media_id", "root", "path", "question", "model_id", "settings_id"]
 #: Columns that `answer_sets` reads.
@@ -73,7 +75,7 @@ def _grouped(parts: Iterable[pl.DataFrame]) -> pl.DataFrame:
 
 
 def _with_reason(sets: pl.DataFrame) -> pl.DataFrame:
-    file = pl.concat_str(pl.col("root").str.strip_chars_end("/"), pl.lit("/"), pl.col("path")).alias("file")
+    file = FILE_PATH.alias("file")
     # Rows of tables that do not have the time count as the oldest.
     ordered = sets.with_columns(file).sort("created_at", "last", nulls_last=False, maintain_order=True)
     newest = (
