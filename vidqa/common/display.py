@@ -15,7 +15,7 @@ _JOINERS = "\u200c\u200d"
 
 def display_path(path: str) -> str:
     """Return a path as one printable line; undecodable bytes and line breaks become escapes."""
-    return "".join(c if c.isprintable() else _escaped(c) for c in path)
+    return _printable(path)
 
 
 def display_text(text: str) -> str:
@@ -24,13 +24,12 @@ def display_text(text: str) -> str:
     Characters that change the direction of text count as control characters. The joiners that emoji and some scripts
     need stay.
     """
-    line = " ".join(text.split())
-    return "".join(c if c.isprintable() or c in _JOINERS else _escaped(c) for c in line)
+    return _printable(" ".join(text.split()), _JOINERS)
 
 
 def display_lines(text: str) -> str:
     """Return any text with its line breaks and tabs, but with escapes for all other control characters."""
-    return "".join(c if c.isprintable() or c in _JOINERS or c in "\n\t" else _escaped(c) for c in text)
+    return _printable(text, _JOINERS + "\n\t")
 
 
 def message_without_path(error: ItemError, path: str) -> str:
@@ -82,6 +81,10 @@ def bar_size(stream: TextIO) -> dict[str, Any]:
     if columns > 0 and rows > 0:
         return {"dynamic_ncols": True}
     return {"ncols": columns or 80, "nrows": rows or 24}
+
+
+def _printable(text: str, keep: str = "") -> str:
+    return "".join(c if c.isprintable() or c in keep else _escaped(c) for c in text)
 
 
 def _escaped(c: str) -> str:

@@ -134,8 +134,8 @@ class LoadedModel:
             what = f"the language model of {name} does not fit into the memory of {self._requested_device}"
             raise DeviceError(what, hint="--quantize 4bit or --device cpu; `vidqa doctor` lists what fits") from error
         self.reporter.message_once(f"language model: {llava.device}")
-        if self.bundle.notice:
-            self.reporter.message_once(f"note: {self.bundle.notice}")
+        if notice := self.bundle.notice:
+            self.reporter.message_once(f"note: {notice}")
         return llava
 
     @_LoadedOnce

@@ -57,6 +57,16 @@ def _random_weights(connector: nn.Module) -> dict[str, Tensor]:
     return template.state_dict()
 
 
+def check_no_adapter(base: Bundle) -> None:
+    """Check that a model can get an adapter that is not merged.
+
+    Raises:
+        UsageError: it already has one.
+    """
+    if (base.llm_folder / ADAPTER_FOLDER).is_dir():
+        raise UsageError(f"{base.folder} already has an adapter", hint="output.merge_lora = true")
+
+
 def write_bundle(
     initial: InitialModel, weights: dict[str, Tensor], recipe: Recipe, name: str, out: Path, lora: Lora | None
 ) -> Bundle:
@@ -78,8 +88,8 @@ def write_bundle(
     checkpoints.require_disk_space(out, checkpoints.folder_bytes(base.folder), "the bundle")
     is_separate = lora is not None and not recipe.output.merge_lora
     changed_llm = any(n.startswith("llm.") and ".lora_" not in n for n in weights)
-    if is_separate and (base.llm_folder / ADAPTER_FOLDER).is_dir():
-        raise UsageError(f"{base.folder} already has an adapter", hint="output.merge_lora = true")
+    if is_separate:
+        check_no_adapter(base)
 
     def fill(folder: Path) -> None:
         _copy_unchanged(base, folder)

@@ -10,7 +10,7 @@ import torch
 
 from vidqa.common.extras import install_hint, is_installed, missing_package
 from vidqa.errors import UsageError, VidqaError
-from vidqa.model.bundle.bundle import ADAPTER_FOLDER, Bundle
+from vidqa.model.bundle.bundle import Bundle
 from vidqa.model.connector import build_connector
 from vidqa.model.llm import load_tokenizer
 from vidqa.model.lora import attach_lora
@@ -18,6 +18,7 @@ from vidqa.model.video_llava import VideoLlava
 from vidqa.prompts.chat_formats import get_format
 from vidqa.training.distributed import local_device, split_batch
 from vidqa.training.outputs.hf_export import exportable
+from vidqa.training.outputs.trained_bundle import check_no_adapter
 from vidqa.training.recipe.definition import Recipe, Stage
 from vidqa.training.stage.checkpoints import folder_bytes, require_disk_space
 from vidqa.training.stage.stage import check_chat_formats
@@ -158,9 +159,8 @@ def check_base(recipe: Recipe, base: Bundle, where: str) -> None:
         TrainError: a stage cannot be trained with its chat format.
         VidqaError: no layer has a name that LoRA names.
     """
-    with_lora = any(stage.lora for stage in recipe.stage)
-    if with_lora and not recipe.output.merge_lora and (base.llm_folder / ADAPTER_FOLDER).is_dir():
-        raise UsageError(f"{base.folder} already has an adapter", hint="output.merge_lora = true")
+    if any(stage.lora for stage in recipe.stage) and not recipe.output.merge_lora:
+        check_no_adapter(base)
     if recipe.output.transformers:
         try:
             exportable(base)

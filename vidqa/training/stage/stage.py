@@ -162,7 +162,7 @@ class StageRunner:
     def _facts(self, number: int, result: StageResult, rejects: RejectLog) -> StageFacts:
         lines = read_metrics(self.metrics.path) if is_first() else []
         lines = [line for line in lines if line["stage"] == number]
-        eval_losses = [line["eval_loss"] for line in lines if line.get("eval_loss") is not None]
+        eval_losses = [line["eval_loss"] for line in lines if "eval_loss" in line]
         return StageFacts(
             name=self.recipe.stage[number - 1].title,
             n_steps=result.n_steps,
